@@ -1,0 +1,46 @@
+"""The package. Tools are configured in pyproject.toml, commands in the Makefile."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "vcp_clip_hf" / "version.py").read_text()).group(1)
+
+INSTALL_REQUIRES = [
+    "accelerate>=1.15",
+    "datasets>=5.2",
+    "evaluate>=0.4.6",
+    "huggingface_hub>=2.4",
+    "numpy>=1.26",
+    "pillow>=11.0",
+    "safetensors>=0.6",
+    "torch>=2.7",
+    "transformers>=5.23,<6",
+]
+
+EXTRAS = {
+    "test": ["pytest>=8.0", "ruff==0.17.6", "scipy>=1.11"],
+}
+
+setup(
+    name="vcp-clip-hf",
+    version=VERSION,
+    description="VCP-CLIP for Hugging Face transformers: zero-shot anomaly segmentation with visual context prompting",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["vcp_clip_hf", "vcp_clip_hf.*"]),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Manufacturing",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

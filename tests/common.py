@@ -1,0 +1,139 @@
+"""Tiny models and the authors' golden tensors, shared by the tests."""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPModel
+from vcp_clip_hf.prompts import tokenize_prompts
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+TINY_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "vocab_size": 514,
+    "projection_dim": 32,
+    "bos_token_id": 512,
+    "eos_token_id": 513,
+}
+TINY_VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+    "image_size": 32,
+    "projection_dim": 32,
+}
+
+
+@lru_cache
+def tiny_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer of single bytes: 514 entries."""
+    letters = sorted(ByteLevel.alphabet())
+    entries = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={entry: index for index, entry in enumerate(entries)}, merges=[])
+
+
+def tiny_clip(**overrides) -> CLIPModel:
+    """A CLIP of a few thousand parameters with random weights, in evaluation mode."""
+    text, vision = {**TINY_TEXT, **overrides.pop("text", {})}, {**TINY_VISION, **overrides.pop("vision", {})}
+    config = CLIPConfig(text_config=text, vision_config=vision, **{"projection_dim": 32, **overrides})
+    return CLIPModel(config).eval()
+
+
+def tiny_config(normal=("a photo of a good {}",), abnormal=("a photo of a damaged {}",), **fields) -> VCPCLIPConfig:
+    """The configuration of `tiny_model`."""
+    ids = {
+        f"{state}_prompt_input_ids": tokenize_prompts(prompts, tiny_tokenizer(), TINY_TEXT["vocab_size"])
+        for state, prompts in (("normal", normal), ("abnormal", abnormal))
+    }
+    defaults = {
+        "text_config": dict(TINY_TEXT),
+        "vision_config": dict(TINY_VISION),
+        "projection_dim": 32,
+        "image_size": 48,
+        "normal_prompts": list(normal),
+        "abnormal_prompts": list(abnormal),
+        **ids,
+    }
+    return VCPCLIPConfig(**{**defaults, **fields})
+
+
+def tiny_model(**fields) -> VCPCLIPModel:
+    """VCP-CLIP of a few thousand parameters with random weights that make lively maps, in evaluation mode."""
+    model = VCPCLIPModel(tiny_config(**fields)).eval()
+    with torch.no_grad():
+        # CLIP's own initialisation is so small that all patches look alike
+        for name, parameter in model.clip.named_parameters():
+            if parameter.ndim > 1 and "position" not in name:
+                parameter.mul_(4)
+    return model
+
+
+def pixels(batch_size: int = 2, height: int = 48, width: int = 48) -> torch.Tensor:
+    """Random `pixel_values`."""
+    return torch.randn(batch_size, 3, height, width)
+
+
+@dataclass
+class Golden:
+    """A backbone, a checkpoint and what the authors' implementation makes of them."""
+
+    config: dict
+    checkpoint: Path
+    backbone: CLIPModel
+    expected: dict[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+
+    @property
+    def prompts(self) -> dict:
+        """The prompts and their ids, as configuration fields."""
+        rows = [ids[: ids.index(49407) + 1] for ids in self.expected["input_ids"].tolist()]
+        half = len(rows) // 2
+        words = {
+            state: [prompt.replace("<|class|>", "{}") for prompt in self.config[state]]
+            for state in ("normal", "abnormal")
+        }
+        return {
+            "normal_prompts": words["normal"],
+            "abnormal_prompts": words["abnormal"],
+            "normal_prompt_input_ids": rows[:half],
+            "abnormal_prompt_input_ids": rows[half:],
+        }
+
+
+@lru_cache
+def golden(name: str) -> Golden:
+    """`official_a` or `official_b`; see fixtures/README.md."""
+    folder = FIXTURES / name
+    config = json.loads((folder / "config.json").read_text())
+    tower = {"hidden_act": config["hidden_act"], "projection_dim": config["projection_dim"]}
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config={**config["text"], **tower},
+            vision_config={**config["vision"], **tower},
+            projection_dim=config["projection_dim"],
+        )
+    ).eval()
+    weights = load_file(folder / "backbone.safetensors")
+    tokens = torch.zeros(config["text"]["vocab_size"], config["text"]["hidden_size"])
+    tokens[weights.pop("token_embedding.ids")] = weights.pop("token_embedding.rows")
+    clip.load_state_dict({**weights, "text_model.embeddings.token_embedding.weight": tokens}, strict=True)
+    return Golden(
+        config=config,
+        checkpoint=folder / "checkpoint.pth",
+        backbone=clip,
+        expected=load_file(folder / "expected.safetensors"),
+        gradients=load_file(folder / "gradients.safetensors"),
+    )

@@ -1,0 +1,27 @@
+"""Offline, seeded, quiet."""
+
+import os
+import sys
+from pathlib import Path
+
+
+# before transformers and huggingface_hub read them
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+import torch
+from transformers import set_seed
+
+
+# the examples are programs, not a package; the tests run what is in them
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    set_seed(333)

@@ -1,0 +1,311 @@
+"""VCP-CLIP configuration: the architecture, the prompts and the backbone of a checkpoint."""
+
+import difflib
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+
+
+__all__ = ["CATEGORY_SLOT", "VCPCLIPConfig"]
+
+
+# Marks, in a prompt string, where the learned category tokens go.
+CATEGORY_SLOT = "{}"
+
+# What `VCPCLIPConfig()` describes: OpenAI's ViT-L/14-336, with the plain GELU that the VCP-CLIP authors ran it with.
+_VIT_L_14_336_TEXT = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+    "hidden_act": "gelu",
+}
+_VIT_L_14_336_VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "patch_size": 14,
+    "image_size": 336,
+    "projection_dim": 768,
+    "hidden_act": "gelu",
+}
+
+# The paper's prompts, and their ids in the vocabulary of OpenAI's CLIP (49408 entries, so that the slot is id 49408).
+_NORMAL_PROMPTS = ["a photo of a good {}"]
+_ABNORMAL_PROMPTS = ["a photo of a damaged {}"]
+_NORMAL_PROMPT_IDS = [[49406, 320, 1125, 539, 320, 886, 49408, 49407]]
+_ABNORMAL_PROMPT_IDS = [[49406, 320, 1125, 539, 320, 13568, 49408, 49407]]
+
+
+@strict
+class VCPCLIPConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`VCPCLIPModel`]. The defaults are the paper's (VCP-CLIP, ECCV 2024) on CLIP ViT-L/14-336; every
+    ablation of the paper is a value of one of these fields.
+
+    Args:
+        text_config (`dict` or `CLIPTextConfig`, *optional*, defaults to ViT-L/14's):
+            CLIP's text tower. A dict is read over `CLIPTextConfig`'s own defaults.
+        vision_config (`dict` or `CLIPVisionConfig`, *optional*, defaults to ViT-L/14-336's):
+            CLIP's image tower. Its `image_size` is the *pretraining* size, which fixes the stored position table;
+            the size this model works at is `image_size`.
+        projection_dim (`int`, *optional*, defaults to 768):
+            Width of CLIP's joint space.
+        logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
+            CLIP's own temperature. VCP-CLIP does not read it; it is kept so that the backbone survives a round trip.
+        image_size (`int` or `list[int]`, *optional*, defaults to 518):
+            Side of the square input in pixels, or `[height, width]`; multiples of the patch size. The forward pass
+            accepts any multiple; this is the size the checkpoint was trained for.
+        feature_layers (`list[int]`, *optional*, defaults to four evenly spaced blocks, the last included):
+            Image blocks (1-based, ascending) whose patch tokens are read: 6, 12, 18, 24 for ViT-L (table 4).
+        num_category_tokens (`int`, *optional*, defaults to 2):
+            r, the learned tokens that stand for the product's name.
+        num_deep_prompt_tokens (`int`, *optional*, defaults to 1):
+            n, the learned tokens inserted in every text block (deep text prompting). 0 switches it off.
+        deep_prompt_position (`"start"` or `"end"`, *optional*, defaults to `"start"`):
+            Insert them behind the start token, or behind the sentence, right before the end token (appendix B.2).
+        deep_prompt_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout on the inserted tokens, in training only.
+        prompt_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Epsilon of the learned LayerNorm at the end token.
+        use_pre_vcp (`bool`, *optional*, defaults to `True`):
+            Add the global image feature, through the Mini-Net, to the category tokens (equation 4). Off: the
+            unified text prompt. On, the text width must equal `projection_dim`.
+        use_post_vcp (`bool`, *optional*, defaults to `True`):
+            Add the branch whose text embeddings attend to the patch tokens (equations 5 to 9). Off: the fused map is
+            the base map.
+        post_vcp_num_heads (`int`, *optional*, defaults to 8):
+            Heads of that attention; must divide the vision width.
+        fusion_weight (`float`, *optional*, defaults to 0.75):
+            a in `(1 - a) * base_map + a * vcp_map`: 0.75 in the paper, 0.8 in the authors' test code.
+        normal_prompts, abnormal_prompts (`list[str]`, *optional*, defaults to the paper's good / damaged):
+            Templates with one `{}` each, the category slot; as many of one state as of the other.
+        normal_prompt_input_ids, abnormal_prompt_input_ids (`list[list[int]]`, *optional*):
+            Their token ids, start and end token included, `category_token_id` in the slot, no padding. Use
+            [`VCPCLIPModel.set_prompts`] to change strings and ids together.
+        category_token_id (`int`, *optional*, defaults to the vocabulary size):
+            Id that marks the slot. It is never embedded.
+        backbone_name_or_path (`str`, *optional*):
+            Where the CLIP weights came from: a Hub repository or a folder (also relative to the checkpoint's own).
+        backbone_revision (`str`, *optional*):
+            Branch, tag or commit of that repository.
+        backbone_included (`bool`, *optional*, defaults to `True`):
+            Whether the checkpoint's weight file holds the CLIP weights too. Written by
+            `save_pretrained(adapter_only=...)`.
+
+    Raises:
+        ValueError: values contradict each other; the message names both.
+
+    ```python
+    >>> from vcp_clip_hf import VCPCLIPConfig, VCPCLIPModel
+
+    >>> config = VCPCLIPConfig(use_post_vcp=False)  # table 3, the row without Post-VCP
+    >>> model = VCPCLIPModel(config)  # random weights
+    ```
+    """
+
+    model_type = "vcp_clip"
+    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
+
+    text_config: dict | CLIPTextConfig | None = None
+    vision_config: dict | CLIPVisionConfig | None = None
+    projection_dim: int = 768
+    logit_scale_init_value: float | int = 2.6592
+    image_size: int | list[int] | tuple[int, ...] = 518
+    feature_layers: list[int] | tuple[int, ...] | None = None
+    num_category_tokens: int = 2
+    num_deep_prompt_tokens: int = 1
+    deep_prompt_position: Literal["start", "end"] = "start"
+    deep_prompt_dropout: float | int = 0.1
+    prompt_norm_eps: float = 1e-6
+    use_pre_vcp: bool = True
+    use_post_vcp: bool = True
+    post_vcp_num_heads: int = 8
+    fusion_weight: float | int = 0.75
+    normal_prompts: list[str] | tuple[str, ...] | None = None
+    abnormal_prompts: list[str] | tuple[str, ...] | None = None
+    normal_prompt_input_ids: list[list[int]] | None = None
+    abnormal_prompt_input_ids: list[list[int]] | None = None
+    category_token_id: int | None = None
+    backbone_name_or_path: str | None = None
+    backbone_revision: str | None = None
+    backbone_included: bool = True
+
+    def __post_init__(self, **kwargs):
+        self._refuse_misspelt_fields(kwargs)
+        if self.text_config is None:
+            self.text_config = dict(_VIT_L_14_336_TEXT)
+        if self.vision_config is None:
+            self.vision_config = dict(_VIT_L_14_336_VISION)
+        self._fill_prompts()
+        super().__post_init__(**kwargs)
+
+        if self.category_token_id is None:
+            self.category_token_id = self.text_config.vocab_size
+        if self.feature_layers is None:
+            depth = self.vision_config.num_hidden_layers
+            self.feature_layers = sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)})
+        # JSON knows no tuples: keep what a reload gives
+        self.feature_layers = list(self.feature_layers)
+        self.normal_prompts = list(self.normal_prompts)
+        self.abnormal_prompts = list(self.abnormal_prompts)
+        if isinstance(self.image_size, tuple):
+            self.image_size = list(self.image_size)
+
+    @classmethod
+    def _refuse_misspelt_fields(cls, unknown: dict) -> None:
+        """`PreTrainedConfig` stores unknown names as attributes, so that a misspelt one would silently do nothing."""
+        for name in unknown:
+            close = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
+            if close:
+                raise ValueError(f"VCPCLIPConfig has no field {name!r}; did you mean {close[0]!r}?")
+
+    def _fill_prompts(self) -> None:
+        """The default prompts, where neither strings nor ids are given. Strings alone cannot be checked: refused."""
+        for state, prompts, ids in (
+            ("normal", _NORMAL_PROMPTS, _NORMAL_PROMPT_IDS),
+            ("abnormal", _ABNORMAL_PROMPTS, _ABNORMAL_PROMPT_IDS),
+        ):
+            given_prompts = getattr(self, f"{state}_prompts")
+            given_ids = getattr(self, f"{state}_prompt_input_ids")
+            if given_ids is None:
+                if given_prompts is not None and list(given_prompts) != prompts:
+                    raise ValueError(
+                        f"{state}_prompts={list(given_prompts)} came without {state}_prompt_input_ids: a configuration"
+                        " has no tokenizer. Give both, or build the model and call"
+                        " `model.set_prompts(normal=..., abnormal=..., tokenizer=...)`."
+                    )
+                setattr(self, f"{state}_prompts", list(prompts))
+                setattr(self, f"{state}_prompt_input_ids", [list(row) for row in ids])
+            elif given_prompts is None:
+                raise ValueError(
+                    f"{state}_prompt_input_ids came without {state}_prompts; give the strings too, so that the"
+                    " checkpoint says in words what it was asked."
+                )
+
+    def validate_architecture(self):
+        """Checks that hold between fields. Runs when the configuration is made and again when it is saved."""
+        super().validate_architecture()
+        text, vision = self.text_config, self.vision_config
+
+        patch_size = vision.patch_size
+        for side in self.input_size:
+            if side <= 0 or side % patch_size:
+                below = max(patch_size, side - side % patch_size)
+                raise ValueError(
+                    f"image_size={self.image_size} is not a multiple of patch_size={patch_size};"
+                    f" the nearest sides are {below} and {below + patch_size}."
+                )
+
+        depth = vision.num_hidden_layers
+        if not self.feature_layers or self.feature_layers != sorted(set(self.feature_layers)):
+            raise ValueError(f"feature_layers={self.feature_layers} must be ascending, distinct and not empty.")
+        if self.feature_layers[0] < 1 or self.feature_layers[-1] > depth:
+            raise ValueError(
+                f"feature_layers={self.feature_layers} must lie in 1..{depth}: the image tower has"
+                f" num_hidden_layers={depth} blocks, counted from 1."
+            )
+
+        if self.num_category_tokens < 1:
+            raise ValueError(f"num_category_tokens={self.num_category_tokens} must be at least 1.")
+        if self.num_deep_prompt_tokens < 0:
+            raise ValueError(f"num_deep_prompt_tokens={self.num_deep_prompt_tokens} must be 0 (off) or more.")
+        if not 0 <= self.deep_prompt_dropout < 1:
+            raise ValueError(f"deep_prompt_dropout={self.deep_prompt_dropout} must lie in [0, 1).")
+        if not 0 <= self.fusion_weight <= 1:
+            raise ValueError(f"fusion_weight={self.fusion_weight} must lie in [0, 1].")
+        if self.use_pre_vcp and text.hidden_size != self.projection_dim:
+            raise ValueError(
+                f"use_pre_vcp adds the image feature (projection_dim={self.projection_dim}) to word embeddings"
+                f" (text_config.hidden_size={text.hidden_size}): the two must be equal. Take a backbone where they"
+                " are, or set use_pre_vcp=False."
+            )
+        if self.use_post_vcp and (self.post_vcp_num_heads < 1 or vision.hidden_size % self.post_vcp_num_heads):
+            raise ValueError(
+                f"post_vcp_num_heads={self.post_vcp_num_heads} does not divide"
+                f" vision_config.hidden_size={vision.hidden_size}."
+            )
+        self._validate_prompts()
+
+    def _validate_prompts(self) -> None:
+        vocab_size = self.text_config.vocab_size
+        if self.category_token_id < vocab_size:
+            raise ValueError(
+                f"category_token_id={self.category_token_id} is an ordinary token: the vocabulary has"
+                f" vocab_size={vocab_size} entries, so the slot's id must be {vocab_size} or more."
+            )
+        counts = {
+            name: len(getattr(self, name))
+            for name in (
+                "normal_prompts",
+                "abnormal_prompts",
+                "normal_prompt_input_ids",
+                "abnormal_prompt_input_ids",
+            )
+        }
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            raise ValueError(f"Both states need the same number of prompts and of id lists, at least 1; got {counts}.")
+        for prompt in (*self.normal_prompts, *self.abnormal_prompts):
+            if prompt.count(CATEGORY_SLOT) != 1:
+                raise ValueError(
+                    f"The prompt {prompt!r} must contain exactly one {CATEGORY_SLOT!r}, the category slot."
+                )
+
+        ends = set()
+        limit = self.text_config.max_position_embeddings
+        for ids in (*self.normal_prompt_input_ids, *self.abnormal_prompt_input_ids):
+            if ids.count(self.category_token_id) != 1:
+                raise ValueError(
+                    f"The prompt ids {ids} must contain category_token_id={self.category_token_id} exactly once."
+                )
+            words = [token for token in ids if token != self.category_token_id]
+            if len(words) < 2 or min(words) < 0 or max(words) >= vocab_size:
+                raise ValueError(
+                    f"The prompt ids {ids} do not fit a vocabulary of vocab_size={vocab_size} entries. Prompts of"
+                    " another vocabulary: give ids, or call `model.set_prompts` with the backbone's tokenizer."
+                )
+            length = len(words) + self.num_category_tokens
+            if length > limit:
+                raise ValueError(
+                    f"The prompt ids {ids} make {length} tokens with num_category_tokens={self.num_category_tokens},"
+                    f" more than max_position_embeddings={limit}."
+                )
+            ends.add((ids[0], ids[-1]))
+        if len(ends) > 1:
+            raise ValueError(
+                f"All prompt ids must begin with one start token and end with one end token, unpadded; got"
+                f" {sorted(ends)}."
+            )
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """`(height, width)` in pixels of the images this checkpoint was trained for."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        if len(self.image_size) != 2:
+            raise ValueError(f"image_size={self.image_size} must be one side or [height, width].")
+        return tuple(self.image_size)
+
+    @property
+    def prompt_eos_token_id(self) -> int:
+        """The end token of the prompts. (`text_config.eos_token_id` is wrong in OpenAI's own repositories.)"""
+        return self.normal_prompt_input_ids[0][-1]
+
+    def to_clip_config(self) -> CLIPConfig:
+        """The configuration of the backbone, sharing both sub-configurations with this one."""
+        # Building a CLIPConfig resets the attention implementation of its parts unless it is passed along
+        attn_implementation = {
+            "": self._attn_implementation,
+            "text_config": self.text_config._attn_implementation,
+            "vision_config": self.vision_config._attn_implementation,
+        }
+        return CLIPConfig(
+            text_config=self.text_config,
+            vision_config=self.vision_config,
+            projection_dim=self.projection_dim,
+            logit_scale_init_value=self.logit_scale_init_value,
+            dtype=self.dtype,
+            attn_implementation=attn_implementation,
+        )

@@ -1,0 +1,276 @@
+"""Convert the authors' checkpoints (`train_visa.pth`, `train_mvtec.pth`) into a Hub-ready folder.
+
+    python -m vcp_clip_hf.convert_vcp_clip_to_hf --checkpoint train_visa.pth \
+        --backbone openai/clip-vit-large-patch14-336 --output vcp-clip-visa
+
+The file holds the learned part only: `trainable_linearlayer`, `New_Lan_Embed` and `Zero_try` are state dicts, the deep
+prompts are bare tensors. It is a pickle, and is read with `weights_only=True`.
+"""
+
+import argparse
+import os
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, CLIPModel
+from transformers.utils import logging
+
+from .configuration_vcp_clip import VCPCLIPConfig
+from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .modeling_vcp_clip import VCPCLIPModel
+
+
+__all__ = ["convert_checkpoint", "official_image_processor"]
+
+logger = logging.get_logger(__name__)
+
+# What the authors' test code does where it differs from the paper
+_OFFICIAL_HIDDEN_ACT = "gelu"
+_OFFICIAL_FUSION_WEIGHT = 0.8
+_OFFICIAL_TOP_PIXELS = 2000
+
+# In the file, without effect on any output
+_WITHOUT_EFFECT = {
+    "prompt_text_projection": "nothing reads it",
+    "Zero_try.k_proj_pre_1.bias": "adds the same to the scores of all patches, which the softmax over them cancels",
+}
+
+
+def convert_checkpoint(
+    checkpoint: str | os.PathLike,
+    backbone: str | os.PathLike | CLIPModel,
+    image_size: int = 518,
+    feature_layers: Sequence[int] | None = None,
+    **kwargs,
+) -> VCPCLIPModel:
+    """
+    Read an official checkpoint onto its CLIP backbone.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): the `.pth` file.
+        backbone (`str`, `os.PathLike` or `CLIPModel`):
+            CLIP as a Hub repository, a folder or a loaded model; for the published files
+            `openai/clip-vit-large-patch14-336`.
+        image_size (`int`, *optional*, defaults to 518): the size it was trained at.
+        feature_layers (`Sequence[int]`, *optional*, defaults to evenly spaced blocks, the last included):
+            Image blocks, 1-based, as many as the file has linear layers; 6, 12, 18, 24 for the published files.
+        kwargs: of [`VCPCLIPModel.from_clip`], e.g. other prompts with their ids, `post_vcp_num_heads` (8: the file
+            does not say), `fusion_weight` (0.8, the authors' test code), `hidden_act` (`"gelu"`).
+
+    Returns:
+        [`VCPCLIPModel`] in evaluation mode.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a checkpoint, or not for this backbone; all missing, unexpected and misshapen entries are
+            listed.
+    """
+    tensors = _read_official(checkpoint)
+    num_layers = sum(bool(re.fullmatch(r"trainable_linearlayer\.fc\.\d+\.weight", name)) for name in tensors)
+    sizes = {
+        "num_category_tokens": _axis(tensors, "New_Lan_Embed.prompt_query", 1, default=2),
+        "num_deep_prompt_tokens": _axis(tensors, "prompt_embeddings", 1, default=1),
+    }
+    model = VCPCLIPModel.from_clip(
+        backbone,
+        image_size=image_size,
+        feature_layers=None if feature_layers is None else list(feature_layers),
+        **{
+            "hidden_act": _OFFICIAL_HIDDEN_ACT,
+            "fusion_weight": _OFFICIAL_FUSION_WEIGHT,
+            **sizes,
+            **kwargs,
+        },
+    )
+    config = model.config
+    if num_layers and num_layers != len(config.feature_layers):
+        if feature_layers is not None:
+            raise ValueError(
+                f"{checkpoint} has linear layers for {num_layers} feature layers, but feature_layers={feature_layers}"
+                f" names {len(feature_layers)}."
+            )
+        raise ValueError(
+            f"{checkpoint} has linear layers for {num_layers} feature layers; which image blocks they belong to is not"
+            f" in the file. Pass feature_layers, {num_layers} of 1..{config.vision_config.num_hidden_layers}."
+        )
+
+    _check_entries(tensors, _official_shapes(config), str(checkpoint))
+    state_dict = _to_our_names(tensors, config)
+    dtype = model.dtype
+    result = model.load_state_dict({name: tensor.to(dtype) for name, tensor in state_dict.items()}, strict=False)
+    unfilled = [name for name in result.missing_keys if not name.startswith("clip.")]
+    assert not unfilled and not result.unexpected_keys, (unfilled, result.unexpected_keys)
+    for name in sorted(_WITHOUT_EFFECT.keys() & tensors.keys()):
+        logger.info(f"Skipped {name}: {_WITHOUT_EFFECT[name]}.")
+    return model
+
+
+def official_image_processor(config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
+    """The authors' pre- and post-processing: squash, sigma 8, score from the 2000 largest pixels of both branches."""
+    height, width = config.input_size
+    return VCPCLIPImageProcessor.for_model(
+        config, score_mode="top_k", top_k_fraction=min(1.0, _OFFICIAL_TOP_PIXELS / (height * width))
+    )
+
+
+def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The file's tensors under dotted names."""
+    if not os.path.isfile(checkpoint):
+        raise FileNotFoundError(f"No such checkpoint: {os.fspath(checkpoint)!r}.")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint} could not be read as tensors only ({error}). It may be damaged or no PyTorch checkpoint;"
+            " files that need other pickled objects are refused, since loading them can run code."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{checkpoint} holds a {type(content).__name__}, expected the authors' dictionary of tensors."
+        )
+    tensors = {}
+    for name, value in content.items():
+        entries = (
+            {f"{name}.{key}": tensor for key, tensor in value.items()} if isinstance(value, dict) else {name: value}
+        )
+        tensors.update(entries)
+    return tensors
+
+
+def _axis(tensors: dict, name: str, axis: int, default: int) -> int:
+    """A size read off a tensor's shape; the default where it is missing, which `_check_entries` then reports."""
+    tensor = tensors.get(name)
+    return tensor.shape[axis] if isinstance(tensor, torch.Tensor) and tensor.ndim > axis else default
+
+
+def _official_shapes(config: VCPCLIPConfig) -> dict[str, tuple[int, ...]]:
+    """Every entry that an official checkpoint of this configuration must have."""
+    r, n = config.num_category_tokens, config.num_deep_prompt_tokens
+    depth, text = config.text_config.num_hidden_layers, config.text_config.hidden_size
+    joint, vision = config.projection_dim, config.vision_config.hidden_size
+    shapes = {
+        "New_Lan_Embed.prompt_query": (1, r, text),
+        "New_Lan_Embed.prompt_temp": (),
+        "New_Lan_Embed.prompt_linear1.fc.weight": (r, 1, 3),
+        "New_Lan_Embed.prompt_linear1.fc.bias": (r,),
+        "Zero_try.prompt_temp_l1": (),
+        "Zero_try.q_proj_pre.weight": (vision, joint, 1),
+        "Zero_try.q_proj_pre.bias": (vision,),
+        "Zero_try.k_proj_pre_1.weight": (vision, vision, 1),
+        "Zero_try.v_proj_pre_1.weight": (vision, vision, 1),
+        "Zero_try.v_proj_pre_1.bias": (vision,),
+        "Zero_try.proj_post_t.weight": (vision, vision, 1),
+        "Zero_try.proj_post_t.bias": (vision,),
+        "prompt_embeddings": (1, n, text),
+        "deep_prompt_embeddings": (depth - 1, n, text),
+        "prompt_proj.weight": (text, text),
+        "prompt_proj.bias": (text,),
+        "prompt_norm.weight": (text,),
+        "prompt_norm.bias": (text,),
+    }
+    for index in range(len(config.feature_layers)):
+        shapes[f"trainable_linearlayer.fc.{index}.weight"] = (joint, vision)
+        shapes[f"trainable_linearlayer.fc.{index}.bias"] = (joint,)
+    return shapes
+
+
+def _check_entries(tensors: dict, expected: dict[str, tuple[int, ...]], checkpoint: str) -> None:
+    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    for name, value in tensors.items():
+        if name in _WITHOUT_EFFECT:
+            continue
+        if name not in expected:
+            problems.append(f"unexpected: {name}")
+        elif not isinstance(value, torch.Tensor):
+            problems.append(f"not a tensor: {name} is a {type(value).__name__}")
+        elif tuple(value.shape) != expected[name]:
+            problems.append(f"wrong shape: {name} {tuple(value.shape)}, expected {expected[name]} for this backbone")
+        elif not value.isfinite().all():
+            problems.append(f"not finite: {name}")
+    if problems:
+        raise ValueError(
+            f"{checkpoint} is not an official VCP-CLIP checkpoint for this backbone:\n  " + "\n  ".join(problems)
+        )
+
+
+def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> dict[str, torch.Tensor]:
+    state_dict = {
+        "pre_vcp.category_embeddings": tensors["New_Lan_Embed.prompt_query"][0],
+        "pre_vcp.mini_net.weight": tensors["New_Lan_Embed.prompt_linear1.fc.weight"],
+        "pre_vcp.mini_net.bias": tensors["New_Lan_Embed.prompt_linear1.fc.bias"],
+        "base_logit_scale": tensors["New_Lan_Embed.prompt_temp"],
+        "vcp_logit_scale": tensors["Zero_try.prompt_temp_l1"],
+        "deep_prompts.embeddings": torch.cat([tensors["prompt_embeddings"], tensors["deep_prompt_embeddings"]]),
+        "deep_prompts.projection.weight": tensors["prompt_proj.weight"],
+        "deep_prompts.projection.bias": tensors["prompt_proj.bias"],
+        "prompt_norm.weight": tensors["prompt_norm.weight"],
+        "prompt_norm.bias": tensors["prompt_norm.bias"],
+    }
+    projections = {"query": "q_proj_pre", "key": "k_proj_pre_1", "value": "v_proj_pre_1", "output": "proj_post_t"}
+    for ours, theirs in projections.items():
+        # the authors' are convolutions with a kernel of one patch
+        state_dict[f"post_vcp.{ours}_projection.weight"] = tensors[f"Zero_try.{theirs}.weight"].squeeze(-1)
+        if ours != "key":
+            state_dict[f"post_vcp.{ours}_projection.bias"] = tensors[f"Zero_try.{theirs}.bias"]
+    for index in range(len(config.feature_layers)):
+        for part in ("weight", "bias"):
+            state_dict[f"feature_projections.{index}.{part}"] = tensors[f"trainable_linearlayer.fc.{index}.{part}"]
+    return state_dict
+
+
+def _save_tokenizer(backbone: str, output: Path, **hub_arguments) -> bool:
+    """The backbone's tokenizer beside the model, so that prompts can be changed; not all folders have one."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone, **hub_arguments)
+    except (OSError, ValueError) as error:
+        logger.warning(f"No tokenizer saved: {backbone} has none that loads ({type(error).__name__}).")
+        return False
+    tokenizer.save_pretrained(output)
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: `python -m vcp_clip_hf.convert_vcp_clip_to_hf --help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vcp_clip_hf.convert_vcp_clip_to_hf",
+        description="Convert the authors' VCP-CLIP checkpoint (.pth) into a folder for from_pretrained and the Hub.",
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="the authors' file, e.g. train_visa.pth")
+    parser.add_argument(
+        "--backbone",
+        default="openai/clip-vit-large-patch14-336",
+        help="CLIP: a Hub repository or a folder (default: %(default)s, that of the published files)",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the backbone's repository")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    parser.add_argument("--image_size", type=int, default=518, help="input size in pixels (default: %(default)s)")
+    parser.add_argument("--feature_layers", type=int, nargs="+", help="image blocks, e.g. 6 12 18 24 (default: even)")
+    parser.add_argument(
+        "--adapter_only", action="store_true", help="write the learned part only; the backbone is named, not copied"
+    )
+    options = parser.parse_args(arguments)
+    hub_arguments = {} if options.revision is None else {"revision": options.revision}
+    try:
+        model = convert_checkpoint(
+            options.checkpoint, options.backbone, options.image_size, options.feature_layers, **hub_arguments
+        )
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+    model.save_pretrained(options.output, adapter_only=options.adapter_only)
+    official_image_processor(model.config).save_pretrained(options.output)
+    with_tokenizer = _save_tokenizer(options.backbone, options.output, **hub_arguments)
+
+    learned = model.num_parameters(only_trainable=True)
+    print(f"Wrote {options.output}: {learned:,} learned parameters on {options.backbone}")
+    print(f"  feature layers {model.config.feature_layers}, input {options.image_size} pixels")
+    print("  " + ("learned part only" if options.adapter_only else "CLIP weights included"))
+    print("  " + ("tokenizer included" if with_tokenizer else "no tokenizer: the prompts stay as they are"))
+    for name, reason in _WITHOUT_EFFECT.items():
+        print(f"  skipped {name}: {reason}")
+
+
+if __name__ == "__main__":
+    main()
