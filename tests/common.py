@@ -78,6 +78,9 @@ def tiny_model(**fields) -> VCPCLIPModel:
         for name, parameter in model.clip.named_parameters():
             if parameter.ndim > 1 and "position" not in name:
                 parameter.mul_(4)
+        for scale in (model.base_logit_scale, model.vcp_logit_scale):
+            if scale is not None:
+                scale.fill_(4.0)
     return model
 
 

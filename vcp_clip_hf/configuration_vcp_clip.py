@@ -153,11 +153,12 @@ class VCPCLIPConfig(PreTrainedConfig):
         self.abnormal_prompts = list(self.abnormal_prompts)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
+        self.check_consistency()
 
     @classmethod
     def _refuse_misspelt_fields(cls, unknown: dict) -> None:
         """`PreTrainedConfig` stores unknown names as attributes, so that a misspelt one would silently do nothing."""
-        for name in unknown:
+        for name in unknown.keys() - vars(cls).keys():
             close = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
             if close:
                 raise ValueError(f"VCPCLIPConfig has no field {name!r}; did you mean {close[0]!r}?")
@@ -186,8 +187,15 @@ class VCPCLIPConfig(PreTrainedConfig):
                 )
 
     def validate_architecture(self):
-        """Checks that hold between fields. Runs when the configuration is made and again when it is saved."""
+        """Runs again when the configuration is saved, in case fields were changed since."""
         super().validate_architecture()
+        self.check_consistency()
+
+    def check_consistency(self) -> None:
+        """
+        Raises:
+            ValueError: fields contradict each other; the message names both.
+        """
         text, vision = self.text_config, self.vision_config
 
         patch_size = vision.patch_size
@@ -227,9 +235,9 @@ class VCPCLIPConfig(PreTrainedConfig):
                 f"post_vcp_num_heads={self.post_vcp_num_heads} does not divide"
                 f" vision_config.hidden_size={vision.hidden_size}."
             )
-        self._validate_prompts()
+        self._check_prompts()
 
-    def _validate_prompts(self) -> None:
+    def _check_prompts(self) -> None:
         vocab_size = self.text_config.vocab_size
         if self.category_token_id < vocab_size:
             raise ValueError(

@@ -9,7 +9,6 @@ prompts are bare tensors. It is a pickle, and is read with `weights_only=True`.
 
 import argparse
 import os
-import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers.utils import logging
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .modeling_vcp_clip import VCPCLIPModel
+from .prompts import check_tokenizer
 
 
 __all__ = ["convert_checkpoint", "official_image_processor"]
@@ -122,7 +122,7 @@ def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"No such checkpoint: {os.fspath(checkpoint)!r}.")
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # what is no checkpoint fails in any way: UnpicklingError, EOFError, KeyError, ...
         raise ValueError(
             f"{checkpoint} could not be read as tensors only ({error}). It may be damaged or no PyTorch checkpoint;"
             " files that need other pickled objects are refused, since loading them can run code."
@@ -221,12 +221,13 @@ def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> di
     return state_dict
 
 
-def _save_tokenizer(backbone: str, output: Path, **hub_arguments) -> bool:
+def _save_tokenizer(backbone: str, vocab_size: int, output: Path, **hub_arguments) -> bool:
     """The backbone's tokenizer beside the model, so that prompts can be changed; not all folders have one."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone, **hub_arguments)
+        check_tokenizer(tokenizer, vocab_size)
     except (OSError, ValueError) as error:
-        logger.warning(f"No tokenizer saved: {backbone} has none that loads ({type(error).__name__}).")
+        logger.warning(f"No tokenizer saved: {backbone} has none that fits ({error}).")
         return False
     tokenizer.save_pretrained(output)
     return True
@@ -261,7 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(1, f"error: {error}\n")
     model.save_pretrained(options.output, adapter_only=options.adapter_only)
     official_image_processor(model.config).save_pretrained(options.output)
-    with_tokenizer = _save_tokenizer(options.backbone, options.output, **hub_arguments)
+    with_tokenizer = _save_tokenizer(
+        options.backbone, model.config.text_config.vocab_size, options.output, **hub_arguments
+    )
 
     learned = model.num_parameters(only_trainable=True)
     print(f"Wrote {options.output}: {learned:,} learned parameters on {options.backbone}")

@@ -14,8 +14,10 @@ The rule for values, one for all kinds of input, so that nothing turns black or 
 clipped.
 """
 
+import http.client
 import io
 import os
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -143,14 +145,12 @@ def _open(source, timeout: float) -> tuple[str, Image.Image]:
 
 
 def _download(url: str, timeout: float) -> bytes:
-    import httpx  # comes with huggingface_hub; only those who name a URL need it
-
+    request = urllib.request.Request(url, headers={"User-Agent": "vcp_clip_hf"})  # some servers refuse Python's own
     try:
-        response = httpx.get(url, timeout=timeout, follow_redirects=True)
-        response.raise_for_status()
-    except httpx.HTTPError as error:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return response.read()
+    except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{url}: could not be fetched ({error}).") from error
-    return response.content
 
 
 def _decode(picture: Image.Image, name: str) -> Image.Image:

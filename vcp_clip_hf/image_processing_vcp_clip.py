@@ -37,7 +37,7 @@ class VCPCLIPImageProcessorKwargs(ImagesKwargs, total=False):
 
     resize_mode: Literal["squash", "pad", "keep_ratio"]
     size_divisor: int
-    input_range: list[float] | tuple[float, ...] | None
+    input_range: list[float | int] | tuple[float | int, ...] | None
     smoothing_sigma: float | int
     score_mode: Literal["max", "top_k"]
     top_k_fraction: float | int
@@ -107,6 +107,8 @@ class VCPCLIPImageProcessor(PilBackend):
         if not (self.size.height and self.size.width):
             raise ValueError(f"size={dict(self.size)} must give 'height' and 'width'.")
         self._check_scoring(self.score_mode, self.top_k_fraction, self.smoothing_sigma)
+        if self.input_range is not None:
+            self.input_range = list(self.input_range)  # as JSON gives it back
 
     @classmethod
     def for_model(cls, config, **kwargs) -> "VCPCLIPImageProcessor":

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .backbone_loading import HUB_ARGUMENTS, load_adapter_weights, load_backbone_weights
 from .configuration_vcp_clip import VCPCLIPConfig
 from .losses import segmentation_loss
-from .prompts import PromptPlan, tokenize_prompts
+from .prompts import PromptPlan, check_tokenizer, tokenize_prompts
 from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLIPPreVCP
 
 
@@ -314,6 +314,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                         " `tokenizer`, the backbone's."
                     )
                 tokenizer = AutoTokenizer.from_pretrained(name, **hub_arguments)
+            check_tokenizer(tokenizer, vocab_size)
             ids = {
                 f"{state}_prompt_input_ids": tokenize_prompts(prompts[state], tokenizer, vocab_size)
                 for state in prompts
@@ -335,8 +336,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             tokenizer: the tokenizer of the CLIP backbone.
 
         Raises:
-            ValueError: no or several `{}`, unequal numbers, too long; the model keeps its former prompts.
+            ValueError: another tokenizer, no or several `{}`, unequal numbers, too long; the former prompts stay.
         """
+        check_tokenizer(tokenizer, self.config.text_config.vocab_size)
         values = {}
         for state, prompts in (("normal", normal), ("abnormal", abnormal)):
             prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -346,7 +348,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         try:
             for name, value in values.items():
                 setattr(self.config, name, value)
-            self.config.validate_architecture()
+            self.config.check_consistency()
         except ValueError:
             for name, value in former.items():
                 setattr(self.config, name, value)

@@ -7,7 +7,20 @@ import torch
 from .configuration_vcp_clip import CATEGORY_SLOT, VCPCLIPConfig
 
 
-__all__ = ["PromptPlan", "tokenize_prompts"]
+__all__ = ["PromptPlan", "check_tokenizer", "tokenize_prompts"]
+
+
+def check_tokenizer(tokenizer, vocab_size: int) -> None:
+    """
+    Raises:
+        ValueError: a tokenizer of another vocabulary than the text tower's, whose ids would mean other words.
+            (Folders without tokenizer files give transformers' empty one.)
+    """
+    if len(tokenizer) != vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} entries, the text tower vocab_size={vocab_size}: take the backbone's"
+            " own tokenizer."
+        )
 
 
 def tokenize_prompts(prompts: Sequence[str], tokenizer, category_token_id: int) -> list[list[int]]:

@@ -1,0 +1,182 @@
+"""Saving and loading: full, learned part only, sharded, other number formats, fresh process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPModel
+
+from tests.common import pixels, tiny_clip, tiny_model, tiny_tokenizer
+from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
+
+
+def assert_same(model, again):
+    """Every parameter and every buffer, those that are not saved included, and the outputs."""
+    for kind in ("named_parameters", "named_buffers"):
+        ours, theirs = dict(getattr(model, kind)()), dict(getattr(again, kind)())
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert torch.equal(value, theirs[name]), name
+            assert value.requires_grad == theirs[name].requires_grad, name
+    images = pixels(2)
+    with torch.no_grad():
+        # not bit-equal: where a tensor lies in memory decides how a matrix product is cut up
+        torch.testing.assert_close(again(images).anomaly_map, model(images).anomaly_map, atol=1e-6, rtol=0)
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A model on a saved backbone, and its checkpoint with the learned part only."""
+    tiny_clip().save_pretrained(tmp_path / "clip")
+    tiny_tokenizer().save_pretrained(tmp_path / "clip")
+    model = VCPCLIPModel.from_clip(tmp_path / "clip", image_size=48)
+    model.save_pretrained(tmp_path / "adapter", adapter_only=True)
+    return model, tmp_path
+
+
+def test_full(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert_same(model, VCPCLIPModel.from_pretrained(tmp_path))
+    assert_same(model, AutoModel.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"use_post_vcp": False}, {"use_pre_vcp": False}, {"num_deep_prompt_tokens": 0}], ids=str
+)
+def test_parts_that_are_switched_off_leave_no_weights(fields, tmp_path):
+    model = tiny_model(**fields)
+    model.save_pretrained(tmp_path)
+    assert_same(model, VCPCLIPModel.from_pretrained(tmp_path))
+
+
+def test_sharded(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert_same(model, VCPCLIPModel.from_pretrained(tmp_path))
+
+
+def test_bfloat16(tmp_path):
+    model = tiny_model().to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    again = VCPCLIPModel.from_pretrained(tmp_path)
+    assert again.dtype == torch.bfloat16
+    assert_same(model, again)
+    assert VCPCLIPModel.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
+
+
+def test_learned_part_only(adapter):
+    model, folder = adapter
+    saved = load_file(folder / "adapter" / "model.safetensors")
+    assert saved and not any(name.startswith("clip.") for name in saved)
+    assert json.loads((folder / "adapter" / "config.json").read_text())["backbone_included"] is False
+    assert model.config.backbone_included is True, "saving must not change the model"
+
+    again, info = VCPCLIPModel.from_pretrained(folder / "adapter", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert_same(model, again)
+    assert_same(model, AutoModel.from_pretrained(folder / "adapter"))
+    # ... and saved in full again
+    again.save_pretrained(folder / "full")
+    assert_same(model, VCPCLIPModel.from_pretrained(folder / "full"))
+
+
+def test_learned_part_only_in_shards_and_variants(adapter):
+    model, folder = adapter
+    model.save_pretrained(folder / "shards", adapter_only=True, max_shard_size="50KB")
+    assert len(list((folder / "shards").glob("model-*.safetensors"))) > 1
+    assert_same(model, VCPCLIPModel.from_pretrained(folder / "shards"))
+    for size in ("1GB", "50KB"):
+        model.save_pretrained(folder / size, adapter_only=True, variant="fp32", max_shard_size=size)
+        assert_same(model, VCPCLIPModel.from_pretrained(folder / size, variant="fp32"))
+
+
+def test_arguments_reach_an_adapter_only_model(adapter):
+    _, folder = adapter
+    again = VCPCLIPModel.from_pretrained(
+        folder / "adapter", dtype=torch.bfloat16, attn_implementation="eager", fusion_weight=0.5
+    )
+    assert again.dtype == torch.bfloat16 and again.clip.text_projection.weight.dtype == torch.bfloat16
+    assert again.clip.vision_model.config._attn_implementation == "eager"
+    assert again.config.fusion_weight == 0.5
+
+
+def test_the_backbone_may_lie_beside_the_checkpoint_or_elsewhere(adapter):
+    model, folder = adapter
+    config_file = folder / "adapter" / "config.json"
+    config = json.loads(config_file.read_text())
+    config["backbone_name_or_path"] = "../clip"
+    config_file.write_text(json.dumps(config))
+    assert_same(model, VCPCLIPModel.from_pretrained(folder / "adapter"))
+
+    (folder / "clip").rename(folder / "moved")
+    assert_same(model, VCPCLIPModel.from_pretrained(folder / "adapter", backbone_name_or_path=str(folder / "moved")))
+
+
+def test_a_backbone_that_is_not_there_is_named_with_the_way_out(adapter):
+    _, folder = adapter
+    with pytest.raises(OSError) as error:
+        VCPCLIPModel.from_pretrained(folder / "adapter", backbone_name_or_path="nobody/nothing")
+    for words in ("nobody/nothing", "learned part only", "backbone_name_or_path="):
+        assert words in str(error.value)
+
+
+def test_another_backbone_is_refused_in_one_line(adapter):
+    _, folder = adapter
+    tiny_clip(vision={"num_hidden_layers": 5}).save_pretrained(folder / "deeper")
+    with pytest.raises(ValueError, match="num_hidden_layers: 4 in the checkpoint, 5 in the backbone"):
+        VCPCLIPModel.from_pretrained(folder / "adapter", backbone_name_or_path=str(folder / "deeper"))
+
+
+def test_no_backbone_to_name_is_an_error_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="backbone_name_or_path is not set"):
+        tiny_model().save_pretrained(tmp_path / "adapter", adapter_only=True)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_missing_weights_are_named(adapter):
+    _, folder = adapter
+    (folder / "adapter" / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        VCPCLIPModel.from_pretrained(folder / "adapter")
+
+
+def test_the_backbone_can_be_taken_out_again(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    clip = CLIPModel.from_pretrained(tmp_path)
+    for name, value in model.clip.state_dict().items():
+        assert torch.equal(clip.state_dict()[name], value), name
+
+
+def test_a_fresh_process_loads_through_the_auto_classes(adapter):
+    model, folder = adapter
+    VCPCLIPImageProcessor.for_model(model.config).save_pretrained(folder / "adapter")
+    images = pixels(1)
+    torch.save(images, folder / "images.pt")
+    program = (
+        "import torch, vcp_clip_hf\n"
+        "from transformers import AutoConfig, AutoImageProcessor, AutoModel\n"
+        f"model = AutoModel.from_pretrained({str(folder / 'adapter')!r})\n"
+        f"processor = AutoImageProcessor.from_pretrained({str(folder / 'adapter')!r})\n"
+        "assert type(processor).__name__ == 'VCPCLIPImageProcessor' and processor.size.height == 48\n"
+        f"maps = model(torch.load({str(folder / 'images.pt')!r})).anomaly_map\n"
+        f"torch.save(maps.detach(), {str(folder / 'maps.pt')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(folder / "maps.pt"), model(images).anomaly_map, atol=1e-6, rtol=0)
+
+
+def test_auto_classes_find_ours(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    VCPCLIPImageProcessor.for_model(model.config, threshold=0.25).save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)).__name__ == "VCPCLIPConfig"
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert isinstance(processor, VCPCLIPImageProcessor) and processor.threshold == 0.25

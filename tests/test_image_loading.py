@@ -1,0 +1,281 @@
+"""Every kind of image gives the right picture; every wrong input says what is wrong."""
+
+import http.server
+import io
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vcp_clip_hf.image_loading import list_images, load_image, load_mask
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    """(20, 30, 3) uint8 with all values in use."""
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def same(image, expected: np.ndarray):
+    picture = load_image(image)
+    assert picture.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(picture), np.broadcast_to(expected, (*expected.shape[:2], 3)))
+
+
+def grey_of(rgb):
+    return rgb[..., :1]
+
+
+# --- Pillow modes, files, bytes, URLs -----------------------------------------------------------------------------
+
+
+def test_8_bit_modes(rgb):
+    grey = rgb[..., 0]
+    same(Image.fromarray(rgb), rgb)
+    same(Image.fromarray(grey), grey[..., None])
+    same(Image.fromarray(grey > 128), np.where(grey[..., None] > 128, 255, 0).astype(np.uint8))
+    alpha = np.full((*grey.shape, 1), 7, np.uint8)
+    same(Image.fromarray(np.concatenate([rgb, alpha], axis=-1)), rgb)
+    same(Image.fromarray(np.concatenate([grey[..., None], alpha], axis=-1)), grey[..., None])
+    cmyk = Image.fromarray(rgb).convert("CMYK")
+    same(cmyk, np.asarray(cmyk.convert("RGB")))
+    palette = Image.fromarray(rgb).quantize(16)
+    same(palette, np.asarray(palette.convert("RGB")))
+    palette.info["transparency"] = bytes(range(16))
+    same(palette, np.asarray(Image.fromarray(rgb).quantize(16).convert("RGB")))
+
+
+def test_more_than_8_bits_keep_their_range(rgb):
+    grey = rgb[..., 0]
+    wide = grey.astype(np.uint16) * 257
+    same(Image.fromarray(wide), grey[..., None])  # I;16
+    same(Image.fromarray(wide.astype(np.int32)), grey[..., None])  # I, as Pillow opens many 16-bit files
+    same(Image.fromarray(grey.astype(np.float32) / 255), grey[..., None])  # F in [0, 1]
+    same(Image.fromarray(grey.astype(np.float32)), grey[..., None])  # F in [0, 255]
+
+
+@pytest.mark.parametrize("extension", ["png", "bmp", "tiff", "webp"])
+def test_files_bytes_and_paths(rgb, extension, tmp_path):
+    path = tmp_path / f"image.{extension}"
+    Image.fromarray(rgb).save(path, **({"lossless": True} if extension == "webp" else {}))
+    for source in (path, str(path), path.read_bytes()):
+        same(source, rgb)
+
+
+def test_16_bit_files(rgb, tmp_path):
+    for extension in ("png", "tiff"):
+        path = tmp_path / f"deep.{extension}"
+        Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(path)
+        same(path, grey_of(rgb))
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    upright = load_image(tmp_path / "turned.png")
+    assert upright.size == (8, 16)
+    np.testing.assert_array_equal(np.asarray(upright), np.rot90(pixels, -1))
+
+
+def test_urls(rgb, tmp_path):
+    Image.fromarray(rgb).save(tmp_path / "image.png")
+    (tmp_path / "page.html").write_text("<html></html>")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        same(f"{address}/image.png", rgb)
+        with pytest.raises(ValueError, match=r"page\.html: not an image"):
+            load_image(f"{address}/page.html")
+        with pytest.raises(ValueError, match=r"missing\.png: could not be fetched.*404"):
+            load_image(f"{address}/missing.png")
+        server.shutdown()
+    with pytest.raises(ValueError, match="could not be fetched"):
+        load_image(f"{address}/image.png")
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.tensor], ids=["numpy", "torch"])
+def test_array_layouts(rgb, library):
+    grey = rgb[..., 0]
+    same(library(grey), grey[..., None])
+    same(library(grey[..., None]), grey[..., None])
+    same(library(grey[None]), grey[..., None])
+    same(library(rgb), rgb)
+    same(library(rgb.transpose(2, 0, 1).copy()), rgb)
+    same(library(np.concatenate([rgb, rgb[..., :1]], axis=-1)), rgb)
+
+
+def test_where_both_ends_could_be_channels_each_library_keeps_its_own_order(rgb):
+    small = rgb[:3, :, :]  # (3, 30, 3)
+    same(small, small)
+    same(torch.tensor(small.transpose(2, 0, 1).copy()), small)
+    np.testing.assert_array_equal(np.asarray(load_image(small, channels_last=False)), small.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.astype(np.float32) / 255,
+        lambda x: x.astype(np.float64),
+        lambda x: (x.astype(np.float64) / 255).astype(np.float16),
+        lambda x: x.astype(np.uint16) * 257,
+        lambda x: x.astype(np.int64),
+        lambda x: x.astype(np.int32) * 257,
+        lambda x: torch.tensor(x.astype(np.float32) / 255).requires_grad_(),
+        lambda x: torch.tensor(x.astype(np.float32)),
+    ],
+    ids=[
+        "float32 01",
+        "float64 0255",
+        "float16 01",
+        "uint16",
+        "int64 8 bit",
+        "int32 16 bit",
+        "torch 01",
+        "torch 0255",
+    ],
+)
+def test_value_types_keep_their_range(rgb, convert):
+    same(convert(rgb), rgb)
+
+
+def test_bfloat16_and_bool(rgb):
+    values = torch.tensor([[0.0, 0.5, 1.0]] * 2, dtype=torch.bfloat16)
+    assert np.asarray(load_image(values))[0, :, 0].tolist() == [0, 128, 255]
+    same(rgb[..., 0] > 99, np.where(rgb[..., :1] > 99, 255, 0).astype(np.uint8))
+
+
+def test_input_range_replaces_the_rule():
+    camera = np.linspace(0, 4095, 60, dtype=np.uint16).reshape(6, 10)
+    bright = np.asarray(load_image(camera, input_range=(0, 4095)))[..., 0]
+    assert (bright.min(), bright.max()) == (0, 255)
+    normalised = np.array([[-2.0, 0.0, 2.0, 9.0]] * 2)
+    assert np.asarray(load_image(normalised, input_range=(-2, 2)))[0, :, 0].tolist() == [0, 128, 255, 255]
+    same_8_bit = np.full((4, 4), 200, np.uint8)
+    assert np.asarray(load_image(same_8_bit, input_range=(0, 4095))).max() == 200
+
+
+def test_12_bit_data_is_not_darkened_in_silence(monkeypatch):
+    said = []
+    monkeypatch.setattr("vcp_clip_hf.image_loading.logger.warning_once", said.append)
+    load_image(np.full((4, 4), 4000, np.uint16))
+    assert len(said) == 1 and "12-bit" in said[0] and "input_range=(0, 4095)" in said[0]
+    load_image(np.full((4, 4), 60000, np.uint16))
+    assert len(said) == 1
+
+
+# --- wrong input --------------------------------------------------------------------------------------------------
+
+
+def test_files_that_are_no_images(rgb, tmp_path):
+    (tmp_path / "note.txt").write_text("not an image")
+    with pytest.raises(ValueError, match=r"note\.txt: not an image file"):
+        load_image(tmp_path / "note.txt")
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        load_image(tmp_path / "gone.png")
+    with pytest.raises(FileNotFoundError):
+        load_image(tmp_path)
+
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(stream, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(stream.getvalue()[:2000])
+    with pytest.raises(ValueError, match=r"cut\.jpg: damaged or truncated"):
+        load_image(tmp_path / "cut.jpg")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((0, 0, 3), np.uint8), "empty"),
+        (np.zeros((0, 5)), "empty"),
+        (Image.new("RGB", (0, 0)), "empty"),
+        (np.full((4, 4), np.nan), "16 pixels are NaN"),
+        (np.array([[0.0, np.inf]]), "1 pixels are NaN or infinite"),
+        (np.zeros((5, 5, 2), np.uint8), "1, 3 or 4 channels"),
+        (torch.zeros(5, 7, 7), "1, 3 or 4 channels"),
+        (np.zeros(5), r"expected \(H, W\)"),
+        (np.zeros((1, 1, 1, 1, 1)), r"expected \(H, W\)"),
+        (np.array([[-1.0, 1.0]]), "input_range"),
+        (np.array([[0.0, 256.0]]), r"\[0, 1\] or \[0, 255\]"),
+        (np.array([[-1, 1]]), "0..255 or 0..65535"),
+        (np.array([[0, 70000]]), "70000"),
+        (np.zeros((4, 4), complex), "integers, floats or booleans"),
+        (Image.new("La", (4, 4)), "mode La to RGB"),
+    ],
+)
+def test_wrong_images_are_explained(image, message):
+    with pytest.raises(ValueError, match=message):
+        load_image(image)
+
+
+def test_what_is_no_image_at_all():
+    with pytest.raises(TypeError, match="dict"):
+        load_image({"bytes": b""})
+    with pytest.raises(ValueError, match="low < high"):
+        load_image(np.zeros((4, 4)), input_range=(5, 5))
+
+
+def test_lists(rgb):
+    assert len(list_images("a.png")) == len(list_images(rgb)) == len(list_images(Image.new("L", (2, 2)))) == 1
+    assert len(list_images(np.zeros((5, 4, 4, 3)))) == len(list_images(torch.zeros(5, 3, 4, 4))) == 5
+    assert len(list_images(("a.png", rgb))) == 2
+    for empty in ([], (), np.zeros((0, 4, 4, 3))):
+        with pytest.raises(ValueError, match="empty"):
+            list_images(empty)
+    with pytest.raises(TypeError, match="int"):
+        list_images(3)
+
+
+# --- masks --------------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_every_kind(tmp_path):
+    expected = np.array([[0, 1, 1], [0, 0, 1]], np.uint8)
+    grey = Image.fromarray(expected * np.uint8(255))
+    grey.save(tmp_path / "mask.png")
+    palette = Image.fromarray(expected, mode="P") if False else grey.quantize(2)
+    kinds = [
+        expected,
+        expected * 255,
+        expected.astype(bool),
+        expected[..., None],
+        torch.tensor(expected)[None].float(),
+        grey,
+        grey.convert("1"),
+        tmp_path / "mask.png",
+        str(tmp_path / "mask.png"),
+    ]
+    for mask in kinds:
+        values = load_mask(mask)
+        assert values.dtype == np.uint8
+        np.testing.assert_array_equal(values, expected)
+    assert set(np.unique(np.asarray(palette))) <= {0, 1}
+    assert not load_mask(np.zeros((2, 3), np.uint8)).any()
+    assert load_mask(np.ones((2, 3), np.uint8)).all(), "a mask may be all defect"
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.array([[0, 1, 2]], np.uint8), "3 values: 0, 1, 2"),
+        (np.array([[0, 128, 255, 254]], np.uint8), "Binarise"),
+        (np.array([[1, 2]]), "2 values: 1, 2"),
+        (np.array([[-1, 0]]), "-1"),
+        (np.zeros((2, 2, 3), np.uint8), r"\(2, 2, 3\)"),
+        (np.zeros((0, 2), np.uint8), r"\(0, 2\)"),
+    ],
+)
+def test_masks_are_never_thresholded_by_a_guess(mask, message):
+    with pytest.raises(ValueError, match=message):
+        load_mask(mask)

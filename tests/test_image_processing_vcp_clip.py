@@ -1,0 +1,296 @@
+"""Images to pixel_values bit by bit, masks beside them, maps back to the original size."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from tests.common import tiny_config
+from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPOutput
+from vcp_clip_hf.image_processing_vcp_clip import gaussian_smooth
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def authors_transform(image: Image.Image, side: int) -> torch.Tensor:
+    """Resize, RGB, ToTensor, Normalize, as torchvision computes them."""
+    values = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC).convert("RGB"))
+    tensor = torch.from_numpy(values.copy()).permute(2, 0, 1).contiguous().float().div(255)
+    mean, std = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
+    return tensor.sub_(mean).div_(std)
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(900, 700), (300, 1200), (518, 518), (40, 30)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_bit_exact_with_the_authors_transform(size, mode):
+    image = picture(*size).convert(mode)
+    inputs = VCPCLIPImageProcessor()(image, return_tensors="pt")
+    assert inputs.pixel_values.shape == (1, 3, 518, 518) and inputs.pixel_values.dtype == torch.float32
+    assert torch.equal(inputs.pixel_values[0], authors_transform(image, 518))
+
+
+def test_every_kind_of_input_in_one_batch(tmp_path):
+    image = picture(50, 40)
+    image.save(tmp_path / "image.png")
+    values = np.asarray(image)
+    kinds = [
+        image,
+        tmp_path / "image.png",
+        str(tmp_path / "image.png"),
+        values,
+        values.astype(np.float32) / 255,
+        torch.from_numpy(values.transpose(2, 0, 1).copy()),
+        values.astype(np.uint16) * 257,
+    ]
+    pixel_values = VCPCLIPImageProcessor(size={"height": 56, "width": 42})(kinds, return_tensors="pt").pixel_values
+    assert pixel_values.shape == (7, 3, 56, 42)
+    for other in pixel_values[1:]:
+        assert torch.equal(other, pixel_values[0])
+    batch = VCPCLIPImageProcessor(size=56)(np.stack([values, values]), return_tensors="np").pixel_values
+    assert isinstance(batch, np.ndarray) and batch.shape == (2, 3, 56, 56)
+
+
+def test_pad_keeps_the_ratio_and_fills_with_the_mean_colour():
+    image = Image.new("RGB", (100, 50), "white")
+    processor = VCPCLIPImageProcessor(size={"height": 56, "width": 56}, resize_mode="pad")
+    values = processor(image, return_tensors="pt").pixel_values[0]
+    assert values.shape == (3, 56, 56)
+    white = (1 - torch.tensor(OPENAI_CLIP_MEAN)) / torch.tensor(OPENAI_CLIP_STD)
+    torch.testing.assert_close(values[:, :28], white.view(3, 1, 1).expand(3, 28, 56))
+    assert values[:, 28:].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("ratio", [(460, 1130), (850, 2724), (640, 200), (500, 500)])
+def test_keep_ratio_keeps_the_ratio_and_the_area(ratio):
+    processor = VCPCLIPImageProcessor(resize_mode="keep_ratio")
+    height, width = processor(Image.new("L", ratio[::-1]), return_tensors="pt").pixel_values.shape[-2:]
+    assert height % 14 == width % 14 == 0
+    assert height * width == pytest.approx(518 * 518, rel=0.05)
+    assert height / width == pytest.approx(ratio[0] / ratio[1], rel=0.06)
+
+
+def test_images_of_one_batch_must_come_out_at_one_size():
+    processor = VCPCLIPImageProcessor(resize_mode="keep_ratio")
+    images = [Image.new("L", (100, 200)), Image.new("L", (200, 100))]
+    with pytest.raises(ValueError, match="2 sizes"):
+        processor(images, return_tensors="pt")
+    assert len(processor(images).pixel_values) == 2, "unstacked is fine"
+
+
+def test_steps_can_be_switched_off():
+    processor = VCPCLIPImageProcessor(do_resize=False, do_normalize=False)
+    image = picture(20, 30)
+    values = processor(image, return_tensors="np").pixel_values[0]
+    np.testing.assert_allclose(values, np.asarray(image).transpose(2, 0, 1) / 255, atol=1e-7)
+    raw = processor(image, do_rescale=False, return_tensors="np").pixel_values[0]
+    np.testing.assert_array_equal(raw, np.asarray(image).transpose(2, 0, 1))
+
+
+def test_per_call_arguments_do_not_stick():
+    processor = VCPCLIPImageProcessor(size=56)
+    deep = np.full((8, 8), 1000, np.uint16)
+    bright = processor(deep, input_range=(0, 1000), size={"height": 28, "width": 28}, return_tensors="pt").pixel_values
+    assert bright.shape[-2:] == (28, 28) and bright.min() > 1
+    assert processor.input_range is None and processor.size.height == 56
+    assert processor(deep, return_tensors="pt").pixel_values.max() < 0
+
+
+def test_saved_and_loaded(tmp_path):
+    processor = VCPCLIPImageProcessor(
+        size={"height": 224, "width": 112},
+        resize_mode="pad",
+        smoothing_sigma=3.5,
+        threshold=0.4,
+        input_range=(0, 4095),
+    )
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "VCPCLIPImageProcessor" and saved["resize_mode"] == "pad"
+    again = VCPCLIPImageProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() == processor.to_dict()
+    assert (again.size.height, again.smoothing_sigma, again.threshold) == (224, 3.5, 0.4)
+    assert VCPCLIPImageProcessor.from_pretrained(tmp_path, threshold=0.9).threshold == 0.9
+
+
+def test_for_model_takes_sizes_from_the_configuration():
+    processor = VCPCLIPImageProcessor.for_model(tiny_config(image_size=[48, 64]), threshold=0.5)
+    assert (processor.size.height, processor.size.width, processor.size_divisor) == (48, 64, 8)
+    assert processor.threshold == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"resize_mode": "crop"}, "resize_mode='crop'"),
+        ({"score_mode": "mean"}, "score_mode='mean'"),
+        ({"top_k_fraction": 0.0}, "top_k_fraction=0.0"),
+        ({"smoothing_sigma": -1.0}, "smoothing_sigma=-1.0"),
+        ({"size": {"shortest_edge": 224}}, "'height' and 'width'"),
+    ],
+)
+def test_bad_settings_are_explained(fields, message):
+    with pytest.raises(ValueError, match=message):
+        VCPCLIPImageProcessor(**fields)
+
+
+def test_wrong_images_fail_with_their_own_message(tmp_path):
+    processor = VCPCLIPImageProcessor()
+    with pytest.raises(ValueError, match="list of images is empty"):
+        processor([])
+    with pytest.raises(ValueError, match="NaN"):
+        processor([picture(8, 8), np.full((4, 4), np.nan)])
+    (tmp_path / "note.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"note\.txt"):
+        processor(str(tmp_path / "note.txt"))
+
+
+# --- masks --------------------------------------------------------------------------------------------------------
+
+
+def test_masks_are_resized_as_the_authors_do():
+    image, mask = picture(60, 80), np.zeros((60, 80), np.uint8)
+    mask[10:33, 20:51] = 1
+    inputs = VCPCLIPImageProcessor(size=56)([image, image], [Image.fromarray(mask * 255), None], return_tensors="pt")
+    assert inputs.labels.shape == (2, 56, 56) and inputs.labels.dtype == torch.long
+    resized = Image.fromarray(mask * 255).resize((56, 56), Image.Resampling.BILINEAR)
+    expected = torch.from_numpy(np.asarray(resized) / 255 > 0.5).long()
+    assert torch.equal(inputs.labels[0], expected) and expected.float().mean() == pytest.approx(mask.mean(), abs=0.01)
+    assert not inputs.labels[1].any()
+
+
+def test_masks_follow_their_image_into_the_padding():
+    mask = np.ones((50, 100), bool)
+    processor = VCPCLIPImageProcessor(size=56, resize_mode="pad")
+    labels = processor(Image.new("L", (100, 50)), mask, return_tensors="pt").labels[0]
+    assert labels[:28].all() and not labels[28:].any()
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([np.zeros((60, 81))], "60 x 81 pixels .* its image 60 x 80"),
+        ([np.zeros((60, 80)), np.zeros((60, 80))], "2 segmentation_maps came with 1 images"),
+        ([np.arange(4800).reshape(60, 80)], "Binarise"),
+    ],
+)
+def test_wrong_masks_are_explained(masks, message):
+    with pytest.raises(ValueError, match=message):
+        VCPCLIPImageProcessor(size=56)([picture(60, 80)], masks)
+
+
+# --- back to the original size --------------------------------------------------------------------------------------
+
+
+def output(maps: torch.Tensor, base=None, vcp=None) -> VCPCLIPOutput:
+    return VCPCLIPOutput(anomaly_map=maps, base_map=maps if base is None else base, vcp_map=vcp)
+
+
+@pytest.mark.parametrize(("size", "sigma"), [((64, 64), 8), ((40, 23), 8), ((16, 90), 2.5), ((5, 3), 4), ((1, 7), 1)])
+def test_smoothing_equals_scipy(size, sigma):
+    """Also where the kernel is longer than the map."""
+    maps = torch.rand(2, *size)
+    expected = np.stack([gaussian_filter(each.numpy(), sigma) for each in maps])
+    np.testing.assert_allclose(gaussian_smooth(maps, sigma).numpy(), expected, atol=1e-6)
+    assert gaussian_smooth(maps, 0) is maps
+
+
+def test_maps_return_to_the_original_size():
+    maps = torch.zeros(2, 56, 56)
+    maps[0, 14:28, 28:42] = 1
+    processor = VCPCLIPImageProcessor(size=56, smoothing_sigma=0)
+    tall, wide = processor.post_process_anomaly_segmentation(output(maps), target_sizes=[(224, 112), (20, 30)])
+    assert tall["anomaly_map"].shape == (224, 112) and wide["anomaly_map"].shape == (20, 30)
+    assert tall["anomaly_map"][56:112, 56:84].mean() > 0.9 and tall["anomaly_map"].sum() == pytest.approx(
+        56 * 28, rel=0.1
+    )
+    assert tall["score"] == 1 and wide["score"] == 0
+    assert tall["label"] is tall["mask"] is tall["threshold"] is None, "no threshold known: no verdict"
+    unresized = processor.post_process_anomaly_segmentation(output(maps))
+    assert torch.equal(unresized[0]["anomaly_map"], maps[0])
+
+
+def test_padding_takes_part_in_nothing():
+    maps = torch.zeros(1, 56, 56)
+    maps[:, :28] = torch.rand(1, 28, 56)
+    maps[:, 28:] = 1
+    processor = VCPCLIPImageProcessor(size=56, resize_mode="pad", smoothing_sigma=2)
+    (result,) = processor.post_process_anomaly_segmentation(output(maps), target_sizes=[(50, 100)])
+    content = gaussian_smooth(maps[:, :28], 2)
+    assert result["anomaly_map"].shape == (50, 100)
+    assert result["score"] == pytest.approx(content.max().item())
+    assert result["anomaly_map"].max() <= content.max() + 1e-6
+    top = processor.post_process_anomaly_segmentation(
+        output(maps), target_sizes=[(50, 100)], score_mode="top_k", top_k_fraction=1.0
+    )
+    assert top[0]["score"] == pytest.approx(maps[:, :28].mean().item(), abs=1e-6)
+
+
+def test_a_padded_image_comes_back_where_it_was():
+    """The mask of an image, taken as the model's map, lands on itself."""
+    for size in ((50, 100), (130, 40), (33, 33)):
+        mask = np.zeros(size, np.uint8)
+        mask[size[0] // 4 : size[0] // 2, size[1] // 3 : size[1] // 3 * 2] = 1
+        for mode in ("squash", "pad", "keep_ratio"):
+            processor = VCPCLIPImageProcessor(size=560, resize_mode=mode, size_divisor=8, smoothing_sigma=0)
+            labels = processor(Image.new("L", size[::-1]), mask, return_tensors="pt").labels
+            (result,) = processor.post_process_anomaly_segmentation(output(labels.float()), target_sizes=[size])
+            found = result["anomaly_map"].numpy() > 0.5
+            assert (found & (mask > 0)).sum() / (found | (mask > 0)).sum() > 0.95, (size, mode)
+
+
+def test_scores():
+    base, vcp = torch.rand(2, 20, 20), torch.rand(2, 20, 20)
+    fused = 0.25 * base + 0.75 * vcp
+    processor = VCPCLIPImageProcessor(size=28, smoothing_sigma=1.5)
+    for index, result in enumerate(processor.post_process_anomaly_segmentation(output(fused, base, vcp))):
+        assert result["score"] == pytest.approx(gaussian_filter(fused[index].numpy(), 1.5).max(), abs=1e-6)
+    results = processor.post_process_anomaly_segmentation(
+        output(fused, base, vcp), score_mode="top_k", top_k_fraction=0.1
+    )
+    for index, result in enumerate(results):
+        expected = sum(np.sort(each[index].flatten())[-40:].mean() for each in (base.numpy(), vcp.numpy()))
+        assert result["score"] == pytest.approx(expected, abs=1e-6)
+    # without Post-VCP there is one branch
+    (only,) = processor.post_process_anomaly_segmentation(output(base[:1]), score_mode="top_k", top_k_fraction=1.0)
+    assert only["score"] == pytest.approx(base[0].mean().item(), abs=1e-6)
+
+
+def test_thresholds_make_masks_and_labels():
+    maps = torch.zeros(2, 28, 28)
+    maps[0, 5:9, 5:9] = 0.8
+    processor = VCPCLIPImageProcessor(size=28, smoothing_sigma=0, threshold=0.5)
+    first, second = processor.post_process_anomaly_segmentation(output(maps))
+    assert (first["label"], second["label"]) == ("anomalous", "normal")
+    assert first["mask"].dtype == torch.bool and first["mask"].sum() == 16 and not second["mask"].any()
+    assert first["threshold"] == first["image_threshold"] == 0.5
+
+    apart = processor.post_process_anomaly_segmentation(output(maps), threshold=0.8, image_threshold=0.9)[0]
+    assert apart["mask"].sum() == 16 and apart["label"] == "normal"
+    top = processor.post_process_anomaly_segmentation(output(maps), score_mode="top_k")[0]
+    assert top["mask"] is not None and top["label"] is None, "another scale needs its own threshold"
+
+
+def test_results_do_not_depend_on_the_batch():
+    maps = torch.rand(4, 28, 28)
+    processor = VCPCLIPImageProcessor(size=28, smoothing_sigma=3)
+    sizes = [(28, 28), (50, 60), (13, 99), (28, 28)]
+    together = processor.post_process_anomaly_segmentation(output(maps), sizes)
+    for index in range(4):
+        (alone,) = processor.post_process_anomaly_segmentation(output(maps[index : index + 1]), [sizes[index]])
+        torch.testing.assert_close(alone["anomaly_map"], together[index]["anomaly_map"], atol=1e-6, rtol=0)
+        assert alone["score"] == pytest.approx(together[index]["score"], abs=1e-6)
+
+
+def test_the_number_of_sizes_must_fit():
+    with pytest.raises(ValueError, match="1 target_sizes came with 2 images"):
+        VCPCLIPImageProcessor().post_process_anomaly_segmentation(output(torch.zeros(2, 28, 28)), [(28, 28)])
