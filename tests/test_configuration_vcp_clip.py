@@ -43,13 +43,13 @@ ABLATIONS = {
     "no Pre-VCP (table 3)": {"use_pre_vcp": False},
     "no Post-VCP (table 3)": {"use_post_vcp": False},
     "baseline (table 3)": {"use_pre_vcp": False, "use_post_vcp": False},
-    "one layer (table 4)": {"feature_layers": [2]},
-    "state words (table 5)": {
+    "one layer": {"feature_layers": [2]},
+    "state words": {
         "normal": ("this is a perfect photo of {}",),
         "abnormal": ("this is a flawed photo of {}",),
     },
-    "templates (table 9)": {"normal": ("good {}", "a {} without damage"), "abnormal": ("bad {}", "a {} with damage")},
-    "resolution (table 5)": {"image_size": 32},
+    "templates": {"normal": ("good {}", "a {} without damage"), "abnormal": ("bad {}", "a {} with damage")},
+    "resolution": {"image_size": 32},
     "r (figure 9a)": {"num_category_tokens": 4},
     "n (figure 9b)": {"num_deep_prompt_tokens": 3},
     "fusion weight (figure 9c)": {"fusion_weight": 0.25},

@@ -426,6 +426,17 @@ def test_from_clip_takes_the_backbone_as_it_is(tmp_path):
     assert clip.config.vision_config.hidden_act == "quick_gelu", "the given model is left alone"
 
 
+def test_from_clip_with_a_whole_configuration(tmp_path):
+    clip, config = tiny_clip(), tiny_config(fusion_weight=0.3, num_category_tokens=3)
+    clip.save_pretrained(tmp_path)
+    model = VCPCLIPModel.from_clip(tmp_path, config=config)
+    assert model.config.fusion_weight == 0.3 and model.config.backbone_name_or_path == str(tmp_path)
+    assert torch.equal(model.clip.text_projection.weight, clip.text_projection.weight)
+    assert config.backbone_name_or_path is None, "the given configuration is left alone"
+    with pytest.raises(ValueError, match=r"num_hidden_layers: 4 in the checkpoint, 5 in the backbone"):
+        VCPCLIPModel.from_clip(tiny_clip(vision={"num_hidden_layers": 5}), config=config)
+
+
 def test_from_clip_explains_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="tokenizer"):
         VCPCLIPModel.from_clip(tiny_clip(), image_size=48)
@@ -434,3 +445,6 @@ def test_from_clip_explains_what_is_missing(tmp_path):
     tiny_clip().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="from_clip"):
         VCPCLIPModel.from_pretrained(tmp_path)
+    tiny_model().save_pretrained(tmp_path / "vcp")
+    with pytest.raises(ValueError, match="model_type='vcp_clip', expected 'clip'"):
+        VCPCLIPModel.from_clip(tmp_path / "vcp")

@@ -1,21 +1,96 @@
-"""Weights of adapter-only checkpoints: the learned part from one repository, CLIP from another."""
+"""The CLIP backbone: its configuration, its weights, and checkpoints that leave it out (adapter-only)."""
 
 import os
 from functools import partial
 
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from .configuration_vcp_clip import VCPCLIPConfig
+from .prompts import check_tokenizer, tokenize_prompts
 
 
-__all__ = ["HUB_ARGUMENTS", "check_backbone", "load_adapter_weights", "load_backbone_weights"]
+__all__ = [
+    "HUB_ARGUMENTS",
+    "check_backbone",
+    "config_on_backbone",
+    "load_adapter_weights",
+    "load_backbone_weights",
+    "read_backbone_config",
+]
 
 # Arguments of `from_pretrained` that say where files are looked for, as opposed to how the model is built
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def read_backbone_config(
+    backbone: str | os.PathLike | CLIPModel, hub_arguments: dict
+) -> tuple[CLIPConfig, str | None]:
+    """The configuration of a CLIP and where it came from (None for a model made in memory)."""
+    if isinstance(backbone, CLIPModel):
+        return backbone.config, getattr(backbone, "name_or_path", "") or None
+    name = str(backbone)
+    values, _ = CLIPConfig.get_config_dict(name, **hub_arguments)
+    if values.get("model_type") != CLIPConfig.model_type:
+        raise ValueError(
+            f"{name} has model_type={values.get('model_type')!r}, expected {CLIPConfig.model_type!r}: a CLIP model"
+            " with a text and an image tower."
+        )
+    return CLIPConfig.from_pretrained(name, **hub_arguments), name
+
+
+def config_on_backbone(
+    clip_config: CLIPConfig, name: str | None, tokenizer, hub_arguments: dict, hidden_act: str | None = None, **fields
+) -> VCPCLIPConfig:
+    """
+    A configuration on the towers of a CLIP.
+
+    Args:
+        clip_config (`CLIPConfig`): the backbone's.
+        name (`str`, *optional*): where it came from; its tokenizer is loaded from there if needed.
+        tokenizer (*optional*): the backbone's, for prompts that have no ids yet.
+        hub_arguments (`dict`): those of `HUB_ARGUMENTS` that were given.
+        hidden_act (`str`, *optional*): another activation for both towers.
+        fields: of [`VCPCLIPConfig`].
+    """
+    text_config, vision_config = clip_config.text_config.to_dict(), clip_config.vision_config.to_dict()
+    if hidden_act is not None:
+        text_config["hidden_act"] = vision_config["hidden_act"] = hidden_act
+
+    default, vocab_size = VCPCLIPConfig(), clip_config.text_config.vocab_size
+    prompts = {
+        f"{state}_prompts": list(fields.get(f"{state}_prompts") or getattr(default, f"{state}_prompts"))
+        for state in ("normal", "abnormal")
+    }
+    are_default = all(prompts[field] == getattr(default, field) for field in prompts)
+    if "normal_prompt_input_ids" not in fields and not (are_default and vocab_size == default.text_config.vocab_size):
+        if tokenizer is None:
+            if name is None:
+                raise ValueError(
+                    f"The prompts {prompts} must be tokenized for a vocabulary of {vocab_size} entries: give"
+                    " `tokenizer`, the backbone's."
+                )
+            tokenizer = AutoTokenizer.from_pretrained(name, **hub_arguments)
+        check_tokenizer(tokenizer, vocab_size)
+        fields.update(prompts)
+        for field, words in prompts.items():
+            ids = tokenize_prompts(words, tokenizer, vocab_size)
+            fields[field.replace("_prompts", "_prompt_input_ids")] = ids
+
+    return VCPCLIPConfig(
+        **{
+            "text_config": text_config,
+            "vision_config": vision_config,
+            "projection_dim": clip_config.projection_dim,
+            "logit_scale_init_value": clip_config.logit_scale_init_value,
+            "backbone_name_or_path": name,
+            "backbone_revision": hub_arguments.get("revision"),
+            **fields,
+        }
+    )
 
 
 def load_adapter_weights(location, variant: str | None, hub_arguments: dict) -> dict[str, torch.Tensor]:

@@ -59,7 +59,7 @@ class VCPCLIPConfig(PreTrainedConfig):
             Side of the square input in pixels, or `[height, width]`; multiples of the patch size. The forward pass
             accepts any multiple; this is the size the checkpoint was trained for.
         feature_layers (`list[int]`, *optional*, defaults to four evenly spaced blocks, the last included):
-            Image blocks (1-based, ascending) whose patch tokens are read: 6, 12, 18, 24 for ViT-L (table 4).
+            Image blocks (1-based, ascending) whose patch tokens are read: 6, 12, 18, 24 for ViT-L (section 4.1).
         num_category_tokens (`int`, *optional*, defaults to 2):
             r, the learned tokens that stand for the product's name.
         num_deep_prompt_tokens (`int`, *optional*, defaults to 1):

@@ -5,6 +5,7 @@ layers, T prompt templates of each state, r category tokens, n deep prompt token
 d_v the image width. The two states are always ordered normal, abnormal.
 """
 
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -13,13 +14,20 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import unwrap_model
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbone_loading import HUB_ARGUMENTS, load_adapter_weights, load_backbone_weights
+from .backbone_loading import (
+    HUB_ARGUMENTS,
+    check_backbone,
+    config_on_backbone,
+    load_adapter_weights,
+    load_backbone_weights,
+    read_backbone_config,
+)
 from .configuration_vcp_clip import VCPCLIPConfig
 from .losses import segmentation_loss
 from .prompts import PromptPlan, check_tokenizer, tokenize_prompts
@@ -248,78 +256,51 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         return self
 
     @classmethod
-    def from_clip(cls, backbone: str | os.PathLike | CLIPModel, tokenizer=None, **kwargs) -> "VCPCLIPModel":
+    def from_clip(
+        cls,
+        backbone: str | os.PathLike | CLIPModel,
+        config: VCPCLIPConfig | None = None,
+        tokenizer=None,
+        **kwargs,
+    ) -> "VCPCLIPModel":
         """
         A model on a pretrained CLIP, its learned part freshly initialised: where training starts.
 
         Args:
             backbone (`str`, `os.PathLike` or `CLIPModel`): Hub repository, folder, or a loaded model.
+            config ([`VCPCLIPConfig`], *optional*):
+                The architecture; its towers must be the backbone's. Made from the backbone and `kwargs` if absent.
             tokenizer (*optional*):
                 Tokenizer of the backbone, to turn `normal_prompts` / `abnormal_prompts` into ids. Needed only where
                 the prompts are not the paper's or the vocabulary is not OpenAI's; loaded from `backbone` if absent.
             kwargs:
-                Fields of [`VCPCLIPConfig`]; `hidden_act`, to run both towers with another activation than the
-                backbone's own (the authors run OpenAI's weights with `"gelu"`); arguments of `from_pretrained` such
-                as `dtype`, `attn_implementation`, `revision`, `token`.
+                Without `config`: fields of [`VCPCLIPConfig`], and `hidden_act`, to run both towers with another
+                activation than the backbone's own (the authors run OpenAI's weights with `"gelu"`). Always:
+                arguments of `from_pretrained` such as `dtype`, `attn_implementation`, `revision`, `token`.
 
         Returns:
             [`VCPCLIPModel`] in evaluation mode.
+
+        Raises:
+            OSError: the backbone is not there.
+            ValueError: not a CLIP model, not the one of `config`, or fields that contradict it.
         """
         # The learned part is trained in float32, whatever the backbone is stored in
         loading = {"dtype": torch.float32, **kwargs}
-        hidden_act = loading.pop("hidden_act", None)
-        fields = {
-            name: loading.pop(name)
-            for name in list(loading)
-            if name in VCPCLIPConfig.__dataclass_fields__ and name != "dtype"
-        }
         hub_arguments = {name: loading[name] for name in HUB_ARGUMENTS if name in loading}
-
-        if isinstance(backbone, CLIPModel):
-            clip_config, name = backbone.config, getattr(backbone, "name_or_path", "") or None
-        else:
-            name = str(backbone)
-            clip_config = CLIPConfig.from_pretrained(name, **hub_arguments)
-            if clip_config.text_config is None or clip_config.vision_config is None:
-                raise ValueError(f"{name} is not a CLIP model with a text and an image tower.")
-        text_config, vision_config = clip_config.text_config.to_dict(), clip_config.vision_config.to_dict()
-        if hidden_act is not None:
-            text_config["hidden_act"] = vision_config["hidden_act"] = hidden_act
-        fields.setdefault("backbone_name_or_path", name)
-        fields.setdefault("backbone_revision", hub_arguments.get("revision"))
-
-        def make_config(**prompts) -> VCPCLIPConfig:
-            return VCPCLIPConfig(
-                text_config=text_config,
-                vision_config=vision_config,
-                projection_dim=clip_config.projection_dim,
-                logit_scale_init_value=clip_config.logit_scale_init_value,
-                **{**fields, **prompts},
-            )
-
-        default = VCPCLIPConfig()
-        prompts = {
-            state: list(fields.get(f"{state}_prompts") or getattr(default, f"{state}_prompts"))
-            for state in ("normal", "abnormal")
-        }
-        are_default = all(prompts[state] == getattr(default, f"{state}_prompts") for state in prompts)
-        vocab_size = clip_config.text_config.vocab_size
-        if "normal_prompt_input_ids" in fields or (are_default and vocab_size == default.text_config.vocab_size):
-            config = make_config()
-        else:
-            if tokenizer is None:
-                if name is None:
-                    raise ValueError(
-                        f"The prompts {prompts} must be tokenized for a vocabulary of {vocab_size} entries: give"
-                        " `tokenizer`, the backbone's."
-                    )
-                tokenizer = AutoTokenizer.from_pretrained(name, **hub_arguments)
-            check_tokenizer(tokenizer, vocab_size)
-            ids = {
-                f"{state}_prompt_input_ids": tokenize_prompts(prompts[state], tokenizer, vocab_size)
-                for state in prompts
+        clip_config, name = read_backbone_config(backbone, hub_arguments)
+        if config is None:
+            fields = {
+                name: loading.pop(name)
+                for name in list(loading)
+                if name == "hidden_act" or (name in VCPCLIPConfig.__dataclass_fields__ and name != "dtype")
             }
-            config = make_config(**{f"{state}_prompts": prompts[state] for state in prompts}, **ids)
+            config = config_on_backbone(clip_config, name, tokenizer, hub_arguments, **fields)
+        else:
+            check_backbone(config, clip_config, name or "the given model")
+            config = copy.deepcopy(config)
+            config.backbone_name_or_path = name or config.backbone_name_or_path
+            config.backbone_included = True
 
         if isinstance(backbone, CLIPModel):
             state_dict = {f"clip.{key}": value for key, value in backbone.state_dict().items()}
