@@ -1,6 +1,7 @@
 """Image processor of VCP-CLIP: any image to `pixel_values`, model outputs to maps, scores and masks."""
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -15,7 +16,13 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from .image_loading import list_images, load_image, load_mask
 
 
-__all__ = ["VCPCLIPImageProcessor", "VCPCLIPImageProcessorKwargs", "gaussian_smooth"]
+__all__ = [
+    "AnomalyScoring",
+    "VCPCLIPImageProcessor",
+    "VCPCLIPImageProcessorKwargs",
+    "gaussian_smooth",
+    "resize_map",
+]
 
 # scipy.ndimage.gaussian_filter's default, which the authors use: the kernel ends at 4 sigma
 _TRUNCATE = 4.0
@@ -33,6 +40,7 @@ class VCPCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     top_k_fraction (`float`): part of the pixels that `"top_k"` averages.
     threshold (`float`): on the map: pixels at or above it are abnormal.
     image_threshold (`float`): on the score: images at or above it are anomalous.
+    calibration (`dict`): where the thresholds came from.
     """
 
     resize_mode: Literal["squash", "pad", "keep_ratio"]
@@ -43,6 +51,7 @@ class VCPCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     top_k_fraction: float | int
     threshold: float | int | None
     image_threshold: float | int | None
+    calibration: dict | None
 
 
 class VCPCLIPImageProcessor(PilBackend):
@@ -76,6 +85,8 @@ class VCPCLIPImageProcessor(PilBackend):
         image_threshold (`float`, *optional*):
             Images with a score at or above it are anomalous. `None`: `threshold` with `"max"`, where both are on one
             scale; no labels with `"top_k"`.
+        calibration (`dict`, *optional*):
+            Method, number of images and date of the thresholds, as `calibration` writes it.
     """
 
     valid_kwargs = VCPCLIPImageProcessorKwargs
@@ -99,6 +110,7 @@ class VCPCLIPImageProcessor(PilBackend):
     top_k_fraction = 2000 / 518**2
     threshold = None
     image_threshold = None
+    calibration = None
 
     def __init__(self, **kwargs: Unpack[VCPCLIPImageProcessorKwargs]):
         super().__init__(**kwargs)
@@ -106,7 +118,7 @@ class VCPCLIPImageProcessor(PilBackend):
             raise ValueError(f"resize_mode={self.resize_mode!r} must be 'squash', 'pad' or 'keep_ratio'.")
         if not (self.size.height and self.size.width):
             raise ValueError(f"size={dict(self.size)} must give 'height' and 'width'.")
-        self._check_scoring(self.score_mode, self.top_k_fraction, self.smoothing_sigma)
+        self.scoring()  # checks its own settings
         if self.input_range is not None:
             self.input_range = list(self.input_range)  # as JSON gives it back
 
@@ -252,25 +264,12 @@ class VCPCLIPImageProcessor(PilBackend):
             return list(segmentation_maps)
         return [segmentation_maps]
 
-    @staticmethod
-    def _check_scoring(score_mode: str, top_k_fraction: float, smoothing_sigma: float) -> None:
-        if score_mode not in ("max", "top_k"):
-            raise ValueError(f"score_mode={score_mode!r} must be 'max' or 'top_k'.")
-        if not 0 < top_k_fraction <= 1:
-            raise ValueError(f"top_k_fraction={top_k_fraction} must lie in (0, 1].")
-        if smoothing_sigma < 0:
-            raise ValueError(f"smoothing_sigma={smoothing_sigma} must be 0 (none) or more.")
-
     def post_process_anomaly_segmentation(
         self,
         outputs,
         target_sizes: list[tuple[int, int]] | None = None,
-        threshold: float | None = None,
-        image_threshold: float | None = None,
-        smoothing_sigma: float | None = None,
-        score_mode: str | None = None,
-        top_k_fraction: float | None = None,
-        resize_mode: str | None = None,
+        roi_masks: list | None = None,
+        **settings,
     ) -> list[dict]:
         """
         Turn a [`VCPCLIPOutput`] into one result for each image. Results do not depend on the rest of the batch.
@@ -280,72 +279,139 @@ class VCPCLIPImageProcessor(PilBackend):
             target_sizes (`list[tuple[int, int]]`, *optional*):
                 (height, width) of each original image; the map is resized to it (bilinear), padding removed. Without
                 it the map stays at the model's size, padding included.
-            threshold, image_threshold, smoothing_sigma, score_mode, top_k_fraction, resize_mode (*optional*):
-                Instead of the processor's own.
+            roi_masks (`list`, *optional*):
+                For each image, `None` or an array of its original size, non-zero where to look; the map is 0
+                elsewhere, for the score too.
+            settings: `threshold`, `image_threshold`, `smoothing_sigma`, `score_mode`, `top_k_fraction`,
+                `resize_mode`, instead of the processor's own.
 
         Returns:
             `list[dict]` with, for each image,
-            - **anomaly_map** (`torch.FloatTensor` of shape `(height, width)`): fused, smoothed, in [0, 1];
             - **score** (`float`): read at the model's size; in [0, 1] with `"max"`, in [0, 2] with `"top_k"`;
             - **label** (`"normal"`, `"anomalous"` or `None`): score against the image threshold;
-            - **mask** (`torch.BoolTensor` of shape `(height, width)`, or `None`): map at or above `threshold`;
-            - **threshold**, **image_threshold** (`float` or `None`): those used.
+            - **threshold**, **image_threshold** (`float` or `None`): those used;
+            - **anomaly_map** (`torch.FloatTensor` of shape `(height, width)`): fused, smoothed, in [0, 1];
+            - **mask** (`torch.BoolTensor` of shape `(height, width)`, or `None`): map at or above `threshold`.
 
         Raises:
-            ValueError: the number of `target_sizes` is not that of images; an unknown mode.
+            ValueError: the number of `target_sizes` or `roi_masks` is not that of images; an unknown setting.
         """
-        threshold = self.threshold if threshold is None else threshold
-        image_threshold = self.image_threshold if image_threshold is None else image_threshold
-        smoothing_sigma = self.smoothing_sigma if smoothing_sigma is None else smoothing_sigma
-        score_mode = self.score_mode if score_mode is None else score_mode
-        top_k_fraction = self.top_k_fraction if top_k_fraction is None else top_k_fraction
-        resize_mode = self.resize_mode if resize_mode is None else resize_mode
-        self._check_scoring(score_mode, top_k_fraction, smoothing_sigma)
-        if image_threshold is None and score_mode == "max":
-            image_threshold = threshold
-
+        scoring = self.scoring(**settings)
         maps = outputs.anomaly_map.float()
-        branches = [maps_ for maps_ in (outputs.base_map, outputs.vcp_map) if maps_ is not None]
-        if target_sizes is not None and len(target_sizes) != len(maps):
-            raise ValueError(f"{len(target_sizes)} target_sizes came with {len(maps)} images.")
+        branches = [branch.float() for branch in (outputs.base_map, outputs.vcp_map) if branch is not None]
+        for name, given in (("target_sizes", target_sizes), ("roi_masks", roi_masks)):
+            if given is not None and len(given) != len(maps):
+                raise ValueError(f"{len(given)} {name} came with {len(maps)} images.")
 
         # 1. remove the padding, so that it takes part in nothing; without it the images stay one batch
-        if resize_mode == "pad" and target_sizes is not None:
-            full = SizeDict(height=maps.shape[-2], width=maps.shape[-1])
-            contents = [self._canvas(*target, full, "pad", 1)[0] for target in target_sizes]
+        if scoring.resize_mode == "pad" and target_sizes is not None:
             groups = [
-                ([index], [stack[index : index + 1, :height, :width] for stack in (maps, *branches)])
-                for index, (height, width) in enumerate(contents)
+                ([index], [self.without_padding(stack[index : index + 1], size, "pad") for stack in (maps, *branches)])
+                for index, size in enumerate(target_sizes)
             ]
         else:
-            groups = [(range(len(maps)), [maps, *branches])]
+            groups = [(list(range(len(maps))), [maps, *branches])]
 
         results = [{} for _ in maps]
         for indices, (group_maps, *group_branches) in groups:
             # 2. smooth and score at the model's size
-            smooth = gaussian_smooth(group_maps, smoothing_sigma)
-            if score_mode == "max":
-                scores = smooth.flatten(1).amax(dim=1)
-            else:
-                scores = sum(_top_mean(branch.float(), top_k_fraction) for branch in group_branches)
+            smooth = gaussian_smooth(group_maps, scoring.smoothing_sigma)
+            if roi_masks is not None:
+                inside = torch.stack([_roi_at(roi_masks[index], smooth[0]) for index in indices])
+                smooth, group_branches = smooth * inside, [branch * inside for branch in group_branches]
+            scores = scoring.scores(smooth, group_branches)
             # 3. to the original size
-            for index, anomaly_map, score in zip(indices, smooth, scores.tolist(), strict=True):
-                if target_sizes is not None and tuple(target_sizes[index]) != tuple(anomaly_map.shape):
-                    anomaly_map = torch.nn.functional.interpolate(
-                        anomaly_map[None, None], size=tuple(target_sizes[index]), mode="bilinear", align_corners=False
-                    )[0, 0]
-                label = None
-                if image_threshold is not None:
-                    label = "anomalous" if score >= image_threshold else "normal"
-                results[index] = {
-                    "score": score,
-                    "label": label,
-                    "threshold": threshold,
-                    "image_threshold": image_threshold,
-                    "anomaly_map": anomaly_map,
-                    "mask": None if threshold is None else anomaly_map >= threshold,
-                }
+            for index, anomaly_map, score in zip(indices, smooth, scores, strict=True):
+                if target_sizes is not None:
+                    anomaly_map = resize_map(anomaly_map, target_sizes[index])
+                if roi_masks is not None:
+                    anomaly_map = anomaly_map * _roi_at(roi_masks[index], anomaly_map)
+                results[index] = scoring.result(anomaly_map, score)
         return results
+
+    def without_padding(
+        self, maps: torch.Tensor, target_size: tuple[int, int], resize_mode: str | None = None
+    ) -> torch.Tensor:
+        """Maps of shape (..., h, w) of an image of `target_size`, cut to the part that shows the image."""
+        if (resize_mode or self.resize_mode) != "pad":
+            return maps
+        full = SizeDict(height=maps.shape[-2], width=maps.shape[-1])
+        (height, width), _ = self._canvas(*target_size, full, "pad", 1)
+        return maps[..., :height, :width]
+
+    def scoring(self, **settings) -> "AnomalyScoring":
+        """How maps become scores, labels and masks: this processor's settings, and those given instead of them."""
+        names = list(AnomalyScoring.__dataclass_fields__)
+        unknown = sorted(settings.keys() - set(names))
+        if unknown:
+            raise ValueError(f"Unknown settings {unknown}; known are {names}.")
+        own = {name: getattr(self, name) for name in names}
+        return AnomalyScoring(**{**own, **{name: value for name, value in settings.items() if value is not None}})
+
+
+@dataclass
+class AnomalyScoring:
+    """
+    From maps to scores, labels and masks; the fields are those of [`VCPCLIPImageProcessor`] of the same names.
+
+    The one place where maps are scored and thresholds are applied, for whole images and for tiled ones.
+    """
+
+    threshold: float | None
+    image_threshold: float | None
+    smoothing_sigma: float
+    score_mode: str
+    top_k_fraction: float
+    resize_mode: str
+
+    def __post_init__(self):
+        if self.score_mode not in ("max", "top_k"):
+            raise ValueError(f"score_mode={self.score_mode!r} must be 'max' or 'top_k'.")
+        if not 0 < self.top_k_fraction <= 1:
+            raise ValueError(f"top_k_fraction={self.top_k_fraction} must lie in (0, 1].")
+        if self.smoothing_sigma < 0:
+            raise ValueError(f"smoothing_sigma={self.smoothing_sigma} must be 0 (none) or more.")
+        if self.image_threshold is None and self.score_mode == "max":
+            self.image_threshold = self.threshold  # both are on one scale
+
+    def scores(self, smooth: torch.Tensor, branches: list[torch.Tensor]) -> list[float]:
+        """Smoothed fused maps and unsmoothed maps of the branches, all `(batch_size, height, width)` -> scores."""
+        if self.score_mode == "max":
+            return smooth.flatten(1).amax(dim=1).tolist()
+        return sum(_top_mean(branch, self.top_k_fraction) for branch in branches).tolist()
+
+    def result(self, anomaly_map: torch.Tensor, score: float) -> dict:
+        """One image's result, as `post_process_anomaly_segmentation` returns it."""
+        label = None
+        if self.image_threshold is not None:
+            label = "anomalous" if score >= self.image_threshold else "normal"
+        return {
+            "score": score,
+            "label": label,
+            "threshold": self.threshold,
+            "image_threshold": self.image_threshold,
+            "anomaly_map": anomaly_map,
+            "mask": None if self.threshold is None else anomaly_map >= self.threshold,
+        }
+
+
+def resize_map(anomaly_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(..., h, w) -> (..., height, width), bilinear: how every map comes back to its image's size."""
+    if tuple(anomaly_map.shape[-2:]) == tuple(size):
+        return anomaly_map
+    flat = anomaly_map.reshape(1, -1, *anomaly_map.shape[-2:])
+    flat = torch.nn.functional.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False)
+    return flat.reshape(*anomaly_map.shape[:-2], *size)
+
+
+def _roi_at(roi_mask, like: torch.Tensor) -> torch.Tensor:
+    """A region of interest at the size of a map: 1 where to look, else 0."""
+    if roi_mask is None:
+        return torch.ones_like(like)
+    inside = torch.from_numpy(np.asarray(roi_mask) != 0).to(like)
+    if inside.shape != like.shape:
+        inside = torch.nn.functional.interpolate(inside[None, None], size=like.shape, mode="nearest-exact")[0, 0]
+    return inside
 
 
 def _top_mean(maps: torch.Tensor, fraction: float) -> torch.Tensor:

@@ -1,0 +1,107 @@
+"""Tiles cover everything, blend without seams, share one prompt, and stay within their memory."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.common import tiny_model
+from vcp_clip_hf import VCPCLIPImageProcessor
+from vcp_clip_hf.tiling import segment_tiles, tile_starts
+
+
+@pytest.fixture(scope="module")
+def parts():
+    model = tiny_model()
+    return model, VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=0.0)
+
+
+def picture(height: int, width: int) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("length", "tile", "overlap"),
+    [(100, 30, 10), (100, 30, 0), (31, 30, 5), (30, 30, 5), (12, 30, 5), (12000, 518, 64)],
+)
+def test_tiles_cover_a_side_and_overlap_enough(length, tile, overlap):
+    starts = tile_starts(length, tile, overlap)
+    assert starts[0] == 0 and (length <= tile or starts[-1] == length - tile)
+    for before, after in itertools.pairwise(starts):
+        assert before < after <= before + tile - overlap + 1
+    assert len(starts) <= max(1, np.ceil((length - overlap) / (tile - overlap)))
+
+
+def test_one_tile_is_the_whole_image(parts):
+    model, processor = parts
+    image = picture(48, 48)
+    maps = segment_tiles(model, processor, image, tile_size=48, tile_overlap=8)
+    with torch.no_grad():
+        expected = model(**processor(image, return_tensors="pt")).anomaly_map[0]
+    assert maps.num_tiles == 1
+    np.testing.assert_allclose(maps.anomaly_map, expected, atol=1e-5)
+
+
+def test_tiles_are_prompted_by_the_whole_image_and_blended_by_their_weights(parts):
+    model, processor = parts
+    image = picture(48, 84)
+    maps = segment_tiles(model, processor, image, tile_size=48, tile_overlap=12, with_branches=True)
+    assert maps.num_tiles == 2 and maps.anomaly_map.shape == (48, 84)
+    with torch.no_grad():
+        _, whole = model.encode_image(processor(image, return_tensors="pt").pixel_values)
+        left, right = (
+            model(**processor(image.crop((x, 0, x + 48, 48)), return_tensors="pt"), image_embeds=whole)
+            for x in (0, 36)
+        )
+    np.testing.assert_allclose(maps.anomaly_map[:, :36], left.anomaly_map[0][:, :36], atol=1e-5)
+    np.testing.assert_allclose(maps.anomaly_map[:, 48:], right.anomaly_map[0][:, 12:], atol=1e-5)
+    np.testing.assert_allclose(maps.vcp_map[:, :36], left.vcp_map[0][:, :36], atol=1e-5)
+    # in the overlap the weights go over from one to the other
+    ramp = (np.arange(12) + 0.5) / 12
+    expected = left.anomaly_map[0][:, 36:].numpy() * (1 - ramp) + right.anomaly_map[0][:, :12].numpy() * ramp
+    np.testing.assert_allclose(maps.anomaly_map[:, 36:48], expected, atol=1e-5)
+
+
+def test_the_batch_of_tiles_changes_nothing(parts):
+    model, processor = parts
+    image = picture(100, 130)
+    one, many = (segment_tiles(model, processor, image, 48, 12, batch_size=size) for size in (1, 7))
+    assert one.num_tiles == many.num_tiles == 12
+    np.testing.assert_allclose(one.anomaly_map, many.anomaly_map, atol=1e-5)
+    assert one.base_map is None and one.vcp_map is None
+
+
+def test_the_global_map_can_be_mixed_in(parts):
+    model, processor = parts
+    image = picture(60, 90)
+    tiles, both, whole = (
+        segment_tiles(model, processor, image, 48, 12, global_weight=weight).anomaly_map for weight in (0, 0.25, 1)
+    )
+    np.testing.assert_allclose(both, 0.75 * tiles + 0.25 * whole, atol=1e-5)
+    with torch.no_grad():
+        outputs = model(**processor(image, return_tensors="pt"))
+    (expected,) = processor.post_process_anomaly_segmentation(outputs, [(60, 90)])
+    np.testing.assert_allclose(whole, expected["anomaly_map"], atol=1e-5)
+
+
+def test_images_smaller_than_a_tile(parts):
+    model, processor = parts
+    maps = segment_tiles(model, processor, picture(20, 100), tile_size=48, tile_overlap=12)
+    assert maps.anomaly_map.shape == (20, 100) and maps.num_tiles == 3
+    assert maps.anomaly_map.min() >= 0 and maps.anomaly_map.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tile_size": 48, "tile_overlap": 48}, "tile_overlap=48"),
+        ({"tile_size": 0, "tile_overlap": 0}, "tile_size=0"),
+        ({"tile_size": 48, "tile_overlap": 4, "global_weight": 2.0}, "global_weight=2.0"),
+    ],
+)
+def test_wrong_arguments_are_explained(parts, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        segment_tiles(*parts, picture(60, 60), **arguments)
