@@ -134,6 +134,10 @@ class VCPCLIPConfig(PreTrainedConfig):
     backbone_included: bool = True
 
     def __post_init__(self, **kwargs):
+        if not __name__.startswith("transformers_modules."):
+            # Code copied into a repository is for readers without this package. Kept, transformers would insist on
+            # trust_remote_code even though the pipeline is at hand.
+            kwargs.pop("custom_pipelines", None)
         self._refuse_misspelt_fields(kwargs)
         if self.text_config is None:
             self.text_config = dict(_VIT_L_14_336_TEXT)

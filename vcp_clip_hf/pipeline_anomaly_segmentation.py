@@ -469,25 +469,25 @@ def _as_images(inputs, image_column: str | None):
         return os.fspath(inputs)
     # a Hugging Face Dataset or IterableDataset, without importing the library
     if hasattr(inputs, "column_names") and hasattr(inputs, "select_columns"):
-        column = image_column or _image_column(inputs)
-        if column not in inputs.column_names:
-            raise ValueError(f"image_column={column!r} is not among the columns {inputs.column_names}.")
+        column = _image_column(inputs, image_column)
         only = inputs.select_columns(column)
         return _Column(only, column) if hasattr(inputs, "__len__") else (row[column] for row in only)
     return inputs
 
 
-def _image_column(dataset) -> str:
-    features = dataset.features or {}
-    images = [name for name, feature in features.items() if type(feature).__name__ == "Image" and name != "mask"]
-    if "image" in dataset.column_names or len(images) != 1:
-        if "image" not in dataset.column_names:
-            raise ValueError(
-                f"Which column of {dataset.column_names} holds the images? Pass image_column=...;"
-                f" {images or 'none'} of them are images."
-            )
-        return "image"
-    return images[0]
+def _image_column(dataset, asked: str | None) -> str:
+    names = dataset.column_names
+    if names is None:  # a stream that has not been looked into
+        return asked or "image"
+    if asked is None:
+        images = [name for name, feature in (dataset.features or {}).items() if type(feature).__name__ == "Image"]
+        candidates = ["image"] if "image" in names else [name for name in images if name != "mask"]
+        if len(candidates) != 1:
+            raise ValueError(f"Which column of {names} holds the images? Pass image_column=...")
+        return candidates[0]
+    if asked not in names:
+        raise ValueError(f"image_column={asked!r} is not among the columns {names}.")
+    return asked
 
 
 class _Column(torch.utils.data.Dataset):

@@ -1,0 +1,447 @@
+"""Every kind of input, every option and every error, through `transformers.pipeline`."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+import vcp_clip_hf
+from tests.common import tiny_model, tiny_tokenizer
+from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
+
+
+SIZES = [(60, 80), (48, 48), (33, 120), (100, 40), (70, 70)]
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = tiny_model()
+    model.save_pretrained(folder)
+    VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=2.0).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inspect(checkpoint):
+    return pipeline("anomaly-segmentation", model=str(checkpoint))
+
+
+@pytest.fixture
+def fresh(checkpoint):
+    """A pipeline of one's own, to change."""
+    return pipeline("anomaly-segmentation", model=str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [picture(*size, seed=index) for index, size in enumerate(SIZES)]
+
+
+def assert_same(result, expected, atol=1e-5):
+    assert result["score"] == pytest.approx(expected["score"], abs=atol)
+    np.testing.assert_allclose(result["anomaly_map"], expected["anomaly_map"], atol=atol)
+    assert result["label"] == expected["label"]
+
+
+# --- the result -----------------------------------------------------------------------------------------------------
+
+
+def test_the_result_is_what_model_and_processor_say(inspect, pictures):
+    for image in pictures:
+        result = inspect(image)
+        assert list(result) == ["score", "label", "threshold", "image_threshold", "anomaly_map", "mask"]
+        assert isinstance(inspect, AnomalySegmentationPipeline)
+        anomaly_map = result["anomaly_map"]
+        assert isinstance(anomaly_map, np.ndarray) and anomaly_map.dtype == np.float32
+        assert anomaly_map.shape == (image.height, image.width)
+        assert anomaly_map.min() >= 0 and anomaly_map.max() <= 1 and isinstance(result["score"], float)
+        # no threshold known: never a silent 0.5
+        assert result["label"] is result["mask"] is result["threshold"] is result["image_threshold"] is None
+        with torch.no_grad():
+            outputs = inspect.model(**inspect.image_processor(image, return_tensors="pt"))
+        (expected,) = inspect.image_processor.post_process_anomaly_segmentation(outputs, [(image.height, image.width)])
+        np.testing.assert_allclose(anomaly_map, expected["anomaly_map"], atol=1e-6)
+
+
+def test_threshold_gives_mask_and_label(inspect, pictures):
+    score = inspect(pictures[0])["score"]
+    low, high = (inspect(pictures[0], threshold=score + shift) for shift in (-0.01, 0.01))
+    assert (low["label"], high["label"]) == ("anomalous", "normal")
+    assert low["mask"].mode == "L" and low["mask"].size == pictures[0].size
+    np.testing.assert_array_equal(
+        np.asarray(low["mask"]), np.where(low["anomaly_map"] >= low["threshold"], 255, 0).astype(np.uint8)
+    )
+    assert low["threshold"] == low["image_threshold"] == score - 0.01
+    apart = inspect(pictures[0], threshold=score - 0.01, image_threshold=0.999)
+    assert apart["label"] == "normal" and np.asarray(apart["mask"]).any()
+
+
+# --- inputs ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_image(inspect, pictures, tmp_path):
+    image = pictures[0]
+    expected = inspect(image)
+    image.save(tmp_path / "image.png")
+    values = np.asarray(image)
+    for source in (
+        str(tmp_path / "image.png"),
+        tmp_path / "image.png",
+        (tmp_path / "image.png").read_bytes(),
+        values,
+        values.astype(np.float32) / 255,
+        torch.from_numpy(values.transpose(2, 0, 1).copy()),
+    ):
+        assert_same(inspect(source), expected)
+    assert inspect(np.asarray(image.convert("L")))["anomaly_map"].shape == values.shape[:2]
+    batch = inspect(np.stack([values, values]))
+    assert isinstance(batch, list) and len(batch) == 2
+    assert_same(batch[1], expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_every_kind_of_collection_and_any_batch(inspect, pictures, batch_size, tmp_path):
+    expected = [inspect(image) for image in pictures]
+    for index, image in enumerate(pictures):
+        image.save(tmp_path / f"{index}.png")
+    paths = [str(tmp_path / f"{index}.png") for index in range(len(pictures))]
+
+    class TorchDataset(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(pictures)
+
+        def __getitem__(self, index):
+            return pictures[index]
+
+    table = Dataset.from_dict({"image": paths, "mask": paths, "name": ["a"] * 5}).cast_column("image", ImageFeature())
+    for collection in (
+        list(pictures),
+        tuple(pictures),
+        paths,
+        (image for image in pictures),
+        TorchDataset(),
+        KeyDataset(table, "image"),
+        table,
+        table.to_iterable_dataset(),
+    ):
+        results = inspect(collection, batch_size=batch_size)
+        assert isinstance(results, list) == isinstance(collection, (list, tuple))
+        count = 0
+        for result, wanted in zip(results, expected, strict=True):
+            assert_same(result, wanted)
+            count += 1
+        assert count == len(pictures)
+
+
+def test_workers_read_ahead(inspect, pictures, tmp_path):
+    paths = []
+    for index, image in enumerate(pictures):
+        image.save(tmp_path / f"{index}.png")
+        paths.append(str(tmp_path / f"{index}.png"))
+    for result, image in zip(inspect(paths, num_workers=2, batch_size=2), pictures, strict=True):
+        assert_same(result, inspect(image))
+
+
+def test_the_image_column_of_a_dataset(inspect, pictures):
+    table = Dataset.from_dict({"photo": [pictures[1]], "extra": [pictures[1]]})
+    with pytest.raises(ValueError, match="image_column"):
+        inspect(table)
+    (result,) = inspect(table, image_column="photo")
+    assert_same(result, inspect(pictures[1]))
+    with pytest.raises(ValueError, match="'foto' is not among the columns"):
+        inspect(table, image_column="foto")
+    (result,) = inspect(table.remove_columns("extra"))
+    assert_same(result, inspect(pictures[1]))
+
+    def rows():
+        yield {"image": pictures[1]}
+
+    (result,) = inspect(IterableDataset.from_generator(rows))
+    assert_same(result, inspect(pictures[1]))
+
+
+def test_ratio_keeping_modes(checkpoint, pictures):
+    for mode in ("pad", "keep_ratio"):
+        processor = VCPCLIPImageProcessor.from_pretrained(checkpoint, resize_mode=mode)
+        padded = pipeline("anomaly-segmentation", model=str(checkpoint), image_processor=processor)
+        for image in pictures:
+            result = padded(image, output_branch_maps=True, output_layer_maps=True)
+            for name in ("anomaly_map", "base_map", "vcp_map"):
+                assert result[name].shape == (image.height, image.width)
+            assert result["vcp_layer_maps"].shape == (4, image.height, image.width)
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def test_regions(inspect, pictures):
+    image = pictures[0]
+    threshold = float(np.quantile(inspect(image)["anomaly_map"], 0.8))
+    result = inspect(image, threshold=threshold, regions=True)
+    assert result["regions"], "some regions to look at"
+    assert sum(region["area"] for region in result["regions"]) == (np.asarray(result["mask"]) > 0).sum()
+    assert result["regions"][0]["score"] == pytest.approx(result["anomaly_map"].max())
+    smallest = min(region["area"] for region in result["regions"])
+    fewer = inspect(image, threshold=threshold, regions=True, min_area=smallest + 1)
+    assert len(fewer["regions"]) < len(result["regions"]) and fewer["label"] == "anomalous"
+    none = inspect(image, threshold=threshold, regions=True, min_area=10**6)
+    assert none["regions"] == [] and none["label"] == "normal" and not np.asarray(none["mask"]).any()
+    filled = inspect(image, threshold=threshold, fill_holes=True)
+    assert (np.asarray(filled["mask"]) >= np.asarray(result["mask"])).all()
+
+
+def test_heatmap(inspect, pictures):
+    result = inspect(pictures[0], heatmap=True)
+    assert result["heatmap"].mode == "RGB" and result["heatmap"].size == pictures[0].size
+
+
+def test_score_modes_and_smoothing(inspect, pictures):
+    image = pictures[0]
+    rough = inspect(image, smoothing_sigma=0.0)
+    assert rough["anomaly_map"].std() > inspect(image, smoothing_sigma=4.0)["anomaly_map"].std()
+    top = inspect(image, score_mode="top_k", top_k_fraction=1.0, output_branch_maps=True, threshold=0.5)
+    with torch.no_grad():
+        outputs = inspect.model(**inspect.image_processor(image, return_tensors="pt"))
+    assert top["score"] == pytest.approx((outputs.base_map.mean() + outputs.vcp_map.mean()).item(), abs=1e-5)
+    assert top["label"] is None and top["mask"] is not None
+
+
+def test_layer_and_branch_maps_and_uncertainty(inspect, pictures):
+    image = pictures[1]  # of the model's own size: nothing is resized
+    result = inspect(
+        image, output_branch_maps=True, output_layer_maps=True, output_uncertainty=True, smoothing_sigma=0.0
+    )
+    assert result["base_layer_maps"].shape == result["vcp_layer_maps"].shape == (4, 48, 48)
+    np.testing.assert_allclose(result["base_layer_maps"].mean(axis=0), result["base_map"], atol=1e-6)
+    a = inspect.model.config.fusion_weight
+    np.testing.assert_allclose((1 - a) * result["base_map"] + a * result["vcp_map"], result["anomaly_map"], atol=1e-6)
+    spread = np.concatenate([result["base_layer_maps"], result["vcp_layer_maps"]]).std(axis=0)
+    np.testing.assert_allclose(result["uncertainty_map"], spread, atol=1e-6)
+    assert result["uncertainty"] == pytest.approx(spread.flatten()[result["anomaly_map"].argmax()], abs=1e-6)
+
+
+def test_prompts(inspect, pictures, checkpoint):
+    image = pictures[0]
+    plain = inspect(image)
+    same = inspect(image, prompts={"normal": "good", "abnormal": "damaged"})
+    assert_same(same, plain)
+    words = inspect(image, prompts={"normal": "perfect", "abnormal": "flawed"})
+    templates = inspect(image, prompts={"normal": ["a photo of a perfect {}"], "abnormal": ["a photo of a flawed {}"]})
+    assert_same(words, templates)
+    assert abs(words["anomaly_map"] - plain["anomaly_map"]).max() > 1e-4
+    with pytest.raises(ValueError, match='keys "normal" and "abnormal"'):
+        inspect(image, prompts={"good": "x"})
+    with pytest.raises(ValueError, match="same number"):
+        inspect(image, prompts={"normal": ["a", "b"], "abnormal": "c"})
+    bare = AnomalySegmentationPipeline(model=inspect.model, image_processor=inspect.image_processor)
+    with pytest.raises(ValueError, match="tokenizer"):
+        bare(image, prompts={"normal": "a", "abnormal": "b"})
+
+
+def test_region_of_interest(inspect, pictures, tmp_path):
+    image = pictures[0]
+    whole = inspect(image)["anomaly_map"]
+    roi = np.zeros((image.height, image.width), bool)
+    roi[:, :30] = True
+    Image.fromarray(roi).save(tmp_path / "roi.png")
+    for mask in (roi, Image.fromarray(roi), str(tmp_path / "roi.png")):
+        result = inspect(image, roi_mask=mask)
+        assert not result["anomaly_map"][:, 31:].any()
+        np.testing.assert_allclose(result["anomaly_map"][:, :28], whole[:, :28], atol=1e-5)
+        assert result["score"] == pytest.approx(whole[:, :30].max(), abs=0.02)
+    with pytest.raises(ValueError, match=r"roi_mask is \(10, 10\)"):
+        inspect(image, roi_mask=np.ones((10, 10)))
+
+
+def test_image_segmentation_format(inspect, pictures):
+    image = pictures[0]
+    score = inspect(image)["score"]
+    (segment,) = inspect(image, threshold=score - 0.02, output_format="image-segmentation")
+    assert set(segment) == {"score", "label", "mask"} and segment["mask"].size == image.size
+    assert segment["score"] == pytest.approx(inspect(image)["anomaly_map"].max(), abs=1e-5)
+    assert inspect(image, threshold=0.999, output_format="image-segmentation") == []
+    lists = inspect(pictures[:3], threshold=score - 0.02, output_format="image-segmentation", batch_size=2)
+    assert len(lists) == 3 and all(isinstance(each, list) for each in lists)
+
+
+def test_tiles(inspect, pictures):
+    image = picture(130, 200, seed=9)
+    result = inspect(
+        image, tile_size=48, tile_overlap=16, tile_batch_size=3, threshold=0.5, regions=True, heatmap=True
+    )
+    assert result["anomaly_map"].shape == (130, 200) and result["heatmap"].size == (200, 130)
+    assert result["score"] == pytest.approx(result["anomaly_map"].max())
+    top = inspect(image, tile_size=48, score_mode="top_k", top_k_fraction=0.01, output_branch_maps=True)
+    expected = sum(np.sort(top[name].ravel())[-260:].mean() for name in ("base_map", "vcp_map"))
+    assert top["score"] == pytest.approx(expected, abs=1e-5)
+    mixed = inspect([image, pictures[0]], tile_size=48, batch_size=2)
+    np.testing.assert_allclose(mixed[0]["anomaly_map"], inspect(image, tile_size=48)["anomaly_map"], atol=1e-5)
+    roi = np.zeros((130, 200), bool)
+    roi[:50] = True
+    inside = inspect(image, tile_size=48, roi_mask=roi)
+    assert not inside["anomaly_map"][50:].any() and inside["score"] == pytest.approx(inside["anomaly_map"].max())
+    with pytest.raises(ValueError, match="tile_size out"):
+        inspect(image, tile_size=48, output_uncertainty=True)
+
+
+def test_number_formats(checkpoint, pictures):
+    exact = pipeline("anomaly-segmentation", model=str(checkpoint), device="cpu")(pictures[0])
+    half = pipeline("anomaly-segmentation", model=str(checkpoint), dtype=torch.bfloat16, device=-1)
+    assert half.model.dtype == torch.bfloat16
+    result = half(pictures[0])
+    assert result["anomaly_map"].dtype == np.float32
+    assert abs(result["anomaly_map"] - exact["anomaly_map"]).mean() < 0.03
+
+
+# --- calibration ------------------------------------------------------------------------------------------------
+
+
+def test_calibration_on_normal_images(fresh, pictures, tmp_path):
+    normal = [picture(50, 60, seed=100 + index) for index in range(30)]
+    calibration = fresh.calibrate(normal, false_alarm_rate=0.1, batch_size=4)
+    scores = [result["score"] for result in fresh(normal)]
+    flagged = [result["label"] == "anomalous" for result in fresh(normal)]
+    assert calibration.num_images == 30 and sum(flagged) == calibration.num_above == 2
+    assert sorted(scores)[-3] < calibration.threshold <= sorted(scores)[-2]
+    assert fresh(normal[0])["threshold"] == calibration.threshold
+
+    fresh.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["calibration"]["image"]["method"] == "conformal" and saved["calibration"]["image"]["num_images"] == 30
+    again = pipeline("anomaly-segmentation", model=str(tmp_path))
+    assert [result["label"] == "anomalous" for result in again(normal)] == flagged
+    assert again(normal[0], threshold=0.0)["label"] == "anomalous" or again.image_processor.image_threshold
+
+
+def test_calibration_of_masks_and_from_labels(fresh, pictures):
+    normal = [picture(50, 60, seed=100 + index) for index in range(40)]
+    fresh.calibrate((image for image in normal), false_alarm_rate=0.2, pixel_false_alarm_rate=0.1)
+    processor = fresh.image_processor
+    rates = [(result["anomaly_map"] >= processor.threshold).mean() for result in fresh(normal)]
+    assert 0.03 < np.mean(rates) <= 0.1 and processor.threshold != processor.image_threshold
+    assert processor.calibration["pixel"]["method"] == "conformal_risk_control"
+    labels = [0] * 20 + [1] * 20
+    calibration = fresh.calibrate(normal, labels=labels)
+    assert calibration.method == "f1_max" and calibration.f1 >= 2 / 3
+
+
+def test_reference_images_when_made(checkpoint):
+    normal = [picture(50, 60, seed=100 + index) for index in range(9)]
+    made = pipeline("anomaly-segmentation", model=str(checkpoint), reference_images=normal, false_alarm_rate=0.1)
+    results = made(normal)
+    assert all(result["label"] == "normal" for result in results) and results[0]["threshold"] > results[0]["score"]
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_misspelt_arguments(inspect, pictures):
+    with pytest.raises(TypeError, match=r"no argument 'treshold'; did you mean 'threshold'"):
+        inspect(pictures[0], treshold=0.5)
+    with pytest.raises(TypeError, match="known are"):
+        inspect(pictures[0], zzz=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"regions": True}, "threshold"),
+        ({"output_format": "image-segmentation"}, "calibrate"),
+        ({"output_format": "coco", "threshold": 0.5}, "output_format='coco'"),
+        ({"score_mode": "median"}, "score_mode='median'"),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+        ({"tile_size": 48, "tile_overlap": 50}, "tile_overlap=50"),
+    ],
+)
+def test_wrong_arguments_are_explained(inspect, pictures, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        inspect(pictures[0], **arguments)
+
+
+def test_a_bad_image_need_not_lose_the_others(inspect, pictures, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    images = [pictures[0], str(tmp_path / "bad.png"), pictures[1], str(tmp_path / "gone.png")]
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        inspect(images)
+    for batch_size in (1, 3):
+        results = inspect(images, on_error="return", batch_size=batch_size)
+        assert_same(results[0], inspect(pictures[0]))
+        assert_same(results[2], inspect(pictures[1]))
+        assert list(results[1]) == ["error"] and "bad.png" in results[1]["error"]
+        assert "FileNotFoundError" in results[3]["error"]
+
+
+# --- saving -------------------------------------------------------------------------------------------------------
+
+
+def run(program: str, **environment) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd="/",
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_saved_with_its_code_it_works_without_the_package(inspect, pictures, tmp_path):
+    image = pictures[0]
+    image.save(tmp_path / "image.png")
+    expected = inspect(image)
+    folder = tmp_path / "with_code"
+    inspect.save_pretrained(folder, include_code=True)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["custom_pipelines"]["anomaly-segmentation"]["impl"].endswith("AnomalySegmentationPipeline")
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel"}
+    assert (folder / "modeling_vcp_clip.py").is_file() and (folder / "tiling.py").is_file()
+
+    # without the package: it is hidden from the other process
+    program = f"""
+import sys
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "vcp_clip_hf":
+            raise ImportError("hidden")
+sys.meta_path.insert(0, Hide())
+import numpy as np
+from transformers import pipeline
+pipe = pipeline("anomaly-segmentation", model={str(folder)!r}, trust_remote_code=True)
+result = pipe({str(tmp_path / "image.png")!r}, threshold=0.5, regions=True, heatmap=True)
+np.save({str(tmp_path / "map.npy")!r}, result["anomaly_map"])
+assert "vcp_clip_hf" not in sys.modules
+print(type(pipe.model).__module__)
+"""
+    assert run(program, HF_MODULES_CACHE=str(tmp_path / "modules")).strip().startswith("transformers_modules.")
+    np.testing.assert_allclose(np.load(tmp_path / "map.npy"), expected["anomaly_map"], atol=1e-5)
+
+    # with the package: no code of the folder is run, and none needs to be trusted
+    again = pipeline("anomaly-segmentation", model=str(folder))
+    assert type(again.model) is vcp_clip_hf.VCPCLIPModel
+    assert_same(again(image), expected)
+
+
+def test_saved_without_code_nothing_needs_to_be_trusted(inspect, pictures, tmp_path):
+    inspect.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "custom_pipelines" not in config and "auto_map" not in config
+    assert not list(tmp_path.glob("*.py"))
+    assert_same(pipeline("anomaly-segmentation", model=str(tmp_path))(pictures[0]), inspect(pictures[0]))
