@@ -18,6 +18,8 @@ __all__ = ["Calibration", "from_labelled_scores", "from_normal_maps", "from_norm
 
 # Resolution of the pixel threshold: maps are probabilities in [0, 1]
 _LEVELS = 4096
+# How far above the highest score a threshold lies when nothing lies above it
+_MARGIN = 1e-5
 
 
 @dataclass
@@ -99,9 +101,11 @@ def from_normal_scores(scores: Sequence[float], false_alarm_rate: float) -> Cali
     n = len(scores)
     # allow k above such that (k + 1) / (n + 1) <= rate; the small term keeps 0.05 * 100 from being 4.999...
     allowed = max(0, int(np.floor(false_alarm_rate * (n + 1) + 1e-9)) - 1)
-    highest_inside = np.sort(scores)[::-1][min(allowed, n - 1)]
-    # float32, since maps are; just above, since "at or above" flags
-    threshold = float(np.nextafter(np.float32(highest_inside), np.float32(np.inf)))
+    ordered = np.sort(scores)[::-1]
+    inside = ordered[min(allowed, n - 1)]
+    outside = ordered[:allowed][ordered[:allowed] > inside]
+    # in the middle of the gap, so that the rounding of another batch size does not turn a verdict
+    threshold = float((inside + outside[-1]) / 2) if len(outside) else float(inside) + _MARGIN
     above = int((scores >= threshold).sum())
     return Calibration(
         threshold=threshold,
