@@ -22,7 +22,7 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8.0", "ruff==0.17.6", "scipy>=1.11"],
+    "test": ["pytest>=8.0", "ruff==0.17.6", "scikit-image>=0.24", "scikit-learn>=1.5", "scipy>=1.11"],
 }
 
 setup(

@@ -1,0 +1,480 @@
+"""Metrics per product and their mean over products, fed batch by batch; NumPy is all it needs."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import bounds, curves
+from .bounds import BoundedValue, RankedBins
+from .curves import RankedScores, UndefinedMetricError
+from .exact_scores import ExactScores
+from .inputs import as_images, as_labels, as_map, as_mask, as_scores
+from .score_histogram import ScoreGrid, ScoreHistogram
+
+
+__all__ = ["IMAGE_METRICS", "PIXEL_METRICS", "AnomalySegmentationEvaluator"]
+
+
+PIXEL_METRICS = (
+    "pixel_auroc",
+    "pixel_ap",
+    "pixel_f1_max",
+    "pixel_f1_threshold",
+    "pixel_iou",
+    "pixel_pro",
+    "pixel_pro_200",
+)
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max", "image_f1_threshold")
+
+# One product's threshold says nothing about another's: there is no mean of them
+_THRESHOLDS = ("pixel_f1_threshold", "image_f1_threshold")
+
+_STATE_VERSION = 1
+
+
+class AnomalySegmentationEvaluator:
+    """
+    Computes the metrics of anomaly segmentation and detection, per product and as their mean over products, which is
+    the convention of VCP-CLIP (ECCV 2024) and of the tables it compares with.
+
+    | name | what it is |
+    |---|---|
+    | `pixel_auroc`, `pixel_ap` | area under the ROC curve; average precision, over all pixels of a product |
+    | `pixel_f1_max`, `pixel_f1_threshold` | the largest F1 of score >= threshold; the lowest such threshold |
+    | `pixel_iou` | intersection over union for scores > that threshold |
+    | `pixel_pro` | per-region overlap, exact, up to `fpr_limit`, divided by it |
+    | `pixel_pro_200` | the same as the authors estimate it, from 200 thresholds; published numbers are these |
+    | `image_auroc`, `image_ap`, `image_f1_max`, `image_f1_threshold` | the same of one score per image |
+
+    All but the thresholds lie in [0, 1]. Where a metric has no value (no abnormal pixels, no normal images, ...) it is
+    NaN, and the result says why.
+
+    Args:
+        metrics (`Sequence[str]`, *optional*, defaults to all): names from the table. Without pixel metrics no pixels
+            are kept.
+        mode (`"exact"` or `"streaming"`, *optional*, defaults to `"exact"`):
+            "exact" keeps the scores, 4 bytes per pixel of float32 maps. "streaming" counts them in a fine histogram,
+            4 MB per product whatever the number of images, and gives bounds between which the exact values lie. The
+            image metrics are exact in both.
+        fpr_limit (`float`, *optional*, defaults to 0.3): false positive rate up to which PRO is integrated.
+        score_range (`tuple[float, float]`, *optional*, defaults to (0, 1)): streaming only, the range of all maps.
+        mantissa_bits (`int`, *optional*, defaults to 11):
+            Streaming only, the fineness of the histogram. One more halves the bounds and doubles the memory.
+        skip_undefined (`bool`, *optional*, defaults to `False`):
+            Whether means leave out products for which a metric is undefined. If not, the mean is NaN as well. Either
+            way the result's `reasons` name the products.
+
+    ```python
+    >>> evaluator = AnomalySegmentationEvaluator()
+    >>> evaluator.add(maps, masks, products=["bottle"] * len(maps))
+    >>> evaluator.compute()["mean"]["pixel_auroc"]
+    ```
+
+    Each process or node can feed an evaluator of its own and hand over its state, a dict of arrays:
+
+    ```python
+    >>> states = gather_object([evaluator.state_dict()])  # of accelerate.utils
+    >>> total = AnomalySegmentationEvaluator.from_state_dict(states[0])
+    >>> for state in states[1:]:
+    ...     total.merge(AnomalySegmentationEvaluator.from_state_dict(state))
+    ```
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] | None = None,
+        mode: str = "exact",
+        fpr_limit: float = 0.3,
+        score_range: tuple[float, float] = (0.0, 1.0),
+        mantissa_bits: int = 11,
+        skip_undefined: bool = False,
+    ):
+        known = PIXEL_METRICS + IMAGE_METRICS
+        wanted = known if metrics is None else ([metrics] if isinstance(metrics, str) else list(metrics))
+        unknown = [name for name in wanted if name not in known]
+        if unknown or not wanted:
+            raise ValueError(f"metrics={wanted} must be names among {', '.join(known)}; unknown: {unknown or 'none'}.")
+        if mode not in ("exact", "streaming"):
+            raise ValueError(f"mode={mode!r} must be 'exact' or 'streaming'.")
+        if not 0 < fpr_limit <= 1:
+            raise ValueError(f"fpr_limit={fpr_limit} must be in (0, 1].")
+        self.metrics = tuple(name for name in known if name in wanted)
+        self.mode = mode
+        self.fpr_limit = float(fpr_limit)
+        self.grid = ScoreGrid(float(score_range[0]), float(score_range[1]), mantissa_bits)
+        self.skip_undefined = bool(skip_undefined)
+        self._products: dict[str, _Product] = {}
+
+    @property
+    def num_images(self) -> int:
+        """How many images have been added."""
+        return sum(len(product.labels) for product in self._products.values())
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._products = {}
+
+    def add(
+        self,
+        maps,
+        masks,
+        products: str | Sequence[str] = "all",
+        image_scores=None,
+        labels=None,
+        image_ids: Sequence[str] | None = None,
+    ) -> None:
+        """
+        Add a batch of images.
+
+        Args:
+            maps (`np.ndarray` or `torch.Tensor` of shape `(B, height, width)`, or a list of B 2-D ones):
+                Anomaly maps, higher is more abnormal. Sizes may differ between the images of a list.
+            masks (the same, each of the shape of its map; or `None`):
+                Booleans or 0/1, 1 where abnormal. `None`, also in a list, stands for a normal image without a mask,
+                and for an anomalous one whose mask is unknown (it then counts for the image metrics only); which of
+                the two `labels` must say.
+            products (`str` or `Sequence[str]`, *optional*, defaults to "all"): one for each image, or one for all.
+            image_scores (sequence or 1-D array of length B, *optional*): by default the maximum of each map.
+            labels (sequence or 1-D array of length B, *optional*):
+                0 normal, 1 anomalous. By default 1 where the mask marks any pixel.
+            image_ids (`Sequence[str]`, *optional*):
+                Names, for messages; an image that comes twice within a product is then refused, as happens where
+                processes get the same images to fill up their last batches.
+
+        Raises:
+            ValueError: anything does not fit; the message names the first few images, and nothing has been added.
+        """
+        images = self._read(maps, masks, products, image_scores, labels, image_ids)
+        for image in images:
+            product = self._products.get(image.product)
+            if product is None:
+                product = self._products[image.product] = _Product(self._new_scores())
+            product.add(image)
+
+    def merge(self, other: "AnomalySegmentationEvaluator") -> "AnomalySegmentationEvaluator":
+        """
+        Add all images of another evaluator with the same settings, which stays as it is. Returns this one.
+
+        Raises:
+            ValueError: other settings, or an image (by its id) that both have seen.
+        """
+        if other._settings() != self._settings():
+            raise ValueError(
+                f"Evaluators with different settings cannot be merged: {self._settings()} and {other._settings()}."
+            )
+        twice = [
+            f"{name}/{image_id}"
+            for name, product in other._products.items()
+            if name in self._products
+            for image_id in product.image_ids
+            if image_id in self._products[name].image_ids
+        ]
+        if twice:
+            raise ValueError(
+                f"{len(twice)} images are in both evaluators, and would count twice: {_first_few(twice)}. Give each"
+                " process its own images (with accelerate: `even_batches=False`)."
+            )
+        for name, product in other._products.items():
+            if name not in self._products:
+                self._products[name] = _Product(self._new_scores())
+            self._products[name].merge(product)
+        return self
+
+    def compute(self) -> dict:
+        """
+        Compute everything asked for. Can be called again, also after more images.
+
+        Returns:
+            `dict`, of plain floats, strings and dicts:
+
+            - `mean`: metric -> mean over products (no thresholds).
+            - `per_product`: product -> metric -> value.
+            - `bounds`, in streaming mode: the same two, with (lower, upper) for values. Exact values lie in between.
+            - `counts`: product -> images, anomalous_images, unmasked_images (anomalous without a mask), pixels,
+              anomalous_pixels, regions.
+            - `reasons`: product or "mean" -> metric -> why it is NaN, or which products a mean leaves out.
+            - `settings`: how all this was computed.
+
+        Raises:
+            ValueError: no images have been added.
+        """
+        if not self._products:
+            raise ValueError("There is nothing to evaluate yet; `add` images first.")
+        values, limits, reasons = {}, {}, {}
+        for name in sorted(self._products):
+            values[name], limits[name], why = self._compute_product(self._products[name])
+            if why:
+                reasons[name] = why
+        mean, mean_limits, why = self._average(values, limits, reasons)
+        if why:
+            reasons["mean"] = why
+        result = {"mean": mean, "per_product": values}
+        if self.mode == "streaming":
+            result["bounds"] = {"mean": mean_limits, "per_product": limits}
+        return {
+            **result,
+            "counts": {name: self._products[name].counts() for name in values},
+            "reasons": reasons,
+            "settings": self._settings(),
+        }
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """
+        Everything, as a flat dict of arrays without objects: for `gather_object`, `pickle` or `np.savez`. In exact
+        mode it holds the scores of all pixels, in streaming mode the occupied bins.
+        """
+        state = {
+            "version": np.int64(_STATE_VERSION),
+            "settings": np.array(json.dumps(self._settings())),
+            "products": np.array(list(self._products), dtype=np.str_),
+        }
+        for number, product in enumerate(self._products.values()):
+            state.update({f"{number}.{name}": array for name, array in product.state_dict().items()})
+        return state
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, np.ndarray]) -> "AnomalySegmentationEvaluator":
+        """The evaluator that `state_dict` came from; also from an open `.npz` file."""
+        if int(state["version"]) != _STATE_VERSION:
+            raise ValueError(f"The state has version {state['version']}, this package reads {_STATE_VERSION}.")
+        evaluator = cls(**json.loads(str(state["settings"])))
+        for number, name in enumerate(state["products"]):
+            prefix = f"{number}."
+            product = _Product(evaluator._new_scores())
+            product.load_state_dict({key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)})
+            evaluator._products[str(name)] = product
+        return evaluator
+
+    def _settings(self) -> dict:
+        settings = {
+            "metrics": list(self.metrics),
+            "mode": self.mode,
+            "fpr_limit": self.fpr_limit,
+            "skip_undefined": self.skip_undefined,
+        }
+        if self.mode == "streaming":
+            settings["score_range"] = [self.grid.low, self.grid.high]
+            settings["mantissa_bits"] = self.grid.mantissa_bits
+        return settings
+
+    def _new_scores(self) -> ExactScores | ScoreHistogram | None:
+        if not any(name in PIXEL_METRICS for name in self.metrics):
+            return None
+        return ExactScores() if self.mode == "exact" else ScoreHistogram(self.grid)
+
+    def _read(self, maps, masks, products, image_scores, labels, image_ids) -> "list[_Image]":
+        """Check a whole batch before anything of it is counted."""
+        maps = as_images(maps, "maps")
+        count = len(maps)
+        columns = {
+            "masks": [None] * count if masks is None else as_images(masks, "masks"),
+            "products": [products] * count if isinstance(products, str) else list(products),
+            "image_scores": [None] * count if image_scores is None else as_scores(image_scores, "image_scores"),
+            "labels": [None] * count if labels is None else as_labels(labels, "labels"),
+            "image_ids": [None] * count if image_ids is None else list(image_ids),
+        }
+        for name, column in columns.items():
+            if len(column) != count:
+                raise ValueError(f"{count} maps came with {len(column)} {name}; there must be one for each.")
+
+        images, problems = [], []
+        for number, row in enumerate(zip(maps, *columns.values(), strict=True)):
+            product, image_id = row[2], row[5]
+            try:
+                image = _read_image(*row)
+                if self.mode == "streaming":
+                    self.grid.check(image.anomaly_map)
+                images.append(image)
+            except ValueError as error:
+                name = f"image {number} of the batch" if image_id is None else f"image {image_id!r}"
+                problems.append(f"{name} (product {product!r}): {error}")
+        seen = Counter((image.product, image.image_id) for image in images if image.image_id is not None)
+        for (product, image_id), times in seen.items():
+            known = product in self._products and image_id in self._products[product].image_ids
+            if times > 1 or known:
+                problems.append(f"image {image_id!r} (product {product!r}): it has been added before")
+        if problems:
+            raise ValueError(
+                f"{len(problems)} of {count} images cannot be evaluated, none was added: {_first_few(problems)}"
+            )
+        return images
+
+    def _compute_product(self, product: "_Product") -> tuple[dict, dict, dict]:
+        """Values, bounds and reasons of one product, by metric."""
+        functions = _image_functions(product.rank_images())
+        if product.scores is not None:
+            functions |= _pixel_functions(product.scores.rank(), self.fpr_limit)
+        values, limits, reasons = {}, {}, {}
+        for name in self.metrics:
+            try:
+                result = functions[name]()
+            except UndefinedMetricError as error:
+                result = math.nan
+                reasons[name] = str(error)
+            if not isinstance(result, BoundedValue):
+                result = BoundedValue(result, result, result)
+            values[name] = result.value
+            limits[name] = (result.lower, result.upper)
+        return values, limits, reasons
+
+    def _average(self, values: dict, limits: dict, reasons: dict) -> tuple[dict, dict, dict]:
+        """The mean over products of values and bounds, and what is to be said about it."""
+        mean, mean_limits, why = {}, {}, {}
+        for name in self.metrics:
+            if name in _THRESHOLDS:
+                continue
+            undefined = [product for product in values if name in reasons.get(product, {})]
+            defined = [product for product in values if product not in undefined]
+            if undefined:
+                listed = _first_few([f"{product} ({reasons[product][name]})" for product in undefined])
+                why[name] = f"undefined for {len(undefined)} of {len(values)} products: {listed}"
+            if undefined and not (self.skip_undefined and defined):
+                mean[name], mean_limits[name] = math.nan, (math.nan, math.nan)
+                continue
+            mean[name] = _mean(values[product][name] for product in defined)
+            mean_limits[name] = tuple(_mean(limits[product][name][side] for product in defined) for side in (0, 1))
+        return mean, mean_limits, why
+
+
+@dataclass
+class _Image:
+    """One image, checked."""
+
+    anomaly_map: np.ndarray
+    mask: np.ndarray | None
+    product: str
+    score: float
+    label: bool
+    image_id: str | None
+
+
+class _Product:
+    """What an evaluator keeps of one product."""
+
+    def __init__(self, scores: ExactScores | ScoreHistogram | None):
+        self.scores = scores
+        self.image_scores: list[float] = []
+        self.labels: list[bool] = []
+        self.image_ids: set[str] = set()
+        self.num_unmasked = 0
+
+    def add(self, image: _Image) -> None:
+        self.image_scores.append(image.score)
+        self.labels.append(image.label)
+        if image.image_id is not None:
+            self.image_ids.add(image.image_id)
+        if image.label and image.mask is None:
+            self.num_unmasked += 1
+        elif self.scores is not None:
+            self.scores.add(image.anomaly_map, image.mask)
+
+    def merge(self, other: "_Product") -> None:
+        self.image_scores += other.image_scores
+        self.labels += other.labels
+        self.image_ids |= other.image_ids
+        self.num_unmasked += other.num_unmasked
+        if self.scores is not None:
+            self.scores.merge(other.scores)
+
+    def rank_images(self) -> RankedScores:
+        return RankedScores.from_labels(np.array(self.image_scores), np.array(self.labels), unit="images")
+
+    def counts(self) -> dict[str, int]:
+        counts = {
+            "images": len(self.labels),
+            "anomalous_images": sum(self.labels),
+            "unmasked_images": self.num_unmasked,
+        }
+        if self.scores is not None:
+            counts["pixels"] = self.scores.num_pixels
+            counts["anomalous_pixels"] = self.scores.num_abnormal_pixels
+            counts["regions"] = self.scores.num_regions
+        return counts
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {
+            "image_scores": np.array(self.image_scores, dtype=np.float64),
+            "labels": np.array(self.labels, dtype=bool),
+            "image_ids": np.array(sorted(self.image_ids), dtype=np.str_),
+            "num_unmasked": np.int64(self.num_unmasked),
+            **({} if self.scores is None else self.scores.state_dict()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        self.image_scores = state["image_scores"].tolist()
+        self.labels = state["labels"].tolist()
+        self.image_ids = set(state["image_ids"].tolist())
+        self.num_unmasked = int(state["num_unmasked"])
+        if self.scores is not None:
+            self.scores.load_state_dict(state)
+
+
+def _read_image(anomaly_map, mask, product, score, label, image_id) -> _Image:
+    if not isinstance(product, str):
+        raise ValueError(f"the product must be a string, got {type(product).__name__}")
+    values = as_map(anomaly_map)
+    if mask is not None:
+        mask = as_mask(mask, values.shape)
+        marked = bool(mask.any())
+        if label is None:
+            label = marked
+        elif marked and not label:
+            raise ValueError(f"the label is 0, normal, but the mask marks {int(mask.sum())} pixels as abnormal")
+    elif label is None:
+        raise ValueError(
+            "it has no mask; pass `labels`, to tell a normal image from an anomalous one whose mask is missing"
+        )
+    return _Image(
+        anomaly_map=values,
+        mask=mask,
+        product=product,
+        score=float(values.max() if score is None else score),
+        label=bool(label),
+        image_id=None if image_id is None else str(image_id),
+    )
+
+
+def _pixel_functions(ranked: RankedScores | RankedBins, fpr_limit: float) -> dict[str, Callable]:
+    """Name of a pixel metric -> what computes it, exactly or with bounds."""
+    if isinstance(ranked, RankedScores):
+        return {
+            "pixel_auroc": lambda: curves.auroc(ranked),
+            "pixel_ap": lambda: curves.average_precision(ranked),
+            "pixel_f1_max": lambda: curves.f1_max(ranked)[0],
+            "pixel_f1_threshold": lambda: curves.f1_max(ranked)[1],
+            "pixel_iou": lambda: curves.iou(ranked, curves.f1_max(ranked)[1]),
+            "pixel_pro": lambda: curves.pro(ranked, fpr_limit),
+            "pixel_pro_200": lambda: curves.pro_200_steps(ranked, fpr_limit),
+        }
+    return {
+        "pixel_auroc": lambda: bounds.auroc_bounds(ranked),
+        "pixel_ap": lambda: bounds.average_precision_bounds(ranked),
+        "pixel_f1_max": lambda: bounds.f1_max_bounds(ranked)[0],
+        "pixel_f1_threshold": lambda: bounds.f1_max_bounds(ranked)[1],
+        "pixel_iou": lambda: bounds.iou_bounds(ranked),
+        "pixel_pro": lambda: bounds.pro_bounds(ranked, fpr_limit),
+        "pixel_pro_200": lambda: bounds.pro_200_steps_bounds(ranked, fpr_limit),
+    }
+
+
+def _image_functions(ranked: RankedScores) -> dict[str, Callable]:
+    """Name of an image metric -> what computes it."""
+    return {
+        "image_auroc": lambda: curves.auroc(ranked),
+        "image_ap": lambda: curves.average_precision(ranked),
+        "image_f1_max": lambda: curves.f1_max(ranked)[0],
+        "image_f1_threshold": lambda: curves.f1_max(ranked)[1],
+    }
+
+
+def _mean(values) -> float:
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def _first_few(items: list[str], limit: int = 5) -> str:
+    return "; ".join(items[:limit]) + (f"; and {len(items) - limit} more" if len(items) > limit else "")
