@@ -1,0 +1,126 @@
+"""A grid of a dataset's images with the outlines of their masks: look before you train.
+
+python examples/contact_sheet.py mvtec_ad datasets/mvtec --split test --products bottle cable --output sheet.png
+python examples/contact_sheet.py folder photos/gaskets --output sheet.png
+"""
+
+import argparse
+import itertools
+import json
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vcp_clip_hf.data import dataset_builder
+
+
+CAPTION, GAP = 28, 4
+OUTLINE = (255, 40, 40)
+COLOURS = {0: (40, 140, 60), 1: (190, 50, 40), -1: (110, 110, 110)}
+
+
+def outline(mask: np.ndarray, width: int) -> np.ndarray:
+    """The pixels just outside a mask (H, W), so that the defect itself stays visible."""
+    padded, (height, breadth) = np.pad(mask, width), mask.shape
+    grown = np.zeros_like(mask)
+    for y, x in itertools.product(range(2 * width + 1), repeat=2):
+        grown |= padded[y : y + height, x : x + breadth]
+    return grown & ~mask
+
+
+def tile(row: dict, side: int, zoom: bool) -> Image.Image:
+    """One image, fitted into `side` pixels, with its mask's outline and a caption."""
+    image, mask = row["image"], row["mask"]
+    if zoom and mask is not None:
+        left, top, right, bottom = mask.getbbox()
+        margin = max(right - left, bottom - top, 48) // 2
+        box = (
+            max(0, left - margin),
+            max(0, top - margin),
+            min(image.width, right + margin),
+            min(image.height, bottom + margin),
+        )
+        image, mask = image.crop(box), mask.crop(box)
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    if mask is not None:
+        # BOX and not NEAREST: thin defects must not vanish
+        marked = np.asarray(mask.resize(size, Image.Resampling.BOX)) > 0
+        pixels = np.array(image)
+        pixels[outline(marked, max(1, side // 160))] = OUTLINE
+        image = Image.fromarray(pixels)
+    area = "" if mask is None else f" {100 * np.mean(np.asarray(row['mask']) > 0):.2f} %"
+    framed = Image.new("RGB", (side, size[1] + CAPTION), "white")
+    framed.paste(image, ((side - size[0]) // 2, 0))
+    draw = ImageDraw.Draw(framed)
+    draw.rectangle((0, size[1], side, size[1] + CAPTION), fill=COLOURS[row["label"]])
+    draw.text((3, size[1] + 1), f"{row['product']}: {row['defect']}{area}"[: side // 6], fill="white")
+    draw.text((3, size[1] + 14), row["image_id"][-(side // 6) :], fill="white")
+    return framed
+
+
+def pick(dataset, count: int) -> list[int]:
+    """Rows spread over products and defects, the same at every call."""
+    groups: dict[tuple, list[int]] = {}
+    for index, key in enumerate(zip(dataset["product"], dataset["defect"], strict=True)):
+        groups.setdefault(key, []).append(index)
+    turns = itertools.zip_longest(*groups.values())
+    return sorted([index for turn in turns for index in turn if index is not None][:count])
+
+
+def contact_sheet(dataset, count: int = 24, columns: int = 6, side: int = 240, zoom: bool = False) -> Image.Image:
+    """The sheet: up to `count` tiles of `side` pixels."""
+    tiles = [tile(dataset[index], side, zoom) for index in pick(dataset, count)]
+    rows = [tiles[first : first + columns] for first in range(0, len(tiles), columns)]
+    heights = [max(one.height for one in row) + GAP for row in rows]
+    sheet = Image.new("RGB", (columns * (side + GAP), sum(heights)), "white")
+    for number, row in enumerate(rows):
+        for column, one in enumerate(row):
+            sheet.paste(one, (column * (side + GAP), sum(heights[:number])))
+    return sheet
+
+
+def option(text: str) -> tuple:
+    """`size=128` -> ("size", 128); what is not JSON stays text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="a dataset of vcp_clip_hf.data.list_datasets()")
+    parser.add_argument("data_dir", nargs="?")
+    parser.add_argument("--split", help="default: all splits together")
+    parser.add_argument("--products", nargs="+")
+    parser.add_argument("--count", type=int, default=24)
+    parser.add_argument("--columns", type=int, default=6)
+    parser.add_argument("--side", type=int, default=240)
+    parser.add_argument("--zoom", action="store_true", help="show the surroundings of the defects only")
+    parser.add_argument("--option", nargs="*", default=[], metavar="NAME=VALUE", help="of the dataset: num_images=24")
+    parser.add_argument("--skip-errors", action="store_true")
+    parser.add_argument("--output", default="contact_sheet.png")
+    arguments = parser.parse_args()
+
+    builder = dataset_builder(
+        arguments.name,
+        arguments.data_dir,
+        products=arguments.products,
+        on_error="skip" if arguments.skip_errors else "raise",
+        **dict(map(option, arguments.option)),
+    )
+    builder.download_and_prepare()
+    print(builder.describe())
+    for problem in builder.left_out:
+        print("left out:", problem)
+    dataset = builder.as_dataset(arguments.split or "all")
+    sheet = contact_sheet(dataset, arguments.count, arguments.columns, arguments.side, arguments.zoom)
+    sheet.save(arguments.output)
+    print(f"{arguments.output}: {min(arguments.count, len(dataset))} of {len(dataset)} images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""MPDD: painted metal parts (Jezek et al., ICUMT 2021)."""
+
+from .base import AnomalyDatasetBuilder
+from .layouts import Layout, collect_product_folders, official_folders
+
+
+__all__ = ["MPDD"]
+
+_PRODUCTS = ("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes")
+
+_TREE = """
+<product>/train/good/000.png
+<product>/test/{good,<defect>}/000.png
+<product>/ground_truth/<defect>/000_mask.png
+"""
+
+
+def _collect(tree, listing, config) -> None:
+    splits = {"train": "train", "test": "test"}
+    collect_product_folders(tree, listing, _PRODUCTS, splits, required_splits=("train", "test"))
+
+
+class MPDD(AnomalyDatasetBuilder):
+    """MPDD. Splits `train` (normal only) and `test`. Masks: abnormal above 0."""
+
+    TITLE = "MPDD"
+    DESCRIPTION = "Six kinds of painted metal parts under varying pose and light, with pixel-exact masks."
+    PRODUCTS = _PRODUCTS
+    LAYOUTS = (Layout("official", _TREE, official_folders(_PRODUCTS), _collect),)
+    SPLITS = "train, test (official)"
+    HOMEPAGE = "https://github.com/stepanje/MPDD"
+    LICENSE = "CC BY-NC-SA 4.0"
+    CITATION = """@inproceedings{jezek2021deep,
+  title={Deep learning-based defect detection of metal parts: evaluating current methods in complex conditions},
+  author={Jezek, Stepan and Jonak, Martin and Burget, Radim and Dvorak, Pavel and Skotak, Milos},
+  booktitle={International Congress on Ultra Modern Telecommunications and Control Systems (ICUMT)},
+  year={2021}
+}"""

@@ -1,0 +1,205 @@
+"""One record everywhere: an image, where its defects are, and what it is called."""
+
+import io
+import os
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..image_loading import load_image
+
+
+__all__ = [
+    "ANOMALOUS",
+    "FEATURES",
+    "GOOD",
+    "LABEL_NAMES",
+    "NORMAL",
+    "UNKNOWN",
+    "AnomalyRecord",
+    "encode_mask",
+    "encode_record",
+]
+
+LABEL_NAMES = ("normal", "anomalous")
+NORMAL, ANOMALOUS, UNKNOWN = 0, 1, -1
+GOOD = "good"
+
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(mode="RGB"),
+        "mask": datasets.Image(mode="L"),
+        "label": datasets.ClassLabel(names=list(LABEL_NAMES)),
+        "product": datasets.Value("string"),
+        "defect": datasets.Value("string"),
+        "image_id": datasets.Value("string"),
+    }
+)
+"""
+The columns of every dataset of this package:
+
+- `image`: PIL, mode RGB, upright (EXIF orientation applied).
+- `mask`: PIL, mode L, 0 normal and 255 abnormal, of the upright image's size: a mask drawn on a picture that was then
+  turned by a quarter is turned along; where that cannot be told, it is an error. None for normal images, and for
+  anomalous or unknown ones whose defects nobody has drawn.
+- `label`: 0 normal, 1 anomalous, -1 unknown.
+- `product`, `defect`: names; `defect` is "good" for normal images and "unknown" for unknown ones.
+- `image_id`: stable and unique within the dataset: the path inside the dataset without its extension.
+"""
+
+
+@dataclass(frozen=True)
+class AnomalyRecord:
+    """
+    One image before it is read.
+
+    Args:
+        image (`str` or `PIL.Image.Image`): absolute path, or a picture made in memory.
+        product (`str`), image_id (`str`): see `FEATURES`.
+        label (`int`, *optional*): 0, 1 or -1; None: the mask tells (empty is normal).
+        defect (`str`, *optional*, defaults to `"good"`): the defect's name, should the image be anomalous.
+        mask (`MaskSource` or `PIL.Image.Image`, *optional*):
+            Where the mask comes from (see [`vcp_clip_hf.data.masks`]), or the mask itself. Normal images may have
+            one: it must be empty.
+        empty_mask_known (`bool`, *optional*, defaults to `False`):
+            The dataset is known to have no pixel marked in this anomalous image: it is left out, without an error.
+    """
+
+    image: "str | Image.Image"
+    product: str
+    image_id: str
+    label: int | None = NORMAL
+    defect: str = GOOD
+    mask: object = None
+    empty_mask_known: bool = False
+
+
+class KnownGap(ValueError):
+    """A record that the dataset is known to lack the truth for."""
+
+
+def encode_record(record: AnomalyRecord) -> dict:
+    """
+    Read what has to be read of a record, and check it.
+
+    Image files stay files (their path is kept, nothing is decoded) unless they have more than 8 bits per channel,
+    which PIL would clip to white: those are converted here. Masks are always made here, as PNG bytes of one bit.
+
+    Returns:
+        `dict` with the columns of `FEATURES`, encodable by them.
+
+    Raises:
+        KnownGap: an anomalous image whose mask is known to be empty.
+        ValueError: unreadable or truncated image or mask, sizes that differ, a mask that contradicts the label.
+    """
+    if isinstance(record.image, str):
+        image, stored_size, orientation = _check_image_file(record.image)
+    else:
+        image, stored_size, orientation = _encode_picture(record.image), record.image.size, 1
+
+    mask = record.mask
+    label, marked = record.label, None
+    if mask is not None:
+        if isinstance(mask, Image.Image):
+            marked = np.asarray(mask.convert("L")) > 127
+        else:
+            marked = mask.read(record.image, stored_size)
+        marked = _fit_mask(marked, stored_size, orientation)
+        if label is None:
+            label = ANOMALOUS if marked.any() else NORMAL
+    elif label is None:
+        raise ValueError("no mask, and without it there is no telling whether the image is normal")
+
+    if label == NORMAL and marked is not None and marked.any():
+        raise ValueError(f"a normal image, but its mask marks {int(marked.sum())} pixels")
+    if label == ANOMALOUS and marked is not None and not marked.any():
+        if record.empty_mask_known:
+            raise KnownGap("anomalous, but its mask is empty (known of this dataset)")
+        raise ValueError("an anomalous image, but its mask is empty")
+    return {
+        "image": image,
+        "mask": encode_mask(marked) if label == ANOMALOUS and marked is not None else None,
+        "label": label,
+        "product": record.product,
+        "defect": GOOD if label == NORMAL else record.defect,
+        "image_id": record.image_id,
+    }
+
+
+def encode_mask(marked: np.ndarray) -> dict:
+    """A boolean array (H, W) -> a one-bit PNG, which `datasets.Image(mode="L")` decodes to 0 and 255."""
+    buffer = io.BytesIO()
+    # one bit: a third of the size and of the time of eight
+    Image.fromarray(marked.astype(bool)).save(buffer, format="PNG", compress_level=1)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _encode_picture(image: Image.Image) -> dict:
+    buffer = io.BytesIO()
+    load_image(image).save(buffer, format="PNG", compress_level=1)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _check_image_file(path: str) -> tuple[dict, tuple[int, int], int]:
+    """Reads the header and the last bytes only. -> encoded image, size as stored, EXIF orientation."""
+    try:
+        with Image.open(path) as image:
+            size, mode, file_format = image.size, image.mode, image.format
+            # a PNG would be decoded to look behind its pixels for EXIF
+            exif = image.getexif() if file_format != "PNG" or "exif" in image.info else {}
+            orientation = exif.get(0x0112, 1)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not an image file that Pillow can read ({_reason(error, path)})") from error
+    if not _looks_complete(path, file_format):
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"damaged or truncated image ({_reason(error, path)})") from error
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        return _encode_picture(load_image(path)), size, 1 if orientation not in range(2, 9) else orientation
+    return {"path": path, "bytes": None}, size, orientation if orientation in range(1, 9) else 1
+
+
+def _looks_complete(path: str, file_format: str | None) -> bool:
+    """Whether the file ends as its format has it. False is no proof: a JPEG may have something behind its end."""
+    end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(file_format)
+    with open(path, "rb") as file:
+        if end is not None:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 64))
+            return end in file.read()
+        if file_format == "BMP":
+            stated = int.from_bytes(file.read(6)[2:], "little")
+            return file.seek(0, os.SEEK_END) >= stated
+    return False
+
+
+def _fit_mask(marked: np.ndarray, stored_size: tuple[int, int], orientation: int) -> np.ndarray:
+    """
+    The mask for the upright image. Where an EXIF tag turns the image by a quarter, its size tells whether the mask was
+    drawn on the upright picture (kept) or on the stored one (turned along).
+    """
+    turned = orientation in (5, 6, 7, 8)
+    upright_size = stored_size[::-1] if turned else stored_size
+    mask_size = marked.shape[1], marked.shape[0]
+    if orientation != 1 and marked.any() and upright_size == stored_size == mask_size:
+        raise ValueError(
+            f"the image has EXIF orientation {orientation}, and its mask would fit both the stored and the upright"
+            " picture; save the image upright, without the tag"
+        )
+    if mask_size == upright_size:
+        return marked
+    if mask_size == stored_size:
+        picture = Image.fromarray(marked.astype(np.uint8))
+        picture.getexif()[0x0112] = orientation
+        return np.asarray(ImageOps.exif_transpose(picture)) > 0
+    raise ValueError(
+        f"the mask has {mask_size[0]} x {mask_size[1]} pixels, the image {upright_size[0]} x {upright_size[1]}"
+    )
+
+
+def _reason(error: Exception, path: str) -> str:
+    return str(error).replace(repr(path), "the file") or type(error).__name__
