@@ -22,6 +22,8 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS = {
+    # CrackForest (Road) where only .mat files are left
+    "matlab": ["scipy>=1.11"],
     "test": ["pytest>=8.0", "ruff==0.17.6", "scikit-image>=0.24", "scikit-learn>=1.5", "scipy>=1.11"],
 }
 

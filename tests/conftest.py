@@ -19,7 +19,8 @@ from transformers import set_seed
 # the examples are programs, not a package; the tests run what is in them
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-torch.set_num_threads(2)
+# the models are tiny: a second thread only waits for the first
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,152 @@
+"""Checkpoints of a training run: the learned part, the optimiser and the place in the data; safetensors and JSON only.
+
+A checkpoint is written beside its final place and then renamed, so that it is there as a whole or not at all, whenever
+the process is killed.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+__all__ = ["TrainingState", "latest_checkpoint", "learned_state", "load_checkpoint", "save_checkpoint", "write_folder"]
+
+_WEIGHTS, _OPTIMIZER, _STATE = "learned.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class TrainingState:
+    """
+    Where a run stands.
+
+    Args:
+        step (`int`): optimiser steps done.
+        epoch (`int`): passes over the data done.
+        step_in_epoch (`int`): optimiser steps done of the pass under way.
+        best_metric (`float`, *optional*), best_step (`int`, *optional*): on the held-out products, so far.
+        settings (`dict`): those that the order of data and the arithmetic depend on; a resumed run must have the same.
+        scaler (`dict`, *optional*): of mixed precision with float16.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    settings: dict | None = None
+    scaler: dict | None = None
+
+
+def learned_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a [`VCPCLIPModel`] that training changes."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("clip.")}
+
+
+def _learned_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Make a folder with `write(path)`, all at once: an older one of that name stays until the new one is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir()
+    write(unfinished)
+    if folder.exists():
+        outdated = folder.with_name(f".{folder.name}.outdated")
+        if outdated.exists():
+            shutil.rmtree(outdated)
+        os.replace(folder, outdated)
+        os.replace(unfinished, folder)
+        shutil.rmtree(outdated)
+    else:
+        os.replace(unfinished, folder)
+
+
+def save_checkpoint(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int
+) -> Path:
+    """Write `folder/step-<n>` and remove all but the newest `keep`."""
+    optimizer_tensors = {
+        f"{name}.{key}": value.detach().clone().reshape(value.shape)
+        for name, parameter in _learned_parameters(model).items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+    def write(path: Path) -> None:
+        weights = {name: tensor.detach().contiguous() for name, tensor in learned_state(model).items()}
+        save_file(weights, path / _WEIGHTS, metadata={"format": "pt"})
+        save_file(optimizer_tensors, path / _OPTIMIZER, metadata={"format": "pt"})
+        (path / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+
+    checkpoint = folder / f"step-{state.step:08d}"
+    write_folder(checkpoint, write)
+    for old in _checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return checkpoint
+
+
+def load_checkpoint(
+    checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: dict
+) -> TrainingState:
+    """
+    Put a checkpoint into model and optimiser.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, or an incomplete one.
+        ValueError: it belongs to a run with other settings, or to another architecture; the message names them.
+    """
+    missing = [name for name in (_STATE, _WEIGHTS, _OPTIMIZER) if not (checkpoint / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{checkpoint} is no complete checkpoint: {', '.join(missing)} not there.")
+    state = TrainingState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
+    changed = [
+        f"{name}: {before!r} then, {settings.get(name)!r} now"
+        for name, before in (state.settings or {}).items()
+        if before != settings.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{checkpoint} belongs to a run with other settings ({'; '.join(changed)}). Resume with the same, or start"
+            " afresh in another output_dir."
+        )
+    weights = load_file(checkpoint / _WEIGHTS)
+    differences = weights.keys() ^ learned_state(model).keys()
+    if differences:
+        raise ValueError(f"{checkpoint} belongs to another architecture: {sorted(differences)[:4]} are not in both.")
+    model.load_state_dict(weights, strict=False)
+
+    tensors = load_file(checkpoint / _OPTIMIZER)
+    for name, parameter in _learned_parameters(model).items():
+        entries = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if _owner(key) == name}
+        optimizer.state[parameter] = {
+            # the step count of Adam lives on the CPU unless it is fused
+            key: value if key == "step" else value.to(parameter.device)
+            for key, value in entries.items()
+        }
+    return state
+
+
+def _owner(key: str) -> str:
+    return key.rsplit(".", 1)[0]
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a folder, if there is one."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}", path.name))

@@ -1,0 +1,174 @@
+"""The auxiliary dataset of a training run: held-out products, augmentation, and an order that can be resumed."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from .data import load_anomaly_dataset
+from .data.augmentation import AugmentationConfig, AugmentedDataset
+from .data.synthetic_anomalies import add_anomaly
+from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .training_config import TrainingConfig
+
+
+__all__ = ["EpochSampler", "check_training_data", "load_training_data", "training_examples"]
+
+_AUGMENTATION_PROBABILITIES = tuple(
+    entry.name
+    for entry in dataclasses.fields(AugmentationConfig)
+    if entry.name.endswith("_prob") and entry.name != "mosaic_prob"
+)
+
+
+def load_training_data(config: TrainingConfig):
+    """The auxiliary dataset of a configuration, split by products: training records, and validation's or `None`."""
+    dataset = load_anomaly_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        split=config.split,
+        products=config.products,
+        **config.dataset_options,
+    )
+    products = sorted(set(dataset["product"]))
+    held_out = config.validation_products
+    if isinstance(held_out, int):
+        if not 0 <= held_out < len(products):
+            raise ValueError(
+                f"validation_products={held_out} of {len(products)} products leave nothing to train on."
+                if held_out > 0
+                else f"validation_products={held_out} must not be negative."
+            )
+        held_out = products[len(products) - held_out :]
+    unknown = sorted(set(held_out) - set(products))
+    if unknown:
+        raise ValueError(f"validation_products={unknown} are not among the products {products}.")
+    if not held_out:
+        return dataset, None
+    column = np.array(dataset["product"])
+    inside = np.isin(column, held_out)
+    if inside.all():
+        raise ValueError(
+            f"validation_products={held_out} are all the products there are; nothing is left to train on."
+        )
+    return dataset.select(np.flatnonzero(~inside)), dataset.select(np.flatnonzero(inside))
+
+
+def check_training_data(dataset, config: TrainingConfig) -> None:
+    """
+    Raises:
+        ValueError: nothing to train on, images without a label, or no anomaly to learn from.
+    """
+    if not len(dataset):
+        raise ValueError("There are no images to train on.")
+    labels = np.array(dataset["label"]) if hasattr(dataset, "column_names") else None
+    if labels is None:
+        return
+    if (labels == -1).any():
+        raise ValueError(
+            f"{int((labels == -1).sum())} of {len(labels)} images have no label. Sort them into good and bad, or train"
+            " on normal ones with synthetic_anomaly_probability."
+        )
+    if not (labels == 1).any() and config.synthetic_anomaly_probability == 0:
+        raise ValueError(
+            f"All {len(labels)} images are normal: there is nothing to learn anomalies from. Set"
+            " synthetic_anomaly_probability, 0.5 say."
+        )
+
+
+def training_examples(dataset, image_processor: VCPCLIPImageProcessor, config: TrainingConfig) -> AugmentedDataset:
+    """Records -> augmented examples: `pixel_values` (3, H, W), `labels` (H, W) uint8, `has_mask`."""
+    probability = config.synthetic_anomaly_probability
+    if probability > 0:
+        dataset = _WithSyntheticAnomalies(dataset, probability, config.seed)
+    options: dict[str, Any] = {"mosaic_prob": config.mosaic_probability}
+    if not config.augmentation:
+        options.update(dict.fromkeys(_AUGMENTATION_PROBABILITIES, 0.0))
+    return AugmentedDataset(
+        dataset, AugmentationConfig(**options), seed=config.seed, transform=_ToTensors(image_processor)
+    )
+
+
+class _ToTensors:
+    """A record -> what the model trains on."""
+
+    def __init__(self, image_processor: VCPCLIPImageProcessor):
+        self.image_processor = image_processor
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+        inputs = self.image_processor(record["image"], [record["mask"]], return_tensors="np")
+        return {
+            "pixel_values": torch.from_numpy(inputs["pixel_values"][0]),
+            "labels": torch.from_numpy(inputs["labels"][0]).to(torch.uint8),
+            # a normal image's mask is known: it is empty
+            "has_mask": torch.tensor(record["mask"] is not None or record["label"] == 0),
+        }
+
+
+class _WithSyntheticAnomalies(Dataset):
+    """Paints an anomaly on some of the normal images, other ones in each epoch."""
+
+    def __init__(self, dataset, probability: float, seed: int):
+        self.dataset, self.probability, self.seed = dataset, probability, seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Reaches workers that are already running."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index) -> Any:
+        if isinstance(index, str):  # a column, which the mosaic asks for
+            return self.dataset[index]
+        record = dict(self.dataset[index])
+        place = (self.seed, int(self._epoch), index)
+        if record["label"] == 0 and np.random.default_rng(place).random() < self.probability:
+            image, mask, kind = add_anomaly(record["image"], place)
+            record.update(image=image, mask=mask, label=1, defect=kind)
+        return record
+
+
+class EpochSampler(Sampler):
+    """
+    The order of an epoch: a permutation from seed and epoch, begun at any batch.
+
+    With several processes it is filled up to whole rounds of batches from its own beginning, so that a resumed epoch
+    ends with the same images.
+
+    Args:
+        length (`int`): images of the dataset.
+        seed (`int`): another seed gives another order.
+        batch_size (`int`): of each process.
+        num_processes (`int`, *optional*, defaults to 1): which take batches in turn.
+    """
+
+    def __init__(self, length: int, seed: int, batch_size: int, num_processes: int = 1):
+        self.length, self.seed = length, seed
+        self.num_processes, self.round_size = num_processes, batch_size * num_processes
+        self.epoch, self.first = 0, 0
+
+    def set_place(self, epoch: int, batches: int) -> None:
+        """Go on in `epoch` after so many batches of each process."""
+        self.epoch, self.first = epoch, batches * self.round_size
+
+    def _total(self) -> int:
+        if self.num_processes == 1:
+            return self.length
+        return -(-self.length // self.round_size) * self.round_size
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of each process in a whole epoch."""
+        return -(-self._total() // self.round_size)
+
+    def __len__(self) -> int:
+        return self._total() - self.first
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return iter(np.resize(order, self._total())[self.first :].tolist())
