@@ -59,6 +59,7 @@ class EvaluationProtocol:
         score_mode (`"max"` or `"top_k"`, *optional*): of the image score.
         top_k_fraction (`float`, *optional*): part of the pixels that "top_k" averages.
         mode (`"exact"` or `"streaming"`): the second in constant memory, with bounds.
+        skip_undefined (`bool`): means leave out products for which a metric is undefined, instead of being so too.
         description (`str`): for the report.
     """
 
@@ -68,6 +69,7 @@ class EvaluationProtocol:
     score_mode: str | None = None
     top_k_fraction: float | None = None
     mode: str = "exact"
+    skip_undefined: bool = False
     description: str = "the image processor's own settings, at the model's input size"
 
 
@@ -327,7 +329,9 @@ def _collate(examples: list[dict]) -> dict[str, Any]:
 @torch.no_grad()
 def _run(model, image_processor, protocol: EvaluationProtocol, batches, accelerator: Accelerator, keep: int):
     """All batches of this process: the evaluator they were added to, and a few examples of each product."""
-    evaluator = AnomalySegmentationEvaluator(metrics=_with_threshold(protocol.metrics), mode=protocol.mode)
+    evaluator = AnomalySegmentationEvaluator(
+        metrics=_with_threshold(protocol.metrics), mode=protocol.mode, skip_undefined=protocol.skip_undefined
+    )
     settings = {name: getattr(protocol, name) for name in ("smoothing_sigma", "score_mode", "top_k_fraction")}
     gallery, kept = [], {}
     for batch in batches:

@@ -41,7 +41,9 @@ __all__ = ["TrainingResult", "image_level_loss", "train", "training_loss"]
 logger = logging.get_logger(__name__)
 
 _CHECKPOINTS = "checkpoints"
-_VALIDATION = EvaluationProtocol(metrics=("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc"), mode="streaming")
+_VALIDATION = EvaluationProtocol(
+    metrics=("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc"), mode="streaming", skip_undefined=True
+)
 # The order of the data, the random numbers and the arithmetic depend on these: a resumed run must have them unchanged
 _FIXED = (
     "dataset",
@@ -158,7 +160,8 @@ def train(
     with _stop_on_signal() as stop:
         while state.step < total_steps and not run.stopped(stop):
             sampler.set_place(state.epoch, state.step_in_epoch * config.gradient_accumulation_steps)
-            examples.set_epoch(state.epoch)
+            # through the loader, which else would tell the examples its own count of passes, from 0 after a resume
+            loader.set_epoch(state.epoch)
             model.train()
             started = time.perf_counter()
             for micro_step, batch in enumerate(loader):

@@ -1,0 +1,341 @@
+"""Training: it learns, resumes exactly after any kill, spreads over processes, and leaves what the Hub takes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from tests.common import pixels, tiny_model
+from tests.training_run import LONG, TWO_RANKS, make_model_folder, make_records, settings
+from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel, segmentation_loss
+from vcp_clip_hf.training import image_level_loss, train, training_loss
+from vcp_clip_hf.training_checkpoints import latest_checkpoint, learned_state
+from vcp_clip_hf.training_data import EpochSampler, load_training_data, training_examples
+
+
+ROOT = Path(__file__).parent.parent
+ONE_RANK = {**TWO_RANKS, "per_device_train_batch_size": 2 * TWO_RANKS["per_device_train_batch_size"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    make_model_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records():
+    return make_records()
+
+
+@pytest.fixture(scope="module")
+def finished(folder, records):
+    """An uninterrupted run, with held-out images."""
+    return train(settings(folder, "finished"), records, records.select(range(4)))
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "model.safetensors")
+
+
+# A constant on a whole category token, which the first LayerNorm removes: its gradient is rounding noise, and Adam
+# makes full steps of that
+WITHOUT_EFFECT = "pre_vcp.mini_net.bias"
+
+
+def assert_same_weights(first: Path, second: Path, atol: float = 0.0):
+    ours, theirs = weights_of(first), weights_of(second)
+    assert ours.keys() == theirs.keys()
+    for name in ours.keys() - ({WITHOUT_EFFECT} if atol else set()):
+        difference = (theirs[name] - ours[name]).abs().max()
+        assert difference <= atol, f"{name} differs by {difference}"
+
+
+# --- one run --------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_and_leaves_hub_ready_folders(finished, folder, records):
+    assert finished.state.step == 18 and not finished.interrupted
+    log = [json.loads(line) for line in (folder / "finished" / "log.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    validations = [entry for entry in log if "validation/pixel_ap" in entry]
+    assert losses[-1] < losses[0] and len(validations) == 3
+    best = max(entry["validation/pixel_ap"] for entry in validations)
+    assert finished.state.best_metric == best > 0.3
+    assert finished.images_per_second > 0 and finished.peak_memory > 1e6
+    for path in (finished.last, finished.best):
+        assert {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"} <= {
+            file.name for file in path.iterdir()
+        }
+    assert max(entry["validation/pixel_auroc"] for entry in validations) > 0.9
+    inspect = pipeline("anomaly-segmentation", model=str(finished.best))
+    result, inside = inspect(records[1]["image"]), np.asarray(records[1]["mask"]) > 0
+    assert result["anomaly_map"][inside].mean() > result["anomaly_map"][~inside].mean()
+
+
+def test_clip_is_untouched(finished, folder):
+    before, after = load_file(folder / "clip" / "model.safetensors"), weights_of(finished.last)
+    for name, value in before.items():
+        assert torch.equal(after[f"clip.{name}"], value), name
+
+
+def test_adapter_only(folder, records):
+    result = train(settings(folder, "adapter", max_train_steps=1, save_adapter_only=True), records)
+    assert not any(name.startswith("clip.") for name in weights_of(result.last))
+    assert VCPCLIPModel.from_pretrained(result.last) and result.best is None
+
+
+def test_a_trained_model_can_be_trained_on(finished, folder, records):
+    config = settings(folder, "further", model=str(finished.last), max_train_steps=1, learning_rate=1e-9)
+    result = train(config, records)
+    before, after = weights_of(finished.last), weights_of(result.last)
+    assert all((before[name] - value).abs().max() < 0.02 for name, value in after.items())
+
+
+def test_without_dropout_accumulation_and_checkpointing_change_nothing(tmp_path, records):
+    make_model_folder(tmp_path, deep_prompt_dropout=0.0)
+    changes = {"max_train_steps": 3, "learning_rate": 1e-3}
+    whole = train(settings(tmp_path, "whole", per_device_train_batch_size=8, **changes), records)
+    parts = train(settings(tmp_path, "parts", gradient_accumulation_steps=2, **changes), records)
+    assert_same_weights(whole.last, parts.last, atol=2e-5)
+    less = train(
+        settings(tmp_path, "less", per_device_train_batch_size=8, gradient_checkpointing=True, **changes), records
+    )
+    assert_same_weights(whole.last, less.last, atol=1e-6)
+
+
+def test_tensorboard(folder, records):
+    pytest.importorskip("tensorboard")
+    train(settings(folder, "tracked", max_train_steps=1, logging_steps=1, report_to=["tensorboard"]), records)
+    assert list((folder / "tracked" / "logs").rglob("events*"))
+
+
+# --- resuming -----------------------------------------------------------------------------------------------------
+
+
+def test_resumed_from_the_middle_of_an_epoch_it_ends_the_same(finished, folder, records):
+    first = train(settings(folder, "two_parts", max_train_steps=8), records, records.select(range(4)))
+    assert first.state.step == 8 and first.state.epoch == 1 and first.state.step_in_epoch == 2
+    second = train(settings(folder, "two_parts", resume="latest"), records, records.select(range(4)))
+    assert second.state.step == 18
+    assert_same_weights(finished.last, second.last)
+    assert_same_weights(finished.best, second.best)
+    assert second.state == finished.state
+
+
+def test_a_signal_saves_and_stops(folder, records):
+    timer = threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    result = train(settings(folder, "stopped", num_train_epochs=500, checkpointing_steps=1000), records)
+    assert result.interrupted and result.last is None and result.state.step < 3000
+    checkpoint = max((folder / "stopped" / "checkpoints").iterdir())
+    assert int(checkpoint.name.removeprefix("step-")) == result.state.step
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_moments_it_ends_the_same(folder, records):
+    """kill -9, whatever the process is doing: imports, loading, steps, checkpoints, validation. Then resume=latest."""
+    expected = train(settings(folder, "unharmed", **LONG), records, records.select(range(4)))
+    command = [sys.executable, "-m", "tests.training_run", str(folder), "killed", "long"]
+    generator = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
+    reached = []
+    for _ in range(10):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(generator.uniform(3, 12))
+        assert process.poll() is None, "the run was over before it could be killed"
+        process.kill()
+        process.wait()
+        latest = latest_checkpoint(folder / "killed" / "checkpoints")
+        reached.append(0 if latest is None else int(latest.name.removeprefix("step-")))
+    assert reached == sorted(reached) and 0 < reached[-1] < expected.state.step, reached
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
+    print(f"killed after steps {reached}, finished at {expected.state.step}")
+    assert_same_weights(expected.last, folder / "killed" / "last")
+    assert_same_weights(expected.best, folder / "killed" / "best")
+
+
+def test_nothing_is_overwritten_by_accident(finished, folder, records):
+    with pytest.raises(ValueError, match="resume=latest"):
+        train(settings(folder, "finished"), records)
+
+
+def test_a_changed_run_cannot_be_resumed(finished, folder, records):
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.01 then, 0\.5 now"):
+        train(settings(folder, "finished", resume="latest", learning_rate=0.5), records)
+    with pytest.raises(ValueError, match="per_device_train_batch_size: 4 then, 8 now"):
+        train(settings(folder, "finished", resume="latest", per_device_train_batch_size=8), records)
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+        train(settings(folder, "other", resume=str(folder / "nowhere")), records)
+
+
+def test_latest_without_a_checkpoint_starts_afresh(folder, records):
+    result = train(settings(folder, "fresh", resume="latest", max_train_steps=1), records)
+    assert result.state.step == 1
+
+
+def test_an_unfinished_checkpoint_is_no_checkpoint(folder, records):
+    train(settings(folder, "torn", max_train_steps=2), records)
+    torn = folder / "torn" / "checkpoints" / ".step-00000099.unfinished"
+    torn.mkdir()
+    (torn / "state.json").write_text("{")
+    assert train(settings(folder, "torn", max_train_steps=3, resume="latest"), records).state.step == 3
+
+
+# --- several processes --------------------------------------------------------------------------------------------
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, records):
+    """Losses to 1e-3; weights to 1 % of the way they went (Adam makes full steps of rounding noise, too)."""
+    make_model_folder(tmp_path, deep_prompt_dropout=0.0)
+    start = train(settings(tmp_path, "start", **{**ONE_RANK, "max_train_steps": 1, "learning_rate": 1e-9}), records)
+    one = train(settings(tmp_path, "one", **ONE_RANK), records, records.select(range(5)))
+    # plain `--cpu --num_processes 2` would start one process only
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "tests.training_run"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, str(tmp_path), "two", "two_ranks"],
+        cwd=ROOT,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout
+    before, ours, theirs = (weights_of(path) for path in (start.last, one.last, tmp_path / "two" / "last"))
+    names = learned_state(VCPCLIPModel.from_pretrained(one.last)).keys() - {WITHOUT_EFFECT}
+    way = sum((ours[name] - before[name]).square().sum() for name in names).sqrt()
+    apart = sum((ours[name] - theirs[name]).square().sum() for name in names).sqrt()
+    assert apart < 0.01 * way
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("two", "one")]
+    for entry, expected in zip(*logs, strict=True):
+        assert json.loads(entry) == pytest.approx(json.loads(expected), abs=1e-3)
+
+
+# --- order and examples -------------------------------------------------------------------------------------------
+
+
+def test_the_order_is_a_permutation_that_can_be_begun_anywhere():
+    sampler = EpochSampler(10, seed=1, batch_size=2)
+    sampler.set_place(0, 0)
+    whole = list(sampler)
+    assert sorted(whole) == list(range(10)) and sampler.num_batches == 5
+    sampler.set_place(0, 3)
+    assert list(sampler) == whole[6:] and len(sampler) == 4
+    sampler.set_place(1, 0)
+    assert list(sampler) != whole
+    several = EpochSampler(10, seed=1, batch_size=2, num_processes=3)
+    several.set_place(0, 0)
+    assert len(several) == 12 and several.num_batches == 2 and list(several)[:10] == whole
+    assert list(several)[10:] == whole[:2]
+
+
+def test_examples(folder, records):
+    config = settings(folder, augmentation=False)
+    processor = VCPCLIPImageProcessor.from_pretrained(folder / "model")
+    examples = training_examples(records, processor, config)
+    example = examples[1]
+    expected = processor(records[1]["image"], records[1]["mask"], return_tensors="pt")
+    assert torch.equal(example["pixel_values"], expected.pixel_values[0])
+    assert torch.equal(example["labels"].long(), expected.labels[0])
+    assert example["has_mask"] and examples[0]["has_mask"], "a normal image's mask is known"
+    augmented = training_examples(records, processor, settings(folder))
+    first = augmented[1]["pixel_values"]
+    assert not torch.equal(first, example["pixel_values"]) and torch.equal(first, augmented[1]["pixel_values"])
+    augmented.set_epoch(1)
+    assert not torch.equal(first, augmented[1]["pixel_values"])
+
+
+def test_normal_images_alone_are_enough_with_synthetic_anomalies(folder, records):
+    good = records.filter(lambda row: row["label"] == 0)
+    with pytest.raises(ValueError, match="synthetic_anomaly_probability"):
+        train(settings(folder, "good_only"), good)
+    result = train(settings(folder, "painted", synthetic_anomaly_probability=0.7, num_train_epochs=4), good)
+    assert result.state.step == 12 and np.isfinite(result.loss)
+
+
+def test_images_without_a_mask_train_with_their_label(folder, records):
+    unmasked = records.map(lambda row: {"mask": None})
+    result = train(settings(folder, "labels_only", num_train_epochs=4), unmasked)
+    inspect = pipeline("anomaly-segmentation", model=str(result.last))
+    scores = [inspect(row["image"])["score"] for row in records]
+    assert np.mean(scores[1::2]) > np.mean(scores[::2])
+
+
+def test_losses_of_mixed_batches():
+    model, images = tiny_model(), pixels(4)
+    outputs = model(images, output_layer_maps=True)
+    labels = torch.zeros(4, 48, 48, dtype=torch.uint8)
+    labels[0, :9] = 1
+    everything = training_loss(outputs, labels, torch.tensor([True] * 4))
+    torch.testing.assert_close(everything, model(images, labels=labels).loss)
+    known = torch.tensor([True, False, True, True])
+    mixed = training_loss(outputs, labels, known)
+    pixel = sum(
+        segmentation_loss(maps[known], labels[known]) for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps)
+    )
+    image = sum(image_level_loss(maps[~known]) for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps))
+    torch.testing.assert_close(mixed, 0.75 * pixel + 0.25 * image)
+    only = training_loss(outputs, labels, torch.tensor([False] * 4))
+    assert only.isfinite() and image_level_loss(torch.ones(2, 3, 10, 10)) == 0
+
+
+def test_held_out_products_and_their_mistakes(tmp_path):
+    options = {"num_images": 40, "num_test_images": 0, "size": 32, "cache_dir": str(tmp_path)}
+    config = settings(
+        tmp_path, products=["nut", "washer", "gear"], split="train", validation_products=1, dataset_options=options
+    )
+    training, validation = load_training_data(config)
+    assert set(training["product"]) == {"gear", "nut"} and set(validation["product"]) == {"washer"}
+    config.validation_products = ["nut", "gear"]
+    training, validation = load_training_data(config)
+    assert set(training["product"]) == {"washer"}
+    for wrong, message in (
+        (3, "leave nothing"),
+        (["bolt"], "not among the products"),
+        (["nut", "gear", "washer"], "all"),
+    ):
+        config.validation_products = wrong
+        with pytest.raises(ValueError, match=message):
+            load_training_data(config)
+
+
+def test_a_loss_that_explodes_stops_the_run(folder, records):
+    with pytest.raises(FloatingPointError, match="learning rates"):
+        train(settings(folder, "exploded", learning_rate=1e38, logging_steps=1), records)
+
+
+def test_learned_state_is_what_requires_gradients():
+    model = tiny_model()
+    assert learned_state(model).keys() == {name for name, value in model.named_parameters() if value.requires_grad}
+
+
+def test_the_example_program(folder, tmp_path):
+    """The real command, on generated data: train, resume, refuse a typo."""
+    command = [sys.executable, str(ROOT / "examples" / "train.py"), "--model", str(folder / "model")]
+    options = "{num_images: 16, num_test_images: 0, size: 48, cache_dir: %s}" % (tmp_path / "cache")
+    command += ["--dataset", "synthetic", "--split", "train", "--dataset_options", options, "--num_train_epochs", "1"]
+    command += [
+        "--per_device_train_batch_size",
+        "8",
+        "--dataloader_num_workers",
+        "0",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "step 2" in done.stdout and (tmp_path / "run" / "last" / "model.safetensors").is_file()
+    again = subprocess.run([*command, "--resumee", "latest"], capture_output=True, text=True, timeout=240)
+    assert again.returncode == 2 and "did you mean '--resume'" in again.stderr

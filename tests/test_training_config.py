@@ -1,0 +1,126 @@
+"""Settings of a run: files, command line, mistakes."""
+
+import json
+
+import pytest
+
+from vcp_clip_hf.training_config import TrainingConfig
+
+
+def make(**settings) -> TrainingConfig:
+    return TrainingConfig(**{"output_dir": "out", "dataset": "visa", **settings})
+
+
+def test_the_defaults_are_the_papers():
+    config = make()
+    assert (config.learning_rate, config.temperature_learning_rate) == (4e-5, 1e-2)
+    assert (config.adam_beta1, config.adam_beta2) == (0.5, 0.999)
+    assert (config.num_train_epochs, config.per_device_train_batch_size, config.seed) == (10, 32, 333)
+    assert config.split == "test" and config.augmentation and config.mosaic_probability == 0
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_from_a_file_with_overrides(tmp_path, suffix):
+    path = tmp_path / f"train.{suffix}"
+    text = "output_dir: out\ndataset: visa\nlearning_rate: 2e-5\nmixed_precision: no\nproducts: [a, b]\n"
+    values = {
+        "output_dir": "out",
+        "dataset": "visa",
+        "learning_rate": 2e-5,
+        "mixed_precision": "no",
+        "products": ["a", "b"],
+    }
+    path.write_text(text if suffix == "yaml" else json.dumps(values))
+    config = TrainingConfig.from_file(path, seed=7)
+    assert config.learning_rate == 2e-5, "YAML reads 2e-5 as a string"
+    assert config.mixed_precision == "no", "YAML reads no as false"
+    assert (config.products, config.seed) == (["a", "b"], 7)
+    # the model is the folder of the file, unless it says otherwise
+    assert config.model == str(tmp_path.resolve())
+    config.save(tmp_path / "saved.yaml")
+    assert TrainingConfig.from_file(tmp_path / "saved.yaml") == config
+
+
+def test_a_model_is_meant_from_the_place_of_the_file(tmp_path):
+    (tmp_path / "other").mkdir()
+    for model, expected in (("other", str((tmp_path / "other").resolve())), ("someone/hub-name", "someone/hub-name")):
+        (tmp_path / "train.yaml").write_text(f"output_dir: o\ndataset: visa\nmodel: {model}\n")
+        assert TrainingConfig.from_file(tmp_path / "train.yaml").model == expected
+
+
+def test_from_a_command_line(tmp_path):
+    (tmp_path / "train.yaml").write_text("output_dir: out\ndataset: visa\nseed: 1\n")
+    config = TrainingConfig.from_arguments(
+        [
+            *("--config", str(tmp_path / "train.yaml"), "--products", "[pcb1, pcb2]", "--learning_rate", "1e-3"),
+            *("--max_train_steps", "5", "--augmentation", "false", "--dataset_options", "{size: 64}"),
+        ]
+    )
+    assert (config.seed, config.products, config.learning_rate, config.max_train_steps) == (
+        1,
+        ["pcb1", "pcb2"],
+        1e-3,
+        5,
+    )
+    assert config.augmentation is False and config.dataset_options == {"size": 64}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rat", "1"], "did you mean '--learning_rate'"),
+        (["--dataset=visa", "--output_dir=o", "--learning_rate=x"], "learning_rate='x'"),
+        (["--config", "gone.yaml"], "gone.yaml"),
+        (["--output_dir", "o"], "Missing settings: dataset"),
+        (["--dataset", "visa", "--output_dir", "o", "stray"], "unexpected stray"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(arguments, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        TrainingConfig.from_arguments(arguments)
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lerning_rate": 1.0}, "did you mean 'learning_rate'"),
+        ({"zzz": 1}, "Known are"),
+    ],
+)
+def test_unknown_settings_name_the_nearest(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig.from_dict({"output_dir": "o", "dataset": "visa", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_train_epochs": 0}, "num_train_epochs=0"),
+        ({"num_train_epochs": 1.5}, "num_train_epochs=1.5"),
+        ({"seed": True}, "seed=True"),
+        ({"augmentation": "yes"}, "augmentation='yes'"),
+        ({"products": "a"}, "products='a'"),
+        ({"mixed_precision": "int8"}, "mixed_precision='int8'"),
+        ({"mosaic_probability": 2}, "mosaic_probability=2.0"),
+        ({"products": ["a"], "validation_products": ["b"]}, "not among products"),
+        ({"evaluation_targets": ["visa"]}, "allow_training_on_target"),
+    ],
+)
+def test_wrong_values_are_explained(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_training_on_the_target_must_be_asked_for():
+    assert make(evaluation_targets=["visa"], allow_training_on_target=True).dataset == "visa"
+    assert make(evaluation_targets=["mvtec_ad"])
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ValueError, match="list, expected settings"):
+        TrainingConfig.from_file(tmp_path / "list.yaml")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.json could not be read"):
+        TrainingConfig.from_file(tmp_path / "broken.json")
