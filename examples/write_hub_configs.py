@@ -1,0 +1,151 @@
+"""Write `hub_configs/`: one folder for each setting of the paper and each ablation.
+
+python examples/write_hub_configs.py
+
+Every folder has the `config.json` of a checkpoint (loadable with `VCPCLIPConfig.from_pretrained`), its
+`preprocessor_config.json` and a `train.yaml` (for `examples/train.py --config`). What differs from the paper's main
+setting is written here once; the folders are made from it, and a test holds them against it.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor
+
+
+ROOT = Path(__file__).parent.parent / "hub_configs"
+
+# Ids in the vocabulary of OpenAI's CLIP; 49408 is the category slot
+_START, _SLOT, _END = 49406, 49408, 49407
+_WORDS = {
+    "good": 886,
+    "damaged": 13568,
+    "perfect": 1878,
+    "flawed": 35136,
+    "normal": 5967,
+    "abnormal": 40934,
+    "flawless": 15531,
+    "imperfect": 46034,
+    "pristine": 30618,
+    "broken": 5107,
+}
+_PAIRS = [
+    ("perfect", "flawed"),
+    ("normal", "abnormal"),
+    ("flawless", "imperfect"),
+    ("pristine", "broken"),
+    ("good", "damaged"),
+]
+_TEMPLATES = {
+    "a-photo-of-a": ("a photo of a {state} {{}}", lambda word: [320, 1125, 539, 320, word]),
+    "this-is-a": ("this is a {state} photo of {{}}", lambda word: [589, 533, 320, word, 1125, 539]),
+}
+
+_BACKBONES = {
+    "vit-large-patch14-336": "openai/clip-vit-large-patch14-336",
+    "vit-large-patch14-224": "openai/clip-vit-large-patch14",
+    "vit-base-patch16-224": "openai/clip-vit-base-patch16",
+}
+_TOWERS = {
+    "vit-large-patch14-224": {
+        "vision_config": {**VCPCLIPConfig().vision_config.to_dict(), "image_size": 224},
+    },
+    "vit-base-patch16-224": {
+        "text_config": {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_attention_heads": 8,
+            "projection_dim": 512,
+            "hidden_act": "gelu",
+        },
+        "vision_config": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "patch_size": 16,
+            "image_size": 224,
+            "projection_dim": 512,
+            "hidden_act": "gelu",
+        },
+        "projection_dim": 512,
+        # 518 is no multiple of 16; the paper does not say what it took
+        "image_size": 512,
+    },
+}
+# The auxiliary dataset of a training run, and what is evaluated with it
+_VISA = {
+    "dataset": "visa",
+    "evaluation_targets": ["mvtec_ad", "bsd", "gc10_det", "ksdd2", "msd", "road", "rsdd", "btad", "dagm"],
+}
+_MVTEC = {
+    "dataset": "mvtec_ad",
+    "evaluation_targets": ["visa"],
+    "learning_rate": 2e-5,
+    "mosaic_probability": 0.2,
+}
+
+
+def prompts(template: str, normal: str, abnormal: str) -> dict:
+    """Strings and ids of one pair of state words in one template."""
+    text, ids = _TEMPLATES[template]
+    fields = {}
+    for state, word in (("normal", normal), ("abnormal", abnormal)):
+        fields[f"{state}_prompts"] = [text.format(state=word)]
+        row = [_START, *ids(_WORDS[word])]
+        fields[f"{state}_prompt_input_ids"] = [[*row, _SLOT, _END]]
+    return fields
+
+
+def settings() -> dict[str, tuple[dict, dict, dict]]:
+    """Folder -> what differs in the configuration, in the image processor, and in the training."""
+    main = "vcp-clip-vit-large-patch14-336"
+    found = {
+        f"{main}-visa": ({}, {}, _VISA),
+        f"{main}-mvtec-ad": ({}, {}, _MVTEC),
+        "vcp-clip-vit-large-patch14-224": (_TOWERS["vit-large-patch14-224"], {}, _VISA),
+        "vcp-clip-vit-base-patch16-224": (_TOWERS["vit-base-patch16-224"], {}, _VISA),
+        "vcp-clip-baseline": ({"use_pre_vcp": False, "use_post_vcp": False}, {}, _VISA),
+        "ablation-without-dtp": ({"num_deep_prompt_tokens": 0}, {}, _VISA),
+        "ablation-without-pre-vcp": ({"use_pre_vcp": False}, {}, _VISA),
+        "ablation-without-post-vcp": ({"use_post_vcp": False}, {}, _VISA),
+        "ablation-dtp-end": ({"deep_prompt_position": "end"}, {}, _VISA),
+    }
+    for layers in ([6], [12], [18], [24], [6, 12], [6, 12, 18]):
+        name = "ablation-layers-" + "-".join(map(str, layers))
+        found[name] = ({"feature_layers": layers}, {}, _VISA)
+    for template in _TEMPLATES:
+        for normal, abnormal in _PAIRS:
+            if (template, normal) != ("a-photo-of-a", "good"):  # the main setting
+                name = f"ablation-prompt-{template}-{normal}-{abnormal}"
+                found[name] = (prompts(template, normal, abnormal), {}, _VISA)
+    # the paper's table gives these sizes as a picture; 518 is the main setting
+    for size in (224, 336, 700, 798):
+        found[f"ablation-resolution-{size}"] = ({"image_size": size}, {"smoothing_sigma": 8 * size / 518}, _VISA)
+    for r in (1, 3, 4):
+        found[f"ablation-category-tokens-{r}"] = ({"num_category_tokens": r}, {}, _VISA)
+    for n in (2, 3, 4):
+        found[f"ablation-deep-prompt-tokens-{n}"] = ({"num_deep_prompt_tokens": n}, {}, _VISA)
+    for heads in (1, 2, 4, 16):
+        found[f"ablation-heads-{heads}"] = ({"post_vcp_num_heads": heads}, {}, _VISA)
+    for weight in (0.0, 0.25, 0.5, 1.0):
+        found[f"ablation-fusion-weight-{weight}"] = ({"fusion_weight": weight}, {}, _VISA)
+    return found
+
+
+def write(root: Path = ROOT) -> None:
+    """All folders but `vcp-clip-tiny`, which belongs to the embedded checkpoint."""
+    for name, (fields, processing, training) in settings().items():
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        backbone = next((key for key in _BACKBONES if name.endswith(key)), "vit-large-patch14-336")
+        config = VCPCLIPConfig(**{"backbone_name_or_path": _BACKBONES[backbone], **fields})
+        config.save_pretrained(folder)
+        VCPCLIPImageProcessor.for_model(config, **processing).save_pretrained(folder)
+        run = {"output_dir": f"runs/{name}", **training, "validation_products": 2}
+        (folder / "train.yaml").write_text(yaml.safe_dump(run, sort_keys=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,28 @@
+"""An evaluation for the tests, as a program for several processes: `python -m tests.evaluation_run OUTPUT`."""
+
+import sys
+
+import torch
+from accelerate import Accelerator
+
+from tests.common import tiny_model
+from tests.training_run import make_records
+from vcp_clip_hf import VCPCLIPImageProcessor
+from vcp_clip_hf.evaluation import EvaluationReport, evaluate
+
+
+def run(accelerator: Accelerator | None = None, protocol="default", **options) -> EvaluationReport:
+    """A tiny model with random weights on generated records."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = tiny_model()
+    processor = VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=1.0)
+    return evaluate(model, processor, {"squares": make_records(13)}, protocol, 3, 0, accelerator, **options)
+
+
+if __name__ == "__main__":
+    accelerator = Accelerator()
+    report = run(accelerator, sheets_dir=f"{sys.argv[1]}/sheets")
+    if accelerator.is_main_process:
+        print(f"{accelerator.num_processes} processes")
+        report.save(sys.argv[1])

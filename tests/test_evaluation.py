@@ -1,0 +1,208 @@
+"""Evaluation: the numbers of the metrics, tables in every form, several processes, the paper beside ours."""
+
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from tests.common import tiny_model
+from tests.evaluation_run import run
+from tests.training_run import make_records
+from vcp_clip_hf import VCPCLIPImageProcessor
+from vcp_clip_hf.evaluation import PROTOCOLS, EvaluationProtocol, EvaluationReport, evaluate, paper_results
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def report():
+    return run()
+
+
+def maps_by_hand(native: bool = False):
+    torch.manual_seed(0)
+    model = tiny_model()
+    processor = VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=1.0)
+    for record in make_records(13):
+        image = record["image"]
+        with torch.no_grad():
+            outputs = model(**processor(image, return_tensors="pt"))
+        size = [(image.height, image.width)] if native else None
+        (result,) = processor.post_process_anomaly_segmentation(outputs, size)
+        mask = np.zeros((48, 48), int) if record["mask"] is None else (np.asarray(record["mask"]) > 0).astype(int)
+        yield record["product"], result, mask
+
+
+def test_the_numbers_are_the_metrics_of_the_maps(report):
+    result = report.results["squares"]
+    rows = list(maps_by_hand())
+    values = []
+    for product in ("product_0", "product_1", "product_2"):
+        maps = np.concatenate([each["anomaly_map"].numpy().ravel() for name, each, _ in rows if name == product])
+        masks = np.concatenate([mask.ravel() for name, _, mask in rows if name == product])
+        scores = [each["score"] for name, each, _ in rows if name == product]
+        labels = [mask.any() for name, _, mask in rows if name == product]
+        expected = (roc_auc_score(masks, maps), average_precision_score(masks, maps), roc_auc_score(labels, scores))
+        ours = result["per_product"][product]
+        assert (ours["pixel_auroc"], ours["pixel_ap"], ours["image_auroc"]) == pytest.approx(expected, abs=1e-4)
+        values.append(expected[0])
+    assert result["mean"]["pixel_auroc"] == pytest.approx(np.mean(values), abs=1e-4)
+    assert sum(counts["images"] for counts in result["counts"].values()) == 13
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol(name):
+    report = run(protocol=name)
+    metrics = report.results["squares"]["mean"]
+    assert set(PROTOCOLS[name].metrics) <= set(metrics) and all(0 <= value <= 1 for value in metrics.values())
+    assert PROTOCOLS[name].description in report.to_markdown()
+    if name == "authors":
+        assert "PRO (200 steps)" in report.to_markdown() and "pixel_pro" not in metrics
+
+
+def test_native_size_uses_the_masks_as_they_are():
+    torch.manual_seed(0)
+    model = tiny_model()
+    processor = VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=1.0)
+    records = make_records(4).map(
+        lambda row: {
+            "image": row["image"].resize((96, 60)),
+            "mask": None if row["mask"] is None else row["mask"].resize((96, 60), Image.Resampling.NEAREST),
+        }
+    )
+    report = evaluate(model, processor, {"wide": records}, EvaluationProtocol(native_size=True))
+    assert sum(counts["pixels"] for counts in report.results["wide"]["counts"].values()) == 4 * 96 * 60
+
+
+def test_tables_in_every_form(report, tmp_path):
+    text = report.to_text()
+    assert "squares" in text and "product_1" in text and "AUROC" in text
+    rows = list(csv.DictReader(io.StringIO(report.to_csv())))
+    assert [row["product"] for row in rows] == ["product_0", "product_1", "product_2", "mean"]
+    assert float(rows[-1]["pixel_ap"]) == pytest.approx(100 * report.results["squares"]["mean"]["pixel_ap"])
+    report.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.csv", "results.md"}
+    again = EvaluationReport.from_dict(json.loads((tmp_path / "results.json").read_text()))
+    assert again.to_markdown() == report.to_markdown() and again.settings == report.settings
+    assert report.settings["versions"]["torch"] == torch.__version__ and report.settings["processes"] == 1
+
+
+def test_the_papers_numbers_stand_beside_ours_as_the_papers(report):
+    assert not report.with_paper() and "paper" not in report.to_markdown()
+    theirs = EvaluationReport(
+        {"mvtec_ad": {**report.results["squares"], "per_product": {"pill": report.results["squares"]["mean"]}}},
+        PROTOCOLS["authors"],
+    )
+    counts = {"pill": {"images": 13}}
+    for values in (theirs.results["mvtec_ad"]["mean"], theirs.results["mvtec_ad"]["per_product"]["pill"]):
+        values.setdefault("pixel_pro_200", 0.5)
+        values.setdefault("pixel_f1_max", 0.5)
+    theirs.results["mvtec_ad"]["counts"] = counts
+    quoted = theirs.with_paper()
+    assert quoted["mvtec_ad", "mean"] == {"pixel_auroc": 92.0, "pixel_pro_200": 87.3, "pixel_ap": 49.4}
+    assert quoted["mvtec_ad", "pill"] == {"pixel_auroc": 90.1, "pixel_pro_200": 94.9, "pixel_ap": 34.3}
+    assert "(92.0)" in theirs.to_markdown() and "measured by its authors" in theirs.to_markdown()
+
+
+def test_the_papers_table_is_complete():
+    paper = paper_results()
+    assert len(paper["datasets"]) == 10 and all(len(methods) == 7 for methods in paper["datasets"].values())
+    assert len(paper["products"]["mvtec_ad"]) == 15 and len(paper["products"]["visa"]) == 12
+    for dataset, products in paper["products"].items():
+        for metric in ("auroc", "pro", "ap"):
+            mean = np.mean([methods["VCP-CLIP"][metric] for methods in products.values()])
+            assert mean == pytest.approx(paper["datasets"][dataset]["VCP-CLIP"][metric], abs=0.1)
+
+
+def test_sheets_show_the_first_defects(tmp_path):
+    run(sheets_dir=tmp_path, images_per_sheet=2)
+    sheets = sorted((tmp_path / "squares").iterdir())
+    assert [path.name for path in sheets] == ["product_0.png", "product_1.png", "product_2.png"]
+    picture = Image.open(sheets[0])
+    assert picture.width > 4 * 256 and picture.height > 2 * 256
+
+
+def test_undefined_metrics_are_said(report):
+    torch.manual_seed(0)
+    model = tiny_model()
+    processor = VCPCLIPImageProcessor.for_model(model.config)
+    good = make_records(6).filter(lambda row: row["label"] == 0)
+    found = evaluate(model, processor, {"good": good})
+    assert math.isnan(found.results["good"]["mean"]["pixel_ap"])
+    assert "Undefined: good / product_0 / pixel_ap" in found.to_markdown() and "-" in found.to_text()
+    assert found.to_dict()["results"]["good"]["mean"]["pixel_ap"] is None
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_mistakes_are_explained(report):
+    model = tiny_model()
+    processor = VCPCLIPImageProcessor.for_model(model.config)
+    with pytest.raises(ValueError, match="Unknown protocol 'paper'; known are default"):
+        evaluate(model, processor, {"x": make_records(2)}, "paper")
+    with pytest.raises(ValueError, match="'x' is empty"):
+        evaluate(model, processor, {"x": make_records(2).select([])})
+    unknown = make_records(2).map(lambda row: {"label": -1})
+    with pytest.raises(ValueError, match="no label"):
+        evaluate(model, processor, {"x": unknown})
+
+
+def test_the_model_is_left_in_its_mode():
+    model = tiny_model().train()
+    evaluate(model, VCPCLIPImageProcessor.for_model(model.config), {"x": make_records(4)})
+    assert model.training and not model.clip.training
+
+
+def test_two_processes_equal_one(report, tmp_path):
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "tests.evaluation_run"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout and len(list((tmp_path / "sheets" / "squares").iterdir())) == 3
+    theirs = EvaluationReport.from_dict(json.loads((tmp_path / "results.json").read_text()))
+    assert theirs.results["squares"]["counts"] == report.results["squares"]["counts"]
+    for name, values in report.results["squares"]["per_product"].items():
+        assert theirs.results["squares"]["per_product"][name] == pytest.approx(values, abs=1e-5)
+
+
+def test_the_example_program(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    VCPCLIPImageProcessor.for_model(model.config).save_pretrained(tmp_path / "model")
+    for name in ("good", "broken"):
+        (tmp_path / "images" / "test" / name).mkdir(parents=True)
+        (tmp_path / "images" / "ground_truth" / name).mkdir(parents=True)
+    for index, record in enumerate(make_records(4)):
+        kind = "broken" if record["label"] else "good"
+        record["image"].save(tmp_path / "images" / "test" / kind / f"{index}.png")
+        if record["mask"] is not None:
+            record["mask"].save(tmp_path / "images" / "ground_truth" / kind / f"{index}_mask.png")
+    command = [sys.executable, str(ROOT / "examples" / "evaluate.py"), "--model", str(tmp_path / "model")]
+    command += [
+        "--dataset",
+        f"folder={tmp_path / 'images'}",
+        "--num_workers",
+        "0",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "AUROC" in done.stdout and (tmp_path / "out" / "results.md").is_file()
+    assert list((tmp_path / "out" / "sheets" / "folder").iterdir())

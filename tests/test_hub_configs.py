@@ -1,0 +1,84 @@
+"""Every folder of hub_configs loads, can be trained, and is what the script writes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import write_hub_configs
+from transformers import AutoConfig
+
+from tests.common import tiny_clip
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.data import list_datasets
+from vcp_clip_hf.training_config import TrainingConfig
+
+
+ROOT = Path(__file__).parent.parent / "hub_configs"
+FOLDERS = sorted(path for path in ROOT.iterdir() if (path / "config.json").is_file())
+SETTINGS = write_hub_configs.settings()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_every_folder_loads(folder):
+    config = VCPCLIPConfig.from_pretrained(folder)
+    assert type(AutoConfig.from_pretrained(folder)) is VCPCLIPConfig
+    processor = VCPCLIPImageProcessor.from_pretrained(folder)
+    assert (processor.size.height, processor.size.width) == config.input_size
+    training = TrainingConfig.from_file(folder / "train.yaml")
+    assert training.model == str(folder) and training.dataset not in training.evaluation_targets
+    assert {training.dataset, *training.evaluation_targets} <= {summary.name for summary in list_datasets()}
+    with torch.device("meta"):
+        VCPCLIPModel(config)
+
+
+def test_the_folders_are_what_the_script_writes(tmp_path):
+    write_hub_configs.write(tmp_path)
+    written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    for path in written:
+        ours, theirs = (
+            [line for line in (root / path).read_text().splitlines() if "transformers_version" not in line]
+            for root in (ROOT, tmp_path)
+        )
+        assert ours == theirs, path
+    assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in FOLDERS}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_differs_from_the_papers_main_setting_where_it_says(name):
+    fields, _, training = SETTINGS[name]
+    main, ours = VCPCLIPConfig().to_dict(), VCPCLIPConfig.from_pretrained(ROOT / name).to_dict()
+    changed = {key for key in main if main[key] != ours[key]} - {"_name_or_path", "backbone_name_or_path"}
+    # the layers follow from the depth of another tower
+    assert set(fields) <= changed <= {*fields, "feature_layers"}
+    run = TrainingConfig.from_file(ROOT / name / "train.yaml")
+    paper = TrainingConfig(output_dir="", dataset="visa")
+    for key in (
+        "learning_rate",
+        "temperature_learning_rate",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "seed",
+    ):
+        assert getattr(run, key) == training.get(key, getattr(paper, key))
+
+
+def test_the_main_setting_trains_with_either_auxiliary_set():
+    visa, mvtec = (
+        TrainingConfig.from_file(ROOT / f"vcp-clip-vit-large-patch14-336-{name}" / "train.yaml")
+        for name in ("visa", "mvtec-ad")
+    )
+    assert (visa.dataset, visa.learning_rate, visa.mosaic_probability) == ("visa", 4e-5, 0.0)
+    assert (mvtec.dataset, mvtec.learning_rate, mvtec.mosaic_probability) == ("mvtec_ad", 2e-5, 0.2)
+    assert mvtec.evaluation_targets == ["visa"] and len(visa.evaluation_targets) == 9
+
+
+def test_an_ablation_of_the_same_shape_can_be_trained(tmp_path):
+    """The way from a folder to a model, on a backbone of small towers."""
+    config = VCPCLIPConfig.from_pretrained(
+        ROOT / "ablation-dtp-end",
+        text_config={"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 2},
+        vision_config={"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 24},
+    )
+    assert config.deep_prompt_position == "end"
+    with pytest.raises(ValueError, match=r"vocab_size: 49408 in the checkpoint, 514 in the backbone"):
+        VCPCLIPModel.from_clip(tiny_clip(), config=config)
