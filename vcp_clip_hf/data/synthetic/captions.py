@@ -1,0 +1,182 @@
+"""Captions: what the pictures show, in words, with every word known beforehand (for a small tokenizer)."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from .registry import DEFECTS, FAULTS, PRODUCTS
+from .render import SyntheticSample
+
+
+__all__ = ["ABNORMAL_STATES", "NORMAL_STATES", "caption", "caption_words", "captions"]
+
+NORMAL_STATES = ("good", "flawless", "perfect", "intact", "pristine", "undamaged", "normal", "unblemished")
+ABNORMAL_STATES = ("damaged", "defective", "broken", "flawed", "faulty", "imperfect", "abnormal", "blemished")
+
+_FRAMES = (
+    "a photo of {}",
+    "a photo of {}",
+    "a photo of {}",
+    "a close-up photo of {}",
+    "a cropped photo of {}",
+    "an industrial photo of {}",
+    "a photo of {} for visual inspection",
+    "an image of {}",
+    "a picture of {}",
+    "{}",
+)
+_NORMAL = (
+    "{a} {state} {product}",
+    "{a} {state} {product}",
+    "{a} {product} without defect",
+    "{a} {product} without flaw",
+    "{a} {product} without damage",
+    "{a} {product} in {state} condition",
+)
+_ABNORMAL = (
+    "{a} {state} {product}",
+    "{a} {state} {product}",
+    "{a} {product} with {defect}",
+    "{a} {product} with {defect}",
+    "{a} {state} {product} with {defect}",
+    "{defect} on {a} {product}",
+    "{a} {product} with a defect",
+    "{a} {product} with damage",
+)
+_PART_WORDS = {
+    "missing_part": ("missing {}", "lost {}"),
+    "bent_part": ("bent {}", "deformed {}"),
+    "misplaced_part": ("misplaced {}", "misaligned {}"),
+    "broken_part": ("broken {}", "damaged {}"),
+    "wrong_part": ("wrong {}", "mismatched {}"),
+    "print_error": ("print error", "misprinted {}"),
+}
+# nouns without an indefinite article: materials, and anything in the plural
+_UNCOUNTABLE = frozenset(
+    [
+        "leather",
+        "upholstery",
+        "denim",
+        "cloth",
+        "fabric",
+        "felt",
+        "carpet",
+        "knitwear",
+        "textile",
+        "marble",
+        "pavement",
+        "cardboard",
+        "asphalt",
+        "steel",
+        "hide",
+        "rubber",
+        "glass",
+        "contamination",
+        "dirt",
+        "dust",
+        "rust",
+        "pitting",
+        "corrosion",
+        "crazing",
+        "fraying",
+        "flaking",
+        "delamination",
+        "abrasion",
+        "discoloration",
+        "distortion",
+        "breakage",
+        "damage",
+        "residue",
+        "tint",
+        "weld",
+    ]
+)
+
+
+def caption(record: SyntheticSample | Mapping, rng: np.random.Generator) -> str:
+    """
+    One caption of many, e.g. "a close-up photo of a cracked ceramic tile with a fissure".
+
+    Args:
+        record ([`SyntheticSample`] or mapping): with `product` and `defect` ("good" for normal pictures).
+        rng (`np.random.Generator`): picks the words.
+
+    Returns:
+        `str`: lower case, no full stop.
+
+    Raises:
+        ValueError: names that the generator does not know.
+    """
+    product, defect = _names(record)
+    names, states, nouns = _words(product, defect)
+    pattern = _pick(_NORMAL if defect == "good" else _ABNORMAL, rng)
+    name, state = _pick(names, rng), _pick(states, rng)
+    noun = _pick(nouns, rng) if nouns else ""
+    return _compose(_pick(_FRAMES, rng), pattern, name, state, noun)
+
+
+def captions(product: str, defect: str = "good") -> Iterator[str]:
+    """Every caption that a product family with this defect can get; thousands, some more than once."""
+    names, states, nouns = _words(product, defect)
+    for pattern in _NORMAL if defect == "good" else _ABNORMAL:
+        for name in names:
+            for state in states if "{state}" in pattern else ("",):
+                for noun in nouns if "{defect}" in pattern else ("",):
+                    for frame in _FRAMES:
+                        yield _compose(frame, pattern, name, state, noun)
+
+
+def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _compose(frame: str, pattern: str, name: str, state: str, noun: str) -> str:
+    first = state if "{a} {state}" in pattern else name
+    thing = pattern.format(a=_article(first, name), state=state, product=name, defect=noun)
+    return frame.format(" ".join(thing.split()))
+
+
+def caption_words() -> list[str]:
+    """Every word of every caption, sorted."""
+    texts = [*_FRAMES, *_NORMAL, *_ABNORMAL, *NORMAL_STATES, *ABNORMAL_STATES, "a an"]
+    for family in PRODUCTS.values():
+        texts += [*family.products, *family.faults.values()]
+    for defect in DEFECTS.values():
+        texts += [*defect.words, *defect.adjectives]
+    for name, states in FAULTS.items():
+        texts += [*states, *_PART_WORDS[name]]
+    return sorted({word for text in texts for word in re.sub(r"{\w*}", " ", text).split()})
+
+
+def _names(record: SyntheticSample | Mapping) -> tuple[str, str]:
+    if isinstance(record, Mapping):
+        return record["product"], record["defect"]
+    return record.product, record.defect
+
+
+def _words(product: str, defect: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Names of the product, states it can be said to be in, and the defect with its article."""
+    if product not in PRODUCTS:
+        raise ValueError(f"Unknown product family {product!r}; there are {', '.join(sorted(PRODUCTS))}.")
+    family = PRODUCTS[product]
+    if defect == "good":
+        return family.products, NORMAL_STATES, ()
+    if defect in FAULTS and defect in family.faults:
+        phrases = [words.format(family.faults[defect]) for words in _PART_WORDS[defect]]
+        nouns = tuple(f"{_article(phrase, phrase)} {phrase}".strip() for phrase in phrases)
+        return family.products, (*ABNORMAL_STATES, *FAULTS[defect]), nouns
+    if defect not in DEFECTS:
+        raise ValueError(f"Unknown defect {defect!r} of {product!r}; there are {', '.join(sorted(DEFECTS))}.")
+    kind = DEFECTS[defect]
+    nouns = tuple(f"{_article(word, word)} {word}".strip() for word in kind.words)
+    # the defect's own adjectives as often as the general ones
+    return family.products, (*ABNORMAL_STATES, *(kind.adjectives * 4)), nouns
+
+
+def _article(first: str, noun: str) -> str:
+    """ "a", "an", or "" for plurals and materials; `first` is the word that follows."""
+    last = noun.split()[-1]
+    if last in _UNCOUNTABLE or (last.endswith("s") and not last.endswith(("ss", "us"))):
+        return ""
+    return "an" if first[0] in "aeio" or first.startswith("un") else "a"

@@ -1,0 +1,263 @@
+"""One picture: a product, a light, a camera, perhaps one defect, and the mask of what the defect really changed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from . import (  # noqa: F401  registers the families
+    defects_lines,
+    defects_patches,
+    defects_relief,
+    objects_consumer,
+    objects_electronic,
+    objects_mechanical,
+    textures_metal,
+    textures_other,
+)
+from .fields import Dice, Grid, gaussian_blur
+from .registry import DEFECTS, FAULTS, PRODUCTS, Fault, ProductFamily
+from .scene import Camera, Light, Scene
+
+
+__all__ = [
+    "SEEN_DEFECTS",
+    "SEEN_PRODUCTS",
+    "UNSEEN_DEFECTS",
+    "UNSEEN_PRODUCTS",
+    "SyntheticSample",
+    "possible_defects",
+    "render_sample",
+]
+
+SEEN_PRODUCTS: tuple[str, ...] = tuple(sorted(name for name, family in PRODUCTS.items() if family.seen))
+UNSEEN_PRODUCTS: tuple[str, ...] = tuple(sorted(name for name, family in PRODUCTS.items() if not family.seen))
+SEEN_DEFECTS: tuple[str, ...] = (*sorted(name for name, family in DEFECTS.items() if family.seen), *sorted(FAULTS))
+UNSEEN_DEFECTS: tuple[str, ...] = tuple(sorted(name for name, family in DEFECTS.items() if not family.seen))
+
+# shares of the picture; below, a patch of an image encoder cannot tell, above, it is another product
+_SMALLEST, _LARGEST = 0.0004, 0.3
+_VISIBLE = 0.022  # of the full range: 5 to 6 of 255 levels
+_ATTEMPTS = 16
+_CROPPED = {"texture": 0.45, "object": 0.12}  # share of pictures that show only a part
+_FAULT_SHARE = 0.3
+_SCENE, _LIGHT, _CAMERA, _CHOICE, _DEFECT = range(5)  # streams of randomness
+
+
+@dataclass(frozen=True)
+class SyntheticSample:
+    """
+    A picture and all that is known about it.
+
+    Attributes:
+        image (`PIL.Image.Image`): RGB.
+        mask (`PIL.Image.Image`, *optional*): L, 255 where the defect visibly changed the picture, else 0; None if
+            normal.
+        product (`str`): name of the product family.
+        material (`str`): see [`ProductFamily`].
+        defect (`str`): name of the defect family, "good" if normal.
+        defect_part (`str`, *optional*): what is missing, bent, ...: "tooth", "pin"; None for damage to a surface.
+        image_id (`str`): unique and stable: family, seed, index, defect and size.
+        normal (`PIL.Image.Image`, *optional*): the same picture without the defect, on request.
+    """
+
+    image: Image.Image
+    mask: Image.Image | None
+    product: str
+    material: str
+    defect: str
+    defect_part: str | None
+    image_id: str
+    normal: Image.Image | None = None
+
+    @property
+    def label(self) -> int:
+        """0 normal, 1 anomalous."""
+        return int(self.mask is not None)
+
+
+def possible_defects(family: str, defects: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Names of the defects that this product can have, of those in `defects` (default all)."""
+    product = _family(family)
+    names = [name for name, defect in DEFECTS.items() if defect.suits(product)] + list(product.faults)
+    return tuple(sorted(name for name in names if defects is None or name in defects))
+
+
+def render_sample(
+    family: str,
+    seed: int,
+    index: int,
+    size: int = 256,
+    defect: str | None = "auto",
+    defects: Sequence[str] | None = None,
+    pair: bool = False,
+) -> SyntheticSample:
+    """
+    Render one picture. The same arguments give the same bytes, whatever was rendered before and in whichever process.
+    Between processors with other vector units a few pixels in a few pictures differ by some levels.
+
+    Args:
+        family (`str`): product family, one of `PRODUCTS`.
+        seed, index (`int`): not negative; together with the family they fix the scene, its light and its camera.
+        size (`int`): pixels per side, at least 32. Another size is another picture of the same kind.
+        defect (`str`, *optional*): a defect family by name; "auto" for one that suits the product; None for none.
+        defects (sequence of `str`, *optional*): what "auto" may choose from.
+        pair (`bool`): also give the same picture without its defect.
+
+    Returns:
+        [`SyntheticSample`].
+
+    Raises:
+        ValueError: unknown names, or a defect that this product cannot have.
+    """
+    product = _family(family)
+    if size < 32 or seed < 0 or index < 0:
+        raise ValueError(f"size={size} must be at least 32, seed={seed} and index={index} must not be negative.")
+    entropy = (seed, product.key, index)
+    names = _choices(product, defect, defects)
+
+    grid = Grid(size)
+    scene = product.build(Dice(entropy, _SCENE), grid, None)
+    light = Light.draw(Dice(entropy, _LIGHT), grid)
+    camera = Camera.draw(Dice(entropy, _CAMERA), size, product.gray, _CROPPED[product.kind])
+    picture = light.render(scene)
+    camera.meter(picture, scene.support)
+    clean = camera.develop(picture)
+
+    identity = f"{family}-{seed}-{index}-{size}"
+    if not names:
+        image = camera.record(clean)
+        return SyntheticSample(image, None, family, product.material, "good", None, f"{identity}-good")
+
+    order = _order(product, Dice(entropy, _CHOICE), names)
+    best: tuple[float, np.ndarray, np.ndarray, str] | None = None
+    for attempt in range(_ATTEMPTS):
+        name = order[attempt // 4 % len(order)]
+        dice = Dice((*entropy, attempt), _DEFECT)
+        effort = attempt / _ATTEMPTS
+        if name in FAULTS:
+            damaged, thin = _build_faulty(product, entropy, grid, name, dice, effort), False
+            region = damaged.marks.get("fault")
+        else:
+            thin = DEFECTS[name].thin
+            damaged = scene.copy()
+            region = _damage(damaged, dice, name, effort, camera.window)
+        flawed = camera.develop(light.render(damaged))
+        mask, visibility = _visible(clean, flawed, None if region is None else camera.frame(region), thin)
+        area = float(mask.mean())
+        if visibility > 0 and (best is None or abs(area - 0.02) < abs(best[0] - 0.02)):
+            best = (area, mask, flawed, name)
+        if max(_SMALLEST, 6 / mask.size) <= area <= _LARGEST and visibility > _VISIBLE * 1.5:
+            best = (area, mask, flawed, name)
+            break
+    if best is None:
+        raise RuntimeError(f"No visible {defect!r} on {identity} after {_ATTEMPTS} attempts.")
+    _, mask, flawed, name = best
+    return SyntheticSample(
+        image=camera.record(flawed),
+        mask=Image.fromarray(mask.astype(np.uint8) * 255),
+        product=family,
+        material=product.material,
+        defect=name,
+        defect_part=product.faults.get(name),
+        image_id=f"{identity}-{name}",
+        normal=camera.record(clean) if pair else None,
+    )
+
+
+def _family(name: str) -> ProductFamily:
+    if name not in PRODUCTS:
+        raise ValueError(f"Unknown product family {name!r}; there are {', '.join(sorted(PRODUCTS))}.")
+    return PRODUCTS[name]
+
+
+def _choices(product: ProductFamily, defect: str | None, defects: Sequence[str] | None) -> tuple[str, ...]:
+    """The defects to choose from; none for a normal picture."""
+    if defect is None:
+        return ()
+    known = {*DEFECTS, *FAULTS}
+    unknown = sorted({*(defects or ()), *(() if defect == "auto" else (defect,))} - known)
+    if unknown:
+        raise ValueError(f"Unknown defects {unknown}; there are {', '.join(sorted(known))}.")
+    names = possible_defects(product.name, defects if defect == "auto" else (defect,))
+    if not names:
+        wanted = "none of the defects asked for" if defect == "auto" else f"no {defect!r}"
+        raise ValueError(
+            f"A {product.products[0]} can have {wanted}; possible are {', '.join(possible_defects(product.name))}."
+        )
+    return names
+
+
+def _order(product: ProductFamily, dice: Dice, names: tuple[str, ...]) -> list[str]:
+    """The names in random order; defects of construction are few, so they get a fair share of first places."""
+    faults = [name for name in names if name in FAULTS]
+    others = [name for name in names if name not in FAULTS]
+    faults_first = dice.chance(_FAULT_SHARE)
+    dice.generator.shuffle(faults)
+    # weighted order without replacement: the largest u ** (1 / weight) first (Efraimidis and Spirakis 2006)
+    keys = {name: dice.between(0, 1) ** (1 / DEFECTS[name].weight) for name in others}
+    others.sort(key=lambda name: -keys[name])
+    return faults + others if faults_first else others + faults
+
+
+def _build_faulty(
+    product: ProductFamily, entropy: tuple[int, ...], grid: Grid, name: str, dice: Dice, effort: float
+) -> Scene:
+    strength = min(1.0, dice.beta(1.4, 1.4) + 0.4 * effort)
+    return product.build(Dice(entropy, _SCENE), grid, Fault(name, dice, strength))
+
+
+def _damage(
+    scene: Scene, dice: Dice, name: str, effort: float, window: tuple[float, float, float, float] | None
+) -> np.ndarray:
+    """
+    Applies a defect to the scene, sometimes at several places; stronger, and neither tiny nor huge, as attempts go on.
+
+    Returns:
+        `np.ndarray` of shape `(size, size)`, float32: opacity of the change.
+    """
+    defect, size = DEFECTS[name], scene.grid.size
+    solid = scene.support > 0.9
+    if window is not None:  # where the camera looks
+        left, top, right, bottom = (round(edge * size) for edge in window)
+        shown = np.zeros_like(solid)
+        shown[top:bottom, left:right] = solid[top:bottom, left:right]
+        solid = shown
+    rows, columns = np.nonzero(solid)
+    if len(rows) < 16:
+        rows, columns = np.nonzero(scene.support >= scene.support.max())
+    low, high = defect.sizes
+    room = max(0.3, min(1.0, 1.2 * float(scene.support.mean()) ** 0.5))
+    region = np.zeros_like(scene.support)
+    for _ in range(dice.pick((1, 2, 3), (0.78, 0.15, 0.07))):
+        chosen = dice.whole(0, len(rows) - 1)
+        place = (float(scene.grid.x[0, columns[chosen]]), float(scene.grid.y[rows[chosen], 0]))
+        extent = low * (high / low) ** (dice.between(0, 1) ** 0.75)
+        extent += effort * ((low * high) ** 0.5 - extent)
+        strength = min(1.0, 0.04 + 0.96 * dice.beta(1.3, 1.7) + 0.5 * effort)
+        region = np.maximum(region, defect.apply(scene, dice, place, max(extent * room, 3.0 / size), strength))
+    return region
+
+
+def _visible(clean: np.ndarray, flawed: np.ndarray, region: np.ndarray | None, thin: bool) -> tuple[np.ndarray, float]:
+    """
+    The mask, boolean `(size, size)`, and the mean difference on it.
+
+    A difference counts above a few levels. Lines keep the pixels that differ at least a third as much as their
+    darkest part; areas are closed, because within a patch of other texture single pixels agree by chance.
+    """
+    size = clean.shape[0]
+    difference = np.abs(flawed - clean).max(axis=2)
+    if thin:
+        difference = difference * (gaussian_blur(region, 0.8 * size / 256) > 0.12)
+    rank = difference.size - max(8, difference.size // 2000)
+    peak = float(np.partition(difference.ravel(), rank)[rank])
+    visible = difference > max(_VISIBLE, (0.33 if thin else 0.12) * peak)
+    mask = visible
+    if not thin:
+        dense = gaussian_blur(visible.astype(np.float32), 2.2 * size / 256)
+        closed = dense > 0.38
+        mask = (closed if region is None else closed & (region > 0.25)) | (visible & (dense > 0.3))
+    count = int(mask.sum())
+    return mask, float(difference[mask].mean()) if count else 0.0
