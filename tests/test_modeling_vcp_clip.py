@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import CLIPTokenizer, Trainer, TrainingArguments
+from transformers import CLIPTokenizer, Trainer, TrainingArguments, ViTConfig, ViTModel
 
 from examples.reference_forward import reference_forward
 from tests.common import Golden, golden, pixels, tiny_clip, tiny_config, tiny_model, tiny_tokenizer
@@ -445,6 +445,16 @@ def test_from_clip_explains_what_is_missing(tmp_path):
     tiny_clip().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="from_clip"):
         VCPCLIPModel.from_pretrained(tmp_path)
-    tiny_model().save_pretrained(tmp_path / "vcp")
-    with pytest.raises(ValueError, match="model_type='vcp_clip', expected 'clip'"):
-        VCPCLIPModel.from_clip(tmp_path / "vcp")
+    ViTModel(ViTConfig(hidden_size=8, num_attention_heads=1, intermediate_size=8)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="model_type='vit', expected 'clip'"):
+        VCPCLIPModel.from_clip(tmp_path / "vit")
+
+
+def test_from_clip_takes_the_backbone_of_a_vcp_clip_checkpoint(tmp_path):
+    trained = tiny_model()
+    trained.save_pretrained(tmp_path)
+    model = VCPCLIPModel.from_clip(tmp_path, tokenizer=tiny_tokenizer(), image_size=32, num_category_tokens=3)
+    for name, value in trained.clip.state_dict().items():
+        assert torch.equal(model.clip.state_dict()[name], value), name
+    assert model.pre_vcp.category_embeddings.shape == (3, 32)
+    assert not torch.equal(model.post_vcp.query_projection.weight, trained.post_vcp.query_projection.weight)

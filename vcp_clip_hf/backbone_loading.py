@@ -29,11 +29,16 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 def read_backbone_config(
     backbone: str | os.PathLike | CLIPModel, hub_arguments: dict
 ) -> tuple[CLIPConfig, str | None]:
-    """The configuration of a CLIP and where it came from (None for a model made in memory)."""
+    """
+    The configuration of a CLIP and where it came from (None for a model made in memory). A VCP-CLIP checkpoint that
+    includes its backbone stands for that backbone.
+    """
     if isinstance(backbone, CLIPModel):
         return backbone.config, getattr(backbone, "name_or_path", "") or None
     name = str(backbone)
     values, _ = CLIPConfig.get_config_dict(name, **hub_arguments)
+    if values.get("model_type") == VCPCLIPConfig.model_type and values.get("backbone_included", True):
+        return VCPCLIPConfig.from_pretrained(name, **hub_arguments).to_clip_config(), name
     if values.get("model_type") != CLIPConfig.model_type:
         raise ValueError(
             f"{name} has model_type={values.get('model_type')!r}, expected {CLIPConfig.model_type!r}: a CLIP model"

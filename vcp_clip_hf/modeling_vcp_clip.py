@@ -267,7 +267,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         A model on a pretrained CLIP, its learned part freshly initialised: where training starts.
 
         Args:
-            backbone (`str`, `os.PathLike` or `CLIPModel`): Hub repository, folder, or a loaded model.
+            backbone (`str`, `os.PathLike` or `CLIPModel`):
+                Hub repository, folder, or a loaded model; of a VCP-CLIP checkpoint, its CLIP is taken.
             config ([`VCPCLIPConfig`], *optional*):
                 The architecture; its towers must be the backbone's. Made from the backbone and `kwargs` if absent.
             tokenizer (*optional*):
@@ -302,10 +303,14 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             config.backbone_name_or_path = name or config.backbone_name_or_path
             config.backbone_included = True
 
-        if isinstance(backbone, CLIPModel):
-            state_dict = {f"clip.{key}": value for key, value in backbone.state_dict().items()}
-            return cls.from_pretrained(None, config=config, state_dict=state_dict, **loading)
-        return cls.from_pretrained(name, config=config, **loading)
+        if not isinstance(backbone, CLIPModel):
+            # the towers only, also where the checkpoint has a learned part of its own
+            backbone = CLIPModel.from_pretrained(name, config=clip_config, dtype="auto", **hub_arguments)
+        state_dict = {f"clip.{key}": value for key, value in backbone.state_dict().items()}
+        loading = {name: value for name, value in loading.items() if name not in HUB_ARGUMENTS}
+        model = cls.from_pretrained(None, config=config, state_dict=state_dict, **loading)
+        model.name_or_path = model.config.name_or_path = ""
+        return model
 
     def set_prompts(self, normal: Sequence[str], abnormal: Sequence[str], tokenizer) -> None:
         """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -432,6 +433,8 @@ def _load_parts(config: TrainingConfig):
     """Model, image processor and, where there is one, tokenizer."""
     model_config = VCPCLIPConfig.from_pretrained(config.model)
     backbone = config.backbone or model_config.backbone_name_or_path
+    if backbone is not None and not os.path.isdir(backbone) and os.path.isdir(os.path.join(config.model, backbone)):
+        backbone = os.path.join(config.model, backbone)  # meant from the place of config.json
     find = {"_raise_exceptions_for_missing_entries": False}
     if any(cached_file(config.model, name, **find) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         overrides = {} if config.backbone is None else {"backbone_name_or_path": config.backbone}

@@ -1,0 +1,332 @@
+"""The command line, as a command: every verb, every option, every mistake."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.common import golden, tiny_model, tiny_tokenizer
+from tests.training_run import make_model_folder, make_records
+from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel, __version__
+from vcp_clip_hf.cli import main
+from vcp_clip_hf.prediction import list_inputs, read_predictions
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments, check: int = 0) -> Done:
+    """The command line in this process, which saves the seconds that Python takes to import everything."""
+    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code or 0
+    done = Done(status, stdout.getvalue(), stderr.getvalue())
+    assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+def command(*arguments, launch: tuple = (), check: int | None = 0, **environment) -> Done:
+    """The command line as a command."""
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "vcp_clip_hf.cli", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "TERM": "dumb", **environment},
+    )
+    if check is not None:
+        assert done.returncode == check, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = tiny_model()
+    model.save_pretrained(folder)
+    VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=2.0, threshold=0.5).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Seven images in two folders, of three formats and several sizes."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    (folder / "line_1" / "deep").mkdir(parents=True)
+    names = ["a.png", "b.jpg", "line_1/a.png", "line_1/a.bmp", "line_1/c.png", "line_1/deep/d.jpg", "z.png"]
+    for index, name in enumerate(names):
+        size = (40 + 7 * index, 60 - 3 * index)
+        values = generator.integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), dtype=np.uint8)
+        Image.fromarray(values).resize(size, Image.Resampling.BICUBIC).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+# --- predict ----------------------------------------------------------------------------------------------------
+
+
+def test_predict_writes_maps_masks_overlays_and_records(checkpoint, images, tmp_path):
+    done = command("predict", images, "-o", tmp_path, "-m", checkpoint, "--num-workers", 2)
+    assert "7 images segmented" in done.stdout and "0 failed" in done.stdout
+    records = read_predictions(tmp_path)
+    assert len(records) == 7 and len({record["name"] for record in records}) == 7
+    for record in records:
+        image = Image.open(record["image"])
+        assert (record["height"], record["width"]) == (image.height, image.width)
+        assert record["label"] in ("normal", "anomalous") and record["threshold"] == 0.5
+        stored = Image.open(tmp_path / record["map"])
+        assert stored.mode.startswith("I;16") and stored.size == image.size
+        values = np.asarray(stored) / 65535
+        mask = np.asarray(Image.open(tmp_path / record["mask"]))
+        assert set(np.unique(mask)) <= {0, 255}
+        clear = abs(values - 0.5) > 1e-4
+        np.testing.assert_array_equal((mask > 0)[clear], (values >= 0.5)[clear])
+        assert Image.open(tmp_path / record["overlay"]).size == image.size
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows] == [record["image"] for record in records]
+
+
+def test_predict_from_files_patterns_and_with_options(checkpoint, images, tmp_path):
+    sources = [images / "a.png", f"{images}/line_1/*.png"]
+    options = ["--maps", "npy", "--no-masks", "--no-overlays", "--format", "coco", "--threshold", 0.3, "--min-area", 3]
+    options += ["--normal", "perfect", "--abnormal", "flawed", "--tile-size", 32, "--tile-overlap", 8]
+    run("predict", *sources, "-o", tmp_path, "-m", checkpoint, "--num-workers", 0, *options)
+    records = read_predictions(tmp_path)
+    assert [Path(record["image"]).name for record in records] == ["a.png", "a.png", "c.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "maps",
+        "predictions.coco.json",
+        "predictions.csv",
+        "predictions.jsonl",
+    ]
+    assert np.load(tmp_path / records[0]["map"]).dtype == np.float32
+    coco = json.loads((tmp_path / "predictions.coco.json").read_text())
+    assert len(coco["images"]) == 3 and coco["annotations"]
+    annotation = coco["annotations"][0]
+    assert annotation["area"] >= 3 and len(annotation["segmentation"][0]) % 2 == 0 and len(annotation["bbox"]) == 4
+
+
+def test_a_bad_file_loses_nothing_else_and_is_tried_again(checkpoint, images, tmp_path):
+    broken = tmp_path / "in" / "m_broken.png"
+    broken.parent.mkdir()
+    for name in ("a.png", "z.png"):
+        Image.open(images / name).save(broken.parent / name)
+    broken.write_bytes((images / "a.png").read_bytes()[:90])
+    arguments = ["predict", broken.parent, "-o", tmp_path / "out", "-m", checkpoint, "--num-workers", 0]
+    done = run(*arguments, check=1)
+    assert "2 images segmented" in done.stdout and "1 failed" in done.stdout
+    assert "m_broken.png" in done.stderr and "truncated" in done.stderr
+    errors = [record for record in read_predictions(tmp_path / "out") if "error" in record]
+    assert len(errors) == 1
+    Image.open(images / "a.png").save(broken)
+    done = run(*arguments)
+    assert "1 images segmented" in done.stdout and "2 done before" in done.stdout
+    assert not [record for record in read_predictions(tmp_path / "out") if "error" in record]
+
+
+def test_interrupted_and_started_again_it_finishes_the_rest(checkpoint, tmp_path):
+    (tmp_path / "in").mkdir()
+    generator = np.random.default_rng(1)
+    for index in range(300):
+        Image.fromarray(generator.integers(0, 256, (48, 48), dtype=np.uint8)).save(
+            tmp_path / "in" / f"{index:03d}.png"
+        )
+    arguments = ["predict", tmp_path / "in", "-o", tmp_path / "out", "-m", checkpoint, "--num-workers", 0]
+    arguments += ["--batch-size", 1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vcp_clip_hf.cli", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    records = tmp_path / "out" / "predictions.jsonl"
+    for _ in range(600):
+        time.sleep(0.05)
+        if records.is_file() and len(records.read_text().splitlines()) > 20:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = len(read_predictions(tmp_path / "out"))
+    assert 20 < before < 300
+    with open(records, "a") as file:
+        file.write('{"image": "half a rec')  # what a kill can leave
+    done = run(*arguments)
+    assert f"{300 - before} images segmented" in done.stdout and f"{before} done before" in done.stdout
+    assert len(read_predictions(tmp_path / "out")) == 300 and len(records.read_text().splitlines()) == 300
+    assert "0 images segmented" in run(*arguments).stdout
+    assert "300 images segmented" in run(*arguments, "--overwrite").stdout
+
+
+def test_two_processes_share_the_work(checkpoint, images, tmp_path):
+    launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m")
+    alone = tmp_path / "alone"
+    arguments = ["-m", checkpoint, "--num-workers", 0, "--device", "cpu"]
+    run("predict", images, "-o", alone, *arguments)
+    (images / "bad.png").write_text("no image")
+    try:
+        done = command(
+            *("predict", images, "-o", tmp_path / "two", *arguments),
+            launch=launch,
+            check=None,
+            ACCELERATE_USE_CPU="true",
+        )
+    finally:
+        (images / "bad.png").unlink()
+    assert done.returncode != 0 and done.stdout.count("7 images segmented") == 1 and "1 failed" in done.stdout
+    assert [path.name for path in sorted((tmp_path / "two").glob("*.jsonl"))] == ["predictions.jsonl"]
+    ours = {record["image"]: record for record in read_predictions(tmp_path / "two")}
+    for record in read_predictions(alone):
+        assert ours[record["image"]]["score"] == pytest.approx(record["score"], abs=1e-5)
+
+
+def test_names_are_unique_and_stay(images, tmp_path):
+    inputs = list_inputs([images])
+    names = {Path(image.path).relative_to(images).as_posix(): image.name for image in inputs}
+    assert names["line_1/a.bmp"] == "line_1/a" and names["line_1/a.png"] == "line_1/a-2" and names["a.png"] == "a"
+    # a name that was given is kept, whatever comes later
+    kept = {str(images / "line_1" / "a.png"): "line_1/a"}
+    again = {image.path: image.name for image in list_inputs([images], kept)}
+    assert again[str(images / "line_1" / "a.png")] == "line_1/a"
+    assert again[str(images / "line_1" / "a.bmp")] == "line_1/a-2"
+    assert [image.name for image in list_inputs([images / "a.png", images / "a.png"])] == ["a"]
+    assert list_inputs(["https://example.org/x/part.png?size=1"])[0].name == "part"
+
+
+# --- the other verbs ----------------------------------------------------------------------------------------------
+
+
+def test_calibrate_on_normal_images_and_with_defects(checkpoint, images, tmp_path):
+    done = run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2)
+    assert "from 7 normal images" in done.stdout and "saved in" in done.stdout
+    saved = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
+    assert saved["calibration"]["image"]["num_images"] == 7 and saved["threshold"] == saved["image_threshold"]
+    assert "calibration" in run("info", "-m", tmp_path / "tuned").stdout
+    # into the folder itself, and with a wish that seven images cannot promise
+    done = run("calibrate", images, "-m", tmp_path / "tuned", "--pixel-false-alarm-rate", 0.3)
+    assert "cannot be promised" in done.stdout
+    again = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
+    assert again["calibration"]["pixel"]["method"] == "conformal_risk_control"
+    done = run("calibrate", images / "a.png", "-m", tmp_path / "tuned", "--defects", images / "line_1")
+    assert "best F1" in done.stdout
+
+
+def test_evaluate(checkpoint, tmp_path):
+    for index, record in enumerate(make_records(6)):
+        kind = "broken" if record["label"] else "good"
+        (tmp_path / "data" / "test" / kind).mkdir(parents=True, exist_ok=True)
+        record["image"].save(tmp_path / "data" / "test" / kind / f"{index}.png")
+        if record["mask"] is not None:
+            (tmp_path / "data" / "ground_truth" / kind).mkdir(parents=True, exist_ok=True)
+            record["mask"].save(tmp_path / "data" / "ground_truth" / kind / f"{index}_mask.png")
+    done = run(
+        *("evaluate", f"folder={tmp_path / 'data'}", "-m", checkpoint, "-o", tmp_path / "out", "--num-workers", 0)
+    )
+    assert "AUROC" in done.stdout and (tmp_path / "out" / "results.json").is_file()
+    assert "'x' must be one of" in run("evaluate", "folder=x", "--protocol", "x", check=2).stderr
+    assert "visa" in run("evaluate", "visaa=x", check=1).stderr
+
+
+def test_train_and_convert(tmp_path):
+    folder = make_model_folder(tmp_path)
+    options = f"{{num_images: 8, num_test_images: 0, size: 48, cache_dir: {tmp_path / 'cache'}}}"
+    run(
+        *("train", "--model", folder, "--dataset", "synthetic", "--split", "train", "--dataset_options", options),
+        *("--num_train_epochs", 1, "--per_device_train_batch_size", 4, "--dataloader_num_workers", 0),
+        *("--output_dir", tmp_path / "run"),
+    )
+    assert VCPCLIPModel.from_pretrained(tmp_path / "run" / "last")
+    assert "did you mean '--seed'" in run("train", "--sed", 1, check=2).stderr
+    assert "--learning_rate" in run("train", "--help").stdout
+
+    values = golden("official_a")
+    values.backbone.save_pretrained(tmp_path / "clip")
+    done = run(
+        *("convert", "--checkpoint", values.checkpoint, "--backbone", tmp_path / "clip", "--image_size", 64),
+        *("--output", tmp_path / "converted"),
+    )
+    assert "learned parameters" in done.stdout and (tmp_path / "converted" / "config.json").is_file()
+
+
+def test_info(checkpoint):
+    text = command("info", "-m", checkpoint).stdout
+    for words in ("vcp_clip_hf", "torch", "cpu, 1 threads", "a photo of a damaged {}", "0.5"):
+        assert words in text
+    facts = json.loads(run("info", "-m", checkpoint, "--json").stdout)
+    assert facts["image size"] == [48, 48] and facts["vcp_clip_hf"] == __version__
+    names = run("info", "--datasets").stdout
+    assert "mvtec_ad" in names and "CC BY" in names
+    assert run("--version").stdout.strip() == __version__
+
+
+def test_help_is_helpful():
+    text = run("--help").stdout
+    for verb in ("predict", "calibrate", "evaluate", "train", "convert", "info"):
+        assert verb in text
+    text = run("predict", "--help").stdout
+    for option in ("--threshold", "--tile-size", "--format", "--roi-mask", "--abnormal"):
+        assert option in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["predct"], 2, "Did you mean 'predict'"),
+        (["predict", "x.png", "-o", "out", "--treshold", "1"], 2, "--threshold"),
+        (["predict", "gone.png", "-o", "{tmp}", "-m", "{checkpoint}"], 1, "'gone.png' is neither a file"),
+        (["predict", "{tmp}", "-o", "{tmp}/out", "-m", "{checkpoint}"], 1, "has no image"),
+        (["predict", "{images}", "-o", "{tmp}", "-m", "nobody/nothing"], 1, "nobody/nothing"),
+        (["calibrate", "{images}", "-m", "nobody/nothing"], 2, "give --output"),
+        (["predict", "{images}", "-o", "{tmp}", "-m", "{checkpoint}", "--score", "x"], 2, "No such option"),
+    ],
+)
+def test_mistakes_end_in_one_line(checkpoint, images, tmp_path, arguments, status, message):
+    places = {"{tmp}": str(tmp_path), "{checkpoint}": str(checkpoint), "{images}": str(images)}
+    for name, value in places.items():
+        arguments = [argument.replace(name, value) for argument in arguments]
+    done = run(*arguments, check=status)
+    assert message in done.stderr
+
+
+def test_a_mistake_in_a_real_command(images, tmp_path):
+    done = command("predict", images, "-o", tmp_path, "-m", "nobody/nothing", check=1)
+    assert "error: 'nobody/nothing' could not be loaded" in done.stderr
+
+
+def test_regions_need_a_threshold(images, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    VCPCLIPImageProcessor.for_model(model.config).save_pretrained(tmp_path)
+    done = run("predict", images, "-o", tmp_path / "out", "-m", tmp_path, "--regions", check=2)
+    assert "--threshold" in done.stderr and "calibrate" in done.stderr
