@@ -140,11 +140,11 @@ def test_any_multiple_of_the_patch_size(size):
 def test_position_embeddings_are_resized_with_antialiasing_and_kept_at_their_own_grid():
     model = tiny_model()
     table = model.clip.vision_model.embeddings.position_embedding.weight
-    assert model._position_embeddings(4, 4) is table
+    assert model._position_embeddings((4, 4)) is table
     grid = table[1:].T.view(1, 64, 4, 4)
     for size in ((6, 6), (3, 5)):
         expected = torch.nn.functional.interpolate(grid, size, mode="bicubic", antialias=True, align_corners=False)
-        close(model._position_embeddings(*size)[1:], expected[0].flatten(1).T, atol=1e-6)
+        close(model._position_embeddings(size)[1:], expected[0].flatten(1).T, atol=1e-6)
         plain = torch.nn.functional.interpolate(grid, size, mode="bicubic", align_corners=False)
         assert (expected - plain).abs().max() > 1e-3
 

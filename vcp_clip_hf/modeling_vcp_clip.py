@@ -10,13 +10,11 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import unwrap_model
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -29,7 +27,9 @@ from .backbone_loading import (
     read_backbone_config,
 )
 from .configuration_vcp_clip import VCPCLIPConfig
+from .inference_cache import InferenceCache
 from .losses import segmentation_loss
+from .prompted_text import encode_after_prefix, encode_prefix, encode_sequences
 from .prompts import PromptPlan, check_tokenizer, tokenize_prompts
 from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLIPPreVCP
 
@@ -242,6 +242,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         # CLIP's layers checkpoint themselves in training mode only, which they never are in: we do it for them
         self.gradient_checkpointing = False
         self._prompt_plans: dict = {}
+        self._cache = InferenceCache()
         self.clip.requires_grad_(False)
         self.post_init()
 
@@ -253,6 +254,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         """Training mode for the learned part; CLIP stays in evaluation mode."""
         super().train(mode)
         self.clip.eval()
+        self._cache.clear()
         return self
 
     @classmethod
@@ -355,7 +357,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         key = (self.device, tuple(tuple(ids) for ids in prompts))
         plan = self._prompt_plans.get(key)
         if plan is None:
-            plan = PromptPlan(prompts, config, self.device)
+            with torch.inference_mode(False):  # its tensors are used in training too
+                plan = PromptPlan(prompts, config, self.device)
             self._prompt_plans = {key: plan}
         return plan
 
@@ -401,7 +404,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             grid = patches.shape[-2:]
             class_token = vision.embeddings.class_embedding.expand(len(patches), 1, -1)
             hidden_states = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)
-            hidden_states = hidden_states + self._position_embeddings(*grid).to(hidden_states.dtype)
+            hidden_states = hidden_states + self._position_embeddings(tuple(grid)).to(hidden_states.dtype)
             hidden_states = vision.pre_layrnorm(hidden_states)
             patch_tokens = []
             for number, layer in enumerate(vision.encoder.layers, start=1):
@@ -411,18 +414,22 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             image_embeds = self.clip.visual_projection(vision.post_layernorm(hidden_states[:, 0]))
         return tuple(patch_tokens), image_embeds
 
-    def _position_embeddings(self, grid_height: int, grid_width: int) -> torch.Tensor:
+    def _position_embeddings(self, grid: tuple[int, int]) -> torch.Tensor:
         """CLIP's table `(1 + N, d_v)` at another grid: bicubic with antialiasing, as the authors resize it."""
         table = self.clip.vision_model.embeddings.position_embedding.weight
         side = math.isqrt(len(table) - 1)
-        if (grid_height, grid_width) == (side, side):
+        if grid == (side, side):
             return table
-        patches = table[1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
-        # Not `interpolate_pos_encoding`: that has no antialias, and even upsampling uses another cubic kernel with it
-        patches = nn.functional.interpolate(
-            patches, size=(grid_height, grid_width), mode="bicubic", align_corners=False, antialias=True
-        )
-        return torch.cat([table[:1], patches[0].flatten(1).T.to(table.dtype)])
+
+        def resize() -> torch.Tensor:
+            patches = table[1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
+            # Not `interpolate_pos_encoding`: it has no antialias, and with that even upsampling takes another kernel
+            patches = nn.functional.interpolate(
+                patches, size=grid, mode="bicubic", align_corners=False, antialias=True
+            )
+            return torch.cat([table[:1], patches[0].flatten(1).T.to(table.dtype)])
+
+        return self._cache.get("positions", grid, [table], resize) if InferenceCache.usable() else resize()
 
     def encode_text(
         self, image_embeds: torch.FloatTensor, prompt_input_ids: torch.LongTensor | None = None
@@ -438,42 +445,48 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`: L2-normalised, normal first.
         """
         plan = self._prompt_plan(prompt_input_ids)
+        if not InferenceCache.usable() or self.training:
+            return self._read_out(self._text_states(image_embeds, plan)).expand(len(image_embeds), -1, -1)
+
+        # In inference, what no image changes is computed once: all of it without Pre-VCP, else what stands before the
+        # category tokens
         text = self.clip.text_model
-
-        # 1. words and category tokens, with their positions (deep prompt tokens have none)
-        words = text.embeddings.token_embedding(plan.token_ids)
-        category = self.pre_vcp(image_embeds)[:, plan.category_index]
-        embeddings = torch.where(plan.is_category, category.to(words.dtype), words)
-        embeddings = embeddings + text.embeddings.position_embedding(plan.position_ids)
-        batch_size, num_prompts = embeddings.shape[:2]
-
-        # 2. the text blocks; before each, the deep prompt positions are overwritten by that block's own tokens
-        deep = None
+        used = list(text.parameters())
         if self.deep_prompts is not None:
-            deep = self.deep_prompts(batch_size * num_prompts).to(embeddings.dtype)
-            deep = deep.view(len(deep), -1, num_prompts if self.training else 1, *deep.shape[-2:])
-        hidden_states = embeddings.flatten(0, 1)
-        mask = create_causal_mask(
-            config=text.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
-        for index, layer in enumerate(text.encoder.layers):
-            if deep is not None:
-                tokens = deep[index].expand(-1, num_prompts, -1, -1)[:, plan.rows[:, None], plan.deep_index]
-                hidden_states = torch.where(plan.is_deep, tokens, hidden_states.view(embeddings.shape)).flatten(0, 1)
-            block = partial(layer.__call__, is_causal=True)
-            if self.gradient_checkpointing and self.training:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, mask)
-            else:
-                hidden_states = block(hidden_states, mask)
+            used += self.deep_prompts.parameters()
+        if self.pre_vcp.mini_net is None:
+            for part in (self.pre_vcp, self.prompt_norm, self.clip.text_projection):
+                used += part.parameters()
+            embeds = self._cache.get("text", plan, used, lambda: self._read_out(self._text_states(image_embeds, plan)))
+            return embeds.expand(len(image_embeds), -1, -1)
+        if text.config._attn_implementation != "sdpa":
+            return self._read_out(self._text_states(image_embeds, plan))
+        prefix = self._cache.get("prefix", plan, used, lambda: encode_prefix(text, plan, self._deep_tokens(1, plan)))
+        return self._read_out(encode_after_prefix(text, plan, self.pre_vcp(image_embeds), prefix))
 
-        # 3. read at the end token, into the joint space
-        ends = hidden_states.view(embeddings.shape)[:, plan.rows, plan.end]
-        embeds = self.clip.text_projection(text.final_layer_norm(self.prompt_norm(ends)))
-        embeds = nn.functional.normalize(embeds, dim=-1)
-        if num_prompts > 2:
+    def _deep_tokens(self, batch_size: int, plan: PromptPlan) -> torch.Tensor | None:
+        """-> (L, 1 or B, 1 or R, n, d); in training each sequence has its own dropout."""
+        if self.deep_prompts is None:
+            return None
+        num_prompts = len(plan.rows)
+        deep = self.deep_prompts(batch_size * num_prompts).to(self.dtype)
+        return deep.unflatten(1, (-1, num_prompts if self.training else 1))
+
+    def _text_states(self, image_embeds: torch.Tensor, plan: PromptPlan) -> torch.Tensor:
+        """-> (1 or B, R, d): the text tower at the end tokens."""
+        category = self.pre_vcp(image_embeds)
+        checkpoint = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
+        deep = self._deep_tokens(len(category), plan)
+        return encode_sequences(self.clip.text_model, plan, category, deep, checkpoint)
+
+    def _read_out(self, ends: torch.Tensor) -> torch.Tensor:
+        """(B, R, d) at the end tokens -> (B, 2, projection_dim), L2-normalised."""
+        normed = self.clip.text_model.final_layer_norm(self.prompt_norm(ends))
+        embeds = nn.functional.normalize(self.clip.text_projection(normed), dim=-1)
+        if embeds.shape[1] > 2:
             # several templates of one state: mean of the normalised embeddings, normalised again
             embeds = nn.functional.normalize(embeds.unflatten(1, (2, -1)).mean(dim=2), dim=-1)
-        return embeds.expand(len(image_embeds), -1, -1)
+        return embeds
 
     def _layer_logits(
         self, patch_tokens: tuple[torch.Tensor, ...], text_embeds: torch.Tensor

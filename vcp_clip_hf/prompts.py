@@ -64,6 +64,8 @@ class PromptPlan:
         is_category, category_index: where the category tokens go, and which of the r.
         is_deep, deep_index: where the deep prompt tokens go, and which of the n.
         end (`(2 * T,)`): position of the end token, where the embedding is read.
+        rows (`(2 * T,)`): 0, 1, 2, ...
+        prefix_length (`int`): places before the first category token of any row; the same for every image.
     """
 
     def __init__(self, prompt_ids: list[list[int]], config: VCPCLIPConfig, device: torch.device):
@@ -105,3 +107,4 @@ class PromptPlan:
         self.deep_index = table("deep", torch.long)
         self.end = torch.tensor(ends, dtype=torch.long, device=device)
         self.rows = torch.arange(len(prompt_ids), device=device)
+        self.prefix_length = min(row.index(True) for row in columns["is_category"])

@@ -1,0 +1,69 @@
+"""What does not depend on the image, kept between forward passes, and never used once it is out of date."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+
+
+__all__ = ["InferenceCache"]
+
+
+class InferenceCache:
+    """
+    Values made from parameters, one for each name.
+
+    A value is used again only with the same key and with the very same parameters, unchanged: PyTorch counts every
+    in-place change of a tensor, and the parameters themselves are held, so that no other can take their place. Only
+    changes through `.data` escape that count; after one, call `clear`.
+    """
+
+    def __init__(self):
+        self._entries: dict[str, tuple[Hashable, list[torch.Tensor], list[int], Any]] = {}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+    @staticmethod
+    def usable() -> bool:
+        """
+        Whether values may be kept now: not while gradients are recorded, which would end at a kept value, and not in
+        a graph that is being compiled or exported, which computes them as constants of its own.
+        """
+        return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+    def get(self, name: str, key: Hashable, parameters: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
+        """
+        The value `name`, made by `make()` if there is none for this key and these parameters as they are now.
+
+        Args:
+            name (`str`): of the value; a newer one replaces it.
+            key (hashable): everything else it depends on: sizes, token ids, device.
+            parameters (`Sequence[torch.Tensor]`): everything it is computed from.
+            make (callable): computes it.
+        """
+        if any(parameter.is_inference() for parameter in parameters):
+            return make()  # their changes are not counted
+        versions = [parameter._version for parameter in parameters]
+        entry = self._entries.get(name)
+        if entry is not None:
+            known_key, known_parameters, known_versions, value = entry
+            if (
+                known_key == key
+                and known_versions == versions
+                and len(known_parameters) == len(parameters)
+                and all(ours is theirs for ours, theirs in zip(known_parameters, parameters, strict=True))
+            ):
+                return value
+        # made as ordinary tensors also inside inference_mode, so that they can be used outside of it
+        with torch.inference_mode(False), torch.no_grad():
+            value = make()
+        self._entries[name] = (key, list(parameters), versions, value)
+        return value
+
+    def __deepcopy__(self, memo: dict) -> "InferenceCache":
+        return InferenceCache()
+
+    def __getstate__(self) -> dict:
+        return {"_entries": {}}
