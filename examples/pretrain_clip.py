@@ -9,6 +9,7 @@ Interrupted, it goes on from the last checkpoint when it is started again.
 """
 
 import argparse
+import colorsys
 import json
 import math
 import os
@@ -40,13 +41,18 @@ from vcp_clip_hf.data.synthetic_defects import (
 from vcp_clip_hf.training_checkpoints import write_folder
 
 
-CONTEXT_LENGTH = 48
+CONTEXT_LENGTH = 48  # of the model; prompts may be longer than captions
+CAPTION_LENGTH = 44
+PRODUCTS_PER_BATCH = 8
+CROPS = (0.22, 0.9)  # shares of a scene's side; with 80 pixels, patches cover what they do of a whole scene at 224
 PLACES = [
     ["in the upper left", "at the top", "in the upper right"],
     ["on the left", "in the center", "on the right"],
     ["in the lower left", "at the bottom", "in the lower right"],
 ]
 EXTENTS = ((0.004, "tiny"), (0.02, "small"), (0.08, "medium"), (1.01, "large"))
+BRIGHTNESS = ((60, "dark"), (120, "dim"), (180, "light"), (256, "bright"))
+COLORS = ("reddish", "yellowish", "greenish", "cyan", "bluish", "purple")
 # Words to ask with, beyond those of the captions
 FURTHER_WORDS = ("a photo of this is there it with without", "no not in on the an object product part thing")
 
@@ -117,11 +123,20 @@ def render_pool(folder: Path, products: list[str], count: int, size: int, seed: 
 
 
 class Views(Dataset):
-    """Pairs of views of one scene: damaged and whole, in the same crop; items are functions of (seed, index) alone."""
+    """
+    Pairs of views of one scene: damaged and whole, in the same crop; items are functions of (seed, index) alone.
 
-    def __init__(self, pool: Path, size: int, tokenizer: CLIPTokenizer, length: int, seed: int):
-        self.pool, self.size, self.tokenizer, self.length, self.seed = pool, size, tokenizer, length, seed
+    The pairs of one batch show a few products only: what they are is then soon told apart, and what is wrong with them
+    is what is left to learn.
+    """
+
+    def __init__(self, pool: Path, size: int, tokenizer: CLIPTokenizer, length: int, seed: int, pairs: int):
+        self.pool, self.size, self.tokenizer, self.length = pool, size, tokenizer, length
+        self.seed, self.pairs = seed, pairs
         self.facts = json.loads((pool / "facts.json").read_text())
+        self.scenes: dict[str, list[int]] = {}
+        for scene, fact in enumerate(self.facts):
+            self.scenes.setdefault(fact["product"], []).append(scene)
         self.arrays = None
         self.mean, self.std = (np.array(value, np.float32) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
 
@@ -132,12 +147,14 @@ class Views(Dataset):
         if self.arrays is None:  # opened in each worker
             self.arrays = [np.load(self.pool / f"{name}.npy", mmap_mode="r") for name in ("damaged", "whole", "masks")]
         rng = np.random.default_rng((self.seed, index))
-        scene = int(rng.integers(len(self.facts)))
+        batch = np.random.default_rng((self.seed, self.length + index // self.pairs))
+        products = batch.choice(sorted(self.scenes), min(PRODUCTS_PER_BATCH, len(self.scenes)), replace=False)
+        scene = int(rng.choice(self.scenes[str(rng.choice(products))]))
         damaged, whole, mask = (array[scene] for array in self.arrays)
         side = len(mask)
 
-        # 1. one crop for both: often around the defect, at any scale, so that parts are learned as well as wholes
-        crop = int(side * math.exp(rng.uniform(math.log(0.3), 0)))
+        # 1. one crop for both: often around the defect, mostly small, so that words are tied to places
+        crop = int(side * math.exp(rng.uniform(math.log(CROPS[0]), math.log(CROPS[1]))))
         top, left = (int(rng.integers(side - crop + 1)) for _ in range(2))
         if rng.random() < 0.7:
             rows, columns = np.nonzero(mask)
@@ -155,7 +172,7 @@ class Views(Dataset):
             pixels = np.rot90(np.asarray(picture.convert("L").convert("RGB") if gray else picture, np.float32), turn)
             pixels = pixels[:, ::-1] if flip else pixels
             pixels = ((pixels - 128) * contrast + 128 + brightness).clip(0, 255)
-            pictures.append(((pixels / 255 - self.mean) / self.std).transpose(2, 0, 1))
+            pictures.append(pixels)
 
         # 3. captions: what is wrong if it can be seen here, and where
         seen = np.rot90(mask[window], turn)
@@ -171,8 +188,20 @@ class Views(Dataset):
             row, column = (int(3 * position.mean() / crop) for position in np.nonzero(seen))
             extent = next(name for limit, name in EXTENTS if share < limit)
             texts[0] += f" , {extent} , {PLACES[row][column]}"
-        ids = self.tokenizer(texts, padding="max_length", max_length=CONTEXT_LENGTH, truncation=True).input_ids
+        if rng.random() < 0.5:
+            looks = _looks(pictures[1])
+            texts = [f"{text} , {looks}" for text in texts]
+        pictures = [((pixels / 255 - self.mean) / self.std).transpose(2, 0, 1) for pixels in pictures]
+        ids = self.tokenizer(texts, padding="max_length", max_length=CAPTION_LENGTH, truncation=True).input_ids
         return torch.from_numpy(np.stack(pictures).astype(np.float32)), torch.tensor(ids)
+
+
+def _looks(pixels: np.ndarray) -> str:
+    """How bright, and of what colour, a picture is on the whole: so that whole products differ in words too."""
+    red, green, blue = pixels.mean(axis=(0, 1))
+    brightness = next(name for limit, name in BRIGHTNESS if (red + green + blue) / 3 < limit)
+    hue, saturation, _ = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
+    return f"{brightness} , {'gray' if saturation < 0.12 else COLORS[round(hue * 6) % 6]}"
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -197,7 +226,7 @@ def make_model(tokenizer: CLIPTokenizer, options: argparse.Namespace) -> CLIPMod
             "hidden_size": options.width,
             "intermediate_size": 4 * options.width,
             "num_hidden_layers": options.depth,
-            "num_attention_heads": options.width // 32,
+            "num_attention_heads": options.width // 64,
             "patch_size": options.patch_size,
             "image_size": options.image_size,
             "projection_dim": options.projection_dim,
@@ -261,7 +290,7 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     )
     start = resume(output_dir / "checkpoint", model, optimizer)
     pairs = options.batch_size // 2
-    views = Views(output_dir / "pool", options.image_size, tokenizer, options.steps * pairs, options.seed)
+    views = Views(output_dir / "pool", options.image_size, tokenizer, options.steps * pairs, options.seed, pairs)
     loader = DataLoader(
         torch.utils.data.Subset(views, range(start * pairs, len(views))),
         pairs,
@@ -312,14 +341,14 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=256, help="images, in pairs")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--warmup_steps", type=int, default=100)
-    parser.add_argument("--image_size", type=int, default=128)
+    parser.add_argument("--image_size", type=int, default=80)
     parser.add_argument("--patch_size", type=int, default=8)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--projection_dim", type=int, default=128)
     parser.add_argument("--vocab_size", type=int, default=1024)
-    parser.add_argument("--scenes", type=int, default=24_000)
-    parser.add_argument("--scene_size", type=int, default=192)
+    parser.add_argument("--scenes", type=int, default=20_000)
+    parser.add_argument("--scene_size", type=int, default=160)
     parser.add_argument("--exclude", nargs="*", default=[], help="product families to keep out")
     parser.add_argument("--seed", type=int, default=333)
     parser.add_argument("--mixed_precision", default="bf16", choices=("no", "bf16", "fp16"))

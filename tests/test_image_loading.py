@@ -168,7 +168,7 @@ def test_input_range_replaces_the_rule():
 
 def test_12_bit_data_is_not_darkened_in_silence(monkeypatch):
     said = []
-    monkeypatch.setattr("vcp_clip_hf.image_loading.logger.warning_once", said.append)
+    monkeypatch.setattr("vcp_clip_hf.image_loading.logger.warning", said.append)
     load_image(np.full((4, 4), 4000, np.uint16))
     assert len(said) == 1 and "12-bit" in said[0] and "input_range=(0, 4095)" in said[0]
     load_image(np.full((4, 4), 60000, np.uint16))

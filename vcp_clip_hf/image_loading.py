@@ -12,23 +12,26 @@ The rule for values, one for all kinds of input, so that nothing turns black or 
 
 `input_range=(low, high)` replaces the rule for everything of more than 8 bits: low becomes 0, high 255, the rest is
 clipped.
+
+NumPy and Pillow are all this needs: exported models ship a copy of it beside them. torch tensors are told by their
+methods.
 """
 
 import http.client
 import io
+import logging
 import os
 import urllib.request
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from transformers.utils import logging
 
 
 __all__ = ["list_images", "load_image", "load_mask"]
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _CHANNELS = (1, 3, 4)
 _NUMERIC_MODES = ("I", "F")  # and I;16, I;16B, ...
@@ -38,7 +41,7 @@ def list_images(images) -> list:
     """One image, a sequence of images or a 4-dimensional array of images -> a list of single images, not yet read."""
     if isinstance(images, (str, os.PathLike, bytes, Image.Image)):
         return [images]
-    if isinstance(images, (np.ndarray, torch.Tensor)):
+    if _is_array(images):
         images = list(images) if images.ndim == 4 else [images]
     elif not isinstance(images, (list, tuple)):
         raise TypeError(
@@ -78,7 +81,7 @@ def load_image(
         TypeError: not an image at all.
         ValueError: unreadable, truncated, empty, not finite, out of range, or with a wrong number of channels.
     """
-    if isinstance(image, (np.ndarray, torch.Tensor)):
+    if _is_array(image):
         return _from_array(image, input_range, channels_last)
     if isinstance(image, Image.Image):
         name, picture = "the image", image
@@ -102,7 +105,7 @@ def load_mask(mask) -> np.ndarray:
         ValueError: more than two values (class ids, or the noise of a JPEG mask): which of them are defects is for
             the dataset to say, not for a threshold to guess.
     """
-    if isinstance(mask, torch.Tensor):
+    if _is_tensor(mask):
         mask = mask.detach().cpu().numpy()
     if isinstance(mask, np.ndarray):
         values = mask
@@ -162,7 +165,7 @@ def _decode(picture: Image.Image, name: str) -> Image.Image:
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name}: damaged or truncated image ({error}).") from error
     if getattr(picture, "n_frames", 1) > 1:
-        logger.warning_once("An image file has several frames; only the current one, usually the first, is read.")
+        _warn_once("An image file has several frames; only the current one, usually the first, is read.")
     return ImageOps.exif_transpose(picture)
 
 
@@ -184,13 +187,25 @@ def _to_rgb(picture: Image.Image, name: str, input_range: tuple[float, float] | 
         ) from error
 
 
-def _from_array(
-    array: np.ndarray | torch.Tensor, input_range: tuple[float, float] | None, channels_last: bool | None
-) -> Image.Image:
+def _is_tensor(value) -> bool:
+    return hasattr(value, "detach") and hasattr(value, "ndim")
+
+
+def _is_array(value) -> bool:
+    return isinstance(value, np.ndarray) or _is_tensor(value)
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _from_array(array, input_range: tuple[float, float] | None, channels_last: bool | None) -> Image.Image:
     last_by_default = isinstance(array, np.ndarray)
-    if isinstance(array, torch.Tensor):
+    if _is_tensor(array):
         array = array.detach().cpu()
-        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+        # NumPy has no bfloat16
+        array = (array.float() if "bfloat16" in str(array.dtype) else array).numpy()
     name = f"the array of shape {array.shape} and dtype {array.dtype}"
     if array.ndim not in (2, 3):
         raise ValueError(f"{name}: expected (H, W), (H, W, C) or (C, H, W).")
@@ -232,9 +247,10 @@ def _to_8_bit(values: np.ndarray, input_range: tuple[float, float] | None, name:
     elif values.dtype == np.uint16:
         black, white = 0, 65535
         if 255 < high < 4096:
-            logger.warning_once(
-                f"A 16-bit image has no value above {high}: it looks like {int(high).bit_length()}-bit data and is"
-                " read as very dark. If so, pass input_range=(0, 4095) (12 bits) or (0, 1023) (10 bits)."
+            bits = int(high).bit_length()
+            _warn_once(
+                f"A 16-bit image uses {bits} bits only: it looks like {max(bits, 10)}-bit data and is read as very"
+                " dark. If so, pass input_range=(0, 4095) (12 bits) or (0, 1023) (10 bits)."
             )
     elif low >= 0 and values.dtype.kind == "f" and high <= 1:
         black, white = 0, 1

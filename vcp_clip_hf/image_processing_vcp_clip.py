@@ -1,6 +1,5 @@
 """Image processor of VCP-CLIP: any image to `pixel_values`, model outputs to maps, scores and masks."""
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -14,6 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .image_loading import list_images, load_image, load_mask
+from .pixel_preprocessing import fit, place, to_planes, value_table
 
 
 __all__ = [
@@ -172,62 +172,24 @@ class VCPCLIPImageProcessor(PilBackend):
             None if input_data_format is None else ChannelDimension(input_data_format) == ChannelDimension.LAST
         )
         pictures = [load_image(image, input_range, channels_last) for image in list_images(images)]
-        canvases = [
-            self._canvas(picture.height, picture.width, size, resize_mode, size_divisor) if do_resize else None
+        full = (size.height, size.width)
+        fitted = [
+            fit(picture.height, picture.width, full, resize_mode, size_divisor) if do_resize else None
             for picture in pictures
         ]
-        # 256 possible values for each channel: one table lookup does the rescaling and the normalisation, exactly
-        levels = np.arange(256, dtype=np.float64) * (rescale_factor if do_rescale else 1.0)
-        table = np.repeat(levels.astype(np.float32)[None], 3, axis=0)
-        if do_normalize:
-            mean, std = (np.asarray(value, dtype=np.float32).reshape(-1, 1) for value in (image_mean, image_std))
-            table = (table - mean) / std
+        table = value_table(rescale_factor if do_rescale else 1.0, image_mean if do_normalize else None, image_std)
+        fill = (0, 0, 0)
+        if do_normalize:  # the colour that becomes 0
             fill = tuple(round(float(value) * 255) for value in np.broadcast_to(image_mean, 3))
-        else:
-            fill = (0, 0, 0)
         pixel_values = [
-            self._to_tensor(self._place(picture, canvas, resample, fill), table)
-            for picture, canvas in zip(pictures, canvases, strict=True)
+            to_planes(picture if fits is None else place(picture, fits, resample, fill), table)
+            for picture, fits in zip(pictures, fitted, strict=True)
         ]
         data = {"pixel_values": self._stackable(pixel_values, return_tensors)}
 
         if segmentation_maps is not None:
-            data["labels"] = self._prepare_masks(segmentation_maps, pictures, canvases)
+            data["labels"] = self._prepare_masks(segmentation_maps, pictures, fitted)
         return BatchFeature(data=data, tensor_type=return_tensors)
-
-    @staticmethod
-    def _canvas(
-        height: int, width: int, size: SizeDict, resize_mode: str, size_divisor: int
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """((height, width) of the resized image, (height, width) of what the model sees)."""
-        full = (size.height, size.width)
-        if resize_mode == "pad":
-            scale = min(full[0] / height, full[1] / width)
-            fitted = (max(1, round(height * scale)), max(1, round(width * scale)))
-            return (min(fitted[0], full[0]), min(fitted[1], full[1])), full
-        if resize_mode == "keep_ratio":
-            scale = math.sqrt(full[0] * full[1] / (height * width))
-            fitted = tuple(max(1, round(side * scale / size_divisor)) * size_divisor for side in (height, width))
-            return fitted, fitted
-        return full, full
-
-    @staticmethod
-    def _place(picture: Image.Image, canvas, resample: int, fill) -> Image.Image:
-        """Resize, and pad on the right and at the bottom, in whatever mode the picture has."""
-        if canvas is None:
-            return picture
-        (height, width), (full_height, full_width) = canvas
-        picture = picture.resize((width, height), resample=resample)
-        if (height, width) != (full_height, full_width):
-            padded = Image.new(picture.mode, (full_width, full_height), fill)
-            padded.paste(picture, (0, 0))
-            return padded
-        return picture
-
-    @staticmethod
-    def _to_tensor(picture: Image.Image, table: np.ndarray) -> np.ndarray:
-        pixels = np.asarray(picture)
-        return np.stack([table[channel][pixels[..., channel]] for channel in range(3)])
 
     @staticmethod
     def _stackable(pixel_values: list[np.ndarray], return_tensors) -> list[np.ndarray]:
@@ -239,12 +201,12 @@ class VCPCLIPImageProcessor(PilBackend):
             )
         return pixel_values
 
-    def _prepare_masks(self, segmentation_maps, pictures: list[Image.Image], canvases: list) -> list[np.ndarray]:
+    def _prepare_masks(self, segmentation_maps, pictures: list[Image.Image], fitted: list) -> list[np.ndarray]:
         masks = self._list_masks(segmentation_maps)
         if len(masks) != len(pictures):
             raise ValueError(f"{len(masks)} segmentation_maps came with {len(pictures)} images.")
         labels = []
-        for mask, picture, canvas in zip(masks, pictures, canvases, strict=True):
+        for mask, picture, fits in zip(masks, pictures, fitted, strict=True):
             values = np.zeros((picture.height, picture.width), np.uint8) if mask is None else load_mask(mask)
             if values.shape != (picture.height, picture.width):
                 raise ValueError(
@@ -252,7 +214,9 @@ class VCPCLIPImageProcessor(PilBackend):
                     f" {picture.height} x {picture.width}."
                 )
             # As the authors do: bilinear, then more than half of the pixel (thin defects can vanish)
-            resized = self._place(Image.fromarray(values * np.uint8(255)), canvas, PILImageResampling.BILINEAR, 0)
+            resized = Image.fromarray(values * np.uint8(255))
+            if fits is not None:
+                resized = place(resized, fits, PILImageResampling.BILINEAR, 0)
             labels.append((np.asarray(resized) > 127.5).astype(np.int64))
         return labels
 
@@ -335,8 +299,7 @@ class VCPCLIPImageProcessor(PilBackend):
         """Maps of shape (..., h, w) of an image of `target_size`, cut to the part that shows the image."""
         if (resize_mode or self.resize_mode) != "pad":
             return maps
-        full = SizeDict(height=maps.shape[-2], width=maps.shape[-1])
-        (height, width), _ = self._canvas(*target_size, full, "pad", 1)
+        (height, width), _ = fit(*target_size, tuple(maps.shape[-2:]), "pad")
         return maps[..., :height, :width]
 
     def scoring(self, **settings) -> "AnomalyScoring":

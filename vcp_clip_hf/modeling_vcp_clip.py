@@ -402,7 +402,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             kernel = vision.embeddings.patch_embedding
             patches = kernel(pixel_values.to(kernel.weight.dtype))
             grid = patches.shape[-2:]
-            class_token = vision.embeddings.class_embedding.expand(len(patches), 1, -1)
+            class_token = vision.embeddings.class_embedding.expand(patches.shape[0], 1, -1)
             hidden_states = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)
             hidden_states = hidden_states + self._position_embeddings(tuple(grid)).to(hidden_states.dtype)
             hidden_states = vision.pre_layrnorm(hidden_states)
@@ -446,7 +446,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         """
         plan = self._prompt_plan(prompt_input_ids)
         if not InferenceCache.usable() or self.training:
-            return self._read_out(self._text_states(image_embeds, plan)).expand(len(image_embeds), -1, -1)
+            return self._read_out(self._text_states(image_embeds, plan)).expand(image_embeds.shape[0], -1, -1)
 
         # In inference, what no image changes is computed once: all of it without Pre-VCP, else what stands before the
         # category tokens
@@ -458,7 +458,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             for part in (self.pre_vcp, self.prompt_norm, self.clip.text_projection):
                 used += part.parameters()
             embeds = self._cache.get("text", plan, used, lambda: self._read_out(self._text_states(image_embeds, plan)))
-            return embeds.expand(len(image_embeds), -1, -1)
+            return embeds.expand(image_embeds.shape[0], -1, -1)
         if text.config._attn_implementation != "sdpa":
             return self._read_out(self._text_states(image_embeds, plan))
         prefix = self._cache.get("prefix", plan, used, lambda: encode_prefix(text, plan, self._deep_tokens(1, plan)))
@@ -476,7 +476,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         """-> (1 or B, R, d): the text tower at the end tokens."""
         category = self.pre_vcp(image_embeds)
         checkpoint = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
-        deep = self._deep_tokens(len(category), plan)
+        deep = self._deep_tokens(category.shape[0], plan)
         return encode_sequences(self.clip.text_model, plan, category, deep, checkpoint)
 
     def _read_out(self, ends: torch.Tensor) -> torch.Tensor:
@@ -548,7 +548,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         """
         # 1. the frozen image tower
         patch_tokens, own_embeds = self.encode_image(pixel_values)
-        batch_size, size = len(pixel_values), tuple(pixel_values.shape[-2:])
+        batch_size, size = pixel_values.shape[0], tuple(pixel_values.shape[-2:])
         if image_embeds is None:
             image_embeds = own_embeds
         elif image_embeds.ndim != 2 or image_embeds.shape[0] not in (1, batch_size):

@@ -7,7 +7,6 @@ a map to its own range makes noise look like defects; it has to be asked for, an
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 
@@ -45,7 +44,7 @@ _TRUTH = (0, 255, 0)
 
 def to_array(values) -> np.ndarray:
     """A map or a mask as a NumPy array of shape (height, width): from torch, PIL or NumPy."""
-    if isinstance(values, torch.Tensor):
+    if hasattr(values, "detach"):  # a torch tensor; this module does without torch
         values = values.detach().cpu().numpy()
     return np.asarray(values)
 
