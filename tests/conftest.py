@@ -1,8 +1,6 @@
 """Offline, seeded, quiet."""
 
 import os
-import sys
-from pathlib import Path
 
 
 # before transformers and huggingface_hub read them
@@ -15,9 +13,6 @@ import pytest
 import torch
 from transformers import set_seed
 
-
-# the examples are programs, not a package; the tests run what is in them
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 # the models are tiny: a second thread only waits for the first
 torch.set_num_threads(1)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import write_hub_configs
 from transformers import AutoConfig
 
+from examples import write_hub_configs
 from tests.common import tiny_clip
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import list_datasets

@@ -1,9 +1,9 @@
 import sys
 
-import contact_sheet as example
 import numpy as np
 from PIL import Image
 
+from examples import contact_sheet as example
 from vcp_clip_hf.data import load_anomaly_dataset
 
 from . import trees
