@@ -16,15 +16,30 @@ INSTALL_REQUIRES = [
     "huggingface_hub>=2.4",
     "numpy>=1.26",
     "pillow>=11.0",
+    "pyyaml>=6.0",
     "safetensors>=0.6",
     "torch>=2.7",
+    "tqdm>=4.66",
     "transformers>=5.23,<6",
+    "typer>=0.20",
 ]
 
 EXTRAS = {
     # CrackForest (Road) where only .mat files are left
     "matlab": ["scipy>=1.11"],
-    "test": ["pytest>=8.0", "ruff==0.17.6", "scikit-image>=0.24", "scikit-learn>=1.5", "scipy>=1.11"],
+    "train": ["tensorboard>=2.16"],
+    "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"],
+    "openvino": ["openvino>=2025.2"],
+    "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
+    "demo": ["gradio>=6.0"],
+    "test": [
+        "pytest>=8.0",
+        "pytest-xdist>=3.6",
+        "ruff==0.17.6",
+        "scikit-image>=0.24",
+        "scikit-learn>=1.5",
+        "scipy>=1.11",
+    ],
 }
 
 setup(
@@ -36,6 +51,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["vcp_clip_hf", "vcp_clip_hf.*"]),
+    package_data={"vcp_clip_hf": ["assets/**/*", "templates/*"]},
+    entry_points={"console_scripts": ["vcp-clip=vcp_clip_hf.cli:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     classifiers=[
