@@ -5,7 +5,11 @@ python examples/pretrain_clip.py --output_dir runs/clip-tiny
 No pretrained CLIP can be had without a download, so this makes one, honestly small: a byte-level BPE vocabulary from
 the generator's captions, a vision tower on 8 x 8 patches, and transformers' own contrastive loss. Every scene is seen
 twice in a batch, whole and damaged, in the same crop and light: the captions differ in what is wrong, and where.
-Interrupted, it goes on from the last checkpoint when it is started again.
+
+CLIP learns what patches show from hundreds of millions of images. This one sees some hundred thousand, so it is told:
+a second loss asks of every patch whether it is nearer to the words of the damaged view or to those of the whole one,
+and holds the answer against the generator's mask. The last steps see larger pictures, so that attention over many
+patches is learned too. Interrupted, it goes on from the last checkpoint when it is started again.
 """
 
 import argparse
@@ -15,13 +19,14 @@ import math
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from PIL import Image
+from PIL import Image, ImageFilter
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, Dataset
@@ -44,7 +49,10 @@ from vcp_clip_hf.training_checkpoints import write_folder
 CONTEXT_LENGTH = 48  # of the model; prompts may be longer than captions
 CAPTION_LENGTH = 44
 PRODUCTS_PER_BATCH = 8
-CROPS = (0.22, 0.9)  # shares of a scene's side; with 80 pixels, patches cover what they do of a whole scene at 224
+CROPS = (0.2, 0.8)  # shares of a scene's side; with 64 pixels, patches cover what they do of a whole scene at 224
+LARGE_CROPS = (0.5, 1.0)
+PATCH_SHARE = 0.15  # a patch with more damage than this is damaged
+DAMAGED_WEIGHT = 4.0  # for there are many more whole patches
 PLACES = [
     ["in the upper left", "at the top", "in the upper right"],
     ["on the left", "in the center", "on the right"],
@@ -122,39 +130,60 @@ def render_pool(folder: Path, products: list[str], count: int, size: int, seed: 
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What the pictures of a step are like: small ones first, larger ones at the end."""
+
+    steps: int
+    large_steps: int
+    image_size: int
+    large_image_size: int
+    batch_size: int
+    large_batch_size: int
+    patch_size: int
+
+    def at(self, step: int) -> tuple[int, int, tuple[float, float]]:
+        """-> side in pixels, pairs in the batch, range of crops."""
+        if step < self.steps - self.large_steps:
+            return self.image_size, self.batch_size // 2, CROPS
+        return self.large_image_size, self.large_batch_size // 2, LARGE_CROPS
+
+    def batches(self, start: int) -> list[list[tuple[int, int]]]:
+        """The places of every batch from `start` on."""
+        return [[(step, index) for index in range(self.at(step)[1])] for step in range(start, self.steps)]
+
+
 class Views(Dataset):
     """
-    Pairs of views of one scene: damaged and whole, in the same crop; items are functions of (seed, index) alone.
+    Pairs of views of one scene: damaged and whole, in the same crop; items are functions of seed and place alone.
 
     The pairs of one batch show a few products only: what they are is then soon told apart, and what is wrong with them
     is what is left to learn.
     """
 
-    def __init__(self, pool: Path, size: int, tokenizer: CLIPTokenizer, length: int, seed: int, pairs: int):
-        self.pool, self.size, self.tokenizer, self.length = pool, size, tokenizer, length
-        self.seed, self.pairs = seed, pairs
+    def __init__(self, pool: Path, sizes: "Sizes", tokenizer: CLIPTokenizer, seed: int):
+        self.pool, self.sizes, self.tokenizer, self.seed = pool, sizes, tokenizer, seed
         self.facts = json.loads((pool / "facts.json").read_text())
         self.scenes: dict[str, list[int]] = {}
         for scene, fact in enumerate(self.facts):
             self.scenes.setdefault(fact["product"], []).append(scene)
-        self.arrays = None
+        self.arrays, self.patch_size = None, sizes.patch_size
         self.mean, self.std = (np.array(value, np.float32) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        step, index = place
+        size, _, crops = self.sizes.at(step)
         if self.arrays is None:  # opened in each worker
             self.arrays = [np.load(self.pool / f"{name}.npy", mmap_mode="r") for name in ("damaged", "whole", "masks")]
-        rng = np.random.default_rng((self.seed, index))
-        batch = np.random.default_rng((self.seed, self.length + index // self.pairs))
+        rng = np.random.default_rng((self.seed, step, index))
+        batch = np.random.default_rng((self.seed, step))
         products = batch.choice(sorted(self.scenes), min(PRODUCTS_PER_BATCH, len(self.scenes)), replace=False)
         scene = int(rng.choice(self.scenes[str(rng.choice(products))]))
         damaged, whole, mask = (array[scene] for array in self.arrays)
         side = len(mask)
 
         # 1. one crop for both: often around the defect, mostly small, so that words are tied to places
-        crop = int(side * math.exp(rng.uniform(math.log(CROPS[0]), math.log(CROPS[1]))))
+        crop = int(side * math.exp(rng.uniform(math.log(crops[0]), math.log(crops[1]))))
         top, left = (int(rng.integers(side - crop + 1)) for _ in range(2))
         if rng.random() < 0.7:
             rows, columns = np.nonzero(mask)
@@ -164,14 +193,17 @@ class Views(Dataset):
         window = (slice(top, top + crop), slice(left, left + crop))
         turn, flip = int(rng.integers(4)), rng.random() < 0.5
         gray, contrast, brightness = rng.random() < 0.2, rng.uniform(0.7, 1.3), rng.uniform(-30, 30)
+        blur = rng.uniform(0.3, 1.2) if rng.random() < 0.3 else 0.0
+        noise = rng.normal(0, rng.uniform(0, 10), (size, size, 3)) if rng.random() < 0.4 else 0.0
 
         # 2. pictures
         pictures = []
         for source in (damaged, whole):
-            picture = Image.fromarray(source[window]).resize((self.size, self.size), Image.Resampling.BICUBIC)
+            picture = Image.fromarray(source[window]).resize((size, size), Image.Resampling.BICUBIC)
+            picture = picture.filter(ImageFilter.GaussianBlur(blur)) if blur else picture
             pixels = np.rot90(np.asarray(picture.convert("L").convert("RGB") if gray else picture, np.float32), turn)
             pixels = pixels[:, ::-1] if flip else pixels
-            pixels = ((pixels - 128) * contrast + 128 + brightness).clip(0, 255)
+            pixels = ((pixels - 128) * contrast + 128 + brightness + noise).clip(0, 255)
             pictures.append(pixels)
 
         # 3. captions: what is wrong if it can be seen here, and where
@@ -193,7 +225,14 @@ class Views(Dataset):
             texts = [f"{text} , {looks}" for text in texts]
         pictures = [((pixels / 255 - self.mean) / self.std).transpose(2, 0, 1) for pixels in pictures]
         ids = self.tokenizer(texts, padding="max_length", max_length=CAPTION_LENGTH, truncation=True).input_ids
-        return torch.from_numpy(np.stack(pictures).astype(np.float32)), torch.tensor(ids)
+
+        # 4. which patches are damaged; -1 in both views if their captions do not differ
+        grid = size // self.patch_size
+        shares = Image.fromarray(seen.astype(np.float32)).resize((grid, grid), Image.Resampling.BOX)
+        patches = np.stack([np.asarray(shares) > PATCH_SHARE, np.zeros((grid, grid), bool)]).astype(np.int8)
+        if not visible:
+            patches[:] = -1
+        return torch.from_numpy(np.stack(pictures).astype(np.float32)), torch.tensor(ids), torch.from_numpy(patches)
 
 
 def _looks(pixels: np.ndarray) -> str:
@@ -207,8 +246,8 @@ def _looks(pixels: np.ndarray) -> str:
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def make_model(tokenizer: CLIPTokenizer, options: argparse.Namespace) -> CLIPModel:
-    config = CLIPConfig(
+def make_config(tokenizer: CLIPTokenizer, options: argparse.Namespace) -> CLIPConfig:
+    return CLIPConfig(
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": options.projection_dim,
@@ -234,7 +273,6 @@ def make_model(tokenizer: CLIPTokenizer, options: argparse.Namespace) -> CLIPMod
         },
         projection_dim=options.projection_dim,
     )
-    return CLIPModel(config)
 
 
 def learning_rate(step: int, options: argparse.Namespace) -> float:
@@ -243,6 +281,35 @@ def learning_rate(step: int, options: argparse.Namespace) -> float:
         return options.learning_rate * (step + 1) / options.warmup_steps
     progress = (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
     return options.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def patch_alignment(model: CLIPModel, outputs, patches: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """
+    Is every patch nearer to the words of the damaged view, or to those of the whole one?
+
+    Args:
+        model: whose projection takes patch tokens to the space of the words.
+        outputs (`CLIPOutput`): of pairs of views, damaged and whole in turn.
+        patches (`torch.Tensor` of shape `(batch_size, grid, grid)`): 1 damaged, 0 whole, -1 not asked.
+
+    Returns:
+        The weighted cross-entropy, and for the log the AUROC of the patches of damaged views.
+    """
+    tokens = model.vision_model.post_layernorm(outputs.vision_model_output.last_hidden_state[:, 1:])
+    tokens = torch.nn.functional.normalize(model.visual_projection(tokens), dim=-1)
+    damaged, whole = outputs.text_embeds[0::2], outputs.text_embeds[1::2]
+    contrast = (damaged - whole).repeat_interleave(2, dim=0)
+    logits = (tokens @ contrast.unsqueeze(-1).to(tokens.dtype)).squeeze(-1).float() * model.logit_scale.exp()
+    target = patches.flatten(1)
+    asked = target >= 0
+    weight = torch.where(target > 0, DAMAGED_WEIGHT, 1.0)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits[asked], target[asked].float(), weight[asked])
+    with torch.no_grad():
+        values, labels = logits[0::2][asked[0::2]].detach(), target[0::2][asked[0::2]] > 0
+        ranks = values.argsort().argsort().float()
+        positive = labels.sum()
+        auroc = (ranks[labels].mean() - (positive - 1) / 2) / (~labels).sum()
+    return loss, auroc.item()
 
 
 def save(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -281,7 +348,7 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     products = sorted(set(select_products("seen")) - set(options.exclude))
     render_pool(output_dir / "pool", products, options.scenes, options.scene_size, options.seed, os.cpu_count() or 1)
 
-    model = make_model(tokenizer, options)
+    model = CLIPModel(make_config(tokenizer, options))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(products)} of {len(PRODUCTS)} products")
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -289,23 +356,24 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
         [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
     start = resume(output_dir / "checkpoint", model, optimizer)
-    pairs = options.batch_size // 2
-    views = Views(output_dir / "pool", options.image_size, tokenizer, options.steps * pairs, options.seed, pairs)
-    loader = DataLoader(
-        torch.utils.data.Subset(views, range(start * pairs, len(views))),
-        pairs,
-        num_workers=options.dataloader_num_workers,
-        drop_last=True,
-    )
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    sizes = Sizes(**{field.name: getattr(options, field.name) for field in fields(Sizes)})
+    views = Views(output_dir / "pool", sizes, tokenizer, options.seed)
+    loader = DataLoader(views, batch_sampler=sizes.batches(start), num_workers=options.dataloader_num_workers)
+    model, optimizer = accelerator.prepare(model, optimizer)
     log = open(output_dir / "log.jsonl", "a")  # noqa: SIM115
     model.train()
     bar, began = tqdm(total=options.steps, initial=start, desc="pretrain"), time.perf_counter()
-    for step, (pixel_values, input_ids) in enumerate(loader, start=start):
+    images = 0
+    for step, batch in enumerate(loader, start=start):
+        pixel_values, input_ids, patches = (part.flatten(0, 1).to(accelerator.device) for part in batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options)
-        outputs = model(input_ids=input_ids.flatten(0, 1), pixel_values=pixel_values.flatten(0, 1), return_loss=True)
-        accelerator.backward(outputs.loss)
+        outputs = model(
+            input_ids=input_ids, pixel_values=pixel_values, return_loss=True, interpolate_pos_encoding=True
+        )
+        patch_loss, patch_auroc = patch_alignment(accelerator.unwrap_model(model), outputs, patches)
+        accelerator.backward(outputs.loss + options.patch_loss_weight * patch_loss)
+        images += len(pixel_values)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -319,9 +387,11 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
             record = {
                 "step": step + 1,
                 "loss": outputs.loss.item(),
+                "patch_loss": patch_loss.item(),
+                "patch_auroc": patch_auroc,
                 "right_image": (logits.argmax(dim=1).cpu() == torch.arange(len(logits))).float().mean().item(),
                 "right_of_pair": (own > other).float().mean().item(),
-                "images_per_second": (step + 1 - start) * options.batch_size / (time.perf_counter() - began),
+                "images_per_second": images / (time.perf_counter() - began),
             }
             log.write(json.dumps(record) + "\n")
             log.flush()
@@ -334,14 +404,18 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     return model
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch_size", type=int, default=256, help="images, in pairs")
+    parser.add_argument("--steps", type=int, default=1900)
+    parser.add_argument("--batch_size", type=int, default=128, help="images, in pairs")
+    parser.add_argument("--large_steps", type=int, default=300, help="the last steps, with larger pictures")
+    parser.add_argument("--large_image_size", type=int, default=160)
+    parser.add_argument("--large_batch_size", type=int, default=32)
+    parser.add_argument("--patch_loss_weight", type=float, default=4.0)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--warmup_steps", type=int, default=100)
-    parser.add_argument("--image_size", type=int, default=80)
+    parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--patch_size", type=int, default=8)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=8)
@@ -354,8 +428,8 @@ def main() -> None:
     parser.add_argument("--mixed_precision", default="bf16", choices=("no", "bf16", "fp16"))
     parser.add_argument("--dataloader_num_workers", type=int, default=1)
     parser.add_argument("--checkpointing_steps", type=int, default=100)
-    pretrain(parser.parse_args())
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    pretrain(parse())

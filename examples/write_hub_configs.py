@@ -7,11 +7,18 @@ Every folder has the `config.json` of a checkpoint (loadable with `VCPCLIPConfig
 setting is written here once; the folders are made from it, and a test holds them against it.
 """
 
+import sys
 from pathlib import Path
 
 import yaml
 
+
+sys.path.append(str(Path(__file__).parent.parent))  # behind everything else: to find the other examples
+
+from examples import pretrain_clip
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor
+from vcp_clip_hf.data.synthetic_defects import possible_defects, select_products
+from vcp_clip_hf.prompts import tokenize_prompts
 
 
 ROOT = Path(__file__).parent.parent / "hub_configs"
@@ -134,17 +141,73 @@ def settings() -> dict[str, tuple[dict, dict, dict]]:
     return found
 
 
+# Families that look like the products of the real data sets on which the embedded checkpoint is compared: it is not
+# trained on them, so that what is measured there are kinds it has never seen
+KEPT_OUT = (
+    "ball_screw",
+    "carbon_block",
+    "commutator",
+    "ferrite_tile",
+    "nut_kernel",
+    "radial_pattern",
+    "rolled_steel",
+    "transistor",
+)
+
+
+def embedded_products() -> list[str]:
+    """The families that the embedded checkpoint is trained on."""
+    return sorted(name for name in set(select_products("seen")) - set(KEPT_OUT) if possible_defects(name))
+
+
+def embedded_config() -> VCPCLIPConfig:
+    """The embedded checkpoint: VCP-CLIP on the CLIP of `pretrain_clip.py`."""
+    options = pretrain_clip.parse(["--output_dir", ""])
+    tokenizer = pretrain_clip.make_tokenizer(options.vocab_size)
+    clip = pretrain_clip.make_config(tokenizer, options)
+    states = {"normal": ["a photo of a good {}"], "abnormal": ["a photo of a damaged {}"]}
+    fields = {}
+    for state, prompts in states.items():
+        fields[f"{state}_prompts"] = prompts
+        fields[f"{state}_prompt_input_ids"] = tokenize_prompts(prompts, tokenizer, len(tokenizer))
+    return VCPCLIPConfig(
+        text_config=clip.text_config.to_dict(),
+        vision_config=clip.vision_config.to_dict(),
+        projection_dim=clip.projection_dim,
+        image_size=224,
+        category_token_id=len(tokenizer),
+        **fields,
+    )
+
+
+_EMBEDDED_RUN = {
+    "output_dir": "runs/vcp-clip-tiny",
+    "dataset": "synthetic",
+    "split": "train",
+    "dataset_options": {"num_images": 6000, "size": 256},
+    "products": embedded_products(),
+    "validation_products": 4,
+    "learning_rate": 1e-3,
+    "num_train_epochs": 3,
+}
+
+
 def write(root: Path = ROOT) -> None:
-    """All folders but `vcp-clip-tiny`, which belongs to the embedded checkpoint."""
+    """All folders."""
     for name, (fields, processing, training) in settings().items():
-        folder = root / name
-        folder.mkdir(parents=True, exist_ok=True)
         backbone = next((key for key in _BACKBONES if name.endswith(key)), "vit-large-patch14-336")
         config = VCPCLIPConfig(**{"backbone_name_or_path": _BACKBONES[backbone], **fields})
-        config.save_pretrained(folder)
-        VCPCLIPImageProcessor.for_model(config, **processing).save_pretrained(folder)
         run = {"output_dir": f"runs/{name}", **training, "validation_products": 2}
-        (folder / "train.yaml").write_text(yaml.safe_dump(run, sort_keys=False), encoding="utf-8")
+        _write_folder(root / name, config, processing, run)
+    config = embedded_config()
+    _write_folder(root / "vcp-clip-tiny", config, {"smoothing_sigma": 3.5}, _EMBEDDED_RUN)
+
+
+def _write_folder(folder: Path, config: VCPCLIPConfig, processing: dict, run: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    VCPCLIPImageProcessor.for_model(config, **processing).save_pretrained(folder)
+    (folder / "train.yaml").write_text(yaml.safe_dump(run, sort_keys=False), encoding="utf-8")
 
 
 if __name__ == "__main__":
