@@ -1,0 +1,103 @@
+"""Cached image features train as fresh ones do, and are never those of another tower or other images."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from tests.training_run import make_model_folder, make_records, settings
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPModel
+from vcp_clip_hf.feature_cache import CachedFeatures, cache_image_features, feature_cache_size
+from vcp_clip_hf.training import train
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_model_folder(tmp_path)
+    return tmp_path
+
+
+def run(folder, output, **changes):
+    config = settings(folder, output, augmentation=False, **changes)
+    result = train(config, make_records(), accelerator=Accelerator(cpu=True))
+    return VCPCLIPModel.from_pretrained(result.last), result
+
+
+def test_training_on_cached_features_equals_training_on_images(folder):
+    short = {"max_train_steps": 4, "learning_rate": 1e-3}
+    untrained, _ = run(folder, "untrained", max_train_steps=1, learning_rate=1e-30, temperature_learning_rate=1e-30)
+    fresh, plain = run(folder, "fresh", **short)
+    cached, result = run(folder, "cached", cache_image_features=True, **short)
+    assert result.loss == pytest.approx(plain.loss, rel=2e-3), "features in float16"
+    ours, theirs, start = (
+        torch.cat([value.flatten() for value in model.parameters() if value.requires_grad])
+        for model in (cached, fresh, untrained)
+    )
+    moved = (theirs - start).norm()
+    assert moved > 0.01
+    assert (ours - theirs).norm() < 0.05 * moved
+
+
+def test_what_was_written_is_used_again_and_its_size_was_said(folder, caplog, monkeypatch):
+    run(folder, "out", cache_image_features=True, max_train_steps=1)
+    features = folder / "out" / "image_features"
+    data = CachedFeatures(features)
+    config = VCPCLIPConfig.from_pretrained(folder / "model")
+    size = feature_cache_size(len(data), config)
+    headers = 4 * 128
+    assert sum(path.stat().st_size for path in features.glob("*.npy")) == size + headers
+    assert data[3]["patch_tokens"].shape == (4, 36, 64) and data[3]["labels"].max() == 1
+
+    monkeypatch.setattr(VCPCLIPModel, "encode_image", None)  # would fail if called
+    run(folder, "out", cache_image_features=True, max_train_steps=2, resume="latest")
+
+
+def _examples(values):
+    example = {"labels": torch.zeros(48, 48, dtype=torch.uint8), "has_mask": torch.tensor(True)}
+    return [{"pixel_values": value.expand(3, 48, 48), **example} for value in values]
+
+
+def test_another_tower_or_other_images_are_cached_anew(folder, tmp_path):
+    model = VCPCLIPModel.from_clip(folder / "clip", config=VCPCLIPConfig.from_pretrained(folder / "model"))
+    accelerator, target = Accelerator(cpu=True), tmp_path / "features"
+
+    def first(values, fingerprint):
+        examples = _examples(values)
+        return cache_image_features(model, examples, target, 2, 0, accelerator, fingerprint)[0]["patch_tokens"]
+
+    ones = first(torch.ones(3), "ones")
+    assert torch.equal(first(torch.zeros(3), "ones"), ones), "the fingerprint says they are the same"
+    zeros = first(torch.zeros(3), "zeros")
+    assert not torch.equal(zeros, ones)
+    with torch.no_grad():
+        model.clip.vision_model.encoder.layers[0].mlp.fc1.bias.add_(0.5)
+    assert not torch.equal(first(torch.zeros(3), "zeros"), zeros)
+    (target / "features.json").unlink()  # as after a kill
+    assert torch.equal(first(torch.ones(3), "zeros"), first(torch.ones(3), "zeros"))
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(folder, tmp_path, monkeypatch):
+    model = VCPCLIPModel.from_clip(folder / "clip", config=VCPCLIPConfig.from_pretrained(folder / "model"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"take 0\.00 GiB.*cache_image_features=false"):
+        cache_image_features(model, _examples(torch.ones(3)), tmp_path / "f", 2, 0, Accelerator(cpu=True), "")
+
+
+def test_augmentation_and_cached_features_exclude_each_other(folder):
+    with pytest.raises(ValueError, match="needs augmentation=false"):
+        settings(folder, augmentation=True, cache_image_features=True)
+
+
+def test_features_need_both_parts(folder):
+    model = VCPCLIPModel.from_clip(folder / "clip", config=VCPCLIPConfig.from_pretrained(folder / "model")).eval()
+    pixel_values = torch.randn(2, 3, 48, 48)
+    tokens, embeds = model.encode_image(pixel_values)
+    tokens = torch.stack(tokens, dim=1)
+    ours = model(patch_tokens=tokens, image_embeds=embeds).anomaly_map
+    torch.testing.assert_close(ours, model(pixel_values).anomaly_map, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="either pixel_values, or"):
+        model(patch_tokens=tokens)
+    with pytest.raises(ValueError, match="either pixel_values, or"):
+        model()

@@ -1,0 +1,166 @@
+"""Image features on disk: without augmentation, the frozen tower sees every image once, not once in every epoch."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from .configuration_vcp_clip import VCPCLIPConfig
+from .modeling_vcp_clip import VCPCLIPModel
+
+
+__all__ = ["CachedFeatures", "cache_image_features", "feature_cache_size"]
+
+logger = logging.get_logger(__name__)
+
+_FACTS = "features.json"
+
+
+def feature_cache_size(num_images: int, config: VCPCLIPConfig) -> int:
+    """Bytes on disk for so many images: patch tokens of the feature layers in float16, and the masks."""
+    return num_images * sum(
+        int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in _arrays(config).values()
+    )
+
+
+def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
+    """What is kept of an image."""
+    height, width = config.input_size
+    patches = (height // config.vision_config.patch_size) * (width // config.vision_config.patch_size)
+    return {
+        "patch_tokens": ((len(config.feature_layers), patches, config.vision_config.hidden_size), np.float16),
+        "image_embeds": ((config.projection_dim,), np.float32),
+        "labels": ((height, width), np.uint8),
+        "has_mask": ((), np.bool_),
+    }
+
+
+class CachedFeatures(Dataset):
+    """
+    What [`cache_image_features`] wrote, as training examples.
+
+    Args:
+        folder (`str`): where.
+
+    Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8 and
+    `has_mask`.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self.length = json.loads((self.folder / _FACTS).read_text(encoding="utf-8"))["images"]
+        self._opened: dict[str, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if self._opened is None:  # in each worker
+            self._opened = {
+                path.stem: np.lib.format.open_memmap(path, mode="r") for path in sorted(self.folder.glob("*.npy"))
+            }
+        return {name: torch.from_numpy(np.array(array[index])) for name, array in self._opened.items()}
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_opened": None}
+
+
+def cache_image_features(
+    model: VCPCLIPModel,
+    examples: Dataset,
+    folder: str | os.PathLike,
+    batch_size: int,
+    num_workers: int,
+    accelerator: Accelerator,
+    data_fingerprint: str,
+) -> CachedFeatures:
+    """
+    Run the image tower once over all examples, on as many processes as there are, and keep what comes out.
+
+    What is found in `folder` is used again if it was made by the same tower from the same data, else made anew.
+
+    Args:
+        model ([`VCPCLIPModel`]): whose image tower it is.
+        examples (`Dataset`): items with `pixel_values`, `labels` and `has_mask`, the same ones each time.
+        folder (`str`): where to write.
+        batch_size, num_workers (`int`): of each process.
+        accelerator (`Accelerator`): the processes.
+        data_fingerprint (`str`): stands for the examples; another one means other examples.
+
+    Raises:
+        OSError: the disk has not enough room; says how much is needed.
+    """
+    folder = Path(folder)
+    facts = {"images": len(examples), "tower": _tower_fingerprint(model), "data": data_fingerprint}
+    if _read_facts(folder) == facts:
+        logger.info(f"Image features are taken from {folder}.")
+        return CachedFeatures(folder)
+
+    size = feature_cache_size(len(examples), model.config)
+    arrays = _arrays(model.config)
+    if accelerator.is_main_process:
+        logger.warning(f"Image features of {len(examples)} images take {size / 2**30:.2f} GiB in {folder}.")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise OSError(
+                f"The image features of {len(examples)} images take {size / 2**30:.2f} GiB, and {folder} has"
+                f" {free / 2**30:.2f} GiB left. Set cache_image_features=false, or take an output_dir on another disk."
+            )
+        for name, (shape, dtype) in arrays.items():
+            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (len(examples), *shape)).flush()
+    accelerator.wait_for_everyone()
+    opened = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in arrays}
+    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
+    loader = DataLoader(Subset(examples, mine), batch_size, num_workers=num_workers)
+    bar = tqdm(total=len(mine), desc="image features", disable=not accelerator.is_local_main_process)
+    place = 0
+    for batch in loader:
+        with accelerator.autocast():
+            patch_tokens, image_embeds = model.encode_image(batch["pixel_values"].to(accelerator.device))
+        values = {
+            "patch_tokens": torch.stack(patch_tokens, dim=1).half(),
+            "image_embeds": image_embeds.float(),
+            "labels": batch["labels"],
+            "has_mask": batch["has_mask"],
+        }
+        indices = list(mine[place : place + len(image_embeds)])
+        for name, value in values.items():
+            opened[name][indices] = value.cpu().numpy()
+        place += len(indices)
+        bar.update(len(indices))
+    bar.close()
+    for array in opened.values():
+        array.flush()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:  # last: without it, the folder counts as unfinished
+        (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    accelerator.wait_for_everyone()
+    return CachedFeatures(folder)
+
+
+def _read_facts(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _tower_fingerprint(model: VCPCLIPModel) -> str:
+    """Changes with every weight of the image tower, with the size it works at, and with the layers that are read."""
+    digest = hashlib.sha256(repr((model.config.input_size, tuple(model.config.feature_layers))).encode())
+    for module in (model.clip.vision_model, model.clip.visual_projection):
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
