@@ -1,4 +1,4 @@
-"""The command `vcp-clip`: predict, calibrate, evaluate, train, convert, info. Thin: the work is done elsewhere."""
+"""The command `vcp-clip`: predict, calibrate, evaluate, train, push, ... Thin: the work is done elsewhere."""
 
 import json
 import platform
@@ -182,7 +182,10 @@ def calibrate(
         normal += broken
     calibration = pipe.calibrate(normal, labels, false_alarm_rate, pixel_false_alarm_rate, batch_size=batch_size)
     if output.resolve() == Path(model).resolve():
+        from .model_card import write_model_card
+
         pipe.image_processor.save_pretrained(output)
+        write_model_card(output)
     else:
         pipe.save_pretrained(output)
     typer.echo(calibration.describe())
@@ -257,6 +260,119 @@ def convert(context: typer.Context) -> None:
     from .convert_vcp_clip_to_hf import main as run
 
     run(context.args)
+
+
+@app.command()
+def card(
+    model: Annotated[
+        Path, typer.Option("--model", "-m", exists=True, file_okay=False, help="Folder of the checkpoint.")
+    ],
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="results.json of `vcp-clip evaluate --output`, made with this checkpoint."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
+    description: Annotated[str | None, typer.Option(help="A sentence or two below it.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the weights: apache-2.0, other, ...")] = None,
+    license_note: Annotated[str | None, typer.Option(help="What else there is to say on it.")] = None,
+    backbone_note: Annotated[str | None, typer.Option(help="Where CLIP comes from, if not from the Hub.")] = None,
+    repository: Annotated[str | None, typer.Option(help="Address of the code.")] = None,
+    repo_id: Annotated[str | None, typer.Option(help="The Hub repository that the card is for.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: README.md in the folder.")] = None,
+) -> None:
+    """
+    Write the model card of a checkpoint's folder from its facts, after keeping new ones beside it.
+
+    A README that a person wrote or edited stays as it is.
+    """
+    from .checkpoint_facts import add_results, set_statements
+    from .model_card import write_model_card
+
+    set_statements(
+        model,
+        name=name,
+        description=description,
+        license=license,
+        license_note=license_note,
+        backbone=backbone_note,
+        repository=repository,
+    )
+    for path in results or ():
+        add_results(model, json.loads(path.read_text(encoding="utf-8")))
+    written = write_model_card(model, output, repo_id)
+    if written is None:
+        raise typer.Exit(1)
+    typer.echo(f"wrote {written}")
+
+
+RepoId = Annotated[str, typer.Argument(help="Hub repository: owner/name. Made if missing.")]
+Revision = Annotated[str | None, typer.Option(help="Branch to push to; made if missing.")]
+Tag = Annotated[str | None, typer.Option(help="To name the commit with, v1.0 say.")]
+Private = Annotated[bool | None, typer.Option("--private/--public", help="For a repository that is made.")]
+Message = Annotated[str | None, typer.Option("--message", help="Of the commit.")]
+
+
+@app.command()
+def push(
+    repo_id: RepoId,
+    model: Model = EMBEDDED_CHECKPOINT,
+    adapter_only: Annotated[
+        bool | None,
+        typer.Option("--adapter-only/--full", help="Only the learned part, or CLIP too; default: as it is stored."),
+    ] = None,
+    code: Annotated[bool, typer.Option("--code/--no-code", help="Push the code too, for trust_remote_code.")] = True,
+    backbone: Annotated[str | None, typer.Option(help="Hub repository of CLIP, with --adapter-only.")] = None,
+    backbone_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of that.")] = None,
+    revision: Revision = None,
+    tag: Tag = None,
+    private: Private = None,
+    message: Message = None,
+) -> None:
+    """
+    Push a checkpoint to the Hub: weights, image processor, tokenizer, card, code; in one commit.
+
+    Log in first with `hf auth login`, or set HF_TOKEN.
+    """
+    from .hub import push_checkpoint
+
+    commit = push_checkpoint(
+        model,
+        repo_id,
+        adapter_only=adapter_only,
+        include_code=code,
+        backbone=backbone,
+        backbone_revision=backbone_revision,
+        revision=revision,
+        tag=tag,
+        private=private,
+        commit_message=message,
+    )
+    typer.echo(commit.commit_url)
+
+
+@app.command()
+def push_dataset(
+    dataset: Annotated[str, typer.Argument(help="NAME or NAME=FOLDER; names: `vcp-clip info --datasets`.")],
+    repo_id: RepoId,
+    split: Annotated[str | None, typer.Option(help="Only this part.")] = None,
+    products: Annotated[list[str] | None, typer.Option(help="Only these.")] = None,
+    revision: Revision = None,
+    tag: Tag = None,
+    private: Private = None,
+    message: Message = None,
+) -> None:
+    """
+    Push a dataset to the Hub as parquet with a card, for plain `datasets.load_dataset`.
+
+    Mind its licence: to be allowed to use images is not to be allowed to publish them.
+    """
+    from .data import load_anomaly_dataset
+    from .hub import push_dataset as run
+
+    name, _, folder = dataset.partition("=")
+    records = load_anomaly_dataset(name, data_dir=folder or None, split=split, products=products)
+    commit = run(records, repo_id, revision=revision, tag=tag, private=private, commit_message=message)
+    typer.echo(commit.commit_url)
 
 
 @app.command()

@@ -8,6 +8,7 @@ prompts are bare tensors. It is a pickle, and is read with `weights_only=True`.
 """
 
 import argparse
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ import torch
 from transformers import AutoTokenizer, CLIPModel
 from transformers.utils import logging
 
+from .checkpoint_facts import write_training_facts
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .model_card import write_model_card
 from .modeling_vcp_clip import VCPCLIPModel
 from .prompts import check_tokenizer
 
@@ -265,6 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with_tokenizer = _save_tokenizer(
         options.backbone, model.config.text_config.vocab_size, options.output, **hub_arguments
     )
+    digest = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()
+    write_training_facts(options.output, {"converted_from": {"file": options.checkpoint.name, "sha256": digest}})
+    write_model_card(options.output)
 
     learned = model.num_parameters(only_trainable=True)
     print(f"Wrote {options.output}: {learned:,} learned parameters on {options.backbone}")

@@ -27,12 +27,13 @@ from .version import __version__
 from .visualization import contour, heatmap, sheet
 
 
-__all__ = ["PROTOCOLS", "EvaluationProtocol", "EvaluationReport", "evaluate", "paper_results"]
+__all__ = ["METRIC_TITLES", "PROTOCOLS", "EvaluationProtocol", "EvaluationReport", "evaluate", "paper_results"]
 
 logger = logging.get_logger(__name__)
 
 _MAIN_METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc", "image_ap")
-_TITLES = {
+# Of the metrics that tables show
+METRIC_TITLES = {
     "pixel_auroc": "AUROC",
     "pixel_pro": "PRO",
     "pixel_pro_200": "PRO (200 steps)",
@@ -116,7 +117,7 @@ class EvaluationReport:
     @property
     def metrics(self) -> list[str]:
         """The metrics of the table, in order."""
-        return [name for name in self.protocol.metrics if name in _TITLES]
+        return [name for name in self.protocol.metrics if name in METRIC_TITLES]
 
     def rows(self) -> list[dict[str, Any]]:
         """One plain row for each product, and one for each dataset's mean (`product` is then "mean"); in percent."""
@@ -150,7 +151,7 @@ class EvaluationReport:
     def to_markdown(self) -> str:
         """Tables in Markdown; the paper's numbers stand in brackets, as the paper's."""
         paper, lines = self.with_paper(), []
-        header = ["dataset", "product", "images", *(_TITLES[name] for name in self.metrics)]
+        header = ["dataset", "product", "images", *(METRIC_TITLES[name] for name in self.metrics)]
         lines += ["| " + " | ".join(header) + " |", "|" + "---|" * 2 + "---:|" * (len(header) - 2)]
         for row in self.rows():
             quoted = paper.get((row["dataset"], row["product"]), {})
@@ -175,8 +176,8 @@ class EvaluationReport:
 
     def to_text(self) -> str:
         """The table for a terminal: dataset means, and products where a dataset has several."""
-        width = max(len(_TITLES[name]) for name in self.metrics) + 2
-        lines = [f"{'':<34}{'images':>7}" + "".join(f"{_TITLES[name]:>{width}}" for name in self.metrics)]
+        width = max(len(METRIC_TITLES[name]) for name in self.metrics) + 2
+        lines = [f"{'':<34}{'images':>7}" + "".join(f"{METRIC_TITLES[name]:>{width}}" for name in self.metrics)]
         for row in self.rows():
             several = len(self.results[row["dataset"]]["per_product"]) > 1
             if row["product"] != "mean" and not several:
@@ -284,7 +285,13 @@ def evaluate(
                 )
     finally:
         model.train(was_training)
-    return EvaluationReport(results, protocol, _settings(model, image_processor, accelerator))
+    settings = _settings(model, image_processor, accelerator)
+    settings["splits"] = {name: str(dataset.split) for name, dataset in datasets.items() if _has_split(dataset)}
+    return EvaluationReport(results, protocol, settings)
+
+
+def _has_split(dataset) -> bool:
+    return getattr(dataset, "split", None) is not None
 
 
 class _Examples(Dataset):

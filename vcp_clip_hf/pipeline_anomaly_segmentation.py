@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -416,7 +417,7 @@ class AnomalySegmentationPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike, include_code: bool = False, **kwargs) -> None:
         """
-        Save model, image processor and tokenizer.
+        Save model, image processor and tokenizer, and a model card (unless a person wrote one).
 
         Args:
             save_directory (`str` or `os.PathLike`): folder.
@@ -428,11 +429,27 @@ class AnomalySegmentationPipeline(Pipeline):
         if include_code:
             with _code_included(self):
                 super().save_pretrained(save_directory, **kwargs)
+        else:
+            self.model.save_pretrained(save_directory, **kwargs)
+            self.image_processor.save_pretrained(save_directory)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(save_directory)
+        self._write_card(save_directory)
+
+    def _write_card(self, folder: str | os.PathLike) -> None:
+        try:
+            # by name: copies of this file in Hub repositories travel without the card's modules
+            card, facts = import_module("vcp_clip_hf.model_card"), import_module("vcp_clip_hf.checkpoint_facts")
+        except ImportError:
             return
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.image_processor.save_pretrained(save_directory)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(save_directory)
+        if self.model.name_or_path:
+            facts.carry_facts(self.model.name_or_path, folder)
+        card.write_model_card(folder)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """Push a whole checkpoint to the Hub, with its calibration; arguments as of [`VCPCLIPModel.push_to_hub`]."""
+        parts = {"image_processor": self.image_processor, "tokenizer": self.tokenizer}
+        return self.model.push_to_hub(repo_id, **{**parts, **kwargs})
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Train VCP-CLIP as the paper does, with Accelerate: on one process or many, interrupted and resumed at will."""
 
 import dataclasses
+import datetime
 import json
 import os
+import platform
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
@@ -20,10 +23,12 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
+from .checkpoint_facts import write_training_facts
 from .configuration_vcp_clip import VCPCLIPConfig
 from .evaluation import EvaluationProtocol, evaluate
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .losses import segmentation_loss
+from .model_card import write_model_card
 from .modeling_vcp_clip import VCPCLIPModel
 from .prompts import check_tokenizer
 from .training_checkpoints import (
@@ -35,6 +40,7 @@ from .training_checkpoints import (
 )
 from .training_config import TrainingConfig
 from .training_data import EpochSampler, check_training_data, load_training_data, training_examples
+from .version import __version__
 
 
 __all__ = ["TrainingResult", "image_level_loss", "train", "training_loss"]
@@ -61,6 +67,21 @@ _FIXED = (
     "adam_beta2",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "seed",
+)
+# What a model card says of a run
+_HYPER_PARAMETERS = (
+    "learning_rate",
+    "temperature_learning_rate",
+    "adam_beta1",
+    "adam_beta2",
+    "num_train_epochs",
+    "max_train_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "augmentation",
+    "mosaic_probability",
+    "synthetic_anomaly_probability",
     "seed",
 )
 # Part of the pixels that stand for an image whose mask is unknown
@@ -148,6 +169,7 @@ def train(
     settings = {**{name: getattr(config, name) for name in _FIXED}, "num_processes": accelerator.num_processes}
     settings = json.loads(json.dumps(settings))
     run = _Run(config, accelerator, accelerator.unwrap_model(model), optimizer, image_processor, tokenizer, output_dir)
+    run.data = _data_facts(config, train_dataset, validation_dataset)
     state = run.resume(settings) or TrainingState(settings=settings)
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -190,6 +212,7 @@ def train(
                 if state.step >= total_steps or run.stopped(stop):
                     break
             seconds += time.perf_counter() - started
+            state.seconds += time.perf_counter() - started
             if state.step_in_epoch == steps_per_epoch:
                 state.epoch, state.step_in_epoch = state.epoch + 1, 0
                 if validation_dataset is not None:
@@ -204,7 +227,7 @@ def train(
     if interrupted:
         logger.warning(f"Interrupted after step {state.step} of {total_steps}; resume=latest goes on from there.")
     else:
-        last = run.save("last")
+        last = run.save("last", state)
     if config.report_to:
         accelerator.end_training()
     best = output_dir / "best"
@@ -265,6 +288,7 @@ class _Run:
     image_processor: VCPCLIPImageProcessor
     tokenizer: Any
     output_dir: Path
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def checkpoints(self) -> Path:
@@ -343,9 +367,9 @@ class _Run:
             )
         if np.isfinite(metric) and (state.best_metric is None or metric > state.best_metric):
             state.best_metric, state.best_step = metric, state.step
-            self.save("best")
+            self.save("best", state)
 
-    def save(self, name: str) -> Path:
+    def save(self, name: str, state: TrainingState) -> Path:
         """A Hub-ready folder `output_dir/name`."""
         folder = self.output_dir / name
 
@@ -354,11 +378,38 @@ class _Run:
             self.image_processor.save_pretrained(path)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(path)
+            write_training_facts(path, self.facts(name, state))
+            write_model_card(path)
 
         if self.accelerator.is_main_process:
             write_folder(folder, write)
         self.accelerator.wait_for_everyone()
         return folder
+
+    def facts(self, name: str, state: TrainingState) -> dict[str, Any]:
+        """What a model card says of the run; nothing of this machine's folders."""
+        device = self.accelerator.device
+        chosen = {"best": {"metric": self.config.metric_for_best_model, "value": state.best_metric}}
+        return {
+            **self.data,
+            "hyper_parameters": {key: getattr(self.config, key) for key in _HYPER_PARAMETERS},
+            "steps": state.step,
+            "selection": chosen.get(name),
+            "compute": {
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+                "processes": self.accelerator.num_processes,
+                "mixed_precision": self.accelerator.mixed_precision,
+                "seconds": round(state.seconds, 1),
+                "peak_memory_bytes": _peak_memory(self.accelerator),
+            },
+            "versions": {
+                "vcp_clip_hf": __version__,
+                "transformers": transformers.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "date": datetime.date.today().isoformat(),
+        }
 
 
 @contextmanager
@@ -411,6 +462,28 @@ def _step_seed(seed: int, state: TrainingState, micro_step: int, accelerator: Ac
     place = (seed, state.epoch, state.step_in_epoch, micro_step % accelerator.gradient_accumulation_steps)
     sequence = np.random.SeedSequence((*place, accelerator.process_index))
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+def _data_facts(config: TrainingConfig, dataset, validation_dataset) -> dict[str, Any]:
+    """What was trained on, and what was held out."""
+
+    def columns(records) -> tuple[np.ndarray, list[str]]:
+        if not hasattr(records, "column_names"):
+            return np.empty(0, int), []
+        return np.array(records["label"]), sorted(set(records["product"]))
+
+    labels, products = columns(dataset)
+    _, held_out = columns(validation_dataset)
+    # paths say nothing to others
+    options = {name: value for name, value in config.dataset_options.items() if not isinstance(value, str)}
+    return {
+        "dataset": config.dataset,
+        "dataset_options": options,
+        "split": config.split,
+        "products": products,
+        "held_out_products": held_out,
+        "images": {"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())},
+    }
 
 
 def _flat(config: TrainingConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ class TrainingState:
         best_metric (`float`, *optional*), best_step (`int`, *optional*): on the held-out products, so far.
         settings (`dict`): those that the order of data and the arithmetic depend on; a resumed run must have the same.
         scaler (`dict`, *optional*): of mixed precision with float16.
+        seconds (`float`): spent on the steps, up to the last pass or stop.
     """
 
     step: int = 0
@@ -42,6 +43,7 @@ class TrainingState:
     best_step: int | None = None
     settings: dict | None = None
     scaler: dict | None = None
+    seconds: float = field(default=0.0, compare=False)
 
 
 def learned_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
