@@ -7,7 +7,7 @@ EXTRAS := test
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup test test-slow lint format clean
+.PHONY: setup demo demo-train test test-slow lint format clean
 
 setup: $(VENV)/.installed
 
@@ -17,6 +17,14 @@ $(VENV)/.installed: setup.py
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
 	touch $@
+
+# The embedded checkpoint on pictures of products it was not trained on: tables and pictures in demo_output/
+demo: setup
+	$(BIN)/python examples/demo.py --output_dir demo_output
+
+# Trains on generated defects, evaluates, saves, reloads and segments: demo_train_output/
+demo-train: setup
+	$(BIN)/python examples/demo_train.py --output_dir demo_train_output
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,113 @@
+"""What does a checkpoint do better than simple rivals, and where does it not? One table over several datasets.
+
+    python examples/compare_with_rivals.py --model vcp_clip_hf/assets/vcp-clip-tiny --dataset synthetic \
+        --dataset folder=my_images --rival "untrained backbone=runs/untrained/last"
+
+Beside the checkpoints stands a filter that has learned nothing: local contrast, |image - blurred image|, smoothed as
+the maps are, at several scales. Its best scale is chosen for each dataset by the numbers themselves, which no user
+could do: it is a strong rival. All are measured on the same images at the model's input size.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoImageProcessor, AutoModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor
+from vcp_clip_hf.data import load_anomaly_dataset
+from vcp_clip_hf.evaluation import METRIC_TITLES, EvaluationProtocol, evaluate
+from vcp_clip_hf.image_processing_vcp_clip import gaussian_smooth
+from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
+
+
+METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap")
+SCALES = (1, 2, 4, 8, 16)
+PROTOCOL = EvaluationProtocol(metrics=METRICS, skip_undefined=True)
+LOCAL_CONTRAST = "local contrast, best scale"
+
+
+def local_contrast(dataset, image_processor: VCPCLIPImageProcessor) -> dict[str, float]:
+    """Means over products of the best of several scales, the one with the highest AUROC."""
+    evaluators = {scale: AnomalySegmentationEvaluator(metrics=METRICS, skip_undefined=True) for scale in SCALES}
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    for record in dataset:
+        inputs = image_processor(record["image"], [record["mask"]], return_tensors="pt")
+        gray = (inputs["pixel_values"][0] * std + mean).mean(dim=0, keepdim=True)
+        labels = inputs["labels"].numpy()
+        for scale, evaluator in evaluators.items():
+            contrast = (gray - gaussian_smooth(gray, scale)).abs().clamp(0, 1)
+            smooth = gaussian_smooth(contrast, image_processor.smoothing_sigma)
+            evaluator.add(smooth.numpy(), labels, products=[record["product"]])
+    means = [evaluator.compute()["mean"] for evaluator in evaluators.values()]
+    return max(means, key=lambda values: values["pixel_auroc"])
+
+
+def compare(models: dict[str, str], datasets: dict, batch_size: int = 16) -> dict[str, dict[str, dict[str, float]]]:
+    """Dataset -> method -> metric, means over products, in [0, 1]."""
+    table: dict[str, dict] = {name: {} for name in datasets}
+    for title, folder in models.items():
+        model, image_processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+        report = evaluate(model.float(), image_processor, datasets, PROTOCOL, batch_size, num_workers=1)
+        for name, result in report.results.items():
+            table[name][title] = {metric: result["mean"][metric] for metric in METRICS}
+    for name, dataset in datasets.items():
+        table[name][LOCAL_CONTRAST] = local_contrast(dataset, image_processor)
+    return table
+
+
+def to_markdown(table: dict[str, dict[str, dict[str, float]]], in_mean: list[str]) -> str:
+    """A row for each dataset; the last one is the mean over those of `in_mean`."""
+    methods = list(next(iter(table.values())))
+    header = ["dataset", *(f"{method}: {'/'.join(METRIC_TITLES[metric] for metric in METRICS)}" for method in methods)]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * len(methods)]
+    rows = dict(table)
+    if len(in_mean) > 1:
+        rows["mean of " + ", ".join(in_mean)] = {
+            method: {metric: float(np.mean([table[name][method][metric] for name in in_mean])) for metric in METRICS}
+            for method in methods
+        }
+    for name, values in rows.items():
+        cells = [" / ".join(f"{100 * values[method][metric]:.1f}" for metric in METRICS) for method in methods]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
+    parser.add_argument("--rival", action="append", default=[], metavar="TITLE=CHECKPOINT", help="another one")
+    parser.add_argument(
+        "--dataset", action="append", required=True, metavar="NAME[=FOLDER]", help="several folders: folder=A folder=B"
+    )
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--num_test_images", type=int, default=500, help="of generated datasets")
+    parser.add_argument("--output_file", type=Path, help="JSON")
+    options = parser.parse_args(arguments)
+
+    datasets = {}
+    for entry in options.dataset:
+        name, _, folder = entry.partition("=")
+        if folder:
+            title = Path(folder).name if name == "folder" else name
+            datasets[title] = load_anomaly_dataset(name, data_dir=folder, split=options.split)
+        else:
+            counts = {"num_images": 0, "num_test_images": options.num_test_images}
+            datasets[name] = load_anomaly_dataset(name, split=options.split, **(counts if name == "synthetic" else {}))
+    models = {"VCP-CLIP": options.model, **dict(rival.split("=", 1) for rival in options.rival)}
+    table = compare(models, datasets)
+    print(to_markdown(table, [name for name in table if name != "synthetic"]))
+    if options.output_file is not None:
+        options.output_file.write_text(json.dumps(table, indent=2) + "\n")
+    return table
+
+
+if __name__ == "__main__":
+    main()
