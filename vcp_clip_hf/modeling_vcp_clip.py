@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -198,6 +199,22 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
         finally:
             config.backbone_included = included
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """
+        Push a whole checkpoint to the Hub: model, image processor, tokenizer, card and code, in one commit.
+
+        Args:
+            repo_id (`str`): `"owner/name"`; made if missing.
+            kwargs:
+                Of [`~vcp_clip_hf.hub.push_checkpoint`], among them `adapter_only`, `image_processor`, `revision` and
+                `tag`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`
+        """
+        # by name: copies of this file in Hub repositories travel without it
+        return import_module("vcp_clip_hf.hub").push_checkpoint(self, repo_id, **kwargs)
 
 
 class VCPCLIPModel(VCPCLIPPreTrainedModel):

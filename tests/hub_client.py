@@ -1,0 +1,85 @@
+"""What the tests of pushing run in a process that is online: the Hub's library reads its settings once, on import."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+
+__all__ = ["environment", "online", "push", "push_from_memory", "push_records", "run_fresh"]
+
+ROOT = Path(__file__).parent.parent
+
+
+def environment(url: str, home: Path, token: str | None = None) -> dict[str, str]:
+    """Of a client of the server at `url`, with an empty cache and nobody logged in."""
+    values = {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_DATASETS_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    return {**kept, **values, **({} if token is None else {"HF_TOKEN": token})}
+
+
+@contextmanager
+def online(url: str, home: Path) -> Iterator[ProcessPoolExecutor]:
+    """A process to call functions in that talk to the server."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        with mock.patch.dict(os.environ, environment(url, home), clear=True):
+            executor.submit(os.getpid).result()  # it takes its environment along when it is started
+        yield executor
+
+
+def run_fresh(program: str, url: str, home: Path) -> str:
+    """A program in a process and a cache of its own, away from this repository."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        cwd=home.parent,
+        env=environment(url, home),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def push(folder: Path, repo_id: str, **options: Any) -> str:
+    """A checkpoint's folder; returns the commit."""
+    from vcp_clip_hf.hub import push_checkpoint
+
+    torch.set_num_threads(1)
+    return push_checkpoint(str(folder), repo_id, **options).oid
+
+
+def push_from_memory(folder: Path, repo_id: str, **options: Any) -> str:
+    """By the method of the model."""
+    from vcp_clip_hf import VCPCLIPModel
+
+    torch.set_num_threads(1)
+    return VCPCLIPModel.from_pretrained(folder).push_to_hub(repo_id, **options).oid
+
+
+def push_records(repo_id: str, **options: Any) -> str:
+    """The generated records of the training tests."""
+    from tests.training_run import make_records
+    from vcp_clip_hf.hub import push_dataset
+
+    records = make_records()
+    return push_dataset(
+        {"train": records.select(range(16)), "test": records.select(range(16, 24))}, repo_id, **options
+    ).oid
