@@ -29,7 +29,7 @@ def test_training_on_cached_features_equals_training_on_images(folder):
     short = {"max_train_steps": 4, "learning_rate": 1e-3}
     untrained, _ = run(folder, "untrained", max_train_steps=1, learning_rate=1e-30, temperature_learning_rate=1e-30)
     fresh, plain = run(folder, "fresh", **short)
-    cached, result = run(folder, "cached", cache_image_features=True, **short)
+    cached, result = run(folder, "cached", image_feature_dir=str(folder / "features"), **short)
     assert result.loss == pytest.approx(plain.loss, rel=2e-3), "features in float16"
     ours, theirs, start = (
         torch.cat([value.flatten() for value in model.parameters() if value.requires_grad])
@@ -41,8 +41,8 @@ def test_training_on_cached_features_equals_training_on_images(folder):
 
 
 def test_what_was_written_is_used_again_and_its_size_was_said(folder, caplog, monkeypatch):
-    run(folder, "out", cache_image_features=True, max_train_steps=1)
-    features = folder / "out" / "image_features"
+    features = folder / "features"
+    run(folder, "out", image_feature_dir=str(features), max_train_steps=1)
     data = CachedFeatures(features)
     config = VCPCLIPConfig.from_pretrained(folder / "model")
     size = feature_cache_size(len(data), config)
@@ -51,7 +51,7 @@ def test_what_was_written_is_used_again_and_its_size_was_said(folder, caplog, mo
     assert data[3]["patch_tokens"].shape == (4, 36, 64) and data[3]["labels"].max() == 1
 
     monkeypatch.setattr(VCPCLIPModel, "encode_image", None)  # would fail if called
-    run(folder, "out", cache_image_features=True, max_train_steps=2, resume="latest")
+    run(folder, "out", image_feature_dir=str(features), max_train_steps=2, resume="latest")
 
 
 def _examples(values):
@@ -81,13 +81,13 @@ def test_another_tower_or_other_images_are_cached_anew(folder, tmp_path):
 def test_a_full_disk_is_said_before_anything_is_computed(folder, tmp_path, monkeypatch):
     model = VCPCLIPModel.from_clip(folder / "clip", config=VCPCLIPConfig.from_pretrained(folder / "model"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(OSError, match=r"take 0\.00 GiB.*cache_image_features=false"):
+    with pytest.raises(OSError, match=r"take 0\.00 GiB.*image_feature_dir"):
         cache_image_features(model, _examples(torch.ones(3)), tmp_path / "f", 2, 0, Accelerator(cpu=True), "")
 
 
 def test_augmentation_and_cached_features_exclude_each_other(folder):
     with pytest.raises(ValueError, match="needs augmentation=false"):
-        settings(folder, augmentation=True, cache_image_features=True)
+        settings(folder, augmentation=True, image_feature_dir=str(folder))
 
 
 def test_features_need_both_parts(folder):

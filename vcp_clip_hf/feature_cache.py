@@ -115,7 +115,7 @@ def cache_image_features(
         if size > free:
             raise OSError(
                 f"The image features of {len(examples)} images take {size / 2**30:.2f} GiB, and {folder} has"
-                f" {free / 2**30:.2f} GiB left. Set cache_image_features=false, or take an output_dir on another disk."
+                f" {free / 2**30:.2f} GiB left. Take an image_feature_dir on another disk, or none."
             )
         for name, (shape, dtype) in arrays.items():
             np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (len(examples), *shape)).flush()

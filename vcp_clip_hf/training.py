@@ -23,9 +23,11 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
+from . import EMBEDDED_CHECKPOINT
 from .checkpoint_facts import write_training_facts
 from .configuration_vcp_clip import VCPCLIPConfig
 from .evaluation import EvaluationProtocol, evaluate
+from .feature_cache import cache_image_features
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .losses import segmentation_loss
 from .model_card import write_model_card
@@ -69,6 +71,7 @@ _FIXED = (
     "gradient_accumulation_steps",
     "seed",
 )
+_MODEL_INPUTS = ("pixel_values", "patch_tokens", "image_embeds")
 # What a model card says of a run
 _HYPER_PARAMETERS = (
     "learning_rate",
@@ -150,6 +153,16 @@ def train(
 
     # 1. data in an order that depends on seed and epoch alone, so that a resumed run continues it
     examples = training_examples(train_dataset, image_processor, config)
+    if config.image_feature_dir is not None:
+        examples = cache_image_features(
+            model.to(accelerator.device),
+            examples,
+            config.image_feature_dir,
+            config.per_device_train_batch_size,
+            config.dataloader_num_workers,
+            accelerator,
+            getattr(train_dataset, "_fingerprint", None) or str(len(examples)),
+        )
     sampler = EpochSampler(len(examples), config.seed, config.per_device_train_batch_size, accelerator.num_processes)
     loader = DataLoader(
         examples,
@@ -191,13 +204,14 @@ def train(
                 with accelerator.accumulate(model):
                     # dropout as a function of the place in the run, so that no random state has to be kept
                     torch.manual_seed(_step_seed(config.seed, state, micro_step, accelerator))
-                    outputs = model(batch["pixel_values"], output_layer_maps=True)
+                    inputs = {name: value for name, value in batch.items() if name in _MODEL_INPUTS}
+                    outputs = model(**inputs, output_layer_maps=True)
                     loss = training_loss(outputs, batch["labels"], batch["has_mask"])
                     accelerator.backward(loss)
                     optimizer.step()
                     optimizer.zero_grad()
                 recent.append(loss.detach())
-                images += len(batch["pixel_values"]) * accelerator.num_processes
+                images += len(batch["labels"]) * accelerator.num_processes
                 if not accelerator.sync_gradients:
                     continue
                 state.step += 1
@@ -506,6 +520,7 @@ def _load_parts(config: TrainingConfig):
     """Model, image processor and, where there is one, tokenizer."""
     model_config = VCPCLIPConfig.from_pretrained(config.model)
     backbone = config.backbone or model_config.backbone_name_or_path
+    backbone = EMBEDDED_CHECKPOINT if backbone == "embedded" else backbone
     if backbone is not None and not os.path.isdir(backbone) and os.path.isdir(os.path.join(config.model, backbone)):
         backbone = os.path.join(config.model, backbone)  # meant from the place of config.json
     find = {"_raise_exceptions_for_missing_entries": False}

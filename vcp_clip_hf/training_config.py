@@ -50,9 +50,10 @@ class TrainingConfig:
             Of a 2 x 2 mosaic of four images of one product; the authors take 0.2 with MVTec-AD.
         synthetic_anomaly_probability (`float`, *optional*, defaults to 0):
             Of painting an anomaly on a normal image. 1 trains from normal images alone.
-        cache_image_features (`bool`, *optional*, defaults to `False`):
-            Keep the frozen image tower's features in `output_dir/image_features` and reuse them in every epoch; how
-            much that takes is said first. Only without augmentation: with it, no image comes twice.
+        image_feature_dir (`str`, *optional*):
+            Keep the frozen image tower's features in this folder and reuse them in every epoch, and in other runs on
+            the same images; how much that takes is said first. Only without augmentation: with it, no image comes
+            twice.
         learning_rate (`float`, *optional*, defaults to 4e-5): of everything learned but the temperatures; 2e-5 with
             MVTec-AD.
         temperature_learning_rate (`float`, *optional*, defaults to 1e-2): of both temperatures.
@@ -94,7 +95,7 @@ class TrainingConfig:
     augmentation: bool = True
     mosaic_probability: float = 0.0
     synthetic_anomaly_probability: float = 0.0
-    cache_image_features: bool = False
+    image_feature_dir: str | None = None
     learning_rate: float = 4e-5
     temperature_learning_rate: float = 1e-2
     adam_beta1: float = 0.5
@@ -134,11 +135,11 @@ class TrainingConfig:
         for name in ("mosaic_probability", "synthetic_anomaly_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
-        if self.cache_image_features and (
+        if self.image_feature_dir is not None and (
             self.augmentation or self.mosaic_probability or self.synthetic_anomaly_probability
         ):
             raise ValueError(
-                "cache_image_features=true needs augmentation=false, mosaic_probability=0 and"
+                "image_feature_dir needs augmentation=false, mosaic_probability=0 and"
                 " synthetic_anomaly_probability=0: they make other images in every epoch."
             )
         if self.dataset in self.evaluation_targets and not self.allow_training_on_target:

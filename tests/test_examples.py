@@ -1,0 +1,196 @@
+"""The examples do what they say, on small settings: each `main` is run as it stands."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from examples import ablation, benchmark, compare_with_rivals, demo, demo_train, embedded_checkpoint, pretrain_clip
+from tests.common import tiny_model, tiny_tokenizer
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.data import load_anomaly_dataset
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny random model with its image processor and tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    model = tiny_model()
+    model.save_pretrained(folder)
+    VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=1.0).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_demo(tmp_path, capsys):
+    demo.main(["--output_dir", str(tmp_path), "--num_images", "20", "--size", "64"])
+    out = capsys.readouterr().out
+    assert "Measured on 20 generated pictures" in out and "defective pictures are flagged" in out
+    assert len(list((tmp_path / "overlays").iterdir())) == 20
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 21
+    sheets = sorted((tmp_path / "sheets").rglob("*.png"))
+    assert sheets and Image.open(sheets[0]).width > 4 * 200
+    demo.main(
+        ["--output_dir", str(tmp_path), "--num_images", "20", "--size", "64"]
+    )  # again: nothing stands in its way
+
+
+def test_demo_train_trains_evaluates_saves_reloads_and_segments(tmp_path, capsys):
+    counts = ["--num_images", "48", "--num_test_images", "20", "--num_train_epochs", "1", "--size", "64"]
+    report = demo_train.main(["--output_dir", str(tmp_path), *counts])
+    assert 0 < report.results["unseen products"]["mean"]["pixel_auroc"] < 1
+    assert Image.open(tmp_path / "overlay.png").width >= 64
+    start, last = (VCPCLIPModel.from_pretrained(tmp_path / "last"), tmp_path / "last")
+    assert (last / "README.md").is_file() and start.config.num_category_tokens == 2
+    assert "is ready for the Hub" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["inference", "training", "predict"])
+def test_benchmark(checkpoint, tmp_path, what):
+    options = ["--what", what, "--model", str(checkpoint), "--batch_sizes", "2", "--rounds", "1", "--images", "2"]
+    options += ["--dtypes", "float32", "--file_size", "64", "--num_workers", "0", "--output_dir", str(tmp_path)]
+    rows = benchmark.main(options)
+    assert json.loads((tmp_path / "benchmark.json").read_text())["rows"] == rows
+    assert all(row["ms_per_image"] > 0 for row in rows)
+    if what == "inference":
+        eager = next(row for row in rows if row["way"] == "eager")
+        assert sum(eager["shares"].values()) == pytest.approx(1)
+        assert eager["times_faster_than_reference"] > 0 and eager["times_floor"] > 1
+    table = (tmp_path / "benchmark.md").read_text().splitlines()
+    assert len(table) == 2 + len(rows)
+
+
+def test_the_floor_counts_what_the_method_says():
+    config = VCPCLIPConfig()  # ViT-L/14
+    assert benchmark.image_encoder_flops(config, 518) / 1e9 == pytest.approx(1013.6, rel=2e-3)
+
+
+def test_ablation_rows_and_their_runs(checkpoint, tmp_path, capsys):
+    names = ["".join(part[0] for part in chosen) for chosen, _ in ablation.variants()]
+    assert names == ["", "D", "P", "P", "DP", "DP", "PP", "DPP"]
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        "output_dir: x\ndataset: synthetic\nsplit: train\nproducts: [asphalt, bearing]\n"
+        "dataset_options: {size: 48}\nper_device_train_batch_size: 4\n"
+    )
+    options = ["--model", str(checkpoint), "--config", str(config), "--output_dir", str(tmp_path / "runs")]
+    options += ["--num_seeds", "1", "--num_images", "4", "--num_test_images", "20", "--num_train_epochs", "1"]
+    text = ablation.main(options)
+    assert "20 unseen families (20 generated images), trained on 4 images" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == 8 and len(set(rows)) > 4, "leaving a part out changes the numbers"
+    finished = tmp_path / "runs" / "dtp-pre-vcp-post-vcp-seed-0" / "results.json"
+    finished.write_text(json.dumps(dict.fromkeys(ablation.METRICS, 0.5)))
+    assert "| x | x | x | 50.0 ± 0.0" in ablation.main(options), "what is finished is not run again"
+    capsys.readouterr()
+
+
+def test_rivals_are_measured_on_the_same_images(checkpoint, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    table = compare_with_rivals.main(
+        [
+            *("--model", str(checkpoint), "--rival", f"copy={other}", "--dataset", "synthetic"),
+            *("--num_test_images", "20", "--output_file", str(tmp_path / "table.json")),
+        ]
+    )
+    values = table["synthetic"]
+    assert set(values) == {"VCP-CLIP", "copy", compare_with_rivals.LOCAL_CONTRAST}
+    assert values["VCP-CLIP"] == values["copy"]
+    assert values[compare_with_rivals.LOCAL_CONTRAST]["pixel_auroc"] > 0.6, "generated defects stand out locally"
+    assert "| synthetic |" in capsys.readouterr().out
+
+
+SMALL = ["--width", "64", "--depth", "2", "--projection_dim", "32", "--image_size", "32", "--large_image_size", "48"]
+SMALL += ["--steps", "4", "--large_steps", "1", "--batch_size", "8", "--large_batch_size", "4", "--scenes", "8"]
+SMALL += ["--scene_size", "64", "--checkpointing_steps", "2", "--dataloader_num_workers", "0"]
+SMALL += ["--mixed_precision", "no", "--warmup_steps", "2"]
+
+
+def test_pretraining_is_resumed_where_it_was(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pretrain_clip.pretrain(pretrain_clip.parse(["--output_dir", str(whole), *SMALL]))
+    shutil.copytree(whole / "pool", parts / "pool")
+
+    original, seen = pretrain_clip.save, []
+
+    def stop_after_two(folder, model, optimizer, step):
+        original(folder, model, optimizer, step)
+        seen.append(step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    pretrain_clip.save = stop_after_two
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_clip.pretrain(pretrain_clip.parse(["--output_dir", str(parts), *SMALL]))
+    finally:
+        pretrain_clip.save = original
+    pretrain_clip.pretrain(pretrain_clip.parse(["--output_dir", str(parts), *SMALL]))
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (parts, whole))
+    assert seen == [2] and ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_tokenizer_spells_what_it_does_not_know():
+    tokenizer = pretrain_clip.make_tokenizer(1024)
+    assert len(tokenizer) == 1024
+    known = tokenizer("a photo of a damaged screw").input_ids
+    assert known[0] == tokenizer.bos_token_id and known[-1] == tokenizer.eos_token_id
+    assert len(tokenizer("damaged").input_ids) == 3, "a word of the captions is one token"
+    unknown = tokenizer("zyzzyva").input_ids
+    assert len(unknown) > 4 and tokenizer.decode(unknown, skip_special_tokens=True).strip() == "zyzzyva"
+
+
+def test_patch_alignment_prefers_the_right_patches():
+    """Tokens that point to the words of the damage where the mask is: AUROC 1 and a small loss; the reverse: 0."""
+    model = pretrain_clip.CLIPModel(
+        pretrain_clip.make_config(
+            pretrain_clip.make_tokenizer(1024), pretrain_clip.parse(["--output_dir", "", *SMALL])
+        )
+    )
+    model.visual_projection = torch.nn.Identity()
+    model.vision_model.post_layernorm = torch.nn.Identity()
+    model.logit_scale.data.fill_(2.3)
+    damage, whole = torch.eye(4)[0], torch.eye(4)[1]
+    patches = torch.zeros(2, 2, 2, dtype=torch.int8)
+    patches[0, 0, 1] = 1
+    tokens = torch.stack([torch.where(patches[i].flatten()[:, None] > 0, damage, whole) for i in range(2)])
+
+    class Outputs:
+        text_embeds = torch.stack([damage, whole])
+
+        class vision_model_output:
+            last_hidden_state = torch.cat([torch.zeros(2, 1, 4), tokens], dim=1)
+
+    loss, auroc = pretrain_clip.patch_alignment(model, Outputs, patches)
+    assert auroc == 1 and loss < 0.01
+    Outputs.text_embeds = Outputs.text_embeds.flip(0)
+    loss, auroc = pretrain_clip.patch_alignment(model, Outputs, patches)
+    assert auroc == 0 and loss > 5
+
+
+def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, tmp_path, monkeypatch):
+    """Half precision, thresholds, results and card; the trainings before it have tests of their own."""
+    trained = tmp_path / "trained"
+    shutil.copytree(checkpoint, trained)
+    (trained / "training.json").write_text(json.dumps({"dataset": "synthetic", "products": ["asphalt"]}))
+    embedded_checkpoint.finish(trained, tmp_path / "out", num_normal=48, num_test_images=20)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(value.dtype == torch.float16 for value in weights.values() if value.is_floating_point())
+    processor = VCPCLIPImageProcessor.from_pretrained(tmp_path / "out")
+    assert 0 < processor.threshold <= 1 and processor.calibration["num_images"] == 48
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "generated images only" in card and "apache-2.0" in card
+    assert VCPCLIPConfig.from_pretrained(tmp_path / "out").backbone_name_or_path is None
+
+
+def test_generated_data_of_the_examples_is_that_of_the_hub_config():
+    products = pretrain_clip.select_products("seen")
+    assert not set(embedded_checkpoint.KEPT_OUT) - set(products)
+    data = load_anomaly_dataset("synthetic", split="test", num_images=0, num_test_images=20, size=48)
+    assert not set(data["product"]) & set(products)
