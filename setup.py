@@ -33,6 +33,7 @@ EXTRAS = {
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
     "test": [
+        "matplotlib>=3.9",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "ruff==0.17.6",
