@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-__all__ = ["InferenceCache"]
+__all__ = ["FrozenCache", "InferenceCache"]
 
 
 class InferenceCache:
@@ -24,6 +24,10 @@ class InferenceCache:
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
+
+    def frozen(self) -> "FrozenCache":
+        """What is kept now, for good."""
+        return FrozenCache({name: (key, value) for name, (key, _, _, value) in self._entries.items()})
 
     @staticmethod
     def usable() -> bool:
@@ -67,3 +71,42 @@ class InferenceCache:
 
     def __getstate__(self) -> dict:
         return {"_entries": {}}
+
+
+class FrozenCache(InferenceCache):
+    """
+    The values of a model whose parameters never change again, used in exported graphs too: they become constants.
+
+    Args:
+        values (`dict`): for each name, the key it was made for and the value.
+    """
+
+    def __init__(self, values: dict[str, tuple[Hashable, Any]]):
+        super().__init__()
+        self._values = dict(values)
+
+    def clear(self) -> None:
+        """Nothing is forgotten: nothing can be out of date."""
+
+    @staticmethod
+    def usable() -> bool:
+        """Always."""
+        return True
+
+    def get(self, name: str, key: Hashable, parameters: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
+        """
+        The value `name`.
+
+        Raises:
+            ValueError: it was made for other sizes or other prompts.
+        """
+        known_key, value = self._values.get(name, (None, None))
+        if known_key != key:
+            raise ValueError(
+                f"This model is frozen, and {name!r} was not made for {key!r} but for {known_key!r}. Use the model it"
+                " was copied from."
+            )
+        return value
+
+    def __deepcopy__(self, memo: dict) -> "FrozenCache":
+        return FrozenCache(self._values)

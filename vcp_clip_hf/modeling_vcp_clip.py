@@ -376,7 +376,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         if plan is None:
             with torch.inference_mode(False):  # its tensors are used in training too
                 plan = PromptPlan(prompts, config, self.device)
-            self._prompt_plans = {key: plan}
+            if not torch.compiler.is_compiling():  # a change made while compiling would have it compiled again
+                self._prompt_plans = {key: plan}
         return plan
 
     def _up_to_end(self, ids: list[int]) -> list[int]:
@@ -446,7 +447,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             )
             return torch.cat([table[:1], patches[0].flatten(1).T.to(table.dtype)])
 
-        return self._cache.get("positions", grid, [table], resize) if InferenceCache.usable() else resize()
+        return self._cache.get("positions", grid, [table], resize) if self._cache.usable() else resize()
 
     def encode_text(
         self, image_embeds: torch.FloatTensor, prompt_input_ids: torch.LongTensor | None = None
@@ -462,7 +463,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`: L2-normalised, normal first.
         """
         plan = self._prompt_plan(prompt_input_ids)
-        if not InferenceCache.usable() or self.training:
+        if not self._cache.usable() or self.training:
             return self._read_out(self._text_states(image_embeds, plan)).expand(image_embeds.shape[0], -1, -1)
 
         # In inference, what no image changes is computed once: all of it without Pre-VCP, else what stands before the
