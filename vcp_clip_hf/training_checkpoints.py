@@ -56,13 +56,20 @@ def _learned_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make a folder with `write(path)`, all at once: an older one of that name stays until the new one is complete."""
+    """
+    Make a folder with `write(path)`, all at once: an older one of that name stays until the new one is complete, and
+    if `write` fails nothing of the new one stays.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
     unfinished.mkdir()
-    write(unfinished)
+    try:
+        write(unfinished)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     if folder.exists():
         outdated = folder.with_name(f".{folder.name}.outdated")
         if outdated.exists():
