@@ -20,6 +20,7 @@ __all__ = [
     "AnomalyScoring",
     "VCPCLIPImageProcessor",
     "VCPCLIPImageProcessorKwargs",
+    "gaussian_matrix",
     "gaussian_smooth",
     "resize_map",
 ]
@@ -339,9 +340,13 @@ class AnomalyScoring:
 
     def scores(self, smooth: torch.Tensor, branches: list[torch.Tensor]) -> list[float]:
         """Smoothed fused maps and unsmoothed maps of the branches, all `(batch_size, height, width)` -> scores."""
+        return self.score_tensor(smooth, branches).tolist()
+
+    def score_tensor(self, smooth: torch.Tensor, branches: list[torch.Tensor]) -> torch.Tensor:
+        """As `scores`, of shape `(batch_size,)`, on the device of the maps; exported graphs end with it."""
         if self.score_mode == "max":
-            return smooth.flatten(1).amax(dim=1).tolist()
-        return sum(_top_mean(branch, self.top_k_fraction) for branch in branches).tolist()
+            return smooth.flatten(1).amax(dim=1)
+        return sum(_top_mean(branch, self.top_k_fraction) for branch in branches)
 
     def result(self, anomaly_map: torch.Tensor, score: float) -> dict:
         """One image's result, as `post_process_anomaly_segmentation` returns it."""
@@ -384,8 +389,8 @@ def _top_mean(maps: torch.Tensor, fraction: float) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
-def _gaussian_matrix(length: int, sigma: float, device: torch.device) -> torch.Tensor:
-    """(length, length): row i weighs the samples that make output i, reflections at both ends folded in."""
+def gaussian_matrix(length: int, sigma: float, device: torch.device) -> torch.Tensor:
+    """(length, length) float32: row i weighs the samples that make output i, reflections at both ends folded in."""
     radius = int(_TRUNCATE * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
@@ -412,5 +417,5 @@ def gaussian_smooth(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     if not sigma:
         return maps
     # Two small matrix products: exact at the edges, and as fast as a convolution where it matters
-    rows, columns = (_gaussian_matrix(length, float(sigma), maps.device) for length in maps.shape[-2:])
+    rows, columns = (gaussian_matrix(length, float(sigma), maps.device) for length in maps.shape[-2:])
     return rows @ maps @ columns.T
