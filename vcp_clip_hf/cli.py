@@ -35,6 +35,14 @@ class MapFormat(str, Enum):
     none = "none"
 
 
+class ExportFormat(str, Enum):
+    """What a model can be exported to."""
+
+    onnx = "onnx"
+    openvino = "openvino"
+    torch = "torch"
+
+
 class RecordFormat(str, Enum):
     """Tables beside the records."""
 
@@ -50,13 +58,17 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.
 NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead.")]
 
 
-def _make_pipeline(model: str, device: str | None, dtype: str):
+def _tell_if_embedded(model: str) -> None:
     if model == EMBEDDED_CHECKPOINT:
         typer.echo(
             "No --model given: using the embedded vcp-clip-tiny, for demonstrations; it was trained on generated"
             " images only.",
             err=True,
         )
+
+
+def _make_pipeline(model: str, device: str | None, dtype: str):
+    _tell_if_embedded(model)
     try:
         return pipeline("anomaly-segmentation", model=model, device=device, dtype=dtype)
     except OSError as error:
@@ -263,6 +275,44 @@ def convert(context: typer.Context) -> None:
 
 
 @app.command()
+def export(
+    output: Annotated[Path, typer.Option("--output", "--output_dir", "-o", help="Folder to write.")],
+    format: Annotated[ExportFormat, typer.Option(help="What to write.")] = ExportFormat.onnx,
+    model: Model = EMBEDDED_CHECKPOINT,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images to compare model and export on (default: generated ones).")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest difference allowed (default: 1e-4; with --int8, give one).")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise to 8 bits (onnx only).")] = False,
+    calibration_images: Annotated[
+        Path | None, typer.Option("--calibration-images", "--calibration_images", help="Folder of images for --int8.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", "--image_size", min=1, help="Other side of the square input.")
+    ] = None,
+) -> None:
+    """Export to ONNX, OpenVINO or a torch program; nothing is written unless it answers as the model does."""
+    from . import VCPCLIPImageProcessor, VCPCLIPModel
+    from .export import export_model
+
+    _tell_if_embedded(model)
+    report = export_model(
+        VCPCLIPModel.from_pretrained(model, dtype="float32"),
+        VCPCLIPImageProcessor.from_pretrained(model),
+        output,
+        format.value,
+        images,
+        tolerance,
+        int8,
+        calibration_images,
+        image_size,
+    )
+    typer.echo(report.describe())
+
+
+@app.command()
 def card(
     model: Annotated[
         Path, typer.Option("--model", "-m", exists=True, file_okay=False, help="Folder of the checkpoint.")
@@ -457,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         app(arguments)
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError, TypeError, ImportError) as error:  # of imports: a missing extra
         if "--verbose" in arguments:
             raise
         typer.echo(f"error: {error}", err=True)

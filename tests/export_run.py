@@ -1,0 +1,81 @@
+"""A small model, exported once for all tests of a process."""
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from PIL import Image
+
+from tests.common import TINY_TEXT, TINY_VISION, tiny_model, tiny_tokenizer
+from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.export import ExportReport, SegmentationGraph, _trace, export_model
+
+
+SMALL = {
+    "text_config": {**TINY_TEXT, "num_hidden_layers": 2},
+    "vision_config": {**TINY_VISION, "num_hidden_layers": 2},
+}
+SIZES = [(60, 80), (48, 48), (33, 120), (100, 40), (70, 70)]
+
+
+def small_model(**fields) -> VCPCLIPModel:
+    """`tiny_model` with two blocks in each tower: tracing takes half the time."""
+    return tiny_model(**{**SMALL, **fields})
+
+
+def small_processor(model: VCPCLIPModel, **settings) -> VCPCLIPImageProcessor:
+    return VCPCLIPImageProcessor.for_model(model.config, **{"smoothing_sigma": 2.0, **settings})
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def pictures() -> list[Image.Image]:
+    return [picture(*size, seed=index) for index, size in enumerate(SIZES)]
+
+
+@lru_cache
+def checkpoint() -> Path:
+    """A checkpoint; not to be changed."""
+    folder = Path(tempfile.mkdtemp(prefix="vcp-clip-export-")) / "checkpoint"
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
+    model = small_model()
+    model.save_pretrained(folder)
+    small_processor(model).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def load() -> tuple[VCPCLIPModel, VCPCLIPImageProcessor]:
+    """The checkpoint, loaded."""
+    return VCPCLIPModel.from_pretrained(checkpoint()), VCPCLIPImageProcessor.from_pretrained(checkpoint())
+
+
+@lru_cache
+def traced():
+    """Its graph: tracing takes seconds."""
+    model, processor = load()
+    return _trace(SegmentationGraph(model, processor.scoring(), 48), 48)
+
+
+@dataclass
+class Exported:
+    checkpoint: Path
+    folder: Path
+    report: ExportReport
+
+
+@lru_cache
+def exported(format: str = "onnx") -> Exported:
+    """The checkpoint and its export; not to be changed."""
+    folder = checkpoint().with_name(format)
+    with mock.patch("vcp_clip_hf.export._trace", lambda graph, image_size: traced()):
+        report = export_model(*load(), folder, format, images=pictures())
+    return Exported(checkpoint(), folder, report)

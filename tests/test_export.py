@@ -1,0 +1,324 @@
+"""Exports answer as the model does, or are not written."""
+
+import copy
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.export_run import checkpoint, exported, load, picture, pictures, small_model, small_processor, traced
+from tests.test_cli import run
+from vcp_clip_hf import export
+from vcp_clip_hf.export import SegmentationGraph, export_model
+from vcp_clip_hf.onnx_segmenter import OnnxAnomalySegmenter, OpenVINOAnomalySegmenter, open_segmenter
+from vcp_clip_hf.training_checkpoints import write_folder
+
+
+onnx = pytest.importorskip("onnx")
+
+
+# --- the graph, before it is exported -------------------------------------------------------------------------------
+
+VARIANTS = {
+    "paper": ({}, {}),
+    "top_k": ({}, {"score_mode": "top_k", "top_k_fraction": 0.05}),
+    "no Pre-VCP, no Post-VCP": ({"use_pre_vcp": False, "use_post_vcp": False}, {"score_mode": "top_k"}),
+    "deep prompts at the end": ({"deep_prompt_position": "end", "num_deep_prompt_tokens": 2}, {"smoothing_sigma": 0}),
+    "templates": ({"normal": ("a good {}", "{} is fine"), "abnormal": ("a bad {} here", "the broken {}")}, {}),
+    "pretrained size": ({"image_size": 32}, {}),
+}
+
+
+@pytest.mark.parametrize(("fields", "settings"), VARIANTS.values(), ids=VARIANTS.keys())
+@torch.no_grad()
+def test_the_graph_is_model_and_image_processor(fields, settings):
+    model = small_model(**fields)
+    processor = small_processor(model, **settings)
+    graph = SegmentationGraph(model, processor.scoring(), processor.size.height)
+    inputs = processor(pictures(), return_tensors="pt")
+    maps, scores = graph(**inputs)
+    for index, expected in enumerate(processor.post_process_anomaly_segmentation(model(**inputs))):
+        torch.testing.assert_close(maps[index], expected["anomaly_map"], atol=1e-5, rtol=0)
+        assert scores[index].item() == pytest.approx(expected["score"], abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_model_stays_as_it_is():
+    model = small_model()
+    model.train()
+    model.set_attn_implementation("eager")
+    before = copy.deepcopy(model.state_dict())
+    graph = SegmentationGraph(model, small_processor(model).scoring(), 48)
+    assert model.training and not graph.model.training
+    assert model.clip.vision_model.config._attn_implementation == "eager"
+    assert len(model.get_input_embeddings().weight) == 514 > len(graph.model.get_input_embeddings().weight)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    ours, theirs = model.post_vcp.key_projection.weight, graph.model.post_vcp.key_projection.weight
+    assert ours.data_ptr() == theirs.data_ptr(), "weights are not copied"
+    model.eval()
+    images = torch.randn(2, 3, 48, 48)
+    torch.testing.assert_close(graph.model(images).anomaly_map, model(images).anomaly_map, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="frozen"):
+        graph.model(torch.randn(1, 3, 24, 24))
+
+
+def test_half_precision_is_exported_in_float32():
+    model = small_model().to(torch.bfloat16)
+    graph = SegmentationGraph(model, small_processor(model).scoring(), 48)
+    assert {each.dtype for each in graph.parameters()} == {torch.float32}
+    assert model.dtype == torch.bfloat16
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def test_onnx_has_the_models_numbers_and_nothing_of_this_machine():
+    result = exported()
+    report = result.report
+    assert report.format == "onnx" and report.num_images == 5 and report.image_source == "given"
+    assert 0 < report.map_deviation < 1e-5 and report.score_deviation < 1e-5
+    assert report.map_range[1] - report.map_range[0] > 0.05, "maps that are all alike would prove nothing"
+    names = {each.name for each in result.folder.iterdir()}
+    assert names == {
+        "model.onnx",
+        "export.json",
+        "preprocessor_config.json",
+        "requirements.txt",
+        *(f"{name}.py" for name in export._RUNTIME_MODULES),
+    }
+    facts = json.loads((result.folder / "export.json").read_text())
+    assert facts["parity"]["map_deviation"] == report.map_deviation and facts["parity"]["tolerance"] == 1e-4
+    assert facts["settings"]["smoothing_sigma"] == 2.0 and facts["source"]["model"] == "checkpoint"
+    assert facts["versions"]["torch"] == torch.__version__ and "licence" in facts
+    content = b"".join(each.read_bytes() for each in result.folder.iterdir())
+    for trace in (str(Path(export.__file__).parent), str(result.checkpoint.parent), "site-packages"):
+        assert trace.encode() not in content
+
+
+def test_onnx_takes_any_number_of_images_and_keeps_only_what_it_needs():
+    graph = onnx.load(exported().folder / "model.onnx").graph
+    assert [each.name for each in graph.input] == ["pixel_values"]
+    assert [each.name for each in graph.output] == ["anomaly_map", "score"]
+    sizes = graph.input[0].type.tensor_type.shape.dim
+    assert sizes[0].dim_param and [each.dim_value for each in sizes[1:]] == [3, 48, 48]
+    # neither the vocabulary nor the position table of another size
+    assert not [each.name for each in graph.initializer if each.dims and each.dims[0] in (514, 17)]
+    assert not any(node.op_type == "Resize" and len(node.input) == 0 for node in graph.node)
+
+
+def test_torch_program(tmp_path):
+    model = small_model()
+    processor = small_processor(model, score_mode="top_k")
+    report = export_model(model, processor, tmp_path / "program", "torch")
+    assert report.map_deviation < 1e-5 and report.image_source == "generated"
+    assert {each.name for each in (tmp_path / "program").iterdir()} == {
+        "model.pt2",
+        "export.json",
+        "preprocessor_config.json",
+    }
+    assert str(Path(export.__file__).parent).encode() not in (tmp_path / "program" / "model.pt2").read_bytes()
+    program = torch.export.load(tmp_path / "program" / "model.pt2").module()
+    inputs = processor(pictures(), return_tensors="pt")
+    with torch.no_grad():
+        maps, scores = program(inputs.pixel_values)
+        expected = processor.post_process_anomaly_segmentation(model(**inputs))
+    np.testing.assert_allclose(maps, [each["anomaly_map"] for each in expected], atol=1e-5)
+    np.testing.assert_allclose(scores, [each["score"] for each in expected], atol=1e-5)
+    with pytest.raises(ValueError, match="without torch run onnx and openvino only"):
+        open_segmenter(tmp_path / "program")
+
+
+def test_openvino():
+    pytest.importorskip("openvino")
+    result = exported("openvino")
+    assert result.report.map_deviation < 1e-5
+    segmenter = open_segmenter(result.folder, num_threads=1)
+    assert isinstance(segmenter, OpenVINOAnomalySegmenter)
+    model, processor = load()
+    for image in pictures()[:3]:
+        with torch.no_grad():
+            outputs = model(**processor(image, return_tensors="pt"))
+        (expected,) = processor.post_process_anomaly_segmentation(outputs, [(image.height, image.width)])
+        answer = segmenter(image)
+        np.testing.assert_allclose(answer["anomaly_map"], expected["anomaly_map"], atol=1e-5)
+        assert answer["score"] == pytest.approx(expected["score"], abs=1e-5)
+    with pytest.raises(ValueError, match="open_segmenter"):
+        OnnxAnomalySegmenter(result.folder)
+
+
+@pytest.fixture
+def already_traced(monkeypatch):
+    """Exports of the shared checkpoint start from the graph that others made."""
+    monkeypatch.setattr(export, "_trace", lambda graph, image_size: traced())
+
+
+def test_int8(already_traced, tmp_path):
+    result = exported()
+    model, processor = load()
+    report = export_model(
+        model,
+        processor,
+        tmp_path / "int8",
+        images=pictures(),
+        int8=True,
+        tolerance=0.2,
+        calibration_images=[picture(48, 48, seed) for seed in range(50, 54)],
+    )
+    assert report.int8 and 1e-4 < report.map_deviation <= 0.2 and "int8" in report.describe()
+    assert {each.name for each in (tmp_path / "int8").iterdir()} == {each.name for each in result.folder.iterdir()}
+    facts = json.loads((tmp_path / "int8" / "export.json").read_text())
+    assert facts["int8"]["calibration_images"] == 4 and facts["parity"]["map_deviation"] == report.map_deviation
+    graph = onnx.load(tmp_path / "int8" / "model.onnx").graph
+    of_weights = [
+        each for each in graph.initializer if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2
+    ]
+    # four attention and two MLP products in each of two blocks of two towers
+    assert len(of_weights) == 24 and report.megabytes < result.report.megabytes
+
+    full, small = OnnxAnomalySegmenter(result.folder, 1), OnnxAnomalySegmenter(tmp_path / "int8", 1)
+    for image in pictures():
+        difference = np.abs(full(image)["anomaly_map"] - small(image)["anomaly_map"])
+        assert 0 < difference.max() <= report.map_deviation + 1e-4
+
+
+# --- the gate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tampered(monkeypatch):
+    """Exports that are the right file with one number changed."""
+
+    def tamper(change) -> None:
+        def write(program, file, image_size):
+            model = onnx.load(exported().folder / "model.onnx")
+            for each in model.graph.initializer:
+                if each.name.endswith("post_vcp.output_projection.bias"):
+                    values = onnx.numpy_helper.to_array(each).copy()
+                    each.CopyFrom(onnx.numpy_helper.from_array(change(values), each.name))
+            onnx.save(model, file)
+
+        monkeypatch.setattr(export, "_trace", lambda graph, image_size: None)
+        monkeypatch.setitem(export._WRITERS, "onnx", write)
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x + np.float32(0.5) * (np.arange(len(x)) % 3), lambda x: x * np.float32("nan")]
+)
+def test_a_tampered_graph_is_refused_and_nothing_is_written(tampered, change, tmp_path):
+    result = exported()
+    model, processor = load()
+    tampered(lambda values: change(values).astype(np.float32))
+    with pytest.raises(ValueError, match=r"nothing was written.*differ"):
+        export_model(model, processor, tmp_path / "new", images=pictures())
+    assert not list(tmp_path.iterdir())
+    # an earlier export stays, and works
+    shutil.copytree(result.folder, tmp_path / "earlier")
+    with pytest.raises(ValueError, match="nothing was written"):
+        export_model(model, processor, tmp_path / "earlier", images=pictures())
+    assert [each.name for each in tmp_path.iterdir()] == ["earlier"]
+    assert (tmp_path / "earlier" / "model.onnx").read_bytes() == (result.folder / "model.onnx").read_bytes()
+
+
+def test_an_untouched_graph_passes_the_same_road(tampered, tmp_path):
+    """So it is the change that is refused, above."""
+    result = exported()
+    tampered(lambda values: values)
+    shutil.copytree(result.folder, tmp_path / "exported")
+    (tmp_path / "exported" / "left over").touch()
+    model, processor = load()
+    report = export_model(model, processor, tmp_path / "exported", images=pictures())
+    assert report.map_deviation == pytest.approx(result.report.map_deviation, abs=1e-6)
+    assert not (tmp_path / "exported" / "left over").exists(), "an earlier export is replaced as a whole"
+
+
+def test_another_models_graph_is_refused(tampered, tmp_path):
+    tampered(lambda values: values)
+    torch.manual_seed(7)  # each test starts from the same one
+    other = small_model()
+    with pytest.raises(ValueError, match="nothing was written"):
+        export_model(other, small_processor(other), tmp_path / "other", images=pictures())
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_folder_leaves_nothing_of_a_failure(tmp_path):
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "new", fail)
+    assert not list(tmp_path.iterdir())
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "unknown format": ({}, {"format": "tflite"}, "onnx, openvino, torch"),
+    "int8 without a tolerance": ({}, {"int8": True}, "tolerance=0.1"),
+    "int8 elsewhere": ({}, {"int8": True, "tolerance": 0.1, "format": "torch"}, "format='onnx'"),
+    "padding": ({"resize_mode": "pad"}, {}, r"image_size=48 \(--image_size\)"),
+    "not square": ({"size": {"height": 48, "width": 64}}, {}, "image_size=64"),
+    "not of patches": ({}, {"image_size": 50}, "image_size=50 must be a multiple of the model's patch_size=8"),
+    "no resize": ({"do_resize": False}, {}, "Set do_resize=True"),
+    "no images": ({}, {"images": []}, "list of images is empty"),
+}
+
+
+@pytest.mark.parametrize(("settings", "options", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes_are_told_before_any_work(settings, options, message, tmp_path):
+    model = small_model()
+    with pytest.raises(ValueError, match=message):
+        export_model(model, small_processor(model, **settings), tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_other_files_is_not_replaced(tmp_path):
+    model = small_model()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="give a new folder"):
+        export_model(model, small_processor(model), tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(("format", "package"), [("onnx", "onnxscript"), ("onnx", "onnxruntime"), ("openvino",) * 2])
+def test_a_missing_extra_names_the_command(format, package, monkeypatch, tmp_path):
+    model = small_model()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf'{package}.*pip install "vcp-clip-hf\[{format}\]"'):
+        export_model(model, small_processor(model), tmp_path / "out", format)
+
+
+def test_another_size_drops_thresholds(caplog):
+    model = small_model()
+    processor = small_processor(model, threshold=0.4, resize_mode="pad", size={"height": 48, "width": 64})
+    with caplog.at_level(logging.WARNING, "vcp_clip_hf.export"):
+        export.logger.propagate = True
+        squashed = export._at_size(processor, model, 64)
+    assert dict(squashed.size) == {"height": 64, "width": 64} and squashed.resize_mode == "squash"
+    assert squashed.threshold is None and "Calibrate there" in caplog.text
+    assert processor.threshold == 0.4 and processor.resize_mode == "pad"
+    same = small_processor(model, threshold=0.4)
+    assert export._at_size(same, model, 48).threshold == 0.4, "nothing changes"
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_command(already_traced, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for index, image in enumerate(pictures()):
+        image.save(images / f"{index}.png")
+    model = checkpoint()
+    done = run("export", "--format", "torch", "--output_dir", tmp_path / "out", "--model", model, "--images", images)
+    assert "5 given images" in done.stdout and "allowed: 1.0e-04" in done.stdout
+    assert (tmp_path / "out" / "model.pt2").is_file()
+    done = run("export", "--int8", "-o", tmp_path / "int8", "--model", model, check=1)
+    assert done.stderr.startswith("error: ") and "tolerance" in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,263 @@
+"""The torch-free runtime answers as the pipeline does."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+import vcp_clip_hf  # noqa: F401 - registers the pipeline
+from tests.export_run import exported, pictures
+from vcp_clip_hf.image_processing_vcp_clip import resize_map as torch_resize_map
+from vcp_clip_hf.onnx_segmenter import OnnxAnomalySegmenter, _nearest, resize_map
+
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def inspect():
+    return pipeline("anomaly-segmentation", model=str(exported().checkpoint))
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return OnnxAnomalySegmenter(exported().folder, num_threads=1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An export of one's own, to change."""
+    return shutil.copytree(exported().folder, tmp_path / "exported")
+
+
+def change(file, **values):
+    content = json.loads(file.read_text())
+    content.update(values)
+    file.write_text(json.dumps(content))
+
+
+def assert_same(result, expected, atol=1e-5):
+    assert list(result) == list(expected)
+    for name in ("label", "threshold", "image_threshold"):
+        assert result[name] == expected[name]
+    assert isinstance(result["score"], float) and result["score"] == pytest.approx(expected["score"], abs=atol)
+    assert result["anomaly_map"].dtype == np.float32
+    np.testing.assert_allclose(result["anomaly_map"], expected["anomaly_map"], atol=atol)
+    if expected["mask"] is None:
+        assert result["mask"] is None
+    else:
+        assert result["mask"].mode == "L" and result["mask"].size == expected["mask"].size
+        # a pixel may lie on the threshold to the last digit
+        near = np.abs(expected["anomaly_map"] - expected["threshold"]) < atol
+        np.testing.assert_array_equal(np.asarray(result["mask"])[~near], np.asarray(expected["mask"])[~near])
+    if "heatmap" in expected:
+        difference = np.asarray(result["heatmap"]).astype(int) - np.asarray(expected["heatmap"])
+        assert (np.abs(difference) > 1).mean() < 1e-3
+    if "regions" in expected:
+        assert len(result["regions"]) == len(expected["regions"])
+        for ours, theirs in zip(result["regions"], expected["regions"], strict=True):
+            assert ours["box"] == theirs["box"] and ours["polygon"] == theirs["polygon"]
+            assert ours["area"] == theirs["area"] and ours["score"] == pytest.approx(theirs["score"], abs=atol)
+
+
+def test_without_a_threshold(inspect, segmenter):
+    for image in pictures():
+        result = segmenter(image)
+        assert_same(result, inspect(image))
+        assert result["label"] is result["mask"] is result["threshold"] is None
+        assert result["anomaly_map"].shape == (image.height, image.width)
+
+
+OPTIONS = {
+    "threshold": {},
+    "image threshold": {"image_threshold": 0.99},
+    "pictures": {"heatmap": True, "regions": True},
+    "cleaned": {"regions": True, "min_area": 400, "fill_holes": True},
+    "all dropped": {"regions": True, "min_area": 10**6},
+    "input range": {"input_range": (0, 200)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_every_option(inspect, segmenter, options):
+    for image in pictures():
+        threshold = float(np.quantile(inspect(image)["anomaly_map"], 0.8))
+        if "input_range" in options:
+            image = np.asarray(image.convert("L")).astype(np.uint16)
+        assert_same(segmenter(image, threshold=threshold, **options), inspect(image, threshold=threshold, **options))
+
+
+def test_region_of_interest(inspect, segmenter):
+    for image in pictures():
+        roi = np.zeros((image.height, image.width), bool)
+        roi[image.height // 5 : image.height // 2, image.width // 4 :] = True
+        result = segmenter(image, roi_mask=roi, threshold=0.4)
+        assert_same(result, inspect(image, roi_mask=roi, threshold=0.4))
+        assert result["anomaly_map"][roi].max() > 0 and not result["anomaly_map"][~roi].any()
+    with pytest.raises(ValueError, match="roi_mask is"):
+        segmenter(image, roi_mask=roi[1:])
+
+
+def test_every_kind_of_input(segmenter, tmp_path):
+    image = pictures()[0]
+    expected = segmenter(image)
+    image.save(tmp_path / "image.png")
+    values = np.asarray(image)
+    for source in (
+        str(tmp_path / "image.png"),
+        tmp_path / "image.png",
+        (tmp_path / "image.png").read_bytes(),
+        values,
+        values.astype(np.float32) / 255,
+        torch.from_numpy(values.transpose(2, 0, 1).copy()),
+    ):
+        assert_same(segmenter(source), expected)
+    assert len(segmenter(np.stack([values, values]))) == 2
+    assert len(segmenter([image])) == 1
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_batches_change_nothing(segmenter, batch_size):
+    images = pictures()
+    for result, image in zip(segmenter(images, batch_size=batch_size), images, strict=True):
+        assert_same(result, segmenter(image))
+
+
+def test_images_that_cannot_be_read(segmenter):
+    image = pictures()[0]
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        segmenter([image, "missing.png"])
+    first, second, third = segmenter([image, "missing.png", image], on_error="return", batch_size=2)
+    assert "missing.png" in second["error"] and list(second) == ["error"]
+    assert_same(first, segmenter(image))
+    assert_same(third, first)
+    assert list(segmenter("missing.png", on_error="return")) == ["error"]
+
+
+def test_thresholds_of_the_settings(folder):
+    image = pictures()[0]
+    change(folder / "preprocessor_config.json", threshold=0.01, image_threshold=0.999)
+    segmenter = OnnxAnomalySegmenter(folder, num_threads=1)
+    result = segmenter(image)
+    assert (result["threshold"], result["image_threshold"], result["label"]) == (0.01, 0.999, "normal")
+    assert np.asarray(result["mask"]).all()
+    assert segmenter(image, threshold=0.99)["threshold"] == 0.99
+
+
+@pytest.mark.parametrize("size", [(48, 48), (97, 131), (48, 500), (31, 20), (1, 1), (700, 3)])
+def test_maps_are_resized_as_the_image_processor_does(size):
+    for shape in ((48, 48), (37, 1), (1, 5)):
+        values = torch.rand(shape)
+        resized = resize_map(values.numpy(), size)
+        assert resized.dtype == np.float32
+        np.testing.assert_allclose(resized, torch_resize_map(values, size), atol=1e-5)
+        roi = torch.rand(shape) > 0.5
+        expected = torch.nn.functional.interpolate(roi[None, None].float(), size=size, mode="nearest-exact")[0, 0]
+        np.testing.assert_array_equal(_nearest(roi.numpy(), size), expected.bool())
+
+
+# --- on a machine without this package ------------------------------------------------------------------------------
+
+ALONE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "vcp_clip_hf", "huggingface_hub"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+sys.path.insert(0, sys.argv[1])
+import json
+import numpy as np
+import onnx_segmenter
+
+segmenter = onnx_segmenter.open_segmenter(sys.argv[1], num_threads=1)
+result = segmenter(sys.argv[2], threshold=float(sys.argv[3]), heatmap=True, regions=True)
+np.save(sys.argv[4], result["anomaly_map"])
+print(json.dumps({"score": result["score"], "label": result["label"], "regions": result["regions"]}))
+if len(sys.argv) > 5:
+    onnx_segmenter.main([sys.argv[2], "missing.png", "--model", sys.argv[1], "--heatmaps", sys.argv[5]])
+"""
+
+
+def test_alone_without_torch(inspect, folder, tmp_path):
+    image = pictures()[0]
+    image.save(tmp_path / "part.png")
+    threshold = float(np.quantile(inspect(image)["anomaly_map"], 0.8))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    (tmp_path / "elsewhere").mkdir()
+    arguments = (folder, tmp_path / "part.png", threshold, tmp_path / "map.npy", tmp_path / "heatmaps")
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *map(str, arguments)],
+        cwd=tmp_path / "elsewhere",
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answer, record, failed = map(json.loads, done.stdout.splitlines())
+    expected = inspect(image, threshold=threshold, regions=True)
+    assert answer["score"] == pytest.approx(expected["score"], abs=1e-5) and answer["label"] == "anomalous"
+    assert [each["box"] for each in answer["regions"]] == [each["box"] for each in expected["regions"]]
+    np.testing.assert_allclose(np.load(tmp_path / "map.npy"), expected["anomaly_map"], atol=1e-5)
+    assert record["score"] == pytest.approx(answer["score"]) and record["label"] is None
+    assert os.path.isfile(record["heatmap"]) and "missing.png" in failed["error"]
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def test_arguments(segmenter):
+    image = pictures()[0]
+    with pytest.raises(TypeError, match="smoothing_sigma is built into the exported graph"):
+        segmenter(image, smoothing_sigma=1)
+    with pytest.raises(TypeError, match="tile_size is an argument of the pipeline"):
+        segmenter(image, tile_size=40)
+    with pytest.raises(TypeError, match="no argument 'treshold'; did you mean 'threshold'"):
+        segmenter(image, treshold=0.5)
+    with pytest.raises(ValueError, match="Regions need a threshold"):
+        segmenter(image, regions=True)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        segmenter(image, batch_size=0)
+    with pytest.raises(ValueError, match="on_error"):
+        segmenter(image, on_error="ignore")
+
+
+def test_folders(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder that `vcp-clip export` wrote"):
+        OnnxAnomalySegmenter(tmp_path)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    change(folder / "preprocessor_config.json", smoothing_sigma=4.0)
+    with pytest.raises(ValueError, match=r"smoothing_sigma=4\.0.*made for 2\.0.*export again"):
+        OnnxAnomalySegmenter(folder)
+    change(folder / "preprocessor_config.json", **{**settings, "size": {"height": 64, "width": 64}})
+    with pytest.raises(ValueError, match="different exports"):
+        OnnxAnomalySegmenter(folder)
+    (folder / "model.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match="Copy the whole folder"):
+        OnnxAnomalySegmenter(folder)
+
+
+def test_a_score_over_the_whole_image_has_no_region_of_interest(folder):
+    change(folder / "preprocessor_config.json", score_mode="top_k")
+    facts = json.loads((folder / "export.json").read_text())
+    change(folder / "export.json", settings={**facts["settings"], "score_mode": "top_k"})
+    image = pictures()[1]
+    segmenter = OnnxAnomalySegmenter(folder, num_threads=1)
+    assert segmenter(image, threshold=0.4)["label"] is None, "the two thresholds are on different scales"
+    with pytest.raises(ValueError, match="score_mode='max'"):
+        segmenter(image, roi_mask=np.ones((48, 48)))
+
+
+def test_missing_runtime(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r'pip install "vcp-clip-hf\[onnx\]"'):
+        OnnxAnomalySegmenter(exported().folder)
