@@ -1,11 +1,12 @@
 """What the tests of pushing run in a process that is online: the Hub's library reads its settings once, on import."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ from unittest import mock
 import torch
 
 
-__all__ = ["environment", "online", "push", "push_from_memory", "push_records", "run_fresh"]
+__all__ = [
+    "command",
+    "environment",
+    "example",
+    "online",
+    "push",
+    "push_from_memory",
+    "push_new",
+    "push_records",
+    "run_fresh",
+]
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,6 +83,37 @@ def push_from_memory(folder: Path, repo_id: str, **options: Any) -> str:
 
     torch.set_num_threads(1)
     return VCPCLIPModel.from_pretrained(folder).push_to_hub(repo_id, **options).oid
+
+
+def command(*arguments: str, token: str) -> str:
+    """`vcp-clip ...`; returns what it prints."""
+    from vcp_clip_hf.cli import main
+
+    return _printed(main, list(arguments), token)
+
+
+def example(*arguments: str, token: str) -> str:
+    """`python examples/push_to_hub.py ...`; returns what it prints."""
+    from examples.push_to_hub import main
+
+    with mock.patch.object(sys, "argv", ["push_to_hub.py", *arguments]):
+        return _printed(main, None, token)
+
+
+def _printed(main, arguments: list[str] | None, token: str) -> str:
+    torch.set_num_threads(1)
+    printed = io.StringIO()
+    with redirect_stdout(printed), suppress(SystemExit), mock.patch.dict(os.environ, {"HF_TOKEN": token}):
+        main(*([] if arguments is None else [arguments]))
+    return printed.getvalue()
+
+
+def push_new(repo_id: str, **options: Any) -> str:
+    """A model that was made in memory."""
+    from tests.common import tiny_model
+
+    torch.manual_seed(1)
+    return tiny_model().push_to_hub(repo_id, **options).oid
 
 
 def push_records(repo_id: str, **options: Any) -> str:

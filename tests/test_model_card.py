@@ -85,7 +85,7 @@ def test_the_card_as_a_whole(checkpoint, golden, tmp_path):
         assert (folder / "README.md").read_text(encoding="utf-8") == text
         assert (
             "license: apache-2.0" in text
-            and "generated" in CheckpointFacts.from_folder(folder).statements["license_note"]
+            and "generate" in CheckpointFacts.from_folder(folder).statements["license_note"]
         )
         assert "Nothing has been measured" not in text and "no record of the training" not in text
 

@@ -216,8 +216,11 @@ def test_all_that_belongs_to_a_checkpoint_and_nothing_of_this_machine(scene):
     assert "license: apache-2.0" in card and "converted from their file `train.pth`" in card
     assert "base_model" not in card
 
-    scene.push("alice/no_code", include_code=False, revision="main")
-    files = scene.hub.repository("alice/no_code").files()
+    arguments = ("alice/no_code", "--model", str(scene.checkpoint), "--no_code", "--revision", "next")
+    assert "/alice/no_code/commit/" in scene.client.submit(hub_client.example, *arguments, token=ALICE).result()
+    repository = scene.hub.repository("alice/no_code")
+    files = repository.files("next")
+    assert list(repository.files("main")) == [".gitattributes"]
     assert not [name for name in files if name.endswith(".py")]
     assert "trust_remote_code" not in files["README.md"].decode()
     assert "auto_map" not in json.loads(files["config.json"])
@@ -268,8 +271,9 @@ def test_a_push_that_is_killed_half_way_leaves_what_was_there(scene, tmp_path):
     repository = scene.hub.repository("alice/killed")
     before, files = dict(repository.branches), repository.files()
     changed = changed_checkpoint(scene, tmp_path / "changed", by=2)
+    arguments = ("push", "alice/killed", "--model", str(changed), "--tag", "v2")
     process = subprocess.Popen(
-        [sys.executable, "-m", "vcp_clip_hf.cli", "push", "alice/killed", "--model", str(changed), "--tag", "v2"],
+        [sys.executable, "-m", "vcp_clip_hf.cli", *arguments],
         cwd=hub_client.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -288,7 +292,9 @@ def test_a_push_that_is_killed_half_way_leaves_what_was_there(scene, tmp_path):
 
     # the same command again goes through
     scene.hub.interfere = lambda method, path: None
-    commit = scene.push("alice/killed", checkpoint=changed, tag="v2")
+    printed = scene.client.submit(hub_client.command, *arguments, token=ALICE).result()
+    commit = repository.branches["main"]
+    assert printed == f"{scene.hub.url}/alice/killed/commit/{commit}\n"
     assert repository.tags == {"v2": commit} and repository.files() != files
 
 
@@ -325,9 +331,9 @@ def test_without_permission_the_error_says_what_to_do(scene):
         scene.push("alice/x", token="wrong")
     with pytest.raises(PermissionError, match=r"The token of 'bob' may not write to alice/clip. Push to a repository"):
         scene.push("alice/clip", token=BOB)
-    with pytest.raises(PermissionError, match=r"The token of 'bob' may not write to alice/new"):
-        scene.push("alice/new", token=BOB)
-    assert not {("models", "alice/x"), ("models", "alice/new")} & scene.hub.repositories.keys()
+    with pytest.raises(PermissionError, match=r"The token of 'bob' may not write to alice/unmade"):
+        scene.push("alice/unmade", token=BOB)
+    assert not {("models", "alice/x"), ("models", "alice/unmade")} & scene.hub.repositories.keys()
 
 
 def test_tags_do_not_move(scene, tmp_path):
@@ -346,3 +352,10 @@ def test_offline_is_said(scene):
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE=1 is set"):
         push_checkpoint(str(scene.checkpoint), "alice/x", token=ALICE)
+
+
+def test_a_model_made_in_memory_is_pushed_with_default_settings(scene):
+    scene.client.submit(hub_client.push_new, "alice/new", token=ALICE).result()
+    files = scene.hub.repository("alice/new").files()
+    assert json.loads(files["preprocessor_config.json"])["size"] == {"height": 48, "width": 48}
+    assert "tokenizer.json" not in files and "no record of the training" in files["README.md"].decode()

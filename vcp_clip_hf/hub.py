@@ -152,21 +152,35 @@ def _parts(model, image_processor, tokenizer) -> tuple[Any, Any, Any]:
 
     if isinstance(model, (str, os.PathLike)):
         model = VCPCLIPModel.from_pretrained(model, dtype="auto")
-    source = model.name_or_path or None
-    if image_processor is None:
-        try:
-            image_processor = VCPCLIPImageProcessor.from_pretrained(source)
-        except (OSError, ValueError, TypeError):
-            logger.warning("No image processor given or found beside the model: pushing one with default settings.")
-            image_processor = VCPCLIPImageProcessor.for_model(model.config)
-    if tokenizer is None:
+    source = model.name_or_path
+    if not _is_checkpoint(source):
+        source = None
+    if image_processor is None and source is not None:
+        image_processor = VCPCLIPImageProcessor.from_pretrained(source)
+    elif image_processor is None:
+        logger.warning("No image processor given, and none beside the model: pushing one with default settings.")
+        image_processor = VCPCLIPImageProcessor.for_model(model.config)
+    if tokenizer is None and source is not None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
             check_tokenizer(tokenizer, model.config.text_config.vocab_size)
-        except (OSError, ValueError, TypeError):
-            logger.warning("No tokenizer given or found beside the model: its prompts will stay as they are.")
+        except (OSError, ValueError, TypeError) as error:
+            logger.warning(f"No tokenizer is pushed, so that the prompts stay as they are: {error}")
             tokenizer = None
     return model, image_processor, tokenizer
+
+
+def _is_checkpoint(source: str) -> bool:
+    """Whether a model came from a VCP-CLIP checkpoint; one made on a CLIP has that CLIP's name, or none."""
+    from .configuration_vcp_clip import VCPCLIPConfig
+
+    if not source:
+        return False
+    try:
+        values, _ = VCPCLIPConfig.get_config_dict(source)
+    except (OSError, ValueError):
+        return False
+    return values.get("model_type") == VCPCLIPConfig.model_type
 
 
 @contextmanager

@@ -261,7 +261,7 @@ def _model_table(facts: CheckpointFacts) -> str:
         ("Prompts, normal", "; ".join(f"`{prompt}`" for prompt in config.normal_prompts)),
         ("Prompts, abnormal", "; ".join(f"`{prompt}`" for prompt in config.abnormal_prompts)),
         ("Fusion weight of the Post-VCP map", f"{config.fusion_weight:g}"),
-        ("Smoothing of the map", f"Gaussian, sigma {processor.smoothing_sigma:g} pixels of the input"),
+        ("Smoothing of the map", f"Gaussian of sigma {processor.smoothing_sigma:g}, in pixels of the input"),
         ("Image score", score[processor.score_mode]),
         ("Learned parameters", f"{weights.learned:,}"),
         ("Backbone parameters", f"{weights.backbone:,}" if weights.backbone else "not in this checkpoint"),
@@ -424,7 +424,7 @@ def _licences(facts: CheckpointFacts) -> str:
         weights = "not stated. Ask those who made them before you use them"
     if "license_note" in statements:
         weights += f"; {statements['license_note']}"
-    lines = [f"- Code: {code}.", f"- Weights of this checkpoint: {weights}."]
+    lines = [f"- Code: {code}.", f"- Weights of this checkpoint: {weights.rstrip('.')}."]
     backbone = hub_name(facts.config.backbone_name_or_path)
     if backbone:
         lines.append(f"- CLIP's weights have their own licence: see [{backbone}](https://huggingface.co/{backbone}).")
