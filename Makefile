@@ -3,11 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+APP_VENV := .venv-app
 EXTRAS := test
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo demo-train test test-slow lint format clean
+.PHONY: setup demo demo-train test test-slow test-app lint format clean
 
 setup: $(VENV)/.installed
 
@@ -41,5 +42,17 @@ test: lint
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# The web page in a real browser; Chromium and its driver must be there: `apt-get install chromium chromium-driver` on
+# Debian. In an environment of its own, since Gradio wants an older Pillow
+test-app: $(APP_VENV)/.installed
+	@command -v chromedriver >/dev/null || { echo "chromedriver is missing: apt-get install chromium chromium-driver"; exit 1; }
+	$(APP_VENV)/bin/python -m pytest -m app tests/test_app.py
+
+$(APP_VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(APP_VENV)
+	$(APP_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(APP_VENV)/bin/python -m pip install --quiet -e ".[test,demo]" "selenium>=4.20"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(APP_VENV) build dist *.egg-info .pytest_cache .ruff_cache

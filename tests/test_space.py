@@ -1,0 +1,50 @@
+"""The Space: its card says what the Hub asks for, its requirements are the package's, and its app is the example."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from huggingface_hub import SpaceCard
+
+
+ROOT = Path(__file__).parent.parent
+SPACE = ROOT / "hub_configs" / "space"
+
+
+def setup_constant(name: str):
+    """A list or dict at the top of setup.py, without running it."""
+    for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    pytest.fail(f"setup.py has no {name}")
+
+
+def test_the_card_is_what_a_space_needs():
+    data = SpaceCard.load(SPACE / "README.md").data
+    assert (data.sdk, data.app_file, data.license) == ("gradio", "app.py", "apache-2.0")
+    assert data.title and len(data.to_dict()["short_description"]) <= 60
+    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {data.colorFrom, data.colorTo} <= colours
+    (gradio,) = setup_constant("EXTRAS")["demo"]
+    assert gradio == "gradio>=6.0" and int(data.sdk_version.split(".")[0]) == 6
+
+
+def test_its_requirements_are_the_packages():
+    lines = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    requirements = [line for line in lines if line and not line.startswith(("#", "--"))]
+    assert requirements == setup_constant("INSTALL_REQUIRES")
+
+
+def test_the_files_it_is_made_from_are_there():
+    text = (SPACE / "README.md").read_text(encoding="utf-8")
+    uploads = [line.split() for line in text.splitlines() if line.strip().startswith("hf upload")]
+    assert [words[4] for words in uploads] == [".", "app.py", "vcp_clip_hf"]
+    for words in uploads:
+        assert (ROOT / words[3]).exists(), words
+    # what the example imports beside the package and its requirements comes with the Space's SDK
+    tree = ast.parse((ROOT / "examples" / "app.py").read_text(encoding="utf-8"))
+    imported = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {
+        name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
+    }
+    assert {"gradio", "vcp_clip_hf"} <= imported and "examples" not in imported and "tests" not in imported
