@@ -279,3 +279,11 @@ def test_masks_of_every_kind(tmp_path):
 def test_masks_are_never_thresholded_by_a_guess(mask, message):
     with pytest.raises(ValueError, match=message):
         load_mask(mask)
+
+
+def test_more_pixels_than_pillow_decodes_are_an_error_of_that_file(tmp_path, monkeypatch):
+    path = tmp_path / "huge.png"
+    Image.new("L", (64, 64)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"huge\.png: more pixels than Pillow decodes.*MAX_IMAGE_PIXELS"):
+        load_image(path)

@@ -143,6 +143,11 @@ def _open(source, timeout: float) -> tuple[str, Image.Image]:
         )
     try:
         return name, Image.open(file)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name}: more pixels than Pillow decodes ({error}). If the file is to be trusted, raise"
+            " PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
     except OSError as error:
         raise ValueError(f"{name}: not an image file that Pillow can read ({error}).") from error
 

@@ -535,17 +535,19 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
+        pixel_values: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         prompt_input_ids: torch.LongTensor | None = None,
         output_layer_maps: bool = False,
         output_attentions: bool | None = None,
         image_embeds: torch.FloatTensor | None = None,
+        patch_tokens: torch.FloatTensor | None = None,
     ) -> VCPCLIPOutput:
         r"""
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
-                Images from [`VCPCLIPImageProcessor`]; sides are multiples of the patch size.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+                Images from [`VCPCLIPImageProcessor`]; sides are multiples of the patch size. Needed unless
+                `patch_tokens` are given.
             labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
                 Ground truth, 1 where abnormal, else 0. Gives `loss`.
             prompt_input_ids (`torch.LongTensor` of shape `(2, templates, length)`, *optional*):
@@ -556,6 +558,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)` or `(1, projection_dim)`,
                 *optional*): global features to prompt with instead of those of `pixel_values`: the whole image's,
                 when `pixel_values` are its tiles.
+            patch_tokens (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, num_patches, d_v)`,
+                *optional*): what `encode_image` gave before for images of `config.image_size`, instead of
+                `pixel_values`; with `image_embeds`.
             return_dict (`bool`, *optional*): `False` for a plain tuple.
 
         Returns:
@@ -565,8 +570,14 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             ValueError: a wrong shape, or labels outside 0 and 1; the message says what was expected.
         """
         # 1. the frozen image tower
-        patch_tokens, own_embeds = self.encode_image(pixel_values)
-        batch_size, size = pixel_values.shape[0], tuple(pixel_values.shape[-2:])
+        if (pixel_values is None) == (patch_tokens is None) or (patch_tokens is not None and image_embeds is None):
+            raise ValueError("Give either pixel_values, or what encode_image gave: patch_tokens with image_embeds.")
+        if pixel_values is not None:
+            patch_tokens, own_embeds = self.encode_image(pixel_values)
+            batch_size, size = pixel_values.shape[0], tuple(pixel_values.shape[-2:])
+        else:
+            batch_size, size, own_embeds = patch_tokens.shape[0], self.config.input_size, image_embeds
+            patch_tokens = patch_tokens.to(self.dtype).unbind(dim=1)
         if image_embeds is None:
             image_embeds = own_embeds
         elif image_embeds.ndim != 2 or image_embeds.shape[0] not in (1, batch_size):
@@ -575,7 +586,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f" ({batch_size} or 1, {self.config.projection_dim})."
             )
         else:
-            image_embeds = image_embeds.to(own_embeds)
+            image_embeds = image_embeds.to(own_embeds.device, self.dtype)
 
         # 2. the prompted text tower (once for all images that share their global features)
         text_embeds = self.encode_text(image_embeds, prompt_input_ids).expand(batch_size, -1, -1)
