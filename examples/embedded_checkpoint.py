@@ -53,6 +53,7 @@ def train_on(backbone: Path, output_dir: Path, model: Path = SETTINGS) -> Path:
     config = TrainingConfig.from_file(SETTINGS / "train.yaml")
     config.model, config.backbone = str(model), str(backbone)
     config.output_dir, config.resume = str(output_dir), "latest"
+    config.image_feature_dir = str(output_dir.parent / f"image-features-{backbone.name}")
     result = train(config)
     if result.interrupted:
         raise KeyboardInterrupt

@@ -186,7 +186,10 @@ _EMBEDDED_RUN = {
     "split": "train",
     "dataset_options": {"num_images": 6000, "size": 256},
     "products": embedded_products(),
-    "validation_products": 4,
+    "validation_products": 0,
+    # pictures enough, so that the frozen tower needs to see each only once
+    "augmentation": False,
+    "image_feature_dir": "runs/vcp-clip-tiny/image_features",
     "learning_rate": 1e-3,
     "num_train_epochs": 3,
 }
