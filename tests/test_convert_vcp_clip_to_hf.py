@@ -138,7 +138,9 @@ def test_the_command_writes_a_hub_ready_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     for words in ("learned parameters", "skipped prompt_text_projection", "no tokenizer"):
         assert words in done.stdout
-    assert {path.name for path in output.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    files = {"config.json", "model.safetensors", "preprocessor_config.json", "training.json", "README.md"}
+    assert {path.name for path in output.iterdir()} == files
+    assert "converted from their file `checkpoint.pth`" in (output / "README.md").read_text()
 
     model = VCPCLIPModel.from_pretrained(output)
     processor = VCPCLIPImageProcessor.from_pretrained(output)
