@@ -36,7 +36,7 @@ format: setup
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 # ViT-L/14 at 518 x 518 and other checks that take minutes or gigabytes
 test-slow: setup

@@ -192,6 +192,7 @@ _EMBEDDED_RUN = {
     "image_feature_dir": "runs/vcp-clip-tiny/image_features",
     "learning_rate": 1e-3,
     "num_train_epochs": 3,
+    "mixed_precision": "bf16",
 }
 
 
