@@ -69,6 +69,9 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
 
     def write(path: Path) -> None:
         model.save_pretrained(path)
+        # stored in half precision, to compute in single: float16 is slow on a CPU
+        config = (path / "config.json").read_text()
+        (path / "config.json").write_text(config.replace('"dtype": "float16"', '"dtype": "float32"'))
         AutoTokenizer.from_pretrained(trained).save_pretrained(path)
         shutil.copyfile(trained / TRAINING_FILE, path / TRAINING_FILE)
 

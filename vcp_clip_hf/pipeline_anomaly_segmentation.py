@@ -77,6 +77,9 @@ class AnomalySegmentationPipeline(Pipeline):
 
     def __init__(self, *args, reference_images: Sequence | None = None, false_alarm_rate: float = 0.01, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.device.type == "cpu" and self.model.dtype == torch.float16:
+            logger.warning_once("float16 is several times slower than float32 on a CPU; computing in float32.")
+            self.model.float()
         if reference_images is not None:
             calibration = self.calibrate(reference_images, false_alarm_rate=false_alarm_rate)
             (logger.info if calibration.reached else logger.warning)(calibration.describe())
