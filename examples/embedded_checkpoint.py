@@ -108,7 +108,7 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
 def make_rivals(output_dir: Path) -> dict[str, Path]:
     """Title -> checkpoint: an untrained backbone, and the baseline without VCP, each trained in the same way."""
     options = pretrain_clip.parse(["--output_dir", ""])
-    tokenizer = pretrain_clip.make_tokenizer(options.vocab_size)
+    tokenizer = pretrain_clip.load_tokenizer(options)
     untrained = output_dir / "untrained-clip"
     if not untrained.is_dir():
         torch.manual_seed(options.seed)

@@ -46,6 +46,7 @@ from vcp_clip_hf.data.synthetic_defects import (
 from vcp_clip_hf.training_checkpoints import write_folder
 
 
+TOKENIZER = Path(__file__).parent.parent / "hub_configs" / "vcp-clip-tiny"
 CONTEXT_LENGTH = 48  # of the model; prompts may be longer than captions
 CAPTION_LENGTH = 44
 PRODUCTS_PER_BATCH = 8
@@ -95,6 +96,14 @@ def make_tokenizer(vocab_size: int) -> CLIPTokenizer:
     known = set(entries)
     merges = [pair for pair in merges if pair[0] in known and pair[1] in known and "".join(pair) in known]
     return CLIPTokenizer(vocab={entry: index for index, entry in enumerate(entries)}, merges=merges)
+
+
+def load_tokenizer(options: argparse.Namespace) -> CLIPTokenizer:
+    """The one that is kept (training a vocabulary breaks ties at random), or a new one where there is none."""
+    folder = Path(options.tokenizer)
+    if not (folder / "tokenizer.json").is_file():
+        make_tokenizer(options.vocab_size).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 # --- scenes ---------------------------------------------------------------------------------------------------------
@@ -344,7 +353,7 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     set_seed(options.seed)
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
     output_dir = Path(options.output_dir)
-    tokenizer = make_tokenizer(options.vocab_size)
+    tokenizer = load_tokenizer(options)
     products = sorted(set(select_products("seen")) - set(options.exclude))
     render_pool(output_dir / "pool", products, options.scenes, options.scene_size, options.seed, os.cpu_count() or 1)
 
@@ -420,7 +429,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--projection_dim", type=int, default=128)
-    parser.add_argument("--vocab_size", type=int, default=1024)
+    parser.add_argument("--tokenizer", default=str(TOKENIZER), help="folder; made if there is none in it")
+    parser.add_argument("--vocab_size", type=int, default=1024, help="of a new tokenizer, at most")
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument("--scene_size", type=int, default=160)
     parser.add_argument("--exclude", nargs="*", default=[], help="product families to keep out")

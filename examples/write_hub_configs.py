@@ -163,7 +163,7 @@ def embedded_products() -> list[str]:
 def embedded_config() -> VCPCLIPConfig:
     """The embedded checkpoint: VCP-CLIP on the CLIP of `pretrain_clip.py`."""
     options = pretrain_clip.parse(["--output_dir", ""])
-    tokenizer = pretrain_clip.make_tokenizer(options.vocab_size)
+    tokenizer = pretrain_clip.load_tokenizer(options)
     clip = pretrain_clip.make_config(tokenizer, options)
     states = {"normal": ["a photo of a good {}"], "abnormal": ["a photo of a damaged {}"]}
     fields = {}

@@ -5,13 +5,21 @@ import shutil
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from examples import ablation, benchmark, compare_with_rivals, demo, demo_train, embedded_checkpoint, pretrain_clip
 from tests.common import tiny_model, tiny_tokenizer
-from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
+
+
+@pytest.fixture(autouse=True)
+def _as_a_process_of_its_own():
+    """accelerate keeps the mixed precision of the first run of a process."""
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -136,22 +144,23 @@ def test_pretraining_is_resumed_where_it_was(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_tokenizer_spells_what_it_does_not_know():
-    tokenizer = pretrain_clip.make_tokenizer(1024)
-    assert len(tokenizer) == 1024
-    known = tokenizer("a photo of a damaged screw").input_ids
-    assert known[0] == tokenizer.bos_token_id and known[-1] == tokenizer.eos_token_id
-    assert len(tokenizer("damaged").input_ids) == 3, "a word of the captions is one token"
-    unknown = tokenizer("zyzzyva").input_ids
-    assert len(unknown) > 4 and tokenizer.decode(unknown, skip_special_tokens=True).strip() == "zyzzyva"
+def test_the_tokenizer_spells_what_it_does_not_know(tmp_path):
+    options = pretrain_clip.parse(["--output_dir", "", "--tokenizer", str(tmp_path)])
+    for tokenizer in (pretrain_clip.load_tokenizer(options), pretrain_clip.load_tokenizer(options)):  # made, kept
+        assert 600 < len(tokenizer) <= 1024
+        known = tokenizer("a photo of a damaged screw").input_ids
+        assert known[0] == tokenizer.bos_token_id and known[-1] == tokenizer.eos_token_id
+        assert len(tokenizer("damaged").input_ids) == 3, "a word of the captions is one token"
+        unknown = tokenizer("zyzzyva").input_ids
+        assert len(unknown) > 4 and tokenizer.decode(unknown, skip_special_tokens=True).strip() == "zyzzyva"
+    kept = pretrain_clip.load_tokenizer(pretrain_clip.parse(["--output_dir", ""]))
+    assert kept.get_vocab() == CLIPTokenizer.from_pretrained(EMBEDDED_CHECKPOINT).get_vocab()
 
 
 def test_patch_alignment_prefers_the_right_patches():
     """Tokens that point to the words of the damage where the mask is: AUROC 1 and a small loss; the reverse: 0."""
     model = pretrain_clip.CLIPModel(
-        pretrain_clip.make_config(
-            pretrain_clip.make_tokenizer(1024), pretrain_clip.parse(["--output_dir", "", *SMALL])
-        )
+        pretrain_clip.make_config(tiny_tokenizer(), pretrain_clip.parse(["--output_dir", "", *SMALL]))
     )
     model.visual_projection = torch.nn.Identity()
     model.vision_model.post_layernorm = torch.nn.Identity()
@@ -178,12 +187,14 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     """Half precision, thresholds, results and card; the trainings before it have tests of their own."""
     trained = tmp_path / "trained"
     shutil.copytree(checkpoint, trained)
-    (trained / "training.json").write_text(json.dumps({"dataset": "synthetic", "products": ["asphalt"]}))
+    shutil.copyfile(f"{EMBEDDED_CHECKPOINT}/training.json", trained / "training.json")
+    facts = json.loads((trained / "training.json").read_text())
+    (trained / "training.json").write_text(json.dumps({**facts, "fingerprint": None}))
     embedded_checkpoint.finish(trained, tmp_path / "out", num_normal=48, num_test_images=20)
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert all(value.dtype == torch.float16 for value in weights.values() if value.is_floating_point())
     processor = VCPCLIPImageProcessor.from_pretrained(tmp_path / "out")
-    assert 0 < processor.threshold <= 1 and processor.calibration["num_images"] == 48
+    assert 0 < processor.threshold <= 1 and processor.calibration["image"]["num_images"] == 48
     card = (tmp_path / "out" / "README.md").read_text()
     assert "generated images only" in card and "apache-2.0" in card
     assert VCPCLIPConfig.from_pretrained(tmp_path / "out").backbone_name_or_path is None

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -450,6 +451,9 @@ def _stop_on_signal() -> Iterator[list]:
 
 
 def _make_accelerator(config: TrainingConfig) -> Accelerator:
+    if config.mixed_precision is not None and AcceleratorState._shared_state:
+        # evaluated before in this process: accelerate keeps the precision of then, and would refuse another
+        AcceleratorState._reset_state()
     return Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
