@@ -40,8 +40,8 @@ def encode_image(model: VCPCLIPModel, image: torch.Tensor) -> tuple[list[torch.T
     side = math.isqrt(len(table) - 1)
     if patches.shape[1:] != (side, side):
         grid = table[1:].view(side, side, -1).permute(2, 0, 1)[None]
-        grid = F.interpolate(grid, size=patches.shape[1:], mode="bicubic", align_corners=False, antialias=True)
-        table = torch.cat([table[:1], grid[0].flatten(1).T])
+        grid = F.interpolate(grid.float(), size=patches.shape[1:], mode="bicubic", align_corners=False, antialias=True)
+        table = torch.cat([table[:1], grid[0].flatten(1).T.to(table.dtype)])
     tokens = torch.cat([vision.embeddings.class_embedding[None], patches.flatten(1).T])
     hidden_states = vision.pre_layrnorm(tokens + table)
     features = []

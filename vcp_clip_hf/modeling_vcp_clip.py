@@ -27,6 +27,7 @@ from .backbone_loading import (
     load_backbone_weights,
     read_backbone_config,
 )
+from .clip_blocks import image_block
 from .configuration_vcp_clip import VCPCLIPConfig
 from .inference_cache import InferenceCache
 from .losses import segmentation_loss
@@ -426,7 +427,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             hidden_states = vision.pre_layrnorm(hidden_states)
             patch_tokens = []
             for number, layer in enumerate(vision.encoder.layers, start=1):
-                hidden_states = layer(hidden_states, None)
+                hidden_states = image_block(layer, hidden_states)
                 if number in self.config.feature_layers:
                     patch_tokens.append(hidden_states[:, 1:])
             image_embeds = self.clip.visual_projection(vision.post_layernorm(hidden_states[:, 0]))

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import CLIPTextModel
 from transformers.masking_utils import create_causal_mask
 
+from .clip_blocks import finish_block, project_block
 from .prompts import PromptPlan
 
 
@@ -119,13 +120,13 @@ def encode_prefix(text: CLIPTextModel, plan: PromptPlan, deep: torch.Tensor | No
         if deep is not None:
             hidden_states = _put_deep(hidden_states, deep[index], plan, columns)
         states = hidden_states[0]
-        query, key, value = _project(layer, states)
+        query, key, value = project_block(layer, states)
         keys.append(key)
         values.append(value)
         attended = nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=layer.self_attn.scale
         )
-        hidden_states = _finish(layer, states, attended)[None]
+        hidden_states = finish_block(layer, states, attended)[None]
     return TextPrefix(length, keys, values, deep)
 
 
@@ -150,7 +151,7 @@ def encode_after_prefix(
         if prefix.deep is not None:
             hidden_states = _put_deep(hidden_states, prefix.deep[index], plan, columns)
         states = hidden_states.flatten(0, 1)
-        query, key, value = _project(layer, states)
+        query, key, value = project_block(layer, states)
         key, value = (
             torch.cat([known.expand(batch_size, *known.shape).flatten(0, 1), new], dim=2)
             for known, new in ((prefix.keys[index], key), (prefix.values[index], value))
@@ -158,20 +159,5 @@ def encode_after_prefix(
         attended = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=layer.self_attn.scale
         )
-        hidden_states = _finish(layer, states, attended).view(shape)
+        hidden_states = finish_block(layer, states, attended).view(shape)
     return hidden_states[:, plan.rows, plan.end - prefix.length]
-
-
-def _project(layer: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Query, key and value of a CLIP layer, `(sequences, heads, places, head width)`."""
-    attention, normed = layer.self_attn, layer.layer_norm1(hidden_states)
-    return tuple(
-        projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-
-
-def _finish(layer: nn.Module, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """The rest of a CLIP layer, behind its attention."""
-    hidden_states = hidden_states + layer.self_attn.out_proj(attended.transpose(1, 2).flatten(2))
-    return hidden_states + layer.mlp(layer.layer_norm2(hidden_states))
