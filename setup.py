@@ -33,14 +33,20 @@ EXTRAS = {
     "openvino": ["openvino>=2025.2"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
+    # with what the optional parts need, so that none of them goes untested
     "test": [
         "matplotlib>=3.9",
+        "onnx>=1.18",
+        "onnxruntime>=1.20",
+        "onnxscript>=0.5",
+        "openvino>=2025.2",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "ruff==0.17.6",
         "scikit-image>=0.24",
         "scikit-learn>=1.5",
         "scipy>=1.11",
+        "tensorboard>=2.16",
     ],
 }
 

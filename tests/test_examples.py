@@ -10,10 +10,21 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from examples import ablation, benchmark, compare_with_rivals, demo, demo_train, embedded_checkpoint, pretrain_clip
+from examples import (
+    ablation,
+    benchmark,
+    calibrate,
+    compare_with_rivals,
+    demo,
+    demo_train,
+    embedded_checkpoint,
+    predict,
+    pretrain_clip,
+)
 from tests.common import tiny_model, tiny_tokenizer
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
+from vcp_clip_hf.data.synthetic_defects import render_sample
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +216,26 @@ def test_generated_data_of_the_examples_is_that_of_the_hub_config():
     assert not set(embedded_checkpoint.KEPT_OUT) - set(products)
     data = load_anomaly_dataset("synthetic", split="test", num_images=0, num_test_images=20, size=48)
     assert not set(data["product"]) & set(products)
+
+
+@pytest.fixture(scope="module")
+def normal_images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("normal")
+    for index in range(12):
+        render_sample("marble", 3, index, 64).image.save(folder / f"{index:02d}.png")
+    return folder
+
+
+def test_predict(normal_images, tmp_path, capsys):
+    predict.main([str(normal_images), "--output_dir", str(tmp_path), "--tile_size", "48"])
+    out = capsys.readouterr().out
+    assert "12 segmented, 0 done before, 0 failed" in out and out.count("marble") == 0
+    scores = [float(line.split()[0]) for line in out.splitlines() if line[:2] in ("0.", "1.")]
+    assert len(scores) == 10 and scores == sorted(scores, reverse=True)
+
+
+def test_calibrate(normal_images, tmp_path, capsys):
+    calibrate.main([str(normal_images), "--false_alarm_rate", "0.2", "--output_dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "from 9 normal images" in out and "Of 3 further normal images" in out
+    assert VCPCLIPImageProcessor.from_pretrained(tmp_path).calibration["image"]["num_images"] == 9

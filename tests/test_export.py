@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -17,9 +18,6 @@ from vcp_clip_hf import export
 from vcp_clip_hf.export import SegmentationGraph, export_model
 from vcp_clip_hf.onnx_segmenter import OnnxAnomalySegmenter, OpenVINOAnomalySegmenter, open_segmenter
 from vcp_clip_hf.training_checkpoints import write_folder
-
-
-onnx = pytest.importorskip("onnx")
 
 
 # --- the graph, before it is exported -------------------------------------------------------------------------------
@@ -134,7 +132,6 @@ def test_torch_program(tmp_path):
 
 
 def test_openvino():
-    pytest.importorskip("openvino")
     result = exported("openvino")
     assert result.report.map_deviation < 1e-5
     segmenter = open_segmenter(result.folder, num_threads=1)

@@ -17,10 +17,6 @@ from vcp_clip_hf.image_processing_vcp_clip import resize_map as torch_resize_map
 from vcp_clip_hf.onnx_segmenter import OnnxAnomalySegmenter, _nearest, resize_map
 
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-
-
 @pytest.fixture(scope="module")
 def inspect():
     return pipeline("anomaly-segmentation", model=str(exported().checkpoint))

@@ -116,7 +116,6 @@ def test_without_dropout_accumulation_and_checkpointing_change_nothing(tmp_path,
 
 
 def test_tensorboard(folder, records):
-    pytest.importorskip("tensorboard")
     train(settings(folder, "tracked", max_train_steps=1, logging_steps=1, report_to=["tensorboard"]), records)
     assert list((folder / "tracked" / "logs").rglob("events*"))
 
