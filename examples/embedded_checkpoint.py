@@ -97,7 +97,7 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
             " ViT-L/14-336 with pretrained CLIP weights.",
             license="apache-2.0",
             license_note="CLIP and the learned part were both trained on images that this package generates.",
-            backbone="a tiny CLIP pretrained by `examples/pretrain_clip.py` on generated pictures and captions",
+            backbone="a tiny CLIP pretrained by `examples/pretrain_clip.py` on generated pictures, captions and masks",
         )
         add_results(path, evaluate(model, processor, {"synthetic": test}, "default", batch_size=16))
         write_model_card(path)
