@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -37,7 +36,9 @@ LOCAL_CONTRAST = "local contrast, best scale"
 def local_contrast(dataset, image_processor: VCPCLIPImageProcessor) -> dict[str, float]:
     """Means over products of the best of several scales, the one with the highest AUROC."""
     evaluators = {scale: AnomalySegmentationEvaluator(metrics=METRICS, skip_undefined=True) for scale in SCALES}
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    mean, std = (
+        torch.tensor(value).view(3, 1, 1) for value in (image_processor.image_mean, image_processor.image_std)
+    )
     for record in dataset:
         inputs = image_processor(record["image"], [record["mask"]], return_tensors="pt")
         gray = (inputs["pixel_values"][0] * std + mean).mean(dim=0, keepdim=True)

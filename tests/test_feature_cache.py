@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from tests.training_run import make_model_folder, make_records, settings
-from vcp_clip_hf import VCPCLIPConfig, VCPCLIPModel
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.feature_cache import CachedFeatures, cache_image_features, feature_cache_size
-from vcp_clip_hf.training import train
+from vcp_clip_hf.training import _features_fingerprint, train
 
 
 @pytest.fixture
@@ -101,3 +101,16 @@ def test_features_need_both_parts(folder):
         model(patch_tokens=tokens)
     with pytest.raises(ValueError, match="either pixel_values, or"):
         model()
+
+
+def test_features_need_a_dataset_that_says_which_images_it_holds(folder):
+    with pytest.raises(ValueError, match="needs a Hugging Face Dataset"):
+        config = settings(folder, augmentation=False, image_feature_dir=str(folder / "features"))
+        train(config, list(make_records()), accelerator=Accelerator(cpu=True))
+
+
+def test_another_preparation_is_another_set_of_features():
+    records, processor = make_records(), VCPCLIPImageProcessor()
+    plain = _features_fingerprint(records, processor)
+    assert plain == _features_fingerprint(records, VCPCLIPImageProcessor())
+    assert plain != _features_fingerprint(records, VCPCLIPImageProcessor(resize_mode="pad"))

@@ -162,7 +162,7 @@ def train(
             config.per_device_train_batch_size,
             config.dataloader_num_workers,
             accelerator,
-            getattr(train_dataset, "_fingerprint", None) or str(len(examples)),
+            _features_fingerprint(train_dataset, image_processor),
         )
     sampler = EpochSampler(len(examples), config.seed, config.per_device_train_batch_size, accelerator.num_processes)
     loader = DataLoader(
@@ -474,6 +474,17 @@ def _make_optimizer(model: VCPCLIPModel, config: TrainingConfig) -> torch.optim.
         ],
         betas=(config.adam_beta1, config.adam_beta2),
     )
+
+
+def _features_fingerprint(dataset, image_processor: VCPCLIPImageProcessor) -> str:
+    """Stands for the images and for how they are prepared: features of others must not be taken for theirs."""
+    fingerprint = getattr(dataset, "_fingerprint", None)
+    if fingerprint is None:
+        raise ValueError(
+            f"image_feature_dir needs a Hugging Face Dataset, whose fingerprint says which images it holds; got"
+            f" {type(dataset).__name__}."
+        )
+    return f"{fingerprint} {image_processor.to_json_string()}"
 
 
 def _step_seed(seed: int, state: TrainingState, micro_step: int, accelerator: Accelerator) -> int:
