@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 APP_VENV := .venv-app
+TORCHAO_VENV := .venv-torchao
 EXTRAS := test
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup demo demo-train test test-slow test-app lint format clean
+.PHONY: setup demo demo-train test test-slow test-app test-torchao lint format clean
 
 setup: $(VENV)/.installed
 
@@ -54,5 +55,15 @@ $(APP_VENV)/.installed: setup.py
 	$(APP_VENV)/bin/python -m pip install --quiet -e ".[test,demo]" "selenium>=4.20"
 	touch $@
 
+# 8 bits with torchao, in an environment of its own: where torchao is installed without CUDA, it complains at every start
+test-torchao: $(TORCHAO_VENV)/.installed
+	$(TORCHAO_VENV)/bin/python -m pytest tests/test_quantization.py
+
+$(TORCHAO_VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(TORCHAO_VENV)
+	$(TORCHAO_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(TORCHAO_VENV)/bin/python -m pip install --quiet -e ".[torchao]" "pytest>=8.0"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(APP_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(APP_VENV) $(TORCHAO_VENV) build dist *.egg-info .pytest_cache .ruff_cache

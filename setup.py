@@ -31,6 +31,8 @@ EXTRAS = {
     "train": ["tensorboard>=2.16"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"],
     "openvino": ["openvino>=2025.2"],
+    # CLIP in 8 bits in PyTorch
+    "torchao": ["torchao>=0.18"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
     # with what the optional parts need, so that none of them goes untested

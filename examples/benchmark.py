@@ -2,7 +2,7 @@
 
     python examples/benchmark.py                              # ViT-L/14 at 518: inference, fp32 and bf16
     python examples/benchmark.py --what training              # a training step, with and without accumulation
-    python examples/benchmark.py --what predict --model DIR   # files to results on disk, beside the model alone
+    python examples/benchmark.py --what predict               # files to results on disk, beside the model alone
     python examples/benchmark.py --devices cuda --batch_sizes 1 16 32 --compile
 
 Without --model the true configuration is filled with random weights: the time does not depend on them. Machines are
@@ -15,6 +15,7 @@ values of every patch).
 import argparse
 import contextlib
 import copy
+import ctypes
 import gc
 import json
 import os
@@ -29,6 +30,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from PIL import Image
 
 
 sys.path.append(str(Path(__file__).parent.parent))  # behind everything else: to find the other examples
@@ -38,7 +40,7 @@ from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcesso
 from vcp_clip_hf.data.synthetic_defects import render_sample, select_products
 from vcp_clip_hf.losses import segmentation_loss
 from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from vcp_clip_hf.prediction import predict_files
+from vcp_clip_hf.prediction import InputImage, PictureWriter, predict_files
 
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +122,9 @@ def reset_peak_memory(device: torch.device) -> int:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError, AttributeError):
+        # what earlier calls have freed goes back to the system first, or this one would take it unseen (glibc)
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
@@ -160,11 +165,12 @@ def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable, 
 # --- inference ----------------------------------------------------------------------------------------------------
 
 
-def load(options: argparse.Namespace) -> tuple[VCPCLIPModel, VCPCLIPImageProcessor]:
-    if options.model is not None:
-        model = VCPCLIPModel.from_pretrained(options.model, dtype=torch.float32).eval()
-        return model, VCPCLIPImageProcessor.from_pretrained(options.model)
-    config = VCPCLIPConfig.from_pretrained(options.model_config)
+def load(options: argparse.Namespace, default: str | None = None) -> tuple[VCPCLIPModel, VCPCLIPImageProcessor]:
+    checkpoint = options.model or default
+    if checkpoint is not None:
+        model = VCPCLIPModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        return model, VCPCLIPImageProcessor.from_pretrained(checkpoint)
+    config = VCPCLIPConfig.from_pretrained(options.model_config or DEFAULT_CONFIG)
     torch.manual_seed(0)
     return VCPCLIPModel(config).eval(), VCPCLIPImageProcessor.for_model(config)
 
@@ -344,9 +350,8 @@ def _training_rows(model, device, dtype, batch_size, size, options) -> list[dict
 
 def benchmark_predict(options: argparse.Namespace) -> list[dict]:
     """`predict_files` over image files, beside the model alone on the same number of images, in turns."""
-    source = options.model or EMBEDDED_CHECKPOINT
-    model = VCPCLIPModel.from_pretrained(source).eval()
-    processor = VCPCLIPImageProcessor.from_pretrained(source)
+    model, processor = load(options, EMBEDDED_CHECKPOINT if options.model_config is None else None)
+    processor.threshold = processor.threshold or 0.5  # of random weights: for masks
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         products = select_products("unseen")
@@ -354,8 +359,10 @@ def benchmark_predict(options: argparse.Namespace) -> list[dict]:
             sample = render_sample(products[index % len(products)], 0, index, options.file_size)
             sample.image.save(Path(folder) / f"{index:04d}.png")
         for device in map(torch.device, options.devices):
-            pipe = AnomalySegmentationPipeline(model=model, image_processor=processor, device=device)
-            rows += _predict_rows(pipe, folder, device, max(options.batch_sizes), options)
+            for dtype in options.dtypes:
+                typed = copy.deepcopy(model).to(dtype=DTYPES[dtype])
+                pipe = AnomalySegmentationPipeline(model=typed, image_processor=processor, device=device)
+                rows += _predict_rows(pipe, folder, device, max(options.batch_sizes), options)
     return rows
 
 
@@ -387,6 +394,7 @@ def _predict_rows(pipe, folder: str, device: torch.device, batch_size: int, opti
     for _ in range(options.rounds):
         for way, run in ways.items():
             times[way].append(seconds(run, device))
+    stages = _predict_stages(pipe, folder, device, batch_size)
     rows = []
     for way, measured in times.items():
         row = {
@@ -403,9 +411,41 @@ def _predict_rows(pipe, folder: str, device: torch.device, batch_size: int, opti
             ),
             "rounds": len(measured),
         }
+        if way == "model alone":
+            row["stages_ms_per_image"] = stages
         rows.append(row)
         report(row)
     return rows
+
+
+def _predict_stages(pipe, folder: str, device: torch.device, batch_size: int) -> dict[str, float]:
+    """What each step of `predict_files` takes for one image, ms, one after the other with nothing beside."""
+    paths = sorted(Path(folder).iterdir())[:batch_size]
+    loading = {"num_workers": 0, "batch_size": len(paths), "preprocess_params": {}, "postprocess_params": {}}
+    batches = pipe.get_iterator([str(path) for path in paths], forward_params={}, **loading).loader.loader
+    clock = PartClock(device)
+    with clock.part("read and resize"):
+        inputs = next(iter(batches))
+    sizes = [(image.height, image.width) for image in inputs["image"]]
+    with torch.inference_mode():
+        with clock.part("model"):
+            outputs = pipe.model(inputs["pixel_values"].to(device))
+        with clock.part("smooth, score, to the file's size"):
+            found = pipe.image_processor.post_process_anomaly_segmentation(outputs, sizes)
+    for result, image in zip(found, inputs["image"], strict=True):
+        result.update(
+            anomaly_map=result["anomaly_map"].cpu().numpy(),
+            mask=Image.fromarray(result["mask"].cpu().numpy().astype("uint8") * 255),
+            image=image,
+        )
+    kinds = {"map": ("png", False, False), "mask": (None, True, False), "overlay": (None, False, True)}
+    with tempfile.TemporaryDirectory() as output_dir:
+        for kind, settings in kinds.items():
+            writer = PictureWriter(Path(output_dir), *settings)
+            with clock.part(f"write {kind}"):
+                for path, result in zip(paths, found, strict=True):
+                    writer(InputImage(str(path), path.stem), result)
+    return {stage: 1e3 * spent / len(paths) for stage, spent in clock.spent.items()}
 
 
 # --- reports ------------------------------------------------------------------------------------------------------
@@ -429,6 +469,9 @@ def report(row: dict) -> None:
         line += f", {row['working_memory_bytes'] / 2**20:.0f} MiB beyond the weights"
     if "share_of_model_rate" in row:
         line += f", {row['share_of_model_rate']:.0%} of the model's rate"
+    if "stages_ms_per_image" in row:
+        stages = row["stages_ms_per_image"].items()
+        line += "\n    one by one: " + ", ".join(f"{stage} {spent:.1f} ms" for stage, spent in stages)
     if "shares" in row:
         line += "\n    " + ", ".join(f"{part} {share:.2%}" for part, share in row["shares"].items())
     if "map_deviation_max" in row:
@@ -484,11 +527,11 @@ def machine() -> dict:
 def main(arguments: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", default="inference", choices=("inference", "training", "predict"))
-    parser.add_argument("--model", help="checkpoint; without it, random weights of --model_config")
-    parser.add_argument("--model_config", default=str(DEFAULT_CONFIG), help="folder with a config.json")
+    parser.add_argument("--model", help="checkpoint; without it, random weights of --model_config (predict: embedded)")
+    parser.add_argument("--model_config", help="folder with a config.json; default: ViT-L/14 (predict: --model)")
     parser.add_argument("--image_size", type=int, help="side in pixels, a multiple of the patch size")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1])
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: float32 (and bfloat16, not for predict)")
     parser.add_argument("--devices", nargs="+", default=["cuda" if torch.cuda.is_available() else "cpu"])
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     parser.add_argument("--compile_mode", help="of torch.compile, e.g. reduce-overhead for CUDA graphs")
@@ -500,6 +543,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("--num_workers", type=int, default=1, help="predict: processes that read images ahead")
     parser.add_argument("--output_dir", type=Path, help="for benchmark.json and benchmark.md")
     options = parser.parse_args(arguments)
+
+    options.dtypes = options.dtypes or (["float32"] if options.what == "predict" else ["float32", "bfloat16"])
 
     facts = machine()
     print(", ".join(f"{name} {value}" for name, value in facts.items()))

@@ -3,6 +3,8 @@
     python examples/compare_with_rivals.py --model vcp_clip_hf/assets/vcp-clip-tiny --dataset synthetic \
         --dataset folder=my_images --rival "untrained backbone=runs/untrained/last"
 
+`--int8` adds the checkpoint with its backbone in 8 bits (torchao): the weights, and weights and activations.
+
 Beside the checkpoints stands a filter that has learned nothing: local contrast, |image - blurred image|, smoothed as
 the maps are, at several scales. Its best scale is chosen for each dataset by the numbers themselves, which no user
 could do: it is a strong rival. All are measured on the same images at the model's input size.
@@ -15,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, TorchAoConfig
 
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor
+from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import METRIC_TITLES, EvaluationProtocol, evaluate
 from vcp_clip_hf.image_processing_vcp_clip import gaussian_smooth
@@ -51,12 +53,38 @@ def local_contrast(dataset, image_processor: VCPCLIPImageProcessor) -> dict[str,
     return max(means, key=lambda values: values["pixel_auroc"])
 
 
-def compare(models: dict[str, str], datasets: dict, batch_size: int = 16) -> dict[str, dict[str, dict[str, float]]]:
-    """Dataset -> method -> metric, means over products, in [0, 1]."""
+def in_int8(folder: str) -> dict[str, VCPCLIPModel]:
+    """Title -> the checkpoint, quantised by torchao while it is loaded."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+
+    ways = {
+        "int8 weights": Int8WeightOnlyConfig(),
+        "int8 weights and activations": Int8DynamicActivationInt8WeightConfig(),
+    }
+    return {
+        title: VCPCLIPModel.from_pretrained(folder, dtype=torch.float32, quantization_config=TorchAoConfig(way))
+        for title, way in ways.items()
+    }
+
+
+def compare(
+    models: dict[str, str | VCPCLIPModel], datasets: dict, image_processor: VCPCLIPImageProcessor, batch_size: int = 16
+) -> dict[str, dict[str, dict[str, float]]]:
+    """
+    Dataset -> method -> metric, means over products, in [0, 1].
+
+    Args:
+        models (`dict`): title -> checkpoint, or a model.
+        datasets (`dict`): name -> its test images.
+        image_processor ([`VCPCLIPImageProcessor`]): of the models given, and of the filter that has learned nothing.
+    """
     table: dict[str, dict] = {name: {} for name in datasets}
-    for title, folder in models.items():
-        model, image_processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
-        report = evaluate(model.float(), image_processor, datasets, PROTOCOL, batch_size, num_workers=1)
+    for title, model in models.items():
+        processor = image_processor
+        if isinstance(model, str):
+            processor = AutoImageProcessor.from_pretrained(model)
+            model = AutoModel.from_pretrained(model, dtype=torch.float32)
+        report = evaluate(model, processor, datasets, PROTOCOL, batch_size, num_workers=1)
         for name, result in report.results.items():
             table[name][title] = {metric: result["mean"][metric] for metric in METRICS}
     for name, dataset in datasets.items():
@@ -90,6 +118,7 @@ def main(arguments: list[str] | None = None) -> dict:
     )
     parser.add_argument("--split", default="test")
     parser.add_argument("--num_test_images", type=int, default=500, help="of generated datasets")
+    parser.add_argument("--int8", action="store_true", help="the checkpoint in 8 bits too; needs torchao")
     parser.add_argument("--output_file", type=Path, help="JSON")
     options = parser.parse_args(arguments)
 
@@ -103,7 +132,9 @@ def main(arguments: list[str] | None = None) -> dict:
             counts = {"num_images": 0, "num_test_images": options.num_test_images}
             datasets[name] = load_anomaly_dataset(name, split=options.split, **(counts if name == "synthetic" else {}))
     models = {"VCP-CLIP": options.model, **dict(rival.split("=", 1) for rival in options.rival)}
-    table = compare(models, datasets)
+    if options.int8:
+        models.update(in_int8(str(options.model)))
+    table = compare(models, datasets, AutoImageProcessor.from_pretrained(options.model))
     print(to_markdown(table, [name for name in table if name != "synthetic"]))
     if options.output_file is not None:
         options.output_file.write_text(json.dumps(table, indent=2) + "\n")

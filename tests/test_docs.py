@@ -23,7 +23,14 @@ from vcp_clip_hf.training_config import TrainingConfig
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "MODEL_CARD.md", "BENCHMARKS.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
-REASONS = ("needs the data", "needs the network", "needs several devices", "takes hours", "needs a token")
+REASONS = (
+    "needs the data",
+    "needs the network",
+    "needs several devices",
+    "takes hours",
+    "needs a token",
+    "needs torchao",
+)
 FENCE = re.compile(r"(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.S)
 RUN_BLOCKS = ("python", "bash")
 

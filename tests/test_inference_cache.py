@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.common import pixels, tiny_model, tiny_tokenizer
-from vcp_clip_hf import VCPCLIPModel
+from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.image_processing_vcp_clip import gaussian_smooth
 from vcp_clip_hf.inference_cache import InferenceCache
 
 
@@ -171,3 +172,25 @@ def test_parameters_made_in_inference_mode_are_not_counted_so_nothing_is_kept():
     for _ in range(2):
         cache.get("x", 0, [parameter], lambda: made.append(1))
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
+def test_nothing_waits_for_the_device(fields):
+    """
+    Tensors on `meta` have no values: whatever copies one to the host, or mixes in a tensor of the host, fails there.
+    So it would on a GPU wait for the work before it, or fail.
+    """
+    model, images = tiny_model(**fields).to("meta"), pixels(2).to("meta")
+    processor = VCPCLIPImageProcessor.for_model(model.config)
+    with torch.inference_mode():
+        for _ in range(2):  # what is kept is made, then used
+            outputs = model(images)
+        smooth = gaussian_smooth(outputs.anomaly_map, processor.smoothing_sigma)
+        scores = processor.scoring().score_tensor(smooth, [])
+    assert scores.device.type == "meta" and scores.shape == (2,)
+    labels = torch.zeros(2, 48, 48, dtype=torch.bool, device="meta")
+    model.train()
+    model(images, labels=labels).loss.backward()
+    assert all(p.grad.device.type == "meta" for p in model.parameters() if p.requires_grad)
+    with pytest.raises(RuntimeError, match="meta"):  # the check of its values would wait
+        model(images, labels=labels.float())

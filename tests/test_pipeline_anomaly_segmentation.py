@@ -206,6 +206,24 @@ def test_regions(inspect, pictures):
     assert (np.asarray(filled["mask"]) >= np.asarray(result["mask"])).all()
 
 
+def test_the_picture_that_was_looked_at(inspect, pictures, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was turned
+    pictures[0].convert("L").save(tmp_path / "turned.png", exif=turned)
+    result = inspect(str(tmp_path / "turned.png"), output_image=True)
+    assert result["image"].mode == "RGB" and result["image"].size == pictures[0].size[::-1]
+    assert result["anomaly_map"].shape == result["image"].size[::-1]
+    assert "image" not in inspect(pictures[0])
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_batches_for_a_gpu_come_from_pinned_memory(inspect, pictures, monkeypatch, device, pinned):
+    monkeypatch.setattr(inspect, "device", torch.device(device))
+    iterator = inspect.get_iterator(pictures, 0, 2, {}, {}, {})
+    assert isinstance(iterator.loader.loader, torch.utils.data.DataLoader)
+    assert iterator.loader.loader.pin_memory is pinned
+
+
 def test_heatmap(inspect, pictures):
     result = inspect(pictures[0], heatmap=True)
     assert result["heatmap"].mode == "RGB" and result["heatmap"].size == pictures[0].size

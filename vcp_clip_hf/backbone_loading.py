@@ -1,11 +1,13 @@
 """The CLIP backbone: its configuration, its weights, and checkpoints that leave it out (adapter-only)."""
 
+import copy
 import os
 from functools import partial
 
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
@@ -19,11 +21,17 @@ __all__ = [
     "config_on_backbone",
     "load_adapter_weights",
     "load_backbone_weights",
+    "quantize_backbone_only",
     "read_backbone_config",
 ]
 
 # Arguments of `from_pretrained` that say where files are looked for, as opposed to how the model is built
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+# The learned part. It is small, and Post-VCP reads the weights of its projections, which quantised ones do not allow
+_LEARNED_MODULES = ("pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp")
+# What the methods call the modules that they leave alone
+_KEPT_MODULES_FIELDS = ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules")
 
 
 def read_backbone_config(
@@ -163,3 +171,18 @@ def check_backbone(config: VCPCLIPConfig, clip_config: CLIPConfig, source: str) 
         raise ValueError(
             f"The backbone {source!r} is not the one the checkpoint was trained with. {'; '.join(differences)}."
         )
+
+
+def quantize_backbone_only(quantization_config):
+    """
+    A `quantization_config` of transformers (object or dictionary) that leaves the learned part as it is, whatever else
+    it was asked to leave.
+    """
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    changed = copy.deepcopy(quantization_config)
+    for name in _KEPT_MODULES_FIELDS:
+        if hasattr(changed, name):
+            kept = getattr(changed, name) or []
+            setattr(changed, name, [*kept, *(module for module in _LEARNED_MODULES if module not in kept)])
+    return changed

@@ -275,7 +275,13 @@ def evaluate(
             if not len(dataset):
                 raise ValueError(f"The dataset {name!r} is empty.")
             examples = _Examples(dataset, image_processor, protocol, accelerator)
-            loader = DataLoader(examples, batch_size, num_workers=num_workers, collate_fn=_collate)
+            loader = DataLoader(
+                examples,
+                batch_size,
+                num_workers=num_workers,
+                collate_fn=_collate,
+                pin_memory=accelerator.device.type == "cuda",
+            )
             bar = tqdm(loader, desc=name, disable=not (progress and accelerator.is_main_process), leave=False)
             evaluator, gallery = _run(model, image_processor, protocol, bar, accelerator, images_per_sheet)
             results[name] = _gathered(evaluator, accelerator).compute()

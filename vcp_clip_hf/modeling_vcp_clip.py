@@ -18,6 +18,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.modeling_utils import unwrap_model
 from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.quantization_config import QuantizationMethod
 
 from .backbone_loading import (
     HUB_ARGUMENTS,
@@ -25,6 +26,7 @@ from .backbone_loading import (
     config_on_backbone,
     load_adapter_weights,
     load_backbone_weights,
+    quantize_backbone_only,
     read_backbone_config,
 )
 from .clip_blocks import image_block
@@ -119,13 +121,16 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         loaded from `config.backbone_name_or_path`.
 
         Args are those of [`~transformers.PreTrainedModel.from_pretrained`]. `backbone_name_or_path="..."` names
-        another place for the backbone of an adapter-only checkpoint (a local copy, say).
+        another place for the backbone of an adapter-only checkpoint (a local copy, say). A `quantization_config` holds
+        for the backbone; the learned part is left as it is.
 
         Raises:
             OSError: the checkpoint, or its backbone, is not there; the message says which and what to do.
             ValueError: the backbone's sizes are not those the checkpoint was trained with.
         """
         location = pretrained_model_name_or_path
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"])
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if location is None or cls._holds_backbone(location, config, hub_arguments):
             loaded = super().from_pretrained(location, *model_args, config=config, **kwargs)
@@ -182,9 +187,16 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
             kwargs: of [`~transformers.PreTrainedModel.save_pretrained`].
 
         Raises:
-            ValueError: `adapter_only` without a known backbone.
+            ValueError: `adapter_only` without a known backbone; a model quantised with torchao.
         """
         config = unwrap_model(self).config
+        quantization = getattr(config, "quantization_config", None)
+        if getattr(quantization, "quant_method", None) == QuantizationMethod.TORCHAO:
+            raise ValueError(
+                "A model quantised with torchao can be saved but not be read again: its file format has no place for"
+                " parameters outside of modules, such as base_logit_scale. Keep the checkpoint as it was before, and"
+                " quantise it whenever it is loaded."
+            )
         if adapter_only:
             if not config.backbone_name_or_path:
                 raise ValueError(
@@ -550,7 +562,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 Images from [`VCPCLIPImageProcessor`]; sides are multiples of the patch size. Needed unless
                 `patch_tokens` are given.
             labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-                Ground truth, 1 where abnormal, else 0. Gives `loss`.
+                Ground truth, 1 where abnormal, else 0. Gives `loss`. The values of other dtypes than `torch.bool` are
+                checked, for which a GPU has to be waited for.
             prompt_input_ids (`torch.LongTensor` of shape `(2, templates, length)`, *optional*):
                 Prompts for this call instead of the configuration's: normal, then abnormal; the category slot holds
                 `config.category_token_id`; padded behind the end token with anything.
@@ -602,7 +615,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         logits = base if vcp is None else torch.cat([base, vcp], dim=1)
         layer_maps = nn.functional.interpolate(
             logits.unflatten(-1, grid), size=size, mode="bilinear", align_corners=True
-        ).sigmoid()
+        ).sigmoid_()  # in place: these are the largest tensors of the heads
         base_layer_maps, vcp_layer_maps = layer_maps[:, : base.shape[1]], None
         anomaly_map = base_map = base_layer_maps.mean(dim=1)
         vcp_map = None

@@ -44,7 +44,7 @@ _FORWARD = (
     "output_layer_maps",
     "output_uncertainty",
 )
-_POSTPROCESS = ("heatmap", "regions", "min_area", "fill_holes", "output_format")
+_POSTPROCESS = ("heatmap", "regions", "min_area", "fill_holes", "output_image", "output_format")
 
 
 class AnomalySegmentationPipeline(Pipeline):
@@ -154,6 +154,8 @@ class AnomalySegmentationPipeline(Pipeline):
             min_area (`int`, *optional*): regions of fewer pixels are dropped from mask and regions; an image whose
                 regions are all dropped is normal.
             fill_holes (`bool`, *optional*): holes in the mask are filled.
+            output_image (`bool`, *optional*):
+                Add `image`, the picture of mode RGB that was looked at: turned as its camera says, 16 bits made 8.
             output_branch_maps (`bool`, *optional*): add `base_map` and `vcp_map`, not smoothed.
             output_layer_maps (`bool`, *optional*):
                 Add `base_layer_maps` and `vcp_layer_maps`, float32 arrays `(feature layers, height, width)`.
@@ -179,6 +181,13 @@ class AnomalySegmentationPipeline(Pipeline):
             ValueError, TypeError, FileNotFoundError: an image or an argument is wrong; the message says which.
         """
         return super().__call__(_as_images(inputs, image_column), *args, **kwargs)
+
+    def get_iterator(self, inputs, *args, **kwargs):
+        """As in every pipeline; batches go to a GPU from pinned memory."""
+        iterator = super().get_iterator(inputs, *args, **kwargs)
+        # results <- outputs of the model <- batches
+        iterator.loader.loader.pin_memory = self.device.type == "cuda"
+        return iterator
 
     def preprocess(
         self,
@@ -326,6 +335,7 @@ class AnomalySegmentationPipeline(Pipeline):
         regions: bool = False,
         min_area: int = 0,
         fill_holes: bool = False,
+        output_image: bool = False,
         output_format: str = "anomaly",
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """One image's maps -> the answer."""
@@ -352,6 +362,8 @@ class AnomalySegmentationPipeline(Pipeline):
         if output_format != "anomaly":
             raise ValueError(f'output_format={output_format!r} must be "anomaly" or "image-segmentation".')
         result["mask"] = None if mask is None else _as_picture(mask)
+        if output_image:
+            result["image"] = image
         if heatmap:
             result["heatmap"] = overlay(image, result["anomaly_map"], mask)
         if regions:

@@ -113,7 +113,7 @@ def encode_prefix(text: CLIPTextModel, plan: PromptPlan, deep: torch.Tensor | No
     length = plan.prefix_length
     columns = slice(0, length)
     width = text.config.hidden_size
-    no_category = text.embeddings.token_embedding.weight.new_zeros(1, 1 + int(plan.category_index.max()), width)
+    no_category = text.embeddings.token_embedding.weight.new_zeros(1, plan.num_category, width)
     hidden_states = _embed(text, plan, no_category, columns)
     keys, values = [], []
     for index, layer in enumerate(text.encoder.layers):

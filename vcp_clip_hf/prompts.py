@@ -65,6 +65,7 @@ class PromptPlan:
         is_deep, deep_index: where the deep prompt tokens go, and which of the n.
         end (`(2 * T,)`): position of the end token, where the embedding is read.
         rows (`(2 * T,)`): 0, 1, 2, ...
+        num_category (`int`): r.
         prefix_length (`int`): places before the first category token of any row; the same for every image.
     """
 
@@ -95,6 +96,7 @@ class PromptPlan:
             columns["deep"].append([entry[3] or 0 for entry in sequence])
 
         length = max(ends) + 1
+        self.num_category = num_category
 
         def table(name: str, dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor([row + [0] * (length - len(row)) for row in columns[name]], dtype=dtype, device=device)

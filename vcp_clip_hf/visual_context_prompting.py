@@ -91,7 +91,8 @@ class VCPCLIPPostVCP(nn.Module):
         """
         batch_size, _, width = folded_queries.shape
         # No 1 / sqrt(head width): the authors have none
-        scores = (folded_queries @ patch_tokens.transpose(1, 2)).float() * inverse_norms
+        # In this order: the transposed product takes five times as long in bfloat16 on a CPU
+        scores = (patch_tokens @ folded_queries.transpose(1, 2)).transpose(1, 2).float() * inverse_norms
         attention = scores.softmax(dim=-1)
         context = (attention * inverse_norms).to(patch_tokens.dtype) @ patch_tokens
         context = context.view(batch_size, self.num_heads, 2, width)
