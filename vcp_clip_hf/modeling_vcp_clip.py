@@ -29,7 +29,7 @@ from .backbone_loading import (
     quantize_backbone_only,
     read_backbone_config,
 )
-from .clip_blocks import image_block
+from .clip_blocks import image_block, linear
 from .configuration_vcp_clip import VCPCLIPConfig
 from .inference_cache import InferenceCache
 from .losses import segmentation_loss
@@ -533,7 +533,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 
         base, vcp, attentions = [], [], []
         for tokens, projection in zip(patch_tokens, self.feature_projections, strict=True):
-            projected = projection(tokens)
+            projected = linear(projection, tokens)
             # Products of the unnormalised tokens, divided by their norms: no normalised copy is written
             contrast = (projected @ text_contrast.to(projected.dtype)).squeeze(-1).float()
             base.append(base_scale * contrast * _inverse_norm(projected))
