@@ -164,7 +164,7 @@ def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable, 
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     ways = [lambda: a @ b]
     if device.type == "cpu":
-        pixels, kernel = a.T[None, :, None], b[:, :, None, None]
+        pixels, kernel = a[None].transpose(1, 2).unsqueeze(2), b[:, :, None, None]
         ways.append(lambda: torch.nn.functional.conv2d(pixels, kernel))
         for way in ways:
             way()
