@@ -102,6 +102,9 @@ def test_where_nothing_else_than_a_product_is_known_to_be_right(convolutions):
         linear(layer, rows)
         handle.remove()
         assert heard and not convolutions
+        layer.forward = lambda rows: rows[..., :1]
+        assert linear(layer, rows).shape == (1, 100, 1)
+        del layer.forward
         linear(layer, rows)
         assert convolutions
 

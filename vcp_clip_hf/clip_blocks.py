@@ -102,9 +102,10 @@ def _convolution_pays(layer: nn.Linear, rows: torch.Tensor) -> bool:
         return False
     if torch.is_autocast_enabled("cpu") or rows.dtype != torch.float32:
         return False
-    # nothing else than a linear layer, and nobody who listens to it
+    # nothing else than a linear layer, and nobody who listens to it or stands in for it
     plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.weight.dtype == torch.float32
-    return plain and not (layer._forward_hooks or layer._forward_pre_hooks) and _products_are_slow()
+    watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return plain and not watched and _products_are_slow()
 
 
 @lru_cache
