@@ -70,7 +70,12 @@ CHANGES = {
         model.deep_prompts, "projection", torch.nn.Linear(32, 32)
     ),
     "prompts": lambda model: model.set_prompts(["a fine {} here"], ["bad {}"], tiny_tokenizer()),
-    "the number format": lambda model: model.double().float().requires_grad_(False),
+    # what is left is what bfloat16 leaves: the parameters are the same, their memory is not, and nothing is counted
+    "the number format and back": lambda model: model.bfloat16().float(),
+    "a part's number format and back": lambda model: model.clip.text_model.bfloat16().float(),
+    "other memory behind a parameter": lambda model: setattr(
+        model.deep_prompts.embeddings, "data", torch.rand_like(model.deep_prompts.embeddings)
+    ),
     "through .data, then cleared": lambda model: (
         model.deep_prompts.embeddings.data.add_(0.5),
         model._cache.clear(),
@@ -86,8 +91,26 @@ def test_kept_values_are_never_stale(change):
     change(model)
     after = model(images).anomaly_map
     torch.testing.assert_close(after, fresh(model, images), atol=1e-5, rtol=0)
-    if change is not CHANGES["the number format"]:
-        assert (after - before).abs().max() > 1e-4, "the change does something"
+    assert (after - before).abs().max() > 1e-4, "the change does something"
+
+
+@torch.no_grad()
+def test_another_number_format_in_between():
+    model, images = tiny_model(), pixels(2)
+    before = model(images).anomaly_map
+    half = model.bfloat16()(images).anomaly_map
+    torch.testing.assert_close(half, before, atol=0.05, rtol=0)
+    assert torch.equal(half, model(images).anomaly_map)
+
+
+def test_the_memory_that_is_compared_is_held():
+    """Or the next tensor could be put at the same address, and be taken for the former one."""
+    cache, parameter = InferenceCache(), torch.nn.Parameter(torch.zeros(1000))
+    with torch.no_grad():
+        assert cache.get("sum", None, [parameter], lambda: parameter.sum().item()) == 0
+        for value in range(1, 20):
+            parameter.data = torch.full((1000,), float(value))
+            assert cache.get("sum", None, [parameter], lambda: parameter.sum().item()) == 1000 * value
 
 
 def test_an_optimiser_step_in_between():

@@ -14,12 +14,13 @@ class InferenceCache:
     Values made from parameters, one for each name.
 
     A value is used again only with the same key and with the very same parameters, unchanged: PyTorch counts every
-    in-place change of a tensor, and the parameters themselves are held, so that no other can take their place. Only
-    changes through `.data` escape that count; after one, call `clear`.
+    in-place change of a tensor, and the parameters and their memory are held, so that no other can take their place
+    (`Module.to` puts other memory behind the same parameters, and does not count). Only in-place changes through
+    `.data` escape; after one, call `clear`.
     """
 
     def __init__(self):
-        self._entries: dict[str, tuple[Hashable, list[torch.Tensor], list[int], Any]] = {}
+        self._entries: dict[str, tuple[Hashable, list[torch.Tensor], list[_Seen], Any]] = {}
 
     def clear(self) -> None:
         """Forget everything."""
@@ -49,21 +50,21 @@ class InferenceCache:
         """
         if any(parameter.is_inference() for parameter in parameters):
             return make()  # their changes are not counted
-        versions = [parameter._version for parameter in parameters]
         entry = self._entries.get(name)
         if entry is not None:
-            known_key, known_parameters, known_versions, value = entry
+            known_key, known_parameters, seen, value = entry
             if (
                 known_key == key
-                and known_versions == versions
                 and len(known_parameters) == len(parameters)
                 and all(ours is theirs for ours, theirs in zip(known_parameters, parameters, strict=True))
+                and all(each.still(parameter) for each, parameter in zip(seen, parameters, strict=True))
             ):
                 return value
+        seen = [_Seen(parameter) for parameter in parameters]
         # made as ordinary tensors also inside inference_mode, so that they can be used outside of it
         with torch.inference_mode(False), torch.no_grad():
             value = make()
-        self._entries[name] = (key, list(parameters), versions, value)
+        self._entries[name] = (key, list(parameters), seen, value)
         return value
 
     def __deepcopy__(self, memo: dict) -> "InferenceCache":
@@ -71,6 +72,24 @@ class InferenceCache:
 
     def __getstate__(self) -> dict:
         return {"_entries": {}}
+
+
+class _Seen:
+    """What a parameter was when a value was made from it."""
+
+    def __init__(self, parameter: torch.Tensor):
+        self.version, self.dtype = parameter._version, parameter.dtype
+        # holds the memory too; tensors that stand for several others, such as quantised ones, have none of their own
+        self.plain = type(parameter) in (torch.Tensor, torch.nn.Parameter)
+        self.memory = parameter.detach() if self.plain else None
+
+    def still(self, parameter: torch.Tensor) -> bool:
+        """Whether it has changed in no way."""
+        if self.version != parameter._version or self.dtype != parameter.dtype:
+            return False
+        return not self.plain or (
+            self.memory.device == parameter.device and self.memory.data_ptr() == parameter.data_ptr()
+        )
 
 
 class FrozenCache(InferenceCache):

@@ -287,6 +287,12 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self._cache.clear()
         return self
 
+    def _apply(self, fn, recurse: bool = True):
+        """Where `to`, `half` and the like come through: what was kept is let go of at once, and its memory with it."""
+        super()._apply(fn, recurse)
+        self._cache.clear()
+        return self
+
     @classmethod
     def from_clip(
         cls,
