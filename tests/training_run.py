@@ -72,7 +72,7 @@ def settings(folder: Path, output: str = "out", **changes) -> TrainingConfig:
 
 # Settings of the runs that tests start as programs
 TWO_RANKS = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "learning_rate": 1e-3}
-LONG = {"num_train_epochs": 800, "checkpointing_steps": 5}
+LONG = {"num_train_epochs": 500, "checkpointing_steps": 5}
 
 
 def main(folder: str, output: str, kind: str) -> None:
