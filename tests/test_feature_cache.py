@@ -1,5 +1,6 @@
 """Cached image features train as fresh ones do, and are never those of another tower or other images."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -7,7 +8,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.training_run import make_model_folder, make_records, settings
+from tests.training_run import (
+    ONE_RANK,
+    launch_two_ranks,
+    make_model_folder,
+    make_records,
+    on_cached_features,
+    settings,
+)
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.feature_cache import CachedFeatures, cache_image_features, feature_cache_size
 from vcp_clip_hf.training import _features_fingerprint, train
@@ -52,6 +60,35 @@ def test_what_was_written_is_used_again_and_its_size_was_said(folder, caplog, mo
 
     monkeypatch.setattr(VCPCLIPModel, "encode_image", None)  # would fail if called
     run(folder, "out", image_feature_dir=str(features), max_train_steps=2, resume="latest")
+
+
+def test_two_processes_fill_one_cache_and_train_as_one_does(tmp_path):
+    make_model_folder(tmp_path, deep_prompt_dropout=0.0)
+    one_folder = tmp_path / "of_one"
+    config = settings(tmp_path, "one", **{**ONE_RANK, **on_cached_features(one_folder)})
+    one = train(config, make_records(), accelerator=Accelerator(cpu=True))
+
+    said = launch_two_ranks(tmp_path, "two", "two_ranks_cached")
+    assert said.count("GiB in") == 1, "one process speaks"
+    theirs, ours = CachedFeatures(tmp_path / "features"), CachedFeatures(one_folder / "features")
+    assert len(ours) == len(theirs) == len(make_records())
+    for index in range(len(ours)):
+        for name, value in ours[index].items():
+            torch.testing.assert_close(theirs[index][name], value, rtol=0, atol=2e-3)
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+            if "loss" in line
+        ]
+        for name in ("one", "two")
+    ]
+    assert losses[0] and losses[1] == pytest.approx(losses[0], abs=1e-3)
+    assert one.state.step > 1
+
+    made = (tmp_path / "features" / "patch_tokens.npy").stat().st_mtime_ns
+    assert "GiB in" not in launch_two_ranks(tmp_path, "again", "two_ranks_cached")
+    assert (tmp_path / "features" / "patch_tokens.npy").stat().st_mtime_ns == made
 
 
 def _examples(values):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from tests.common import pixels, tiny_model
-from tests.training_run import LONG, TWO_RANKS, make_model_folder, make_records, settings
+from tests.training_run import LONG, ONE_RANK, launch_two_ranks, make_model_folder, make_records, settings
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel, segmentation_loss
 from vcp_clip_hf.training import image_level_loss, train, training_loss
 from vcp_clip_hf.training_checkpoints import latest_checkpoint, learned_state
@@ -24,7 +24,6 @@ from vcp_clip_hf.training_data import EpochSampler, load_training_data, training
 
 
 ROOT = Path(__file__).parent.parent
-ONE_RANK = {**TWO_RANKS, "per_device_train_batch_size": 2 * TWO_RANKS["per_device_train_batch_size"]}
 
 
 @pytest.fixture(scope="module")
@@ -200,18 +199,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, records):
     make_model_folder(tmp_path, deep_prompt_dropout=0.0)
     start = train(settings(tmp_path, "start", **{**ONE_RANK, "max_train_steps": 1, "learning_rate": 1e-9}), records)
     one = train(settings(tmp_path, "one", **ONE_RANK), records, records.select(range(5)))
-    # plain `--cpu --num_processes 2` would start one process only
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "tests.training_run"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, str(tmp_path), "two", "two_ranks"],
-        cwd=ROOT,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stdout
+    launch_two_ranks(tmp_path, "two", "two_ranks")
     before, ours, theirs = (weights_of(path) for path in (start.last, one.last, tmp_path / "two" / "last"))
     names = learned_state(VCPCLIPModel.from_pretrained(one.last)).keys() - {WITHOUT_EFFECT}
     way = sum((ours[name] - before[name]).square().sum() for name in names).sqrt()

@@ -1,5 +1,7 @@
 """A small training run for the tests, also as a program that can be killed and started again."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,15 +72,43 @@ def settings(folder: Path, output: str = "out", **changes) -> TrainingConfig:
     )
 
 
-# Settings of the runs that tests start as programs
+# Settings of the runs that tests start as programs, and of one process with the same global batch as two
 TWO_RANKS = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "learning_rate": 1e-3}
+ONE_RANK = {**TWO_RANKS, "per_device_train_batch_size": 2 * TWO_RANKS["per_device_train_batch_size"]}
 LONG = {"num_train_epochs": 500, "checkpointing_steps": 5}
 
 
+def on_cached_features(folder: Path) -> dict:
+    """Settings for training on image features that are kept in the folder."""
+    return {"augmentation": False, "image_feature_dir": str(folder / "features")}
+
+
+def launch_two_ranks(folder: Path, output: str, kind: str) -> str:
+    """Run `main` in two processes of this machine; -> what they printed, standard error included."""
+    # plain `--cpu --num_processes 2` would start one process only
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "tests.training_run"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, str(folder), output, kind],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "2 processes" in done.stdout
+    return done.stdout
+
+
 def main(folder: str, output: str, kind: str) -> None:
-    """`python -m tests.training_run FOLDER OUTPUT two_ranks|long`"""
+    """`python -m tests.training_run FOLDER OUTPUT two_ranks|two_ranks_cached|long`"""
     torch.set_num_threads(1)
-    changes, count = {"two_ranks": (TWO_RANKS, 5), "long": ({**LONG, "resume": "latest"}, 4)}[kind]
+    changes, count = {
+        "two_ranks": (TWO_RANKS, 5),
+        "two_ranks_cached": ({**TWO_RANKS, **on_cached_features(Path(folder))}, 5),
+        "long": ({**LONG, "resume": "latest"}, 4),
+    }[kind]
     accelerator = Accelerator()
     if accelerator.is_main_process:
         print(f"{accelerator.num_processes} processes")

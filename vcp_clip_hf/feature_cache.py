@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -101,7 +102,9 @@ def cache_image_features(
     """
     folder = Path(folder)
     facts = {"images": len(examples), "tower": _tower_fingerprint(model), "data": data_fingerprint}
-    if _read_facts(folder) == facts:
+    # one process looks and all do as it says: they must not part ways before the barriers
+    found = broadcast_object_list([_read_facts(folder) == facts])[0]
+    if found:
         logger.info(f"Image features are taken from {folder}.")
         return CachedFeatures(folder)
 
