@@ -30,7 +30,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from PIL import Image
 
 
 sys.path.append(str(Path(__file__).parent.parent))  # behind everything else: to find the other examples
@@ -441,12 +440,16 @@ def _predict_stages(pipe, folder: str, device: torch.device, batch_size: int) ->
             outputs = pipe.model(inputs["pixel_values"].to(device))
         with clock.part("smooth, score, to the file's size"):
             found = pipe.image_processor.post_process_anomaly_segmentation(outputs, sizes)
-    for result, image in zip(found, inputs["image"], strict=True):
-        result.update(
-            anomaly_map=result["anomaly_map"].cpu().numpy(),
-            mask=Image.fromarray(result["mask"].cpu().numpy().astype("uint8") * 255),
-            image=image,
+    found = [
+        pipe.postprocess(
+            {
+                "results": {name: value.cpu() if torch.is_tensor(value) else value for name, value in result.items()}
+                | {"image": image, "error": None}
+            },
+            output_image=True,
         )
+        for result, image in zip(found, inputs["image"], strict=True)
+    ]
     kinds = {"map": ("png", False, False), "mask": (None, True, False), "overlay": (None, False, True)}
     with tempfile.TemporaryDirectory() as output_dir:
         for kind, settings in kinds.items():

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig, QuantoConfig
 
+from examples import compare_with_rivals
 from tests.common import pixels, tiny_model
-from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPModel
+from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.backbone_loading import quantize_backbone_only
 
 
@@ -68,6 +69,18 @@ def test_the_embedded_checkpoint_in_8_bits(way, tolerance):
     difference = (maps[0] - maps[1]).abs()
     assert difference.mean() > 0 and difference.max() < tolerance
     torch.testing.assert_close(model(images).anomaly_map, maps[0], msg="kept keys and values are of these weights")
+
+
+@needs_torchao
+def test_the_comparison_in_8_bits(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    VCPCLIPImageProcessor.for_model(model.config).save_pretrained(tmp_path)
+    options = ["--model", str(tmp_path), "--int8", "--dataset", "synthetic", "--num_test_images", "20"]
+    values = compare_with_rivals.main(options)["synthetic"]
+    for title in ("int8 weights", "int8 weights and activations"):
+        assert values[title] != values["VCP-CLIP"]
+        assert values[title]["pixel_auroc"] == pytest.approx(values["VCP-CLIP"]["pixel_auroc"], abs=0.05)
 
 
 @needs_torchao

@@ -168,7 +168,7 @@ def predict_files(
         batch_size, num_workers (`int`): of the pipeline.
         overwrite (`bool`): segment again what is recorded already.
         progress (`bool`): show a bar.
-        options: arguments of the pipeline's call.
+        options: arguments of the pipeline's call; `output_image` is set by `save_overlays`.
 
     Returns:
         [`PredictionSummary`], over all processes.
