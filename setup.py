@@ -42,6 +42,7 @@ EXTRAS = {
         "onnxruntime>=1.20",
         "onnxscript>=0.5",
         "openvino>=2025.2",
+        "peft>=0.21",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "ruff==0.17.6",

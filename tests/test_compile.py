@@ -22,10 +22,8 @@ def check(model, backend: str, dynamic: bool) -> None:
         images.append(pixels(batch_size))
         with torch._dynamo.config.patch(error_on_recompile=True):
             compiled_maps.append(compiled(images[-1]).anomaly_map)
-    # the eager model keeps what no image changes, the compiled one computes it anew
     for batch, anomaly_map in zip(images, compiled_maps, strict=True):
         torch.testing.assert_close(anomaly_map, model(batch).anomaly_map, atol=1e-5, rtol=0)
-    assert model._cache._entries.keys() == {"positions", "prefix"}
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

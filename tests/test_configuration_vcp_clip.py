@@ -103,7 +103,7 @@ def test_loading_with_overrides_keeps_the_rest_of_a_tower(tmp_path):
         ({"normal_prompt_input_ids": [[512, 5, 513]]}, ["[512, 5, 513]", "category_token_id=514"]),
         ({"normal_prompt_input_ids": [[512, 9999, 514, 513]]}, ["9999", "vocab_size=514"]),
         ({"normal_prompt_input_ids": [[1, 5, 514, 513]]}, ["start token", "(1, 513)"]),
-        ({"normal_prompt_input_ids": [[512, *[5] * 80, 514, 513]]}, ["84", "max_position_embeddings=77"]),
+        ({"normal_prompt_input_ids": [[512, *[5] * 80, 514, 513]]}, ["85", "max_position_embeddings=77"]),
         ({"normal_prompts": ["good {}", "fine {}"]}, ["'normal_prompts': 2", "'abnormal_prompts': 1"]),
         ({"normal_prompts": ["no slot"]}, ["'no slot'", "{}"]),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .accelerated_inference import accelerate_inference
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .losses import dice_loss, focal_loss, segmentation_loss
@@ -25,6 +26,7 @@ __all__ = [
     "VCPCLIPOutput",
     "VCPCLIPPreTrainedModel",
     "__version__",
+    "accelerate_inference",
     "dice_loss",
     "focal_loss",
     "segmentation_loss",

@@ -1,12 +1,14 @@
-"""The CLIP backbone: its configuration, its weights, and checkpoints that leave it out (adapter-only)."""
+"""Load a CLIP backbone: its configuration, its weights, and adapter-only checkpoints, which leave it out."""
 
 import copy
 import os
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
@@ -16,21 +18,26 @@ from .prompts import check_tokenizer, tokenize_prompts
 
 
 __all__ = [
+    "BACKBONE_PREFIX",
     "HUB_ARGUMENTS",
     "check_backbone",
     "config_on_backbone",
+    "learned_state",
     "load_adapter_weights",
     "load_backbone_weights",
     "quantize_backbone_only",
     "read_backbone_config",
 ]
 
-# Arguments of `from_pretrained` that say where files are looked for, as opposed to how the model is built
+# Names of CLIP's parameters in a VCP-CLIP model start with it; all others are learned
+BACKBONE_PREFIX = "clip."
+
+# Arguments of `from_pretrained` that locate files, as opposed to those that say how the model is built
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
-# The learned part. It is small, and Post-VCP reads the weights of its projections, which quantised ones do not allow
+# The learned part is small: quantizing it saves little memory and costs accuracy
 _LEARNED_MODULES = ("pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp")
-# What the methods call the modules that they leave alone
+# Names that the quantization methods use for their list of skipped modules
 _KEPT_MODULES_FIELDS = ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules")
 
 
@@ -38,8 +45,19 @@ def read_backbone_config(
     backbone: str | os.PathLike | CLIPModel, hub_arguments: dict
 ) -> tuple[CLIPConfig, str | None]:
     """
-    The configuration of a CLIP and where it came from (None for a model made in memory). A VCP-CLIP checkpoint that
-    includes its backbone stands for that backbone.
+    Read the configuration of a CLIP backbone.
+
+    Args:
+        backbone (`str`, `os.PathLike` or `CLIPModel`):
+            Hub repository, folder, or a loaded model. A VCP-CLIP checkpoint that includes its backbone stands for it.
+        hub_arguments (`dict`): the given arguments among `HUB_ARGUMENTS`.
+
+    Returns:
+        `tuple[CLIPConfig, str | None]`: the configuration, and its source (`None` for a model made in memory).
+
+    Raises:
+        OSError: the backbone is missing.
+        ValueError: not a CLIP model.
     """
     if isinstance(backbone, CLIPModel):
         return backbone.config, getattr(backbone, "name_or_path", "") or None
@@ -56,18 +74,26 @@ def read_backbone_config(
 
 
 def config_on_backbone(
-    clip_config: CLIPConfig, name: str | None, tokenizer, hub_arguments: dict, hidden_act: str | None = None, **fields
+    clip_config: CLIPConfig,
+    name: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    hub_arguments: dict[str, Any],
+    hidden_act: str | None = None,
+    **fields,
 ) -> VCPCLIPConfig:
     """
-    A configuration on the towers of a CLIP.
+    Make a configuration on the towers of a CLIP.
 
     Args:
-        clip_config (`CLIPConfig`): the backbone's.
-        name (`str`, *optional*): where it came from; its tokenizer is loaded from there if needed.
-        tokenizer (*optional*): the backbone's, for prompts that have no ids yet.
-        hub_arguments (`dict`): those of `HUB_ARGUMENTS` that were given.
+        clip_config (`CLIPConfig`): the backbone's configuration.
+        name (`str`, *optional*): the backbone's source; its tokenizer is loaded from there if needed.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): the backbone's, for prompts that have no ids yet.
+        hub_arguments (`dict`): the given arguments among `HUB_ARGUMENTS`.
         hidden_act (`str`, *optional*): another activation for both towers.
-        fields: of [`VCPCLIPConfig`].
+        fields: fields of [`VCPCLIPConfig`].
+
+    Raises:
+        ValueError: prompts that need a tokenizer, without one, or fields that contradict the backbone.
     """
     text_config, vision_config = clip_config.text_config.to_dict(), clip_config.vision_config.to_dict()
     if hidden_act is not None:
@@ -83,8 +109,8 @@ def config_on_backbone(
         if tokenizer is None:
             if name is None:
                 raise ValueError(
-                    f"The prompts {prompts} must be tokenized for a vocabulary of {vocab_size} entries: give"
-                    " `tokenizer`, the backbone's."
+                    f"The prompts {prompts} must be tokenized for a vocabulary of {vocab_size} entries: pass the"
+                    " backbone's tokenizer as `tokenizer`."
                 )
             tokenizer = AutoTokenizer.from_pretrained(name, **hub_arguments)
         check_tokenizer(tokenizer, vocab_size)
@@ -106,8 +132,20 @@ def config_on_backbone(
     )
 
 
-def load_adapter_weights(location, variant: str | None, hub_arguments: dict) -> dict[str, torch.Tensor]:
-    """The learned tensors of an adapter-only checkpoint: one safetensors file, or shards with an index."""
+def learned_state(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the entries of a VCP-CLIP state dict that do not belong to CLIP."""
+    return {name: tensor for name, tensor in state_dict.items() if not name.startswith(BACKBONE_PREFIX)}
+
+
+def load_adapter_weights(
+    location: str | os.PathLike, variant: str | None, hub_arguments: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """
+    Load the learned tensors of an adapter-only checkpoint: one safetensors file, or shards with an index.
+
+    Raises:
+        OSError: no such file.
+    """
 
     def named(filename: str) -> str:
         # "model.safetensors" -> "model.fp16.safetensors", as save_pretrained(variant="fp16") writes
@@ -128,15 +166,23 @@ def load_adapter_weights(location, variant: str | None, hub_arguments: dict) -> 
     return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
 
 
-def load_backbone_weights(config: VCPCLIPConfig, location, hub_arguments: dict) -> dict[str, torch.Tensor]:
-    """CLIP's weights for an adapter-only checkpoint, under the names they have in our model."""
+def load_backbone_weights(
+    config: VCPCLIPConfig, location: str | os.PathLike, hub_arguments: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """
+    Load CLIP's weights for an adapter-only checkpoint, with the names of a VCP-CLIP model.
+
+    Raises:
+        OSError: the backbone could not be loaded; the message says what to do.
+        ValueError: the configuration names no backbone, or one of other sizes.
+    """
     name = config.backbone_name_or_path
     if name is None:
         raise ValueError(
-            f"{location} holds the learned part only and its configuration names no backbone. Pass"
+            f"{location} has the learned part only and its configuration names no backbone. Pass"
             " backbone_name_or_path=..., a Hub repository or a folder with the CLIP model."
         )
-    # A relative folder may be meant from the checkpoint's own place
+    # A relative folder may be relative to the checkpoint
     beside = os.path.join(str(location), name)
     source = beside if not os.path.isdir(name) and os.path.isdir(beside) else name
     arguments = {key: value for key, value in hub_arguments.items() if key not in ("revision", "subfolder")}
@@ -149,14 +195,19 @@ def load_backbone_weights(config: VCPCLIPConfig, location, hub_arguments: dict) 
     except OSError as error:
         revision = f" (revision {config.backbone_revision})" if config.backbone_revision else ""
         raise OSError(
-            f"{location} holds the learned part only; its CLIP backbone {source!r}{revision} could not be loaded:"
+            f"{location} has the learned part only; its CLIP backbone {source!r}{revision} could not be loaded:"
             f" {error}\nConnect to the network, or download it and pass backbone_name_or_path=<its folder>."
         ) from error
-    return {f"clip.{key}": value for key, value in clip.state_dict().items()}
+    return {BACKBONE_PREFIX + key: value for key, value in clip.state_dict().items()}
 
 
 def check_backbone(config: VCPCLIPConfig, clip_config: CLIPConfig, source: str) -> None:
-    """Another backbone than the one trained with gives wrong maps, or a page of shape errors: say it in one line."""
+    """
+    Check that a backbone has the sizes of the one used in training.
+
+    Raises:
+        ValueError: it has not; the message lists the differences.
+    """
     compared = {
         "text_config": ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
         "vision_config": ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"),
@@ -173,10 +224,9 @@ def check_backbone(config: VCPCLIPConfig, clip_config: CLIPConfig, source: str) 
         )
 
 
-def quantize_backbone_only(quantization_config):
+def quantize_backbone_only(quantization_config: Any) -> Any:
     """
-    A `quantization_config` of transformers (object or dictionary) that leaves the learned part as it is, whatever else
-    it was asked to leave.
+    Return a copy of a `quantization_config` of transformers (object or dictionary) that also skips the learned part.
     """
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)

@@ -1,19 +1,21 @@
 """VCP-CLIP configuration: the architecture, the prompts and the backbone of a checkpoint."""
 
 import difflib
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.utils import logging
 
 
 __all__ = ["CATEGORY_SLOT", "VCPCLIPConfig"]
 
+logger = logging.get_logger(__name__)
 
-# Marks, in a prompt string, where the learned category tokens go.
+# Marks the position of the learned category tokens in a prompt string.
 CATEGORY_SLOT = "{}"
 
-# What `VCPCLIPConfig()` describes: OpenAI's ViT-L/14-336, with the plain GELU that the VCP-CLIP authors ran it with.
+# The towers of `VCPCLIPConfig()`: OpenAI's ViT-L/14-336 with plain GELU, as the VCP-CLIP authors run it.
 _VIT_L_14_336_TEXT = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -32,7 +34,7 @@ _VIT_L_14_336_VISION = {
     "hidden_act": "gelu",
 }
 
-# The paper's prompts, and their ids in the vocabulary of OpenAI's CLIP (49408 entries, so that the slot is id 49408).
+# The paper's prompts, and their ids in the vocabulary of OpenAI's CLIP (49408 entries, so the slot has id 49408).
 _NORMAL_PROMPTS = ["a photo of a good {}"]
 _ABNORMAL_PROMPTS = ["a photo of a damaged {}"]
 _NORMAL_PROMPT_IDS = [[49406, 320, 1125, 539, 320, 886, 49408, 49407]]
@@ -42,8 +44,8 @@ _ABNORMAL_PROMPT_IDS = [[49406, 320, 1125, 539, 320, 13568, 49408, 49407]]
 @strict
 class VCPCLIPConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`VCPCLIPModel`]. The defaults are the paper's (VCP-CLIP, ECCV 2024) on CLIP ViT-L/14-336; every
-    ablation of the paper is a value of one of these fields.
+    Configuration of a [`VCPCLIPModel`]. The defaults are the paper's (VCP-CLIP, ECCV 2024) on CLIP ViT-L/14-336. Each
+    ablation of the paper changes one or a few of these fields.
 
     Args:
         text_config (`dict` or `CLIPTextConfig`, *optional*, defaults to ViT-L/14's):
@@ -65,7 +67,7 @@ class VCPCLIPConfig(PreTrainedConfig):
         num_deep_prompt_tokens (`int`, *optional*, defaults to 1):
             n, the learned tokens inserted in every text block (deep text prompting). 0 switches it off.
         deep_prompt_position (`"start"` or `"end"`, *optional*, defaults to `"start"`):
-            Insert them behind the start token, or behind the sentence, right before the end token (appendix B.2).
+            Insert them after the start token, or after the sentence just before the end token (appendix B.2).
         deep_prompt_dropout (`float`, *optional*, defaults to 0.1):
             Dropout on the inserted tokens, in training only.
         prompt_norm_eps (`float`, *optional*, defaults to 1e-6):
@@ -81,18 +83,18 @@ class VCPCLIPConfig(PreTrainedConfig):
         fusion_weight (`float`, *optional*, defaults to 0.75):
             a in `(1 - a) * base_map + a * vcp_map`: 0.75 in the paper, 0.8 in the authors' test code.
         normal_prompts, abnormal_prompts (`list[str]`, *optional*, defaults to the paper's good / damaged):
-            Templates with one `{}` each, the category slot; as many of one state as of the other.
+            Templates with one `{}` each, the category slot; the same number for both states.
         normal_prompt_input_ids, abnormal_prompt_input_ids (`list[list[int]]`, *optional*):
             Their token ids, start and end token included, `category_token_id` in the slot, no padding. Use
             [`VCPCLIPModel.set_prompts`] to change strings and ids together.
         category_token_id (`int`, *optional*, defaults to the vocabulary size):
             Id that marks the slot. It is never embedded.
         backbone_name_or_path (`str`, *optional*):
-            Where the CLIP weights came from: a Hub repository or a folder (also relative to the checkpoint's own).
+            Source of the CLIP weights: a Hub repository, or a folder, which may be relative to the checkpoint's own.
         backbone_revision (`str`, *optional*):
             Branch, tag or commit of that repository.
         backbone_included (`bool`, *optional*, defaults to `True`):
-            Whether the checkpoint's weight file holds the CLIP weights too. Written by
+            Whether the checkpoint's weight file includes the CLIP weights. Written by
             `save_pretrained(adapter_only=...)`.
 
     Raises:
@@ -135,10 +137,11 @@ class VCPCLIPConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if not __name__.startswith("transformers_modules."):
-            # Code copied into a repository is for readers without this package. Kept, transformers would insist on
-            # trust_remote_code even though the pipeline is at hand.
+            # The code in a repository is for users without this package. With this entry, transformers demands
+            # trust_remote_code although the package is installed.
             kwargs.pop("custom_pipelines", None)
-        self._refuse_misspelt_fields(kwargs)
+        for name, field in self._misspelt_fields(kwargs).items():
+            raise ValueError(f"VCPCLIPConfig has no field {name!r}; did you mean {field!r}?")
         if self.text_config is None:
             self.text_config = dict(_VIT_L_14_336_TEXT)
         if self.vision_config is None:
@@ -160,15 +163,43 @@ class VCPCLIPConfig(PreTrainedConfig):
         self.check_consistency()
 
     @classmethod
-    def _refuse_misspelt_fields(cls, unknown: dict) -> None:
-        """`PreTrainedConfig` stores unknown names as attributes, so that a misspelt one would silently do nothing."""
-        for name in unknown.keys() - vars(cls).keys():
-            close = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
-            if close:
-                raise ValueError(f"VCPCLIPConfig has no field {name!r}; did you mean {close[0]!r}?")
+    def _misspelt_fields(cls, unknown: dict[str, Any]) -> dict[str, str]:
+        """
+        Return the unknown names that resemble a field, with that field. `PreTrainedConfig` stores unknown names as
+        attributes, so that a misspelt field would have no effect.
+        """
+        close = {
+            name: difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
+            for name in unknown.keys() - vars(cls).keys() - cls.__dataclass_fields__.keys()
+        }
+        return {name: fields[0] for name, fields in close.items() if fields}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "VCPCLIPConfig":
+        """
+        Make a configuration from a dictionary, as in [`~transformers.PreTrainedConfig.from_dict`].
+
+        A saved file may come from a newer version: unknown fields that resemble a known one are kept with a warning.
+        Among the keyword arguments they are an error, as in the constructor.
+
+        Raises:
+            ValueError: a misspelt keyword argument, or values that contradict each other.
+        """
+        for name, field in cls._misspelt_fields(kwargs).items():
+            raise ValueError(f"VCPCLIPConfig has no field {name!r}; did you mean {field!r}?")
+        unknown = cls._misspelt_fields(config_dict)
+        loaded = super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name, field in unknown.items():
+            logger.warning(
+                f"This configuration has a field {name!r}, which VCPCLIPConfig does not know and ignores. It resembles"
+                f" {field!r}: check whether it is misspelt or from a newer version."
+            )
+            setattr(config, name, config_dict[name])
+        return loaded
 
     def _fill_prompts(self) -> None:
-        """The default prompts, where neither strings nor ids are given. Strings alone cannot be checked: refused."""
+        """Set the default prompts where neither strings nor ids are given; refuse strings without their ids."""
         for state, prompts, ids in (
             ("normal", _NORMAL_PROMPTS, _NORMAL_PROMPT_IDS),
             ("abnormal", _ABNORMAL_PROMPTS, _ABNORMAL_PROMPT_IDS),
@@ -186,17 +217,19 @@ class VCPCLIPConfig(PreTrainedConfig):
                 setattr(self, f"{state}_prompt_input_ids", [list(row) for row in ids])
             elif given_prompts is None:
                 raise ValueError(
-                    f"{state}_prompt_input_ids came without {state}_prompts; give the strings too, so that the"
-                    " checkpoint says in words what it was asked."
+                    f"{state}_prompt_input_ids came without {state}_prompts. Give the strings too, so that the"
+                    " checkpoint states its prompts in words."
                 )
 
     def validate_architecture(self):
-        """Runs again when the configuration is saved, in case fields were changed since."""
+        """Check the fields. transformers calls this again when the configuration is saved."""
         super().validate_architecture()
         self.check_consistency()
 
     def check_consistency(self) -> None:
         """
+        Check the fields against each other.
+
         Raises:
             ValueError: fields contradict each other; the message names both.
         """
@@ -266,24 +299,12 @@ class VCPCLIPConfig(PreTrainedConfig):
                 )
 
         ends = set()
-        limit = self.text_config.max_position_embeddings
         for ids in (*self.normal_prompt_input_ids, *self.abnormal_prompt_input_ids):
             if ids.count(self.category_token_id) != 1:
                 raise ValueError(
                     f"The prompt ids {ids} must contain category_token_id={self.category_token_id} exactly once."
                 )
-            words = [token for token in ids if token != self.category_token_id]
-            if len(words) < 2 or min(words) < 0 or max(words) >= vocab_size:
-                raise ValueError(
-                    f"The prompt ids {ids} do not fit a vocabulary of vocab_size={vocab_size} entries. Prompts of"
-                    " another vocabulary: give ids, or call `model.set_prompts` with the backbone's tokenizer."
-                )
-            length = len(words) + self.num_category_tokens
-            if length > limit:
-                raise ValueError(
-                    f"The prompt ids {ids} make {length} tokens with num_category_tokens={self.num_category_tokens},"
-                    f" more than max_position_embeddings={limit}."
-                )
+            self.check_prompt_ids(ids)
             ends.add((ids[0], ids[-1]))
         if len(ends) > 1:
             raise ValueError(
@@ -291,9 +312,46 @@ class VCPCLIPConfig(PreTrainedConfig):
                 f" {sorted(ends)}."
             )
 
+    def check_prompt_ids(self, ids: list[int]) -> None:
+        """
+        Check the ids of one prompt, with its category slot, against the text tower.
+
+        Raises:
+            ValueError: an id outside the vocabulary, or too many tokens.
+        """
+        vocab_size, limit = self.text_config.vocab_size, self.text_config.max_position_embeddings
+        words = [token for token in ids if token != self.category_token_id]
+        if len(words) < 2 or min(words) < 0 or max(words) >= vocab_size:
+            raise ValueError(
+                f"The prompt ids {ids} do not fit a vocabulary of vocab_size={vocab_size} entries. For prompts of"
+                " another vocabulary, give their ids, or call `model.set_prompts` with the backbone's tokenizer."
+            )
+        length = len(words) + self.num_category_tokens + self.num_deep_prompt_tokens
+        if length > limit:
+            raise ValueError(
+                f"The prompt ids {ids} make {length} tokens with num_category_tokens={self.num_category_tokens} and"
+                f" num_deep_prompt_tokens={self.num_deep_prompt_tokens}, more than max_position_embeddings={limit}."
+                " Shorten the prompt."
+            )
+
+    def move_category_slot(self, vocab_size: int) -> None:
+        """
+        Adapt the configuration to another size of the vocabulary: the category slot's id must stay outside of it.
+
+        Args:
+            vocab_size (`int`): the new number of entries.
+        """
+        former, self.text_config.vocab_size = self.category_token_id, vocab_size
+        if former >= vocab_size:
+            return
+        self.category_token_id = vocab_size
+        for field in ("normal_prompt_input_ids", "abnormal_prompt_input_ids"):
+            rows = [[vocab_size if token == former else token for token in ids] for ids in getattr(self, field)]
+            setattr(self, field, rows)
+
     @property
     def input_size(self) -> tuple[int, int]:
-        """`(height, width)` in pixels of the images this checkpoint was trained for."""
+        """`(height, width)` in pixels of the images that this checkpoint was trained for."""
         if isinstance(self.image_size, int):
             return self.image_size, self.image_size
         if len(self.image_size) != 2:
@@ -302,11 +360,11 @@ class VCPCLIPConfig(PreTrainedConfig):
 
     @property
     def prompt_eos_token_id(self) -> int:
-        """The end token of the prompts. (`text_config.eos_token_id` is wrong in OpenAI's own repositories.)"""
+        """Id of the end token of the prompts; `text_config.eos_token_id` is wrong in OpenAI's own repositories."""
         return self.normal_prompt_input_ids[0][-1]
 
     def to_clip_config(self) -> CLIPConfig:
-        """The configuration of the backbone, sharing both sub-configurations with this one."""
+        """Return the configuration of the backbone, which shares both sub-configurations with this one."""
         # Building a CLIPConfig resets the attention implementation of its parts unless it is passed along
         attn_implementation = {
             "": self._attn_implementation,

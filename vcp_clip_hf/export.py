@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from .accelerated_inference import freeze_for_export
 from .image_loading import load_image
 from .image_processing_vcp_clip import AnomalyScoring, VCPCLIPImageProcessor, gaussian_matrix
 from .modeling_vcp_clip import VCPCLIPModel
@@ -108,7 +109,7 @@ class SegmentationGraph(nn.Module):
 
     def __init__(self, model: VCPCLIPModel, scoring: AnomalyScoring, image_size: int):
         super().__init__()
-        self.model = _frozen_copy(model, image_size)
+        self.model = freeze_for_export(model, image_size)
         self.scoring = scoring
         smoothing = None
         if scoring.smoothing_sigma:
@@ -129,24 +130,6 @@ class SegmentationGraph(nn.Module):
 
 def _is_plain(model: nn.Module) -> bool:
     return all(each.dtype == torch.float32 and each.device.type == "cpu" for each in model.parameters())
-
-
-@torch.no_grad()
-def _frozen_copy(model: VCPCLIPModel, image_size: int) -> VCPCLIPModel:
-    """A float32 copy on the CPU with everything that no image changes computed for good."""
-    # modules are copied, weights only if they must change: a large model need not be held twice
-    shared = {id(each): each for each in model.parameters()} if _is_plain(model) else {}
-    frozen = copy.deepcopy(model, shared).to("cpu", torch.float32).eval()
-    frozen.set_attn_implementation("sdpa")  # the same numbers, and keys and values that can be kept
-
-    frozen(torch.zeros(1, frozen.config.vision_config.num_channels, image_size, image_size))
-    frozen._cache = frozen._cache.frozen()
-
-    # of the vocabulary, only the prompts' own words are left: 150 MB less for OpenAI's CLIP
-    plan, embeddings = frozen._prompt_plan(None), frozen.clip.text_model.embeddings
-    used, plan.token_ids = plan.token_ids.unique(return_inverse=True)
-    embeddings.token_embedding = nn.Embedding.from_pretrained(embeddings.token_embedding.weight[used].clone())
-    return frozen
 
 
 def export_model(

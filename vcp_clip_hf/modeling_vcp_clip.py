@@ -6,35 +6,39 @@ d_v the image width. The two states are always ordered normal, abnormal.
 """
 
 import copy
+import difflib
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.modeling_utils import unwrap_model
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.models.clip.modeling_clip import CLIPEncoder
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.quantization_config import QuantizationMethod
 
 from .backbone_loading import (
+    BACKBONE_PREFIX,
     HUB_ARGUMENTS,
     check_backbone,
     config_on_backbone,
+    learned_state,
     load_adapter_weights,
     load_backbone_weights,
     quantize_backbone_only,
     read_backbone_config,
 )
-from .clip_blocks import image_block, linear
 from .configuration_vcp_clip import VCPCLIPConfig
-from .inference_cache import InferenceCache
 from .losses import segmentation_loss
-from .prompted_text import encode_after_prefix, encode_prefix, encode_sequences
+from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_tokenizer, tokenize_prompts
+from .vision_tower import LayerStates, VCPCLIPVisionEmbeddings, VCPCLIPVisionEncoder
 from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLIPPreVCP
 
 
@@ -61,12 +65,15 @@ class VCPCLIPOutput(ModelOutput):
         vcp_layer_maps (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, height, width)`, *optional*,
             returned with `output_layer_maps=True` and `use_post_vcp`): the Post-VCP branch, layer by layer.
         text_embeds (`torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`):
-            L2-normalised text embeddings, normal first, the mean over templates normalised again.
+            L2-normalized text embeddings, normal first; the mean over templates is normalized again.
         image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
-            The global image features the prompts were made from, not normalised.
+            The global image features that the prompts were made from, not normalized.
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True` and `use_post_vcp`):
             Post-VCP attention, one tensor per feature layer, of shape
-            `(batch_size, post_vcp_num_heads, 2, num_patches)`; patches row by row, each row of it sums to 1.
+            `(batch_size, post_vcp_num_heads, 2, num_patches)`; patches row by row, each distribution sums to 1.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
+            The image tower's residual stream: the embedded patches, then the output of each block, each of shape
+            `(batch_size, 1 + num_patches, d_v)`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -78,13 +85,14 @@ class VCPCLIPOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
 class VCPCLIPPreTrainedModel(PreTrainedModel):
-    """Loading, saving and weight initialisation of VCP-CLIP models."""
+    """Load, save and initialize VCP-CLIP models."""
 
     config: VCPCLIPConfig
-    # CLIP's own name: a CLIP checkpoint loads straight into `self.clip`, and CLIPModel loads from ours
+    # CLIP's own prefix: a CLIP checkpoint loads straight into `self.clip`, and CLIPModel loads from our checkpoints
     base_model_prefix = "clip"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -92,11 +100,13 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["VCPCLIPPreVCP", "VCPCLIPDeepPrompts", "VCPCLIPPostVCP"]
+    _no_split_modules = ["VCPCLIPPreVCP", "VCPCLIPDeepPrompts", "VCPCLIPPostVCP", "VCPCLIPVisionEmbeddings"]
+    # The loss is a mean over the batch, whatever the keyword arguments of `forward`: Trainer must divide it itself
+    accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The authors' initialisation; linear and convolution layers keep PyTorch's default."""
+        """Initialize as the authors do; linear and convolution layers keep PyTorch's default."""
         if isinstance(module, VCPCLIPPreVCP):
             init.trunc_normal_(module.category_embeddings, std=1.0)
         elif isinstance(module, VCPCLIPDeepPrompts):
@@ -121,18 +131,18 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         loaded from `config.backbone_name_or_path`.
 
         Args are those of [`~transformers.PreTrainedModel.from_pretrained`]. `backbone_name_or_path="..."` names
-        another place for the backbone of an adapter-only checkpoint (a local copy, say). A `quantization_config` holds
-        for the backbone; the learned part is left as it is.
+        another place for the backbone of an adapter-only checkpoint, for example a local copy. A
+        `quantization_config` applies to the backbone only.
 
         Raises:
-            OSError: the checkpoint, or its backbone, is not there; the message says which and what to do.
+            OSError: the checkpoint or its backbone is missing; the message says which one and what to do.
             ValueError: the backbone's sizes are not those the checkpoint was trained with.
         """
         location = pretrained_model_name_or_path
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"])
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        if location is None or cls._holds_backbone(location, config, hub_arguments):
+        if location is None or cls._includes_backbone(location, config, hub_arguments):
             loaded = super().from_pretrained(location, *model_args, config=config, **kwargs)
         else:
             loaded = cls._from_adapter(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
@@ -142,8 +152,8 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         return loaded
 
     @classmethod
-    def _holds_backbone(cls, location, config, hub_arguments: dict) -> bool:
-        """Whether the weight file of a repository has CLIP in it, or only the learned part."""
+    def _includes_backbone(cls, location, config, hub_arguments: dict) -> bool:
+        """Return whether the weight file of a checkpoint includes CLIP, or only the learned part."""
         if isinstance(config, PreTrainedConfig):
             return config.backbone_included
         values, _ = cls.config_class.get_config_dict(config or location, **hub_arguments)
@@ -173,70 +183,70 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *args, adapter_only: bool = False, state_dict=None, **kwargs
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        *args,
+        adapter_only: bool = False,
+        **kwargs,
     ):
         """
         Save configuration and weights as safetensors.
 
         Args:
             save_directory (`str` or `os.PathLike`): folder, made if missing.
+            is_main_process, args, kwargs: as in [`~transformers.PreTrainedModel.save_pretrained`].
+            state_dict (`dict[str, torch.Tensor]`, *optional*): weights to save instead of the model's own.
             adapter_only (`bool`, *optional*, defaults to `False`):
-                Save the learned tensors only (31 MB for ViT-L). The CLIP backbone is then named in the configuration
-                and loaded from there by `from_pretrained`.
-            state_dict (`dict`, *optional*): weights to save instead of the model's own.
-            kwargs: of [`~transformers.PreTrainedModel.save_pretrained`].
+                Save the learned tensors only (31 MB for ViT-L). The configuration then names the CLIP backbone, and
+                `from_pretrained` loads it from there.
 
         Raises:
-            ValueError: `adapter_only` without a known backbone; a model quantised with torchao.
+            ValueError: `adapter_only` without a named backbone, or while CLIP itself is trained; a model that is
+                quantized with torchao.
         """
-        config = unwrap_model(self).config
+        model = unwrap_model(self)
+        config = model.config
         quantization = getattr(config, "quantization_config", None)
         if getattr(quantization, "quant_method", None) == QuantizationMethod.TORCHAO:
             raise ValueError(
-                "A model quantised with torchao can be saved but not be read again: its file format has no place for"
+                "A model quantized with torchao can be saved but not be loaded again: its file format has no place for"
                 " parameters outside of modules, such as base_logit_scale. Keep the checkpoint as it was before, and"
-                " quantise it whenever it is loaded."
+                " quantize it whenever it is loaded."
             )
         if adapter_only:
             if not config.backbone_name_or_path:
                 raise ValueError(
-                    "adapter_only=True saves no CLIP weights, so that the checkpoint must say where they are, but"
+                    "adapter_only=True saves no CLIP weights, so the checkpoint must name their place, but"
                     " config.backbone_name_or_path is not set. Set it to a Hub repository or a folder with the CLIP"
                     " model, or save with adapter_only=False."
                 )
-            weights = unwrap_model(self).state_dict() if state_dict is None else state_dict
-            state_dict = {name: tensor for name, tensor in weights.items() if not name.startswith("clip.")}
+            if any(parameter.requires_grad for parameter in model.clip.parameters()):
+                raise ValueError(
+                    "adapter_only=True leaves CLIP's weights out, but some of them require gradients and differ from"
+                    " the backbone's once they are trained. Save with adapter_only=False, or freeze CLIP again with"
+                    " model.clip.requires_grad_(False) if they are unchanged."
+                )
+            state_dict = learned_state(model.state_dict() if state_dict is None else state_dict)
         included = config.backbone_included
         config.backbone_included = not adapter_only
         try:
-            super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         finally:
             config.backbone_included = included
-
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """
-        Push a whole checkpoint to the Hub: model, image processor, tokenizer, card and code, in one commit.
-
-        Args:
-            repo_id (`str`): `"owner/name"`; made if missing.
-            kwargs:
-                Of [`~vcp_clip_hf.hub.push_checkpoint`], among them `adapter_only`, `image_processor`, `revision` and
-                `tag`.
-
-        Returns:
-            `huggingface_hub.CommitInfo`
-        """
-        # by name: copies of this file in Hub repositories travel without it
-        return import_module("vcp_clip_hf.hub").push_checkpoint(self, repo_id, **kwargs)
 
 
 class VCPCLIPModel(VCPCLIPPreTrainedModel):
     r"""
     VCP-CLIP for zero-shot anomaly segmentation: images in, maps of the probability of being abnormal out.
 
-    CLIP is frozen: its parameters do not require gradients and its modules stay in evaluation mode, also inside
-    `model.train()`. Trained are the category tokens and the Mini-Net (`pre_vcp`), the deep prompts (`deep_prompts`),
-    `prompt_norm`, one linear map per feature layer (`feature_projections`), `post_vcp` and both temperatures.
+    CLIP is frozen: its parameters do not require gradients, and a tower without trainable parameters stays in
+    evaluation mode inside `model.train()`. Trained are the category tokens and the Mini-Net (`pre_vcp`), the deep
+    prompts (`deep_prompts`), `prompt_norm`, one linear map per feature layer (`feature_projections`), `post_vcp` and
+    both temperatures. `model.clip.requires_grad_(True)` or adapters train the towers too.
+
+    The model keeps nothing between calls. [`accelerate_inference`] makes a faster copy for inference.
 
     Args:
         config ([`VCPCLIPConfig`]): the architecture. The weights are random; see [`~VCPCLIPModel.from_pretrained`]
@@ -259,6 +269,12 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         super().__init__(config)
         text, vision = config.text_config, config.vision_config
         self.clip = CLIPModel._from_config(config.to_clip_config())
+        # Three modules of CLIP with the same parameters and names, and with what VCP-CLIP changes
+        vision_model, text_model = self.clip.vision_model, self.clip.text_model
+        vision_model.embeddings = VCPCLIPVisionEmbeddings(vision_model.config)
+        vision_model.encoder = _with_blocks_of(vision_model.encoder, VCPCLIPVisionEncoder)
+        text_model.encoder = _with_blocks_of(text_model.encoder, VCPCLIPTextEncoder)
+
         self.pre_vcp = VCPCLIPPreVCP(config)
         self.deep_prompts = VCPCLIPDeepPrompts(config) if config.num_deep_prompt_tokens else None
         self.prompt_norm = nn.LayerNorm(text.hidden_size, eps=config.prompt_norm_eps)
@@ -269,28 +285,32 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self.post_vcp = VCPCLIPPostVCP(config) if config.use_post_vcp else None
         self.vcp_logit_scale = nn.Parameter(torch.empty(())) if config.use_post_vcp else None
 
-        # CLIP's layers checkpoint themselves in training mode only, which they never are in: we do it for them
-        self.gradient_checkpointing = False
-        self._prompt_plans: dict = {}
-        self._cache = InferenceCache()
         self.clip.requires_grad_(False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """CLIP's token embedding."""
+        """Return CLIP's token embedding."""
         return self.clip.text_model.embeddings.token_embedding
 
-    def train(self, mode: bool = True):
-        """Training mode for the learned part; CLIP stays in evaluation mode."""
-        super().train(mode)
-        self.clip.eval()
-        self._cache.clear()
-        return self
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace CLIP's token embedding."""
+        self.clip.text_model.embeddings.token_embedding = value
 
-    def _apply(self, fn, recurse: bool = True):
-        """Where `to`, `half` and the like come through: what was kept is let go of at once, and its memory with it."""
-        super()._apply(fn, recurse)
-        self._cache.clear()
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
+        """
+        Resize the vocabulary, as in [`~transformers.PreTrainedModel.resize_token_embeddings`], and keep the category
+        slot's id outside of it.
+        """
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        self.config.move_category_slot(embeddings.weight.shape[0])
+        return embeddings
+
+    def train(self, mode: bool = True):
+        """Set training mode for the learned part and for what is trained of CLIP; the rest of CLIP stays in eval."""
+        super().train(mode)
+        for part in (self.clip, self.clip.text_model, self.clip.vision_model):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
         return self
 
     @classmethod
@@ -298,18 +318,18 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         cls,
         backbone: str | os.PathLike | CLIPModel,
         config: VCPCLIPConfig | None = None,
-        tokenizer=None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs,
     ) -> "VCPCLIPModel":
         """
-        A model on a pretrained CLIP, its learned part freshly initialised: where training starts.
+        Build a model on a pretrained CLIP, with a newly initialized learned part: where training starts.
 
         Args:
             backbone (`str`, `os.PathLike` or `CLIPModel`):
-                Hub repository, folder, or a loaded model; of a VCP-CLIP checkpoint, its CLIP is taken.
+                Hub repository, folder, or a loaded model. Of a VCP-CLIP checkpoint, only its CLIP is used.
             config ([`VCPCLIPConfig`], *optional*):
                 The architecture; its towers must be the backbone's. Made from the backbone and `kwargs` if absent.
-            tokenizer (*optional*):
+            tokenizer (`PreTrainedTokenizerBase`, *optional*):
                 Tokenizer of the backbone, to turn `normal_prompts` / `abnormal_prompts` into ids. Needed only where
                 the prompts are not the paper's or the vocabulary is not OpenAI's; loaded from `backbone` if absent.
             kwargs:
@@ -321,7 +341,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             [`VCPCLIPModel`] in evaluation mode.
 
         Raises:
-            OSError: the backbone is not there.
+            OSError: the backbone is missing.
             ValueError: not a CLIP model, not the one of `config`, or fields that contradict it.
         """
         # The learned part is trained in float32, whatever the backbone is stored in
@@ -342,22 +362,22 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             config.backbone_included = True
 
         if not isinstance(backbone, CLIPModel):
-            # the towers only, also where the checkpoint has a learned part of its own
+            # Loads the towers only, even from a checkpoint that has a learned part of its own
             backbone = CLIPModel.from_pretrained(name, config=clip_config, dtype="auto", **hub_arguments)
-        state_dict = {f"clip.{key}": value for key, value in backbone.state_dict().items()}
+        state_dict = {BACKBONE_PREFIX + key: value for key, value in backbone.state_dict().items()}
         loading = {name: value for name, value in loading.items() if name not in HUB_ARGUMENTS}
         model = cls.from_pretrained(None, config=config, state_dict=state_dict, **loading)
         model.name_or_path = model.config.name_or_path = ""
         return model
 
-    def set_prompts(self, normal: Sequence[str], abnormal: Sequence[str], tokenizer) -> None:
+    def set_prompts(self, normal: Sequence[str], abnormal: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         """
-        Ask with other words. The prompts become part of the configuration and are saved with it.
+        Replace the text prompts. They become part of the configuration and are saved with it.
 
         Args:
-            normal, abnormal (`Sequence[str]`): templates with one `{}` each, as many of one as of the other, e.g.
+            normal, abnormal (`Sequence[str]`): templates with one `{}` each, the same number for both states, e.g.
                 `["a photo of a good {}"]` and `["a photo of a damaged {}"]`.
-            tokenizer: the tokenizer of the CLIP backbone.
+            tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the CLIP backbone.
 
         Raises:
             ValueError: another tokenizer, no or several `{}`, unequal numbers, too long; the former prompts stay.
@@ -378,50 +398,45 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 setattr(self.config, name, value)
             raise
 
-    def _prompt_plan(self, prompt_input_ids: torch.LongTensor | None) -> PromptPlan:
-        """The plan of the given ids `(2, T, length)`, or of the configuration's; kept, since prompts seldom change."""
-        config = self.config
-        if prompt_input_ids is None:
-            prompts = [*config.normal_prompt_input_ids, *config.abnormal_prompt_input_ids]
-        else:
-            if prompt_input_ids.ndim != 3 or prompt_input_ids.shape[0] != 2:
-                raise ValueError(
-                    f"prompt_input_ids has shape {tuple(prompt_input_ids.shape)}, expected (2, templates, length):"
-                    " the normal prompts, then the abnormal ones."
-                )
-            prompts = [self._up_to_end(ids) for ids in prompt_input_ids.flatten(0, 1).tolist()]
-        key = (self.device, tuple(tuple(ids) for ids in prompts))
-        plan = self._prompt_plans.get(key)
-        if plan is None:
-            with torch.inference_mode(False):  # its tensors are used in training too
-                plan = PromptPlan(prompts, config, self.device)
-            if not torch.compiler.is_compiling():  # a change made while compiling would have it compiled again
-                self._prompt_plans = {key: plan}
-        return plan
-
-    def _up_to_end(self, ids: list[int]) -> list[int]:
-        end, slot = self.config.prompt_eos_token_id, self.config.category_token_id
-        if end not in ids or ids[: ids.index(end)].count(slot) != 1:
-            raise ValueError(
-                f"Each row of prompt_input_ids needs one category slot (id {slot}) before its end token (id {end});"
-                f" got {ids}."
-            )
-        return ids[: ids.index(end) + 1]
+    # --- the image tower ------------------------------------------------------------------------------------------
 
     def encode_image(self, pixel_values: torch.FloatTensor) -> tuple[tuple[torch.FloatTensor, ...], torch.FloatTensor]:
         """
-        The frozen image tower.
+        Run the image tower.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): normalised with CLIP's mean
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): normalized with CLIP's mean
                 and standard deviation; both sides multiples of the patch size.
 
         Returns:
             `tuple`: the patch tokens of each feature layer, a tuple of K tensors `(batch_size, num_patches, d_v)`
-            (residual stream, neither normalised nor projected), and the global features
-            `(batch_size, projection_dim)`, not normalised.
+            (residual stream, neither normalized nor projected), and the global features
+            `(batch_size, projection_dim)`, not normalized.
         """
-        vision = self.clip.vision_model
+        patch_tokens, image_embeds, _ = self._encode_image(pixel_values)
+        return patch_tokens, image_embeds
+
+    def _encode_image(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool = False, **kwargs
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """As `encode_image`, and the residual stream after every block on request."""
+        self._check_pixel_values(pixel_values)
+        layers = self.config.feature_layers
+        requested = range(len(self.clip.vision_model.encoder.layers) + 1) if output_hidden_states else layers
+        recorded = LayerStates(requested)
+        outputs = self.clip.vision_model(
+            pixel_values,
+            interpolate_pos_encoding=True,
+            layer_states=recorded,
+            output_hidden_states=False,
+            output_attentions=False,
+            **kwargs,
+        )
+        patch_tokens = tuple(recorded.states[layer][:, 1:] for layer in layers)
+        image_embeds = self.clip.visual_projection(outputs.pooler_output)
+        return patch_tokens, image_embeds, tuple(recorded.states.values()) if output_hidden_states else None
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
         channels = self.config.vision_config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
@@ -435,121 +450,119 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f"pixel_values is {height} x {width} pixels; both sides must be multiples of patch_size={patch_size}."
                 " VCPCLIPImageProcessor makes such sizes."
             )
-        with torch.no_grad():
-            kernel = vision.embeddings.patch_embedding
-            patches = kernel(pixel_values.to(kernel.weight.dtype))
-            grid = patches.shape[-2:]
-            class_token = vision.embeddings.class_embedding.expand(patches.shape[0], 1, -1)
-            hidden_states = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)
-            hidden_states = hidden_states + self._position_embeddings(tuple(grid)).to(hidden_states.dtype)
-            hidden_states = vision.pre_layrnorm(hidden_states)
-            patch_tokens = []
-            for number, layer in enumerate(vision.encoder.layers, start=1):
-                hidden_states = image_block(layer, hidden_states)
-                if number in self.config.feature_layers:
-                    patch_tokens.append(hidden_states[:, 1:])
-            image_embeds = self.clip.visual_projection(vision.post_layernorm(hidden_states[:, 0]))
-        return tuple(patch_tokens), image_embeds
 
-    def _position_embeddings(self, grid: tuple[int, int]) -> torch.Tensor:
-        """CLIP's table `(1 + N, d_v)` at another grid: bicubic with antialiasing, as the authors resize it."""
-        table = self.clip.vision_model.embeddings.position_embedding.weight
-        side = math.isqrt(len(table) - 1)
-        if grid == (side, side):
-            return table
-
-        def resize() -> torch.Tensor:
-            patches = table[1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
-            # Not `interpolate_pos_encoding`: it has no antialias, and with that even upsampling takes another kernel
-            patches = nn.functional.interpolate(
-                patches, size=grid, mode="bicubic", align_corners=False, antialias=True
-            )
-            return torch.cat([table[:1], patches[0].flatten(1).T.to(table.dtype)])
-
-        return self._cache.get("positions", grid, [table], resize) if self._cache.usable() else resize()
+    # --- the text tower -------------------------------------------------------------------------------------------
 
     def encode_text(
         self, image_embeds: torch.FloatTensor, prompt_input_ids: torch.LongTensor | None = None
     ) -> torch.FloatTensor:
         """
-        Text embeddings of both states, prompted by the images.
+        Run the text tower for both states, prompted by the images.
 
         Args:
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`): from `encode_image`.
             prompt_input_ids (`torch.LongTensor` of shape `(2, templates, length)`, *optional*): as in `forward`.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`: L2-normalised, normal first.
+            `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`: L2-normalized, normal first.
         """
-        plan = self._prompt_plan(prompt_input_ids)
-        if not self._cache.usable() or self.training:
-            return self._read_out(self._text_states(image_embeds, plan)).expand(image_embeds.shape[0], -1, -1)
+        plan, text = self._prompt_plan(prompt_input_ids), self.clip.text_model
+        category = self.pre_vcp(image_embeds)
+        positions = text.embeddings.position_embedding(plan.position_ids)
+        learned_tokens = LearnedTokens(
+            plan=plan,
+            category=category[:, plan.category_index] + positions.to(category.device),
+            deep=self._deep_prompt_tokens(category.shape[0], plan),
+            norm=self.prompt_norm,
+        )
+        # Once for all images if the category tokens do not depend on them
+        repeats = (category.shape[0], 1)
+        outputs = text(
+            input_ids=plan.token_ids.repeat(repeats),
+            position_ids=plan.position_ids.repeat(repeats),
+            learned_tokens=learned_tokens,
+            output_hidden_states=False,
+            output_attentions=False,
+        )
+        states = outputs.last_hidden_state.unflatten(0, (category.shape[0], len(plan.rows)))
+        return self._project_text(states[:, plan.rows, plan.end]).expand(image_embeds.shape[0], -1, -1)
 
-        # In inference, what no image changes is computed once: all of it without Pre-VCP, else what stands before the
-        # category tokens
-        text = self.clip.text_model
-        used = list(text.parameters())
-        if self.deep_prompts is not None:
-            used += self.deep_prompts.parameters()
-        if self.pre_vcp.mini_net is None:
-            for part in (self.pre_vcp, self.prompt_norm, self.clip.text_projection):
-                used += part.parameters()
-            embeds = self._cache.get("text", plan, used, lambda: self._read_out(self._text_states(image_embeds, plan)))
-            return embeds.expand(image_embeds.shape[0], -1, -1)
-        if text.config._attn_implementation != "sdpa":
-            return self._read_out(self._text_states(image_embeds, plan))
-        prefix = self._cache.get("prefix", plan, used, lambda: encode_prefix(text, plan, self._deep_tokens(1, plan)))
-        return self._read_out(encode_after_prefix(text, plan, self.pre_vcp(image_embeds), prefix))
+    def _prompt_plan(self, prompt_input_ids: torch.LongTensor | None) -> PromptPlan:
+        """Return the plan of the given ids `(2, T, length)`, or of the configuration's."""
+        return PromptPlan(self._prompt_ids(prompt_input_ids), self.config, self.device)
 
-    def _deep_tokens(self, batch_size: int, plan: PromptPlan) -> torch.Tensor | None:
-        """-> (L, 1 or B, 1 or R, n, d); in training each sequence has its own dropout."""
+    def _prompt_ids(self, prompt_input_ids: torch.LongTensor | None) -> list[list[int]]:
+        """Return the ids of the normal prompts, then of the abnormal ones, without padding."""
+        if prompt_input_ids is None:
+            return [*self.config.normal_prompt_input_ids, *self.config.abnormal_prompt_input_ids]
+        if prompt_input_ids.ndim != 3 or prompt_input_ids.shape[0] != 2:
+            raise ValueError(
+                f"prompt_input_ids has shape {tuple(prompt_input_ids.shape)}, expected (2, templates, length):"
+                " the normal prompts, then the abnormal ones."
+            )
+        return [self._up_to_end(ids) for ids in prompt_input_ids.flatten(0, 1).tolist()]
+
+    def _up_to_end(self, ids: list[int]) -> list[int]:
+        end, slot = self.config.prompt_eos_token_id, self.config.category_token_id
+        if end not in ids or ids[: ids.index(end)].count(slot) != 1:
+            raise ValueError(
+                f"Each row of prompt_input_ids needs one category slot (id {slot}) before its end token (id {end});"
+                f" got {ids}."
+            )
+        ids = ids[: ids.index(end) + 1]
+        self.config.check_prompt_ids(ids)
+        return ids
+
+    def _deep_prompt_tokens(self, batch_size: int, plan: PromptPlan) -> torch.Tensor | None:
+        """Return the tokens of all blocks, (L, 1 or B, 1 or R, n, d); each sequence has its own dropout."""
         if self.deep_prompts is None:
             return None
         num_prompts = len(plan.rows)
-        deep = self.deep_prompts(batch_size * num_prompts).to(self.dtype)
-        return deep.unflatten(1, (-1, num_prompts if self.training else 1))
+        return self.deep_prompts(batch_size * num_prompts).unflatten(1, (-1, num_prompts if self.training else 1))
 
-    def _text_states(self, image_embeds: torch.Tensor, plan: PromptPlan) -> torch.Tensor:
-        """-> (1 or B, R, d): the text tower at the end tokens."""
-        category = self.pre_vcp(image_embeds)
-        checkpoint = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
-        deep = self._deep_tokens(category.shape[0], plan)
-        return encode_sequences(self.clip.text_model, plan, category, deep, checkpoint)
-
-    def _read_out(self, ends: torch.Tensor) -> torch.Tensor:
-        """(B, R, d) at the end tokens -> (B, 2, projection_dim), L2-normalised."""
-        normed = self.clip.text_model.final_layer_norm(self.prompt_norm(ends))
-        embeds = nn.functional.normalize(self.clip.text_projection(normed), dim=-1)
+    def _project_text(self, end_states: torch.Tensor) -> torch.Tensor:
+        """Project the states at the end tokens, (B, R, d), to (B, 2, projection_dim), L2-normalized."""
+        embeds = nn.functional.normalize(self.clip.text_projection(end_states), dim=-1)
         if embeds.shape[1] > 2:
-            # several templates of one state: mean of the normalised embeddings, normalised again
+            # Several templates of one state: the mean of the normalized embeddings, normalized again
             embeds = nn.functional.normalize(embeds.unflatten(1, (2, -1)).mean(dim=2), dim=-1)
         return embeds
+
+    # --- patches against text ---------------------------------------------------------------------------------------
 
     def _layer_logits(
         self, patch_tokens: tuple[torch.Tensor, ...], text_embeds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
         """
-        Abnormal minus normal logit of every patch, `(B, K, N)` float32, for the base and for the Post-VCP branch, and
-        the Post-VCP attentions. A softmax over two states is the sigmoid of this difference, and bilinear upsampling
-        is linear: one channel is upsampled, not two.
+        Compare the patches of every feature layer with the text.
+
+        A softmax over two states is the sigmoid of the difference of their logits, and bilinear upsampling is linear:
+        one channel is upsampled, not two.
+
+        Returns:
+            `tuple`: abnormal minus normal logit of every patch, `(B, K, N)` float32, of the base branch and of the
+            Post-VCP branch (or `None`), and the Post-VCP attentions.
         """
-        base_scale = self.base_logit_scale.float().exp()
+        device = text_embeds.device
         text_contrast = (text_embeds[:, 1] - text_embeds[:, 0]).unsqueeze(-1)
         folded_queries = self.post_vcp.fold_queries(text_embeds) if self.post_vcp is not None else None
 
         base, vcp, attentions = [], [], []
         for tokens, projection in zip(patch_tokens, self.feature_projections, strict=True):
-            projected = linear(projection, tokens)
-            # Products of the unnormalised tokens, divided by their norms: no normalised copy is written
-            contrast = (projected @ text_contrast.to(projected.dtype)).squeeze(-1).float()
-            base.append(base_scale * contrast * _inverse_norm(projected))
+            # Products of the unnormalized tokens, divided by their norms: no normalized copy is written
+            projected = projection(tokens)
+            contrast = (projected @ text_contrast.to(projected)).squeeze(-1).float()
+            base.append((contrast * _inverse_norm(projected)).to(device))
             if self.post_vcp is not None:
                 inverse_norms = _inverse_norm(tokens)
                 updated, attention = self.post_vcp(folded_queries, tokens, inverse_norms.unsqueeze(1))
-                contrast = (tokens @ (updated[:, 1] - updated[:, 0]).unsqueeze(-1).to(tokens.dtype)).squeeze(-1)
-                vcp.append(self.vcp_logit_scale.float().exp() * contrast.float() * inverse_norms)
+                contrast = (tokens @ (updated[:, 1] - updated[:, 0]).unsqueeze(-1).to(tokens)).squeeze(-1).float()
+                vcp.append((contrast * inverse_norms).to(device))
                 attentions.append(attention)
-        return torch.stack(base, dim=1), torch.stack(vcp, dim=1) if vcp else None, tuple(attentions)
+        base_logits = self.base_logit_scale.float().exp() * torch.stack(base, dim=1)
+        if not vcp:
+            return base_logits, None, ()
+        return base_logits, self.vcp_logit_scale.float().exp() * torch.stack(vcp, dim=1), tuple(attentions)
 
     @can_return_tuple
     def forward(
@@ -561,6 +574,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         output_attentions: bool | None = None,
         image_embeds: torch.FloatTensor | None = None,
         patch_tokens: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> VCPCLIPOutput:
         r"""
         Args:
@@ -568,34 +583,48 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 Images from [`VCPCLIPImageProcessor`]; sides are multiples of the patch size. Needed unless
                 `patch_tokens` are given.
             labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-                Ground truth, 1 where abnormal, else 0. Gives `loss`. The values of other dtypes than `torch.bool` are
-                checked, for which a GPU has to be waited for.
+                Ground truth, 1 where abnormal, else 0. Gives `loss`. Values of other dtypes than `torch.bool` are
+                range-checked, which synchronizes with the GPU.
             prompt_input_ids (`torch.LongTensor` of shape `(2, templates, length)`, *optional*):
                 Prompts for this call instead of the configuration's: normal, then abnormal; the category slot holds
-                `config.category_token_id`; padded behind the end token with anything.
+                `config.category_token_id`; any padding after the end token is ignored.
             output_layer_maps (`bool`, *optional*, defaults to `False`): also return the maps of each feature layer.
-            output_attentions (`bool`, *optional*): also return the Post-VCP attention.
+            output_attentions (`bool`, *optional*, defaults to `config.output_attentions`):
+                Also return the Post-VCP attention.
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)` or `(1, projection_dim)`,
-                *optional*): global features to prompt with instead of those of `pixel_values`: the whole image's,
-                when `pixel_values` are its tiles.
+                *optional*): global features that prompt instead of those of `pixel_values`, for example those of the
+                whole image when `pixel_values` are its tiles.
             patch_tokens (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, num_patches, d_v)`,
-                *optional*): what `encode_image` gave before for images of `config.image_size`, instead of
-                `pixel_values`; with `image_embeds`.
+                *optional*): patch tokens that `encode_image` returned for images of `config.image_size`, stacked,
+                instead of `pixel_values`; they need `image_embeds`.
+            output_hidden_states (`bool`, *optional*, defaults to `config.output_hidden_states`):
+                Also return the image tower's hidden states; needs `pixel_values`.
             return_dict (`bool`, *optional*): `False` for a plain tuple.
+            kwargs: arguments of transformers' attention functions, for the image tower.
 
         Returns:
             [`VCPCLIPOutput`]
 
         Raises:
             ValueError: a wrong shape, or labels outside 0 and 1; the message says what was expected.
+            TypeError: an unknown keyword argument.
         """
-        # 1. the frozen image tower
+        _refuse_unknown(kwargs)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+
+        # 1. the image tower
+        hidden_states = None
         if (pixel_values is None) == (patch_tokens is None) or (patch_tokens is not None and image_embeds is None):
-            raise ValueError("Give either pixel_values, or what encode_image gave: patch_tokens with image_embeds.")
+            raise ValueError(
+                "Give either pixel_values, or the results of encode_image: patch_tokens (stacked) with image_embeds."
+            )
         if pixel_values is not None:
-            patch_tokens, own_embeds = self.encode_image(pixel_values)
+            patch_tokens, own_embeds, hidden_states = self._encode_image(pixel_values, output_hidden_states, **kwargs)
             batch_size, size = pixel_values.shape[0], tuple(pixel_values.shape[-2:])
         else:
+            self._check_patch_tokens(patch_tokens)
             batch_size, size, own_embeds = patch_tokens.shape[0], self.config.input_size, image_embeds
             patch_tokens = patch_tokens.to(self.dtype).unbind(dim=1)
         if image_embeds is None:
@@ -608,7 +637,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         else:
             image_embeds = image_embeds.to(own_embeds.device, self.dtype)
 
-        # 2. the prompted text tower (once for all images that share their global features)
+        # 2. the prompted text tower, once for all images that share their global features
         text_embeds = self.encode_text(image_embeds, prompt_input_ids).expand(batch_size, -1, -1)
         image_embeds = image_embeds.expand(batch_size, -1)
 
@@ -649,7 +678,19 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             text_embeds=text_embeds,
             image_embeds=image_embeds,
             attentions=attentions if output_attentions and attentions else None,
+            hidden_states=hidden_states,
         )
+
+    def _check_patch_tokens(self, patch_tokens: torch.Tensor) -> None:
+        height, width = self.config.input_size
+        vision = self.config.vision_config
+        num_patches = (height // vision.patch_size) * (width // vision.patch_size)
+        expected = (len(self.config.feature_layers), num_patches, vision.hidden_size)
+        if patch_tokens.ndim != 4 or tuple(patch_tokens.shape[1:]) != expected:
+            raise ValueError(
+                f"patch_tokens has shape {tuple(patch_tokens.shape)}, expected (batch_size, {expected[0]}"
+                f" feature layers, {expected[1]} patches of a {height} x {width} image, {expected[2]})."
+            )
 
     @staticmethod
     def _check_labels(labels: torch.Tensor, expected: tuple[int, ...]) -> None:
@@ -667,6 +708,24 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 )
 
 
+def _with_blocks_of(encoder: CLIPEncoder, cls: type[CLIPEncoder]) -> CLIPEncoder:
+    """Return an encoder of another class with the blocks of a given one."""
+    with torch.device("meta"):  # the blocks made here are replaced at once
+        replacement = cls(encoder.config)
+    replacement.layers = encoder.layers
+    return replacement
+
+
+def _refuse_unknown(arguments: dict[str, Any]) -> None:
+    """transformers' own keyword arguments are passed on; a misspelt one of ours must not be ignored."""
+    known = ("pixel_values", "labels", "prompt_input_ids", "output_layer_maps", "output_attentions", "image_embeds")
+    for name in arguments.keys() - TransformersKwargs.__annotations__.keys():
+        close = difflib.get_close_matches(name, (*known, "patch_tokens", "output_hidden_states"), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise TypeError(f"VCPCLIPModel.forward() has no argument {name!r}{hint}")
+
+
 def _inverse_norm(tokens: torch.Tensor) -> torch.Tensor:
-    """1 / L2 norm over the last axis, in float32."""
-    return torch.linalg.vector_norm(tokens, dim=-1, dtype=torch.float32).clamp_min(1e-12).reciprocal()
+    """Return 1 / L2 norm over the last axis, float32; half precision is summed in float32."""
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    return torch.linalg.vector_norm(tokens, dim=-1, dtype=dtype).clamp_min(1e-12).reciprocal().float()

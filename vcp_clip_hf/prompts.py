@@ -1,8 +1,9 @@
-"""Prompt templates as token ids, and where words and learned tokens stand in CLIP's text sequences."""
+"""Prompt templates as token ids, and the positions of words and learned tokens in CLIP's text sequences."""
 
 from collections.abc import Sequence
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from .configuration_vcp_clip import CATEGORY_SLOT, VCPCLIPConfig
 
@@ -10,33 +11,37 @@ from .configuration_vcp_clip import CATEGORY_SLOT, VCPCLIPConfig
 __all__ = ["PromptPlan", "check_tokenizer", "tokenize_prompts"]
 
 
-def check_tokenizer(tokenizer, vocab_size: int) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """
+    Check that a tokenizer has the vocabulary of the text tower. With another vocabulary, its ids mean other words; a
+    folder without tokenizer files gives an empty one.
+
     Raises:
-        ValueError: a tokenizer of another vocabulary than the text tower's, whose ids would mean other words.
-            (Folders without tokenizer files give transformers' empty one.)
+        ValueError: the sizes differ.
     """
     if len(tokenizer) != vocab_size:
         raise ValueError(
-            f"The tokenizer has {len(tokenizer)} entries, the text tower vocab_size={vocab_size}: take the backbone's"
-            " own tokenizer."
+            f"The tokenizer has {len(tokenizer)} entries, the text tower has vocab_size={vocab_size}. Use the"
+            " tokenizer of the CLIP backbone."
         )
 
 
-def tokenize_prompts(prompts: Sequence[str], tokenizer, category_token_id: int) -> list[list[int]]:
+def tokenize_prompts(
+    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, category_token_id: int
+) -> list[list[int]]:
     """
-    Token ids of prompt templates, the category slot in place of `{}`.
+    Tokenize prompt templates, with the category slot in place of `{}`.
 
     Args:
         prompts (`Sequence[str]`): templates, each with exactly one `{}`.
-        tokenizer: the tokenizer of the CLIP backbone.
-        category_token_id (`int`): id to put into the slot.
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the CLIP backbone.
+        category_token_id (`int`): id that marks the slot.
 
     Returns:
-        `list[list[int]]`: start token, words, slot, words, end token; not padded, so their lengths differ.
+        `list[list[int]]`: start token, words, slot, words, end token of each prompt, without padding.
 
     Raises:
-        ValueError: no or several slots, or a word outside the vocabulary.
+        ValueError: a template has no slot or several, or a word outside the vocabulary.
     """
     rows = []
     for prompt in prompts:
@@ -52,61 +57,54 @@ def tokenize_prompts(prompts: Sequence[str], tokenizer, category_token_id: int) 
 
 class PromptPlan:
     """
-    Where everything stands in the text sequences: which positions hold words, category tokens or deep prompt tokens.
+    The position of every word, category token and deep prompt token in the text sequences.
 
-    The sequences end at the last end token: what follows it is invisible to it behind the causal mask. Rows are the
-    T normal prompts, then the T abnormal ones; their length is that of the longest, shorter ones are padded behind
-    their end token.
+    The sequences end at the last end token: the causal mask hides everything after it. The rows are the T normal
+    prompts, then the T abnormal ones; shorter prompts are padded after their end token.
 
-    Attributes (tensors of shape `(2 * T, length)` where nothing else is said):
-        token_ids: words; 0 where a learned token will stand.
-        position_ids: rows of CLIP's text position table; deep prompt tokens have none (0 stands in).
-        is_category, category_index: where the category tokens go, and which of the r.
-        is_deep, deep_index: where the deep prompt tokens go, and which of the n.
+    Args:
+        prompt_ids (`list[list[int]]`): ids of each prompt, with the category slot, without padding.
+        config ([`VCPCLIPConfig`]): the numbers of learned tokens and their positions.
+        device (`torch.device`): where the tables are needed.
+
+    Attributes (tensors of shape `(2 * T, length)` unless stated):
+        token_ids: ids of the words; 0 where a learned token will be inserted.
+        position_ids: rows of CLIP's text position table; deep prompt tokens have none and are given 0.
+        is_category, category_index: where the category tokens go (`(2 * T, length, 1)`), and which of the r.
+        is_deep, deep_index: where the deep prompt tokens go (`(2 * T, length, 1)`), and which of the n.
         end (`(2 * T,)`): position of the end token, where the embedding is read.
         rows (`(2 * T,)`): 0, 1, 2, ...
-        num_category (`int`): r.
-        prefix_length (`int`): places before the first category token of any row; the same for every image.
+        prefix_length (`int`): number of positions before the first category token of any row. They do not depend on
+            the image.
     """
 
     def __init__(self, prompt_ids: list[list[int]], config: VCPCLIPConfig, device: torch.device):
-        num_category, num_deep = config.num_category_tokens, config.num_deep_prompt_tokens
-        columns = {name: [] for name in ("token", "position", "is_category", "category", "is_deep", "deep")}
-        ends = []
-        for ids in prompt_ids:
-            # (token id, position, index of the category token or None, index of the deep prompt token or None)
-            sequence, position = [], 0
-            for token in ids:
-                if token == config.category_token_id:
-                    for index in range(num_category):
-                        sequence.append((0, position + index, index, None))
-                    position += num_category
-                else:
-                    sequence.append((token, position, None, None))
-                    position += 1
-            deep = [(0, 0, None, index) for index in range(num_deep)]
-            where = 1 if config.deep_prompt_position == "start" else len(sequence) - 1
-            sequence[where:where] = deep
-            ends.append(len(sequence) - 1)
-            columns["token"].append([entry[0] for entry in sequence])
-            columns["position"].append([entry[1] for entry in sequence])
-            columns["is_category"].append([entry[2] is not None for entry in sequence])
-            columns["category"].append([entry[2] or 0 for entry in sequence])
-            columns["is_deep"].append([entry[3] is not None for entry in sequence])
-            columns["deep"].append([entry[3] or 0 for entry in sequence])
+        sequences = [_sequence(ids, config) for ids in prompt_ids]
+        length = max(map(len, sequences))
+        padded = [sequence + [(0, 0, -1, -1)] * (length - len(sequence)) for sequence in sequences]
+        # One tensor, so that a GPU waits for one copy only
+        table = torch.tensor(padded, dtype=torch.long, device=device)
+        self.token_ids, self.position_ids, category, deep = table.unbind(-1)
+        self.is_category, self.category_index = (category >= 0).unsqueeze(-1), category.clamp_min(0)
+        self.is_deep, self.deep_index = (deep >= 0).unsqueeze(-1), deep.clamp_min(0)
+        self.end = torch.tensor([len(sequence) - 1 for sequence in sequences], dtype=torch.long, device=device)
+        self.rows = torch.arange(len(sequences), device=device)
+        self.prefix_length = min(
+            next(position for position, entry in enumerate(sequence) if entry[2] >= 0) for sequence in sequences
+        )
 
-        length = max(ends) + 1
-        self.num_category = num_category
 
-        def table(name: str, dtype: torch.dtype) -> torch.Tensor:
-            return torch.tensor([row + [0] * (length - len(row)) for row in columns[name]], dtype=dtype, device=device)
-
-        self.token_ids = table("token", torch.long)
-        self.position_ids = table("position", torch.long)
-        self.is_category = table("is_category", torch.bool).unsqueeze(-1)
-        self.category_index = table("category", torch.long)
-        self.is_deep = table("is_deep", torch.bool).unsqueeze(-1)
-        self.deep_index = table("deep", torch.long)
-        self.end = torch.tensor(ends, dtype=torch.long, device=device)
-        self.rows = torch.arange(len(prompt_ids), device=device)
-        self.prefix_length = min(row.index(True) for row in columns["is_category"])
+def _sequence(ids: list[int], config: VCPCLIPConfig) -> list[tuple[int, int, int, int]]:
+    """Token id, position, index of the category token or -1, index of the deep prompt token or -1, for each place."""
+    sequence, position = [], 0
+    for token in ids:
+        if token == config.category_token_id:
+            for index in range(config.num_category_tokens):
+                sequence.append((0, position + index, index, -1))
+            position += config.num_category_tokens
+        else:
+            sequence.append((token, position, -1, -1))
+            position += 1
+    first = 1 if config.deep_prompt_position == "start" else len(sequence) - 1
+    sequence[first:first] = [(0, 0, -1, index) for index in range(config.num_deep_prompt_tokens)]
+    return sequence

@@ -26,7 +26,15 @@ class VCPCLIPPreVCP(nn.Module):
         )
 
     def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
-        """(B, d) -> (B, r, d); without the Mini-Net the tokens are the same for every image: (1, r, d)."""
+        """
+        Make the category tokens.
+
+        Args:
+            image_embeds (`torch.Tensor` of shape `(B, d)`): global image features, not normalized.
+
+        Returns:
+            `torch.Tensor` of shape `(B, r, d)`; without the Mini-Net `(1, r, d)`, the same for every image.
+        """
         if self.mini_net is None:
             return self.category_embeddings.unsqueeze(0)
         return self.category_embeddings + self.mini_net(image_embeds.unsqueeze(1))
@@ -45,7 +53,15 @@ class VCPCLIPDeepPrompts(nn.Module):
         self.dropout = nn.Dropout(config.deep_prompt_dropout)
 
     def forward(self, num_sequences: int) -> torch.Tensor:
-        """-> (L, number of sequences or 1, n, d); each sequence has its own dropout."""
+        """
+        Make the tokens of all blocks.
+
+        Args:
+            num_sequences (`int`): number of text sequences; in training, each has its own dropout.
+
+        Returns:
+            `torch.Tensor` of shape `(L, num_sequences, n, d)` in training, `(L, 1, n, d)` in evaluation.
+        """
         tokens = self.projection(self.embeddings).unsqueeze(1)
         if self.training:
             tokens = self.dropout(tokens.expand(-1, num_sequences, -1, -1))
@@ -56,9 +72,9 @@ class VCPCLIPPostVCP(nn.Module):
     """
     Post-VCP: text embeddings updated by attention over the patch tokens of one layer (equations 5 to 8).
 
-    Keys and values are never formed for the patches. For a head with query q, the scores q . (W_k x + b_k) equal
-    (W_k^T q) . x up to a constant that the softmax over patches cancels (so b_k does not exist here), and the
-    weighted mean of W_v x + b_v is W_v times the weighted mean of x, plus b_v.
+    Keys and values of the patches are never formed. For a head with query q, the score q . (W_k x + b_k) equals
+    (W_k^T q) . x up to a constant that the softmax over patches cancels, so this module has no b_k. The weighted mean
+    of W_v x + b_v is W_v times the weighted mean of x, plus b_v.
     """
 
     def __init__(self, config: VCPCLIPConfig):
@@ -70,33 +86,58 @@ class VCPCLIPPostVCP(nn.Module):
         self.value_projection = nn.Linear(width, width)
         self.output_projection = nn.Linear(width, width)
 
+    def key_matrix(self, like: torch.Tensor) -> torch.Tensor:
+        """
+        Return W_k as the key projection applies it.
+
+        The projection is called on the unit vectors instead of reading its weight, so that an adapter on it, a hook,
+        or an offloaded weight has its effect.
+
+        Args:
+            like (`torch.Tensor`): tensor whose dtype and device the unit vectors get.
+
+        Returns:
+            `torch.Tensor` of shape `(d_v, d_v)`, input features first.
+        """
+        return self.key_projection(torch.eye(self.key_projection.in_features, dtype=like.dtype, device=like.device))
+
     def fold_queries(self, text_embeds: torch.Tensor) -> torch.Tensor:
-        """(B, 2, projection_dim) -> (B, heads * 2, d_v): queries taken through the key projection, one per head."""
-        batch_size, width = text_embeds.shape[0], self.key_projection.in_features
-        queries = self.query_projection(text_embeds).view(batch_size, 2, self.num_heads, -1)
-        key_weight = self.key_projection.weight.view(self.num_heads, -1, width)
-        return torch.einsum("bshe,hev->bhsv", queries, key_weight).reshape(batch_size, self.num_heads * 2, width)
+        """
+        Multiply the queries of all heads by the key projection. The result is the same for every feature layer.
+
+        Args:
+            text_embeds (`torch.Tensor` of shape `(B, 2, projection_dim)`): normal, abnormal.
+
+        Returns:
+            `torch.Tensor` of shape `(B, heads * 2, d_v)`.
+        """
+        queries = self.query_projection(text_embeds).unflatten(-1, (self.num_heads, -1))
+        key_matrix = self.key_matrix(text_embeds).unflatten(-1, (self.num_heads, -1)).to(queries)
+        return torch.einsum("bshe,vhe->bhsv", queries, key_matrix).flatten(1, 2)
 
     def forward(
         self, folded_queries: torch.Tensor, patch_tokens: torch.Tensor, inverse_norms: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
+        Update the text embeddings with one feature layer.
+
         Args:
-            folded_queries (`(B, heads * 2, d_v)`): from `fold_queries`; the same for every layer.
-            patch_tokens (`(B, N, d_v)`): not normalised.
-            inverse_norms (`(B, 1, N)`, float32): 1 / L2 norm of each patch token.
+            folded_queries (`torch.Tensor` of shape `(B, heads * 2, d_v)`): from `fold_queries`.
+            patch_tokens (`torch.Tensor` of shape `(B, N, d_v)`): not normalized.
+            inverse_norms (`torch.FloatTensor` of shape `(B, 1, N)`): 1 / L2 norm of each patch token, float32.
 
         Returns:
-            `(B, 2, d_v)`: updated text embeddings, L2-normalised, and `(B, heads, 2, N)`: the attention, float32.
+            `tuple`: updated text embeddings `(B, 2, d_v)`, L2-normalized, and the attention `(B, heads, 2, N)`,
+            float32.
         """
-        batch_size, _, width = folded_queries.shape
-        # No 1 / sqrt(head width): the authors have none
-        # In this order: the transposed product takes five times as long in bfloat16 on a CPU
+        folded_queries = folded_queries.to(patch_tokens)
+        # The authors do not scale by 1 / sqrt(head width). The transposed product is five times slower in bfloat16 on
+        # a CPU
         scores = (patch_tokens @ folded_queries.transpose(1, 2)).transpose(1, 2).float() * inverse_norms
         attention = scores.softmax(dim=-1)
         context = (attention * inverse_norms).to(patch_tokens.dtype) @ patch_tokens
-        context = context.view(batch_size, self.num_heads, 2, width)
-        value_weight = self.value_projection.weight.view(self.num_heads, -1, width)
-        values = torch.einsum("bhsv,hev->bshe", context, value_weight).reshape(batch_size, 2, width)
-        updated = self.output_projection(values + self.value_projection.bias)
-        return nn.functional.normalize(updated, dim=-1), attention.view(batch_size, self.num_heads, 2, -1)
+        # The projection computes all heads of each head's context; each head keeps its own
+        values = self.value_projection(context).unflatten(1, (self.num_heads, 2)).unflatten(-1, (self.num_heads, -1))
+        values = values.diagonal(dim1=1, dim2=3).permute(0, 1, 3, 2).flatten(2)
+        updated = self.output_projection(values)
+        return nn.functional.normalize(updated, dim=-1), attention.unflatten(1, (self.num_heads, 2))

@@ -1,0 +1,426 @@
+"""Fast inference: a frozen copy of a [`VCPCLIPModel`] with the same `forward`.
+
+The copy shares the weights' memory. Its differences from the plain model are all in this file and in `cpu_kernels`:
+
+- what does not depend on the image is computed once for each set of prompts: the keys and values of the text tower
+  before the category tokens, or, without Pre-VCP, the whole text embedding; the deep prompts; the embedded words;
+- the resized position table is computed once for each image size;
+- on a CPU, linear layers and attention are computed as `cpu_kernels` describes.
+
+Each fast module is a subclass of the plain one with the same parameters. In float32 the results equal those of the
+plain model to 1e-6.
+"""
+
+import copy
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils import logging
+
+from .configuration_vcp_clip import VCPCLIPConfig
+from .cpu_kernels import CPU_ATTENTION, ConvolutionLinear
+from .modeling_vcp_clip import VCPCLIPModel
+from .prompted_text import insert_category_tokens, insert_deep_prompts
+from .prompts import PromptPlan
+from .vision_tower import VCPCLIPVisionEmbeddings
+from .visual_context_prompting import VCPCLIPPostVCP
+
+
+__all__ = [
+    "AcceleratedVCPCLIPModel",
+    "accelerate_inference",
+    "accelerated_or_plain",
+    "acceleration_obstacle",
+    "freeze_for_export",
+]
+
+logger = logging.get_logger(__name__)
+
+# Name of `prefix_attention` among transformers' attention implementations
+PREFIX_ATTENTION = "vcp_clip_prefix"
+
+# Number of prompt sets, and of image sizes, whose constants are kept; the oldest is dropped
+_MAX_CONSTANTS = 8
+
+
+def accelerate_inference(model: VCPCLIPModel) -> "AcceleratedVCPCLIPModel":
+    """
+    Make a frozen copy of a model for fast inference.
+
+    The copy has the model's `forward` and shares the memory of its weights. It computes no gradients and cannot be
+    trained, prompted anew or saved: do that with the model itself, and accelerate it again.
+    [`accelerated_or_plain`] does so whenever the model has changed.
+
+    Args:
+        model ([`VCPCLIPModel`]): in evaluation mode, on any device, of any dtype. It stays as it is.
+
+    Returns:
+        [`AcceleratedVCPCLIPModel`]: maps equal to the model's within 1e-6 in float32.
+
+    Raises:
+        ValueError: the model has forward hooks, adapters, quantized or offloaded layers, or is in training mode: the
+            copy would ignore them. The message names the module.
+
+    ```python
+    >>> import torch
+    >>> from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPModel, accelerate_inference
+
+    >>> model = VCPCLIPModel.from_pretrained(EMBEDDED_CHECKPOINT)
+    >>> fast = accelerate_inference(model)
+    >>> outputs = fast(torch.zeros(1, 3, 224, 224))
+    ```
+    """
+    obstacle = acceleration_obstacle(model)
+    if obstacle is not None:
+        raise ValueError(f"This model cannot be accelerated: {obstacle}. Use the model itself.")
+    return AcceleratedVCPCLIPModel.copy_of(model)
+
+
+def accelerated_or_plain(model: PreTrainedModel, former: PreTrainedModel | None = None) -> PreTrainedModel:
+    """
+    Return a fast copy that is up to date, or the model itself, with a warning, where none can be made.
+
+    Args:
+        model (`PreTrainedModel`): the model; other kinds than VCP-CLIP are returned as they are.
+        former (`PreTrainedModel`, *optional*): an earlier result for this model, used again if the model is unchanged.
+            Changes of weights through `.data` are seen only where the copy reads them directly.
+    """
+    if model.config.model_type != VCPCLIPConfig.model_type or isinstance(model, AcceleratedVCPCLIPModel):
+        return model
+    obstacle = acceleration_obstacle(model)
+    if obstacle is not None:
+        logger.warning_once(f"Inference is not accelerated: {obstacle}. The plain model is used.")
+        return model
+    if isinstance(former, AcceleratedVCPCLIPModel) and former.is_copy_of(model):
+        return former
+    return AcceleratedVCPCLIPModel.copy_of(model)
+
+
+def acceleration_obstacle(model: VCPCLIPModel) -> str | None:
+    """Return why a model cannot be accelerated, or `None`."""
+    if isinstance(model, AcceleratedVCPCLIPModel):
+        return "it is an accelerated copy already"
+    if model.training:
+        return "it is in training mode (call model.eval())"
+    for name, module in model.named_modules():
+        place = name or "the model"
+        if "forward" in vars(module):
+            return f"the forward method of {place} was replaced, for example to offload its weights"
+        hooks = (
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+            *module._backward_hooks.values(),
+        )
+        if any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks):
+            return f"{place} has hooks"
+        if not _is_plain(module):
+            return f"{place} is a {type(module).__name__}, such as an adapter or a quantized layer"
+    for name, parameter in model.named_parameters():
+        if type(parameter.data) is not torch.Tensor or parameter.is_inference():
+            return f"{name} is not an ordinary tensor, for example quantized or made in inference mode"
+    return None
+
+
+_PLAIN_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Dropout, nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList)
+_PLAIN_SOURCES = ("transformers.activations", "transformers.models.clip.", "torch.nn.modules.activation")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module is one that VCP-CLIP is built of, and not one that replaces it."""
+    kind = type(module)
+    # By name: in remote code, our classes exist more than once
+    ours = kind.__name__.startswith("VCPCLIP") and kind.__module__.split(".")[0] in (
+        "vcp_clip_hf",
+        "transformers_modules",
+    )
+    return kind in _PLAIN_LAYERS or ours or kind.__module__.startswith(_PLAIN_SOURCES)
+
+
+class AcceleratedVCPCLIPModel(VCPCLIPModel):
+    """A frozen copy of a [`VCPCLIPModel`] for inference, made by [`accelerate_inference`]."""
+
+    @classmethod
+    def copy_of(cls, model: VCPCLIPModel) -> "AcceleratedVCPCLIPModel":
+        """Make the copy; `accelerate_inference` checks first that it would be right."""
+        # Modules are copied; the parameters are new objects on the same memory, so that moving the copy to another
+        # device or dtype leaves the model alone
+        memo = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
+        fast = copy.deepcopy(model, memo)
+        fast.__class__ = cls
+        fast._source = _Snapshot(model)
+        fast._text_constants = _Constants()
+        fast.clip.vision_model.embeddings.__class__ = _FastVisionEmbeddings
+        fast.clip.vision_model.embeddings._tables = _Constants()
+        if fast.post_vcp is not None:
+            fast.post_vcp.__class__ = _FastPostVCP
+        for module in (*fast.clip.modules(), *fast.feature_projections):
+            if type(module) is nn.Linear:
+                module.__class__ = ConvolutionLinear
+        if fast.clip.vision_model.config._attn_implementation == "sdpa":
+            fast.clip.vision_model.config._attn_implementation = CPU_ATTENTION
+        fast.clip.text_model.config._attn_implementation = PREFIX_ATTENTION
+        return fast
+
+    def is_copy_of(self, model: VCPCLIPModel) -> bool:
+        """Return whether weights and configuration of a model are still those that were copied."""
+        return self._source == _Snapshot(model)
+
+    # The decorator keeps the signature
+    forward = torch.no_grad()(VCPCLIPModel.forward)
+
+    def _encode_image(self, pixel_values: torch.Tensor, *args, **kwargs):
+        if pixel_values.requires_grad:
+            raise ValueError(
+                "pixel_values requires gradients, but an accelerated model computes none. Call the model that it was"
+                " made from, or pipeline(..., accelerate=False)."
+            )
+        return super()._encode_image(pixel_values, *args, **kwargs)
+
+    @torch.no_grad()
+    def encode_text(
+        self, image_embeds: torch.FloatTensor, prompt_input_ids: torch.LongTensor | None = None
+    ) -> torch.FloatTensor:
+        """As [`VCPCLIPModel.encode_text`], with everything that does not depend on the image computed beforehand."""
+        prompt_ids = self._prompt_ids(prompt_input_ids)
+        key = tuple(map(tuple, prompt_ids))
+        constants = self._text_constants.get(key, lambda: self._make_text_constants(prompt_ids))
+        if constants.text_embeds is not None:
+            text_embeds = constants.text_embeds
+        else:
+            text_embeds = self._encode_after_prefix(self.pre_vcp(image_embeds), constants)
+        return text_embeds.expand(image_embeds.shape[0], -1, -1)
+
+    def _make_text_constants(self, prompt_ids: list[list[int]]) -> "_TextConstants":
+        text, plan = self.clip.text_model, PromptPlan(prompt_ids, self.config, self.device)
+        # Later calls use the constants with and without autocast: they are computed in the model's own dtype
+        device_type = self.device.type
+        with (
+            torch.autocast(device_type, enabled=False)
+            if torch.amp.is_autocast_available(device_type)
+            else nullcontext()
+        ):
+            deep = self._deep_prompt_tokens(1, plan)
+            embeddings = text.embeddings(input_ids=plan.token_ids, position_ids=plan.position_ids)
+            prefix, rest = slice(0, plan.prefix_length), slice(plan.prefix_length, None)
+            states, recorded = embeddings[:, prefix], []
+            for index, layer in enumerate(text.encoder.layers):
+                if deep is not None:
+                    states = insert_deep_prompts(states[None], deep[index], plan, prefix)[0]
+                states = layer(states, None, is_causal=True, recorded=recorded)
+            constants = _TextConstants(
+                plan=plan,
+                embeddings=embeddings[:, rest],
+                positions=text.embeddings.position_embedding(plan.position_ids[:, rest]),
+                deep=deep,
+                keys_values=recorded,
+            )
+            if self.pre_vcp.mini_net is None:
+                # Without Pre-VCP the category tokens are constants too; `pre_vcp` does not read its argument
+                no_image = torch.zeros(1, self.config.projection_dim, device=self.device, dtype=self.dtype)
+                constants.text_embeds = self._encode_after_prefix(self.pre_vcp(no_image), constants)
+        return constants
+
+    def _encode_after_prefix(self, category: torch.Tensor, constants: "_TextConstants") -> torch.Tensor:
+        """Run the text tower from the first category token on: (B, r, d) -> (B, 2, projection_dim)."""
+        text, plan = self.clip.text_model, constants.plan
+        length = plan.prefix_length
+        rest = slice(length, None)
+        category = category[:, plan.category_index[:, rest]] + constants.positions
+        states = insert_category_tokens(constants.embeddings[None], category, plan, rest)
+        shape = states.shape
+        # Every position sees the whole prefix, and of the rest itself and what comes before it
+        positions = shape[2]
+        mask = torch.ones(1, 1, positions, length + positions, dtype=torch.bool, device=states.device).tril(length)
+        for index, layer in enumerate(text.encoder.layers):
+            if constants.deep is not None:
+                states = insert_deep_prompts(states, constants.deep[index], plan, rest)
+            states = layer(states.flatten(0, 1), mask, prefix=constants.keys_values[index]).view(shape)
+        ends = states[:, plan.rows, plan.end - length]
+        return self._project_text(text.final_layer_norm(self.prompt_norm(ends)))
+
+    # --- what a frozen copy does not do ---------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "AcceleratedVCPCLIPModel":
+        """Refuse training mode."""
+        if mode:
+            raise ValueError("An accelerated model is frozen. Train the model that it was made from.")
+        return super().train(mode)
+
+    def set_prompts(self, *args, **kwargs) -> None:
+        """Refuse other prompts; `forward` takes them for one call."""
+        raise ValueError(
+            "An accelerated model is frozen. Set the prompts of the model that it was made from and accelerate that again,"
+            " or pass prompt_input_ids to this call."
+        )
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """Refuse to save."""
+        raise ValueError("An accelerated model is a copy for inference. Save the model that it was made from.")
+
+    def load_state_dict(self, *args, **kwargs) -> Any:
+        """Refuse other weights."""
+        raise ValueError("An accelerated model is frozen. Load the weights into the model that it was made from.")
+
+    def _apply(self, fn: Callable, recurse: bool = True):
+        # `to`, `half` and the like change what the constants were computed from
+        super()._apply(fn, recurse)
+        self._text_constants.clear()
+        self.clip.vision_model.embeddings._tables.clear()
+        return self
+
+
+def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLIPModel:
+    """
+    Make an accelerated float32 copy on the CPU for one image size and the configuration's prompts, whose constants
+    are all computed: what an exported graph contains.
+
+    The vocabulary is left out, because the embedded words are constants (150 MB for OpenAI's CLIP).
+
+    Args:
+        model ([`VCPCLIPModel`]): stays as it is; float32 weights on the CPU share their memory.
+        image_size (`int`): side of the square input in pixels.
+
+    Raises:
+        ValueError: as [`accelerate_inference`].
+    """
+    frozen = accelerate_inference(model).to("cpu", torch.float32)
+    frozen(torch.zeros(1, frozen.config.vision_config.num_channels, image_size, image_size))
+    vocabulary = frozen.clip.text_model.embeddings.token_embedding
+    frozen.clip.text_model.embeddings.token_embedding = nn.Embedding(1, vocabulary.embedding_dim)
+    return frozen
+
+
+# --- constants ------------------------------------------------------------------------------------------------------
+
+
+class _Constants:
+    """A few computed values by key; the oldest is dropped."""
+
+    def __init__(self):
+        self._values: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return the value of a key, made by `make()` at the first request."""
+        value = self._values.get(key)
+        if value is None:
+            value = make()
+            if not torch.compiler.is_compiling():  # a value of a graph that is being traced is not a tensor
+                if len(self._values) >= _MAX_CONSTANTS:
+                    del self._values[next(iter(self._values))]
+                self._values[key] = value
+        return value
+
+    def clear(self) -> None:
+        """Drop all values."""
+        self._values.clear()
+
+
+@dataclass
+class _TextConstants:
+    """
+    What the text tower computes independently of the image, for one set of prompts.
+
+    Args:
+        plan ([`PromptPlan`]): the position of every token.
+        embeddings (`torch.Tensor` of shape `(R, P - prefix, d)`): embedded words from the first category token on.
+        positions (`torch.Tensor` of shape `(R, P - prefix, d)`): their position embeddings.
+        deep (`torch.Tensor` of shape `(L, 1, 1, n, d)`, *optional*): the deep prompt tokens.
+        keys_values (`list` of L pairs `(R, heads, prefix, d / heads)`): keys and values before the category tokens.
+        text_embeds (`torch.Tensor` of shape `(1, 2, projection_dim)`, *optional*): the result, without Pre-VCP.
+    """
+
+    plan: PromptPlan
+    embeddings: torch.Tensor
+    positions: torch.Tensor
+    deep: torch.Tensor | None
+    keys_values: list[tuple[torch.Tensor, torch.Tensor]]
+    text_embeds: torch.Tensor | None = None
+
+
+def prefix_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    recorded: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """
+    Attention of the text tower that records keys and values, or attends to recorded ones before its own.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(sequences, heads, positions, head width)`).
+        recorded (`list`, *optional*): the keys and values are appended to it.
+        prefix (pair of `torch.Tensor` of shape `(R, heads, prefix, head width)`, *optional*):
+            Keys and values before those given, the same for every image; needs an `attention_mask` over both.
+        module, attention_mask, scaling, kwargs: as in every attention function of transformers.
+    """
+    if recorded is not None:
+        recorded.append((key, value))
+    if prefix is not None:
+        num_images = key.shape[0] // prefix[0].shape[0]
+        key, value = (
+            torch.cat([known.to(own).repeat(num_images, 1, 1, 1), own], dim=2)
+            for known, own in zip(prefix, (key, value), strict=True)
+        )
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)
+
+
+class _FastVisionEmbeddings(VCPCLIPVisionEmbeddings):
+    """Image embeddings that keep the resized position table of each image size."""
+
+    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """As in [`VCPCLIPVisionEmbeddings`]."""
+        resize = super().interpolate_pos_encoding
+        return self._tables.get((height, width), lambda: resize(embeddings, height, width))
+
+
+class _FastPostVCP(VCPCLIPPostVCP):
+    """Post-VCP that reads the weight of its key projection."""
+
+    def key_matrix(self, like: torch.Tensor) -> torch.Tensor:
+        """As in [`VCPCLIPPostVCP`]; no adapter or hook is present in a copy."""
+        return self.key_projection.weight.T
+
+
+class _Snapshot:
+    """
+    Weights and configuration of a model, to be compared later.
+
+    PyTorch counts in-place changes of a tensor, and `Module.to` puts other memory behind a parameter. The memory of
+    the former values stays in use by the copy, so that no other tensor can take its address.
+    """
+
+    def __init__(self, model: VCPCLIPModel):
+        self._parameters = list(model.parameters())
+        self._states = [(each.data_ptr(), each._version) for each in self._parameters]
+        config = model.config
+        fields = [name for name in VCPCLIPConfig.__annotations__ if not name.endswith("_config")]
+        self._fields = repr([getattr(config, name) for name in fields])
+        self._attention = [
+            part.config._attn_implementation for part in (model.clip.text_model, model.clip.vision_model)
+        ]
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Snapshot)
+            and self._states == other._states
+            and self._fields == other._fields
+            and self._attention == other._attention
+            and len(self._parameters) == len(other._parameters)
+            and all(ours is theirs for ours, theirs in zip(self._parameters, other._parameters, strict=True))
+        )
+
+    __hash__ = None

@@ -1,0 +1,111 @@
+"""The two modules of CLIP's image tower that VCP-CLIP changes; their parameters and names are CLIP's."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
+
+
+__all__ = ["LayerStates", "VCPCLIPVisionEmbeddings", "VCPCLIPVisionEncoder", "resize_position_table"]
+
+
+class LayerStates:
+    """
+    The residual stream after chosen blocks of the image tower.
+
+    `CLIPVisionModel` does not return its encoder's output, and transformers' recording by hooks cannot be compiled or
+    pickled. The encoder fills this object instead; it is not a dictionary, because offloading
+    hooks copy those.
+
+    Args:
+        layers (`Iterable[int]`): the requested blocks, counted from 1; 0 is the input of the first.
+
+    Attributes:
+        states (`dict[int, torch.Tensor]`): `(B, 1 + N, d_v)` for each of them, once the encoder has run.
+    """
+
+    def __init__(self, layers: Iterable[int]):
+        self.layers = frozenset(layers)
+        self.states: dict[int, torch.Tensor] = {}
+
+    def record(self, layer: int, hidden_states: torch.Tensor) -> None:
+        """Keep the residual stream after a block if it was requested."""
+        if layer in self.layers:
+            self.states[layer] = hidden_states
+
+
+class VCPCLIPVisionEncoder(CLIPEncoder):
+    """CLIP's image encoder that also returns the residual stream after chosen blocks."""
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        layer_states: LayerStates | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """
+        Run all blocks.
+
+        Args:
+            inputs_embeds (`torch.Tensor` of shape `(B, 1 + N, d_v)`): embedded class token and patches.
+            attention_mask (`torch.Tensor`, *optional*): as in `CLIPEncoder`.
+            layer_states ([`LayerStates`], *optional*): is given the residual stream after the requested blocks.
+            kwargs: arguments of the blocks.
+
+        Returns:
+            `BaseModelOutput` with `last_hidden_state` of shape `(B, 1 + N, d_v)`.
+        """
+        layer_states = LayerStates(()) if layer_states is None else layer_states
+        hidden_states = inputs_embeds
+        layer_states.record(0, hidden_states)
+        for number, layer in enumerate(self.layers, start=1):
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+            layer_states.record(number, hidden_states)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class VCPCLIPVisionEmbeddings(CLIPVisionEmbeddings):
+    """CLIP's image embeddings whose position table is resized with antialiasing."""
+
+    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """
+        Position embeddings for images of another size.
+
+        Args:
+            embeddings (`torch.Tensor` of shape `(batch_size, 1 + num_patches, d_v)`): the embedded patches; unused.
+            height, width (`int`): size of the image in pixels, multiples of the patch size.
+
+        Returns:
+            `torch.Tensor` of shape `(1, 1 + num_patches, d_v)`.
+        """
+        # Read through the module, so that hooks, adapters and offloaded weights work
+        table = self.position_embedding(self.position_ids)
+        return resize_position_table(table, (height // self.patch_size, width // self.patch_size))
+
+
+def resize_position_table(table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """
+    Resize the patch positions of a table to another grid: bicubic with antialiasing, `align_corners=False`.
+
+    transformers' own interpolation has no antialiasing and differs by 5 to 7 %. With antialiasing, upsampling uses
+    another cubic kernel too, so the option matters in both directions.
+
+    Args:
+        table (`torch.Tensor` of shape `(1, 1 + side * side, d_v)`): the class token's position, then the patches'.
+        grid (`tuple[int, int]`): patches in a column and in a row.
+
+    Returns:
+        `torch.Tensor` of shape `(1, 1 + grid[0] * grid[1], d_v)`, same dtype; `table` itself if the grid is its own.
+    """
+    side = math.isqrt(table.shape[1] - 1)
+    if tuple(grid) == (side, side):
+        return table
+    patches = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    if patches.dtype in (torch.float16, torch.bfloat16):
+        patches = patches.float()
+    patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
