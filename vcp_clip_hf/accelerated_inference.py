@@ -102,11 +102,17 @@ def accelerated_or_plain(model: PreTrainedModel, former: PreTrainedModel | None 
     return AcceleratedVCPCLIPModel.copy_of(model)
 
 
-def acceleration_obstacle(model: VCPCLIPModel) -> str | None:
-    """Return why a model cannot be accelerated, or `None`."""
+def acceleration_obstacle(model: VCPCLIPModel, training_mode_matters: bool = True) -> str | None:
+    """
+    Return why a model cannot be accelerated, or `None`.
+
+    Args:
+        model ([`VCPCLIPModel`]): the model.
+        training_mode_matters (`bool`, *optional*, defaults to `True`): whether training mode is a reason.
+    """
     if isinstance(model, AcceleratedVCPCLIPModel):
         return "it is an accelerated copy already"
-    if model.training:
+    if model.training and training_mode_matters:
         return "it is in training mode (call model.eval())"
     for name, module in model.named_modules():
         place = name or "the model"
@@ -153,6 +159,7 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         memo = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
         fast = copy.deepcopy(model, memo)
         fast.__class__ = cls
+        fast.eval()
         fast._source = _Snapshot(model)
         fast._text_constants = _Constants()
         fast.clip.vision_model.embeddings.__class__ = _FastVisionEmbeddings
@@ -255,8 +262,8 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
     def set_prompts(self, *args, **kwargs) -> None:
         """Refuse other prompts; `forward` takes them for one call."""
         raise ValueError(
-            "An accelerated model is frozen. Set the prompts of the model that it was made from and accelerate that again,"
-            " or pass prompt_input_ids to this call."
+            "An accelerated model is frozen. Set the prompts of the model that it was made from and accelerate that"
+            " again, or pass prompt_input_ids to this call."
         )
 
     def save_pretrained(self, *args, **kwargs) -> None:
@@ -287,9 +294,15 @@ def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLI
         image_size (`int`): side of the square input in pixels.
 
     Raises:
-        ValueError: as [`accelerate_inference`].
+        ValueError: the model has hooks, adapters, quantized or offloaded layers.
     """
-    frozen = accelerate_inference(model).to("cpu", torch.float32)
+    obstacle = acceleration_obstacle(model, training_mode_matters=False)
+    if obstacle is not None:
+        raise ValueError(
+            f"This model cannot be exported: {obstacle}. Remove hooks, merge adapters into the weights, and load the"
+            " checkpoint without quantization and offloading."
+        )
+    frozen = AcceleratedVCPCLIPModel.copy_of(model).to("cpu", torch.float32)
     frozen(torch.zeros(1, frozen.config.vision_config.num_channels, image_size, image_size))
     vocabulary = frozen.clip.text_model.embeddings.token_embedding
     frozen.clip.text_model.embeddings.token_embedding = nn.Embedding(1, vocabulary.embedding_dim)
