@@ -304,6 +304,8 @@ def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLI
         )
     frozen = AcceleratedVCPCLIPModel.copy_of(model).to("cpu", torch.float32)
     frozen(torch.zeros(1, frozen.config.vision_config.num_channels, image_size, image_size))
+    frozen._text_constants.freeze()
+    frozen.clip.vision_model.embeddings._tables.freeze()
     vocabulary = frozen.clip.text_model.embeddings.token_embedding
     frozen.clip.text_model.embeddings.token_embedding = nn.Embedding(1, vocabulary.embedding_dim)
     return frozen
@@ -317,11 +319,21 @@ class _Constants:
 
     def __init__(self):
         self._values: dict[Hashable, Any] = {}
+        self._frozen = False
+
+    def freeze(self) -> None:
+        """Refuse other keys from now on."""
+        self._frozen = True
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return the value of a key, made by `make()` at the first request."""
         value = self._values.get(key)
         if value is None:
+            if self._frozen:
+                raise ValueError(
+                    f"This copy is frozen for {list(self._values)} and was called with {key}: another image size or"
+                    " other prompts. Use the model that it was made from."
+                )
             value = make()
             if not torch.compiler.is_compiling():  # a value of a graph that is being traced is not a tensor
                 if len(self._values) >= _MAX_CONSTANTS:

@@ -136,8 +136,8 @@ class VCPCLIPPostVCP(nn.Module):
         scores = (patch_tokens @ folded_queries.transpose(1, 2)).transpose(1, 2).float() * inverse_norms
         attention = scores.softmax(dim=-1)
         context = (attention * inverse_norms).to(patch_tokens.dtype) @ patch_tokens
-        # The projection computes all heads of each head's context; each head keeps its own
+        # The projection computes the values of all heads from each head's context; each head keeps its own
         values = self.value_projection(context).unflatten(1, (self.num_heads, 2)).unflatten(-1, (self.num_heads, -1))
-        values = values.diagonal(dim1=1, dim2=3).permute(0, 1, 3, 2).flatten(2)
+        values = torch.cat([values[:, head, :, head] for head in range(self.num_heads)], dim=-1)
         updated = self.output_projection(values)
         return nn.functional.normalize(updated, dim=-1), attention.unflatten(1, (self.num_heads, 2))
