@@ -240,6 +240,9 @@ def test_hidden_states_are_the_image_towers():
     for layer, expected in zip(model.config.feature_layers, tokens, strict=True):
         assert torch.equal(outputs.hidden_states[layer][:, 1:], expected)
     assert model(images).hidden_states is None
+    chosen = model(images, output_hidden_states=[1, -1]).hidden_states
+    assert [state is not None for state in chosen] == [False, True, False, False, True]
+    assert torch.equal(chosen[1], outputs.hidden_states[1]) and torch.equal(chosen[4], outputs.hidden_states[4])
 
 
 @torch.no_grad()

@@ -417,13 +417,14 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         return patch_tokens, image_embeds
 
     def _encode_image(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool = False, **kwargs
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | int | Sequence[int] = False, **kwargs
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """As `encode_image`, and the residual stream after every block on request."""
+        """As `encode_image`, with the residual stream after every block, or after chosen ones, on request."""
         self._check_pixel_values(pixel_values)
         layers = self.config.feature_layers
-        requested = range(len(self.clip.vision_model.encoder.layers) + 1) if output_hidden_states else layers
-        recorded = LayerStates(requested)
+        num_states = len(self.clip.vision_model.encoder.layers) + 1
+        requested = _requested_states(output_hidden_states, num_states)
+        recorded = LayerStates((*layers, *requested))
         outputs = self.clip.vision_model(
             pixel_values,
             interpolate_pos_encoding=True,
@@ -434,7 +435,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         )
         patch_tokens = tuple(recorded.states[layer][:, 1:] for layer in layers)
         image_embeds = self.clip.visual_projection(outputs.pooler_output)
-        return patch_tokens, image_embeds, tuple(recorded.states.values()) if output_hidden_states else None
+        hidden_states = tuple(recorded.states[each] if each in requested else None for each in range(num_states))
+        return patch_tokens, image_embeds, hidden_states if requested else None
 
     def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
         channels = self.config.vision_config.num_channels
@@ -574,7 +576,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         output_attentions: bool | None = None,
         image_embeds: torch.FloatTensor | None = None,
         patch_tokens: torch.FloatTensor | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VCPCLIPOutput:
         r"""
@@ -597,8 +599,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             patch_tokens (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, num_patches, d_v)`,
                 *optional*): patch tokens that `encode_image` returned for images of `config.image_size`, stacked,
                 instead of `pixel_values`; they need `image_embeds`.
-            output_hidden_states (`bool`, *optional*, defaults to `config.output_hidden_states`):
-                Also return the image tower's hidden states; needs `pixel_values`.
+            output_hidden_states (`bool`, `int` or `Sequence[int]`, *optional*, defaults to
+                `config.output_hidden_states`): also return the image tower's hidden states, or those of the given
+                indices only, with `None` in the place of the others; needs `pixel_values`.
             return_dict (`bool`, *optional*): `False` for a plain tuple.
             kwargs: arguments of transformers' attention functions, for the image tower.
 
@@ -714,6 +717,14 @@ def _with_blocks_of(encoder: CLIPEncoder, cls: type[CLIPEncoder]) -> CLIPEncoder
         replacement = cls(encoder.config)
     replacement.layers = encoder.layers
     return replacement
+
+
+def _requested_states(output_hidden_states: bool | int | Sequence[int], num_states: int) -> list[int]:
+    """Return the indices of hidden states that an `output_hidden_states` of transformers selects."""
+    if isinstance(output_hidden_states, bool) or output_hidden_states is None:
+        return list(range(num_states)) if output_hidden_states else []
+    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    return sorted({index % num_states for index in indices if -num_states <= index < num_states})
 
 
 def _refuse_unknown(arguments: dict[str, Any]) -> None:
