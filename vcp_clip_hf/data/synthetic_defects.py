@@ -11,12 +11,9 @@ from collections.abc import Sequence
 
 import datasets
 
-from ..version import __version__
-from .base import AnomalyDatasetBuilder, AnomalyDatasetConfig, AnomalyRecord
-from .layouts import nearest
-from .synthetic.captions import ABNORMAL_STATES, NORMAL_STATES, caption, caption_words, captions
-from .synthetic.registry import DEFECTS, FAULTS, PRODUCTS, DefectFamily, ProductFamily
-from .synthetic.render import (
+from ..generator.captions import ABNORMAL_STATES, NORMAL_STATES, caption, caption_words, captions
+from ..generator.registry import DEFECTS, FAULTS, PRODUCTS, DefectFamily, ProductFamily
+from ..generator.render import (
     SEEN_DEFECTS,
     SEEN_PRODUCTS,
     UNSEEN_DEFECTS,
@@ -25,7 +22,10 @@ from .synthetic.render import (
     possible_defects,
     render_sample,
 )
-from .synthetic.stream import SyntheticDefectsStream, select_products
+from ..generator.stream import SyntheticDefectsStream, select_products
+from ..version import __version__
+from .base import AnomalyDatasetBuilder, AnomalyDatasetConfig, AnomalyRecord
+from .layouts import nearest
 
 
 __all__ = [

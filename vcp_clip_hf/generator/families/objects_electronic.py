@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from .fields import Dice, Grid, noise, smoothstep
-from .materials import (
+from ..fields import Dice, Grid, noise, smoothstep
+from ..materials import (
     METALS,
     color,
     laminate,
@@ -13,10 +13,10 @@ from .materials import (
     mottled,
     plastic,
 )
-from .registry import Fault, product
-from .scene import Material, Scene
-from .shapes import box, cover, disc, dome, lettering, random_text, segment, strokes
-from .staging import begin, label, pose, put
+from ..registry import Fault, product
+from ..scene import Material, Scene
+from ..shapes import box, cover, disc, dome, lettering, random_text, segment, strokes
+from ..staging import begin, label, pose, put
 
 
 __all__: list[str] = []

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from .fields import Dice, Grid, gaussian_blur, lookup, noise, profile, smoothstep
-from .materials import (
+from ..fields import Dice, Grid, gaussian_blur, lookup, noise, profile, smoothstep
+from ..materials import (
     any_material,
     ceramic,
     color,
@@ -17,10 +17,10 @@ from .materials import (
     rough,
     wood,
 )
-from .registry import Fault, product
-from .scene import Material, Scene
-from .shapes import barcode, blob, box, cover, disc, gear, lettering, random_text, ring, strokes
-from .staging import begin, furnish, ink, label, pose, put
+from ..registry import Fault, product
+from ..scene import Material, Scene
+from ..shapes import barcode, blob, box, cover, disc, gear, lettering, random_text, ring, strokes
+from ..staging import begin, furnish, ink, label, pose, put
 
 
 __all__: list[str] = []

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from .fields import Dice, Grid, cells, gaussian_blur, lookup, noise, profile, smoothstep
-from .materials import (
+from ..fields import Dice, Grid, cells, gaussian_blur, lookup, noise, profile, smoothstep
+from ..materials import (
     any_material,
     carpet,
     ceramic,
@@ -25,10 +25,10 @@ from .materials import (
     sintered,
     wood,
 )
-from .registry import Fault, product
-from .scene import Material, Scene
-from .shapes import box, cover, disc
-from .staging import furnish, panel
+from ..registry import Fault, product
+from ..scene import Material, Scene
+from ..shapes import box, cover, disc
+from ..staging import furnish, panel
 
 
 __all__: list[str] = []

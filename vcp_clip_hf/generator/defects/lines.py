@@ -1,37 +1,23 @@
 """Damage along lines: cracks, scratches, cuts, fibres, folds, threads.
 
-Every function: `(scene, dice, place, size, strength) -> region`, see [`registry.DefectFamily`].
+Every function: `(scene, dice, place, size, strength) -> region`, see [`vcp_clip_hf.generator.registry.DefectFamily`].
 """
 
 import math
 
 import numpy as np
 
-from .fields import Dice, cells, gaussian_blur, lookup, noise, profile, smoothstep
-from .materials import color
-from .registry import defect
-from .scene import Material, Scene
-from .shapes import blob, cover, strokes, wander
+from ..fields import Dice, cells, gaussian_blur, lookup, noise, profile, smoothstep
+from ..materials import color
+from ..registry import defect
+from ..scene import Material, Scene
+from ..shapes import blob, cover, strokes, wander
 
 
-__all__ = ["shift_tone"]
+__all__: list[str] = []
 
 _SOFT = "fabric leather paper foam rubber"
 _HARD = "metal ceramic stone glass plastic wood carbon organic electronic"
-
-
-def shift_tone(scene: Scene, opacity: np.ndarray, amount: float, sign: float) -> None:
-    """Darker (sign -1) or brighter (1) by a share of what is possible; dark things can hardly get darker, so they get
-    brighter."""
-    weight = float(opacity.sum()) + 1e-6
-    level = float((scene.color.mean(axis=2) * opacity).sum()) / weight
-    if sign < 0 and level < 0.1:
-        sign = 1.0
-    alpha = opacity[..., None] * np.float32(amount)
-    if sign < 0:
-        scene.color *= 1 - alpha
-    else:
-        scene.color += alpha * np.maximum(0.95 - scene.color, 0.1)
 
 
 def _back(place: tuple[float, float], heading: float, length: float) -> tuple[float, float]:
@@ -75,8 +61,8 @@ def crack(scene: Scene, dice: Dice, place: tuple[float, float], size: float, str
         line = line * smoothstep(-1.4, -0.4, noise(dice, scene.grid.size, 0.12, 0.0, 1.5))
     if dice.chance(0.25):  # loose flanks
         flank = gaussian_blur(line, scene.grid.size * dice.between(0.004, 0.012))
-        shift_tone(scene, np.minimum(flank * 1.5, 1), 0.2 * strength + 0.05, dice.sign())
-    shift_tone(scene, line, 0.3 + 0.65 * strength, -1.0)
+        scene.shift_tone(np.minimum(flank * 1.5, 1), 0.2 * strength + 0.05, dice.sign())
+    scene.shift_tone(line, 0.3 + 0.65 * strength, -1.0)
     scene.emboss(-np.float32(0.3 * width + 0.008 * strength) * line)
     scene.gloss *= 1 - line
     scene.metal *= 1 - 0.8 * line
@@ -103,7 +89,7 @@ def crazing(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
     line = smoothstep(1.6 * wide, 0.6 * wide, far - near)
     patch = cover(blob(dice, grid.posed(dice.angle(), 1.0, place), size, 0.3), 0.3 * size)
     line = line * patch * scene.support
-    shift_tone(scene, line, 0.3 + 0.6 * strength, -1.0)
+    scene.shift_tone(line, 0.3 + 0.6 * strength, -1.0)
     scene.emboss(-np.float32(0.006) * line)
     return line
 
@@ -133,11 +119,11 @@ def scratch(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
         line = line * smoothstep(-1.0, 0.2, gaps)
     line = np.minimum(line, 1) * scene.support
     sign = dice.pick((1.0, -1.0), (0.6, 0.4))
-    shift_tone(scene, line, 0.2 + 0.75 * strength, sign)
+    scene.shift_tone(line, 0.2 + 0.75 * strength, sign)
     if dice.chance(0.5):  # a burr along one flank
         rows, columns = dice.pick(((0, 1), (1, 0), (1, 1)))
         burr = np.roll(line, (rows, columns), axis=(0, 1)) * scene.support
-        shift_tone(scene, burr * (1 - line), 0.15 + 0.4 * strength, -sign)
+        scene.shift_tone(burr * (1 - line), 0.15 + 0.4 * strength, -sign)
         line = np.maximum(line, burr * 0.6)
     scene.emboss(-np.float32(0.006 * strength) * line)
     return line
@@ -168,7 +154,7 @@ def cut(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stren
     if dice.chance(0.6):
         edge = np.maximum(lips - core, 0)
         scene.paint(edge * np.float32(0.25 + 0.55 * strength), Material(pale, 0.0, 0.05), None)
-    shift_tone(scene, core, 0.5 + 0.45 * strength, -1.0)
+    scene.shift_tone(core, 0.5 + 0.45 * strength, -1.0)
     scene.emboss(0.008 * lips - 0.03 * core)
     scene.gloss *= 1 - core
     return np.maximum(core, lips)
@@ -219,7 +205,7 @@ def loose_thread(scene: Scene, dice: Dice, place: tuple[float, float], size: flo
         widths.append(dice.between(0.006, 0.014))
     threads = strokes(grid.size, paths, widths) * scene.support
     gap = cover(blob(dice, grid.posed(dice.angle(), 1.0, place), 0.3 * size, 0.4, 0.2), 0.1 * size) * scene.support
-    shift_tone(scene, gap, 0.3 + 0.5 * strength, -1.0)
+    scene.shift_tone(gap, 0.3 + 0.5 * strength, -1.0)
     scene.cast_shadow(threads, (0.01, 0.012), 0.008, 0.3)
     scene.paint(threads * np.float32(0.5 + 0.5 * strength), Material(tone, 0.0, 0.05), None)
     scene.emboss(0.01 * gaussian_blur(threads, 0.6))
@@ -244,7 +230,7 @@ def wrinkle(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
         paths.append(wander(dice, tuple(paths[0][len(paths[0]) // 2].tolist()), lean, size, 0.25, 0.03))
     ridge = gaussian_blur(strokes(grid.size, paths, [width] * len(paths)), width * grid.size * 0.25) * scene.support
     scene.emboss(np.float32(dice.sign() * width * (0.4 + 1.2 * strength)) * ridge)
-    shift_tone(scene, ridge, 0.05 + 0.15 * strength, dice.sign())
+    scene.shift_tone(ridge, 0.05 + 0.15 * strength, dice.sign())
     return np.minimum(ridge * 2, 1)
 
 
@@ -263,7 +249,7 @@ def missing_thread(scene: Scene, dice: Dice, place: tuple[float, float], size: f
     path = wander(dice, _back(place, heading, size), heading, 2 * size, 0.03, 0.05)
     width = dice.between(0.01, 0.03)
     line = strokes(scene.grid.size, [path], [width]) * scene.support
-    shift_tone(scene, line, 0.3 + 0.55 * strength, dice.pick((-1.0, 1.0), (0.7, 0.3)))
+    scene.shift_tone(line, 0.3 + 0.55 * strength, dice.pick((-1.0, 1.0), (0.7, 0.3)))
     scene.emboss(-0.015 * line)
     return line
 
@@ -286,7 +272,7 @@ def wear_groove(scene: Scene, dice: Dice, place: tuple[float, float], size: floa
     lines = lookup(profile(dice, 128, 0.5, 0.02, 0.6), band.y / np.float32(4 * half))
     alpha = smoothstep(1.2, 0.7, across) * ends * scene.support
     sign = dice.sign()
-    shift_tone(scene, alpha, 0.08 + 0.4 * strength, sign)
+    scene.shift_tone(alpha, 0.08 + 0.4 * strength, sign)
     scene.color *= (1 + np.float32(0.06 + 0.12 * strength) * lines * alpha).clip(0.2)[..., None]
     scene.emboss(-np.float32(half * (0.1 + 0.4 * strength)) * alpha)
     return alpha

@@ -1,4 +1,4 @@
-"""Noise, coordinates, outlines and light against what they say they are."""
+"""Random draws, coordinates and noise."""
 
 import math
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from vcp_clip_hf.data.synthetic import shapes
-from vcp_clip_hf.data.synthetic.fields import (
+from vcp_clip_hf.generator.fields import (
     Dice,
     Grid,
     cells,
@@ -19,7 +18,6 @@ from vcp_clip_hf.data.synthetic.fields import (
     smoothstep,
     zoomed,
 )
-from vcp_clip_hf.data.synthetic.scene import Camera, Light, Material, Scene
 
 
 SIZE = 64
@@ -111,87 +109,6 @@ def test_grids_know_where_they_are():
     assert grid.posed(0.7).angle == pytest.approx(0.7, abs=1e-4) and grid.posed(0.0, 0.5).scale == pytest.approx(0.5)
     local = posed.local(0.3, 0.1, 0.4)
     assert local.position(0, 0) == pytest.approx(posed.position(0.3, 0.1), abs=1e-4)
-
-
-def test_outlines_are_distances():
-    grid = Grid(256)
-    for distance, area in (
-        (shapes.disc(grid, 0.5), math.pi * 0.25),
-        (shapes.box(grid, 0.5, 0.25), 0.5),
-        (shapes.ring(grid, 0.5, 0.2), 2 * math.pi * 0.5 * 0.2),
-        (shapes.polygon(grid, 6, 0.5), 6 * 0.25 * math.tan(math.pi / 6)),
-        (shapes.segment(grid, (-0.4, 0.0), (0.4, 0.0), 0.2), 0.16 + math.pi * 0.01),
-    ):
-        assert shapes.cover(distance, grid.pixel).mean() * 4 == pytest.approx(area, rel=0.01)
-    teeth = shapes.gear(grid, 12, 0.8, 0.2, keep=np.r_[0.0, np.ones(11)])
-    whole = shapes.gear(grid, 12, 0.8, 0.2)
-    lost = (whole < 0) & (teeth >= 0)
-    assert lost.any() and not ((whole >= 0) & (teeth < 0)).any()
-    assert grid.radius[lost].min() > 0.58 and np.abs(grid.theta[lost]).max() < 0.3
-
-
-@pytest.mark.parametrize("width", [0.004, 0.02, 0.1])
-def test_strokes_are_as_wide_as_asked(width):
-    size = 256
-    path = np.float32([(-0.5, 0.1), (0.0, 0.1), (0.5, 0.1)])
-    for widths in ([width], [np.float32([width, width * 1.001, width])]):
-        line = shapes.strokes(size, [path], widths)
-        assert line.min() >= 0 and line.max() <= 1
-        assert line[:, 128].sum() == pytest.approx(width * size / 2, rel=0.2, abs=0.15)
-        assert line[:, 20].max() == 0
-    assert not shapes.strokes(size, [], []).any()
-    assert not shapes.strokes(size, [path + 5], [width]).any()
-
-
-def test_every_letter_is_drawn():
-    for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-+./:":
-        marks = shapes.lettering(SIZE, letter, (0.0, 0.0), 1.0)
-        assert 2 < marks.sum() < SIZE * SIZE / 3, letter
-    assert set(shapes.random_text(Dice(1), 40, 40)) <= set(shapes._GLYPHS)
-
-
-def test_blobs_are_about_as_large_as_asked():
-    areas = [shapes.cover(shapes.blob(Dice(i), Grid(SIZE), 0.5, 0.2, 0.05), 0.02).mean() * 4 for i in range(20)]
-    assert np.median(areas) == pytest.approx(math.pi * 0.25, rel=0.25)
-
-
-def flat_light(direction=(0.6, 0.0, 0.8)) -> Light:
-    ones = np.ones((SIZE, SIZE), np.float32)
-    return Light(direction, 0.4, np.ones(3, np.float32), np.full(8, 0.5, np.float32), (1.0, 0.0), ones)
-
-
-def test_light_brightens_the_side_that_faces_it():
-    grid = Grid(SIZE)
-    dome = Material(np.float32([0.5, 0.5, 0.5]), np.sqrt(np.maximum(0.5 - grid.radius**2, 0)), 0.0, 5.0)
-    picture = flat_light().render(Scene(grid).fill(dome)).mean(axis=2)
-    assert picture[32, 44] > picture[32, 20] * 1.2
-    flat = flat_light().render(Scene(grid).fill(Material(np.float32([0.5, 0.5, 0.5]), 0.0, 0.0, 5.0)))
-    assert flat == pytest.approx(0.5, abs=1e-4)
-
-
-def test_layers_cover_and_uncover():
-    scene = Scene(Grid(SIZE)).fill(Material(np.float32([0.2, 0.2, 0.2])))
-    scene.under = scene.copy()
-    patch = shapes.cover(shapes.disc(scene.grid, 0.5), 0.01)
-    scene.paint(patch, Material(np.float32([0.9, 0.1, 0.1]), 0.0, 0.3), 0.1)
-    assert scene.color[32, 32] == pytest.approx([0.9, 0.1, 0.1]) and scene.height[32, 32] == pytest.approx(0.1)
-    kept = scene.copy()
-    scene.uncover(patch)
-    assert scene.color[32, 32] == pytest.approx([0.2] * 3) and scene.support[32, 32] == pytest.approx(0)
-    assert kept.color[32, 32] == pytest.approx([0.9, 0.1, 0.1]) and kept.support[32, 32] == 1
-
-
-def test_camera_records_the_same_noise_twice_and_shows_its_window():
-    camera = Camera.draw(Dice(3), SIZE, 0.0, 1.0)
-    camera.grain, camera.quality, camera.blur = 0.02, None, 0.0
-    gray = np.full((SIZE, SIZE, 3), 0.5, np.float32)
-    first, second = np.asarray(camera.record(gray)), np.asarray(camera.record(gray))
-    assert np.array_equal(first, second) and 2 < first.astype(float).std() < 10
-    shown = camera.frame(Grid(SIZE).x)
-    left, _, right, _ = camera.window
-    assert shown[0, 0] == pytest.approx(2 * left - 1, abs=0.05) and shown[0, -1] == pytest.approx(
-        2 * right - 1, abs=0.05
-    )
 
 
 def test_smoothstep_turns_round():

@@ -1,18 +1,17 @@
 """Damage to the look of a surface: stains, foreign matter, corrosion, wear, disturbed texture.
 
-Every function: `(scene, dice, place, size, strength) -> region`, see [`registry.DefectFamily`].
+Every function: `(scene, dice, place, size, strength) -> region`, see [`vcp_clip_hf.generator.registry.DefectFamily`].
 """
 
 import math
 
 import numpy as np
 
-from .defects_lines import shift_tone
-from .fields import Dice, gaussian_blur, noise, sample, smoothstep
-from .materials import any_material, color, mottled, rough
-from .registry import defect
-from .scene import Material, Scene
-from .shapes import blob, box, cover, lettering, random_text, strokes, wander
+from ..fields import Dice, gaussian_blur, noise, sample, smoothstep
+from ..materials import any_material, color, mottled, rough
+from ..registry import defect
+from ..scene import Material, Scene
+from ..shapes import blob, box, cover, lettering, random_text, strokes, wander
 
 
 __all__: list[str] = []
@@ -93,7 +92,7 @@ def water_mark(scene: Scene, dice: Dice, place: tuple[float, float], size: float
         ring = np.maximum(ring, 0.6 * np.exp(-(((shape + dice.between(0.15, 0.6) * size) / np.float32(width)) ** 2)))
     inner = cover(shape, 0.1 * size) * np.float32(dice.between(0.05, 0.35))
     alpha = np.maximum(ring, inner).astype(np.float32) * scene.support
-    shift_tone(scene, alpha, 0.15 + 0.5 * strength, dice.pick((1.0, -1.0)))
+    scene.shift_tone(alpha, 0.15 + 0.5 * strength, dice.pick((1.0, -1.0)))
     return cover(shape - width, width) * scene.support
 
 
@@ -140,7 +139,7 @@ def discoloration(scene: Scene, dice: Dice, place: tuple[float, float], size: fl
     )
     amount = np.float32(0.12 + 0.6 * strength)
     if dice.chance(0.5):
-        shift_tone(scene, alpha, float(amount) * 0.8, dice.sign())
+        scene.shift_tone(alpha, float(amount) * 0.8, dice.sign())
     else:
         tone = color(dice, saturation=(0.2, 0.9), value=(0.7, 1.0))
         scene.color *= 1 + alpha[..., None] * amount * (tone * np.float32(1.3 / max(float(tone.mean()), 0.2)) - 1)
@@ -173,7 +172,7 @@ def corrosion(scene: Scene, dice: Dice, place: tuple[float, float], size: float,
     alpha = _clouds(scene, dice, place, size, dice.between(0.12, 0.45))
     grains = noise(dice, scene.grid.size, 0.05, 0.0, 0.6)
     sign = dice.pick((-1.0, 1.0), (0.75, 0.25))
-    shift_tone(scene, alpha, 0.2 + 0.65 * strength, sign)
+    scene.shift_tone(alpha, 0.2 + 0.65 * strength, sign)
     scene.color *= (1 + np.float32(0.12) * grains * alpha).clip(0.2)[..., None]
     if dice.chance(0.2):
         scene.tint(alpha * np.float32(0.6), color(dice, (0.3, 0.55), (0.1, 0.5), (0.7, 1.0)))  # verdigris
@@ -220,7 +219,7 @@ def smear(scene: Scene, dice: Dice, place: tuple[float, float], size: float, str
     body = body * smoothstep(1.0, 0.6, np.abs(part.y + 0.15 * part.x * part.x) / np.float32(width))
     alpha = body * np.clip(0.65 + 0.4 * streaks, 0, 1) * scene.support
     if dice.chance(0.5):
-        shift_tone(scene, alpha, 0.15 + 0.5 * strength, dice.sign())
+        scene.shift_tone(alpha, 0.15 + 0.5 * strength, dice.sign())
     else:
         tone = color(dice, saturation=(0.0, 0.7), value=(0.1, 0.95))
         scene.paint(alpha * np.float32(0.2 + 0.6 * strength), Material(tone, 0.0, 0.15), None)
@@ -250,8 +249,8 @@ def abrasion(scene: Scene, dice: Dice, place: tuple[float, float], size: float, 
     haze = np.clip(gaussian_blur(lines, 0.02 * grid.size) * 1.6, 0, 1) * scene.support
     lines = lines * scene.support
     sign = dice.pick((1.0, -1.0), (0.7, 0.3))
-    shift_tone(scene, lines, 0.15 + 0.5 * strength, sign)
-    shift_tone(scene, haze, 0.05 + 0.2 * strength, sign)
+    scene.shift_tone(lines, 0.15 + 0.5 * strength, sign)
+    scene.shift_tone(haze, 0.05 + 0.2 * strength, sign)
     scene.emboss(-0.003 * lines)
     return np.maximum(lines, haze)
 
@@ -346,7 +345,7 @@ def uneven(scene: Scene, dice: Dice, place: tuple[float, float], size: float, st
     alpha = smoothstep(-sharp, sharp, border) * smoothstep(size, 0.2 * size, border)
     alpha = alpha * smoothstep(1.3 * size, 0.7 * size, np.abs(part.x)) * scene.support
     finish = noise(dice, grid.size, 0.15, 0.0, 0.6, dice.angle(), 10)
-    shift_tone(scene, alpha, 0.15 + 0.45 * strength, dice.pick((-1.0, 1.0), (0.7, 0.3)))
+    scene.shift_tone(alpha, 0.15 + 0.45 * strength, dice.pick((-1.0, 1.0), (0.7, 0.3)))
     scene.color *= (1 + np.float32(0.02 + 0.08 * strength) * finish * alpha).clip(0.2)[..., None]
     return alpha
 
@@ -412,7 +411,7 @@ def blurred_texture(scene: Scene, dice: Dice, place: tuple[float, float], size: 
     weight = alpha * np.float32(0.6 + 0.4 * strength)
     scene.color += weight[..., None] * (gaussian_blur(scene.color, sigma) - scene.color)
     scene.height += weight * (gaussian_blur(scene.height, sigma) - scene.height)
-    shift_tone(scene, alpha, 0.05 + 0.15 * strength, dice.sign())
+    scene.shift_tone(alpha, 0.05 + 0.15 * strength, dice.sign())
     return alpha
 
 
@@ -446,7 +445,7 @@ def speckles(scene: Scene, dice: Dice, place: tuple[float, float], size: float, 
     threshold = dice.between(1.0, 2.0)
     alpha = smoothstep(threshold, threshold + 0.35, dots) * smoothstep(0.25, 0.55, bell) * scene.support
     if dice.chance(0.5):
-        shift_tone(scene, alpha, 0.3 + 0.6 * strength, dice.sign())
+        scene.shift_tone(alpha, 0.3 + 0.6 * strength, dice.sign())
     else:
         scene.paint(
             alpha * np.float32(0.35 + 0.65 * strength), Material(color(dice, value=(0.05, 0.9)), 0.0, 0.05), None

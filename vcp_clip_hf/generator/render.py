@@ -6,19 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from . import (  # noqa: F401  registers the families
-    defects_lines,
-    defects_patches,
-    defects_relief,
-    objects_consumer,
-    objects_electronic,
-    objects_mechanical,
-    textures_metal,
-    textures_other,
-)
+from . import defects as _defects  # noqa: F401  registers the defects
+from . import families as _families  # noqa: F401  registers the products
+from .camera import Camera
 from .fields import Dice, Grid, gaussian_blur
+from .light import Light
 from .registry import DEFECTS, FAULTS, PRODUCTS, Fault, ProductFamily
-from .scene import Camera, Light, Scene
+from .scene import Scene
 
 
 __all__ = [

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from .fields import Dice, Grid, gaussian_blur, lookup, noise, profile, smoothstep
-from .materials import (
+from ..fields import Dice, Grid, gaussian_blur, lookup, noise, profile, smoothstep
+from ..materials import (
     METALS,
     any_material,
     color,
@@ -18,10 +18,10 @@ from .materials import (
     rubber,
     sintered,
 )
-from .registry import Fault, product
-from .scene import Material, Scene
-from .shapes import blob, box, cover, disc, gear, polygon, random_text, ring, segment, strokes
-from .staging import begin, furnish, pose, put, screw_head, write
+from ..registry import Fault, product
+from ..scene import Material, Scene
+from ..shapes import blob, box, cover, disc, gear, polygon, random_text, ring, segment, strokes
+from ..staging import begin, furnish, pose, put, screw_head, write
 
 
 __all__: list[str] = []

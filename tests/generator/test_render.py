@@ -8,8 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from vcp_clip_hf.data.synthetic.fields import gaussian_blur
-from vcp_clip_hf.data.synthetic_defects import (
+from vcp_clip_hf.generator import (
     DEFECTS,
     FAULTS,
     PRODUCTS,
@@ -20,6 +19,7 @@ from vcp_clip_hf.data.synthetic_defects import (
     possible_defects,
     render_sample,
 )
+from vcp_clip_hf.generator.fields import Dice, Grid, gaussian_blur
 
 
 SAMPLES = [("ball_screw", 3, "pitting"), ("gear", 1, "missing_part"), ("woven_fabric", 2, "auto"), ("pill", 0, None)]
@@ -72,7 +72,7 @@ def test_same_seed_same_bytes_in_any_order():
 
 
 def test_same_bytes_in_another_process():
-    code = "from tests.data.test_synthetic_render import *; print(digest(render_all().values()))"
+    code = "from tests.generator.test_render import *; print(digest(render_all().values()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == digest(render_all().values()), done.stderr
 
@@ -142,8 +142,6 @@ def test_masks_mark_what_changed():
 
 def test_defects_stay_on_the_product():
     family = PRODUCTS["washer"]
-    from vcp_clip_hf.data.synthetic.fields import Dice, Grid
-
     checked = 0
     for index in range(12):
         sample = render_sample("washer", 6, index, 96, "stain", pair=True)

@@ -1,18 +1,17 @@
 """Damage to the shape of a surface: holes, dents, pits, chips, pieces that are gone.
 
-Every function: `(scene, dice, place, size, strength) -> region`, see [`registry.DefectFamily`].
+Every function: `(scene, dice, place, size, strength) -> region`, see [`vcp_clip_hf.generator.registry.DefectFamily`].
 """
 
 import math
 
 import numpy as np
 
-from .defects_lines import shift_tone
-from .fields import Dice, cells, gaussian_blur, noise, smoothstep
-from .materials import color, mottled, rough
-from .registry import defect
-from .scene import Material, Scene
-from .shapes import blob, cover, disc, strokes, union
+from ..fields import Dice, cells, gaussian_blur, noise, smoothstep
+from ..materials import color, mottled, rough
+from ..registry import defect
+from ..scene import Material, Scene
+from ..shapes import blob, cover, disc, strokes, union
 
 
 __all__: list[str] = []
@@ -33,7 +32,7 @@ def hole(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
     rim = smoothstep(0.45 * size, 0.0, shape) * scene.support
     deep = Material(color(dice, saturation=(0, 0.4), value=(0.0, 0.12)), -0.08, 0.0)
     if dice.chance(0.4):
-        shift_tone(scene, np.maximum(rim - inside, 0), 0.15 + 0.4 * strength, dice.sign())
+        scene.shift_tone(np.maximum(rim - inside, 0), 0.15 + 0.4 * strength, dice.sign())
     scene.emboss(np.float32(dice.sign() * size * 0.12) * rim)
     if scene.under is not None and dice.chance(0.4):
         scene.uncover(inside)
@@ -56,7 +55,7 @@ def poke(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
     shape = blob(dice, _patch(scene, dice, place), size, 0.15)
     core = cover(shape + 0.4 * size, size * 0.5) * scene.support
     rim = np.exp(-((shape / np.float32(0.5 * size)) ** 2)) * scene.support
-    shift_tone(scene, core, 0.5 + 0.45 * strength, -1.0)
+    scene.shift_tone(core, 0.5 + 0.45 * strength, -1.0)
     scene.emboss(np.float32(0.35 * size) * rim - np.float32(0.6 * size) * core)
     return np.maximum(cover(shape - 0.3 * size, size * 0.4) * scene.support, core)
 
@@ -75,7 +74,7 @@ def dent(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
     bowl = smoothstep(0.15 * size, -dice.between(0.4, 1.0) * size, shape) * scene.support
     scene.emboss(-np.float32(size * (0.15 + 0.5 * strength)) * bowl)
     if dice.chance(0.4):
-        shift_tone(scene, bowl, 0.05 + 0.15 * strength, -1.0)
+        scene.shift_tone(bowl, 0.05 + 0.15 * strength, -1.0)
     return cover(shape - 0.1 * size, 0.1 * size) * scene.support
 
 
@@ -118,7 +117,7 @@ def pitting(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
     level = ragged + np.float32(2.6) * spread
     threshold = dice.between(2.2, 3.0)
     pits = smoothstep(threshold - 0.25, threshold + 0.25, level) * smoothstep(0.12, 0.2, spread) * scene.support
-    shift_tone(scene, pits, 0.35 + 0.55 * strength, -1.0)
+    scene.shift_tone(pits, 0.35 + 0.55 * strength, -1.0)
     scene.emboss(-np.float32(0.012 + 0.03 * scale) * pits)
     if dice.chance(0.5):
         stain = smoothstep(0.2, 0.8, spread) * scene.support
@@ -161,7 +160,7 @@ def inclusion(scene: Scene, dice: Dice, place: tuple[float, float], size: float,
     streaks = gaussian_blur(streaks, dice.between(0.3, 2.0) * grid.size / 256) * scene.support
     ragged = smoothstep(-1.6, 0.0, noise(dice, grid.size, 0.06, 0.0, 1.0, scene.grain, 4))
     streaks = streaks * ragged
-    shift_tone(scene, streaks, 0.12 + 0.6 * strength, dice.pick((-1.0, 1.0), (0.75, 0.25)))
+    scene.shift_tone(streaks, 0.12 + 0.6 * strength, dice.pick((-1.0, 1.0), (0.75, 0.25)))
     scene.metal *= 1 - 0.6 * streaks
     return streaks
 
@@ -185,9 +184,9 @@ def blowhole(scene: Scene, dice: Dice, place: tuple[float, float], size: float, 
         shape = blob(dice, part, radius, 0.15, 0.05)
         pit = cover(shape, max(grid.pixel * 1.5, 0.35 * radius)) * scene.support
         lit = cover(np.maximum(shape, -disc(part, radius, 0.3 * radius, 0.3 * radius)), grid.pixel * 2) * scene.support
-        shift_tone(scene, pit, 0.3 + 0.6 * strength, -1.0)
+        scene.shift_tone(pit, 0.3 + 0.6 * strength, -1.0)
         if dice.chance(0.5):
-            shift_tone(scene, lit * 0.6, 0.3 * strength, 1.0)
+            scene.shift_tone(lit * 0.6, 0.3 * strength, 1.0)
         scene.emboss(-np.float32(0.5 * radius) * pit)
         scene.metal *= 1 - 0.7 * pit
         region = np.maximum(region, pit)
@@ -234,8 +233,8 @@ def chip(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
         width = dice.between(0.004, 0.014)
         border = np.exp(-((shape / np.float32(width)) ** 2)) * scene.support
         border = border * smoothstep(-1.2, 0.3, noise(dice, grid.size, 0.15, 0.0, 1.5))
-        shift_tone(scene, border, 0.35 + 0.6 * strength, -1.0)
-        shift_tone(scene, gone, 0.05 + 0.25 * strength, dice.sign())
+        scene.shift_tone(border, 0.35 + 0.6 * strength, -1.0)
+        scene.shift_tone(gone, 0.05 + 0.25 * strength, dice.sign())
         scene.emboss(np.float32(0.1 * size) * smoothstep(0.0, -size, shape) * scene.support)
         return np.maximum(gone, border)
     if scene.under is not None and dice.chance(0.5):
@@ -287,7 +286,7 @@ def broken_edge(scene: Scene, dice: Dice, place: tuple[float, float], size: floa
         scene.uncover(gone)
     else:
         _fracture(scene, dice, gone)
-        shift_tone(scene, gone, 0.2 + 0.4 * strength, -1.0)
+        scene.shift_tone(gone, 0.2 + 0.4 * strength, -1.0)
     return np.maximum(gone, face)
 
 
@@ -309,7 +308,7 @@ def crush(scene: Scene, dice: Dice, place: tuple[float, float], size: float, str
     else:
         relief = rough(noise(dice, grid.size, 0.5 * size, 0.0, dice.between(0.8, 2.0)), 0.25 + 0.7 * strength)
     scene.emboss(relief * patch)
-    shift_tone(scene, patch, 0.04 + 0.2 * strength, dice.sign())
+    scene.shift_tone(patch, 0.04 + 0.2 * strength, dice.sign())
     scene.gloss *= 1 - 0.6 * patch
     return patch
 
@@ -358,5 +357,5 @@ def missing_material(scene: Scene, dice: Dice, place: tuple[float, float], size:
     if scene.under is not None:
         scene.uncover(gone)
     else:
-        shift_tone(scene, gone, 0.4 + 0.5 * strength, -1.0)
+        scene.shift_tone(gone, 0.4 + 0.5 * strength, -1.0)
     return np.maximum(gone, 0.6 * smoothstep(0.3 * size, 0.0, shape) * scene.support)

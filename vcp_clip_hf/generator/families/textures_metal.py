@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from .fields import Dice, Grid, cells, gaussian_blur, lookup, noise, profile, smoothstep
-from .materials import METALS, color, ground_arcs, metal, mottled, paint, plating, rough
-from .registry import Fault, product
-from .scene import Material, Scene
-from .shapes import box, cover, disc
-from .staging import furnish, panel
+from ..fields import Dice, Grid, cells, gaussian_blur, lookup, noise, profile, smoothstep
+from ..materials import METALS, color, ground_arcs, metal, mottled, paint, plating, rough
+from ..registry import Fault, product
+from ..scene import Material, Scene
+from ..shapes import box, cover, disc
+from ..staging import furnish, panel
 
 
 __all__: list[str] = []
