@@ -14,7 +14,7 @@ SIZE = 64
 
 
 def test_camera_records_the_same_noise_twice_and_shows_its_window():
-    camera = Camera.draw(Dice(3), SIZE, 0.0, 1.0)
+    camera = Camera.random(Dice(3), SIZE, 0.0, 1.0)
     camera.grain, camera.quality, camera.blur = 0.02, None, 0.0
     gray = np.full((SIZE, SIZE, 3), 0.5, np.float32)
     first, second = np.asarray(camera.record(gray)), np.asarray(camera.record(gray))

@@ -16,7 +16,7 @@ SIZE = 64
 def test_layers_cover_and_uncover():
     scene = Scene(Grid(SIZE)).fill(Material(np.float32([0.2, 0.2, 0.2])))
     scene.under = scene.copy()
-    patch = shapes.cover(shapes.disc(scene.grid, 0.5), 0.01)
+    patch = shapes.coverage(shapes.disc(scene.grid, 0.5), 0.01)
     scene.paint(patch, Material(np.float32([0.9, 0.1, 0.1]), 0.0, 0.3), 0.1)
     assert scene.color[32, 32] == pytest.approx([0.9, 0.1, 0.1]) and scene.height[32, 32] == pytest.approx(0.1)
     kept = scene.copy()

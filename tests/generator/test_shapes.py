@@ -24,7 +24,7 @@ def test_outlines_are_distances():
         (shapes.polygon(grid, 6, 0.5), 6 * 0.25 * math.tan(math.pi / 6)),
         (shapes.segment(grid, (-0.4, 0.0), (0.4, 0.0), 0.2), 0.16 + math.pi * 0.01),
     ):
-        assert shapes.cover(distance, grid.pixel).mean() * 4 == pytest.approx(area, rel=0.01)
+        assert shapes.coverage(distance, grid.pixel).mean() * 4 == pytest.approx(area, rel=0.01)
     teeth = shapes.gear(grid, 12, 0.8, 0.2, keep=np.r_[0.0, np.ones(11)])
     whole = shapes.gear(grid, 12, 0.8, 0.2)
     lost = (whole < 0) & (teeth >= 0)
@@ -53,5 +53,5 @@ def test_every_letter_is_drawn():
 
 
 def test_blobs_are_about_as_large_as_asked():
-    areas = [shapes.cover(shapes.blob(Dice(i), Grid(SIZE), 0.5, 0.2, 0.05), 0.02).mean() * 4 for i in range(20)]
+    areas = [shapes.coverage(shapes.blob(Dice(i), Grid(SIZE), 0.5, 0.2, 0.05), 0.02).mean() * 4 for i in range(20)]
     assert np.median(areas) == pytest.approx(math.pi * 0.25, rel=0.25)

@@ -43,7 +43,7 @@ class Camera:
     gain: float = 1.0
 
     @classmethod
-    def draw(cls, dice: Dice, size: int, gray: float, cropped: float) -> "Camera":
+    def random(cls, dice: Dice, size: int, gray: float, cropped: float) -> "Camera":
         """A plausible camera. `gray`: share of monochrome ones; `cropped`: share of pictures that are windows."""
         wide, high = dice.between(0.5, 1.0), dice.between(0.5, 1.0)
         left, top = dice.between(0, 1 - wide), dice.between(0, 1 - high)

@@ -40,7 +40,7 @@ class Light:
     bend: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @classmethod
-    def draw(cls, dice: Dice, grid: Grid) -> "Light":
+    def random(cls, dice: Dice, grid: Grid) -> "Light":
         """A plausible arrangement: ring lights, side lights, windows, uneven fields."""
         azimuth, elevation = dice.angle(), math.radians(dice.between(25, 80))
         direction = (
@@ -54,18 +54,7 @@ class Light:
         surroundings = np.clip(0.62 + bands * np.float32(dice.between(0.15, 0.4)), 0.05, 1.6)
         turn = dice.angle()
 
-        # slope across the picture, vignette, soft clouds of light, all moderate and often absent
-        light = np.ones((grid.size, grid.size), np.float32)
-        slope, heading = dice.beta(1.2, 2.5) * 0.65, dice.angle()
-        light += np.float32(slope) * (grid.x * math.cos(heading) + grid.y * math.sin(heading))
-        vignette = dice.beta(1.0, 3.0) * 0.5
-        light *= 1 - np.float32(vignette) * 0.5 * (grid.x * grid.x + grid.y * grid.y)
-        if dice.chance(0.35):
-            light *= 1 + np.float32(dice.between(0.03, 0.14)) * noise(dice, grid.size, finest=0.6, beta=3.0)
-        if dice.chance(0.06):  # the shadow of a gantry, or a lamp that ends: a soft straight border
-            edge = grid.x * math.cos(turn) + grid.y * math.sin(turn) - np.float32(dice.between(-0.7, 0.7))
-            width = dice.log_between(0.02, 0.5)
-            light *= 1 - np.float32(dice.between(0.1, 0.45)) * smoothstep(-width, width, edge)
+        falloff = _uneven_field(dice, grid, turn)
         glare = None
         if dice.chance(0.16):
             spot = grid.posed(dice.angle(), dice.between(0.25, 0.9), (dice.between(-1, 1), dice.between(-1, 1)))
@@ -76,7 +65,7 @@ class Light:
             color=color,
             surroundings=surroundings.astype(np.float32),
             tilt=(math.cos(turn), math.sin(turn)),
-            falloff=np.maximum(light, 0.12),
+            falloff=falloff,
             glare=glare,
             relief=dice.log_between(0.6, 1.5),
             bend=(dice.normal(0, 0.25), dice.normal(0, 0.25), dice.between(0, 1)),
@@ -113,6 +102,22 @@ class Light:
         if self.glare is not None:
             picture += self.glare[..., None]
         return picture
+
+
+def _uneven_field(dice: Dice, grid: Grid, turn: float) -> np.ndarray:
+    """Share of light that arrives at each pixel: slope, vignette and soft clouds, all moderate and often absent."""
+    light = np.ones((grid.size, grid.size), np.float32)
+    slope, heading = dice.beta(1.2, 2.5) * 0.65, dice.angle()
+    light += np.float32(slope) * (grid.x * math.cos(heading) + grid.y * math.sin(heading))
+    vignette = dice.beta(1.0, 3.0) * 0.5
+    light *= 1 - np.float32(vignette) * 0.5 * (grid.x * grid.x + grid.y * grid.y)
+    if dice.chance(0.35):
+        light *= 1 + np.float32(dice.between(0.03, 0.14)) * noise(dice, grid.size, finest=0.6, beta=3.0)
+    if dice.chance(0.06):  # the shadow of a gantry, or a lamp that ends: a soft straight border
+        edge = grid.x * math.cos(turn) + grid.y * math.sin(turn) - np.float32(dice.between(-0.7, 0.7))
+        width = dice.log_between(0.02, 0.5)
+        light *= 1 - np.float32(dice.between(0.1, 0.45)) * smoothstep(-width, width, edge)
+    return np.maximum(light, 0.12)
 
 
 def _slopes(height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

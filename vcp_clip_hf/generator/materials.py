@@ -39,7 +39,7 @@ __all__ = [
 METALS = {
     "steel": (0.52, 0.53, 0.54),
     "stainless steel": (0.60, 0.60, 0.59),
-    "aluminium": (0.68, 0.68, 0.69),
+    "aluminum": (0.68, 0.68, 0.69),
     "iron": (0.33, 0.33, 0.33),
     "zinc": (0.55, 0.57, 0.60),
     "brass": (0.66, 0.56, 0.36),
@@ -88,52 +88,87 @@ def metal(
 
     Args:
         kind (`str`, *optional*): one of [`METALS`].
-        finish (`str`, *optional*): brushed, rolled, cast, ground, polished, blasted, turned or oxidised.
+        finish (`str`, *optional*): brushed, rolled, cast, ground, polished, blasted, turned or oxidized.
         angle (`float`): direction of the grain.
     """
     kind = kind or dice.pick(tuple(METALS), (5, 4, 4, 3, 3, 2, 2, 1))
-    finish = finish or dice.pick(("brushed", "rolled", "cast", "ground", "polished", "blasted", "oxidised"))
+    finish = finish or dice.pick(("brushed", "rolled", "cast", "ground", "polished", "blasted", "oxidized"))
     base = np.float32(METALS[kind]) * np.float32(dice.between(0.75, 1.2))
-    size = grid.size
-    if finish == "brushed":
-        streaks = noise(dice, size, 0.3, 0.0, dice.between(0.2, 1.0), angle, dice.log_between(15, 90))
-        return Material(
-            mottled(base, streaks, dice.between(0.02, 0.09)), rough(streaks, dice.between(0.03, 0.12)), 0.25, 8.0, 0.6
-        )
-    if finish == "rolled":
-        streaks = noise(dice, size, 1.0, 0.01, 1.2, angle, dice.log_between(5, 25))
-        grain = noise(dice, size, 0.05, 0.0, 0.6, angle, dice.between(1, 3))
-        tone = mottled(base, streaks * 0.6 + patchy(dice, grain) * 0.5, dice.between(0.02, 0.14))
-        return Material(tone, rough(grain, dice.between(0.01, 0.08)), 0.12, 5.0, 0.3)
-    if finish == "cast":
-        lumps = noise(dice, size, dice.log_between(0.03, 0.15), 0.0, dice.between(0.8, 2.0))
-        lumps = patchy(dice, lumps)
-        tone = mottled(base, lumps, dice.between(0.02, 0.14))
-        return Material(tone, rough(lumps, dice.between(0.08, 0.3)), 0.12, 6.0, 0.15)
-    if finish == "ground":
-        lines = patchy(dice, noise(dice, size, 0.1, 0.0, 0.4, angle, dice.log_between(6, 30)))
-        return Material(
-            mottled(base, lines, dice.between(0.03, 0.1)), rough(lines, dice.between(0.04, 0.15)), 0.3, 10.0, 0.45
-        )
-    if finish == "polished":
-        haze = noise(dice, size, 1.0, 0.05, 2.5)
-        return Material(
-            mottled(base, haze, dice.between(0.0, 0.04)), rough(haze, dice.between(0.0, 0.03)), 0.6, 60, 0.85
-        )
-    if finish == "blasted":
-        grains = noise(dice, size, 0.03, 0.0, 0.3)
-        return Material(mottled(base, grains, 0.05), rough(grains, dice.between(0.1, 0.35)), 0.15, 4.0, 0.3)
-    if finish == "turned":
-        rings = lookup(profile(dice, 512, 0.3, 0.0, dice.between(0.3, 1.2)), grid.radius * 0.5)
-        return Material(
-            mottled(base, rings, dice.between(0.03, 0.1)), rough(rings, dice.between(0.05, 0.2)), 0.3, 10.0, 0.6
-        )
-    if finish == "oxidised":
-        clouds = noise(dice, size, 0.6, 0.01, 1.8)
-        grains = noise(dice, size, 0.04, 0.0, 0.6)
-        tone = mottled(base * np.float32(0.55), clouds * 0.7 + grains * 0.4, dice.between(0.05, 0.18))
-        return Material(tone, rough(grains, dice.between(0.03, 0.15)), 0.08, 6.0, 0.1)
-    raise ValueError(f"Unknown metal finish {finish!r}.")
+    if finish not in _FINISHES:
+        raise ValueError(f"Unknown metal finish {finish!r}; expected one of {', '.join(_FINISHES)}.")
+    return _FINISHES[finish](dice, grid, base, angle)
+
+
+def _brushed(dice: Dice, grid: Grid, base: np.ndarray, angle: float) -> Material:
+    """Fine long streaks."""
+    streaks = noise(dice, grid.size, 0.3, 0.0, dice.between(0.2, 1.0), angle, dice.log_between(15, 90))
+    return Material(
+        mottled(base, streaks, dice.between(0.02, 0.09)), rough(streaks, dice.between(0.03, 0.12)), 0.25, 8.0, 0.6
+    )
+
+
+def _rolled(dice: Dice, grid: Grid, base: np.ndarray, angle: float) -> Material:
+    """Lanes and a fine grain along the rolling direction."""
+    streaks = noise(dice, grid.size, 1.0, 0.01, 1.2, angle, dice.log_between(5, 25))
+    grain = noise(dice, grid.size, 0.05, 0.0, 0.6, angle, dice.between(1, 3))
+    tone = mottled(base, streaks * 0.6 + patchy(dice, grain) * 0.5, dice.between(0.02, 0.14))
+    return Material(tone, rough(grain, dice.between(0.01, 0.08)), 0.12, 5.0, 0.3)
+
+
+def _cast(dice: Dice, grid: Grid, base: np.ndarray, angle: float) -> Material:
+    """Lumps of every size."""
+    lumps = noise(dice, grid.size, dice.log_between(0.03, 0.15), 0.0, dice.between(0.8, 2.0))
+    lumps = patchy(dice, lumps)
+    tone = mottled(base, lumps, dice.between(0.02, 0.14))
+    return Material(tone, rough(lumps, dice.between(0.08, 0.3)), 0.12, 6.0, 0.15)
+
+
+def _ground(dice: Dice, grid: Grid, base: np.ndarray, angle: float) -> Material:
+    """Short lines in one direction."""
+    lines = patchy(dice, noise(dice, grid.size, 0.1, 0.0, 0.4, angle, dice.log_between(6, 30)))
+    return Material(
+        mottled(base, lines, dice.between(0.03, 0.1)), rough(lines, dice.between(0.04, 0.15)), 0.3, 10.0, 0.45
+    )
+
+
+def _polished(dice: Dice, grid: Grid, base: np.ndarray, angle: float) -> Material:
+    """Nearly a mirror."""
+    haze = noise(dice, grid.size, 1.0, 0.05, 2.5)
+    return Material(mottled(base, haze, dice.between(0.0, 0.04)), rough(haze, dice.between(0.0, 0.03)), 0.6, 60, 0.85)
+
+
+def _blasted(dice: Dice, grid: Grid, base: np.ndarray, angle: float) -> Material:
+    """Fine even grains."""
+    grains = noise(dice, grid.size, 0.03, 0.0, 0.3)
+    return Material(mottled(base, grains, 0.05), rough(grains, dice.between(0.1, 0.35)), 0.15, 4.0, 0.3)
+
+
+def _turned(dice: Dice, grid: Grid, base: np.ndarray, angle: float) -> Material:
+    """Concentric grooves around the origin of the grid."""
+    rings = lookup(profile(dice, 512, 0.3, 0.0, dice.between(0.3, 1.2)), grid.radius * 0.5)
+    return Material(
+        mottled(base, rings, dice.between(0.03, 0.1)), rough(rings, dice.between(0.05, 0.2)), 0.3, 10.0, 0.6
+    )
+
+
+def _oxidized(dice: Dice, grid: Grid, base: np.ndarray, angle: float) -> Material:
+    """Dark clouds and a dull grain."""
+    clouds = noise(dice, grid.size, 0.6, 0.01, 1.8)
+    grains = noise(dice, grid.size, 0.04, 0.0, 0.6)
+    tone = mottled(base * np.float32(0.55), clouds * 0.7 + grains * 0.4, dice.between(0.05, 0.18))
+    return Material(tone, rough(grains, dice.between(0.03, 0.15)), 0.08, 6.0, 0.1)
+
+
+_FINISHES = {
+    "brushed": _brushed,
+    "rolled": _rolled,
+    "cast": _cast,
+    "ground": _ground,
+    "polished": _polished,
+    "blasted": _blasted,
+    "turned": _turned,
+    "oxidized": _oxidized,
+}
 
 
 def ground_arcs(dice: Dice, grid: Grid, kind: str = "steel") -> Material:

@@ -1,5 +1,6 @@
 """One picture: a product, a light, a camera, perhaps one defect, and the mask of what the defect really changed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ SEEN_DEFECTS: tuple[str, ...] = (*sorted(name for name, family in DEFECTS.items(
 UNSEEN_DEFECTS: tuple[str, ...] = tuple(sorted(name for name, family in DEFECTS.items() if not family.seen))
 
 # shares of the picture; below, a patch of an image encoder cannot tell, above, it is another product
-_SMALLEST, _LARGEST = 0.0004, 0.3
+_SMALLEST, _TYPICAL, _LARGEST = 0.0004, 0.02, 0.3
 _VISIBLE = 0.022  # of the full range: 5 to 6 of 255 levels
 _ATTEMPTS = 16
 _CROPPED = {"texture": 0.45, "object": 0.12}  # share of pictures that show only a part
@@ -111,53 +112,98 @@ def render_sample(
     entropy = (seed, product.key, index)
     names = _choices(product, defect, defects)
 
-    grid = Grid(size)
-    scene = product.build(Dice(entropy, _SCENE), grid, None)
-    light = Light.draw(Dice(entropy, _LIGHT), grid)
-    camera = Camera.draw(Dice(entropy, _CAMERA), size, product.gray, _CROPPED[product.kind])
-    picture = light.render(scene)
-    camera.meter(picture, scene.support)
-    clean = camera.develop(picture)
-
+    shot = _Shot.take(product, entropy, size)
     identity = f"{family}-{seed}-{index}-{size}"
     if not names:
-        image = camera.record(clean)
+        image = shot.camera.record(shot.clean)
         return SyntheticSample(image, None, family, product.material, "good", None, f"{identity}-good")
 
-    order = _order(product, Dice(entropy, _CHOICE), names)
-    best: tuple[float, np.ndarray, np.ndarray, str] | None = None
-    for attempt in range(_ATTEMPTS):
-        name = order[attempt // 4 % len(order)]
-        dice = Dice((*entropy, attempt), _DEFECT)
-        effort = attempt / _ATTEMPTS
-        if name in FAULTS:
-            damaged, thin = _build_faulty(product, entropy, grid, name, dice, effort), False
-            region = damaged.marks.get("fault")
-        else:
-            thin = DEFECTS[name].thin
-            damaged = scene.copy()
-            region = _damage(damaged, dice, name, effort, camera.window)
-        flawed = camera.develop(light.render(damaged))
-        mask, visibility = _visible(clean, flawed, None if region is None else camera.frame(region), thin)
-        area = float(mask.mean())
-        if visibility > 0 and (best is None or abs(area - 0.02) < abs(best[0] - 0.02)):
-            best = (area, mask, flawed, name)
-        if max(_SMALLEST, 6 / mask.size) <= area <= _LARGEST and visibility > _VISIBLE * 1.5:
-            best = (area, mask, flawed, name)
-            break
-    if best is None:
+    found = _find_visible_defect(shot, names)
+    if found is None:
         raise RuntimeError(f"No visible {defect!r} on {identity} after {_ATTEMPTS} attempts.")
-    _, mask, flawed, name = best
+    name, flawed, mask = found
     return SyntheticSample(
-        image=camera.record(flawed),
+        image=shot.camera.record(flawed),
         mask=Image.fromarray(mask.astype(np.uint8) * 255),
         product=family,
         material=product.material,
         defect=name,
         defect_part=product.faults.get(name),
         image_id=f"{identity}-{name}",
-        normal=camera.record(clean) if pair else None,
+        normal=shot.camera.record(shot.clean) if pair else None,
     )
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """
+    A product in front of the camera without a defect, and everything needed to photograph it again with one.
+
+    Attributes:
+        entropy (`tuple[int, ...]`): seed, product and index; all random streams of the picture derive from it.
+        clean (`np.ndarray` of shape `(size, size, 3)`): the developed picture, before sensor noise.
+    """
+
+    product: ProductFamily
+    entropy: tuple[int, ...]
+    scene: Scene
+    light: Light
+    camera: Camera
+    clean: np.ndarray
+
+    @classmethod
+    def take(cls, product: ProductFamily, entropy: tuple[int, ...], size: int) -> "_Shot":
+        """Build the product, light it, and set the camera's exposure for it."""
+        grid = Grid(size)
+        scene = product.build(Dice(entropy, _SCENE), grid, None)
+        light = Light.random(Dice(entropy, _LIGHT), grid)
+        camera = Camera.random(Dice(entropy, _CAMERA), size, product.gray, _CROPPED[product.kind])
+        picture = light.render(scene)
+        camera.meter(picture, scene.support)
+        return cls(product, entropy, scene, light, camera, camera.develop(picture))
+
+    def with_defect(self, name: str, dice: Dice, effort: float) -> tuple[np.ndarray, np.ndarray | None]:
+        """
+        Photograph the product again, with this defect.
+
+        Returns:
+            the developed picture, and the opacity of the defect in the scene; None if a construction fault leaves it
+            to the comparison of the pictures.
+        """
+        if name in FAULTS:
+            strength = min(1.0, dice.beta(1.4, 1.4) + 0.4 * effort)
+            fault = Fault(name, dice, strength)
+            damaged = self.product.build(Dice(self.entropy, _SCENE), self.scene.grid, fault)
+            region = damaged.fault_region
+        else:
+            damaged = self.scene.copy()
+            region = _damage(damaged, dice, name, effort, self.camera.window)
+        return self.camera.develop(self.light.render(damaged)), region
+
+
+def _find_visible_defect(shot: _Shot, names: tuple[str, ...]) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """
+    Try defects, more forcefully each time, until one changes the picture visibly and on a reasonable area.
+
+    Returns:
+        name, developed picture and mask of the first such attempt, otherwise of the visible attempt whose area is
+        closest to a typical one; None if nothing was visible.
+    """
+    order = _order(shot.product, Dice(shot.entropy, _CHOICE), names)
+    best = None
+    best_error = math.inf
+    for attempt in range(_ATTEMPTS):
+        name = order[attempt // 4 % len(order)]
+        flawed, region = shot.with_defect(name, Dice((*shot.entropy, attempt), _DEFECT), attempt / _ATTEMPTS)
+        thin = name in DEFECTS and DEFECTS[name].thin
+        mask, visibility = _visible(shot.clean, flawed, None if region is None else shot.camera.frame(region), thin)
+        area = float(mask.mean())
+        if max(_SMALLEST, 6 / mask.size) <= area <= _LARGEST and visibility > _VISIBLE * 1.5:
+            return name, flawed, mask
+        error = abs(area - _TYPICAL)
+        if visibility > 0 and error < best_error:
+            best, best_error = (name, flawed, mask), error
+    return best
 
 
 def _family(name: str) -> ProductFamily:
@@ -193,13 +239,6 @@ def _order(product: ProductFamily, dice: Dice, names: tuple[str, ...]) -> list[s
     keys = {name: dice.between(0, 1) ** (1 / DEFECTS[name].weight) for name in others}
     others.sort(key=lambda name: -keys[name])
     return faults + others if faults_first else others + faults
-
-
-def _build_faulty(
-    product: ProductFamily, entropy: tuple[int, ...], grid: Grid, name: str, dice: Dice, effort: float
-) -> Scene:
-    strength = min(1.0, dice.beta(1.4, 1.4) + 0.4 * effort)
-    return product.build(Dice(entropy, _SCENE), grid, Fault(name, dice, strength))
 
 
 def _damage(

@@ -41,8 +41,9 @@ class Scene:
         shade (`(size, size)`): share of light that arrives, below 1 in drop shadows.
         under (`Scene`, *optional*): what appears where a piece of the product is gone.
         grain (`float`): direction of the surface structure in radians; streaky defects follow it.
-        marks (`dict[str, np.ndarray]`): "fault": the piece that a defect of construction concerns, where the change
-            alone does not tell (a component moved aside leaves nothing amiss at its old place).
+        fault_region (`(size, size)`, *optional*): opacity of the piece that a construction fault concerns. A builder
+            sets it where comparing with the normal picture would mark too much: a moved component also changes its
+            old place, which has no defect.
     """
 
     def __init__(self, grid: Grid):
@@ -54,7 +55,7 @@ class Scene:
         self.support = np.ones((size, size), np.float32)
         self.under: Scene | None = None
         self.grain = 0.0
-        self.marks: dict[str, np.ndarray] = {}
+        self.fault_region: np.ndarray | None = None
 
     def fill(self, material: Material) -> "Scene":
         """The material everywhere."""
@@ -121,7 +122,7 @@ class Scene:
         self.shade *= 1 - np.float32(strength) * gaussian_blur(moved, softness * size / 2)
         return self
 
-    def lit(self, opacity: np.ndarray) -> "Scene":
+    def remove_shadow(self, opacity: np.ndarray) -> "Scene":
         """Takes shadows off what has been painted on top of them."""
         self.shade += opacity * (1 - self.shade)
         return self
@@ -132,16 +133,19 @@ class Scene:
         new.__dict__.update(self.__dict__)
         for name in ("color", "height", "gloss", "sharpness", "metal", "shade", "support"):
             setattr(new, name, getattr(self, name).copy())
-        new.marks = dict(self.marks)
         return new
 
-    def uncover(self, opacity: np.ndarray) -> "Scene":
-        """Takes a piece of the product away: the layer below appears, or darkness where there is none."""
-        below = self.under or Scene(self.grid).fill(Material(np.float32([0.03, 0.03, 0.03]), -0.1, 0.0))
+    def blend(self, opacity: np.ndarray, other: "Scene") -> "Scene":
+        """Replace every layer except `support` by that of another scene, to the extent of `opacity`."""
         for name in ("color", "height", "gloss", "sharpness", "metal", "shade"):
             plane = getattr(self, name)
             alpha = opacity[..., None] if plane.ndim == 3 else opacity
-            plane += alpha * (getattr(below, name) - plane)
+            plane += alpha * (getattr(other, name) - plane)
+        return self
+
+    def uncover(self, opacity: np.ndarray) -> "Scene":
+        """Take a piece of the product away: `under` appears, or darkness without one."""
+        self.blend(opacity, self.under or Scene(self.grid).fill(Material(np.float32([0.03, 0.03, 0.03]), -0.1, 0.0)))
         self.support *= 1 - opacity
         return self
 

@@ -13,9 +13,10 @@ __all__ = [
     "barcode",
     "blob",
     "box",
-    "cover",
+    "coverage",
     "disc",
     "dome",
+    "empty_shape",
     "gear",
     "lettering",
     "polygon",
@@ -28,6 +29,12 @@ __all__ = [
 ]
 
 _OVERSAMPLING = 4
+_FAR = 9.0  # a distance beyond every picture
+
+
+def empty_shape(grid: Grid) -> np.ndarray:
+    """A distance field with no shape in it, to which others are joined with `np.minimum`."""
+    return np.full(grid.x.shape, _FAR, np.float32)
 
 
 def disc(grid: Grid, radius: float, x: float = 0.0, y: float = 0.0) -> np.ndarray:
@@ -52,14 +59,16 @@ def box(grid: Grid, width: float, height: float, corner: float = 0.0, x: float =
 
 def polygon(grid: Grid, sides: int, radius: float) -> np.ndarray:
     """A regular polygon; `radius` is the distance of its sides from the centre."""
-    distance = np.full(grid.x.shape, -9, np.float32)
+    distance = -empty_shape(grid)
     for side in range(sides):
         angle = 2 * math.pi * side / sides
         np.maximum(distance, grid.x * math.cos(angle) + grid.y * math.sin(angle), out=distance)
     return distance - np.float32(radius)
 
 
-def gear(grid: Grid, teeth: int, radius: float, depth: float, flank: float = 0.5, keep: np.ndarray | None = None):
+def gear(
+    grid: Grid, teeth: int, radius: float, depth: float, flank: float = 0.5, keep: np.ndarray | None = None
+) -> np.ndarray:
     """
     A toothed wheel.
 
@@ -118,7 +127,7 @@ def union(*distances: np.ndarray) -> np.ndarray:
     return together
 
 
-def cover(distance: np.ndarray, softness: float) -> np.ndarray:
+def coverage(distance: np.ndarray, softness: float) -> np.ndarray:
     """Signed distance -> opacity 0..1 with an edge `softness` wide (a pixel: anti-aliased)."""
     return np.clip(np.float32(0.5) - distance / np.float32(softness), 0, 1)
 
@@ -196,27 +205,32 @@ def strokes(
     for number, path in enumerate(paths):
         if len(path) < 2:
             continue
-        ink = 255 if opacities is None else round(255 * min(1.0, float(opacities[number])))
+        opacity = 255 if opacities is None else round(255 * min(1.0, float(opacities[number])))
         points = ((path + 1) * (size / 2) - low) * scale
         width = np.broadcast_to(np.asarray(widths[number], np.float32), (len(path),)) * (size / 2 * scale)
-        if float(width.max() - width.min()) < 0.5:
-            line = [tuple(point) for point in points.tolist()]
-            half = float(width[0]) / 2
-            draw.line(line, fill=ink, width=max(1, round(2 * half)), joint="curve")
-            for x, y in (line[0], line[-1]) if half > 1.5 else ():
-                draw.ellipse([x - half, y - half, x + half, y + half], fill=ink)
-            continue
-        for (x0, y0), (x1, y1), thickness in zip(points[:-1].tolist(), points[1:].tolist(), width[:-1], strict=True):
-            if thickness > 0.3:
-                draw.line([x0, y0, x1, y1], fill=ink, width=max(1, round(float(thickness))))
-                if thickness > 3:
-                    half = float(thickness) / 2
-                    draw.ellipse([x1 - half, y1 - half, x1 + half, y1 + half], fill=ink)
+        _draw_path(draw, points, width, opacity)
     small = np.asarray(pen.reduce(scale), np.float32) / 255
     canvas[low[1] : high[1], low[0] : high[0]] = small
     # a line thinner than the oversampled pixel must not come out wider and bolder than asked
     thinnest = max(float(np.max(width)) for width in widths) * size / 2 * scale
     return canvas * np.float32(min(1.0, thinnest)) if thinnest < 1 else canvas
+
+
+def _draw_path(draw: ImageDraw.ImageDraw, points: np.ndarray, width: np.ndarray, opacity: int) -> None:
+    """Draw a polyline with round ends. `points` of shape `(n, 2)` and `width` of shape `(n,)` are in pixels."""
+    if float(width.max() - width.min()) < 0.5:
+        line = [tuple(point) for point in points.tolist()]
+        half = float(width[0]) / 2
+        draw.line(line, fill=opacity, width=max(1, round(2 * half)), joint="curve")
+        for x, y in (line[0], line[-1]) if half > 1.5 else ():
+            draw.ellipse([x - half, y - half, x + half, y + half], fill=opacity)
+        return
+    for (x0, y0), (x1, y1), thickness in zip(points[:-1].tolist(), points[1:].tolist(), width[:-1], strict=True):
+        if thickness > 0.3:
+            draw.line([x0, y0, x1, y1], fill=opacity, width=max(1, round(float(thickness))))
+        if thickness > 3:
+            half = float(thickness) / 2
+            draw.ellipse([x1 - half, y1 - half, x1 + half, y1 + half], fill=opacity)
 
 
 # Letters as polylines over three columns and five rows of points, a b c / d e f / g h i / j k l / m n o.
@@ -271,4 +285,4 @@ def barcode(dice: Dice, grid: Grid, width: float, height: float, bars: int = 40)
     pattern = (dice.some(bars) > 0.5).astype(np.float32)
     pattern[0] = pattern[-1] = 1
     index = np.clip((grid.x / np.float32(2 * width) + np.float32(0.5)) * bars, 0, bars - 1).astype(np.int32)
-    return gaussian_blur(pattern[index] * cover(box(grid, width, height), grid.pixel), 0.4)
+    return gaussian_blur(pattern[index] * coverage(box(grid, width, height), grid.pixel), 0.4)

@@ -8,13 +8,24 @@ from .fields import Dice, Grid, gaussian_blur, noise, smoothstep
 from .materials import any_material, color, mottled, paper
 from .registry import Fault
 from .scene import Material, Scene
-from .shapes import barcode, box, cover, disc, dome, lettering, polygon, random_text, strokes, wander
+from .shapes import barcode, box, coverage, disc, dome, lettering, polygon, random_text, strokes, wander
 
 
-__all__ = ["begin", "furnish", "ink", "label", "panel", "pose", "put", "screw_head", "stage", "write"]
+__all__ = [
+    "add_details",
+    "add_piece",
+    "add_screw",
+    "background",
+    "object_scene",
+    "print_text",
+    "printing_ink",
+    "random_pose",
+    "surface_scene",
+    "write_text",
+]
 
 
-def stage(dice: Dice, grid: Grid) -> Scene:
+def background(dice: Dice, grid: Grid) -> Scene:
     """A background for an object: black, plain, cloudy, a material, or clutter out of focus."""
     scene = Scene(grid)
     style = dice.pick(("dark", "plain", "light", "cloudy", "material", "clutter"), (0.2, 0.2, 0.15, 0.15, 0.2, 0.1))
@@ -35,23 +46,25 @@ def stage(dice: Dice, grid: Grid) -> Scene:
             part = grid.posed(dice.angle(), dice.between(0.2, 0.7), (dice.between(-1.1, 1.1), dice.between(-1.1, 1.1)))
             shape = box(part, 1, dice.between(0.2, 1), dice.between(0, 0.4)) if dice.chance(0.6) else disc(part, 0.8)
             soft = dice.between(0.02, 0.12)
-            scene.tint(cover(shape, soft / dice.between(0.3, 0.7)), color(dice, value=(0.3, 1.2), saturation=(0, 0.4)))
+            scene.tint(
+                coverage(shape, soft / dice.between(0.3, 0.7)), color(dice, value=(0.3, 1.2), saturation=(0, 0.4))
+            )
     if dice.chance(0.12):  # a tray or a table edge behind the object
         heading, offset = dice.angle(), dice.between(0.5, 0.95)
         edge = grid.x * math.cos(heading) + grid.y * math.sin(heading) - np.float32(offset)
-        scene.tint(cover(-edge, dice.between(0.005, 0.05)), dice.between(0.3, 0.9))
+        scene.tint(coverage(-edge, dice.between(0.005, 0.05)), dice.between(0.3, 0.9))
     scene.support[...] = 0
     return scene
 
 
-def begin(dice: Dice, grid: Grid) -> Scene:
-    """[`stage`], remembered for defects that take a piece of the object away."""
-    scene = stage(dice, grid)
+def object_scene(dice: Dice, grid: Grid) -> Scene:
+    """[`background`], remembered for defects that take a piece of the object away."""
+    scene = background(dice, grid)
     scene.under = scene.copy()
     return scene
 
 
-def pose(
+def random_pose(
     dice: Dice,
     grid: Grid,
     scale: tuple[float, float] = (0.5, 0.85),
@@ -67,7 +80,7 @@ def pose(
     return grid.posed(angle, size, shift, stretch)
 
 
-def put(
+def add_piece(
     scene: Scene,
     dice: Dice,
     part: Grid,
@@ -89,21 +102,21 @@ def put(
     Returns:
         `np.ndarray` of shape `(size, size)`: its opacity.
     """
-    alpha = cover(distance, part.pixel * 1.2)
+    alpha = coverage(distance, part.pixel * 1.2)
     offset = (dice.normal(0, 0.02), dice.normal(0.015, 0.02))
     softness, strength = dice.log_between(0.008, 0.06), dice.between(0.15, 0.65)
     if shadow:
         scene.cast_shadow(alpha, offset, softness, strength)
-        scene.lit(alpha)
+        scene.remove_shadow(alpha)
     scene.paint(alpha, material, dome(distance, bevel, rise * part.scale))
     if product:
         scene.support = np.maximum(scene.support, alpha)
     return alpha
 
 
-def ink(dice: Dice) -> Material:
+def printing_ink(dice: Dice) -> Material:
     """Printing ink: black, white or coloured."""
-    tone = dice.pick(("black", "white", "colour"), (0.45, 0.3, 0.25))
+    tone = dice.pick(("black", "white", "colored"), (0.45, 0.3, 0.25))
     if tone == "black":
         shade = color(dice, saturation=(0, 0.2), value=(0.03, 0.2))
     elif tone == "white":
@@ -113,7 +126,7 @@ def ink(dice: Dice) -> Material:
     return Material(shade, 0.0, 0.1)
 
 
-def write(
+def write_text(
     scene: Scene, dice: Dice, text: str, centre: tuple[float, float], height: float, angle: float, style: str = "ink"
 ) -> np.ndarray:
     """Text on the product, printed ("ink") or engraved ("relief"); returns its opacity."""
@@ -127,7 +140,7 @@ def write(
         dice.pick((0.0, dice.between(-0.1, 0.3))),
     )
     letters = letters * np.minimum(scene.support, 1)
-    material, fade, depth = ink(dice), dice.between(0.55, 1.0), dice.sign() * dice.between(0.005, 0.015)
+    material, fade, depth = printing_ink(dice), dice.between(0.55, 1.0), dice.sign() * dice.between(0.005, 0.015)
     if style == "ink":
         scene.paint(letters * np.float32(fade), material, None)
     else:
@@ -136,15 +149,15 @@ def write(
     return letters
 
 
-def label(
+def print_text(
     scene: Scene, dice: Dice, part: Grid, x: float, y: float, height: float, fault: Fault | None = None, text: str = ""
 ) -> None:
     """A print at the point (x, y) of `part`, which a print error doubles, fades or smears."""
     size, height = scene.grid.size, height * part.scale
     text = text or random_text(dice, 2, 5)
-    centre, turn, weight, material = part.position(x, y), part.angle, dice.between(0.12, 0.22), ink(dice)
+    centre, turn, weight, material = part.position(x, y), part.angle, dice.between(0.12, 0.22), printing_ink(dice)
     mark = lettering(size, text, centre, height, turn, weight) * scene.support
-    if fault:
+    if fault and fault.name == "print_error":
         kind = fault.dice.pick(("double", "faded", "smeared"))
         if kind == "double":
             push = (0.2 + 0.6 * fault.strength) * height * fault.dice.sign()
@@ -162,7 +175,7 @@ def label(
     scene.paint(mark, material, None)
 
 
-def screw_head(scene: Scene, dice: Dice, x: float, y: float, radius: float, kind: str | None = None) -> None:
+def add_screw(scene: Scene, dice: Dice, x: float, y: float, radius: float, kind: str | None = None) -> None:
     """A screw, a rivet or an empty drilled hole."""
     kind = kind or dice.pick(("cross", "slot", "hex", "rivet", "hole"))
     part = scene.grid.posed(dice.angle(), radius, (x, y))
@@ -170,13 +183,13 @@ def screw_head(scene: Scene, dice: Dice, x: float, y: float, radius: float, kind
     scene.shade *= 1 - 0.5 * smoothstep(1.25, 0.95, around)
     if kind == "hole":
         scene.paint(
-            cover(around - 1, part.pixel), Material(color(dice, (0, 1), (0, 0.3), (0.01, 0.1)), -0.1, 0.0), 0.0
+            coverage(around - 1, part.pixel), Material(color(dice, (0, 1), (0, 0.3), (0.01, 0.1)), -0.1, 0.0), 0.0
         )
         scene.emboss(-np.float32(0.25 * radius) * smoothstep(1.35, 1.0, around) * (around > 1))
         scene.color *= (1 + 0.35 * ((around > 1) & (around < 1.2)))[..., None].astype(np.float32)
         return
     tone = np.float32(dice.between(0.25, 0.75)) * np.float32([1, 1, dice.between(0.8, 1.0)])
-    head = put(scene, dice, part, around - 1, Material(tone, 0.0, 0.4, 20.0, 0.5), 0.7, 0.25, False)
+    head = add_piece(scene, dice, part, around - 1, Material(tone, 0.0, 0.4, 20.0, 0.5), 0.7, 0.25, False)
     if kind == "cross":
         recess = np.minimum(box(part, 0.6, 0.13), box(part, 0.13, 0.6))
     elif kind == "slot":
@@ -185,7 +198,7 @@ def screw_head(scene: Scene, dice: Dice, x: float, y: float, radius: float, kind
         recess = polygon(part, 6, 0.45)
     else:
         return
-    scene.tint(cover(recess, part.pixel) * head, dice.between(0.15, 0.45))
+    scene.tint(coverage(recess, part.pixel) * head, dice.between(0.15, 0.45))
 
 
 def _holes(scene: Scene, dice: Dice) -> None:
@@ -193,7 +206,7 @@ def _holes(scene: Scene, dice: Dice) -> None:
     x, y = dice.between(0.35, 0.85), dice.between(0.35, 0.85)
     places = dice.pick((((1, 1),), ((1, 1), (-1, 1)), ((1, 1), (-1, -1)), ((1, 1), (1, -1), (-1, 1), (-1, -1))))
     for right, down in places:
-        screw_head(scene, dice, right * x, down * y, radius, kind)
+        add_screw(scene, dice, right * x, down * y, radius, kind)
 
 
 def _grooves(scene: Scene, dice: Dice) -> None:
@@ -213,11 +226,11 @@ def _print(scene: Scene, dice: Dice) -> None:
     height = dice.log_between(0.06, 0.25)
     text = random_text(dice, 1, 7)
     centre = (dice.between(-0.5, 0.5), dice.between(-0.8, 0.8))
-    write(scene, dice, text, centre, height, angle, style)
+    write_text(scene, dice, text, centre, height, angle, style)
     if dice.chance(0.4):
         down = height * 1.6
         second = (centre[0] - down * math.sin(angle), centre[1] + down * math.cos(angle))
-        write(scene, dice, random_text(dice, 2, 9), second, height * dice.between(0.5, 1), angle, style)
+        write_text(scene, dice, random_text(dice, 2, 9), second, height * dice.between(0.5, 1), angle, style)
 
 
 def _chalk(scene: Scene, dice: Dice) -> None:
@@ -235,13 +248,13 @@ def _chalk(scene: Scene, dice: Dice) -> None:
     ]
     mark = gaussian_blur(strokes(scene.grid.size, paths, [dice.log_between(0.008, 0.03)] * len(paths)), 0.8)
     crumbs = smoothstep(-0.8, 0.8, noise(dice, scene.grid.size, 0.03, 0.0, 0.3))
-    scene.paint(mark * crumbs * np.float32(dice.between(0.1, 0.5)), ink(dice), None)
+    scene.paint(mark * crumbs * np.float32(dice.between(0.1, 0.5)), printing_ink(dice), None)
 
 
 def _sticker(scene: Scene, dice: Dice) -> None:
     half = (dice.between(0.12, 0.35), dice.between(0.08, 0.22))
     part = scene.grid.posed(dice.normal(0, 0.1), 1.0, (dice.between(-0.6, 0.6), dice.between(-0.6, 0.6)))
-    put(scene, dice, part, box(part, *half, 0.02), paper(dice, scene.grid), 0.01, 0.004)
+    add_piece(scene, dice, part, box(part, *half, 0.02), paper(dice, scene.grid), 0.01, 0.004)
     bars = barcode(dice, part, half[0] * 0.8, half[1] * 0.5, dice.whole(16, 40))
     scene.paint(bars, Material(np.float32([0.05, 0.05, 0.05]), 0.0, 0.05), None)
 
@@ -249,7 +262,7 @@ def _sticker(scene: Scene, dice: Dice) -> None:
 def _seam(scene: Scene, dice: Dice) -> None:
     board = scene.grid.posed(dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.04))
     edge = board.y - np.float32(dice.between(-0.8, 0.8))
-    side = cover(edge, board.pixel * dice.between(1, 4))
+    side = coverage(edge, board.pixel * dice.between(1, 4))
     scene.tint(side, np.float32(dice.between(0.75, 1.2)) * (1 + dice.generator.normal(0, 0.02, 3).astype(np.float32)))
     scene.emboss(np.float32(dice.normal(0, 0.01)) * gaussian_blur(side, 1.0))
     line = smoothstep(dice.between(0.006, 0.02), 0.0, np.abs(edge))
@@ -279,7 +292,7 @@ _FURNITURE = {
 }
 
 
-def furnish(scene: Scene, dice: Dice, pieces: str, share: float = 0.5) -> Scene:
+def add_details(scene: Scene, dice: Dice, pieces: str, share: float = 0.5) -> Scene:
     """
     Normal structure that looks conspicuous.
 
@@ -293,7 +306,7 @@ def furnish(scene: Scene, dice: Dice, pieces: str, share: float = 0.5) -> Scene:
     return scene
 
 
-def panel(
+def surface_scene(
     dice: Dice,
     grid: Grid,
     material: Material,
@@ -308,41 +321,39 @@ def panel(
     Args:
         grain (`float`): direction of the structure.
         framing (`float`): chance that edges and the background behind show.
-        pieces, share: see [`furnish`].
+        pieces, share: see [`add_details`].
     """
     scene = Scene(grid).fill(material)
     scene.grain = grain
-    furnish(scene, dice, pieces, share)
+    add_details(scene, dice, pieces, share)
     shown = dice.chance(framing)
     sides = dice.pick(("one", "two", "four", "corner"), (0.35, 0.35, 0.15, 0.15))
     if shown:
-        board = grid.posed(dice.pick((0.0, math.pi / 2, math.pi, -math.pi / 2)) + dice.normal(0, 0.03))
-        near, far = dice.between(0.72, 0.97), dice.between(0.72, 0.97)
-        edges = [board.x - np.float32(near)]
-        if sides in ("two", "four"):
-            edges.append(-board.x - np.float32(far))
-        if sides in ("four", "corner"):
-            edges.append(board.y - np.float32(dice.between(0.75, 0.97)))
-        if sides == "four":
-            edges.append(-board.y - np.float32(dice.between(0.75, 0.97)))
-        outside = edges[0]
-        for edge in edges[1:]:
-            outside = np.maximum(outside, edge)
-        outside = outside + np.float32(dice.pick((0.0, dice.between(0, 0.006)))) * noise(
-            dice, grid.size, 0.1, 0.0, 1.5
-        )
-        behind = stage(dice, grid)
-        alpha = cover(outside, grid.pixel * dice.between(1, 3))
-        width = dice.log_between(0.01, 0.12)
-        scene.emboss(dome(outside, width, width * dice.between(0, 0.7)))
-        rim = smoothstep(-width * 1.2, 0, outside)
-        scene.tint(rim, dice.between(0.6, 1.3))
-        behind.cast_shadow(alpha, (dice.normal(0, 0.02), dice.normal(0, 0.02)), 0.03, 0.5)
-        scene.under = behind.copy()
-        missing = 1 - alpha
-        scene.support *= alpha
-        for name in ("color", "height", "gloss", "sharpness", "metal", "shade"):
-            plane = getattr(scene, name)
-            share_out = missing[..., None] if plane.ndim == 3 else missing
-            plane += share_out * (getattr(behind, name) - plane)
+        _end_before_border(scene, dice, sides)
     return scene
+
+
+def _end_before_border(scene: Scene, dice: Dice, sides: str) -> None:
+    """Let the surface end near the border of the picture, at one side, two, four, or a corner."""
+    grid = scene.grid
+    board = grid.posed(dice.pick((0.0, math.pi / 2, math.pi, -math.pi / 2)) + dice.normal(0, 0.03))
+    near, far = dice.between(0.72, 0.97), dice.between(0.72, 0.97)
+    outside = board.x - np.float32(near)
+    if sides in ("two", "four"):
+        outside = np.maximum(outside, -board.x - np.float32(far))
+    if sides in ("four", "corner"):
+        outside = np.maximum(outside, board.y - np.float32(dice.between(0.75, 0.97)))
+    if sides == "four":
+        outside = np.maximum(outside, -board.y - np.float32(dice.between(0.75, 0.97)))
+    raggedness = np.float32(dice.pick((0.0, dice.between(0, 0.006))))
+    outside = outside + raggedness * noise(dice, grid.size, 0.1, 0.0, 1.5)
+    behind = background(dice, grid)
+    alpha = coverage(outside, grid.pixel * dice.between(1, 3))
+    width = dice.log_between(0.01, 0.12)
+    scene.emboss(dome(outside, width, width * dice.between(0, 0.7)))
+    rim = smoothstep(-width * 1.2, 0, outside)
+    scene.tint(rim, dice.between(0.6, 1.3))
+    behind.cast_shadow(alpha, (dice.normal(0, 0.02), dice.normal(0, 0.02)), 0.03, 0.5)
+    scene.under = behind.copy()
+    scene.blend(1 - alpha, behind)
+    scene.support *= alpha

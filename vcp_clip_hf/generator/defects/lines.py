@@ -11,7 +11,7 @@ from ..fields import Dice, cells, gaussian_blur, lookup, noise, profile, smooths
 from ..materials import color
 from ..registry import defect
 from ..scene import Material, Scene
-from ..shapes import blob, cover, strokes, wander
+from ..shapes import blob, coverage, strokes, wander
 
 
 __all__: list[str] = []
@@ -87,7 +87,7 @@ def crazing(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
     near, far, _ = cells(dice, net, count)
     wide = dice.between(0.6, 1.6) * 2 * count / grid.size
     line = smoothstep(1.6 * wide, 0.6 * wide, far - near)
-    patch = cover(blob(dice, grid.posed(dice.angle(), 1.0, place), size, 0.3), 0.3 * size)
+    patch = coverage(blob(dice, grid.posed(dice.angle(), 1.0, place), size, 0.3), 0.3 * size)
     line = line * patch * scene.support
     scene.shift_tone(line, 0.3 + 0.6 * strength, -1.0)
     scene.emboss(-np.float32(0.006) * line)
@@ -204,7 +204,7 @@ def loose_thread(scene: Scene, dice: Dice, place: tuple[float, float], size: flo
         paths.append(wander(dice, start, dice.angle(), size * dice.between(0.5, 1.6), 1.5, 0.015, dice.normal(0, 3.0)))
         widths.append(dice.between(0.006, 0.014))
     threads = strokes(grid.size, paths, widths) * scene.support
-    gap = cover(blob(dice, grid.posed(dice.angle(), 1.0, place), 0.3 * size, 0.4, 0.2), 0.1 * size) * scene.support
+    gap = coverage(blob(dice, grid.posed(dice.angle(), 1.0, place), 0.3 * size, 0.4, 0.2), 0.1 * size) * scene.support
     scene.shift_tone(gap, 0.3 + 0.5 * strength, -1.0)
     scene.cast_shadow(threads, (0.01, 0.012), 0.008, 0.3)
     scene.paint(threads * np.float32(0.5 + 0.5 * strength), Material(tone, 0.0, 0.05), None)

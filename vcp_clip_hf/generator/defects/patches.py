@@ -11,7 +11,7 @@ from ..fields import Dice, gaussian_blur, noise, sample, smoothstep
 from ..materials import any_material, color, mottled, rough
 from ..registry import defect
 from ..scene import Material, Scene
-from ..shapes import blob, box, cover, lettering, random_text, strokes, wander
+from ..shapes import blob, box, coverage, lettering, random_text, strokes, wander
 
 
 __all__: list[str] = []
@@ -23,7 +23,7 @@ def _patch(
     """Opacity of an irregular patch whose edge is `edge` times its size wide."""
     part = scene.grid.posed(dice.angle(), 1.0, place, 1.0 / dice.between(0.45, 1.0))
     shape = blob(dice, part, size, dice.between(0.1, 0.35), ragged)
-    return cover(shape, max(edge * size, scene.grid.pixel)) * scene.support
+    return coverage(shape, max(edge * size, scene.grid.pixel)) * scene.support
 
 
 def _clouds(scene: Scene, dice: Dice, place: tuple[float, float], size: float, sharp: float) -> np.ndarray:
@@ -90,10 +90,10 @@ def water_mark(scene: Scene, dice: Dice, place: tuple[float, float], size: float
     ring = np.exp(-((shape / np.float32(width)) ** 2))
     for _ in range(dice.whole(0, 2)):
         ring = np.maximum(ring, 0.6 * np.exp(-(((shape + dice.between(0.15, 0.6) * size) / np.float32(width)) ** 2)))
-    inner = cover(shape, 0.1 * size) * np.float32(dice.between(0.05, 0.35))
+    inner = coverage(shape, 0.1 * size) * np.float32(dice.between(0.05, 0.35))
     alpha = np.maximum(ring, inner).astype(np.float32) * scene.support
     scene.shift_tone(alpha, 0.15 + 0.5 * strength, dice.pick((1.0, -1.0)))
-    return cover(shape - width, width) * scene.support
+    return coverage(shape - width, width) * scene.support
 
 
 @defect(
@@ -113,7 +113,7 @@ def contamination(scene: Scene, dice: Dice, place: tuple[float, float], size: fl
             if dice.chance(0.6)
             else box(part, radius, radius * dice.between(0.3, 1))
         )
-        alpha = cover(shape, grid.pixel * 1.5) * (scene.support > 0.3)
+        alpha = coverage(shape, grid.pixel * 1.5) * (scene.support > 0.3)
         scene.cast_shadow(alpha, (dice.normal(0, 0.01), 0.012), 0.01, 0.2 + 0.3 * strength)
         grains = noise(dice, grid.size, 0.06, 0.0, 1.2)
         bulk = Material(mottled(tone * np.float32(dice.between(0.7, 1.2)), grains, 0.12), rough(grains, 0.15), 0.15)
@@ -375,7 +375,7 @@ def misaligned_patch(scene: Scene, dice: Dice, place: tuple[float, float], size:
         if dice.chance(0.5)
         else blob(dice, part, size, 0.25)
     )
-    alpha = cover(shape, grid.pixel * dice.between(1.5, 6)) * scene.support
+    alpha = coverage(shape, grid.pixel * dice.between(1.5, 6)) * scene.support
     turn = dice.pick((0.0, math.pi / 2, dice.angle()))
     shift = (dice.normal(0, 0.3), dice.normal(0, 0.3))
     cos, sin = math.cos(turn), math.sin(turn)

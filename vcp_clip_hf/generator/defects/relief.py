@@ -11,7 +11,7 @@ from ..fields import Dice, cells, gaussian_blur, noise, smoothstep
 from ..materials import color, mottled, rough
 from ..registry import defect
 from ..scene import Material, Scene
-from ..shapes import blob, cover, disc, strokes, union
+from ..shapes import blob, coverage, disc, strokes, union
 
 
 __all__: list[str] = []
@@ -28,7 +28,7 @@ def hole(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
     part = _patch(scene, dice, place, dice.between(0.6, 1.0))
     torn = dice.chance(0.5)
     shape = blob(dice, part, size, 0.25 if torn else 0.06, 0.15 if torn else 0.0)
-    inside = cover(shape, scene.grid.pixel * 1.5) * scene.support
+    inside = coverage(shape, scene.grid.pixel * 1.5) * scene.support
     rim = smoothstep(0.45 * size, 0.0, shape) * scene.support
     deep = Material(color(dice, saturation=(0, 0.4), value=(0.0, 0.12)), -0.08, 0.0)
     if dice.chance(0.4):
@@ -53,11 +53,11 @@ def hole(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
 def poke(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
     """A prick with a raised edge."""
     shape = blob(dice, _patch(scene, dice, place), size, 0.15)
-    core = cover(shape + 0.4 * size, size * 0.5) * scene.support
+    core = coverage(shape + 0.4 * size, size * 0.5) * scene.support
     rim = np.exp(-((shape / np.float32(0.5 * size)) ** 2)) * scene.support
     scene.shift_tone(core, 0.5 + 0.45 * strength, -1.0)
     scene.emboss(np.float32(0.35 * size) * rim - np.float32(0.6 * size) * core)
-    return np.maximum(cover(shape - 0.3 * size, size * 0.4) * scene.support, core)
+    return np.maximum(coverage(shape - 0.3 * size, size * 0.4) * scene.support, core)
 
 
 @defect(
@@ -75,7 +75,7 @@ def dent(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
     scene.emboss(-np.float32(size * (0.15 + 0.5 * strength)) * bowl)
     if dice.chance(0.4):
         scene.shift_tone(bowl, 0.05 + 0.15 * strength, -1.0)
-    return cover(shape - 0.1 * size, 0.1 * size) * scene.support
+    return coverage(shape - 0.1 * size, 0.1 * size) * scene.support
 
 
 @defect(
@@ -94,7 +94,7 @@ def bump(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
         shape = blob(dice, _patch(scene, dice, spot, dice.between(0.6, 1.0)), radius, 0.1)
         swell = np.sqrt(np.clip(-shape / np.float32(radius), 0, 1)) * scene.support
         scene.emboss(np.float32(radius * (0.2 + 0.6 * strength)) * gaussian_blur(swell, 0.7))
-        region = np.maximum(region, cover(shape, scene.grid.pixel * 2) * scene.support)
+        region = np.maximum(region, coverage(shape, scene.grid.pixel * 2) * scene.support)
     return region
 
 
@@ -182,8 +182,11 @@ def blowhole(scene: Scene, dice: Dice, place: tuple[float, float], size: float, 
         spot = place if number == 0 else (place[0] + dice.normal(0, 0.25), place[1] + dice.normal(0, 0.25))
         part = _patch(scene, dice, spot, dice.between(0.35, 1.0))
         shape = blob(dice, part, radius, 0.15, 0.05)
-        pit = cover(shape, max(grid.pixel * 1.5, 0.35 * radius)) * scene.support
-        lit = cover(np.maximum(shape, -disc(part, radius, 0.3 * radius, 0.3 * radius)), grid.pixel * 2) * scene.support
+        pit = coverage(shape, max(grid.pixel * 1.5, 0.35 * radius)) * scene.support
+        lit = (
+            coverage(np.maximum(shape, -disc(part, radius, 0.3 * radius, 0.3 * radius)), grid.pixel * 2)
+            * scene.support
+        )
         scene.shift_tone(pit, 0.3 + 0.6 * strength, -1.0)
         if dice.chance(0.5):
             scene.shift_tone(lit * 0.6, 0.3 * strength, 1.0)
@@ -228,7 +231,7 @@ def chip(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
             (grid.x - place[0]) * math.cos(turn) + (grid.y - place[1]) * math.sin(turn) - dice.between(0.2, 0.8) * size
         )
         shape = np.maximum(shape, facet.astype(np.float32))
-    gone = cover(shape, grid.pixel * 1.5) * scene.support
+    gone = coverage(shape, grid.pixel * 1.5) * scene.support
     if dice.chance(0.25):  # loose but still in place: its border shows, dark, here and there open
         width = dice.between(0.004, 0.014)
         border = np.exp(-((shape / np.float32(width)) ** 2)) * scene.support
@@ -278,9 +281,9 @@ def broken_edge(scene: Scene, dice: Dice, place: tuple[float, float], size: floa
     )
     shape = blob(dice, grid.posed(dice.angle(), 1.0, place), size, 0.25) + crumble
     solid = scene.support.copy()
-    gone = cover(shape, grid.pixel * 1.5) * solid
+    gone = coverage(shape, grid.pixel * 1.5) * solid
     face_width = dice.between(0.02, 0.35) * size
-    face = cover(shape - np.float32(face_width), grid.pixel * 1.5) * solid
+    face = coverage(shape - np.float32(face_width), grid.pixel * 1.5) * solid
     _fracture(scene, dice, np.maximum(face - gone, 0))
     if scene.under is not None:
         scene.uncover(gone)
@@ -301,7 +304,7 @@ def crush(scene: Scene, dice: Dice, place: tuple[float, float], size: float, str
     """The surface roughened or hammered within a patch."""
     grid = scene.grid
     shape = blob(dice, _patch(scene, dice, place, dice.between(0.5, 1.0)), size, 0.3, 0.1)
-    patch = cover(shape, 0.2 * size) * scene.support
+    patch = coverage(shape, 0.2 * size) * scene.support
     if dice.chance(0.5):
         near, _, _ = cells(dice, grid, dice.between(2, 5) / size)
         relief = rough(smoothstep(0.0, 0.7, near), 0.3 + 0.7 * strength)
@@ -352,7 +355,7 @@ def missing_material(scene: Scene, dice: Dice, place: tuple[float, float], size:
         blob(dice, scene.grid.posed(dice.angle(), 1.0, place), size, 0.2),
         blob(dice, scene.grid.posed(dice.angle(), 1.0, (place[0] + 0.5 * size, place[1])), 0.6 * size, 0.2),
     )
-    gone = cover(shape, scene.grid.pixel * 1.5) * scene.support
+    gone = coverage(shape, scene.grid.pixel * 1.5) * scene.support
     scene.emboss(-np.float32(0.25 * size) * smoothstep(0.4 * size, 0.0, shape) * scene.support)
     if scene.under is not None:
         scene.uncover(gone)
