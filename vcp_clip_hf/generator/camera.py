@@ -15,18 +15,21 @@ __all__ = ["Camera"]
 @dataclass
 class Camera:
     """
-    Lens, sensor and file format, drawn once per picture.
+    Lens, sensor and file format.
 
     Args:
-        blur (`float`): sigma in pixels.
-        exposure, gamma, black (`float`): tone curve; `exposure` is the mean brightness aimed at, see [`Camera.meter`].
-        gray (`bool`): monochrome camera.
-        grain (`float`): noise at half brightness, of the full range.
-        stripes (`float`): column noise of line scan cameras.
-        coarse (`int`): pixels per noise grain, 2 for pictures that were enlarged.
-        quality (`int`, *optional*): of the JPEG file.
-        window (`tuple[float, float, float, float]`, *optional*): left, top, right, bottom of the part that is kept and
-            enlarged to the full picture, 0..1; not square, as where an oblong picture has been squashed.
+        blur (`float`): standard deviation of the lens blur in pixels.
+        exposure (`float`): target mean brightness, see [`Camera.meter`].
+        gamma, black (`float`): exponent and black level of the tone curve.
+        gray (`bool`): whether the camera is monochrome.
+        grain (`float`): noise at half brightness, as a share of the full range.
+        stripes (`float`): column noise of line scan cameras, as a share of the full range.
+        coarse (`int`): pixels per noise grain; 2 imitates enlarged pictures.
+        quality (`int`, *optional*): quality of the JPEG file; None for no compression.
+        window (`tuple[float, float, float, float]`, *optional*): left, top, right, bottom, 0..1, of the part that is
+            enlarged to the full picture. It is not square, as in datasets of squashed oblong pictures.
+        seed (`int`): seed of the sensor noise.
+        gain (`float`): factor on the light, set by [`Camera.meter`].
     """
 
     blur: float
@@ -44,7 +47,13 @@ class Camera:
 
     @classmethod
     def random(cls, dice: Dice, size: int, gray: float, cropped: float) -> "Camera":
-        """A plausible camera. `gray`: share of monochrome ones; `cropped`: share of pictures that are windows."""
+        """
+        Draw a plausible camera.
+
+        Args:
+            gray (`float`): probability of a monochrome camera.
+            cropped (`float`): probability that the picture is a window.
+        """
         wide, high = dice.between(0.5, 1.0), dice.between(0.5, 1.0)
         left, top = dice.between(0, 1 - wide), dice.between(0, 1 - high)
         return cls(
@@ -62,18 +71,20 @@ class Camera:
         )
 
     def meter(self, picture: np.ndarray, support: np.ndarray) -> None:
-        """Sets the gain by a picture: the product comes out at about `exposure`. Two pictures that are to be compared
-        need one metering."""
+        """
+        Set the gain so that the product gets about the brightness `exposure`. Pictures to be compared need one
+        metering.
+        """
         weight = support + np.float32(0.3)
         mean = float((picture.mean(axis=2) * weight).sum() / weight.sum())
         self.gain = (self.exposure / max(mean, 1e-3)) ** 0.75  # dark things stay a little darker
 
     def frame(self, field: np.ndarray) -> np.ndarray:
-        """The part of a field, `(size, size)` or `(size, size, 3)`, that this camera shows, at the same size."""
+        """Return the visible part of a field `(size, size)` or `(size, size, 3)`, enlarged to the same size."""
         return field if self.window is None else zoomed(field, self.window)
 
     def develop(self, picture: np.ndarray) -> np.ndarray:
-        """Lens and tone curve: linear light -> `(size, size, 3)` float32 in [0, 1], still without noise."""
+        """Apply lens and tone curve to linear light: `(size, size, 3)` float32 in [0, 1], without noise."""
         picture = gaussian_blur(self.frame(picture), self.blur)
         if self.gray:
             luminance = picture @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -85,7 +96,10 @@ class Camera:
         return np.clip(np.float32(self.black) + picture * np.float32(1 - self.black), 0, 1)
 
     def record(self, developed: np.ndarray) -> Image.Image:
-        """Sensor noise, 8 bits, JPEG. The noise is the camera's own: two pictures by one camera share it."""
+        """
+        Add sensor noise, round to 8 bits and compress. The noise depends on the camera only: its pictures all share
+        it.
+        """
         size = developed.shape[0]
         dice = Dice(self.seed)
         if self.grain:

@@ -96,14 +96,14 @@ _UNCOUNTABLE = frozenset(
 
 def caption(record: SyntheticSample | Mapping, rng: np.random.Generator) -> str:
     """
-    One caption of many, e.g. "a close-up photo of a cracked ceramic tile with a fissure".
+    Return one random caption, e.g. "a close-up photo of a cracked ceramic tile with a fissure".
 
     Args:
-        record ([`SyntheticSample`] or mapping): with `product` and `defect` ("good" for normal pictures).
-        rng (`np.random.Generator`): picks the words.
+        record ([`SyntheticSample`] or mapping): picture with `product` and `defect` ("good" for normal pictures).
+        rng (`np.random.Generator`): source of randomness.
 
     Returns:
-        `str`: lower case, no full stop.
+        `str`: lower case, without a full stop.
 
     Raises:
         ValueError: names that the generator does not know.
@@ -117,7 +117,7 @@ def caption(record: SyntheticSample | Mapping, rng: np.random.Generator) -> str:
 
 
 def captions(product: str, defect: str = "good") -> Iterator[str]:
-    """Every caption that a product family with this defect can get; thousands, some more than once."""
+    """Yield every caption that a product family with this defect can get: thousands, some of them repeated."""
     names, states, nouns = _words(product, defect)
     for pattern in _NORMAL if defect == "good" else _ABNORMAL:
         for name in names:
@@ -138,7 +138,7 @@ def _compose(frame: str, pattern: str, name: str, state: str, noun: str) -> str:
 
 
 def caption_words() -> list[str]:
-    """Every word of every caption, sorted."""
+    """Return every word of every caption, sorted."""
     texts = [*_FRAMES, *_NORMAL, *_ABNORMAL, *NORMAL_STATES, *ABNORMAL_STATES, "a an"]
     for family in PRODUCTS.values():
         texts += [*family.products, *family.faults.values()]
@@ -156,7 +156,7 @@ def _names(record: SyntheticSample | Mapping) -> tuple[str, str]:
 
 
 def _words(product: str, defect: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Names of the product, states it can be said to be in, and the defect with its article."""
+    """Return names of the product, states for captions, and nouns of the defect with their articles."""
     if product not in PRODUCTS:
         raise ValueError(f"Unknown product family {product!r}; there are {', '.join(sorted(PRODUCTS))}.")
     family = PRODUCTS[product]
@@ -175,7 +175,7 @@ def _words(product: str, defect: str) -> tuple[tuple[str, ...], tuple[str, ...],
 
 
 def _article(first: str, noun: str) -> str:
-    """ "a", "an", or "" for plurals and materials; `first` is the word that follows."""
+    """Return "a", "an", or "" for plurals and materials; `first` is the word that follows."""
     last = noun.split()[-1]
     if last in _UNCOUNTABLE or (last.endswith("s") and not last.endswith(("ss", "us"))):
         return ""

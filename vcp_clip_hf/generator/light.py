@@ -15,18 +15,18 @@ __all__ = ["Light"]
 @dataclass
 class Light:
     """
-    One arrangement of lamps, drawn once per picture.
+    An arrangement of lamps.
 
     Args:
-        direction (`tuple[float, float, float]`): towards the main lamp, unit length, z towards the camera.
-        ambient (`float`): share of light from everywhere.
-        color (`np.ndarray` of shape `(3,)`): of the lamp.
-        surroundings (`np.ndarray` of shape `(n,)`): what metal mirrors, by the angle of reflection.
-        tilt (`tuple[float, float]`): axis of that mirror image.
-        falloff (`np.ndarray` of shape `(size, size)`): how much light arrives where.
-        glare (`np.ndarray` of shape `(size, size)`, *optional*): light that is added, not reflected.
-        relief (`float`): how strongly heights show.
-        bend (`tuple[float, float, float]`): how the mirror image moves across the picture, in x and y, and its start.
+        direction (`tuple[float, float, float]`): unit vector towards the main lamp, z towards the camera.
+        ambient (`float`): share of light from all directions.
+        color (`np.ndarray` of shape `(3,)`): color of the lamp.
+        surroundings (`np.ndarray` of shape `(n,)`): brightness that metal mirrors, by the angle of reflection.
+        tilt (`tuple[float, float]`): axis of the mirror image.
+        falloff (`np.ndarray` of shape `(size, size)`): share of light that arrives at each pixel.
+        glare (`np.ndarray` of shape `(size, size)`, *optional*): light added on top of the reflected light.
+        relief (`float`): factor on heights.
+        bend (`tuple[float, float, float]`): movement of the mirror image across the picture in x and y, and its start.
     """
 
     direction: tuple[float, float, float]
@@ -41,7 +41,7 @@ class Light:
 
     @classmethod
     def random(cls, dice: Dice, grid: Grid) -> "Light":
-        """A plausible arrangement: ring lights, side lights, windows, uneven fields."""
+        """Draw a plausible arrangement: ring lights, side lights, windows, uneven fields."""
         azimuth, elevation = dice.angle(), math.radians(dice.between(25, 80))
         direction = (
             math.cos(azimuth) * math.cos(elevation),
@@ -72,7 +72,7 @@ class Light:
         )
 
     def render(self, scene: Scene) -> np.ndarray:
-        """The scene as it is lit: `(size, size, 3)` float32, 1 is white, highlights may pass it."""
+        """Return the lit scene: `(size, size, 3)` float32, where 1 is white and highlights may exceed it."""
         scale = np.float32(scene.grid.size / 2 * self.relief)
         slope_x, slope_y = _slopes(scene.height)
         slope_x *= scale
@@ -105,7 +105,7 @@ class Light:
 
 
 def _uneven_field(dice: Dice, grid: Grid, turn: float) -> np.ndarray:
-    """Share of light that arrives at each pixel: slope, vignette and soft clouds, all moderate and often absent."""
+    """Draw the share of light that arrives at each pixel: slope, vignette and soft clouds, all moderate."""
     light = np.ones((grid.size, grid.size), np.float32)
     slope, heading = dice.beta(1.2, 2.5) * 0.65, dice.angle()
     light += np.float32(slope) * (grid.x * math.cos(heading) + grid.y * math.sin(heading))
@@ -121,7 +121,7 @@ def _uneven_field(dice: Dice, grid: Grid, turn: float) -> np.ndarray:
 
 
 def _slopes(height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Central differences per pixel."""
+    """Return central differences per pixel, in x and y."""
     x, y = np.empty_like(height), np.empty_like(height)
     x[:, 1:-1] = (height[:, 2:] - height[:, :-2]) * np.float32(0.5)
     x[:, 0], x[:, -1] = x[:, 1], x[:, -2]

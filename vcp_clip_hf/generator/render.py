@@ -43,18 +43,19 @@ _SCENE, _LIGHT, _CAMERA, _CHOICE, _DEFECT = range(5)  # streams of randomness
 @dataclass(frozen=True)
 class SyntheticSample:
     """
-    A picture and all that is known about it.
+    A rendered picture with its ground truth.
 
     Attributes:
-        image (`PIL.Image.Image`): RGB.
-        mask (`PIL.Image.Image`, *optional*): L, 255 where the defect visibly changed the picture, else 0; None if
-            normal.
+        image (`PIL.Image.Image`): picture in RGB.
+        mask (`PIL.Image.Image`, *optional*): mask in mode L, 255 where the defect visibly changed the picture, else 0;
+            None if normal.
         product (`str`): name of the product family.
-        material (`str`): see [`ProductFamily`].
+        material (`str`): material of the product, see [`ProductFamily`].
         defect (`str`): name of the defect family, "good" if normal.
-        defect_part (`str`, *optional*): what is missing, bent, ...: "tooth", "pin"; None for damage to a surface.
-        image_id (`str`): unique and stable: family, seed, index, defect and size.
-        normal (`PIL.Image.Image`, *optional*): the same picture without the defect, on request.
+        defect_part (`str`, *optional*): part that is missing, bent, ..., such as "tooth" or "pin"; None for damage to
+            a surface.
+        image_id (`str`): unique and stable name: family, seed, index, size and defect.
+        normal (`PIL.Image.Image`, *optional*): the same picture without the defect, if requested.
     """
 
     image: Image.Image
@@ -68,12 +69,12 @@ class SyntheticSample:
 
     @property
     def label(self) -> int:
-        """0 normal, 1 anomalous."""
+        """0 if normal, 1 if anomalous."""
         return int(self.mask is not None)
 
 
 def possible_defects(family: str, defects: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Names of the defects that this product can have, of those in `defects` (default all)."""
+    """Return the names of the defects that this product can have, restricted to `defects` if given."""
     product = _family(family)
     names = [name for name, defect in DEFECTS.items() if defect.suits(product)] + list(product.faults)
     return tuple(sorted(name for name in names if defects is None or name in defects))
@@ -89,22 +90,26 @@ def render_sample(
     pair: bool = False,
 ) -> SyntheticSample:
     """
-    Render one picture. The same arguments give the same bytes, whatever was rendered before and in whichever process.
-    Between processors with other vector units a few pixels in a few pictures differ by some levels.
+    Render one picture.
+
+    The same arguments give the same bytes, in any order and in any process. On processors with different vector units,
+    a few pixels in a few pictures differ by some levels.
 
     Args:
-        family (`str`): product family, one of `PRODUCTS`.
-        seed, index (`int`): not negative; together with the family they fix the scene, its light and its camera.
-        size (`int`): pixels per side, at least 32. Another size is another picture of the same kind.
-        defect (`str`, *optional*): a defect family by name; "auto" for one that suits the product; None for none.
-        defects (sequence of `str`, *optional*): what "auto" may choose from.
-        pair (`bool`): also give the same picture without its defect.
+        family (`str`): name of a product family, one of `PRODUCTS`.
+        seed, index (`int`): non-negative numbers; together with the family they determine scene, light and camera.
+        size (`int`): pixels per side, at least 32. A different size gives a different picture of the same kind.
+        defect (`str`, *optional*): name of a defect; "auto" for a random one that suits the product; None for a normal
+            picture.
+        defects (sequence of `str`, *optional*): names that "auto" selects from.
+        pair (`bool`): whether to also return the same picture without its defect.
 
     Returns:
         [`SyntheticSample`].
 
     Raises:
-        ValueError: unknown names, or a defect that this product cannot have.
+        ValueError: unknown names, numbers out of range, or a defect that this product cannot have.
+        RuntimeError: no attempt at the defect was visible; another index or "auto" helps.
     """
     product = _family(family)
     if size < 32 or seed < 0 or index < 0:
@@ -213,7 +218,7 @@ def _family(name: str) -> ProductFamily:
 
 
 def _choices(product: ProductFamily, defect: str | None, defects: Sequence[str] | None) -> tuple[str, ...]:
-    """The defects to choose from; none for a normal picture."""
+    """Return the defects to select from; none for a normal picture."""
     if defect is None:
         return ()
     known = {*DEFECTS, *FAULTS}
@@ -230,7 +235,9 @@ def _choices(product: ProductFamily, defect: str | None, defects: Sequence[str] 
 
 
 def _order(product: ProductFamily, dice: Dice, names: tuple[str, ...]) -> list[str]:
-    """The names in random order; defects of construction are few, so they get a fair share of first places."""
+    """
+    Return the names in random order. Construction faults are few, so they come first in a fixed share of pictures.
+    """
     faults = [name for name in names if name in FAULTS]
     others = [name for name in names if name not in FAULTS]
     faults_first = dice.chance(_FAULT_SHARE)
@@ -245,7 +252,12 @@ def _damage(
     scene: Scene, dice: Dice, name: str, effort: float, window: tuple[float, float, float, float] | None
 ) -> np.ndarray:
     """
-    Applies a defect to the scene, sometimes at several places; stronger, and neither tiny nor huge, as attempts go on.
+    Apply a defect to the scene, sometimes at several places.
+
+    Args:
+        effort (`float`): progress of the attempts, 0..1. With more effort, the defect gets stronger and its size
+            closer to the middle of its range.
+        window (`tuple[float, float, float, float]`, *optional*): part of the scene that the camera shows.
 
     Returns:
         `np.ndarray` of shape `(size, size)`, float32: opacity of the change.
@@ -275,10 +287,11 @@ def _damage(
 
 def _visible(clean: np.ndarray, flawed: np.ndarray, region: np.ndarray | None, thin: bool) -> tuple[np.ndarray, float]:
     """
-    The mask, boolean `(size, size)`, and the mean difference on it.
+    Return the mask, boolean `(size, size)`, and the mean difference within it.
 
-    A difference counts above a few levels. Lines keep the pixels that differ at least a third as much as their
-    darkest part; areas are closed, because within a patch of other texture single pixels agree by chance.
+    A difference counts above a few levels. Thin defects keep the pixels that differ at least a third as much as the
+    strongest ones. Areas are closed, because single pixels of a different texture can agree with the surface by
+    chance.
     """
     size = clean.shape[0]
     difference = np.abs(flawed - clean).max(axis=2)

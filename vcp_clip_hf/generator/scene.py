@@ -13,13 +13,13 @@ __all__ = ["Material", "Scene"]
 @dataclass
 class Material:
     """
-    What a surface is made of. Every field is a scalar or a map of shape `(size, size)`.
+    A surface. Every field is a scalar or a map of shape `(size, size)`.
 
     Args:
         color (`np.ndarray` of shape `(3,)` or `(size, size, 3)`): reflected share of red, green and blue, 0..1.
         height: relief, in half image sides.
         gloss: strength of highlights.
-        sharpness: their exponent; 5 satin, 100 lacquer.
+        sharpness: exponent of highlights; 5 is satin, 100 is lacquer.
         metal: share of mirrored surroundings, 0..1.
     """
 
@@ -32,14 +32,14 @@ class Material:
 
 class Scene:
     """
-    A relief with colour and gloss, painted layer by layer.
+    A relief with color and gloss, painted layer by layer.
 
     Attributes:
-        grid (`Grid`): the frame of the picture.
+        grid (`Grid`): coordinates of the picture.
         color (`(size, size, 3)`), height, gloss, sharpness, metal (`(size, size)`): float32, see [`Material`].
-        support (`(size, size)`): opacity of the product itself; background where 0. Defects stay on it.
+        support (`(size, size)`): opacity of the product, 0 in the background. Defects stay on the product.
         shade (`(size, size)`): share of light that arrives, below 1 in drop shadows.
-        under (`Scene`, *optional*): what appears where a piece of the product is gone.
+        under (`Scene`, *optional*): scene that appears where a piece of the product is gone.
         grain (`float`): direction of the surface structure in radians; streaky defects follow it.
         fault_region (`(size, size)`, *optional*): opacity of the piece that a construction fault concerns. A builder
             sets it where comparing with the normal picture would mark too much: a moved component also changes its
@@ -58,7 +58,7 @@ class Scene:
         self.fault_region: np.ndarray | None = None
 
     def fill(self, material: Material) -> "Scene":
-        """The material everywhere."""
+        """Cover the whole scene with a material."""
         self.color[...] = material.color
         self.height[...] = material.height
         self.gloss[...] = material.gloss
@@ -70,13 +70,13 @@ class Scene:
         self, opacity: np.ndarray, material: Material, height: np.ndarray | float | None = 0.0, add: bool = False
     ) -> "Scene":
         """
-        A layer of another material.
+        Paint a layer of a material.
 
         Args:
-            opacity (`(size, size)`): 0 leaves the scene, 1 covers it.
-            height: level of the new surface, to which the material's own relief is added; None keeps the relief below
-                (a print).
-            add (`bool`): count `height` from the surface below instead of from zero.
+            opacity (`(size, size)`): 0 leaves the scene as it is, 1 covers it.
+            height: level of the new surface, to which the material's own relief is added; with None the relief stays
+                (as under a print).
+            add (`bool`): whether `height` counts from the surface below instead of from zero.
         """
         alpha = opacity[..., None]
         self.color += alpha * (material.color - self.color)
@@ -89,13 +89,15 @@ class Scene:
         return self
 
     def tint(self, opacity: np.ndarray, color: np.ndarray | float) -> "Scene":
-        """Multiplies the colour, as ink or shadow would: `color` 1 changes nothing."""
+        """Multiply the color, as ink or shadow would; a `color` of 1 changes nothing."""
         self.color *= 1 + opacity[..., None] * (np.asarray(color, np.float32) - 1)
         return self
 
     def shift_tone(self, opacity: np.ndarray, amount: float, sign: float) -> "Scene":
-        """Darker (sign -1) or brighter (1) by a share of what is possible; dark things can hardly get darker, so they
-        get brighter."""
+        """
+        Darken (`sign` -1) or brighten (1) by a share of the possible change. Surfaces too dark to get darker get
+        brighter.
+        """
         weight = float(opacity.sum()) + 1e-6
         level = float((self.color.mean(axis=2) * opacity).sum()) / weight
         if sign < 0 and level < 0.1:
@@ -108,14 +110,14 @@ class Scene:
         return self
 
     def emboss(self, relief: np.ndarray) -> "Scene":
-        """Adds to the height."""
+        """Add to the height."""
         self.height += relief
         return self
 
     def cast_shadow(
         self, opacity: np.ndarray, offset: tuple[float, float], softness: float, strength: float
     ) -> "Scene":
-        """Darkens what lies below a shape that is about to be painted; call before [`Scene.paint`]."""
+        """Darken the surroundings of a shape; call before [`Scene.paint`] with the shape itself."""
         size = self.grid.size
         shift = (round(offset[1] * size / 2), round(offset[0] * size / 2))
         moved = _shifted(opacity, shift)
@@ -123,12 +125,12 @@ class Scene:
         return self
 
     def remove_shadow(self, opacity: np.ndarray) -> "Scene":
-        """Takes shadows off what has been painted on top of them."""
+        """Take shadows off a shape that lies on top of them."""
         self.shade += opacity * (1 - self.shade)
         return self
 
     def copy(self) -> "Scene":
-        """An independent copy of every layer; `under` is shared, it is only read."""
+        """Return an independent copy of every layer; `under` is shared, because it is only read."""
         new = object.__new__(Scene)
         new.__dict__.update(self.__dict__)
         for name in ("color", "height", "gloss", "sharpness", "metal", "shade", "support"):
@@ -151,7 +153,7 @@ class Scene:
 
 
 def _shifted(field: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
-    """Moved by whole pixels, zeros come in."""
+    """Return a field moved by whole pixels (down, right), filled with zeros."""
     moved = np.zeros_like(field)
     down, right = shift
     height, width = field.shape

@@ -19,6 +19,7 @@ __all__ = [
     "empty_shape",
     "gear",
     "lettering",
+    "line_start",
     "polygon",
     "random_text",
     "ring",
@@ -33,23 +34,23 @@ _FAR = 9.0  # a distance beyond every picture
 
 
 def empty_shape(grid: Grid) -> np.ndarray:
-    """A distance field with no shape in it, to which others are joined with `np.minimum`."""
+    """Return a distance field without a shape; `np.minimum` joins shapes to it."""
     return np.full(grid.x.shape, _FAR, np.float32)
 
 
 def disc(grid: Grid, radius: float, x: float = 0.0, y: float = 0.0) -> np.ndarray:
-    """A filled circle."""
+    """Return a filled circle."""
     dx, dy = grid.x - np.float32(x), grid.y - np.float32(y)
     return np.sqrt(dx * dx + dy * dy) - np.float32(radius)
 
 
 def ring(grid: Grid, radius: float, width: float, x: float = 0.0, y: float = 0.0) -> np.ndarray:
-    """A circular band of this width around the circle of this radius."""
+    """Return a circular band of this width around the circle of this radius."""
     return np.abs(disc(grid, radius, x, y)) - np.float32(width / 2)
 
 
 def box(grid: Grid, width: float, height: float, corner: float = 0.0, x: float = 0.0, y: float = 0.0) -> np.ndarray:
-    """A rectangle of half width and half height, its corners rounded."""
+    """Return a rectangle of half width `width` and half height `height` with rounded corners."""
     corner = min(corner, width, height)
     dx = np.abs(grid.x - np.float32(x)) - np.float32(width - corner)
     dy = np.abs(grid.y - np.float32(y)) - np.float32(height - corner)
@@ -58,7 +59,7 @@ def box(grid: Grid, width: float, height: float, corner: float = 0.0, x: float =
 
 
 def polygon(grid: Grid, sides: int, radius: float) -> np.ndarray:
-    """A regular polygon; `radius` is the distance of its sides from the centre."""
+    """Return a regular polygon; `radius` is the distance of its sides from the center."""
     distance = -empty_shape(grid)
     for side in range(sides):
         angle = 2 * math.pi * side / sides
@@ -70,12 +71,12 @@ def gear(
     grid: Grid, teeth: int, radius: float, depth: float, flank: float = 0.5, keep: np.ndarray | None = None
 ) -> np.ndarray:
     """
-    A toothed wheel.
+    Return a toothed wheel.
 
     Args:
         depth (`float`): height of the teeth.
-        flank (`float`): steepness of the teeth, 0 sine to 1 nearly rectangular.
-        keep (`np.ndarray` of shape `(teeth,)`, *optional*): 0..1 per tooth, 0 broken off.
+        flank (`float`): steepness of the teeth, from 0 (sine) to 1 (nearly rectangular).
+        keep (`np.ndarray` of shape `(teeth,)`, *optional*): remaining share of each tooth, from 0 (broken off) to 1.
 
     Returns:
         `np.ndarray` of shape `(size, size)`, float32.
@@ -90,7 +91,7 @@ def gear(
 
 
 def segment(grid: Grid, start: tuple[float, float], end: tuple[float, float], width: float) -> np.ndarray:
-    """A straight bar with round ends."""
+    """Return a straight bar with round ends."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     px, py = grid.x - np.float32(start[0]), grid.y - np.float32(start[1])
     along = np.clip((px * dx + py * dy) / max(dx * dx + dy * dy, 1e-9), 0, 1)
@@ -101,11 +102,12 @@ def blob(
     dice: Dice, grid: Grid, radius: float, irregularity: float = 0.25, rough: float = 0.0, lobes: int = 6
 ) -> np.ndarray:
     """
-    An irregular patch around the origin of the grid.
+    Return an irregular patch around the origin of the grid.
 
     Args:
-        irregularity (`float`): how far the outline strays from a circle, as a share of the radius.
+        irregularity (`float`): deviation of the outline from a circle, as a share of the radius.
         rough (`float`): fine noise on the outline, as a share of the radius.
+        lobes (`int`): number of harmonics in the outline.
     """
     theta = grid.theta
     outline = np.ones(theta.shape, np.float32)
@@ -120,7 +122,7 @@ def blob(
 
 
 def union(*distances: np.ndarray) -> np.ndarray:
-    """The shapes together."""
+    """Return the union of shapes."""
     together = distances[0]
     for distance in distances[1:]:
         together = np.minimum(together, distance)
@@ -128,14 +130,19 @@ def union(*distances: np.ndarray) -> np.ndarray:
 
 
 def coverage(distance: np.ndarray, softness: float) -> np.ndarray:
-    """Signed distance -> opacity 0..1 with an edge `softness` wide (a pixel: anti-aliased)."""
+    """Return the opacity, 0..1, of a shape whose edge is `softness` wide; with one pixel it is anti-aliased."""
     return np.clip(np.float32(0.5) - distance / np.float32(softness), 0, 1)
 
 
 def dome(distance: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Height of a rounded rim: 0 at the outline, `height` from `width` inside on."""
+    """Return the height of a rounded edge: 0 at the outline, `height` at distances of `width` and more inside."""
     inside = np.clip(-distance / np.float32(width), 0, 1)
     return np.float32(height) * np.sqrt(np.maximum(1 - (1 - inside) ** 2, 0))
+
+
+def line_start(middle: tuple[float, float], heading: float, half_length: float) -> tuple[float, float]:
+    """Return the start of a straight line from its middle and direction."""
+    return middle[0] - half_length * math.cos(heading), middle[1] - half_length * math.sin(heading)
 
 
 def wander(
@@ -148,11 +155,12 @@ def wander(
     drift: float = 0.0,
 ) -> np.ndarray:
     """
-    A random walk that keeps its direction roughly.
+    Return a random walk that roughly keeps its direction.
 
     Args:
-        restlessness (`float`): 0 straight; 1 turns about a radian per tenth of the picture.
-        drift (`float`): steady turn in radians over the whole length.
+        restlessness (`float`): 0 for a straight line; with 1 it turns about one radian per tenth of the picture.
+        step (`float`): distance between points.
+        drift (`float`): steady turn over the whole length, in radians.
 
     Returns:
         `np.ndarray` of shape `(points, 2)`: x and y in the frame of the picture.
@@ -178,12 +186,12 @@ def strokes(
     opacities: Sequence[float] | None = None,
 ) -> np.ndarray:
     """
-    Lines drawn with a round pen.
+    Return lines drawn with a round pen.
 
     Args:
-        paths (sequence of `np.ndarray` of shape `(points, 2)`): in the frame of the picture.
-        widths (sequence of `float` or `np.ndarray` of shape `(points,)`): in the same units.
-        opacities (sequence of `float`, *optional*): 0..1 per path.
+        paths (sequence of `np.ndarray` of shape `(points, 2)`): lines in the frame of the picture.
+        widths (sequence of `float` or `np.ndarray` of shape `(points,)`): widths in the same units.
+        opacities (sequence of `float`, *optional*): opacity of each path, 0..1; 1 by default.
 
     Returns:
         `np.ndarray` of shape `(size, size)`, float32 in [0, 1].
@@ -246,7 +254,7 @@ _GLYPHS = {
 
 
 def random_text(dice: Dice, low: int = 2, high: int = 8) -> str:
-    """A serial number, a date, a word that means nothing."""
+    """Return random characters that look like a serial number, a date or a word."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     style = dice.pick(("digits", "word", "mixed", "code"))
     alphabet = {"digits": "0123456789", "word": letters, "mixed": letters + "0123456789", "code": "ABCX0123456789-/."}
@@ -256,14 +264,25 @@ def random_text(dice: Dice, low: int = 2, high: int = 8) -> str:
 def lettering(
     size: int,
     text: str,
-    centre: tuple[float, float],
+    center: tuple[float, float],
     height: float,
     angle: float = 0.0,
     weight: float = 0.16,
     slant: float = 0.0,
 ) -> np.ndarray:
-    """Text along a straight line: opacity `(size, size)`, float32. `height` of a letter; `weight` of its strokes, as a
-    share of the height."""
+    """
+    Return text along a straight line.
+
+    Args:
+        center (`tuple[float, float]`): middle of the text, in the frame of the picture.
+        height (`float`): height of a letter.
+        angle (`float`): direction of the line in radians.
+        weight (`float`): width of the strokes as a share of the height.
+        slant (`float`): horizontal shift per unit of height, for italics.
+
+    Returns:
+        `np.ndarray` of shape `(size, size)`, float32: opacity.
+    """
     advance = 0.78
     cos, sin = math.cos(angle), math.sin(angle)
     paths = []
@@ -275,13 +294,13 @@ def lettering(
             y = (index // 3 - 2) / 4
             x = x - slant * y
             x, y = x * height, y * height
-            paths.append(np.stack([centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos], axis=1))
+            paths.append(np.stack([center[0] + x * cos - y * sin, center[1] + x * sin + y * cos], axis=1))
             paths[-1][-1] += 1e-4  # a dot is a line too
     return strokes(size, paths, [weight * height] * len(paths))
 
 
 def barcode(dice: Dice, grid: Grid, width: float, height: float, bars: int = 40) -> np.ndarray:
-    """Bars inside a rectangle of half width and half height: opacity."""
+    """Return the opacity of random bars inside a rectangle of half width `width` and half height `height`."""
     pattern = (dice.some(bars) > 0.5).astype(np.float32)
     pattern[0] = pattern[-1] = 1
     index = np.clip((grid.x / np.float32(2 * width) + np.float32(0.5)) * bars, 0, bars - 1).astype(np.int32)

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def background(dice: Dice, grid: Grid) -> Scene:
-    """A background for an object: black, plain, cloudy, a material, or clutter out of focus."""
+    """Return a background for an object: dark, plain, light, cloudy, a material, or clutter out of focus."""
     scene = Scene(grid)
     style = dice.pick(("dark", "plain", "light", "cloudy", "material", "clutter"), (0.2, 0.2, 0.15, 0.15, 0.2, 0.1))
     if style == "dark":
@@ -58,7 +58,7 @@ def background(dice: Dice, grid: Grid) -> Scene:
 
 
 def object_scene(dice: Dice, grid: Grid) -> Scene:
-    """[`background`], remembered for defects that take a piece of the object away."""
+    """Return a [`background`] that is also kept as `under`, for defects that take a piece of the object away."""
     scene = background(dice, grid)
     scene.under = scene.copy()
     return scene
@@ -71,7 +71,14 @@ def random_pose(
     upright: float = 0.3,
     squash: tuple[float, float] = (0.8, 1.25),
 ) -> Grid:
-    """Where an object of half size 1 lies. `upright`: share of pictures in which it is nearly straight."""
+    """
+    Return the grid of an object of half size 1, at a random place, angle and scale.
+
+    Args:
+        scale (`tuple[float, float]`): smallest and largest half size, in half image sides.
+        upright (`float`): share of pictures in which the object is nearly straight.
+        squash (`tuple[float, float]`): smallest and largest height relative to the width.
+    """
     angle = dice.normal(0, 0.06) if dice.chance(upright) else dice.angle()
     size = dice.between(*scale)
     room = max(0.06, 0.9 - size)
@@ -92,15 +99,17 @@ def add_piece(
     product: bool = True,
 ) -> np.ndarray:
     """
-    Lays a solid piece on the scene.
+    Lay a solid piece on the scene.
 
     Args:
-        distance (`(size, size)`): its outline, in the units of `part`.
-        bevel, rise (`float`): width and height of its rounded edge, in the same units.
-        product (`bool`): the piece belongs to the product (defects may lie on it).
+        part (`Grid`): coordinates of the piece.
+        distance (`(size, size)`): signed distance to the outline, in the units of `part`.
+        bevel, rise (`float`): width and height of the rounded edge, in the units of `part`.
+        shadow (`bool`): whether the piece casts a shadow.
+        product (`bool`): whether the piece belongs to the product, so that defects may lie on it.
 
     Returns:
-        `np.ndarray` of shape `(size, size)`: its opacity.
+        `np.ndarray` of shape `(size, size)`: opacity of the piece.
     """
     alpha = coverage(distance, part.pixel * 1.2)
     offset = (dice.normal(0, 0.02), dice.normal(0.015, 0.02))
@@ -115,7 +124,7 @@ def add_piece(
 
 
 def printing_ink(dice: Dice) -> Material:
-    """Printing ink: black, white or coloured."""
+    """Draw a printing ink: black, white or colored."""
     tone = dice.pick(("black", "white", "colored"), (0.45, 0.3, 0.25))
     if tone == "black":
         shade = color(dice, saturation=(0, 0.2), value=(0.03, 0.2))
@@ -127,13 +136,13 @@ def printing_ink(dice: Dice) -> Material:
 
 
 def write_text(
-    scene: Scene, dice: Dice, text: str, centre: tuple[float, float], height: float, angle: float, style: str = "ink"
+    scene: Scene, dice: Dice, text: str, center: tuple[float, float], height: float, angle: float, style: str = "ink"
 ) -> np.ndarray:
-    """Text on the product, printed ("ink") or engraved ("relief"); returns its opacity."""
+    """Print ("ink") or engrave ("relief") text on the product and return its opacity."""
     letters = lettering(
         scene.grid.size,
         text,
-        centre,
+        center,
         height,
         angle,
         dice.between(0.1, 0.24),
@@ -152,16 +161,24 @@ def write_text(
 def print_text(
     scene: Scene, dice: Dice, part: Grid, x: float, y: float, height: float, fault: Fault | None = None, text: str = ""
 ) -> None:
-    """A print at the point (x, y) of `part`, which a print error doubles, fades or smears."""
+    """
+    Print text at the point (x, y) of `part`.
+
+    Args:
+        height (`float`): height of a letter, in the units of `part`.
+        fault ([`Fault`], *optional*): a "print_error" doubles, fades or smears the print; other faults leave it as it
+            is.
+        text (`str`): the text; random by default.
+    """
     size, height = scene.grid.size, height * part.scale
     text = text or random_text(dice, 2, 5)
-    centre, turn, weight, material = part.position(x, y), part.angle, dice.between(0.12, 0.22), printing_ink(dice)
-    mark = lettering(size, text, centre, height, turn, weight) * scene.support
+    center, turn, weight, material = part.position(x, y), part.angle, dice.between(0.12, 0.22), printing_ink(dice)
+    mark = lettering(size, text, center, height, turn, weight) * scene.support
     if fault and fault.name == "print_error":
         kind = fault.dice.pick(("double", "faded", "smeared"))
         if kind == "double":
             push = (0.2 + 0.6 * fault.strength) * height * fault.dice.sign()
-            place = (centre[0] + push, centre[1] + fault.dice.normal(0, 0.3) * height)
+            place = (center[0] + push, center[1] + fault.dice.normal(0, 0.3) * height)
             mark = np.maximum(mark, lettering(size, text, place, height, turn, weight) * scene.support)
         elif kind == "faded":
             wear = noise(fault.dice, size, 0.15, 0.0, 1.0) + np.float32(0.4 - 0.8 * fault.strength)
@@ -176,7 +193,7 @@ def print_text(
 
 
 def add_screw(scene: Scene, dice: Dice, x: float, y: float, radius: float, kind: str | None = None) -> None:
-    """A screw, a rivet or an empty drilled hole."""
+    """Add a screw head, a rivet or an empty drilled hole; `kind` is random by default."""
     kind = kind or dice.pick(("cross", "slot", "hex", "rivet", "hole"))
     part = scene.grid.posed(dice.angle(), radius, (x, y))
     around = part.radius
@@ -225,11 +242,11 @@ def _print(scene: Scene, dice: Dice) -> None:
     angle = dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.1)
     height = dice.log_between(0.06, 0.25)
     text = random_text(dice, 1, 7)
-    centre = (dice.between(-0.5, 0.5), dice.between(-0.8, 0.8))
-    write_text(scene, dice, text, centre, height, angle, style)
+    center = (dice.between(-0.5, 0.5), dice.between(-0.8, 0.8))
+    write_text(scene, dice, text, center, height, angle, style)
     if dice.chance(0.4):
         down = height * 1.6
-        second = (centre[0] - down * math.sin(angle), centre[1] + down * math.cos(angle))
+        second = (center[0] - down * math.sin(angle), center[1] + down * math.cos(angle))
         write_text(scene, dice, random_text(dice, 2, 9), second, height * dice.between(0.5, 1), angle, style)
 
 
@@ -270,7 +287,7 @@ def _seam(scene: Scene, dice: Dice) -> None:
 
 
 def _hairlines(scene: Scene, dice: Dice) -> None:
-    """Handling marks too faint and too fine to matter, along the grain."""
+    """Add handling marks along the grain that are too faint and too fine to be defects."""
     paths, widths, inks = [], [], []
     for _ in range(dice.whole(3, 18)):
         start = (dice.between(-1.1, 1.1), dice.between(-1.1, 1.1))
@@ -294,11 +311,11 @@ _FURNITURE = {
 
 def add_details(scene: Scene, dice: Dice, pieces: str, share: float = 0.5) -> Scene:
     """
-    Normal structure that looks conspicuous.
+    Add conspicuous but normal structure.
 
     Args:
-        pieces (`str`): words: holes, grooves, print, chalk, sticker, seam, hairlines.
-        share (`float`): chance of each.
+        details (`str`): names separated by spaces: holes, grooves, print, chalk, sticker, seam, hairlines.
+        share (`float`): probability of each detail.
     """
     for name in pieces.split():
         if dice.chance(share):
@@ -316,12 +333,12 @@ def surface_scene(
     share: float = 0.3,
 ) -> Scene:
     """
-    A surface that fills the picture, or ends near its border.
+    Return a scene with a surface that fills the picture or ends near its border.
 
     Args:
-        grain (`float`): direction of the structure.
-        framing (`float`): chance that edges and the background behind show.
-        pieces, share: see [`add_details`].
+        grain (`float`): direction of the surface structure in radians.
+        framing (`float`): probability that edges of the surface and a background behind it are visible.
+        details, share: see [`add_details`].
     """
     scene = Scene(grid).fill(material)
     scene.grain = grain
@@ -334,7 +351,7 @@ def surface_scene(
 
 
 def _end_before_border(scene: Scene, dice: Dice, sides: str) -> None:
-    """Let the surface end near the border of the picture, at one side, two, four, or a corner."""
+    """Let the surface end near the border of the picture, on one, two or four sides or at a corner."""
     grid = scene.grid
     board = grid.posed(dice.pick((0.0, math.pi / 2, math.pi, -math.pi / 2)) + dice.normal(0, 0.03))
     near, far = dice.between(0.72, 0.97), dice.between(0.72, 0.97)

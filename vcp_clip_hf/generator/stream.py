@@ -20,10 +20,10 @@ _WHAT, _WORDS = 100, 101  # streams of randomness apart from those of the render
 
 def select_products(products: str | Sequence[str]) -> tuple[str, ...]:
     """
-    Names of product families.
+    Return names of product families.
 
     Args:
-        products (`str` or sequence of `str`): "seen", "unseen", "all", one name, or several.
+        products (`str` or sequence of `str`): "seen", "unseen", "all", one name, or several names.
 
     Raises:
         ValueError: unknown names.
@@ -42,19 +42,22 @@ def select_products(products: str | Sequence[str]) -> tuple[str, ...]:
 
 class SyntheticDefectsStream(Dataset):
     """
-    Synthetic pictures for training on the fly: item `i` of epoch `e` is always the same picture, whichever worker
-    renders it and in whatever order, and no two epochs share one.
+    Synthetic pictures, rendered on the fly for training.
+
+    Item `i` of epoch `e` is always the same picture, in any order and in any worker process, and no two epochs share a
+    picture.
 
     Args:
-        products (`str` or sequence of `str`, *optional*, defaults to `"seen"`): see [`select_products`].
-        length (`int`, *optional*, defaults to 10,000): items per epoch.
+        products (`str` or sequence of `str`, *optional*, defaults to `"seen"`): products, see [`select_products`].
+        length (`int`, *optional*, defaults to 10,000): number of items per epoch.
         size (`int`, *optional*, defaults to 256): pixels per side.
-        seed (`int`, *optional*, defaults to 0): another seed gives other pictures.
+        seed (`int`, *optional*, defaults to 0): seed; another seed gives other pictures.
         anomaly_fraction (`float`, *optional*, defaults to 0.5): share of anomalous items, 0..1.
-        defects (sequence of `str`, *optional*, defaults to `SEEN_DEFECTS`): which defects occur.
+        defects (sequence of `str`, *optional*, defaults to `SEEN_DEFECTS`): defects that may occur; None for all.
         pair (`bool`, *optional*, defaults to `False`):
-            Add the same picture without its defect under the key "normal" (normal items: the item's own image).
-        transform (callable, *optional*): applied to every item, a dict.
+            Whether to add the same picture without its defect under the key "normal" (normal items: the item's own
+            image).
+        transform (callable, *optional*): function applied to every item, a dict.
 
     Items are dicts with `image` (PIL, RGB), `mask` (PIL, L, 0 or 255; None if normal), `label` (0 or 1), `product`,
     `defect`, `image_id` and `caption`.
@@ -63,7 +66,7 @@ class SyntheticDefectsStream(Dataset):
     >>> stream = SyntheticDefectsStream(length=1000, size=224, transform=to_tensors)
     >>> loader = DataLoader(stream, batch_size=64, num_workers=4, persistent_workers=True)
     >>> for epoch in range(10):
-    ...     stream.set_epoch(epoch)  # reaches workers that are already running
+    ...     stream.set_epoch(epoch)  # also reaches workers that are already running
     ...     for batch in loader: ...
     ```
     """
@@ -88,7 +91,7 @@ class SyntheticDefectsStream(Dataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Which pictures to show next; call it before iterating."""
+        """Select the pictures of an epoch; call it before iterating."""
         if epoch < 0:
             raise ValueError(f"epoch={epoch} must not be negative.")
         self._epoch.fill_(epoch)

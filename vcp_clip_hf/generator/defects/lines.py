@@ -1,4 +1,4 @@
-"""Damage along lines: cracks, scratches, cuts, fibres, folds, threads.
+"""Damage along lines: cracks, scratches, cuts, fibers, folds, threads.
 
 Every function: `(scene, dice, place, size, strength) -> region`, see [`vcp_clip_hf.generator.registry.DefectFamily`].
 """
@@ -11,7 +11,7 @@ from ..fields import Dice, cells, gaussian_blur, lookup, noise, profile, smooths
 from ..materials import color
 from ..registry import defect
 from ..scene import Material, Scene
-from ..shapes import blob, coverage, strokes, wander
+from ..shapes import blob, coverage, line_start, strokes, wander
 
 
 __all__: list[str] = []
@@ -20,12 +20,8 @@ _SOFT = "fabric leather paper foam rubber"
 _HARD = "metal ceramic stone glass plastic wood carbon organic electronic"
 
 
-def _back(place: tuple[float, float], heading: float, length: float) -> tuple[float, float]:
-    return place[0] - length * math.cos(heading), place[1] - length * math.sin(heading)
-
-
-def _taper(dice: Dice, count: int, both: bool = True) -> np.ndarray:
-    """Relative width along a line: thin at the ends, uneven in between."""
+def _tapered_widths(dice: Dice, count: int, both: bool = True) -> np.ndarray:
+    """Return relative widths along a line: thin at the ends (or at one end), uneven in between."""
     along = np.linspace(0, 1, count, dtype=np.float32)
     ends = np.minimum(along, 1 - along) * 4 if both else (1 - along) * 2
     uneven = 1 + 0.3 * lookup(profile(dice, 64, 0.5, 0.04, 1.0), along * np.float32(0.5))
@@ -42,20 +38,20 @@ def _taper(dice: Dice, count: int, both: bool = True) -> np.ndarray:
     weight=3,
 )
 def crack(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A dark, jagged, branching line of uneven width."""
+    """Add a dark, jagged, branching line of uneven width."""
     heading = dice.angle() if dice.chance(0.7) else scene.grain + math.pi / 2 + dice.normal(0, 0.2)
     width = dice.log_between(0.005, 0.022) * (0.6 + 0.8 * min(size, 0.5))
     step = 0.02
-    main = wander(dice, _back(place, heading, size), heading, 2 * size, dice.between(0.4, 1.3), step)
+    main = wander(dice, line_start(place, heading, size), heading, 2 * size, dice.between(0.4, 1.3), step)
     one_sided = dice.chance(0.35)
-    paths, widths = [main], [width * _taper(dice, len(main), not one_sided)]
+    paths, widths = [main], [width * _tapered_widths(dice, len(main), not one_sided)]
     for _ in range(dice.pick((0, dice.whole(1, 4)))):
         start = dice.whole(len(main) // 6, len(main) - 2)
         lean = dice.sign() * dice.between(0.4, 1.2)
         length = size * dice.between(0.2, 0.9)
         branch = wander(dice, tuple(main[start].tolist()), heading + lean, length, dice.between(0.5, 1.4), step)
         paths.append(branch)
-        widths.append(width * 0.7 * _taper(dice, len(branch), False))
+        widths.append(width * 0.7 * _tapered_widths(dice, len(branch), False))
     line = strokes(scene.grid.size, paths, widths) * scene.support
     if dice.chance(0.3):  # here and there the crack closes
         line = line * smoothstep(-1.4, -0.4, noise(dice, scene.grid.size, 0.12, 0.0, 1.5))
@@ -78,7 +74,7 @@ def crack(scene: Scene, dice: Dice, place: tuple[float, float], size: float, str
     seen=False,
 )
 def crazing(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A net of fine cracks within a patch."""
+    """Add a net of fine cracks within a patch."""
     grid = scene.grid
     net = grid.posed(dice.angle())
     net.x = net.x + np.float32(0.02) * noise(dice, grid.size, 0.15, 0.0, 1.8)
@@ -96,7 +92,7 @@ def crazing(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
 
 @defect("scratch", ("scratch", "scratches", "score mark"), ("scratched", "scored"), (0.06, 0.9), thin=True, weight=3)
 def scratch(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """One or several straight or bowed lines, bright or dark, broken here and there."""
+    """Add one or several straight or bowed lines, bright or dark, interrupted at some places."""
     grid = scene.grid
     along_grain = dice.chance(0.35)
     heading = scene.grain + dice.normal(0, 0.1) if along_grain else dice.angle()
@@ -108,10 +104,10 @@ def scratch(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
         length = size * (1.0 if number == 0 else dice.between(0.3, 1.0))
         offset = (0.0, 0.0) if number == 0 else (dice.normal(0, 0.25 * size), dice.normal(0, 0.25 * size))
         own = heading + dice.normal(0, 0.06)
-        start = _back((place[0] + offset[0], place[1] + offset[1]), own, length)
+        start = line_start((place[0] + offset[0], place[1] + offset[1]), own, length)
         path = wander(dice, start, own, 2 * length, dice.between(0.0, 0.12), 0.03, bow)
         paths.append(path)
-        widths.append(width * dice.between(0.6, 1.2) * _taper(dice, len(path), dice.chance(0.7)))
+        widths.append(width * dice.between(0.6, 1.2) * _tapered_widths(dice, len(path), dice.chance(0.7)))
         inks.append(dice.between(0.5, 1.0))
     line = strokes(grid.size, paths, widths, inks)
     if dice.chance(0.4):
@@ -139,11 +135,11 @@ def scratch(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
     weight=1.5,
 )
 def cut(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A straight slit that gapes, with pale lips."""
+    """Add a straight open slit with pale lips."""
     grid = scene.grid
     heading = dice.angle()
     path = wander(
-        dice, _back(place, heading, size), heading, 2 * size, dice.between(0.0, 0.15), 0.02, dice.normal(0, 0.3)
+        dice, line_start(place, heading, size), heading, 2 * size, dice.between(0.0, 0.15), 0.02, dice.normal(0, 0.3)
     )
     gape = (0.05 + 0.12 * dice.between(0, 1)) * size + 0.006
     along = np.linspace(-1, 1, len(path), dtype=np.float32)
@@ -162,14 +158,14 @@ def cut(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stren
 
 @defect("fiber", ("fiber", "hair", "thread"), ("contaminated", "dirty"), (0.06, 0.45), thin=True)
 def fiber(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A hair or a lint that lies on the surface and casts a thin shadow."""
+    """Add a hair or a piece of lint that lies on the surface and casts a thin shadow."""
     grid = scene.grid
     width = dice.log_between(0.004, 0.018)
     tone = color(dice, saturation=(0.0, 0.8), value=(0.02, 0.95))
     heading = dice.angle()
     path = wander(
         dice,
-        _back(place, heading, 0.6 * size),
+        line_start(place, heading, 0.6 * size),
         heading,
         2.2 * size,
         dice.between(0.6, 2.0),
@@ -193,7 +189,7 @@ def fiber(scene: Scene, dice: Dice, place: tuple[float, float], size: float, str
     thin=True,
 )
 def loose_thread(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A tuft of threads that stand out of the cloth around a torn spot."""
+    """Add a tuft of threads that stand out of the cloth around a torn spot."""
     grid = scene.grid
     around = np.exp(-((grid.x - place[0]) ** 2 + (grid.y - place[1]) ** 2) / np.float32(2 * (0.5 * size) ** 2))
     local = (scene.color * around[..., None]).sum(axis=(0, 1)) / (around.sum() + 1e-6)
@@ -221,10 +217,10 @@ def loose_thread(scene: Scene, dice: Dice, place: tuple[float, float], size: flo
     seen=False,
 )
 def wrinkle(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A ridge of the surface itself: seen by its light and shade only."""
+    """Raise a ridge of the surface, visible mainly by its light and shade."""
     grid = scene.grid
     heading, width = dice.angle(), dice.between(0.02, 0.07)
-    paths = [wander(dice, _back(place, heading, size), heading, 2 * size, 0.25, 0.03, dice.normal(0, 0.6))]
+    paths = [wander(dice, line_start(place, heading, size), heading, 2 * size, 0.25, 0.03, dice.normal(0, 0.6))]
     if dice.chance(0.5):
         lean = heading + dice.normal(0, 0.5)
         paths.append(wander(dice, tuple(paths[0][len(paths[0]) // 2].tolist()), lean, size, 0.25, 0.03))
@@ -244,9 +240,9 @@ def wrinkle(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
     thin=True,
 )
 def missing_thread(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A pick that is not there, or a ladder along the weave."""
+    """Remove a thread along or across the weave, which leaves a line."""
     heading = scene.grain + dice.pick((0.0, math.pi / 2))
-    path = wander(dice, _back(place, heading, size), heading, 2 * size, 0.03, 0.05)
+    path = wander(dice, line_start(place, heading, size), heading, 2 * size, 0.03, 0.05)
     width = dice.between(0.01, 0.03)
     line = strokes(scene.grid.size, [path], [width]) * scene.support
     scene.shift_tone(line, 0.3 + 0.55 * strength, dice.pick((-1.0, 1.0), (0.7, 0.3)))
@@ -262,7 +258,7 @@ def missing_thread(scene: Scene, dice: Dice, place: tuple[float, float], size: f
     "metal plastic wood carbon rubber ceramic",
 )
 def wear_groove(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A band along the grain that has been rubbed or pressed."""
+    """Rub or press a band along the grain."""
     grid = scene.grid
     heading = scene.grain + dice.normal(0, 0.05)
     band = grid.posed(heading, 1.0, place)
@@ -288,7 +284,7 @@ def wear_groove(scene: Scene, dice: Dice, place: tuple[float, float], size: floa
     thin=True,
 )
 def spatter(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Drops flung from one side, round or drawn out."""
+    """Add drops flung from one side, round or elongated."""
     heading = dice.angle()
     paths, widths = [], []
     for _ in range(dice.whole(5, 24)):

@@ -14,7 +14,7 @@ from ..materials import (
     mottled,
     paper,
     plastic,
-    rough,
+    scaled_relief,
     wood,
 )
 from ..registry import Fault, product
@@ -35,7 +35,7 @@ __all__: list[str] = []
     faults={"print_error": "imprint", "broken_part": "tablet"},
 )
 def pill(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A round, oblong or shaped tablet with an imprint or a score line."""
+    """Build a round, oblong or oval tablet with an imprint or a score line."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.5, 0.88), squash=(0.9, 1.1))
     style = dice.pick(("round", "oblong", "oval"))
@@ -55,7 +55,7 @@ def pill(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     specks = np.clip(noise(dice, grid.size, 0.02, 0.006, 0.4) - 2.0, 0, 1)
     shade = grain * 0.5 - specks * np.float32(dice.pick((0.0, dice.between(2, 8))))
     tone = mottled(tone, shade, dice.between(0.01, 0.06))
-    surface = Material(tone, rough(grain, dice.between(0.01, 0.08)), 0.1, 10.0)
+    surface = Material(tone, scaled_relief(grain, dice.between(0.01, 0.08)), 0.1, 10.0)
     add_piece(scene, dice, part, distance, surface, dice.between(0.2, 0.5), dice.between(0.1, 0.25))
     if dice.chance(0.4):
         scene.emboss(-0.03 * smoothstep(0.06, 0.0, np.abs(part.x)) * scene.support)
@@ -72,7 +72,7 @@ def pill(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"print_error": "print", "bent_part": "shell"},
 )
 def capsule(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Two halves of a shell, glossy, printed."""
+    """Build a glossy printed capsule of two colors."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.65, 0.95), squash=(0.9, 1.15))
     shell = part.posed()
@@ -97,7 +97,7 @@ def capsule(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("nut_kernel", ("hazelnut", "nut kernel", "acorn"), "object", "organic", gray=0.05)
 def nut_kernel(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A round shell with ridges that run from a point to a rough base."""
+    """Build a round shell with ridges that run from a point to a rough base."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.55, 0.85), 0.0, (0.9, 1.2))
     outline = blob(dice, part, 0.95, 0.04, 0.0, 3)
@@ -107,31 +107,33 @@ def nut_kernel(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     fine = noise(dice, grid.size, 0.05, 0.0, 1.0)
     tone = color(dice, (0.02, 0.08), (0.35, 0.75), (0.25, 0.6))
     tone = mottled(tone, ridges * 0.8 + fine * 0.3, dice.between(0.08, 0.2))
-    shell = Material(tone, rough(ridges, 0.04), dice.between(0.05, 0.3), 14.0)
+    shell = Material(tone, scaled_relief(ridges, 0.04), dice.between(0.05, 0.3), 14.0)
     add_piece(scene, dice, part, outline, shell, 0.9, 0.55)
     seat = blob(dice, part.local(-base[0] * 0.45, base[1] * 0.6), dice.between(0.3, 0.5), 0.12, 0.08)
     scar = coverage(seat, 0.05) * scene.support
     woolly = noise(dice, grid.size, 0.03, 0.0, 0.5)
     tone = color(dice, (0.05, 0.1), (0.2, 0.5), (0.35, 0.65))
-    scene.paint(scar, Material(mottled(tone, woolly, 0.15), rough(woolly, 0.3), 0.02), None)
+    scene.paint(scar, Material(mottled(tone, woolly, 0.15), scaled_relief(woolly, 0.3), 0.02), None)
     return scene
 
 
 @product("cookie", ("cookie", "biscuit", "cracker"), "object", "organic", gray=0.05, faults={"broken_part": "edge"})
 def cookie(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Baked dough with crumbs, dots, a wavy rim."""
+    """Build a baked biscuit with crumbs, chips or dots, and sometimes a wavy rim."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.55, 0.9), 0.1)
     outline = dice.pick((disc(part, 0.95), gear(part, dice.whole(14, 26), 1.0, 0.1, 0.0), box(part, 0.95, 0.7, 0.15)))
     if fault:
-        edge = part.local(*_polar(fault.dice, 0.95))
+        edge = part.local(*_random_direction_point(fault.dice, 0.95))
         bite = blob(fault.dice, edge, 0.2 + 0.35 * fault.strength, 0.15, 0.05)
         outline = np.maximum(outline, -bite)
     crumbs = noise(dice, grid.size, 0.06, 0.0, 1.0)
     tone = color(dice, (0.06, 0.11), (0.4, 0.75), (0.3, 0.75))
     browner = smoothstep(0.45, 0.0, -outline)[..., None] * np.float32(dice.between(0.1, 0.5))
     base = mottled(tone, crumbs, dice.between(0.05, 0.15)) * (1 - browner * np.float32([0.4, 0.6, 0.8]))
-    add_piece(scene, dice, part, outline, Material(base, rough(crumbs, dice.between(0.1, 0.4)), 0.03), 0.25, 0.15)
+    add_piece(
+        scene, dice, part, outline, Material(base, scaled_relief(crumbs, dice.between(0.1, 0.4)), 0.03), 0.25, 0.15
+    )
     if dice.chance(0.5):
         chips = color(dice, (0.03, 0.08), (0.3, 0.7), (0.05, 0.25))
         for _ in range(dice.whole(5, 14)):
@@ -148,7 +150,7 @@ def cookie(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     return scene
 
 
-def _polar(dice: Dice, radius: float) -> tuple[float, float]:
+def _random_direction_point(dice: Dice, radius: float) -> tuple[float, float]:
     turn = dice.angle()
     return radius * math.cos(turn), radius * math.sin(turn)
 
@@ -163,7 +165,7 @@ def _polar(dice: Dice, radius: float) -> tuple[float, float]:
     faults={"missing_part": "piece", "wrong_part": "piece"},
 )
 def candle_group(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Four or more equal pieces in rows."""
+    """Build four or more equal pieces in rows."""
     scene = object_scene(dice, grid)
     rows, columns = dice.whole(2, 3), dice.whole(2, 3)
     tone = color(dice, saturation=(0.1, 0.7), value=(0.4, 0.95))
@@ -175,7 +177,7 @@ def candle_group(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
         x = ((number % columns + 0.5) / columns * 2 - 1) * 0.92 + dice.normal(0, 0.02)
         y = ((number // columns + 0.5) / rows * 2 - 1) * 0.92 + dice.normal(0, 0.02)
         part = grid.posed(dice.angle(), size, (x, y))
-        own, still = tone, dice.fork()
+        own, piece_dice = tone, dice.fork()
         if number == lost:
             if fault.name == "missing_part":
                 continue
@@ -187,7 +189,13 @@ def candle_group(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
             "bow": np.maximum(box(part, 1.0, 0.75, 0.1), np.abs(part.y) - 0.1 - 0.5 * np.abs(part.x)),
         }[style]
         add_piece(
-            scene, still, part, outline, Material(mottled(own, grain, 0.07), rough(grain, 0.05), 0.15, 12.0), 0.5, 0.4
+            scene,
+            piece_dice,
+            part,
+            outline,
+            Material(mottled(own, grain, 0.07), scaled_relief(grain, 0.05), 0.15, 12.0),
+            0.5,
+            0.4,
         )
     return scene
 
@@ -202,7 +210,7 @@ def candle_group(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"broken_part": "rim"},
 )
 def bottle_top(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A bottle from above: concentric rings of dark glass and light."""
+    """Build a bottle seen from above: concentric rings of dark glass and light."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.75, 0.95), squash=(0.95, 1.05))
     tone = color(dice, (0.02, 0.4), (0.2, 0.8), (0.03, 0.35))
@@ -210,7 +218,7 @@ def bottle_top(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     mouth = dice.between(0.3, 0.5)
     rim = ring(part, mouth + 0.1, 0.2)
     if fault:
-        edge = part.local(*_polar(fault.dice, mouth + 0.15))
+        edge = part.local(*_random_direction_point(fault.dice, mouth + 0.15))
         rim = np.maximum(rim, -blob(fault.dice, edge, 0.06 + 0.15 * fault.strength, 0.25, 0.1))
     rings = lookup(profile(dice, 256, 0.5, 0.03, 1.4), part.radius * 0.7)
     scene.color *= (1 + np.float32(dice.between(0.05, 0.4)) * rings * scene.support)[..., None].clip(0.2)
@@ -229,7 +237,7 @@ def bottle_top(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"print_error": "print", "bent_part": "edge"},
 )
 def bottle_cap(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A printed cap with a fluted or crimped rim."""
+    """Build a printed cap with a fluted or crimped rim."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.6, 0.92))
     edge = part.posed()
@@ -261,7 +269,7 @@ def bottle_cap(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"print_error": "print"},
 )
 def printed_label(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Paper or film with lines of text, a bar code, a box, on a package."""
+    """Build a label with lines of text and a bar code on a package."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.75, 0.95), 0.85)
     add_piece(scene, dice, part, box(part, 0.98, 0.9, 0.05), any_material(dice, grid), 0.05, 0.05)
@@ -293,7 +301,7 @@ def printed_label(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "tooth", "bent_part": "teeth", "broken_part": "teeth"},
 )
 def zipper(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Interlocking teeth between two tapes of cloth."""
+    """Build interlocking teeth between two tapes of cloth."""
     scene = Scene(grid)
     angle = dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.06)
     part = grid.posed(angle, 1.0, (dice.normal(0, 0.05), dice.normal(0, 0.05)))
@@ -336,7 +344,7 @@ def zipper(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "tuft", "bent_part": "bristles"},
 )
 def brush(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A head with tufts of bristles in several colours."""
+    """Build a brush head with tufts of bristles in several colors."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.8, 0.95), 0.7)
     add_piece(scene, dice, part, box(part, 0.9, 0.5, 0.45), plastic(dice, grid), 0.1, 0.08)
@@ -376,12 +384,12 @@ def brush(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"broken_part": "edge", "missing_part": "hole"},
 )
 def button(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A disc with a rim and holes."""
+    """Build a disc with a rim and holes."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.5, 0.88))
     outline = disc(part, 1)
     if fault and fault.name == "broken_part":
-        edge = part.local(*_polar(fault.dice, 1.0))
+        edge = part.local(*_random_direction_point(fault.dice, 1.0))
         outline = np.maximum(outline, -blob(fault.dice, edge, 0.15 + 0.3 * fault.strength, 0.3, 0.05))
     surface = dice.pick((plastic, metal, ceramic))(dice, grid)
     add_piece(scene, dice, part, outline, surface, 0.15, 0.12)
@@ -408,12 +416,12 @@ def button(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"broken_part": "rim"},
 )
 def ceramic_dish(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A round glazed dish with rings and a motif."""
+    """Build a round glazed dish with rings and a motif."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.65, 0.95))
     outline = disc(part, 1)
     if fault:
-        edge = part.local(*_polar(fault.dice, 1.0))
+        edge = part.local(*_random_direction_point(fault.dice, 1.0))
         outline = np.maximum(outline, -blob(fault.dice, edge, 0.1 + 0.3 * fault.strength, 0.3, 0.06))
     add_piece(scene, dice, part, outline, ceramic(dice, grid), 0.1, 0.08)
     for _ in range(dice.whole(1, 3)):
@@ -438,7 +446,7 @@ def ceramic_dish(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"broken_part": "corner"},
 )
 def wooden_part(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A turned or sawn piece with holes."""
+    """Build a turned or sawn piece with holes."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.55, 0.9))
     outline = dice.pick((disc(part, 0.95), box(part, 0.95, dice.between(0.3, 0.9), 0.1), box(part, 0.95, 0.5, 0.5)))
@@ -464,7 +472,7 @@ def wooden_part(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"broken_part": "stitching", "misplaced_part": "stitching"},
 )
 def sewn_patch(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A piece of cloth or webbing with rows of stitches."""
+    """Build a piece of cloth or webbing with rows of stitches."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.7, 1.0), 0.6)
     half = (0.98, dice.between(0.4, 0.9))

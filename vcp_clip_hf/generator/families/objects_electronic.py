@@ -36,7 +36,7 @@ __all__: list[str] = []
     },
 )
 def circuit_board(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Traces, pads, vias, chips, resistors, prints."""
+    """Build a circuit board with traces, vias, components and prints."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.85, 1.2), 0.8, (0.9, 1.1))
     base = laminate(dice, grid)
@@ -124,7 +124,7 @@ def _add_components(
 def _add_component(
     scene: Scene, dice: Dice, part: Grid, kind: str, length: float, text: str, solder: Material
 ) -> None:
-    """One electronic component at the origin of `part`."""
+    """Add one electronic component at the origin of `part`."""
     if kind == "chip":
         half = (0.16 * length, dice.between(0.08, 0.14))
         legs = dice.whole(3, 7)
@@ -165,7 +165,7 @@ def _add_component(
     faults={"bent_part": "lead", "missing_part": "lead", "misplaced_part": "component"},
 )
 def transistor(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A black body with three leads, on a breadboard or a plain ground."""
+    """Build a black body with two to four leads, on a strip board or another background."""
     scene = object_scene(dice, grid)
     if dice.chance(0.5):
         _fill_with_strip_board(scene, dice)
@@ -218,7 +218,7 @@ _Point = tuple[float, float]
 
 
 def _faulty_lead(fault: Fault, knee: _Point, foot: _Point, tip: _Point) -> tuple[_Point, _Point, _Point]:
-    """The corners of a transistor's lead after a fault: cut short, or bent aside."""
+    """Return the corners of a transistor's lead after a fault: cut short, or bent aside."""
     if fault.name == "missing_part":
         if fault.strength > 0.6:
             return knee, knee, knee
@@ -239,7 +239,7 @@ def _faulty_lead(fault: Fault, knee: _Point, foot: _Point, tip: _Point) -> tuple
     faults={"bent_part": "pin", "missing_part": "pin", "print_error": "marking"},
 )
 def chip(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A package with pins on two or four sides and a marking."""
+    """Build a chip package with pins on two or four sides and a marking."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.65, 0.92), 0.7)
     pins, four = dice.whole(4, 9), dice.chance(0.4)
@@ -282,7 +282,7 @@ def chip(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "pin", "bent_part": "pin"},
 )
 def connector(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A housing with rows of metal pins or sockets."""
+    """Build a housing with rows of metal pins or sockets."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.7, 0.95), 0.7)
     rows, columns = dice.whole(1, 3), dice.whole(4, 9)
@@ -326,7 +326,7 @@ def connector(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "wire", "wrong_part": "wire", "misplaced_part": "strand"},
 )
 def cable(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A sheath, insulated cores, strands of copper."""
+    """Build the cross section of a cable: a sheath, insulated cores, strands of copper."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.7, 0.92))
     add_piece(scene, dice, part, disc(part, 1), plastic(dice, grid), 0.08, 0.06)
@@ -338,12 +338,12 @@ def cable(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
         turn = 2 * math.pi * core / cores
         local = part.local(0.46 * math.cos(turn), 0.46 * math.sin(turn), turn)
         tone = color(dice, saturation=(0.3, 0.9), value=(0.2, 0.85))
-        still = dice.fork()
+        core_dice = dice.fork()
         if core == wrong and fault.name == "missing_part":
             continue
         if core == wrong and fault.name == "wrong_part":
             tone = color(fault.dice, saturation=(0.3, 0.9), value=(0.2, 0.85))
-        add_piece(scene, still, local, disc(local, radius), Material(tone, 0.0, 0.2), 0.08, 0.05)
+        add_piece(scene, core_dice, local, disc(local, radius), Material(tone, 0.0, 0.2), 0.08, 0.05)
         copper = Material(np.float32(METALS["copper"]), 0.0, 0.4, 20.0, 0.5)
         strands = empty_shape(part)
         for strand in range(19):
@@ -355,7 +355,7 @@ def cable(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
             strands = np.minimum(
                 strands, disc(local, radius * 0.135, reach * math.cos(around), reach * math.sin(around))
             )
-        add_piece(scene, still, local, strands, copper, radius * 0.13, radius * 0.1)
+        add_piece(scene, core_dice, local, strands, copper, radius * 0.13, radius * 0.1)
     return scene
 
 
@@ -368,7 +368,7 @@ def cable(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"broken_part": "pixel line"},
 )
 def display(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A framed screen, dark or lit, with icons."""
+    """Build a framed screen, dark or lit, with icons."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.75, 0.98), 0.85)
     height = dice.between(0.55, 0.98)
@@ -410,7 +410,7 @@ def display(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"print_error": "print"},
 )
 def battery(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A wrapped cylinder with caps and a print."""
+    """Build a wrapped cylinder with caps and a print."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.75, 0.95), 0.4)
     half = dice.between(0.25, 0.42)

@@ -14,8 +14,8 @@ from ..materials import (
     mottled,
     paint,
     plastic,
-    rough,
     rubber,
+    scaled_relief,
     sintered,
 )
 from ..registry import Fault, product
@@ -27,20 +27,20 @@ from ..staging import add_details, add_piece, add_screw, object_scene, random_po
 __all__: list[str] = []
 
 
-def _steel(
+def _random_metal(
     dice: Dice, grid: Grid, finishes: tuple[str, ...] = ("ground", "polished", "blasted", "rolled", "cast")
 ) -> Material:
     return metal(dice, grid, None, dice.pick(finishes), dice.angle())
 
 
-def _cylinder(grid: Grid, half: float) -> np.ndarray:
-    """Height of a rod of this half width that lies along x."""
+def _cylinder_height(grid: Grid, half: float) -> np.ndarray:
+    """Return the height of a rod of this half width that lies along x."""
     return np.sqrt(np.maximum(half * half - grid.y * grid.y, 0)).astype(np.float32)
 
 
 @product("nut", ("metal nut", "hex nut", "nut"), "object", "metal", faults={"broken_part": "corner"})
 def nut(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A hexagon or a flanged nut with a threaded hole."""
+    """Build a hexagonal, square or flanged nut with a threaded hole."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.5, 0.88))
     outer = (
@@ -54,7 +54,7 @@ def nut(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
         cut = part.x * math.cos(corner) + part.y * math.sin(corner) - np.float32(0.86 - 0.35 * fault.strength)
         outer = np.maximum(outer, cut + np.float32(0.03) * np.sin(part.x * 31) * np.cos(part.y * 27))
     hole = dice.between(0.38, 0.58)
-    add_piece(scene, dice, part, np.maximum(outer, hole - part.radius), _steel(dice, grid), 0.12, 0.1)
+    add_piece(scene, dice, part, np.maximum(outer, hole - part.radius), _random_metal(dice, grid), 0.12, 0.1)
     thread = np.sin(part.radius * np.float32(2 * math.pi / dice.between(0.03, 0.07)))
     inner = smoothstep(hole - 0.1, hole - 0.02, part.radius) * (part.radius < hole)
     scene.paint((inner * 0.8).astype(np.float32), Material(mottled([0.28, 0.28, 0.28], thread, 0.5), 0.0, 0.2), None)
@@ -63,7 +63,7 @@ def nut(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("washer", ("washer", "steel washer", "metal ring"), "object", "metal", faults={"broken_part": "ring"})
 def washer(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A flat, spring, toothed or rubber ring."""
+    """Build a flat or toothed ring."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.45, 0.88))
     hole = dice.between(0.35, 0.7)
@@ -73,7 +73,7 @@ def washer(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
         turn, half = fault.dice.angle(), 0.04 + 0.3 * fault.strength
         wedge = np.abs((part.theta - turn + math.pi) % (2 * math.pi) - math.pi) - np.float32(half)
         distance = np.maximum(distance, -wedge * part.radius)
-    material = _steel(dice, grid, ("ground", "polished", "rolled", "brushed"))
+    material = _random_metal(dice, grid, ("ground", "polished", "rolled", "brushed"))
     if dice.chance(0.3):
         material = metal(dice, part, None, "turned")
     add_piece(scene, dice, part, distance, material, dice.between(0.03, 0.15), dice.between(0.02, 0.08))
@@ -88,7 +88,7 @@ def washer(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "tooth", "broken_part": "tooth"},
 )
 def gear_wheel(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A spur gear with a hub, a keyway, holes or spokes."""
+    """Build a spur gear with a hub, a keyway and holes."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.55, 0.92), squash=(0.92, 1.08))
     teeth = dice.whole(12, 32)
@@ -111,7 +111,7 @@ def gear_wheel(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
         turn = (part.theta + np.float32(sector / 2)) % np.float32(sector) - np.float32(sector / 2)
         local = np.sqrt((part.radius * np.cos(turn) - np.float32(around)) ** 2 + (part.radius * np.sin(turn)) ** 2)
         distance = np.maximum(distance, dice.between(0.08, 0.14) - local)
-    add_piece(scene, dice, part, distance, _steel(dice, grid), 0.05, 0.06)
+    add_piece(scene, dice, part, distance, _random_metal(dice, grid), 0.05, 0.06)
     if dice.chance(0.7):
         rim = dice.between(0.7, 0.8)
         scene.emboss(-0.06 * smoothstep(rim, rim - 0.04, part.radius) * scene.support)
@@ -126,7 +126,7 @@ def gear_wheel(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"bent_part": "shaft", "broken_part": "thread", "missing_part": "tip"},
 )
 def screw(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A screw on its side: head, shank, thread, point."""
+    """Build a screw seen from the side: head, shank, thread, point."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.7, 0.95), squash=(0.9, 1.1))
     half, head, length = dice.between(0.1, 0.2), dice.between(0.24, 0.38), dice.between(0.55, 0.95)
@@ -154,7 +154,7 @@ def screw(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     top = box(part, 0.12, head, 0.04, -0.8, 0.0)
     if flat:
         top = np.maximum(top, np.abs(part.y) - np.float32(head) * (0.4 + (-0.62 - part.x) * 3).clip(0.3, 1))
-    material = _steel(dice, grid, ("polished", "blasted", "rolled"))
+    material = _random_metal(dice, grid, ("polished", "blasted", "rolled"))
     distance = np.minimum(shank, top)
     round_shape = np.sqrt(np.maximum(edge * edge * taper * taper - y * y, 0)) * (x > -0.7)
     round_shape = np.maximum(round_shape, np.sqrt(np.maximum(head**2 - part.y**2, 0)) * (top < 0) * 0.8)
@@ -175,11 +175,11 @@ def screw(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "ball", "misplaced_part": "ball"},
 )
 def bearing(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Two rings, balls and a cage."""
+    """Build two rings, balls and a cage."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.6, 0.92), squash=(0.94, 1.06))
     inner, outer = dice.between(0.4, 0.5), dice.between(0.7, 0.78)
-    material = _steel(dice, grid, ("polished", "ground"))
+    material = _random_metal(dice, grid, ("polished", "ground"))
     dark = Material(color(dice, saturation=(0, 0.3), value=(0.03, 0.2)), 0.0, 0.1)
     add_piece(scene, dice, part, np.maximum(disc(part, 0.98), np.float32(inner) - part.radius), dark, 0.02, 0.0)
     middle, radius = (inner + outer) / 2, (outer - inner) * dice.between(0.4, 0.52)
@@ -212,7 +212,7 @@ def bearing(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("shaft", ("shaft", "steel shaft", "turned part"), "object", "metal")
 def shaft(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A stepped turned rod with grooves and a keyway."""
+    """Build a stepped turned rod, sometimes with a keyway."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.8, 1.25), 0.6)
     height = np.zeros_like(part.x)
@@ -221,7 +221,7 @@ def shaft(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     while position < 1.0:
         length, half = dice.between(0.15, 0.7), dice.between(0.18, 0.42)
         piece = box(part, length / 2, half, 0.01, position + length / 2, 0.0)
-        height = np.where(piece < 0, _cylinder(part, half), height)
+        height = np.where(piece < 0, _cylinder_height(part, half), height)
         distance = np.minimum(distance, piece)
         position += length
     distance = np.maximum(distance, np.abs(part.x) - 1)
@@ -246,19 +246,19 @@ def shaft(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"bent_part": "coil", "missing_part": "coil"},
 )
 def spring(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A helical spring from the side."""
+    """Build a helical spring seen from the side."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.75, 0.95), squash=(0.9, 1.1))
     turns, half = dice.whole(6, 13), dice.between(0.25, 0.42)
     wire = dice.between(0.035, 0.06)
-    material = _steel(dice, grid, ("polished", "rolled"))
+    material = _random_metal(dice, grid, ("polished", "rolled"))
     lost = fault.dice.whole(2, turns - 3) if fault else -1
     push = fault.dice.sign() * (0.4 + 0.6 * fault.strength) / turns if fault else 0.0
     for layer in (0, 1):  # the far half of every coil first
         for number in range(turns):
             left = (number / turns * 2 - 1) * 0.9
             step = 1.8 / turns
-            still = dice.fork()
+            piece_dice = dice.fork()
             if number == lost:
                 if fault.name == "missing_part":
                     continue
@@ -268,18 +268,18 @@ def spring(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
             piece = segment(part, start, end, wire * 2)
             shade = 1.0 if layer else 0.55
             coil = Material(material.color * np.float32(shade), 0.0, 0.4 * shade, 20.0, 0.6 * shade)
-            add_piece(scene, still, part, piece, coil, wire, wire, layer == 1)
+            add_piece(scene, piece_dice, part, piece, coil, wire, wire, layer == 1)
     return scene
 
 
 @product("pipe_end", ("pipe", "tube end", "metal tube"), "object", "metal", seen=False)
 def pipe_end(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A tube from the front, with depth inside."""
+    """Build a tube seen from the front, with depth inside."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.55, 0.9))
     wall = dice.between(0.1, 0.3)
     bore = 1 - wall
-    add_piece(scene, dice, part, disc(part, 1), _steel(dice, grid, ("ground", "rolled", "blasted")), 0.05, 0.05)
+    add_piece(scene, dice, part, disc(part, 1), _random_metal(dice, grid, ("ground", "rolled", "blasted")), 0.05, 0.05)
     inside = coverage(part.radius - np.float32(bore), part.pixel)
     deep = smoothstep(0.0, bore, np.sqrt((part.x - dice.normal(0, 0.15)) ** 2 + (part.y - dice.normal(0, 0.15)) ** 2))
     lanes = lookup(profile(dice, 256, 0.3, 0.01, 1.0), part.theta / np.float32(2 * math.pi))
@@ -295,7 +295,7 @@ def pipe_end(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "bar", "wrong_part": "bar"},
 )
 def commutator(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Copper bars with dark gaps, from the front or unrolled from the side."""
+    """Build copper bars with dark gaps, seen from the front or from the side."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.6, 0.95), 0.7)
     bars = dice.whole(10, 30)
@@ -331,12 +331,12 @@ def commutator(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     "machined_plate", ("machined part", "drilled plate", "flange"), "object", "metal", faults={"missing_part": "hole"}
 )
 def machined_plate(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A milled block or flange with bolt holes around a bore."""
+    """Build a milled block or flange with bolt holes around a bore."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.6, 0.9), 0.6)
     round_shape = dice.chance(0.5)
     outline = disc(part, 1) if round_shape else box(part, 1, dice.between(0.5, 0.95), dice.between(0.02, 0.3))
-    surface = ground_arcs(dice, part, dice.pick(tuple(METALS))) if dice.chance(0.4) else _steel(dice, grid)
+    surface = ground_arcs(dice, part, dice.pick(tuple(METALS))) if dice.chance(0.4) else _random_metal(dice, grid)
     add_piece(scene, dice, part, outline, surface, 0.05, 0.06)
     bore = dice.pick((0.0, dice.between(0.15, 0.35)))
     count, distance, size = dice.whole(3, 6), dice.between(0.6, 0.75), dice.between(0.07, 0.13)
@@ -356,11 +356,11 @@ def machined_plate(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("cast_block", ("metal casting", "cast part", "foundry part"), "object", "metal", seen=False)
 def cast_block(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A rounded irregular casting with bosses and ribs."""
+    """Build a rounded irregular casting with bosses and ribs."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.6, 0.9))
     outline = blob(dice, part, 0.85, 0.12, 0.0, 4) if dice.chance(0.5) else box(part, 0.95, 0.75, 0.3)
-    add_piece(scene, dice, part, outline, _steel(dice, grid, ("cast", "blasted")), 0.25, 0.2)
+    add_piece(scene, dice, part, outline, _random_metal(dice, grid, ("cast", "blasted")), 0.25, 0.2)
     for _ in range(dice.whole(1, 3)):
         boss = disc(part, dice.between(0.12, 0.3), dice.between(-0.45, 0.45), dice.between(-0.4, 0.4))
         scene.emboss(np.float32(0.06) * smoothstep(0.06, 0.0, boss) * scene.support)
@@ -381,7 +381,7 @@ def cast_block(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "tooth", "broken_part": "tooth"},
 )
 def saw_blade(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Hooked teeth on a disc or a straight blade."""
+    """Build hooked teeth on a disc or a straight blade."""
     scene = object_scene(dice, grid)
     straight = dice.chance(0.4)
     part = random_pose(dice, grid, (0.75, 1.1) if straight else (0.6, 0.9), squash=(0.95, 1.05))
@@ -402,7 +402,7 @@ def saw_blade(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
         dice,
         part,
         outline.astype(np.float32),
-        _steel(dice, grid, ("brushed", "ground", "polished")),
+        _random_metal(dice, grid, ("brushed", "ground", "polished")),
         0.03,
         0.02,
     )
@@ -426,13 +426,15 @@ def saw_blade(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "screw"},
 )
 def motor_housing(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A painted or bare cover held by screws, with fins, a plate and a window."""
+    """Build a painted or bare cover held by screws, with fins and a plate."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.7, 0.95), 0.9, (0.85, 1.15))
     outline = (
         box(part, 0.95, dice.between(0.6, 0.95), dice.between(0.05, 0.4)) if dice.chance(0.7) else disc(part, 0.95)
     )
-    add_piece(scene, dice, part, outline, paint(dice, grid) if dice.chance(0.5) else _steel(dice, grid), 0.12, 0.1)
+    add_piece(
+        scene, dice, part, outline, paint(dice, grid) if dice.chance(0.5) else _random_metal(dice, grid), 0.12, 0.1
+    )
     if dice.chance(0.5):
         fins = np.sin(part.x * np.float32(math.pi * dice.between(6, 16)))
         zone = coverage(box(part, 0.55, 0.3, 0.05), 0.02)
@@ -446,8 +448,8 @@ def motor_housing(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     corner, seat = dice.between(0.55, 0.7), dice.between(0.35, 0.5)
     for number, (right, down) in enumerate(((1, 1), (1, -1), (-1, 1), (-1, -1))):
         x, y = part.position(right * corner, down * seat)
-        still = dice.fork()  # the same draws whether or not the screw is there
-        add_screw(scene, still, x, y, 0.08 * part.scale, "hole" if number == lost else kind)
+        piece_dice = dice.fork()  # the same draws whether or not the screw is there
+        add_screw(scene, piece_dice, x, y, 0.08 * part.scale, "hole" if number == lost else kind)
     return scene
 
 
@@ -459,7 +461,7 @@ def motor_housing(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"bent_part": "ring", "broken_part": "ring"},
 )
 def o_ring(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A round or shaped seal of rubber or plastic."""
+    """Build a round or shaped seal of rubber or plastic."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.55, 0.9))
     bent = part.posed()
@@ -483,7 +485,7 @@ def o_ring(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("brake_pad", ("friction pad", "carbon brush", "sintered pad"), "object", "carbon", gray=0.5)
 def brake_pad(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A block of sintered material with slots, chamfers and a wire."""
+    """Build a block of sintered material with slots, sometimes with a wire."""
     scene = object_scene(dice, grid)
     part = random_pose(dice, grid, (0.55, 0.9), 0.5)
     if dice.chance(0.4):
@@ -496,5 +498,5 @@ def brake_pad(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
         slot = np.abs(part.x - np.float32(dice.between(-0.6, 0.6))) - np.float32(dice.between(0.015, 0.04))
         scene.tint(coverage(slot, part.pixel) * scene.support, dice.between(0.15, 0.6))
         scene.emboss(-0.02 * coverage(slot, part.pixel * 3) * scene.support)
-    scene.emboss(rough(noise(dice, grid.size, 0.05, 0.0, 1.0), 0.04) * scene.support)
+    scene.emboss(scaled_relief(noise(dice, grid.size, 0.05, 0.0, 1.0), 0.04) * scene.support)
     return scene

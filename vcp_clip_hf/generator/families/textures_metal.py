@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ..fields import Dice, Grid, cells, gaussian_blur, lookup, noise, profile, smoothstep
-from ..materials import METALS, color, ground_arcs, metal, mottled, paint, plating, rough
+from ..materials import METALS, color, ground_arcs, metal, mottled, paint, plating, scaled_relief
 from ..registry import Fault, product
 from ..scene import Material, Scene
 from ..shapes import box, coverage, disc
@@ -14,23 +14,23 @@ from ..staging import add_details, surface_scene
 
 __all__: list[str] = []
 
-_HARDWARE = "holes grooves print seam hairlines"
+_METAL_DETAILS = "holes grooves print seam hairlines"
 
 
-def _grain(dice: Dice) -> float:
+def _grain_angle(dice: Dice) -> float:
     return dice.pick((0.0, math.pi / 2, dice.angle()), (0.35, 0.4, 0.25)) + dice.normal(0, 0.03)
 
 
 @product("brushed_metal", ("brushed metal plate", "brushed steel sheet", "metal plate"), "texture", "metal", gray=0.4)
 def brushed_metal(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Brushed steel, aluminium, brass ..."""
-    angle = _grain(dice)
-    return surface_scene(dice, grid, metal(dice, grid, None, "brushed", angle), angle, 0.35, _HARDWARE, 0.22)
+    """Build a brushed plate of steel, aluminum, brass, ..."""
+    angle = _grain_angle(dice)
+    return surface_scene(dice, grid, metal(dice, grid, None, "brushed", angle), angle, 0.35, _METAL_DETAILS, 0.22)
 
 
 @product("rolled_steel", ("hot rolled steel strip", "steel strip", "steel surface"), "texture", "metal", gray=0.85)
 def rolled_steel(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Dull strip with scale and faint lanes along the rolling direction."""
+    """Build a dull strip with scale and faint lanes along the rolling direction."""
     angle = dice.pick((0.0, math.pi / 2), (0.25, 0.75)) + dice.normal(0, 0.03)
     surface = metal(dice, grid, dice.pick(("steel", "iron")), "rolled", angle)
     scene = surface_scene(dice, grid, surface, angle, 0.12, "hairlines", 0.3)
@@ -44,10 +44,10 @@ def rolled_steel(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("cast_iron", ("cast iron surface", "metal casting", "cast metal part"), "texture", "metal", gray=0.45)
 def cast_iron(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Sand-cast skin: lumpy, dark, dull."""
+    """Build a sand-cast skin: lumpy, dark, dull."""
     scene = surface_scene(dice, grid, metal(dice, grid, dice.pick(("iron", "steel", "aluminum")), "cast"), 0.0, 0.3)
     coarse = noise(dice, grid.size, dice.log_between(0.06, 0.3), 0.02, 1.8)
-    scene.emboss(rough(coarse, dice.between(0.02, 0.12)))
+    scene.emboss(scaled_relief(coarse, dice.between(0.02, 0.12)))
     return add_details(scene, dice, "print holes seam", 0.2)
 
 
@@ -55,8 +55,8 @@ def cast_iron(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     "milled_metal", ("milled metal face", "machined metal block", "machined surface"), "texture", "metal", gray=0.4
 )
 def milled_metal(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Arcs of a face mill, or straight lines of a planer."""
-    angle = _grain(dice)
+    """Build a surface with the arcs of a face mill or the straight lines of a planer."""
+    angle = _grain_angle(dice)
     board = grid.posed(angle, dice.between(0.7, 1.6), (dice.between(-1, 1), dice.between(-1, 1)))
     if dice.chance(0.7):
         surface = ground_arcs(dice, board, dice.pick(tuple(METALS)))
@@ -67,9 +67,9 @@ def milled_metal(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("turned_disc", ("turned metal disc", "lathe turned face", "brake disc"), "texture", "metal", gray=0.4)
 def turned_disc(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Concentric tool marks around a centre in or outside the picture, with the sheen that turns with them."""
-    centre = (dice.between(-1.3, 1.3), dice.between(-1.3, 1.3))
-    wheel = grid.posed(0.0, dice.between(0.8, 1.8), centre, dice.between(0.85, 1.2))
+    """Build concentric tool marks around a center in or outside the picture, with a sheen that follows them."""
+    center = (dice.between(-1.3, 1.3), dice.between(-1.3, 1.3))
+    wheel = grid.posed(0.0, dice.between(0.8, 1.8), center, dice.between(0.85, 1.2))
     scene = surface_scene(dice, grid, metal(dice, wheel, None, "turned"), 0.0, 0.0)
     sheen = np.cos(2 * wheel.theta + np.float32(dice.angle())) ** 2
     scene.color *= (0.8 + np.float32(dice.between(0.1, 0.7)) * sheen)[..., None]
@@ -88,13 +88,13 @@ def turned_disc(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     "galvanized_sheet", ("galvanized sheet", "zinc coated sheet", "galvanized steel"), "texture", "metal", gray=0.3
 )
 def galvanized_sheet(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Spangled zinc."""
+    """Build a sheet with zinc spangle."""
     return surface_scene(dice, grid, plating(dice, grid), 0.0, 0.2, "holes seam print hairlines", 0.2)
 
 
 @product("painted_panel", ("painted metal panel", "lacquered panel", "painted sheet"), "texture", "metal", gray=0.15)
 def painted_panel(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Lacquered sheet with pressed beads and holes."""
+    """Build a lacquered sheet with pressed beads and holes."""
     scene = surface_scene(dice, grid, paint(dice, grid), 0.0, 0.3, "holes grooves print sticker seam", 0.2)
     if dice.chance(0.4):
         bead = grid.posed(dice.angle())
@@ -111,26 +111,26 @@ def painted_panel(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     gray=0.25,
 )
 def weathered_steel(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """An oxidised but sound plate: blotches all over are its normal state."""
-    angle = _grain(dice)
+    """Build an oxidized but sound plate: blotches all over are its normal state."""
+    angle = _grain_angle(dice)
     scene = surface_scene(
         dice, grid, metal(dice, grid, dice.pick(("steel", "iron", "copper")), "oxidized"), angle, 0.3
     )
     if dice.chance(0.5):
         warm = smoothstep(-0.5, 1.2, noise(dice, grid.size, 0.5, 0.0, 1.6))
         scene.tint(warm * np.float32(dice.between(0.2, 0.8)), np.float32([1.25, 0.85, 0.6]))
-    return add_details(scene, dice, _HARDWARE, 0.2)
+    return add_details(scene, dice, _METAL_DETAILS, 0.2)
 
 
 @product("steel_rail", ("rail surface", "railway rail", "rail head"), "texture", "metal", gray=0.6)
 def steel_rail(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A shiny running band between dull shoulders, streaked lengthwise."""
+    """Build a shiny running band between dull shoulders, streaked lengthwise."""
     angle = dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.03)
     scene = surface_scene(dice, grid, metal(dice, grid, "steel", "ground", angle), angle, 0.0, "hairlines", 0.4)
     rail = grid.posed(angle)
-    centre, half, soft = dice.normal(0, 0.2), dice.between(0.35, 0.9), dice.between(0.02, 0.25)
+    center, half, soft = dice.normal(0, 0.2), dice.between(0.35, 0.9), dice.between(0.02, 0.25)
     wobble = lookup(profile(dice, 128, 1.0, 0.05, 2.0), rail.x * 0.25) * np.float32(dice.between(0, 0.02))
-    across = np.abs(rail.y - np.float32(centre) + wobble) - np.float32(half)
+    across = np.abs(rail.y - np.float32(center) + wobble) - np.float32(half)
     dull = smoothstep(-soft, soft, across)
     rusty = np.float32([1.0, dice.between(0.75, 1), dice.between(0.55, 1)]) * np.float32(dice.between(0.15, 0.6))
     clouds = 1 + 0.2 * noise(dice, grid.size, 0.2, 0.0, 1.2, angle, 4)
@@ -143,7 +143,8 @@ def steel_rail(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("ball_screw", ("ball screw", "threaded spindle", "lead screw"), "texture", "metal", gray=0.3)
 def ball_screw(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Ground helical tracks on a shaft, seen close: bright lands, mirror-like round grooves, lubricant film."""
+    """Build ground helical tracks on a shaft, seen close: bright lands, mirror-like round grooves, a film of
+    lubricant."""
     angle = dice.normal(0.0, 0.18) + (math.pi / 2 if dice.chance(0.25) else 0.0)
     shaft = grid.posed(angle)
     pitch = dice.log_between(0.35, 1.1)
@@ -179,13 +180,13 @@ def ball_screw(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("ferrite_tile", ("magnetic tile", "ferrite tile", "magnet segment"), "texture", "ceramic", gray=0.95)
 def ferrite_tile(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A curved, ground magnet: fine vertical lines, uneven sheen, chamfered ends, chalk marks."""
+    """Build a curved, ground magnet: fine vertical lines, uneven sheen, chamfered ends, chalk marks."""
     angle = math.pi / 2 + dice.normal(0, 0.02)
     lines = noise(dice, grid.size, 0.2, 0.0, dice.between(0.3, 1.0), angle, dice.log_between(8, 40))
     specks = noise(dice, grid.size, 0.02, 0.0, 0.3)
     tone = color(dice, saturation=(0.0, 0.04), value=(0.15, 0.5))
     shade = lines * np.float32(dice.between(0.4, 1)) + specks * np.float32(dice.between(0.1, 0.6))
-    surface = Material(mottled(tone, shade, dice.between(0.04, 0.16)), rough(specks, 0.04), 0.1, 5.0, 0.25)
+    surface = Material(mottled(tone, shade, dice.between(0.04, 0.16)), scaled_relief(specks, 0.04), 0.1, 5.0, 0.25)
     scene = surface_scene(dice, grid, surface, angle, 0.6, "chalk print hairlines", 0.3)
     bow = dice.between(0.0, 0.35)
     scene.emboss(-np.float32(bow) * grid.x * grid.x)
@@ -201,7 +202,7 @@ def ferrite_tile(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("tread_plate", ("tread plate", "checker plate", "diamond plate"), "texture", "metal", seen=False, gray=0.3)
 def tread_plate(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Raised lozenges in two directions."""
+    """Build a plate with raised lozenges in two directions."""
     count = dice.between(3.5, 8)
     board = grid.posed(dice.angle())
     u, v = board.x * np.float32(count / 2), board.y * np.float32(count / 2)
@@ -227,7 +228,7 @@ def tread_plate(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "hole"},
 )
 def perforated_sheet(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Holes in rows, dark or light behind."""
+    """Build a sheet with rows of holes and a dark or light background behind them."""
     count = dice.between(5, 14)
     board = grid.posed(dice.pick((0.0, dice.angle())))
     v = board.y * np.float32(count / 2) * np.float32(1.155)
@@ -266,7 +267,7 @@ def perforated_sheet(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"broken_part": "wire", "bent_part": "wire", "missing_part": "wire"},
 )
 def wire_mesh(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Woven or welded wires over a plain ground."""
+    """Build woven or welded wires over a plain ground."""
     count = dice.between(4, 11)
     board = grid.posed(dice.pick((0.0, math.pi / 4, dice.angle())))
     thick = dice.between(0.1, 0.24)
@@ -302,7 +303,7 @@ def wire_mesh(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 
 def _bent_wires(fault: Fault, x: np.ndarray, y: np.ndarray, count: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates pushed aside around one place, so that the wires there yield."""
+    """Return coordinates pushed aside around one place, which bends the wires there."""
     hit = (fault.dice.between(-0.5, 0.5), fault.dice.between(-0.5, 0.5))
     push = np.exp(-((x - hit[0]) ** 2 + (y - hit[1]) ** 2) / np.float32(0.06 + 0.1 * fault.strength))
     amount = np.float32(fault.dice.sign() * (0.35 + 0.5 * fault.strength) / count)
@@ -310,7 +311,7 @@ def _bent_wires(fault: Fault, x: np.ndarray, y: np.ndarray, count: float) -> tup
 
 
 def _wire_gap(fault: Fault, line: np.ndarray, along: np.ndarray, count: float) -> np.ndarray:
-    """Pixels, boolean `(size, size)`, where one wire is interrupted or, with "missing_part", absent."""
+    """Return the pixels, boolean `(size, size)`, where one wire is interrupted or, with "missing_part", absent."""
     target = fault.dice.whole(-int(count / 4), int(count / 4))
     start = fault.dice.between(-0.5, 0.4)
     if fault.name == "missing_part":
@@ -320,7 +321,7 @@ def _wire_gap(fault: Fault, line: np.ndarray, along: np.ndarray, count: float) -
 
 @product("welded_joint", ("weld seam", "welded joint", "welded plate"), "texture", "metal", seen=False, gray=0.3)
 def welded_joint(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Two sheets and a bead of ripples with tempering colours beside it."""
+    """Build two sheets joined by a rippled bead, with temper colors beside it."""
     angle = dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.08)
     scene = surface_scene(
         dice,
@@ -346,8 +347,8 @@ def welded_joint(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("stamped_bracket", ("stamped metal bracket", "metal bracket", "stamped plate"), "texture", "metal", gray=0.3)
 def stamped_bracket(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """A blank with bends, slots and holes that fills most of the picture."""
-    angle = _grain(dice)
+    """Build a blank with bends, slots and holes that fills most of the picture."""
+    angle = _grain_angle(dice)
     surface = metal(dice, grid, None, dice.pick(("brushed", "rolled", "ground")), angle)
     scene = surface_scene(dice, grid, surface, angle, 0.8, "print hairlines", 0.25)
     behind = scene.under
@@ -379,7 +380,7 @@ def stamped_bracket(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     faults={"missing_part": "finger", "broken_part": "busbar"},
 )
 def silicon_cell(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Crystals under fine fingers and broad busbars."""
+    """Build a solar cell: crystals under fine fingers and broad busbars."""
     _, _, crystal = cells(dice, grid.posed(dice.angle()), dice.log_between(3, 12))
     hue = dice.pick((0.6, 0.0))
     tone = color(dice, (hue - 0.04, hue + 0.06), (0.0, 0.2) if hue == 0 else (0.3, 0.8), (0.12, 0.45))
