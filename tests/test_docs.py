@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 from vcp_clip_hf.cli import main as vcp_clip
-from vcp_clip_hf.generator import DEFECTS, PRODUCTS, render_sample
-from vcp_clip_hf.generator.stream import select_products
+from vcp_clip_hf.generator import DEFECTS, PRODUCTS, render_sample, select_products
 from vcp_clip_hf.training_config import TrainingConfig
 
 

@@ -10,13 +10,7 @@ import pytest
 
 from vcp_clip_hf.generator import (
     DEFECTS,
-    FAULTS,
     PRODUCTS,
-    SEEN_DEFECTS,
-    SEEN_PRODUCTS,
-    UNSEEN_DEFECTS,
-    UNSEEN_PRODUCTS,
-    possible_defects,
     render_sample,
 )
 from vcp_clip_hf.generator.fields import Dice, Grid, gaussian_blur
@@ -53,17 +47,6 @@ def dilated(mask: np.ndarray, steps: int) -> np.ndarray:
         grown[:, :-1] |= mask[:, 1:]
         mask = grown
     return mask
-
-
-def test_there_is_plenty_and_the_splits_are_disjoint():
-    assert len(PRODUCTS) >= 60 and len(DEFECTS) + len(FAULTS) >= 40
-    assert not set(SEEN_PRODUCTS) & set(UNSEEN_PRODUCTS) and not set(SEEN_DEFECTS) & set(UNSEEN_DEFECTS)
-    assert set(SEEN_PRODUCTS) | set(UNSEEN_PRODUCTS) == set(PRODUCTS)
-    assert set(SEEN_DEFECTS) | set(UNSEEN_DEFECTS) == {*DEFECTS, *FAULTS}
-    for names in (SEEN_PRODUCTS, UNSEEN_PRODUCTS):
-        assert {PRODUCTS[name].kind for name in names} == {"texture", "object"}
-    seen, unseen = ({PRODUCTS[name].products[0] for name in names} for names in (SEEN_PRODUCTS, UNSEEN_PRODUCTS))
-    assert not seen & unseen
 
 
 def test_same_seed_same_bytes_in_any_order():
@@ -119,10 +102,6 @@ def test_every_fault_renders(family):
         sample = render_sample(family, 3, 1, 80, fault)
         assert sample.defect == fault and sample.defect_part == part
         assert 0.0003 < (np.asarray(sample.mask) > 0).mean() < 0.35
-
-
-def test_faults_are_all_used():
-    assert {fault for family in PRODUCTS.values() for fault in family.faults} == set(FAULTS)
 
 
 def test_masks_mark_what_changed():
@@ -187,11 +166,6 @@ def test_auto_keeps_to_the_defects_asked_for():
     assert names == {"scratch", "inclusion"}
 
 
-def test_seen_defects_suffice_for_every_product():
-    for family in PRODUCTS:
-        assert len(possible_defects(family, SEEN_DEFECTS)) >= 5
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -199,8 +173,11 @@ def test_seen_defects_suffice_for_every_product():
         (("washer", 0, 0, 16), "size=16"),
         (("washer", -1, 0), "seed=-1"),
         (("washer", 0, 0, 64, "scrach"), r"Unknown defects \['scrach'\]"),
-        (("washer", 0, 0, 64, "loose_thread"), "A washer can have no 'loose_thread'"),
-        (("washer", 0, 0, 64, "auto", ["loose_thread"]), "none of the defects asked for"),
+        (
+            ("washer", 0, 0, 64, "loose_thread"),
+            r"'washer' cannot have any of the requested defects \['loose_thread'\]",
+        ),
+        (("washer", 0, 0, 64, "auto", ["loose_thread"]), "possible are abrasion"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

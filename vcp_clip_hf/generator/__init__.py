@@ -11,19 +11,20 @@ From the ground up:
 - `registry`: the decorators `product` and `defect`, and the tables `PRODUCTS` and `DEFECTS` that they fill;
 - `staging`: backgrounds, poses, edges, screws and prints that many products share;
 - `families/`: the products; `defects/`: the damage to their surfaces;
+- `catalog`: selections of products and defects;
 - `render`: one picture with its mask; `captions`: its description; `stream`: an endless dataset of pictures.
 """
 
-from .registry import DEFECTS, FAULTS, PRODUCTS, DefectFamily, Fault, ProductFamily, defect, product
-from .render import (
+from .catalog import (
     SEEN_DEFECTS,
     SEEN_PRODUCTS,
     UNSEEN_DEFECTS,
     UNSEEN_PRODUCTS,
-    SyntheticSample,
     possible_defects,
-    render_sample,
+    select_products,
 )
+from .registry import DEFECTS, FAULTS, PRODUCTS, DefectFamily, Fault, ProductFamily, defect, product
+from .render import SyntheticSample, render_sample
 
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "possible_defects",
     "product",
     "render_sample",
+    "select_products",
 ]

@@ -1,10 +1,12 @@
-"""Captions: what the pictures show, in words, with every word known beforehand (for a small tokenizer)."""
+"""Captions of rendered pictures, from a closed set of words (for a small tokenizer)."""
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from .catalog import product_family
 from .registry import DEFECTS, FAULTS, PRODUCTS
 from .render import SyntheticSample
 
@@ -108,8 +110,8 @@ def caption(record: SyntheticSample | Mapping, rng: np.random.Generator) -> str:
     Raises:
         ValueError: names that the generator does not know.
     """
-    product, defect = _names(record)
-    names, states, nouns = _words(product, defect)
+    product, defect = _product_and_defect(record)
+    names, states, nouns = _vocabulary(product, defect)
     pattern = _pick(_NORMAL if defect == "good" else _ABNORMAL, rng)
     name, state = _pick(names, rng), _pick(states, rng)
     noun = _pick(nouns, rng) if nouns else ""
@@ -118,20 +120,21 @@ def caption(record: SyntheticSample | Mapping, rng: np.random.Generator) -> str:
 
 def captions(product: str, defect: str = "good") -> Iterator[str]:
     """Yield every caption that a product family with this defect can get: thousands, some of them repeated."""
-    names, states, nouns = _words(product, defect)
+    names, states, nouns = _vocabulary(product, defect)
     for pattern in _NORMAL if defect == "good" else _ABNORMAL:
-        for name in names:
-            for state in states if "{state}" in pattern else ("",):
-                for noun in nouns if "{defect}" in pattern else ("",):
-                    for frame in _FRAMES:
-                        yield _compose(frame, pattern, name, state, noun)
+        pattern_states = states if "{state}" in pattern else ("",)
+        pattern_nouns = nouns if "{defect}" in pattern else ("",)
+        for name, state, noun, frame in itertools.product(names, pattern_states, pattern_nouns, _FRAMES):
+            yield _compose(frame, pattern, name, state, noun)
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    """Return one of the options."""
     return options[int(rng.integers(len(options)))]
 
 
 def _compose(frame: str, pattern: str, name: str, state: str, noun: str) -> str:
+    """Return a caption: a pattern with its words, put into a frame."""
     first = state if "{a} {state}" in pattern else name
     thing = pattern.format(a=_article(first, name), state=state, product=name, defect=noun)
     return frame.format(" ".join(thing.split()))
@@ -149,17 +152,16 @@ def caption_words() -> list[str]:
     return sorted({word for text in texts for word in re.sub(r"{\w*}", " ", text).split()})
 
 
-def _names(record: SyntheticSample | Mapping) -> tuple[str, str]:
+def _product_and_defect(record: SyntheticSample | Mapping) -> tuple[str, str]:
+    """Return names of the product family and the defect."""
     if isinstance(record, Mapping):
         return record["product"], record["defect"]
     return record.product, record.defect
 
 
-def _words(product: str, defect: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _vocabulary(product: str, defect: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Return names of the product, states for captions, and nouns of the defect with their articles."""
-    if product not in PRODUCTS:
-        raise ValueError(f"Unknown product family {product!r}; there are {', '.join(sorted(PRODUCTS))}.")
-    family = PRODUCTS[product]
+    family = product_family(product)
     if defect == "good":
         return family.products, NORMAL_STATES, ()
     if defect in FAULTS and defect in family.faults:
@@ -167,10 +169,10 @@ def _words(product: str, defect: str) -> tuple[tuple[str, ...], tuple[str, ...],
         nouns = tuple(f"{_article(phrase, phrase)} {phrase}".strip() for phrase in phrases)
         return family.products, (*ABNORMAL_STATES, *FAULTS[defect]), nouns
     if defect not in DEFECTS:
-        raise ValueError(f"Unknown defect {defect!r} of {product!r}; there are {', '.join(sorted(DEFECTS))}.")
+        raise ValueError(f"Unknown defect {defect!r} of {product!r}; expected one of {', '.join(sorted(DEFECTS))}.")
     kind = DEFECTS[defect]
     nouns = tuple(f"{_article(word, word)} {word}".strip() for word in kind.words)
-    # the defect's own adjectives as often as the general ones
+    # repeated, so that the defect's own adjectives are about as frequent as the general ones
     return family.products, (*ABNORMAL_STATES, *(kind.adjectives * 4)), nouns
 
 

@@ -1,4 +1,4 @@
-"""Product and defect families by name, and what each of them needs to know about the other."""
+"""Product and defect families, and the decorators that register them by name."""
 
 import zlib
 from collections.abc import Callable
@@ -10,7 +10,18 @@ from .fields import Dice, Grid
 from .scene import Scene
 
 
-__all__ = ["DEFECTS", "FAULTS", "PRODUCTS", "DefectFamily", "Fault", "ProductFamily", "defect", "product"]
+__all__ = [
+    "DEFECTS",
+    "FAULTS",
+    "PRODUCTS",
+    "ApplyDefect",
+    "BuildProduct",
+    "DefectFamily",
+    "Fault",
+    "ProductFamily",
+    "defect",
+    "product",
+]
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,10 @@ class Fault:
     name: str
     dice: Dice
     strength: float
+
+
+BuildProduct = Callable[[Dice, Grid, Fault | None], Scene]
+ApplyDefect = Callable[[Scene, Dice, tuple[float, float], float, float], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ class ProductFamily:
     seen: bool
     gray: float
     faults: dict[str, str]
-    build: Callable[[Dice, Grid, Fault | None], Scene]
+    build: BuildProduct
 
     @property
     def key(self) -> int:
@@ -89,14 +104,14 @@ class DefectFamily:
     thin: bool
     weight: float
     sizes: tuple[float, float]
-    apply: Callable[[Scene, Dice, tuple[float, float], float, float], np.ndarray]
+    apply: ApplyDefect
 
     def suits(self, family: ProductFamily) -> bool:
         """Whether this damage can happen to this product."""
         return family.kind in self.kinds and (self.materials is None or family.material in self.materials)
 
 
-# defects of construction, with the states their captions use; which product can have which is the product's to say
+# construction faults and the states in their captions; `ProductFamily.faults` says which product can have which fault
 FAULTS: dict[str, tuple[str, ...]] = {
     "missing_part": ("incomplete", "damaged"),
     "bent_part": ("bent", "deformed"),
@@ -118,14 +133,16 @@ def product(
     seen: bool = True,
     gray: float = 0.25,
     faults: dict[str, str] | None = None,
-):
+) -> Callable[[BuildProduct], BuildProduct]:
     """Register the decorated function as the builder of a product; see [`ProductFamily`] for the arguments."""
     faults = dict(faults or {})
-    unknown = set(faults) - set(FAULTS)
-    if unknown or name in PRODUCTS:
-        raise ValueError(f"Product {name!r}: unknown faults {sorted(unknown)} or a name that is taken.")
+    unknown = sorted(set(faults) - set(FAULTS))
+    if unknown:
+        raise ValueError(f"Product {name!r} has unknown faults {unknown}; expected some of {', '.join(FAULTS)}.")
+    if name in PRODUCTS:
+        raise ValueError(f"A product named {name!r} is already registered; choose another name.")
 
-    def register(build):
+    def register(build: BuildProduct) -> BuildProduct:
         PRODUCTS[name] = ProductFamily(name, products, kind, material, seen, gray, faults, build)
         return build
 
@@ -142,15 +159,15 @@ def defect(
     seen: bool = True,
     thin: bool = False,
     weight: float = 1.0,
-):
+) -> Callable[[ApplyDefect], ApplyDefect]:
     """
     Register the decorated function as a defect; see [`DefectFamily`] for the arguments. `materials` is one string of
     names separated by spaces.
     """
     if name in DEFECTS:
-        raise ValueError(f"Defect {name!r} is registered twice.")
+        raise ValueError(f"A defect named {name!r} is already registered; choose another name.")
 
-    def register(apply):
+    def register(apply: ApplyDefect) -> ApplyDefect:
         suitable = None if materials is None else frozenset(materials.split())
         DEFECTS[name] = DefectFamily(name, words, adjectives, suitable, kinds, seen, thin, weight, sizes, apply)
         return apply

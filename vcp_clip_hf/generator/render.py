@@ -1,4 +1,4 @@
-"""One picture: a product, a light, a camera, perhaps one defect, and the mask of what the defect really changed."""
+"""Rendering of one picture: product, light, camera, an optional defect, and the mask of its visible changes."""
 
 import math
 from collections.abc import Sequence
@@ -7,37 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from . import defects as _defects  # noqa: F401  registers the defects
-from . import families as _families  # noqa: F401  registers the products
 from .camera import Camera
+from .catalog import possible_defects, product_family
 from .fields import Dice, Grid, gaussian_blur
 from .light import Light
-from .registry import DEFECTS, FAULTS, PRODUCTS, Fault, ProductFamily
+from .registry import DEFECTS, FAULTS, Fault, ProductFamily
 from .scene import Scene
 
 
-__all__ = [
-    "SEEN_DEFECTS",
-    "SEEN_PRODUCTS",
-    "UNSEEN_DEFECTS",
-    "UNSEEN_PRODUCTS",
-    "SyntheticSample",
-    "possible_defects",
-    "render_sample",
-]
+__all__ = ["SyntheticSample", "render_sample"]
 
-SEEN_PRODUCTS: tuple[str, ...] = tuple(sorted(name for name, family in PRODUCTS.items() if family.seen))
-UNSEEN_PRODUCTS: tuple[str, ...] = tuple(sorted(name for name, family in PRODUCTS.items() if not family.seen))
-SEEN_DEFECTS: tuple[str, ...] = (*sorted(name for name, family in DEFECTS.items() if family.seen), *sorted(FAULTS))
-UNSEEN_DEFECTS: tuple[str, ...] = tuple(sorted(name for name, family in DEFECTS.items() if not family.seen))
-
-# shares of the picture; below, a patch of an image encoder cannot tell, above, it is another product
+# areas of a defect as shares of the picture: below the smallest, one patch of an image encoder hardly changes; above
+# the largest, it is rather another product than a defect
 _SMALLEST, _TYPICAL, _LARGEST = 0.0004, 0.02, 0.3
-_VISIBLE = 0.022  # of the full range: 5 to 6 of 255 levels
+_VISIBLE = 0.022  # difference as a share of the full range: 5 to 6 of 255 levels
 _ATTEMPTS = 16
-_CROPPED = {"texture": 0.45, "object": 0.12}  # share of pictures that show only a part
-_FAULT_SHARE = 0.3
-_SCENE, _LIGHT, _CAMERA, _CHOICE, _DEFECT = range(5)  # streams of randomness
+_CROPPED = {"texture": 0.45, "object": 0.12}  # share of pictures that show only a window of the scene
+_FAULT_SHARE = 0.3  # share of pictures in which construction faults are tried first
+_SCENE, _LIGHT, _CAMERA, _CHOICE, _DEFECT = range(5)  # numbers of the random streams of a picture
 
 
 @dataclass(frozen=True)
@@ -73,13 +60,6 @@ class SyntheticSample:
         return int(self.mask is not None)
 
 
-def possible_defects(family: str, defects: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return the names of the defects that this product can have, restricted to `defects` if given."""
-    product = _family(family)
-    names = [name for name, defect in DEFECTS.items() if defect.suits(product)] + list(product.faults)
-    return tuple(sorted(name for name in names if defects is None or name in defects))
-
-
 def render_sample(
     family: str,
     seed: int,
@@ -111,11 +91,11 @@ def render_sample(
         ValueError: unknown names, numbers out of range, or a defect that this product cannot have.
         RuntimeError: no attempt at the defect was visible; another index or "auto" helps.
     """
-    product = _family(family)
+    product = product_family(family)
     if size < 32 or seed < 0 or index < 0:
         raise ValueError(f"size={size} must be at least 32, seed={seed} and index={index} must not be negative.")
     entropy = (seed, product.key, index)
-    names = _choices(product, defect, defects)
+    names = _selectable_defects(product, defect, defects)
 
     shot = _Shot.take(product, entropy, size)
     identity = f"{family}-{seed}-{index}-{size}"
@@ -125,7 +105,10 @@ def render_sample(
 
     found = _find_visible_defect(shot, names)
     if found is None:
-        raise RuntimeError(f"No visible {defect!r} on {identity} after {_ATTEMPTS} attempts.")
+        raise RuntimeError(
+            f"No visible defect on {identity} after {_ATTEMPTS} attempts at {', '.join(names)}; try another index or"
+            ' defect="auto".'
+        )
     name, flawed, mask = found
     return SyntheticSample(
         image=shot.camera.record(flawed),
@@ -182,7 +165,7 @@ class _Shot:
             region = damaged.fault_region
         else:
             damaged = self.scene.copy()
-            region = _damage(damaged, dice, name, effort, self.camera.window)
+            region = _apply_defect(damaged, dice, name, effort, self.camera.window)
         return self.camera.develop(self.light.render(damaged)), region
 
 
@@ -194,14 +177,16 @@ def _find_visible_defect(shot: _Shot, names: tuple[str, ...]) -> tuple[str, np.n
         name, developed picture and mask of the first such attempt, otherwise of the visible attempt whose area is
         closest to a typical one; None if nothing was visible.
     """
-    order = _order(shot.product, Dice(shot.entropy, _CHOICE), names)
+    order = _random_order(shot.product, Dice(shot.entropy, _CHOICE), names)
     best = None
     best_error = math.inf
     for attempt in range(_ATTEMPTS):
         name = order[attempt // 4 % len(order)]
         flawed, region = shot.with_defect(name, Dice((*shot.entropy, attempt), _DEFECT), attempt / _ATTEMPTS)
         thin = name in DEFECTS and DEFECTS[name].thin
-        mask, visibility = _visible(shot.clean, flawed, None if region is None else shot.camera.frame(region), thin)
+        mask, visibility = _visible_change(
+            shot.clean, flawed, None if region is None else shot.camera.frame(region), thin
+        )
         area = float(mask.mean())
         if max(_SMALLEST, 6 / mask.size) <= area <= _LARGEST and visibility > _VISIBLE * 1.5:
             return name, flawed, mask
@@ -211,30 +196,26 @@ def _find_visible_defect(shot: _Shot, names: tuple[str, ...]) -> tuple[str, np.n
     return best
 
 
-def _family(name: str) -> ProductFamily:
-    if name not in PRODUCTS:
-        raise ValueError(f"Unknown product family {name!r}; there are {', '.join(sorted(PRODUCTS))}.")
-    return PRODUCTS[name]
-
-
-def _choices(product: ProductFamily, defect: str | None, defects: Sequence[str] | None) -> tuple[str, ...]:
+def _selectable_defects(product: ProductFamily, defect: str | None, defects: Sequence[str] | None) -> tuple[str, ...]:
     """Return the defects to select from; none for a normal picture."""
     if defect is None:
         return ()
+    requested = defects if defect == "auto" else (defect,)
     known = {*DEFECTS, *FAULTS}
-    unknown = sorted({*(defects or ()), *(() if defect == "auto" else (defect,))} - known)
+    unknown = sorted({*(defects or ()), *(requested or ())} - known)
     if unknown:
-        raise ValueError(f"Unknown defects {unknown}; there are {', '.join(sorted(known))}.")
-    names = possible_defects(product.name, defects if defect == "auto" else (defect,))
+        raise ValueError(f"Unknown defects {unknown}; expected some of {', '.join(sorted(known))}.")
+    names = possible_defects(product.name, requested)
     if not names:
-        wanted = "none of the defects asked for" if defect == "auto" else f"no {defect!r}"
+        requested_names = sorted(known if requested is None else requested)
         raise ValueError(
-            f"A {product.products[0]} can have {wanted}; possible are {', '.join(possible_defects(product.name))}."
+            f"Product {product.name!r} cannot have any of the requested defects {requested_names}; possible are"
+            f" {', '.join(possible_defects(product.name))}."
         )
     return names
 
 
-def _order(product: ProductFamily, dice: Dice, names: tuple[str, ...]) -> list[str]:
+def _random_order(product: ProductFamily, dice: Dice, names: tuple[str, ...]) -> list[str]:
     """
     Return the names in random order. Construction faults are few, so they come first in a fixed share of pictures.
     """
@@ -248,7 +229,7 @@ def _order(product: ProductFamily, dice: Dice, names: tuple[str, ...]) -> list[s
     return faults + others if faults_first else others + faults
 
 
-def _damage(
+def _apply_defect(
     scene: Scene, dice: Dice, name: str, effort: float, window: tuple[float, float, float, float] | None
 ) -> np.ndarray:
     """
@@ -264,7 +245,7 @@ def _damage(
     """
     defect, size = DEFECTS[name], scene.grid.size
     solid = scene.support > 0.9
-    if window is not None:  # where the camera looks
+    if window is not None:  # only places that the camera shows
         left, top, right, bottom = (round(edge * size) for edge in window)
         shown = np.zeros_like(solid)
         shown[top:bottom, left:right] = solid[top:bottom, left:right]
@@ -285,7 +266,9 @@ def _damage(
     return region
 
 
-def _visible(clean: np.ndarray, flawed: np.ndarray, region: np.ndarray | None, thin: bool) -> tuple[np.ndarray, float]:
+def _visible_change(
+    clean: np.ndarray, flawed: np.ndarray, region: np.ndarray | None, thin: bool
+) -> tuple[np.ndarray, float]:
     """
     Return the mask, boolean `(size, size)`, and the mean difference within it.
 
