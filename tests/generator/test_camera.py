@@ -13,7 +13,7 @@ from vcp_clip_hf.generator.fields import (
 SIZE = 64
 
 
-def test_camera_records_the_same_noise_twice_and_shows_its_window():
+def test_noise_is_repeatable_and_the_window_is_shown():
     camera = Camera.random(Dice(3), SIZE, 0.0, 1.0)
     camera.grain, camera.quality, camera.blur = 0.02, None, 0.0
     gray = np.full((SIZE, SIZE, 3), 0.5, np.float32)

@@ -9,7 +9,7 @@ from vcp_clip_hf.generator import DEFECTS, FAULTS, PRODUCTS, possible_defects, r
 from vcp_clip_hf.generator.captions import ABNORMAL_STATES, NORMAL_STATES, caption, caption_words, captions
 
 
-def test_captions_say_what_is_there():
+def test_captions_name_the_product_in_known_words():
     rng = np.random.default_rng(0)
     words = set(caption_words())
     for family in PRODUCTS:
@@ -21,7 +21,7 @@ def test_captions_say_what_is_there():
                 assert not set(text.split()) & set(ABNORMAL_STATES) or defect != "good", text
 
 
-def test_captions_tell_good_from_bad():
+def test_captions_distinguish_normal_from_anomalous():
     for family, defect in (("gear", "missing_part"), ("ceramic_tile", "crack"), ("capsule", "print_error")):
         good, bad = set(captions(family)), set(captions(family, defect))
         assert len(good) > 100 and len(bad) > 100 and not good & bad
@@ -32,7 +32,7 @@ def test_captions_tell_good_from_bad():
     assert len(set(itertools.chain(NORMAL_STATES, ABNORMAL_STATES))) == len(NORMAL_STATES) + len(ABNORMAL_STATES)
 
 
-def test_captions_take_samples_and_refuse_strangers():
+def test_captions_accept_samples_and_refuse_unknown_names():
     sample = render_sample("gear", 0, 0, 32)
     assert any(name in caption(sample, np.random.default_rng(1)) for name in PRODUCTS["gear"].products)
     with pytest.raises(ValueError, match="Unknown product"):

@@ -30,7 +30,7 @@ def test_dice_streams_are_independent_and_repeatable():
     assert type(first.whole(1, 3)) is int and type(first.normal()) is float and type(first.between(0, 1)) is float
 
 
-def test_a_fork_costs_one_draw_whatever_is_done_with_it():
+def test_a_fork_costs_one_draw_however_it_is_used():
     first, second = Dice(5), Dice(5)
     first.fork()
     second.fork().gauss(10, 10)
@@ -55,7 +55,7 @@ def test_noise_has_unit_deviation_and_its_spectrum(beta):
     assert measured == pytest.approx(beta, abs=0.15)
 
 
-def test_noise_is_drawn_out_along_its_grain():
+def test_noise_is_elongated_along_its_grain():
     field = noise(Dice(2), 128, coarsest=0.2, beta=1.0, angle=math.pi / 2, stretch=10)
     assert np.abs(np.diff(field, axis=0)).mean() * 2 < np.abs(np.diff(field, axis=1)).mean()
 
@@ -68,7 +68,7 @@ def test_profile_and_lookup_are_periodic():
     np.testing.assert_allclose(lookup(table, np.arange(64, dtype=np.float32) / 64), table, atol=1e-4)
 
 
-def test_cells_are_nearest_distances():
+def test_cells_give_distances_to_the_nearest_seeds():
     near, far, own = cells(Dice(4), Grid(SIZE), 8)
     assert (near <= far).all() and near.min() < 0.2 and far.max() < 2.5
     assert len(np.unique(own)) >= 50
@@ -84,21 +84,21 @@ def test_gaussian_blur_agrees_with_scipy(sigma):
     np.testing.assert_allclose(gaussian_blur(color, sigma)[..., 1], 2 * gaussian_blur(field, sigma), atol=1e-5)
 
 
-def test_wide_blurs_run_small_and_stay_close():
+def test_wide_blurs_are_close_to_exact():
     field = noise(Dice(1), 128, beta=1.5)
-    inside = np.s_[18:-18, 18:-18]  # at the border the small copy continues blocks, not pixels
+    inside = np.s_[18:-18, 18:-18]  # at the border, the smaller copy continues whole blocks of pixels
     exact = gaussian_filter(field, 9)[inside]
     assert np.abs(gaussian_blur(field, 9.0)[inside] - exact).max() < 0.15 * np.abs(exact).max()
 
 
-def test_sample_and_zoomed_read_in_between():
+def test_sample_and_zoomed_interpolate():
     grid = Grid(SIZE)
     np.testing.assert_allclose(sample(grid.x, grid.x, grid.y)[:, 1:-1], grid.x[:, 1:-1], atol=2e-3)
     half = zoomed(grid.x, (0.0, 0.0, 0.5, 1.0))
     assert half.shape == (SIZE, SIZE) and half.min() < -0.95 and abs(half.max()) < 0.05
 
 
-def test_grids_know_where_they_are():
+def test_posed_grids_give_position_angle_and_scale():
     grid = Grid(SIZE)
     posed = grid.posed(0.7, 0.6, (0.2, -0.1), 1.2)
     for point in ((0.0, 0.0), (0.5, -0.3)):
@@ -111,6 +111,6 @@ def test_grids_know_where_they_are():
     assert local.position(0, 0) == pytest.approx(posed.position(0.3, 0.1), abs=1e-4)
 
 
-def test_smoothstep_turns_round():
+def test_smoothstep_falls_with_swapped_limits():
     values = np.linspace(-1, 2, 7)
     np.testing.assert_allclose(smoothstep(0, 1, values), 1 - smoothstep(1, 0, values))

@@ -14,6 +14,7 @@ SIZE = 64
 
 
 def flat_light(direction=(0.6, 0.0, 0.8)) -> Light:
+    """Return even light without colors, glare or varied surroundings."""
     ones = np.ones((SIZE, SIZE), np.float32)
     return Light(direction, 0.4, np.ones(3, np.float32), np.full(8, 0.5, np.float32), (1.0, 0.0), ones)
 

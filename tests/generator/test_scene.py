@@ -13,7 +13,7 @@ from vcp_clip_hf.generator.scene import Material, Scene
 SIZE = 64
 
 
-def test_layers_cover_and_uncover():
+def test_layers_are_painted_and_uncovered():
     scene = Scene(Grid(SIZE)).fill(Material(np.float32([0.2, 0.2, 0.2])))
     scene.under = scene.copy()
     patch = shapes.coverage(shapes.disc(scene.grid, 0.5), 0.01)

@@ -1,4 +1,4 @@
-"""Outlines, strokes and lettering."""
+"""Shapes, strokes and lettering."""
 
 import math
 
@@ -15,7 +15,7 @@ from vcp_clip_hf.generator.fields import (
 SIZE = 64
 
 
-def test_outlines_are_distances():
+def test_shapes_cover_their_area():
     grid = Grid(256)
     for distance, area in (
         (shapes.disc(grid, 0.5), math.pi * 0.25),
@@ -33,7 +33,7 @@ def test_outlines_are_distances():
 
 
 @pytest.mark.parametrize("width", [0.004, 0.02, 0.1])
-def test_strokes_are_as_wide_as_asked(width):
+def test_strokes_have_the_requested_width(width):
     size = 256
     path = np.float32([(-0.5, 0.1), (0.0, 0.1), (0.5, 0.1)])
     for widths in ([width], [np.float32([width, width * 1.001, width])]):
@@ -52,6 +52,6 @@ def test_every_letter_is_drawn():
     assert set(shapes.random_text(Dice(1), 40, 40)) <= set(shapes._GLYPHS)
 
 
-def test_blobs_are_about_as_large_as_asked():
+def test_blobs_have_about_the_requested_size():
     areas = [shapes.coverage(shapes.blob(Dice(i), Grid(SIZE), 0.5, 0.2, 0.05), 0.02).mean() * 4 for i in range(20)]
     assert np.median(areas) == pytest.approx(math.pi * 0.25, rel=0.25)

@@ -9,11 +9,12 @@ from vcp_clip_hf.generator import UNSEEN_PRODUCTS
 from vcp_clip_hf.generator.stream import SyntheticDefectsStream
 
 
-def keep_bytes(item):
+def keep_bytes(item: dict) -> tuple:
+    """Return an item as values that can be compared."""
     return item["image_id"], item["caption"], item["image"].tobytes(), item["label"]
 
 
-def test_stream_does_not_depend_on_workers_and_changes_with_the_epoch():
+def test_items_depend_on_the_epoch_but_not_on_workers():
     stream = SyntheticDefectsStream(length=6, size=32, seed=2, transform=keep_bytes)
     direct = [stream[index] for index in (5, 0, 3, 1, 4, 2)]
     direct = [direct[position] for position in (1, 3, 5, 2, 4, 0)]
@@ -29,7 +30,7 @@ def test_stream_does_not_depend_on_workers_and_changes_with_the_epoch():
         stream[6]
 
 
-def test_stream_selects_and_pairs():
+def test_products_defects_and_pairs_are_selected():
     stream = SyntheticDefectsStream("unseen", length=12, size=32, anomaly_fraction=1.0, defects=None, pair=True)
     items = [stream[index] for index in range(12)]
     assert {item["product"] for item in items} <= set(UNSEEN_PRODUCTS) and all(item["label"] for item in items)

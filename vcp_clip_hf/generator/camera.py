@@ -77,7 +77,7 @@ class Camera:
         """
         weight = support + np.float32(0.3)
         mean = float((picture.mean(axis=2) * weight).sum() / weight.sum())
-        self.gain = (self.exposure / max(mean, 1e-3)) ** 0.75  # dark things stay a little darker
+        self.gain = (self.exposure / max(mean, 1e-3)) ** 0.75  # below 1, so that dark products stay a little darker
 
     def frame(self, field: np.ndarray) -> np.ndarray:
         """Return the visible part of a field `(size, size)` or `(size, size, 3)`, enlarged to the same size."""

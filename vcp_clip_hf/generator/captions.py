@@ -54,7 +54,7 @@ _PART_WORDS = {
     "wrong_part": ("wrong {}", "mismatched {}"),
     "print_error": ("print error", "misprinted {}"),
 }
-# nouns without an indefinite article: materials, and anything in the plural
+# nouns without an indefinite article, in addition to plurals
 _UNCOUNTABLE = frozenset(
     [
         "leather",
@@ -136,8 +136,8 @@ def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
 def _compose(frame: str, pattern: str, name: str, state: str, noun: str) -> str:
     """Return a caption: a pattern with its words, put into a frame."""
     first = state if "{a} {state}" in pattern else name
-    thing = pattern.format(a=_article(first, name), state=state, product=name, defect=noun)
-    return frame.format(" ".join(thing.split()))
+    phrase = pattern.format(a=_article(first, name), state=state, product=name, defect=noun)
+    return frame.format(" ".join(phrase.split()))
 
 
 def caption_words() -> list[str]:

@@ -1,13 +1,14 @@
-"""Coordinates, random draws and noise: the raw material of every picture.
+"""
+Coordinates, random draws and noise.
 
-Lengths are in units of half an image side (coordinates run from -1 to 1), wavelengths in units of a whole side, so
-that a picture looks alike at any size. Everything is float32: twice as fast as float64, and 8-bit pixels need no
-more.
+Lengths are in half image sides (coordinates run from -1 to 1) and wavelengths in image sides, so that a picture looks
+alike at any size. All fields are float32, which is twice as fast as float64 and precise enough for 8-bit pixels.
 """
 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,12 +21,13 @@ __all__ = [
     "gaussian_blur",
     "lookup",
     "noise",
-    "normalized",
     "profile",
     "sample",
     "smoothstep",
     "zoomed",
 ]
+
+T = TypeVar("T")
 
 
 class Dice:
@@ -83,7 +85,7 @@ class Dice:
         """Draw any direction, in radians."""
         return self.between(-math.pi, math.pi)
 
-    def pick(self, options: Sequence, weights: Sequence[float] | None = None):
+    def pick(self, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
         """Draw one of the options, uniformly or with these weights."""
         if weights is None:
             return options[self.whole(0, len(options) - 1)]
@@ -155,7 +157,10 @@ class Grid:
 
     def position(self, x: float, y: float) -> tuple[float, float]:
         """Return where the object's point (x, y) lies in the frame of the picture."""
-        a, b = float(self.x[0, 1] - self.x[0, 0]), float(self.x[1, 0] - self.x[0, 0])  # affine: three pixels tell
+        a, b = (
+            float(self.x[0, 1] - self.x[0, 0]),
+            float(self.x[1, 0] - self.x[0, 0]),
+        )  # three pixels determine the affine map
         c, d = float(self.y[0, 1] - self.y[0, 0]), float(self.y[1, 0] - self.y[0, 0])
         dx, dy = x - float(self.x[0, 0]), y - float(self.y[0, 0])
         determinant = a * d - b * c
@@ -185,6 +190,7 @@ class Grid:
 
 @lru_cache(maxsize=8)
 def _axes(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y of every pixel center, read-only because the arrays are shared."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) * np.float32(2.0 / size)) - 1
     x, y = np.meshgrid(line, line)
     x.flags.writeable = y.flags.writeable = False
@@ -193,6 +199,7 @@ def _axes(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=8)
 def _frequencies(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frequencies in x and y of a real Fourier transform, in cycles per image side."""
     fy = (np.fft.fftfreq(size) * size).astype(np.float32)[:, None]
     fx = (np.fft.rfftfreq(size) * size).astype(np.float32)[None, :]
     return fx, fy
@@ -227,7 +234,7 @@ def noise(
     squared[0, 0] = 1
     weight = squared ** (-0.25 * beta)
     weight *= 1 / (1 + (coarsest * coarsest * squared) ** -3.0)
-    if stretch > 1:  # across the grain the pixel is the limit; along it, what is finer must go too
+    if stretch > 1:  # remove wavelengths that only the direction along the grain could resolve
         finest = max(finest, 2.0 / size)
     if finest > 1.0 / size:
         weight *= np.exp(np.maximum(-0.35 * finest * finest * squared, -60))
@@ -372,9 +379,3 @@ def smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
     """Rise smoothly from 0 at `low` to 1 at `high`; with `low` above `high`, fall."""
     share = np.clip((value - low) / (high - low), 0, 1)
     return share * share * (3 - 2 * share)
-
-
-def normalized(field: np.ndarray) -> np.ndarray:
-    """Stretch a field to 0..1."""
-    low, high = float(field.min()), float(field.max())
-    return (field - low) / max(high - low, 1e-12)

@@ -83,7 +83,7 @@ class Light:
         diffuse = np.float32(self.ambient) + np.float32((1 - self.ambient) / lz) * np.maximum(facing, 0)
         diffuse = np.minimum(diffuse, 2.2)
 
-        # Blinn-Phong highlight; t / (s - t s + t) stands for t ** s (Schlick 1994), which costs a tenth
+        # Blinn-Phong highlight, with t / (s - t s + t) for t ** s (Schlick 1994) at a tenth of the cost
         hx, hy, hz = lx, ly, lz + 1
         norm = math.sqrt(hx * hx + hy * hy + hz * hz)
         half = np.clip((hz - slope_x * hx - slope_y * hy) * length / np.float32(norm), 0, 1)
@@ -113,7 +113,7 @@ def _uneven_field(dice: Dice, grid: Grid, turn: float) -> np.ndarray:
     light *= 1 - np.float32(vignette) * 0.5 * (grid.x * grid.x + grid.y * grid.y)
     if dice.chance(0.35):
         light *= 1 + np.float32(dice.between(0.03, 0.14)) * noise(dice, grid.size, finest=0.6, beta=3.0)
-    if dice.chance(0.06):  # the shadow of a gantry, or a lamp that ends: a soft straight border
+    if dice.chance(0.06):  # a soft straight border: the shadow of a gantry, or the end of a lamp
         edge = grid.x * math.cos(turn) + grid.y * math.sin(turn) - np.float32(dice.between(-0.7, 0.7))
         width = dice.log_between(0.02, 0.5)
         light *= 1 - np.float32(dice.between(0.1, 0.45)) * smoothstep(-width, width, edge)

@@ -2,6 +2,7 @@
 
 import colorsys
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def scaled_relief(field: np.ndarray, slope: float) -> np.ndarray:
     return field * np.float32(slope / max(steepness * field.shape[0] / 2, 1e-9))
 
 
-def mottled(base, field: np.ndarray, contrast: float) -> np.ndarray:
+def mottled(base: np.ndarray | Sequence[float], field: np.ndarray, contrast: float) -> np.ndarray:
     """Return a color that varies in brightness with `field`: `(size, size, 3)` float32."""
     return np.asarray(base, np.float32) * np.maximum(1 + np.float32(contrast) * field, 0.05)[..., None]
 
@@ -330,12 +331,12 @@ def marble(dice: Dice, grid: Grid) -> Material:
 def leather(dice: Dice, grid: Grid) -> Material:
     """Return pebbled skin with creases."""
     count = dice.log_between(16, 50)
-    near, far, own = cells(dice, _warped(dice, grid, 0.7 / count, 3 / count), count)
+    near, far, cell_value = cells(dice, _warped(dice, grid, 0.7 / count, 3 / count), count)
     creases = smoothstep(0.0, dice.between(0.2, 0.5), far - near)
     folds = noise(dice, grid.size, 0.5, 0.02, 2.2)
     fine = noise(dice, grid.size, 0.02, 0.0, 0.5)
     tone = color(dice, (0.98, 1.12), (0.15, 0.75), (0.1, 0.7))
-    relief = scaled_relief(creases + 0.4 * own + 0.1 * folds + 0.06 * fine, dice.between(0.1, 0.35))
+    relief = scaled_relief(creases + 0.4 * cell_value + 0.1 * folds + 0.06 * fine, dice.between(0.1, 0.35))
     shade = (creases - 0.6) * 1.4 + folds * 0.3 + fine * 0.15
     return Material(mottled(tone, shade, dice.between(0.05, 0.16)), relief, dice.between(0.03, 0.2), 10.0)
 
@@ -366,9 +367,9 @@ def fabric(dice: Dice, grid: Grid, pattern: str | None = None, threads: float | 
     first = color(dice, saturation=(0.0, 0.7), value=(0.12, 0.85))
     second = first * np.float32(dice.between(0.7, 1.2)) if dice.chance(0.7) else color(dice, value=(0.12, 0.85))
     yarn = dice.generator.random((2, 256), dtype=np.float32) - 0.5
-    own = np.where(float_up, yarn[0][column % 256], yarn[1][row % 256])
+    yarn_tone = np.where(float_up, yarn[0][column % 256], yarn[1][row % 256])
     tone = np.where(float_up[..., None], first, second).astype(np.float32)
-    shade = (top - 0.7) * np.float32(dice.between(0.3, 1.0)) + own * 0.25 + wobble * 0.1
+    shade = (top - 0.7) * np.float32(dice.between(0.3, 1.0)) + yarn_tone * 0.25 + wobble * 0.1
     relief = scaled_relief(top.astype(np.float32) + 0.1 * wobble, dice.between(0.15, 0.5))
     return Material(np.clip(tone * (1 + shade)[..., None], 0, 1).astype(np.float32), relief, 0.04, 4.0)
 
@@ -405,9 +406,9 @@ def paper(dice: Dice, grid: Grid) -> Material:
 def foam(dice: Dice, grid: Grid) -> Material:
     """Return sponge, foam or aerated material with bubbles of two sizes."""
     count = dice.log_between(14, 45)
-    near, far, own = cells(dice, grid, count)
+    near, far, cell_value = cells(dice, grid, count)
     small, _, _ = cells(dice, grid, count * 2.3)
-    pores = smoothstep(0.15 + 0.25 * float(dice.between(0, 1)), 0.6, near + 0.25 * (own - 0.5))
+    pores = smoothstep(0.15 + 0.25 * float(dice.between(0, 1)), 0.6, near + 0.25 * (cell_value - 0.5))
     fine = smoothstep(0.1, 0.5, small)
     tone = color(dice, saturation=(0.0, 0.65), value=(0.2, 0.85))
     shade = (pores - 0.6) * 1.2 + (fine - 0.6) * 0.5 + np.minimum(far - near, 0.5) * 0.3

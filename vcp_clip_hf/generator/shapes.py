@@ -1,4 +1,8 @@
-"""Outlines: signed distances, free-hand strokes, lettering. Distances are negative inside and in the grid's units."""
+"""
+Shapes: signed distances, strokes and lettering.
+
+A signed distance is a float32 array of shape `(size, size)` in the units of the grid, negative inside of the shape.
+"""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +34,7 @@ __all__ = [
 ]
 
 _OVERSAMPLING = 4
-_FAR = 9.0  # a distance beyond every picture
+_FAR = 9.0  # larger than any distance within a picture
 
 
 def empty_shape(grid: Grid) -> np.ndarray:
@@ -116,7 +120,7 @@ def blob(
         outline += np.float32(amplitude) * np.cos(theta * np.float32(lobe) + np.float32(phase))
     distance = grid.radius - np.maximum(outline, 0.15) * np.float32(radius)
     if rough:
-        share = radius * grid.scale / 2  # of the image side
+        share = radius * grid.scale / 2  # radius as a share of the image side
         distance = distance + np.float32(rough * radius) * noise(dice, grid.size, max(share, 0.03), 0.012, 1.6)
     return distance
 
@@ -169,7 +173,7 @@ def wander(
     turns = dice.gauss(count) * np.float32(restlessness * math.sqrt(length / count) * 2.0)
     pull = np.zeros(count, np.float32)
     bend = 0.0
-    for index in range(count):  # pulled back to the heading, or the path curls up
+    for index in range(count):  # turns decay back to the heading; otherwise the path curls up
         bend = 0.92 * bend + float(turns[index])
         pull[index] = bend
     directions = heading + pull + np.linspace(0, drift, count, dtype=np.float32)
@@ -219,7 +223,7 @@ def strokes(
         _draw_path(draw, points, width, opacity)
     small = np.asarray(pen.reduce(scale), np.float32) / 255
     canvas[low[1] : high[1], low[0] : high[0]] = small
-    # a line thinner than the oversampled pixel must not come out wider and bolder than asked
+    # Pillow draws lines at least one oversampled pixel wide: make up for thinner lines with less opacity
     thinnest = max(float(np.max(width)) for width in widths) * size / 2 * scale
     return canvas * np.float32(min(1.0, thinnest)) if thinnest < 1 else canvas
 
@@ -241,8 +245,8 @@ def _draw_path(draw: ImageDraw.ImageDraw, points: np.ndarray, width: np.ndarray,
             draw.ellipse([x1 - half, y1 - half, x1 + half, y1 + half], fill=opacity)
 
 
-# Letters as polylines over three columns and five rows of points, a b c / d e f / g h i / j k l / m n o.
-# Vector strokes instead of a font file: the same on every platform and at every size.
+# Letters as polylines over three columns and five rows of points: a b c / d e f / g h i / j k l / m n o.
+# Strokes instead of a font file look the same on every platform and at every size.
 _GLYPHS = {
     "0": "acoma", "1": "dbn mo", "2": "acigmo", "3": "acom gi", "4": "agi co", "5": "cagiom", "6": "camoig",
     "7": "acn", "8": "acomagi", "9": "igacom", "A": "mdbfo gi", "B": "ambfhlnm gh", "C": "camo", "D": "amnlfba",
@@ -283,7 +287,7 @@ def lettering(
     Returns:
         `np.ndarray` of shape `(size, size)`, float32: opacity.
     """
-    advance = 0.78
+    advance = 0.78  # width of a letter with its spacing, as a share of the height
     cos, sin = math.cos(angle), math.sin(angle)
     paths = []
     for position, letter in enumerate(text):
@@ -295,7 +299,7 @@ def lettering(
             x = x - slant * y
             x, y = x * height, y * height
             paths.append(np.stack([center[0] + x * cos - y * sin, center[1] + x * sin + y * cos], axis=1))
-            paths[-1][-1] += 1e-4  # a dot is a line too
+            paths[-1][-1] += 1e-4  # gives a dot, whose points coincide, a length
     return strokes(size, paths, [weight * height] * len(paths))
 
 

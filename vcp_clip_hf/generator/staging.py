@@ -1,4 +1,4 @@
-"""What products have in common: edges, backgrounds, shadows, screws, prints, grooves. All of it is normal."""
+"""Normal structure that many products share: backgrounds, poses, edges, shadows, screws, prints, grooves."""
 
 import math
 
@@ -219,6 +219,7 @@ def add_screw(scene: Scene, dice: Dice, x: float, y: float, radius: float, kind:
 
 
 def _holes(scene: Scene, dice: Dice) -> None:
+    """Add one, two or four equal screws, rivets or holes."""
     radius, kind = dice.log_between(0.03, 0.13), dice.pick(("cross", "slot", "hex", "rivet", "hole", "hole"))
     x, y = dice.between(0.35, 0.85), dice.between(0.35, 0.85)
     places = dice.pick((((1, 1),), ((1, 1), (-1, 1)), ((1, 1), (-1, -1)), ((1, 1), (1, -1), (-1, 1), (-1, -1))))
@@ -227,6 +228,7 @@ def _holes(scene: Scene, dice: Dice) -> None:
 
 
 def _grooves(scene: Scene, dice: Dice) -> None:
+    """Add parallel grooves along an axis of the picture."""
     angle = dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.05)
     board = scene.grid.posed(angle)
     width, depth, gap = dice.log_between(0.006, 0.05), dice.between(0.2, 1.0), dice.between(0.08, 0.7)
@@ -238,6 +240,7 @@ def _grooves(scene: Scene, dice: Dice) -> None:
 
 
 def _print(scene: Scene, dice: Dice) -> None:
+    """Add one or two lines of printed or engraved text."""
     style = dice.pick(("ink", "ink", "relief"))
     angle = dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.1)
     height = dice.log_between(0.06, 0.25)
@@ -251,6 +254,7 @@ def _print(scene: Scene, dice: Dice) -> None:
 
 
 def _chalk(scene: Scene, dice: Dice) -> None:
+    """Add marks of chalk."""
     paths = [
         wander(
             dice,
@@ -269,6 +273,7 @@ def _chalk(scene: Scene, dice: Dice) -> None:
 
 
 def _sticker(scene: Scene, dice: Dice) -> None:
+    """Add a sticker with a bar code."""
     half = (dice.between(0.12, 0.35), dice.between(0.08, 0.22))
     part = scene.grid.posed(dice.normal(0, 0.1), 1.0, (dice.between(-0.6, 0.6), dice.between(-0.6, 0.6)))
     add_piece(scene, dice, part, box(part, *half, 0.02), paper(dice, scene.grid), 0.01, 0.004)
@@ -277,6 +282,7 @@ def _sticker(scene: Scene, dice: Dice) -> None:
 
 
 def _seam(scene: Scene, dice: Dice) -> None:
+    """Add a straight seam between two areas of slightly different tone."""
     board = scene.grid.posed(dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.04))
     edge = board.y - np.float32(dice.between(-0.8, 0.8))
     side = coverage(edge, board.pixel * dice.between(1, 4))

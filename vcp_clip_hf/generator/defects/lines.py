@@ -1,6 +1,8 @@
-"""Damage along lines: cracks, scratches, cuts, fibers, folds, threads.
+"""
+Damage along lines: cracks, scratches, cuts, fibers, folds, threads.
 
-Every function: `(scene, dice, place, size, strength) -> region`, see [`vcp_clip_hf.generator.registry.DefectFamily`].
+The signature of every function, `(scene, dice, place, size, strength) -> region`, is described in
+[`vcp_clip_hf.generator.registry.DefectFamily`].
 """
 
 import math
@@ -53,9 +55,9 @@ def crack(scene: Scene, dice: Dice, place: tuple[float, float], size: float, str
         paths.append(branch)
         widths.append(width * 0.7 * _tapered_widths(dice, len(branch), False))
     line = strokes(scene.grid.size, paths, widths) * scene.support
-    if dice.chance(0.3):  # here and there the crack closes
+    if dice.chance(0.3):  # interruptions
         line = line * smoothstep(-1.4, -0.4, noise(dice, scene.grid.size, 0.12, 0.0, 1.5))
-    if dice.chance(0.25):  # loose flanks
+    if dice.chance(0.25):  # flanks that come loose
         flank = gaussian_blur(line, scene.grid.size * dice.between(0.004, 0.012))
         scene.shift_tone(np.minimum(flank * 1.5, 1), 0.2 * strength + 0.05, dice.sign())
     scene.shift_tone(line, 0.3 + 0.65 * strength, -1.0)
@@ -103,9 +105,9 @@ def scratch(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
     for number in range(count):
         length = size * (1.0 if number == 0 else dice.between(0.3, 1.0))
         offset = (0.0, 0.0) if number == 0 else (dice.normal(0, 0.25 * size), dice.normal(0, 0.25 * size))
-        own = heading + dice.normal(0, 0.06)
-        start = line_start((place[0] + offset[0], place[1] + offset[1]), own, length)
-        path = wander(dice, start, own, 2 * length, dice.between(0.0, 0.12), 0.03, bow)
+        scratch_heading = heading + dice.normal(0, 0.06)
+        start = line_start((place[0] + offset[0], place[1] + offset[1]), scratch_heading, length)
+        path = wander(dice, start, scratch_heading, 2 * length, dice.between(0.0, 0.12), 0.03, bow)
         paths.append(path)
         widths.append(width * dice.between(0.6, 1.2) * _tapered_widths(dice, len(path), dice.chance(0.7)))
         inks.append(dice.between(0.5, 1.0))

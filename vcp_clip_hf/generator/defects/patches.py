@@ -1,6 +1,8 @@
-"""Damage to the look of a surface: stains, foreign matter, corrosion, wear, disturbed texture.
+"""
+Damage to the look of a surface: stains, foreign matter, corrosion, wear, disturbed texture.
 
-Every function: `(scene, dice, place, size, strength) -> region`, see [`vcp_clip_hf.generator.registry.DefectFamily`].
+The signature of every function, `(scene, dice, place, size, strength) -> region`, is described in
+[`vcp_clip_hf.generator.registry.DefectFamily`].
 """
 
 import math
@@ -242,9 +244,9 @@ def abrasion(scene: Scene, dice: Dice, place: tuple[float, float], size: float, 
     paths, widths, inks = [], [], []
     for _ in range(dice.whole(14, 50)):
         spot = (place[0] + dice.normal(0, 0.45 * size), place[1] + dice.normal(0, 0.45 * size))
-        own, length = heading + dice.normal(0, 0.08), size * dice.between(0.2, 0.7)
-        start = line_start(spot, own, length)
-        paths.append(wander(dice, start, own, 2 * length, 0.05, 0.06))
+        scratch_heading, length = heading + dice.normal(0, 0.08), size * dice.between(0.2, 0.7)
+        start = line_start(spot, scratch_heading, length)
+        paths.append(wander(dice, start, scratch_heading, 2 * length, 0.05, 0.06))
         widths.append(dice.between(0.004, 0.01))
         inks.append(dice.between(0.3, 1.0))
     lines = strokes(grid.size, paths, widths, inks)
@@ -338,8 +340,10 @@ def heat_tint(scene: Scene, dice: Dice, place: tuple[float, float], size: float,
     "metal ceramic stone carbon wood plastic",
 )
 def uneven(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Make one side of a crooked border darker or brighter, with a finish of its own; the change fades away from the
-    border."""
+    """
+    Make one side of a crooked border darker or brighter, with a finish of its own. The change fades with the distance
+    from the border.
+    """
     grid = scene.grid
     part = grid.posed(dice.angle(), 1.0, place)
     border = part.y + np.float32(dice.between(0.02, 0.15)) * noise(dice, grid.size, 0.6, 0.02, 2.4)

@@ -1,13 +1,15 @@
-"""Damage to the shape of a surface: holes, dents, pits, chips, pieces that are gone.
+"""
+Damage to the shape of a surface: holes, dents, pits, chips, missing pieces.
 
-Every function: `(scene, dice, place, size, strength) -> region`, see [`vcp_clip_hf.generator.registry.DefectFamily`].
+The signature of every function, `(scene, dice, place, size, strength) -> region`, is described in
+[`vcp_clip_hf.generator.registry.DefectFamily`].
 """
 
 import math
 
 import numpy as np
 
-from ..fields import Dice, cells, gaussian_blur, noise, smoothstep
+from ..fields import Dice, Grid, cells, gaussian_blur, noise, smoothstep
 from ..materials import color, mottled, scaled_relief
 from ..registry import defect
 from ..scene import Material, Scene
@@ -17,9 +19,9 @@ from ..shapes import blob, coverage, disc, line_start, strokes, union
 __all__: list[str] = []
 
 
-def _patch_grid(scene: Scene, dice: Dice, place: tuple[float, float], aspect: float = 1.0, angle: float | None = None):
-    """Return the grid around `place`, turned (at random without `angle`) and elongated by `aspect`."""
-    return scene.grid.posed(dice.angle() if angle is None else angle, 1.0, place, 1.0 / aspect)
+def _patch_grid(scene: Scene, dice: Dice, place: tuple[float, float], aspect: float = 1.0) -> Grid:
+    """Return the grid around `place`, turned at random, with a ratio `aspect` of the shorter to the longer axis."""
+    return scene.grid.posed(dice.angle(), 1.0, place, 1.0 / aspect)
 
 
 @defect("hole", ("hole", "puncture", "perforation"), ("punctured", "perforated"), (0.015, 0.16), weight=2)
@@ -232,7 +234,7 @@ def chip(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
         )
         shape = np.maximum(shape, facet.astype(np.float32))
     gone = coverage(shape, grid.pixel * 1.5) * scene.support
-    if dice.chance(0.25):  # loose but still in place: its border shows, dark, here and there open
+    if dice.chance(0.25):  # loose but in place: a dark, interrupted border
         width = dice.between(0.004, 0.014)
         border = np.exp(-((shape / np.float32(width)) ** 2)) * scene.support
         border = border * smoothstep(-1.2, 0.3, noise(dice, grid.size, 0.15, 0.0, 1.5))
@@ -250,8 +252,10 @@ def chip(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
 
 
 def _nearest_edge(scene: Scene, dice: Dice, place: tuple[float, float]) -> tuple[float, float]:
-    """Return the point of the product's outline nearest to `place`; sometimes, and without a visible outline,
-    `place` itself."""
+    """
+    Return the point of the product's outline nearest to `place`; sometimes, and without a visible outline, `place`
+    itself.
+    """
     solid = scene.support > 0.5
     outline = np.zeros_like(solid)
     outline[:, 1:] |= solid[:, 1:] != solid[:, :-1]
@@ -329,10 +333,11 @@ def flaking(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
     grid = scene.grid
     bent = grid.posed(dice.angle())
     bent.x = bent.x + np.float32(0.15 * size) * noise(dice, grid.size, 0.5 * size, 0.0, 2.0)
-    _, _, own = cells(dice, bent, dice.between(4, 9) / size)
+    _, _, island = cells(dice, bent, dice.between(4, 9) / size)
     fall_off = blob(dice, _patch_grid(scene, dice, place, dice.between(0.5, 1.0)), size, 0.3) / np.float32(size)
     gone = (
-        gaussian_blur(((own - 0.5) * 1.2 + fall_off < -0.15).astype(np.float32), 0.6 * grid.size / 256) * scene.support
+        gaussian_blur(((island - 0.5) * 1.2 + fall_off < -0.15).astype(np.float32), 0.6 * grid.size / 256)
+        * scene.support
     )
     ground = noise(dice, grid.size, 0.2, 0.0, 1.4)
     tone = color(dice, saturation=(0.0, 0.5), value=(0.1, 0.9))

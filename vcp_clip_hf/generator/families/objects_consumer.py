@@ -1,4 +1,4 @@
-"""Food, medicine, packaging and household goods on a background."""
+"""Objects: food, medicine, packaging and household goods."""
 
 import math
 
@@ -151,6 +151,7 @@ def cookie(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 
 def _random_direction_point(dice: Dice, radius: float) -> tuple[float, float]:
+    """Return a point at this distance from the origin, in a random direction."""
     turn = dice.angle()
     return radius * math.cos(turn), radius * math.sin(turn)
 
@@ -171,17 +172,17 @@ def candle_group(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     tone = color(dice, saturation=(0.1, 0.7), value=(0.4, 0.95))
     style = dice.pick(("disc", "ring", "bar", "bow"))
     grain = noise(dice, grid.size, 0.08, 0.0, 1.4)
-    lost = fault.dice.whole(0, rows * columns - 1) if fault else -1
+    faulty = fault.dice.whole(0, rows * columns - 1) if fault else -1
     size = 0.75 / max(rows, columns)
     for number in range(rows * columns):
         x = ((number % columns + 0.5) / columns * 2 - 1) * 0.92 + dice.normal(0, 0.02)
         y = ((number // columns + 0.5) / rows * 2 - 1) * 0.92 + dice.normal(0, 0.02)
         part = grid.posed(dice.angle(), size, (x, y))
-        own, piece_dice = tone, dice.fork()
-        if number == lost:
+        piece_tone, piece_dice = tone, dice.fork()
+        if number == faulty:
             if fault.name == "missing_part":
                 continue
-            own = color(fault.dice, saturation=(0.1, 0.8), value=(0.2, 0.9))
+            piece_tone = color(fault.dice, saturation=(0.1, 0.8), value=(0.2, 0.9))
         outline = {
             "disc": disc(part, 0.95),
             "ring": ring(part, 0.7, 0.5),
@@ -193,7 +194,7 @@ def candle_group(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
             piece_dice,
             part,
             outline,
-            Material(mottled(own, grain, 0.07), scaled_relief(grain, 0.05), 0.15, 12.0),
+            Material(mottled(piece_tone, grain, 0.07), scaled_relief(grain, 0.05), 0.15, 12.0),
             0.5,
             0.4,
         )
@@ -396,9 +397,9 @@ def button(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     rim = dice.between(0.6, 0.8)
     scene.emboss(-0.06 * smoothstep(rim, rim - 0.1, part.radius) * scene.support)
     count, distance = dice.pick((2, 4)), dice.between(0.18, 0.28)
-    lost = fault.dice.whole(0, count - 1) if fault and fault.name == "missing_part" else -1
+    faulty = fault.dice.whole(0, count - 1) if fault and fault.name == "missing_part" else -1
     for number in range(count):
-        if number == lost:
+        if number == faulty:
             continue
         turn = 2 * math.pi * number / count
         hole = disc(part, 0.1, distance * math.cos(turn), distance * math.sin(turn))

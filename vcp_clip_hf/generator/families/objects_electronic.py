@@ -1,4 +1,4 @@
-"""Electronic parts on a background."""
+"""Objects: electronic parts."""
 
 import math
 
@@ -333,15 +333,15 @@ def cable(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     scene.tint(coverage(disc(part, 0.85), part.pixel), dice.between(0.4, 0.9))
     cores = dice.whole(2, 4)
     radius = {2: 0.4, 3: 0.37, 4: 0.33}[cores]
-    wrong = fault.dice.whole(0, cores - 1) if fault else -1
+    faulty = fault.dice.whole(0, cores - 1) if fault else -1
     for core in range(cores):
         turn = 2 * math.pi * core / cores
         local = part.local(0.46 * math.cos(turn), 0.46 * math.sin(turn), turn)
         tone = color(dice, saturation=(0.3, 0.9), value=(0.2, 0.85))
         core_dice = dice.fork()
-        if core == wrong and fault.name == "missing_part":
+        if core == faulty and fault.name == "missing_part":
             continue
-        if core == wrong and fault.name == "wrong_part":
+        if core == faulty and fault.name == "wrong_part":
             tone = color(fault.dice, saturation=(0.3, 0.9), value=(0.2, 0.85))
         add_piece(scene, core_dice, local, disc(local, radius), Material(tone, 0.0, 0.2), 0.08, 0.05)
         copper = Material(np.float32(METALS["copper"]), 0.0, 0.4, 20.0, 0.5)
@@ -350,7 +350,7 @@ def cable(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
             ringed = 0 if strand == 0 else (1 if strand < 7 else 2)
             around = 0.0 if ringed == 0 else 2 * math.pi * strand / (6 * ringed)
             reach = ringed * radius * 0.27
-            if core == wrong and fault.name == "misplaced_part" and strand == 12:
+            if core == faulty and fault.name == "misplaced_part" and strand == 12:
                 reach += radius * (0.35 + 0.4 * fault.strength)
             strands = np.minimum(
                 strands, disc(local, radius * 0.135, reach * math.cos(around), reach * math.sin(around))

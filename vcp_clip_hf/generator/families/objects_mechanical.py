@@ -1,4 +1,4 @@
-"""Machine parts on a background."""
+"""Objects: machine parts."""
 
 import math
 
@@ -30,6 +30,7 @@ __all__: list[str] = []
 def _random_metal(
     dice: Dice, grid: Grid, finishes: tuple[str, ...] = ("ground", "polished", "blasted", "rolled", "cast")
 ) -> Material:
+    """Return a random metal with one of these finishes."""
     return metal(dice, grid, None, dice.pick(finishes), dice.angle())
 
 
@@ -184,13 +185,13 @@ def bearing(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     add_piece(scene, dice, part, np.maximum(disc(part, 0.98), np.float32(inner) - part.radius), dark, 0.02, 0.0)
     middle, radius = (inner + outer) / 2, (outer - inner) * dice.between(0.4, 0.52)
     count = dice.whole(7, min(14, int(math.pi * middle / radius * 0.95)))
-    start, lost = dice.between(0, 1), -1
+    start, faulty = dice.between(0, 1), -1
     if fault:
-        lost = fault.dice.whole(0, count - 1)
+        faulty = fault.dice.whole(0, count - 1)
     balls = empty_shape(part)
     for number in range(count):
         turn = (number + start) / count * 2 * math.pi
-        if number == lost:
+        if number == faulty:
             if fault.name == "missing_part":
                 continue
             turn += (0.25 + 0.2 * fault.strength) * 2 * math.pi / count
@@ -252,14 +253,14 @@ def spring(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     turns, half = dice.whole(6, 13), dice.between(0.25, 0.42)
     wire = dice.between(0.035, 0.06)
     material = _random_metal(dice, grid, ("polished", "rolled"))
-    lost = fault.dice.whole(2, turns - 3) if fault else -1
+    faulty = fault.dice.whole(2, turns - 3) if fault else -1
     push = fault.dice.sign() * (0.4 + 0.6 * fault.strength) / turns if fault else 0.0
-    for layer in (0, 1):  # the far half of every coil first
+    for layer in (0, 1):  # the rear half of every coil first
         for number in range(turns):
             left = (number / turns * 2 - 1) * 0.9
             step = 1.8 / turns
             piece_dice = dice.fork()
-            if number == lost:
+            if number == faulty:
                 if fault.name == "missing_part":
                     continue
                 left += push
@@ -346,7 +347,9 @@ def machined_plate(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
         x, y = distance * math.cos(turn), distance * math.sin(turn) * (1 if round_shape else 0.6)
         openings.append(disc(part, size, x, y))
     if fault:
-        del openings[fault.dice.whole(len(openings) - count, len(openings) - 1)]  # the bore may be absent by design
+        del openings[
+            fault.dice.whole(len(openings) - count, len(openings) - 1)
+        ]  # never the bore, which many plates lack
     for shape in openings:
         scene.emboss(-0.03 * smoothstep(0.05, 0.0, shape) * scene.support)
         scene.uncover(coverage(shape, part.pixel * 1.2))
@@ -443,13 +446,13 @@ def motor_housing(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     window = box(part, 0.3, 0.18, 0.03, dice.between(-0.2, 0.2), dice.between(-0.15, 0.15))
     if plate:
         add_piece(scene, dice, part, window, any_material(dice, grid), 0.01, 0.01, False)
-    lost = fault.dice.whole(0, 3) if fault else -1
+    faulty = fault.dice.whole(0, 3) if fault else -1
     kind = dice.pick(("cross", "slot", "hex"))
     corner, seat = dice.between(0.55, 0.7), dice.between(0.35, 0.5)
     for number, (right, down) in enumerate(((1, 1), (1, -1), (-1, 1), (-1, -1))):
         x, y = part.position(right * corner, down * seat)
-        piece_dice = dice.fork()  # the same draws whether or not the screw is there
-        add_screw(scene, piece_dice, x, y, 0.08 * part.scale, "hole" if number == lost else kind)
+        piece_dice = dice.fork()  # a missing screw must not change the other draws
+        add_screw(scene, piece_dice, x, y, 0.08 * part.scale, "hole" if number == faulty else kind)
     return scene
 
 

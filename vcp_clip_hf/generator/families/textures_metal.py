@@ -1,4 +1,4 @@
-"""Metal surfaces, as an inspection camera sees them."""
+"""Surfaces of metal, and a few that are inspected alike: ferrite, silicon."""
 
 import math
 
@@ -18,6 +18,7 @@ _METAL_DETAILS = "holes grooves print seam hairlines"
 
 
 def _grain_angle(dice: Dice) -> float:
+    """Return the direction of a surface structure, often along an axis of the picture."""
     return dice.pick((0.0, math.pi / 2, dice.angle()), (0.35, 0.4, 0.25)) + dice.normal(0, 0.03)
 
 
@@ -143,8 +144,7 @@ def steel_rail(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
 
 @product("ball_screw", ("ball screw", "threaded spindle", "lead screw"), "texture", "metal", gray=0.3)
 def ball_screw(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
-    """Build ground helical tracks on a shaft, seen close: bright lands, mirror-like round grooves, a film of
-    lubricant."""
+    """Build ground helical tracks on a shaft, seen close: bright lands, round grooves, a film of lubricant."""
     angle = dice.normal(0.0, 0.18) + (math.pi / 2 if dice.chance(0.25) else 0.0)
     shaft = grid.posed(angle)
     pitch = dice.log_between(0.35, 1.1)
@@ -163,10 +163,10 @@ def ball_screw(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     scene.color *= (1 + np.float32(dice.between(0.03, 0.12)) * lanes)[..., None]
     edge = smoothstep(0.06, 0.0, np.abs(np.abs(phase) - np.float32(land)))
     scene.color *= (1 + np.float32(dice.normal(0, 0.4)) * edge).clip(0.3, 1.8)[..., None]
-    # the shaft is round along the other axis too: light falls off to both sides
+    # light falls off towards both ends of the shaft
     ends = np.cos(np.clip(shaft.x * np.float32(dice.between(0.6, 1.25)), -1.55, 1.55))
     scene.shade *= np.float32(dice.between(0.2, 0.6)) * (1 - ends) * -1 + 1
-    if dice.chance(0.7):  # the lamp and the gaps between lamps, mirrored by every land
+    if dice.chance(0.7):  # every land mirrors the lamps and the gaps between them
         land_share = 1 - smoothstep(0.15, 0.4, groove)
         for _ in range(dice.whole(1, 3)):
             middle, half, soft = dice.between(-0.8, 0.8), dice.between(0.05, 0.25), dice.log_between(0.01, 0.2)

@@ -187,8 +187,10 @@ def ceramic_tile(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
         pitch = dice.log_between(0.35, 1.6)
         offset = np.floor(board.y / np.float32(pitch)) * np.float32(dice.pick((0.0, 0.5)))
         u, v = board.x / np.float32(pitch) + offset, board.y / np.float32(pitch)
-        own = dice.generator.random((32, 32), dtype=np.float32)
-        scene.color *= (1 + 0.16 * (own[np.floor(u).astype(int) % 32, np.floor(v).astype(int) % 32] - 0.5))[..., None]
+        tile_tone = dice.generator.random((32, 32), dtype=np.float32)
+        scene.color *= (1 + 0.16 * (tile_tone[np.floor(u).astype(int) % 32, np.floor(v).astype(int) % 32] - 0.5))[
+            ..., None
+        ]
         joint = np.minimum(np.abs(u - np.round(u)), np.abs(v - np.round(v))) * np.float32(pitch)
         half = dice.between(0.012, 0.035)
         grout = Material(color(dice, (0, 1), (0, 0.1), (0.2, 0.8)), 0.0, 0.02)
@@ -367,7 +369,7 @@ def hex_tiling(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     count = dice.log_between(5, 18)
     u, v = board.x * np.float32(count / 2), board.y * np.float32(count / 2)
     high = np.float32(math.sqrt(3))
-    # two rectangular lattices make the hexagonal one; the nearer center owns the pixel
+    # two rectangular lattices form a hexagonal one; a pixel belongs to the nearer center
     first = (u - np.round(u), v - np.round(v / high) * high)
     second = (u - np.floor(u) - 0.5, v - (np.floor(v / high) + 0.5) * high)
     nearer = first[0] ** 2 + first[1] ** 2 < second[0] ** 2 + second[1] ** 2
