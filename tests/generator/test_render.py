@@ -132,7 +132,7 @@ def test_masks_mark_what_changed():
         clean, flawed = (np.asarray(image, np.float32) for image in (sample.normal, sample.image))
         difference = np.abs(flawed - clean).max(axis=2)
         mask = np.asarray(sample.mask) > 0
-        # JPEG artifacts reach a few pixels beyond the mask; a strong difference farther away would be an unmarked defect
+        # JPEG artifacts reach a few pixels beyond the mask; a strong difference farther away is an unmarked defect
         strong = max(24.0, 0.5 * float(np.percentile(difference[mask], 90)))
         leaks.append(float((difference > strong)[~dilated(mask, 4)].mean()))
         missed.append(float((gaussian_blur(difference, 1.0)[mask] < 2).mean()))

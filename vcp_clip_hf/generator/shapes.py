@@ -201,12 +201,12 @@ def strokes(
         `np.ndarray` of shape `(size, size)`, float32 in [0, 1].
     """
     canvas = np.zeros((size, size), np.float32)
-    everything = [path for path in paths if len(path) > 1]
-    if not everything:
+    drawn_paths = [path for path in paths if len(path) > 1]
+    if not drawn_paths:
         return canvas
     reach = max(float(np.max(width)) for width in widths)
-    low = np.floor((np.concatenate(everything).min(axis=0) - reach + 1) * size / 2).astype(int) - 2
-    high = np.ceil((np.concatenate(everything).max(axis=0) + reach + 1) * size / 2).astype(int) + 2
+    low = np.floor((np.concatenate(drawn_paths).min(axis=0) - reach + 1) * size / 2).astype(int) - 2
+    high = np.ceil((np.concatenate(drawn_paths).max(axis=0) + reach + 1) * size / 2).astype(int) + 2
     low, high = np.clip(low, 0, size), np.clip(high, 0, size)
     columns, rows = int(high[0] - low[0]), int(high[1] - low[1])
     if columns < 1 or rows < 1:
@@ -224,8 +224,8 @@ def strokes(
     small = np.asarray(pen.reduce(scale), np.float32) / 255
     canvas[low[1] : high[1], low[0] : high[0]] = small
     # Pillow draws lines at least one oversampled pixel wide: make up for thinner lines with less opacity
-    thinnest = max(float(np.max(width)) for width in widths) * size / 2 * scale
-    return canvas * np.float32(min(1.0, thinnest)) if thinnest < 1 else canvas
+    widest = max(float(np.max(width)) for width in widths) * size / 2 * scale
+    return canvas * np.float32(min(1.0, widest)) if widest < 1 else canvas
 
 
 def _draw_path(draw: ImageDraw.ImageDraw, points: np.ndarray, width: np.ndarray, opacity: int) -> None:

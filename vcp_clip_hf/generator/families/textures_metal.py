@@ -1,4 +1,4 @@
-"""Surfaces of metal, and a few that are inspected alike: ferrite, silicon."""
+"""Surfaces of metal, ferrite and silicon."""
 
 import math
 

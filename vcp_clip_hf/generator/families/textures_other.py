@@ -1,4 +1,4 @@
-"""Surfaces of fabric, wood, stone, plastic, paper, and patterns that only a computer draws."""
+"""Surfaces of fabric, wood, stone, plastic and paper, and computed patterns."""
 
 import math
 
