@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from vcp_clip_hf.cli import main as vcp_clip
-from vcp_clip_hf.data.synthetic_defects import render_sample, select_products
+from vcp_clip_hf.generator import DEFECTS, PRODUCTS, render_sample, select_products
 from vcp_clip_hf.training_config import TrainingConfig
 
 
@@ -79,6 +79,17 @@ def workplace(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def registered_families():
+    """Remove the products and defects that a page registers."""
+    saved = [(table, dict(table)) for table in (PRODUCTS, DEFECTS)]
+    yield
+    for table, families in saved:
+        table.clear()
+        table.update(families)
+
+
+@pytest.mark.usefixtures("registered_families")
 @pytest.mark.parametrize("page", [page for page in PAGES if any(not mark for mark, _, _ in blocks(page))], ids=str)
 def test_the_blocks_of_a_page_run_in_order(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)

@@ -307,7 +307,7 @@ def _at_size(
 def _pictures(images, count: int, first: int) -> list:
     """At most `count` pictures, evenly spaced; generated ones start at number `first`."""
     if images is None:
-        from .data.synthetic_defects import UNSEEN_PRODUCTS, render_sample
+        from .generator import UNSEEN_PRODUCTS, render_sample
 
         return [
             render_sample(UNSEEN_PRODUCTS[index % len(UNSEEN_PRODUCTS)], seed=11, index=index, size=192).image

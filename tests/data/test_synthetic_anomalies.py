@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vcp_clip_hf.data.synthetic.fields import Dice
 from vcp_clip_hf.data.synthetic_anomalies import ANOMALY_KINDS, SyntheticAnomalies, add_anomaly, perlin_noise
+from vcp_clip_hf.generator.fields import Dice
 
 
 HEIGHT, WIDTH = 70, 110

@@ -1,28 +1,13 @@
-"""The table, the stream and the captions of synthetic pictures."""
+"""The table of synthetic pictures."""
 
-import itertools
-import pickle
-
-import numpy as np
 import pytest
-from torch.utils.data import DataLoader
 
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.data.synthetic_defects import (
-    ABNORMAL_STATES,
-    DEFECTS,
-    FAULTS,
-    NORMAL_STATES,
-    PRODUCTS,
     SEEN_DEFECTS,
     SEEN_PRODUCTS,
     UNSEEN_PRODUCTS,
     SyntheticDefects,
-    SyntheticDefectsStream,
-    caption,
-    caption_words,
-    captions,
-    possible_defects,
     render_sample,
 )
 
@@ -100,73 +85,3 @@ def test_one_product_and_options(tmp_path):
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         SyntheticDefects(**options)
-
-
-def keep_bytes(item):
-    return item["image_id"], item["caption"], item["image"].tobytes(), item["label"]
-
-
-def test_stream_does_not_depend_on_workers_and_changes_with_the_epoch():
-    stream = SyntheticDefectsStream(length=6, size=32, seed=2, transform=keep_bytes)
-    direct = [stream[index] for index in (5, 0, 3, 1, 4, 2)]
-    direct = [direct[position] for position in (1, 3, 5, 2, 4, 0)]
-    loader = DataLoader(stream, batch_size=None, num_workers=2, persistent_workers=True)
-    epochs = []
-    for epoch in (0, 1, 0):
-        stream.set_epoch(epoch)
-        epochs.append(list(map(tuple, loader)))
-    assert epochs[0] == epochs[2] == direct
-    assert not {item[0] for item in epochs[0]} & {item[0] for item in epochs[1]}
-    assert stream[-1] == stream[5]
-    with pytest.raises(IndexError):
-        stream[6]
-
-
-def test_stream_selects_and_pairs():
-    stream = SyntheticDefectsStream("unseen", length=12, size=32, anomaly_fraction=1.0, defects=None, pair=True)
-    items = [stream[index] for index in range(12)]
-    assert {item["product"] for item in items} <= set(UNSEEN_PRODUCTS) and all(item["label"] for item in items)
-    assert all(item["normal"].tobytes() != item["image"].tobytes() for item in items)
-    normal = SyntheticDefectsStream("gear", length=2, size=32, anomaly_fraction=0.0, pair=True)[0]
-    assert normal["mask"] is None and normal["normal"].tobytes() == normal["image"].tobytes()
-    assert len(pickle.loads(pickle.dumps(stream))) == 12
-    with pytest.raises(ValueError, match="geer"):
-        SyntheticDefectsStream(["geer"])
-
-
-def test_captions_say_what_is_there():
-    rng = np.random.default_rng(0)
-    words = set(caption_words())
-    for family in PRODUCTS:
-        for defect in ("good", *possible_defects(family)[::3]):
-            for _ in range(4):
-                text = caption({"product": family, "defect": defect}, rng)
-                assert any(name in text for name in PRODUCTS[family].products), text
-                assert set(text.split()) <= words and "  " not in text and "{" not in text
-                assert not set(text.split()) & set(ABNORMAL_STATES) or defect != "good", text
-
-
-def test_captions_tell_good_from_bad():
-    for family, defect in (("gear", "missing_part"), ("ceramic_tile", "crack"), ("capsule", "print_error")):
-        good, bad = set(captions(family)), set(captions(family, defect))
-        assert len(good) > 100 and len(bad) > 100 and not good & bad
-    assert "a photo of a cracked ceramic tile" in set(captions("ceramic_tile", "crack"))
-    assert "a photo of a good gear" in set(captions("gear"))
-    assert any("a missing tooth" in text for text in captions("gear", "missing_part"))
-    assert not any("a leather" in text.replace("a leather hide", "") for text in captions("leather"))
-    assert len(set(itertools.chain(NORMAL_STATES, ABNORMAL_STATES))) == len(NORMAL_STATES) + len(ABNORMAL_STATES)
-
-
-def test_captions_take_samples_and_refuse_strangers():
-    sample = render_sample("gear", 0, 0, 32)
-    assert any(name in caption(sample, np.random.default_rng(1)) for name in PRODUCTS["gear"].products)
-    with pytest.raises(ValueError, match="Unknown product"):
-        caption({"product": "car", "defect": "good"}, np.random.default_rng(1))
-    with pytest.raises(ValueError, match="Unknown defect"):
-        caption({"product": "gear", "defect": "sadness"}, np.random.default_rng(1))
-
-
-def test_every_defect_has_words():
-    for family in DEFECTS.values():
-        assert family.words and family.adjectives
-    assert all(FAULTS.values())

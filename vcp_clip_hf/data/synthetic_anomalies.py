@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..generator.fields import Dice, Grid, smoothstep
+from ..generator.materials import any_material
+from ..generator.shapes import strokes, wander
 from ..image_loading import load_image, load_mask
 from .records import ANOMALOUS, GOOD, NORMAL
-from .synthetic.fields import Dice, Grid, smoothstep
-from .synthetic.materials import any_material
-from .synthetic.shapes import strokes, wander
 
 
 __all__ = ["ANOMALY_KINDS", "SyntheticAnomalies", "add_anomaly", "perlin_noise"]

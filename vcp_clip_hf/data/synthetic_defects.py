@@ -11,21 +11,26 @@ from collections.abc import Sequence
 
 import datasets
 
-from ..version import __version__
-from .base import AnomalyDatasetBuilder, AnomalyDatasetConfig, AnomalyRecord
-from .layouts import nearest
-from .synthetic.captions import ABNORMAL_STATES, NORMAL_STATES, caption, caption_words, captions
-from .synthetic.registry import DEFECTS, FAULTS, PRODUCTS, DefectFamily, ProductFamily
-from .synthetic.render import (
+from ..generator import (
+    DEFECTS,
+    FAULTS,
+    PRODUCTS,
     SEEN_DEFECTS,
     SEEN_PRODUCTS,
     UNSEEN_DEFECTS,
     UNSEEN_PRODUCTS,
+    DefectFamily,
+    ProductFamily,
     SyntheticSample,
     possible_defects,
     render_sample,
+    select_products,
 )
-from .synthetic.stream import SyntheticDefectsStream, select_products
+from ..generator.captions import ABNORMAL_STATES, NORMAL_STATES, caption, caption_words, captions
+from ..generator.stream import SyntheticDefectsStream
+from ..version import __version__
+from .base import AnomalyDatasetBuilder, AnomalyDatasetConfig, AnomalyRecord
+from .layouts import nearest
 
 
 __all__ = [

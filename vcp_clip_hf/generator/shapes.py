@@ -1,4 +1,8 @@
-"""Outlines: signed distances, free-hand strokes, lettering. Distances are negative inside and in the grid's units."""
+"""
+Shapes: signed distances, strokes and lettering.
+
+A signed distance is a float32 array of shape `(size, size)` in the units of the grid, negative inside of the shape.
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +17,13 @@ __all__ = [
     "barcode",
     "blob",
     "box",
-    "cover",
+    "coverage",
     "disc",
     "dome",
+    "empty_shape",
     "gear",
     "lettering",
+    "line_start",
     "polygon",
     "random_text",
     "ring",
@@ -28,21 +34,27 @@ __all__ = [
 ]
 
 _OVERSAMPLING = 4
+_FAR = 9.0  # larger than any distance within a picture
+
+
+def empty_shape(grid: Grid) -> np.ndarray:
+    """Return a distance field without a shape; `np.minimum` joins shapes to it."""
+    return np.full(grid.x.shape, _FAR, np.float32)
 
 
 def disc(grid: Grid, radius: float, x: float = 0.0, y: float = 0.0) -> np.ndarray:
-    """A filled circle."""
+    """Return a filled circle."""
     dx, dy = grid.x - np.float32(x), grid.y - np.float32(y)
     return np.sqrt(dx * dx + dy * dy) - np.float32(radius)
 
 
 def ring(grid: Grid, radius: float, width: float, x: float = 0.0, y: float = 0.0) -> np.ndarray:
-    """A circular band of this width around the circle of this radius."""
+    """Return a circular band of this width around the circle of this radius."""
     return np.abs(disc(grid, radius, x, y)) - np.float32(width / 2)
 
 
 def box(grid: Grid, width: float, height: float, corner: float = 0.0, x: float = 0.0, y: float = 0.0) -> np.ndarray:
-    """A rectangle of half width and half height, its corners rounded."""
+    """Return a rectangle of half width `width` and half height `height` with rounded corners."""
     corner = min(corner, width, height)
     dx = np.abs(grid.x - np.float32(x)) - np.float32(width - corner)
     dy = np.abs(grid.y - np.float32(y)) - np.float32(height - corner)
@@ -51,22 +63,24 @@ def box(grid: Grid, width: float, height: float, corner: float = 0.0, x: float =
 
 
 def polygon(grid: Grid, sides: int, radius: float) -> np.ndarray:
-    """A regular polygon; `radius` is the distance of its sides from the centre."""
-    distance = np.full(grid.x.shape, -9, np.float32)
+    """Return a regular polygon; `radius` is the distance of its sides from the center."""
+    distance = -empty_shape(grid)
     for side in range(sides):
         angle = 2 * math.pi * side / sides
         np.maximum(distance, grid.x * math.cos(angle) + grid.y * math.sin(angle), out=distance)
     return distance - np.float32(radius)
 
 
-def gear(grid: Grid, teeth: int, radius: float, depth: float, flank: float = 0.5, keep: np.ndarray | None = None):
+def gear(
+    grid: Grid, teeth: int, radius: float, depth: float, flank: float = 0.5, keep: np.ndarray | None = None
+) -> np.ndarray:
     """
-    A toothed wheel.
+    Return a toothed wheel.
 
     Args:
         depth (`float`): height of the teeth.
-        flank (`float`): steepness of the teeth, 0 sine to 1 nearly rectangular.
-        keep (`np.ndarray` of shape `(teeth,)`, *optional*): 0..1 per tooth, 0 broken off.
+        flank (`float`): steepness of the teeth, from 0 (sine) to 1 (nearly rectangular).
+        keep (`np.ndarray` of shape `(teeth,)`, *optional*): remaining share of each tooth, from 0 (broken off) to 1.
 
     Returns:
         `np.ndarray` of shape `(size, size)`, float32.
@@ -81,7 +95,7 @@ def gear(grid: Grid, teeth: int, radius: float, depth: float, flank: float = 0.5
 
 
 def segment(grid: Grid, start: tuple[float, float], end: tuple[float, float], width: float) -> np.ndarray:
-    """A straight bar with round ends."""
+    """Return a straight bar with round ends."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     px, py = grid.x - np.float32(start[0]), grid.y - np.float32(start[1])
     along = np.clip((px * dx + py * dy) / max(dx * dx + dy * dy, 1e-9), 0, 1)
@@ -92,11 +106,12 @@ def blob(
     dice: Dice, grid: Grid, radius: float, irregularity: float = 0.25, rough: float = 0.0, lobes: int = 6
 ) -> np.ndarray:
     """
-    An irregular patch around the origin of the grid.
+    Return an irregular patch around the origin of the grid.
 
     Args:
-        irregularity (`float`): how far the outline strays from a circle, as a share of the radius.
+        irregularity (`float`): deviation of the outline from a circle, as a share of the radius.
         rough (`float`): fine noise on the outline, as a share of the radius.
+        lobes (`int`): number of harmonics in the outline.
     """
     theta = grid.theta
     outline = np.ones(theta.shape, np.float32)
@@ -105,28 +120,33 @@ def blob(
         outline += np.float32(amplitude) * np.cos(theta * np.float32(lobe) + np.float32(phase))
     distance = grid.radius - np.maximum(outline, 0.15) * np.float32(radius)
     if rough:
-        share = radius * grid.scale / 2  # of the image side
+        share = radius * grid.scale / 2  # radius as a share of the image side
         distance = distance + np.float32(rough * radius) * noise(dice, grid.size, max(share, 0.03), 0.012, 1.6)
     return distance
 
 
 def union(*distances: np.ndarray) -> np.ndarray:
-    """The shapes together."""
+    """Return the union of shapes."""
     together = distances[0]
     for distance in distances[1:]:
         together = np.minimum(together, distance)
     return together
 
 
-def cover(distance: np.ndarray, softness: float) -> np.ndarray:
-    """Signed distance -> opacity 0..1 with an edge `softness` wide (a pixel: anti-aliased)."""
+def coverage(distance: np.ndarray, softness: float) -> np.ndarray:
+    """Return the opacity, 0..1, of a shape whose edge is `softness` wide; with one pixel it is anti-aliased."""
     return np.clip(np.float32(0.5) - distance / np.float32(softness), 0, 1)
 
 
 def dome(distance: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Height of a rounded rim: 0 at the outline, `height` from `width` inside on."""
+    """Return the height of a rounded edge: 0 at the outline, `height` at distances of `width` and more inside."""
     inside = np.clip(-distance / np.float32(width), 0, 1)
     return np.float32(height) * np.sqrt(np.maximum(1 - (1 - inside) ** 2, 0))
+
+
+def line_start(middle: tuple[float, float], heading: float, half_length: float) -> tuple[float, float]:
+    """Return the start of a straight line from its middle and direction."""
+    return middle[0] - half_length * math.cos(heading), middle[1] - half_length * math.sin(heading)
 
 
 def wander(
@@ -139,11 +159,12 @@ def wander(
     drift: float = 0.0,
 ) -> np.ndarray:
     """
-    A random walk that keeps its direction roughly.
+    Return a random walk that roughly keeps its direction.
 
     Args:
-        restlessness (`float`): 0 straight; 1 turns about a radian per tenth of the picture.
-        drift (`float`): steady turn in radians over the whole length.
+        restlessness (`float`): 0 for a straight line; with 1 it turns about one radian per tenth of the picture.
+        step (`float`): distance between points.
+        drift (`float`): steady turn over the whole length, in radians.
 
     Returns:
         `np.ndarray` of shape `(points, 2)`: x and y in the frame of the picture.
@@ -152,7 +173,7 @@ def wander(
     turns = dice.gauss(count) * np.float32(restlessness * math.sqrt(length / count) * 2.0)
     pull = np.zeros(count, np.float32)
     bend = 0.0
-    for index in range(count):  # pulled back to the heading, or the path curls up
+    for index in range(count):  # turns decay back to the heading; otherwise the path curls up
         bend = 0.92 * bend + float(turns[index])
         pull[index] = bend
     directions = heading + pull + np.linspace(0, drift, count, dtype=np.float32)
@@ -169,23 +190,23 @@ def strokes(
     opacities: Sequence[float] | None = None,
 ) -> np.ndarray:
     """
-    Lines drawn with a round pen.
+    Return lines drawn with a round pen.
 
     Args:
-        paths (sequence of `np.ndarray` of shape `(points, 2)`): in the frame of the picture.
-        widths (sequence of `float` or `np.ndarray` of shape `(points,)`): in the same units.
-        opacities (sequence of `float`, *optional*): 0..1 per path.
+        paths (sequence of `np.ndarray` of shape `(points, 2)`): lines in the frame of the picture.
+        widths (sequence of `float` or `np.ndarray` of shape `(points,)`): widths in the same units.
+        opacities (sequence of `float`, *optional*): opacity of each path, 0..1; 1 by default.
 
     Returns:
         `np.ndarray` of shape `(size, size)`, float32 in [0, 1].
     """
     canvas = np.zeros((size, size), np.float32)
-    everything = [path for path in paths if len(path) > 1]
-    if not everything:
+    drawn_paths = [path for path in paths if len(path) > 1]
+    if not drawn_paths:
         return canvas
     reach = max(float(np.max(width)) for width in widths)
-    low = np.floor((np.concatenate(everything).min(axis=0) - reach + 1) * size / 2).astype(int) - 2
-    high = np.ceil((np.concatenate(everything).max(axis=0) + reach + 1) * size / 2).astype(int) + 2
+    low = np.floor((np.concatenate(drawn_paths).min(axis=0) - reach + 1) * size / 2).astype(int) - 2
+    high = np.ceil((np.concatenate(drawn_paths).max(axis=0) + reach + 1) * size / 2).astype(int) + 2
     low, high = np.clip(low, 0, size), np.clip(high, 0, size)
     columns, rows = int(high[0] - low[0]), int(high[1] - low[1])
     if columns < 1 or rows < 1:
@@ -196,31 +217,36 @@ def strokes(
     for number, path in enumerate(paths):
         if len(path) < 2:
             continue
-        ink = 255 if opacities is None else round(255 * min(1.0, float(opacities[number])))
+        opacity = 255 if opacities is None else round(255 * min(1.0, float(opacities[number])))
         points = ((path + 1) * (size / 2) - low) * scale
         width = np.broadcast_to(np.asarray(widths[number], np.float32), (len(path),)) * (size / 2 * scale)
-        if float(width.max() - width.min()) < 0.5:
-            line = [tuple(point) for point in points.tolist()]
-            half = float(width[0]) / 2
-            draw.line(line, fill=ink, width=max(1, round(2 * half)), joint="curve")
-            for x, y in (line[0], line[-1]) if half > 1.5 else ():
-                draw.ellipse([x - half, y - half, x + half, y + half], fill=ink)
-            continue
-        for (x0, y0), (x1, y1), thickness in zip(points[:-1].tolist(), points[1:].tolist(), width[:-1], strict=True):
-            if thickness > 0.3:
-                draw.line([x0, y0, x1, y1], fill=ink, width=max(1, round(float(thickness))))
-                if thickness > 3:
-                    half = float(thickness) / 2
-                    draw.ellipse([x1 - half, y1 - half, x1 + half, y1 + half], fill=ink)
+        _draw_path(draw, points, width, opacity)
     small = np.asarray(pen.reduce(scale), np.float32) / 255
     canvas[low[1] : high[1], low[0] : high[0]] = small
-    # a line thinner than the oversampled pixel must not come out wider and bolder than asked
-    thinnest = max(float(np.max(width)) for width in widths) * size / 2 * scale
-    return canvas * np.float32(min(1.0, thinnest)) if thinnest < 1 else canvas
+    # Pillow draws lines at least one oversampled pixel wide: make up for thinner lines with less opacity
+    widest = max(float(np.max(width)) for width in widths) * size / 2 * scale
+    return canvas * np.float32(min(1.0, widest)) if widest < 1 else canvas
 
 
-# Letters as polylines over three columns and five rows of points, a b c / d e f / g h i / j k l / m n o.
-# Vector strokes instead of a font file: the same on every platform and at every size.
+def _draw_path(draw: ImageDraw.ImageDraw, points: np.ndarray, width: np.ndarray, opacity: int) -> None:
+    """Draw a polyline with round ends. `points` of shape `(n, 2)` and `width` of shape `(n,)` are in pixels."""
+    if float(width.max() - width.min()) < 0.5:
+        line = [tuple(point) for point in points.tolist()]
+        half = float(width[0]) / 2
+        draw.line(line, fill=opacity, width=max(1, round(2 * half)), joint="curve")
+        for x, y in (line[0], line[-1]) if half > 1.5 else ():
+            draw.ellipse([x - half, y - half, x + half, y + half], fill=opacity)
+        return
+    for (x0, y0), (x1, y1), thickness in zip(points[:-1].tolist(), points[1:].tolist(), width[:-1], strict=True):
+        if thickness > 0.3:
+            draw.line([x0, y0, x1, y1], fill=opacity, width=max(1, round(float(thickness))))
+        if thickness > 3:
+            half = float(thickness) / 2
+            draw.ellipse([x1 - half, y1 - half, x1 + half, y1 + half], fill=opacity)
+
+
+# Letters as polylines over three columns and five rows of points: a b c / d e f / g h i / j k l / m n o.
+# Strokes instead of a font file look the same on every platform and at every size.
 _GLYPHS = {
     "0": "acoma", "1": "dbn mo", "2": "acigmo", "3": "acom gi", "4": "agi co", "5": "cagiom", "6": "camoig",
     "7": "acn", "8": "acomagi", "9": "igacom", "A": "mdbfo gi", "B": "ambfhlnm gh", "C": "camo", "D": "amnlfba",
@@ -232,7 +258,7 @@ _GLYPHS = {
 
 
 def random_text(dice: Dice, low: int = 2, high: int = 8) -> str:
-    """A serial number, a date, a word that means nothing."""
+    """Return random characters that look like a serial number, a date or a word."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     style = dice.pick(("digits", "word", "mixed", "code"))
     alphabet = {"digits": "0123456789", "word": letters, "mixed": letters + "0123456789", "code": "ABCX0123456789-/."}
@@ -242,15 +268,26 @@ def random_text(dice: Dice, low: int = 2, high: int = 8) -> str:
 def lettering(
     size: int,
     text: str,
-    centre: tuple[float, float],
+    center: tuple[float, float],
     height: float,
     angle: float = 0.0,
     weight: float = 0.16,
     slant: float = 0.0,
 ) -> np.ndarray:
-    """Text along a straight line: opacity `(size, size)`, float32. `height` of a letter; `weight` of its strokes, as a
-    share of the height."""
-    advance = 0.78
+    """
+    Return text along a straight line.
+
+    Args:
+        center (`tuple[float, float]`): middle of the text, in the frame of the picture.
+        height (`float`): height of a letter.
+        angle (`float`): direction of the line in radians.
+        weight (`float`): width of the strokes as a share of the height.
+        slant (`float`): horizontal shift per unit of height, for italics.
+
+    Returns:
+        `np.ndarray` of shape `(size, size)`, float32: opacity.
+    """
+    advance = 0.78  # width of a letter with its spacing, as a share of the height
     cos, sin = math.cos(angle), math.sin(angle)
     paths = []
     for position, letter in enumerate(text):
@@ -261,14 +298,14 @@ def lettering(
             y = (index // 3 - 2) / 4
             x = x - slant * y
             x, y = x * height, y * height
-            paths.append(np.stack([centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos], axis=1))
-            paths[-1][-1] += 1e-4  # a dot is a line too
+            paths.append(np.stack([center[0] + x * cos - y * sin, center[1] + x * sin + y * cos], axis=1))
+            paths[-1][-1] += 1e-4  # gives a dot, whose points coincide, a length
     return strokes(size, paths, [weight * height] * len(paths))
 
 
 def barcode(dice: Dice, grid: Grid, width: float, height: float, bars: int = 40) -> np.ndarray:
-    """Bars inside a rectangle of half width and half height: opacity."""
+    """Return the opacity of random bars inside a rectangle of half width `width` and half height `height`."""
     pattern = (dice.some(bars) > 0.5).astype(np.float32)
     pattern[0] = pattern[-1] = 1
     index = np.clip((grid.x / np.float32(2 * width) + np.float32(0.5)) * bars, 0, bars - 1).astype(np.int32)
-    return gaussian_blur(pattern[index] * cover(box(grid, width, height), grid.pixel), 0.4)
+    return gaussian_blur(pattern[index] * coverage(box(grid, width, height), grid.pixel), 0.4)

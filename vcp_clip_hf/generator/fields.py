@@ -1,13 +1,14 @@
-"""Coordinates, random draws and noise: the raw material of every picture.
+"""
+Coordinates, random draws and noise.
 
-Lengths are in units of half an image side (coordinates run from -1 to 1), wavelengths in units of a whole side, so
-that a picture looks alike at any size. Everything is float32: twice as fast as float64, and 8-bit pixels need no
-more.
+Lengths are in half image sides (coordinates run from -1 to 1) and wavelengths in image sides, so that a picture looks
+alike at any size. All fields are float32, which is twice as fast as float64 and precise enough for 8-bit pixels.
 """
 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,21 +21,23 @@ __all__ = [
     "gaussian_blur",
     "lookup",
     "noise",
-    "normalized",
     "profile",
     "sample",
     "smoothstep",
     "zoomed",
 ]
 
+T = TypeVar("T")
+
 
 class Dice:
     """
-    A NumPy generator with the draws that scenes need. Scalars are Python floats and ints: a NumPy scalar would turn
-    float32 fields into float64.
+    A random stream with the draws that scenes need.
+
+    Scalars are Python floats and ints, because a NumPy scalar would turn float32 fields into float64.
 
     Args:
-        entropy (`int` or sequence of `int`): what the stream depends on, and nothing else.
+        entropy (`int` or sequence of `int`): seed; the stream depends on nothing else.
         stream (`int`, *optional*): number of an independent stream of the same entropy.
     """
 
@@ -44,44 +47,46 @@ class Dice:
         )
 
     def fork(self) -> "Dice":
-        """An independent stream that costs this one a single draw, whatever is done with it: what may be left out
-        must not change what comes after it."""
+        """
+        Return an independent stream, which costs this stream one draw, however much is drawn from the fork. A part
+        that may be left out draws from a fork, so that everything after it stays the same.
+        """
         return Dice(self.whole(0, 2**63 - 2))
 
     def between(self, low: float, high: float) -> float:
-        """Uniform in [low, high)."""
+        """Draw uniformly from [low, high)."""
         return float(self.generator.uniform(low, high))
 
     def log_between(self, low: float, high: float) -> float:
-        """Log-uniform in [low, high): as many small values as large ones."""
+        """Draw log-uniformly from [low, high), so that small and large values are equally frequent."""
         return math.exp(self.between(math.log(low), math.log(high)))
 
     def normal(self, mean: float = 0.0, std: float = 1.0) -> float:
-        """One normal draw."""
+        """Draw from a normal distribution."""
         return float(self.generator.normal(mean, std))
 
     def beta(self, a: float, b: float) -> float:
-        """Beta distribution, in [0, 1]."""
+        """Draw from a beta distribution, in [0, 1]."""
         return float(self.generator.beta(a, b))
 
     def whole(self, low: int, high: int) -> int:
-        """Uniform integer, both ends included."""
+        """Draw a whole number uniformly, both ends included."""
         return int(self.generator.integers(low, high + 1))
 
     def chance(self, probability: float) -> bool:
-        """True with this probability. Always uses up one draw."""
+        """Return True with this probability. Always takes one draw."""
         return float(self.generator.random()) < probability
 
     def sign(self) -> float:
-        """-1 or 1."""
+        """Draw -1 or 1."""
         return 1.0 if self.chance(0.5) else -1.0
 
     def angle(self) -> float:
-        """Any direction, in radians."""
+        """Draw any direction, in radians."""
         return self.between(-math.pi, math.pi)
 
-    def pick(self, options: Sequence, weights: Sequence[float] | None = None):
-        """One of the options."""
+    def pick(self, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
+        """Draw one of the options, uniformly or with these weights."""
         if weights is None:
             return options[self.whole(0, len(options) - 1)]
         position = float(self.generator.random()) * sum(weights)
@@ -92,21 +97,21 @@ class Dice:
         return options[-1]
 
     def some(self, count: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-        """`(count,)` float32, uniform."""
+        """Draw `count` uniform float32 numbers."""
         return self.generator.uniform(low, high, count).astype(np.float32)
 
     def gauss(self, *shape: int) -> np.ndarray:
-        """Standard normal float32 of this shape."""
+        """Draw an array of standard normal float32 numbers."""
         return self.generator.standard_normal(shape, dtype=np.float32)
 
 
 class Grid:
     """
-    Coordinates of every pixel centre, x to the right and y down.
+    Coordinates of every pixel center, x to the right and y down.
 
     Attributes:
-        x, y (`np.ndarray` of shape `(size, size)`, float32): in the frame of the picture from -1 to 1; in a posed
-            grid, in the frame of the object.
+        x, y (`np.ndarray` of shape `(size, size)`, float32): coordinates from -1 to 1 in the frame of the picture; in
+            a posed grid, coordinates in the frame of the object.
         size (`int`): pixels per side.
         pixel (`float`): width of a pixel in the units of x and y.
     """
@@ -123,8 +128,15 @@ class Grid:
         shift: tuple[float, float] = (0.0, 0.0),
         squash: float = 1.0,
     ) -> "Grid":
-        """The same pixels seen from an object turned by `angle`, `scale` times as large (in y `squash` times that)
-        and moved by `shift`."""
+        """
+        Return the same pixels in the frame of an object.
+
+        Args:
+            angle (`float`): rotation of the object in radians.
+            scale (`float`): size of the object's unit relative to this grid's unit.
+            shift (`tuple[float, float]`): position of the object's origin in this grid.
+            squash (`float`): additional factor on the scale along the object's y axis.
+        """
         new = object.__new__(Grid)
         new.size = self.size
         new.pixel = self.pixel / (scale * math.sqrt(squash))
@@ -135,7 +147,7 @@ class Grid:
         return new
 
     def local(self, x: float, y: float, angle: float = 0.0) -> "Grid":
-        """The same pixels seen from a part of the object: origin at its point (x, y), turned, in the same units."""
+        """Return the same pixels in the frame of a part: origin at the point (x, y), rotated, in the same units."""
         new = object.__new__(Grid)
         new.size, new.pixel = self.size, self.pixel
         u, v = self.x - np.float32(x), self.y - np.float32(y)
@@ -144,8 +156,11 @@ class Grid:
         return new
 
     def position(self, x: float, y: float) -> tuple[float, float]:
-        """Where the object's point (x, y) lies in the picture."""
-        a, b = float(self.x[0, 1] - self.x[0, 0]), float(self.x[1, 0] - self.x[0, 0])  # affine: three pixels tell
+        """Return where the object's point (x, y) lies in the frame of the picture."""
+        a, b = (
+            float(self.x[0, 1] - self.x[0, 0]),
+            float(self.x[1, 0] - self.x[0, 0]),
+        )  # three pixels determine the affine map
         c, d = float(self.y[0, 1] - self.y[0, 0]), float(self.y[1, 0] - self.y[0, 0])
         dx, dy = x - float(self.x[0, 0]), y - float(self.y[0, 0])
         determinant = a * d - b * c
@@ -159,22 +174,23 @@ class Grid:
 
     @property
     def angle(self) -> float:
-        """How the object is turned in the picture, in radians."""
+        """Rotation of the object in the picture, in radians."""
         return math.atan2(-float(self.y[0, 1] - self.y[0, 0]), float(self.x[0, 1] - self.x[0, 0]))
 
     @property
     def radius(self) -> np.ndarray:
-        """Distance from the origin."""
+        """Distance of each pixel from the origin."""
         return np.sqrt(self.x * self.x + self.y * self.y)
 
     @property
     def theta(self) -> np.ndarray:
-        """Angle around the origin, in [-pi, pi]."""
+        """Angle of each pixel around the origin, in [-pi, pi]."""
         return np.arctan2(self.y, self.x)
 
 
 @lru_cache(maxsize=8)
 def _axes(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y of every pixel center, read-only because the arrays are shared."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) * np.float32(2.0 / size)) - 1
     x, y = np.meshgrid(line, line)
     x.flags.writeable = y.flags.writeable = False
@@ -183,6 +199,7 @@ def _axes(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=8)
 def _frequencies(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frequencies in x and y of a real Fourier transform, in cycles per image side."""
     fy = (np.fft.fftfreq(size) * size).astype(np.float32)[:, None]
     fx = (np.fft.rfftfreq(size) * size).astype(np.float32)[None, :]
     return fx, fy
@@ -198,13 +215,14 @@ def noise(
     stretch: float = 1.0,
 ) -> np.ndarray:
     """
-    Gaussian noise with a power-law spectrum, one fast Fourier transform.
+    Return Gaussian noise with a power-law spectrum, made with one fast Fourier transform.
 
     Args:
-        coarsest, finest (`float`): longest and shortest wavelength, in image sides; `finest` 0 is the pixel.
-        beta (`float`): power falls as frequency ** -beta. 0 white, 2 clouds, 3 and more: soft hills.
+        coarsest, finest (`float`): longest and shortest wavelength, in image sides; `finest=0` is one pixel.
+        beta (`float`): exponent of the power spectrum, frequency ** -beta: 0 white noise, 2 clouds, 3 and more soft
+            hills.
         angle (`float`): direction of the grain in radians, 0 along x.
-        stretch (`float`): wavelengths along the grain are this many times longer.
+        stretch (`float`): ratio of wavelengths along the grain to those across it.
 
     Returns:
         `np.ndarray` of shape `(size, size)`, float32, mean 0, standard deviation 1. It wraps around at the borders.
@@ -216,7 +234,7 @@ def noise(
     squared[0, 0] = 1
     weight = squared ** (-0.25 * beta)
     weight *= 1 / (1 + (coarsest * coarsest * squared) ** -3.0)
-    if stretch > 1:  # across the grain the pixel is the limit; along it, what is finer must go too
+    if stretch > 1:  # remove wavelengths that only the direction along the grain could resolve
         finest = max(finest, 2.0 / size)
     if finest > 1.0 / size:
         weight *= np.exp(np.maximum(-0.35 * finest * finest * squared, -60))
@@ -228,7 +246,15 @@ def noise(
 def profile(
     dice: Dice, length: int = 512, coarsest: float = 1.0, finest: float = 0.0, beta: float = 1.0
 ) -> np.ndarray:
-    """Noise along a line: `(length,)` float32, mean 0, standard deviation 1, periodic. Arguments as in [`noise`]."""
+    """
+    Return periodic noise along a line.
+
+    Args:
+        coarsest, finest, beta (`float`): as in [`noise`], with wavelengths in periods.
+
+    Returns:
+        `np.ndarray` of shape `(length,)`, float32, mean 0, standard deviation 1.
+    """
     frequency = (np.fft.rfftfreq(length) * length).astype(np.float32)
     frequency[0] = 1
     weight = frequency ** (-0.5 * beta) / (1 + (coarsest * frequency) ** -6.0)
@@ -240,7 +266,9 @@ def profile(
 
 
 def lookup(table: np.ndarray, coordinate: np.ndarray) -> np.ndarray:
-    """A periodic table of shape `(n,)` or `(n, c)` read at `coordinate`, one period per unit, linear in between."""
+    """
+    Read a periodic table of shape `(n,)` or `(n, c)` at `coordinate`, one period per unit, with linear interpolation.
+    """
     count = len(table)
     position = coordinate * np.float32(count)
     below = np.floor(position)
@@ -253,7 +281,7 @@ def lookup(table: np.ndarray, coordinate: np.ndarray) -> np.ndarray:
 
 
 def sample(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A field of shape `(h, w)` or `(h, w, c)` read at coordinates in [-1, 1], bilinear, clamped at the border."""
+    """Read a field of shape `(h, w)` or `(h, w, c)` at coordinates in [-1, 1], bilinear, clamped at the border."""
     height, width = field.shape[:2]
     column = np.clip((x + 1) * np.float32(width / 2) - np.float32(0.5), 0, width - 1.001)
     row = np.clip((y + 1) * np.float32(height / 2) - np.float32(0.5), 0, height - 1.001)
@@ -269,11 +297,14 @@ def sample(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def cells(dice: Dice, grid: Grid, count: float, jitter: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    Cellular noise (Worley 1996): scattered seeds, about `count` across the picture.
+    Return cellular noise (Worley 1996): seeds are scattered, about `count` across the picture.
+
+    Args:
+        jitter (`float`): randomness of the seeds, from 0 (a square lattice) to 1.
 
     Returns:
-        three `np.ndarray` of shape `(size, size)`, float32: distance to the nearest seed and to the second nearest, in
-        units of the mean spacing, and a number in [0, 1) that is the nearest seed's own.
+        three `np.ndarray` of shape `(size, size)`, float32: distance to the nearest seed and to the second nearest
+        one, in units of the mean spacing, and a random number in [0, 1) that belongs to the nearest seed.
     """
     period = 64
     table = dice.generator.random((period, period, 3), dtype=np.float32)
@@ -299,10 +330,11 @@ def cells(dice: Dice, grid: Grid, count: float, jitter: float = 1.0) -> tuple[np
 
 def gaussian_blur(field: np.ndarray, sigma: float) -> np.ndarray:
     """
-    Gaussian blur of `(h, w)` or `(h, w, c)` float32, borders continued.
+    Blur a field `(h, w)` or `(h, w, c)`, float32, whose borders are continued.
 
     Args:
-        sigma (`float`): in pixels. Wide blurs run on a smaller copy, which no eye can tell apart.
+        sigma (`float`): standard deviation in pixels. Above 4, the blur runs on a smaller copy, without a visible
+            difference.
     """
     if sigma < 0.15:
         return field
@@ -330,7 +362,7 @@ def gaussian_blur(field: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def zoomed(field: np.ndarray, window: tuple[float, float, float, float]) -> np.ndarray:
-    """A window (left, top, right, bottom in 0..1) of a field `(h, w)` or `(h, w, c)`, enlarged to the field's size."""
+    """Enlarge a window (left, top, right, bottom in 0..1) of a field `(h, w)` or `(h, w, c)` to the field's size."""
     height, width = field.shape[:2]
     box = (window[0] * width, window[1] * height, window[2] * width, window[3] * height)
     return _resize(field, (width, height), box)
@@ -344,12 +376,6 @@ def _resize(field: np.ndarray, size: tuple[int, int], box: tuple[float, ...] | N
 
 
 def smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
-    """0 below `low`, 1 above `high`, smooth in between. `low` above `high` turns it round."""
+    """Rise smoothly from 0 at `low` to 1 at `high`; with `low` above `high`, fall."""
     share = np.clip((value - low) / (high - low), 0, 1)
     return share * share * (3 - 2 * share)
-
-
-def normalized(field: np.ndarray) -> np.ndarray:
-    """Stretched to 0..1."""
-    low, high = float(field.min()), float(field.max())
-    return (field - low) / max(high - low, 1e-12)

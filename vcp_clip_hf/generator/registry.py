@@ -1,4 +1,4 @@
-"""Product and defect families by name, and what each of them needs to know about the other."""
+"""Product and defect families, and the decorators that register them by name."""
 
 import zlib
 from collections.abc import Callable
@@ -10,23 +10,38 @@ from .fields import Dice, Grid
 from .scene import Scene
 
 
-__all__ = ["DEFECTS", "FAULTS", "PRODUCTS", "DefectFamily", "Fault", "ProductFamily", "defect", "product"]
+__all__ = [
+    "DEFECTS",
+    "FAULTS",
+    "PRODUCTS",
+    "ApplyDefect",
+    "BuildProduct",
+    "DefectFamily",
+    "Fault",
+    "ProductFamily",
+    "defect",
+    "product",
+]
 
 
 @dataclass(frozen=True)
 class Fault:
     """
-    A defect of construction, asked of the function that builds a product: a pin left out, a print beside its place.
+    A construction fault requested from the function that builds a product: a missing pin, a misplaced print.
 
     Args:
         name (`str`): one of the names in the product family's `faults`.
-        dice (`Dice`): a stream of its own, so that everything else about the product stays the same.
-        strength (`float`): 0..1, how gross.
+        dice (`Dice`): a random stream of its own, so that the rest of the product stays the same.
+        strength (`float`): severity, 0..1.
     """
 
     name: str
     dice: Dice
     strength: float
+
+
+BuildProduct = Callable[[Dice, Grid, Fault | None], Scene]
+ApplyDefect = Callable[[Scene, Dice, tuple[float, float], float, float], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -35,15 +50,15 @@ class ProductFamily:
     A kind of product.
 
     Args:
-        name (`str`): stable key; a family's pictures depend on it and on nothing about other families.
-        products (`tuple[str, ...]`): what people call it; captions use them all, the first is the record's `product`.
+        name (`str`): stable key. The pictures of a family depend on its own name and function only.
+        products (`tuple[str, ...]`): names in captions.
         kind (`str`): "texture" (fills the picture) or "object".
         material (`str`): metal, plastic, ceramic, stone, wood, fabric, leather, paper, rubber, foam, glass, organic,
             carbon or electronic; decides which defects make sense.
-        seen (`bool`): in the training split; otherwise in the test split.
+        seen (`bool`): whether the product is in the training split; otherwise it is in the test split.
         gray (`float`): share of pictures taken by a monochrome camera.
-        faults (`dict[str, str]`): defects of construction it can have, and their words in captions.
-        build: `(dice, grid, fault) -> Scene`. With a fault, everything that the fault does not touch is the same.
+        faults (`dict[str, str]`): names of possible construction faults, and the part each one concerns, for captions.
+        build: function `(dice, grid, fault) -> Scene`. Everything that the fault does not touch stays the same.
     """
 
     name: str
@@ -53,11 +68,11 @@ class ProductFamily:
     seen: bool
     gray: float
     faults: dict[str, str]
-    build: Callable[[Dice, Grid, Fault | None], Scene]
+    build: BuildProduct
 
     @property
     def key(self) -> int:
-        """A number that stands for the name in seeds."""
+        """A number that represents the name in seeds."""
         return zlib.crc32(self.name.encode())
 
 
@@ -67,17 +82,17 @@ class DefectFamily:
     A kind of damage to a surface.
 
     Args:
-        name (`str`): the record's `defect`.
+        name (`str`): stable key, the `defect` of records.
         words (`tuple[str, ...]`): nouns for captions.
         adjectives (`tuple[str, ...]`): states for captions ("cracked").
-        materials (`frozenset[str]` or None): where it makes sense; None everywhere.
-        kinds (`tuple[str, ...]`): of products.
-        seen (`bool`): may occur in the training split.
-        thin (`bool`): lines and points, whose masks are not closed.
-        weight (`float`): how often it is drawn, relative to others; what factories see daily comes more often.
+        materials (`frozenset[str]` or None): materials on which the defect makes sense; None for all.
+        kinds (`tuple[str, ...]`): kinds of products on which the defect makes sense.
+        seen (`bool`): whether the defect may occur in the training split.
+        thin (`bool`): whether the defect consists of lines or points, whose masks are not closed.
+        weight (`float`): relative frequency; defects that are common in factories have a higher weight.
         sizes (`tuple[float, float]`): smallest and largest radius or half length, in half image sides.
-        apply: `(scene, dice, place, size, strength) -> region`: changes the scene and returns the opacity of the
-            change, `(size, size)` float32.
+        apply: function `(scene, dice, place, size, strength) -> region` that changes the scene and returns the opacity
+            of the change, `(size, size)` float32.
     """
 
     name: str
@@ -89,14 +104,14 @@ class DefectFamily:
     thin: bool
     weight: float
     sizes: tuple[float, float]
-    apply: Callable[[Scene, Dice, tuple[float, float], float, float], np.ndarray]
+    apply: ApplyDefect
 
     def suits(self, family: ProductFamily) -> bool:
         """Whether this damage can happen to this product."""
         return family.kind in self.kinds and (self.materials is None or family.material in self.materials)
 
 
-# defects of construction, with the states their captions use; which product can have which is the product's to say
+# construction faults and the states in their captions; `ProductFamily.faults` says which product can have which fault
 FAULTS: dict[str, tuple[str, ...]] = {
     "missing_part": ("incomplete", "damaged"),
     "bent_part": ("bent", "deformed"),
@@ -118,14 +133,16 @@ def product(
     seen: bool = True,
     gray: float = 0.25,
     faults: dict[str, str] | None = None,
-):
-    """Registers a function that builds a product; see [`ProductFamily`]."""
+) -> Callable[[BuildProduct], BuildProduct]:
+    """Register the decorated function as the builder of a product; see [`ProductFamily`] for the arguments."""
     faults = dict(faults or {})
-    unknown = set(faults) - set(FAULTS)
-    if unknown or name in PRODUCTS:
-        raise ValueError(f"Product {name!r}: unknown faults {sorted(unknown)} or a name that is taken.")
+    unknown = sorted(set(faults) - set(FAULTS))
+    if unknown:
+        raise ValueError(f"Product {name!r} has unknown faults {unknown}; expected some of {', '.join(FAULTS)}.")
+    if name in PRODUCTS:
+        raise ValueError(f"A product named {name!r} is already registered; choose another name.")
 
-    def register(build):
+    def register(build: BuildProduct) -> BuildProduct:
         PRODUCTS[name] = ProductFamily(name, products, kind, material, seen, gray, faults, build)
         return build
 
@@ -142,12 +159,15 @@ def defect(
     seen: bool = True,
     thin: bool = False,
     weight: float = 1.0,
-):
-    """Registers a function that damages a scene; see [`DefectFamily`]. `materials`: words in one string."""
+) -> Callable[[ApplyDefect], ApplyDefect]:
+    """
+    Register the decorated function as a defect; see [`DefectFamily`] for the arguments. `materials` is one string of
+    names separated by spaces.
+    """
     if name in DEFECTS:
-        raise ValueError(f"Defect {name!r} is registered twice.")
+        raise ValueError(f"A defect named {name!r} is already registered; choose another name.")
 
-    def register(apply):
+    def register(apply: ApplyDefect) -> ApplyDefect:
         suitable = None if materials is None else frozenset(materials.split())
         DEFECTS[name] = DefectFamily(name, words, adjectives, suitable, kinds, seen, thin, weight, sizes, apply)
         return apply

@@ -1,10 +1,12 @@
-"""Captions: what the pictures show, in words, with every word known beforehand (for a small tokenizer)."""
+"""Captions of rendered pictures, from a closed set of words (for a small tokenizer)."""
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from .catalog import product_family
 from .registry import DEFECTS, FAULTS, PRODUCTS
 from .render import SyntheticSample
 
@@ -52,7 +54,7 @@ _PART_WORDS = {
     "wrong_part": ("wrong {}", "mismatched {}"),
     "print_error": ("print error", "misprinted {}"),
 }
-# nouns without an indefinite article: materials, and anything in the plural
+# nouns without an indefinite article, in addition to plurals
 _UNCOUNTABLE = frozenset(
     [
         "leather",
@@ -96,20 +98,20 @@ _UNCOUNTABLE = frozenset(
 
 def caption(record: SyntheticSample | Mapping, rng: np.random.Generator) -> str:
     """
-    One caption of many, e.g. "a close-up photo of a cracked ceramic tile with a fissure".
+    Return one random caption, e.g. "a close-up photo of a cracked ceramic tile with a fissure".
 
     Args:
-        record ([`SyntheticSample`] or mapping): with `product` and `defect` ("good" for normal pictures).
-        rng (`np.random.Generator`): picks the words.
+        record ([`SyntheticSample`] or mapping): picture with `product` and `defect` ("good" for normal pictures).
+        rng (`np.random.Generator`): source of randomness.
 
     Returns:
-        `str`: lower case, no full stop.
+        `str`: lower case, without a full stop.
 
     Raises:
         ValueError: names that the generator does not know.
     """
-    product, defect = _names(record)
-    names, states, nouns = _words(product, defect)
+    product, defect = _product_and_defect(record)
+    names, states, nouns = _vocabulary(product, defect)
     pattern = _pick(_NORMAL if defect == "good" else _ABNORMAL, rng)
     name, state = _pick(names, rng), _pick(states, rng)
     noun = _pick(nouns, rng) if nouns else ""
@@ -117,28 +119,29 @@ def caption(record: SyntheticSample | Mapping, rng: np.random.Generator) -> str:
 
 
 def captions(product: str, defect: str = "good") -> Iterator[str]:
-    """Every caption that a product family with this defect can get; thousands, some more than once."""
-    names, states, nouns = _words(product, defect)
+    """Yield every caption that a product family with this defect can get: thousands, some of them repeated."""
+    names, states, nouns = _vocabulary(product, defect)
     for pattern in _NORMAL if defect == "good" else _ABNORMAL:
-        for name in names:
-            for state in states if "{state}" in pattern else ("",):
-                for noun in nouns if "{defect}" in pattern else ("",):
-                    for frame in _FRAMES:
-                        yield _compose(frame, pattern, name, state, noun)
+        pattern_states = states if "{state}" in pattern else ("",)
+        pattern_nouns = nouns if "{defect}" in pattern else ("",)
+        for name, state, noun, frame in itertools.product(names, pattern_states, pattern_nouns, _FRAMES):
+            yield _compose(frame, pattern, name, state, noun)
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    """Return one of the options."""
     return options[int(rng.integers(len(options)))]
 
 
 def _compose(frame: str, pattern: str, name: str, state: str, noun: str) -> str:
+    """Return a caption: a pattern with its words, put into a frame."""
     first = state if "{a} {state}" in pattern else name
-    thing = pattern.format(a=_article(first, name), state=state, product=name, defect=noun)
-    return frame.format(" ".join(thing.split()))
+    phrase = pattern.format(a=_article(first, name), state=state, product=name, defect=noun)
+    return frame.format(" ".join(phrase.split()))
 
 
 def caption_words() -> list[str]:
-    """Every word of every caption, sorted."""
+    """Return every word of every caption, sorted."""
     texts = [*_FRAMES, *_NORMAL, *_ABNORMAL, *NORMAL_STATES, *ABNORMAL_STATES, "a an"]
     for family in PRODUCTS.values():
         texts += [*family.products, *family.faults.values()]
@@ -149,17 +152,16 @@ def caption_words() -> list[str]:
     return sorted({word for text in texts for word in re.sub(r"{\w*}", " ", text).split()})
 
 
-def _names(record: SyntheticSample | Mapping) -> tuple[str, str]:
+def _product_and_defect(record: SyntheticSample | Mapping) -> tuple[str, str]:
+    """Return names of the product family and the defect."""
     if isinstance(record, Mapping):
         return record["product"], record["defect"]
     return record.product, record.defect
 
 
-def _words(product: str, defect: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Names of the product, states it can be said to be in, and the defect with its article."""
-    if product not in PRODUCTS:
-        raise ValueError(f"Unknown product family {product!r}; there are {', '.join(sorted(PRODUCTS))}.")
-    family = PRODUCTS[product]
+def _vocabulary(product: str, defect: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return names of the product, states for captions, and nouns of the defect with their articles."""
+    family = product_family(product)
     if defect == "good":
         return family.products, NORMAL_STATES, ()
     if defect in FAULTS and defect in family.faults:
@@ -167,15 +169,15 @@ def _words(product: str, defect: str) -> tuple[tuple[str, ...], tuple[str, ...],
         nouns = tuple(f"{_article(phrase, phrase)} {phrase}".strip() for phrase in phrases)
         return family.products, (*ABNORMAL_STATES, *FAULTS[defect]), nouns
     if defect not in DEFECTS:
-        raise ValueError(f"Unknown defect {defect!r} of {product!r}; there are {', '.join(sorted(DEFECTS))}.")
+        raise ValueError(f"Unknown defect {defect!r} of {product!r}; expected one of {', '.join(sorted(DEFECTS))}.")
     kind = DEFECTS[defect]
     nouns = tuple(f"{_article(word, word)} {word}".strip() for word in kind.words)
-    # the defect's own adjectives as often as the general ones
+    # repeated, so that the defect's own adjectives are about as frequent as the general ones
     return family.products, (*ABNORMAL_STATES, *(kind.adjectives * 4)), nouns
 
 
 def _article(first: str, noun: str) -> str:
-    """ "a", "an", or "" for plurals and materials; `first` is the word that follows."""
+    """Return "a", "an", or "" for plurals and materials; `first` is the word that follows."""
     last = noun.split()[-1]
     if last in _UNCOUNTABLE or (last.endswith("s") and not last.endswith(("ss", "us"))):
         return ""

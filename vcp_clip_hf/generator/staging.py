@@ -1,4 +1,4 @@
-"""What products have in common: edges, backgrounds, shadows, screws, prints, grooves. All of it is normal."""
+"""Normal structure that many products share: backgrounds, poses, edges, shadows, screws, prints, grooves."""
 
 import math
 
@@ -8,14 +8,25 @@ from .fields import Dice, Grid, gaussian_blur, noise, smoothstep
 from .materials import any_material, color, mottled, paper
 from .registry import Fault
 from .scene import Material, Scene
-from .shapes import barcode, box, cover, disc, dome, lettering, polygon, random_text, strokes, wander
+from .shapes import barcode, box, coverage, disc, dome, lettering, polygon, random_text, strokes, wander
 
 
-__all__ = ["begin", "furnish", "ink", "label", "panel", "pose", "put", "screw_head", "stage", "write"]
+__all__ = [
+    "add_details",
+    "add_piece",
+    "add_screw",
+    "background",
+    "object_scene",
+    "print_text",
+    "printing_ink",
+    "random_pose",
+    "surface_scene",
+    "write_text",
+]
 
 
-def stage(dice: Dice, grid: Grid) -> Scene:
-    """A background for an object: black, plain, cloudy, a material, or clutter out of focus."""
+def background(dice: Dice, grid: Grid) -> Scene:
+    """Return a background for an object: dark, plain, light, cloudy, a material, or clutter out of focus."""
     scene = Scene(grid)
     style = dice.pick(("dark", "plain", "light", "cloudy", "material", "clutter"), (0.2, 0.2, 0.15, 0.15, 0.2, 0.1))
     if style == "dark":
@@ -35,30 +46,39 @@ def stage(dice: Dice, grid: Grid) -> Scene:
             part = grid.posed(dice.angle(), dice.between(0.2, 0.7), (dice.between(-1.1, 1.1), dice.between(-1.1, 1.1)))
             shape = box(part, 1, dice.between(0.2, 1), dice.between(0, 0.4)) if dice.chance(0.6) else disc(part, 0.8)
             soft = dice.between(0.02, 0.12)
-            scene.tint(cover(shape, soft / dice.between(0.3, 0.7)), color(dice, value=(0.3, 1.2), saturation=(0, 0.4)))
+            scene.tint(
+                coverage(shape, soft / dice.between(0.3, 0.7)), color(dice, value=(0.3, 1.2), saturation=(0, 0.4))
+            )
     if dice.chance(0.12):  # a tray or a table edge behind the object
         heading, offset = dice.angle(), dice.between(0.5, 0.95)
         edge = grid.x * math.cos(heading) + grid.y * math.sin(heading) - np.float32(offset)
-        scene.tint(cover(-edge, dice.between(0.005, 0.05)), dice.between(0.3, 0.9))
+        scene.tint(coverage(-edge, dice.between(0.005, 0.05)), dice.between(0.3, 0.9))
     scene.support[...] = 0
     return scene
 
 
-def begin(dice: Dice, grid: Grid) -> Scene:
-    """[`stage`], remembered for defects that take a piece of the object away."""
-    scene = stage(dice, grid)
+def object_scene(dice: Dice, grid: Grid) -> Scene:
+    """Return a [`background`] that is also kept as `under`, for defects that take a piece of the object away."""
+    scene = background(dice, grid)
     scene.under = scene.copy()
     return scene
 
 
-def pose(
+def random_pose(
     dice: Dice,
     grid: Grid,
     scale: tuple[float, float] = (0.5, 0.85),
     upright: float = 0.3,
     squash: tuple[float, float] = (0.8, 1.25),
 ) -> Grid:
-    """Where an object of half size 1 lies. `upright`: share of pictures in which it is nearly straight."""
+    """
+    Return the grid of an object of half size 1, at a random place, angle and scale.
+
+    Args:
+        scale (`tuple[float, float]`): smallest and largest half size, in half image sides.
+        upright (`float`): share of pictures in which the object is nearly straight.
+        squash (`tuple[float, float]`): smallest and largest height relative to the width.
+    """
     angle = dice.normal(0, 0.06) if dice.chance(upright) else dice.angle()
     size = dice.between(*scale)
     room = max(0.06, 0.9 - size)
@@ -67,7 +87,7 @@ def pose(
     return grid.posed(angle, size, shift, stretch)
 
 
-def put(
+def add_piece(
     scene: Scene,
     dice: Dice,
     part: Grid,
@@ -79,31 +99,33 @@ def put(
     product: bool = True,
 ) -> np.ndarray:
     """
-    Lays a solid piece on the scene.
+    Lay a solid piece on the scene.
 
     Args:
-        distance (`(size, size)`): its outline, in the units of `part`.
-        bevel, rise (`float`): width and height of its rounded edge, in the same units.
-        product (`bool`): the piece belongs to the product (defects may lie on it).
+        part (`Grid`): coordinates of the piece.
+        distance (`(size, size)`): signed distance to the outline, in the units of `part`.
+        bevel, rise (`float`): width and height of the rounded edge, in the units of `part`.
+        shadow (`bool`): whether the piece casts a shadow.
+        product (`bool`): whether the piece belongs to the product, so that defects may lie on it.
 
     Returns:
-        `np.ndarray` of shape `(size, size)`: its opacity.
+        `np.ndarray` of shape `(size, size)`: opacity of the piece.
     """
-    alpha = cover(distance, part.pixel * 1.2)
+    alpha = coverage(distance, part.pixel * 1.2)
     offset = (dice.normal(0, 0.02), dice.normal(0.015, 0.02))
     softness, strength = dice.log_between(0.008, 0.06), dice.between(0.15, 0.65)
     if shadow:
         scene.cast_shadow(alpha, offset, softness, strength)
-        scene.lit(alpha)
+        scene.remove_shadow(alpha)
     scene.paint(alpha, material, dome(distance, bevel, rise * part.scale))
     if product:
         scene.support = np.maximum(scene.support, alpha)
     return alpha
 
 
-def ink(dice: Dice) -> Material:
-    """Printing ink: black, white or coloured."""
-    tone = dice.pick(("black", "white", "colour"), (0.45, 0.3, 0.25))
+def printing_ink(dice: Dice) -> Material:
+    """Draw a printing ink: black, white or colored."""
+    tone = dice.pick(("black", "white", "colored"), (0.45, 0.3, 0.25))
     if tone == "black":
         shade = color(dice, saturation=(0, 0.2), value=(0.03, 0.2))
     elif tone == "white":
@@ -113,21 +135,21 @@ def ink(dice: Dice) -> Material:
     return Material(shade, 0.0, 0.1)
 
 
-def write(
-    scene: Scene, dice: Dice, text: str, centre: tuple[float, float], height: float, angle: float, style: str = "ink"
+def write_text(
+    scene: Scene, dice: Dice, text: str, center: tuple[float, float], height: float, angle: float, style: str = "ink"
 ) -> np.ndarray:
-    """Text on the product, printed ("ink") or engraved ("relief"); returns its opacity."""
+    """Print ("ink") or engrave ("relief") text on the product and return its opacity."""
     letters = lettering(
         scene.grid.size,
         text,
-        centre,
+        center,
         height,
         angle,
         dice.between(0.1, 0.24),
         dice.pick((0.0, dice.between(-0.1, 0.3))),
     )
     letters = letters * np.minimum(scene.support, 1)
-    material, fade, depth = ink(dice), dice.between(0.55, 1.0), dice.sign() * dice.between(0.005, 0.015)
+    material, fade, depth = printing_ink(dice), dice.between(0.55, 1.0), dice.sign() * dice.between(0.005, 0.015)
     if style == "ink":
         scene.paint(letters * np.float32(fade), material, None)
     else:
@@ -136,19 +158,27 @@ def write(
     return letters
 
 
-def label(
+def print_text(
     scene: Scene, dice: Dice, part: Grid, x: float, y: float, height: float, fault: Fault | None = None, text: str = ""
 ) -> None:
-    """A print at the point (x, y) of `part`, which a print error doubles, fades or smears."""
+    """
+    Print text at the point (x, y) of `part`.
+
+    Args:
+        height (`float`): height of a letter, in the units of `part`.
+        fault ([`Fault`], *optional*): a "print_error" doubles, fades or smears the print; other faults leave it as it
+            is.
+        text (`str`): the text; random by default.
+    """
     size, height = scene.grid.size, height * part.scale
     text = text or random_text(dice, 2, 5)
-    centre, turn, weight, material = part.position(x, y), part.angle, dice.between(0.12, 0.22), ink(dice)
-    mark = lettering(size, text, centre, height, turn, weight) * scene.support
-    if fault:
+    center, turn, weight, material = part.position(x, y), part.angle, dice.between(0.12, 0.22), printing_ink(dice)
+    mark = lettering(size, text, center, height, turn, weight) * scene.support
+    if fault and fault.name == "print_error":
         kind = fault.dice.pick(("double", "faded", "smeared"))
         if kind == "double":
             push = (0.2 + 0.6 * fault.strength) * height * fault.dice.sign()
-            place = (centre[0] + push, centre[1] + fault.dice.normal(0, 0.3) * height)
+            place = (center[0] + push, center[1] + fault.dice.normal(0, 0.3) * height)
             mark = np.maximum(mark, lettering(size, text, place, height, turn, weight) * scene.support)
         elif kind == "faded":
             wear = noise(fault.dice, size, 0.15, 0.0, 1.0) + np.float32(0.4 - 0.8 * fault.strength)
@@ -162,21 +192,21 @@ def label(
     scene.paint(mark, material, None)
 
 
-def screw_head(scene: Scene, dice: Dice, x: float, y: float, radius: float, kind: str | None = None) -> None:
-    """A screw, a rivet or an empty drilled hole."""
+def add_screw(scene: Scene, dice: Dice, x: float, y: float, radius: float, kind: str | None = None) -> None:
+    """Add a screw head, a rivet or an empty drilled hole; `kind` is random by default."""
     kind = kind or dice.pick(("cross", "slot", "hex", "rivet", "hole"))
     part = scene.grid.posed(dice.angle(), radius, (x, y))
     around = part.radius
     scene.shade *= 1 - 0.5 * smoothstep(1.25, 0.95, around)
     if kind == "hole":
         scene.paint(
-            cover(around - 1, part.pixel), Material(color(dice, (0, 1), (0, 0.3), (0.01, 0.1)), -0.1, 0.0), 0.0
+            coverage(around - 1, part.pixel), Material(color(dice, (0, 1), (0, 0.3), (0.01, 0.1)), -0.1, 0.0), 0.0
         )
         scene.emboss(-np.float32(0.25 * radius) * smoothstep(1.35, 1.0, around) * (around > 1))
         scene.color *= (1 + 0.35 * ((around > 1) & (around < 1.2)))[..., None].astype(np.float32)
         return
     tone = np.float32(dice.between(0.25, 0.75)) * np.float32([1, 1, dice.between(0.8, 1.0)])
-    head = put(scene, dice, part, around - 1, Material(tone, 0.0, 0.4, 20.0, 0.5), 0.7, 0.25, False)
+    head = add_piece(scene, dice, part, around - 1, Material(tone, 0.0, 0.4, 20.0, 0.5), 0.7, 0.25, False)
     if kind == "cross":
         recess = np.minimum(box(part, 0.6, 0.13), box(part, 0.13, 0.6))
     elif kind == "slot":
@@ -185,18 +215,20 @@ def screw_head(scene: Scene, dice: Dice, x: float, y: float, radius: float, kind
         recess = polygon(part, 6, 0.45)
     else:
         return
-    scene.tint(cover(recess, part.pixel) * head, dice.between(0.15, 0.45))
+    scene.tint(coverage(recess, part.pixel) * head, dice.between(0.15, 0.45))
 
 
 def _holes(scene: Scene, dice: Dice) -> None:
+    """Add one, two or four equal screws, rivets or holes."""
     radius, kind = dice.log_between(0.03, 0.13), dice.pick(("cross", "slot", "hex", "rivet", "hole", "hole"))
     x, y = dice.between(0.35, 0.85), dice.between(0.35, 0.85)
     places = dice.pick((((1, 1),), ((1, 1), (-1, 1)), ((1, 1), (-1, -1)), ((1, 1), (1, -1), (-1, 1), (-1, -1))))
     for right, down in places:
-        screw_head(scene, dice, right * x, down * y, radius, kind)
+        add_screw(scene, dice, right * x, down * y, radius, kind)
 
 
 def _grooves(scene: Scene, dice: Dice) -> None:
+    """Add parallel grooves along an axis of the picture."""
     angle = dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.05)
     board = scene.grid.posed(angle)
     width, depth, gap = dice.log_between(0.006, 0.05), dice.between(0.2, 1.0), dice.between(0.08, 0.7)
@@ -208,19 +240,21 @@ def _grooves(scene: Scene, dice: Dice) -> None:
 
 
 def _print(scene: Scene, dice: Dice) -> None:
+    """Add one or two lines of printed or engraved text."""
     style = dice.pick(("ink", "ink", "relief"))
     angle = dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.1)
     height = dice.log_between(0.06, 0.25)
     text = random_text(dice, 1, 7)
-    centre = (dice.between(-0.5, 0.5), dice.between(-0.8, 0.8))
-    write(scene, dice, text, centre, height, angle, style)
+    center = (dice.between(-0.5, 0.5), dice.between(-0.8, 0.8))
+    write_text(scene, dice, text, center, height, angle, style)
     if dice.chance(0.4):
         down = height * 1.6
-        second = (centre[0] - down * math.sin(angle), centre[1] + down * math.cos(angle))
-        write(scene, dice, random_text(dice, 2, 9), second, height * dice.between(0.5, 1), angle, style)
+        second = (center[0] - down * math.sin(angle), center[1] + down * math.cos(angle))
+        write_text(scene, dice, random_text(dice, 2, 9), second, height * dice.between(0.5, 1), angle, style)
 
 
 def _chalk(scene: Scene, dice: Dice) -> None:
+    """Add marks of chalk."""
     paths = [
         wander(
             dice,
@@ -235,21 +269,23 @@ def _chalk(scene: Scene, dice: Dice) -> None:
     ]
     mark = gaussian_blur(strokes(scene.grid.size, paths, [dice.log_between(0.008, 0.03)] * len(paths)), 0.8)
     crumbs = smoothstep(-0.8, 0.8, noise(dice, scene.grid.size, 0.03, 0.0, 0.3))
-    scene.paint(mark * crumbs * np.float32(dice.between(0.1, 0.5)), ink(dice), None)
+    scene.paint(mark * crumbs * np.float32(dice.between(0.1, 0.5)), printing_ink(dice), None)
 
 
 def _sticker(scene: Scene, dice: Dice) -> None:
+    """Add a sticker with a bar code."""
     half = (dice.between(0.12, 0.35), dice.between(0.08, 0.22))
     part = scene.grid.posed(dice.normal(0, 0.1), 1.0, (dice.between(-0.6, 0.6), dice.between(-0.6, 0.6)))
-    put(scene, dice, part, box(part, *half, 0.02), paper(dice, scene.grid), 0.01, 0.004)
+    add_piece(scene, dice, part, box(part, *half, 0.02), paper(dice, scene.grid), 0.01, 0.004)
     bars = barcode(dice, part, half[0] * 0.8, half[1] * 0.5, dice.whole(16, 40))
     scene.paint(bars, Material(np.float32([0.05, 0.05, 0.05]), 0.0, 0.05), None)
 
 
 def _seam(scene: Scene, dice: Dice) -> None:
+    """Add a straight seam between two areas of slightly different tone."""
     board = scene.grid.posed(dice.pick((0.0, math.pi / 2)) + dice.normal(0, 0.04))
     edge = board.y - np.float32(dice.between(-0.8, 0.8))
-    side = cover(edge, board.pixel * dice.between(1, 4))
+    side = coverage(edge, board.pixel * dice.between(1, 4))
     scene.tint(side, np.float32(dice.between(0.75, 1.2)) * (1 + dice.generator.normal(0, 0.02, 3).astype(np.float32)))
     scene.emboss(np.float32(dice.normal(0, 0.01)) * gaussian_blur(side, 1.0))
     line = smoothstep(dice.between(0.006, 0.02), 0.0, np.abs(edge))
@@ -257,7 +293,7 @@ def _seam(scene: Scene, dice: Dice) -> None:
 
 
 def _hairlines(scene: Scene, dice: Dice) -> None:
-    """Handling marks too faint and too fine to matter, along the grain."""
+    """Add handling marks along the grain that are too faint and too fine to be defects."""
     paths, widths, inks = [], [], []
     for _ in range(dice.whole(3, 18)):
         start = (dice.between(-1.1, 1.1), dice.between(-1.1, 1.1))
@@ -279,13 +315,13 @@ _FURNITURE = {
 }
 
 
-def furnish(scene: Scene, dice: Dice, pieces: str, share: float = 0.5) -> Scene:
+def add_details(scene: Scene, dice: Dice, pieces: str, share: float = 0.5) -> Scene:
     """
-    Normal structure that looks conspicuous.
+    Add conspicuous but normal structure.
 
     Args:
-        pieces (`str`): words: holes, grooves, print, chalk, sticker, seam, hairlines.
-        share (`float`): chance of each.
+        details (`str`): names separated by spaces: holes, grooves, print, chalk, sticker, seam, hairlines.
+        share (`float`): probability of each detail.
     """
     for name in pieces.split():
         if dice.chance(share):
@@ -293,7 +329,7 @@ def furnish(scene: Scene, dice: Dice, pieces: str, share: float = 0.5) -> Scene:
     return scene
 
 
-def panel(
+def surface_scene(
     dice: Dice,
     grid: Grid,
     material: Material,
@@ -303,46 +339,44 @@ def panel(
     share: float = 0.3,
 ) -> Scene:
     """
-    A surface that fills the picture, or ends near its border.
+    Return a scene with a surface that fills the picture or ends near its border.
 
     Args:
-        grain (`float`): direction of the structure.
-        framing (`float`): chance that edges and the background behind show.
-        pieces, share: see [`furnish`].
+        grain (`float`): direction of the surface structure in radians.
+        framing (`float`): probability that edges of the surface and a background behind it are visible.
+        details, share: see [`add_details`].
     """
     scene = Scene(grid).fill(material)
     scene.grain = grain
-    furnish(scene, dice, pieces, share)
+    add_details(scene, dice, pieces, share)
     shown = dice.chance(framing)
     sides = dice.pick(("one", "two", "four", "corner"), (0.35, 0.35, 0.15, 0.15))
     if shown:
-        board = grid.posed(dice.pick((0.0, math.pi / 2, math.pi, -math.pi / 2)) + dice.normal(0, 0.03))
-        near, far = dice.between(0.72, 0.97), dice.between(0.72, 0.97)
-        edges = [board.x - np.float32(near)]
-        if sides in ("two", "four"):
-            edges.append(-board.x - np.float32(far))
-        if sides in ("four", "corner"):
-            edges.append(board.y - np.float32(dice.between(0.75, 0.97)))
-        if sides == "four":
-            edges.append(-board.y - np.float32(dice.between(0.75, 0.97)))
-        outside = edges[0]
-        for edge in edges[1:]:
-            outside = np.maximum(outside, edge)
-        outside = outside + np.float32(dice.pick((0.0, dice.between(0, 0.006)))) * noise(
-            dice, grid.size, 0.1, 0.0, 1.5
-        )
-        behind = stage(dice, grid)
-        alpha = cover(outside, grid.pixel * dice.between(1, 3))
-        width = dice.log_between(0.01, 0.12)
-        scene.emboss(dome(outside, width, width * dice.between(0, 0.7)))
-        rim = smoothstep(-width * 1.2, 0, outside)
-        scene.tint(rim, dice.between(0.6, 1.3))
-        behind.cast_shadow(alpha, (dice.normal(0, 0.02), dice.normal(0, 0.02)), 0.03, 0.5)
-        scene.under = behind.copy()
-        missing = 1 - alpha
-        scene.support *= alpha
-        for name in ("color", "height", "gloss", "sharpness", "metal", "shade"):
-            plane = getattr(scene, name)
-            share_out = missing[..., None] if plane.ndim == 3 else missing
-            plane += share_out * (getattr(behind, name) - plane)
+        _end_before_border(scene, dice, sides)
     return scene
+
+
+def _end_before_border(scene: Scene, dice: Dice, sides: str) -> None:
+    """Let the surface end near the border of the picture, on one, two or four sides or at a corner."""
+    grid = scene.grid
+    board = grid.posed(dice.pick((0.0, math.pi / 2, math.pi, -math.pi / 2)) + dice.normal(0, 0.03))
+    near, far = dice.between(0.72, 0.97), dice.between(0.72, 0.97)
+    outside = board.x - np.float32(near)
+    if sides in ("two", "four"):
+        outside = np.maximum(outside, -board.x - np.float32(far))
+    if sides in ("four", "corner"):
+        outside = np.maximum(outside, board.y - np.float32(dice.between(0.75, 0.97)))
+    if sides == "four":
+        outside = np.maximum(outside, -board.y - np.float32(dice.between(0.75, 0.97)))
+    raggedness = np.float32(dice.pick((0.0, dice.between(0, 0.006))))
+    outside = outside + raggedness * noise(dice, grid.size, 0.1, 0.0, 1.5)
+    behind = background(dice, grid)
+    alpha = coverage(outside, grid.pixel * dice.between(1, 3))
+    width = dice.log_between(0.01, 0.12)
+    scene.emboss(dome(outside, width, width * dice.between(0, 0.7)))
+    rim = smoothstep(-width * 1.2, 0, outside)
+    scene.tint(rim, dice.between(0.6, 1.3))
+    behind.cast_shadow(alpha, (dice.normal(0, 0.02), dice.normal(0, 0.02)), 0.03, 0.5)
+    scene.under = behind.copy()
+    scene.blend(1 - alpha, behind)
+    scene.support *= alpha

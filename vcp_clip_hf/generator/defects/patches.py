@@ -1,34 +1,35 @@
-"""Damage to the look of a surface: stains, foreign matter, corrosion, wear, disturbed texture.
+"""
+Damage to the look of a surface: stains, foreign matter, corrosion, wear, disturbed texture.
 
-Every function: `(scene, dice, place, size, strength) -> region`, see [`registry.DefectFamily`].
+The signature of every function, `(scene, dice, place, size, strength) -> region`, is described in
+[`vcp_clip_hf.generator.registry.DefectFamily`].
 """
 
 import math
 
 import numpy as np
 
-from .defects_lines import shift_tone
-from .fields import Dice, gaussian_blur, noise, sample, smoothstep
-from .materials import any_material, color, mottled, rough
-from .registry import defect
-from .scene import Material, Scene
-from .shapes import blob, box, cover, lettering, random_text, strokes, wander
+from ..fields import Dice, gaussian_blur, noise, sample, smoothstep
+from ..materials import any_material, color, mottled, scaled_relief
+from ..registry import defect
+from ..scene import Material, Scene
+from ..shapes import blob, box, coverage, lettering, line_start, random_text, strokes, wander
 
 
 __all__: list[str] = []
 
 
-def _patch(
+def _patch_opacity(
     scene: Scene, dice: Dice, place: tuple[float, float], size: float, edge: float, ragged: float = 0.0
 ) -> np.ndarray:
-    """Opacity of an irregular patch whose edge is `edge` times its size wide."""
+    """Return the opacity of an irregular patch. `edge` is the width of its edge as a share of `size`."""
     part = scene.grid.posed(dice.angle(), 1.0, place, 1.0 / dice.between(0.45, 1.0))
     shape = blob(dice, part, size, dice.between(0.1, 0.35), ragged)
-    return cover(shape, max(edge * size, scene.grid.pixel)) * scene.support
+    return coverage(shape, max(edge * size, scene.grid.pixel)) * scene.support
 
 
-def _clouds(scene: Scene, dice: Dice, place: tuple[float, float], size: float, sharp: float) -> np.ndarray:
-    """Opacity of torn islands: noise above a threshold that rises away from the place."""
+def _cloud_opacity(scene: Scene, dice: Dice, place: tuple[float, float], size: float, sharp: float) -> np.ndarray:
+    """Return the opacity of ragged islands: noise above a threshold that rises with the distance from `place`."""
     grid = scene.grid
     part = grid.posed(scene.grain + dice.normal(0, 0.4), 1.0, place, dice.between(0.5, 1.0))
     bell = np.exp(-(part.x**2 + part.y**2) / np.float32(1.2 * size * size))
@@ -42,8 +43,8 @@ def _clouds(scene: Scene, dice: Dice, place: tuple[float, float], size: float, s
 
 @defect("stain", ("stain", "spot", "blot"), ("stained", "spotted"), (0.04, 0.45), weight=2)
 def stain(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A dried liquid: tinted, often with a darker border."""
-    alpha = _patch(scene, dice, place, size, dice.log_between(0.05, 0.8), dice.pick((0.0, 0.1)))
+    """Add a dried liquid: a tint, often with a darker border."""
+    alpha = _patch_opacity(scene, dice, place, size, dice.log_between(0.05, 0.8), dice.pick((0.0, 0.1)))
     tone = color(dice, saturation=(0.0, 0.6), value=(0.3, 0.9))
     amount = np.float32(0.15 + 0.7 * strength)
     uneven = 1 + 0.2 * noise(dice, scene.grid.size, size, 0.0, 1.8)
@@ -65,11 +66,11 @@ def stain(scene: Scene, dice: Dice, place: tuple[float, float], size: float, str
     "metal plastic fabric paper stone glass ceramic wood carbon rubber electronic leather",
 )
 def oil(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A film that darkens, smooths and shines, with drops beside it."""
-    alpha = _patch(scene, dice, place, size, dice.log_between(0.03, 0.3))
+    """Add a film that darkens, smooths and shines, with drops beside it."""
+    alpha = _patch_opacity(scene, dice, place, size, dice.log_between(0.03, 0.3))
     for _ in range(dice.whole(0, 4)):
         spot = (place[0] + dice.normal(0, size), place[1] + dice.normal(0, size))
-        alpha = np.maximum(alpha, _patch(scene, dice, spot, size * dice.between(0.1, 0.3), 0.1))
+        alpha = np.maximum(alpha, _patch_opacity(scene, dice, spot, size * dice.between(0.1, 0.3), 0.1))
     amount = np.float32(0.12 + 0.5 * strength)
     scene.tint(alpha * amount, color(dice, (0.05, 0.14), (0.1, 0.6), (0.3, 0.7)))
     scene.gloss += alpha * np.float32(0.1 + 0.4 * strength)
@@ -84,24 +85,24 @@ def oil(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stren
     "water_mark", ("water mark", "water stain", "drying ring"), ("water stained", "marked"), (0.06, 0.4), seen=False
 )
 def water_mark(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Faint rings where a drop has dried."""
+    """Add the faint rings of a dried drop."""
     grid = scene.grid
     shape = blob(dice, grid.posed(dice.angle(), 1.0, place), size, 0.15)
     width = dice.between(0.04, 0.12) * size + grid.pixel
     ring = np.exp(-((shape / np.float32(width)) ** 2))
     for _ in range(dice.whole(0, 2)):
         ring = np.maximum(ring, 0.6 * np.exp(-(((shape + dice.between(0.15, 0.6) * size) / np.float32(width)) ** 2)))
-    inner = cover(shape, 0.1 * size) * np.float32(dice.between(0.05, 0.35))
+    inner = coverage(shape, 0.1 * size) * np.float32(dice.between(0.05, 0.35))
     alpha = np.maximum(ring, inner).astype(np.float32) * scene.support
-    shift_tone(scene, alpha, 0.15 + 0.5 * strength, dice.pick((1.0, -1.0)))
-    return cover(shape - width, width) * scene.support
+    scene.shift_tone(alpha, 0.15 + 0.5 * strength, dice.pick((1.0, -1.0)))
+    return coverage(shape - width, width) * scene.support
 
 
 @defect(
     "contamination", ("contamination", "foreign particles", "dirt"), ("contaminated", "dirty"), (0.03, 0.3), weight=2
 )
 def contamination(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Chips, crumbs and dust that do not belong there, with shadows."""
+    """Add chips, crumbs or dust with shadows."""
     grid = scene.grid
     region = np.zeros_like(scene.support)
     tone = color(dice, saturation=(0.0, 0.9), value=(0.03, 0.95))
@@ -114,10 +115,12 @@ def contamination(scene: Scene, dice: Dice, place: tuple[float, float], size: fl
             if dice.chance(0.6)
             else box(part, radius, radius * dice.between(0.3, 1))
         )
-        alpha = cover(shape, grid.pixel * 1.5) * (scene.support > 0.3)
+        alpha = coverage(shape, grid.pixel * 1.5) * (scene.support > 0.3)
         scene.cast_shadow(alpha, (dice.normal(0, 0.01), 0.012), 0.01, 0.2 + 0.3 * strength)
         grains = noise(dice, grid.size, 0.06, 0.0, 1.2)
-        bulk = Material(mottled(tone * np.float32(dice.between(0.7, 1.2)), grains, 0.12), rough(grains, 0.15), 0.15)
+        bulk = Material(
+            mottled(tone * np.float32(dice.between(0.7, 1.2)), grains, 0.12), scaled_relief(grains, 0.15), 0.15
+        )
         scene.paint(
             alpha * np.float32(0.45 + 0.55 * strength),
             bulk,
@@ -132,15 +135,15 @@ def contamination(scene: Scene, dice: Dice, place: tuple[float, float], size: fl
     "discoloration", ("discoloration", "faded area", "color spot"), ("discolored", "faded"), (0.08, 0.6), weight=1.5
 )
 def discoloration(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Another hue or brightness with a soft edge, the structure untouched."""
+    """Shift hue or brightness within a soft edge; the structure stays."""
     alpha = (
-        _patch(scene, dice, place, size, dice.between(0.15, 0.9))
+        _patch_opacity(scene, dice, place, size, dice.between(0.15, 0.9))
         if dice.chance(0.6)
-        else _clouds(scene, dice, place, size, 0.35)
+        else _cloud_opacity(scene, dice, place, size, 0.35)
     )
     amount = np.float32(0.12 + 0.6 * strength)
     if dice.chance(0.5):
-        shift_tone(scene, alpha, float(amount) * 0.8, dice.sign())
+        scene.shift_tone(alpha, float(amount) * 0.8, dice.sign())
     else:
         tone = color(dice, saturation=(0.2, 0.9), value=(0.7, 1.0))
         scene.color *= 1 + alpha[..., None] * amount * (tone * np.float32(1.3 / max(float(tone.mean()), 0.2)) - 1)
@@ -149,11 +152,11 @@ def discoloration(scene: Scene, dice: Dice, place: tuple[float, float], size: fl
 
 @defect("rust", ("rust", "rust spot", "rust stain"), ("rusty", "rusted"), (0.04, 0.4), "metal electronic")
 def rust(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Orange to dark brown crust in torn islands."""
-    alpha = _clouds(scene, dice, place, size, dice.between(0.1, 0.3))
+    """Add an orange to dark brown crust in ragged islands."""
+    alpha = _cloud_opacity(scene, dice, place, size, dice.between(0.1, 0.3))
     grains = noise(dice, scene.grid.size, 0.05, 0.0, 0.8)
     tone = color(dice, (0.02, 0.09), (0.5, 0.9), (0.2, 0.6))
-    crust = Material(mottled(tone, grains, 0.2), rough(grains, 0.35), 0.02, 4.0)
+    crust = Material(mottled(tone, grains, 0.2), scaled_relief(grains, 0.35), 0.02, 4.0)
     scene.paint(alpha * np.float32(0.3 + 0.7 * strength), crust, np.float32(0.004), add=True)
     halo = np.clip(gaussian_blur(alpha, 0.02 * scene.grid.size) * 1.5, 0, 1) * scene.support
     scene.tint(halo * np.float32(0.25 * strength), np.float32([1.0, 0.8, 0.6]))
@@ -169,15 +172,15 @@ def rust(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
     weight=2.5,
 )
 def corrosion(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Dark or pale rough islands of oxide or scale, blurred at the edge."""
-    alpha = _clouds(scene, dice, place, size, dice.between(0.12, 0.45))
+    """Add dark or pale rough islands of oxide or scale with a blurred edge."""
+    alpha = _cloud_opacity(scene, dice, place, size, dice.between(0.12, 0.45))
     grains = noise(dice, scene.grid.size, 0.05, 0.0, 0.6)
     sign = dice.pick((-1.0, 1.0), (0.75, 0.25))
-    shift_tone(scene, alpha, 0.2 + 0.65 * strength, sign)
+    scene.shift_tone(alpha, 0.2 + 0.65 * strength, sign)
     scene.color *= (1 + np.float32(0.12) * grains * alpha).clip(0.2)[..., None]
     if dice.chance(0.2):
         scene.tint(alpha * np.float32(0.6), color(dice, (0.3, 0.55), (0.1, 0.5), (0.7, 1.0)))  # verdigris
-    scene.emboss(rough(grains, 0.15 * strength) * alpha)
+    scene.emboss(scaled_relief(grains, 0.15 * strength) * alpha)
     scene.gloss *= 1 - 0.8 * alpha
     scene.metal *= 1 - 0.8 * alpha
     return alpha
@@ -192,7 +195,7 @@ def corrosion(scene: Scene, dice: Dice, place: tuple[float, float], size: float,
     seen=False,
 )
 def burn(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Black in the middle, brown around."""
+    """Blacken the middle of a patch and brown its surroundings."""
     grid = scene.grid
     shape = blob(dice, grid.posed(dice.angle(), 1.0, place, 1.0 / dice.between(0.5, 1.0)), size, 0.2, 0.1)
     halo = smoothstep(0.2 * size, -0.5 * size, shape) * scene.support
@@ -201,7 +204,7 @@ def burn(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
     char = noise(dice, grid.size, 0.06, 0.0, 1.0)
     scene.paint(
         core * np.float32(0.4 + 0.6 * strength),
-        Material(mottled([0.05, 0.045, 0.04], char, 0.3), rough(char, 0.3), 0.02),
+        Material(mottled([0.05, 0.045, 0.04], char, 0.3), scaled_relief(char, 0.3), 0.02),
         None,
     )
     return halo
@@ -209,7 +212,7 @@ def burn(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
 
 @defect("smear", ("smear", "smudge", "streak"), ("smeared", "smudged"), (0.08, 0.5))
 def smear(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Something wiped across: streaks in one direction that fade out."""
+    """Add a wiped streak: lines in one direction that fade out."""
     grid = scene.grid
     heading = dice.angle()
     part = grid.posed(heading, 1.0, place)
@@ -220,7 +223,7 @@ def smear(scene: Scene, dice: Dice, place: tuple[float, float], size: float, str
     body = body * smoothstep(1.0, 0.6, np.abs(part.y + 0.15 * part.x * part.x) / np.float32(width))
     alpha = body * np.clip(0.65 + 0.4 * streaks, 0, 1) * scene.support
     if dice.chance(0.5):
-        shift_tone(scene, alpha, 0.15 + 0.5 * strength, dice.sign())
+        scene.shift_tone(alpha, 0.15 + 0.5 * strength, dice.sign())
     else:
         tone = color(dice, saturation=(0.0, 0.7), value=(0.1, 0.95))
         scene.paint(alpha * np.float32(0.2 + 0.6 * strength), Material(tone, 0.0, 0.15), None)
@@ -235,23 +238,23 @@ def smear(scene: Scene, dice: Dice, place: tuple[float, float], size: float, str
     "metal plastic leather wood paper glass ceramic rubber electronic",
 )
 def abrasion(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Many fine parallel scratches close together."""
+    """Add many fine, nearly parallel scratches close together."""
     grid = scene.grid
     heading = dice.angle()
     paths, widths, inks = [], [], []
     for _ in range(dice.whole(14, 50)):
         spot = (place[0] + dice.normal(0, 0.45 * size), place[1] + dice.normal(0, 0.45 * size))
-        own, length = heading + dice.normal(0, 0.08), size * dice.between(0.2, 0.7)
-        start = (spot[0] - length * math.cos(own), spot[1] - length * math.sin(own))
-        paths.append(wander(dice, start, own, 2 * length, 0.05, 0.06))
+        scratch_heading, length = heading + dice.normal(0, 0.08), size * dice.between(0.2, 0.7)
+        start = line_start(spot, scratch_heading, length)
+        paths.append(wander(dice, start, scratch_heading, 2 * length, 0.05, 0.06))
         widths.append(dice.between(0.004, 0.01))
         inks.append(dice.between(0.3, 1.0))
     lines = strokes(grid.size, paths, widths, inks)
     haze = np.clip(gaussian_blur(lines, 0.02 * grid.size) * 1.6, 0, 1) * scene.support
     lines = lines * scene.support
     sign = dice.pick((1.0, -1.0), (0.7, 0.3))
-    shift_tone(scene, lines, 0.15 + 0.5 * strength, sign)
-    shift_tone(scene, haze, 0.05 + 0.2 * strength, sign)
+    scene.shift_tone(lines, 0.15 + 0.5 * strength, sign)
+    scene.shift_tone(haze, 0.05 + 0.2 * strength, sign)
     scene.emboss(-0.003 * lines)
     return np.maximum(lines, haze)
 
@@ -260,14 +263,14 @@ def abrasion(scene: Scene, dice: Dice, place: tuple[float, float], size: float, 
     "glue", ("glue residue", "glue strip", "adhesive residue"), ("glue stained", "sticky"), (0.06, 0.4), seen=False
 )
 def glue(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Clear or milky beads and strings with sharp highlights."""
+    """Add clear or milky beads and strings with sharp highlights."""
     grid = scene.grid
     heading = dice.angle()
-    start = (place[0] - size * math.cos(heading), place[1] - size * math.sin(heading))
+    start = line_start(place, heading, size)
     path = wander(dice, start, heading, 2 * size, 0.4, 0.03, dice.normal(0, 1.0))
     width = dice.between(0.03, 0.09) * (1 + 0.5 * np.sin(np.linspace(0, dice.between(3, 12), len(path))))
     string = gaussian_blur(strokes(grid.size, [path], [width.astype(np.float32)]), 0.006 * grid.size)
-    drop = _patch(scene, dice, place, 0.35 * size, 0.15)
+    drop = _patch_opacity(scene, dice, place, 0.35 * size, 0.15)
     body = np.clip(np.maximum(smoothstep(0.2, 0.6, string), drop), 0, 1) * scene.support
     tone = color(dice, (0.08, 0.16), (0.0, 0.35), (0.7, 0.98))
     scene.paint(body * np.float32(0.08 + 0.4 * strength), Material(tone, 0.0, 0.6, 60.0), None)
@@ -279,13 +282,13 @@ def glue(scene: Scene, dice: Dice, place: tuple[float, float], size: float, stre
 
 @defect("paint_drop", ("paint drop", "ink blot", "splash of paint"), ("splashed", "blotted"), (0.03, 0.2))
 def paint_drop(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """An opaque drop with lobes and satellites."""
+    """Add an opaque drop with lobes and satellites."""
     tone = color(dice, saturation=(0.1, 0.95), value=(0.03, 0.95))
-    alpha = _patch(scene, dice, place, size, 0.05, 0.0)
+    alpha = _patch_opacity(scene, dice, place, size, 0.05, 0.0)
     for _ in range(dice.whole(0, 6)):
         turn, reach = dice.angle(), size * dice.between(1.0, 2.2)
         spot = (place[0] + reach * math.cos(turn), place[1] + reach * math.sin(turn))
-        alpha = np.maximum(alpha, _patch(scene, dice, spot, size * dice.between(0.05, 0.25), 0.1))
+        alpha = np.maximum(alpha, _patch_opacity(scene, dice, spot, size * dice.between(0.05, 0.25), 0.1))
     scene.paint(alpha * np.float32(0.4 + 0.6 * strength), Material(tone, 0.0, 0.4, 40.0), None)
     scene.emboss(0.01 * gaussian_blur(alpha, 1.2))
     return alpha
@@ -293,7 +296,7 @@ def paint_drop(scene: Scene, dice: Dice, place: tuple[float, float], size: float
 
 @defect("stray_print", ("stray print", "ink mark", "pen mark"), ("marked", "scribbled"), (0.08, 0.4), thin=True)
 def stray_print(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Half-transferred letters or a pen stroke in the wrong place."""
+    """Add half-transferred letters or a pen stroke in the wrong place."""
     grid = scene.grid
     if dice.chance(0.5):
         text = random_text(dice, 1, 4)
@@ -317,7 +320,7 @@ def stray_print(scene: Scene, dice: Dice, place: tuple[float, float], size: floa
     seen=False,
 )
 def heat_tint(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Straw, purple and blue in bands around a hot spot."""
+    """Tint bands of straw, purple and blue around a hot spot."""
     grid = scene.grid
     shape = blob(dice, grid.posed(dice.angle(), 1.0, place, 1.0 / dice.between(0.4, 1.0)), size, 0.2) / np.float32(
         size
@@ -337,7 +340,10 @@ def heat_tint(scene: Scene, dice: Dice, place: tuple[float, float], size: float,
     "metal ceramic stone carbon wood plastic",
 )
 def uneven(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """One side of a crooked border darker or brighter, fading away from it, with a finish of its own."""
+    """
+    Make one side of a crooked border darker or brighter, with a finish of its own. The change fades with the distance
+    from the border.
+    """
     grid = scene.grid
     part = grid.posed(dice.angle(), 1.0, place)
     border = part.y + np.float32(dice.between(0.02, 0.15)) * noise(dice, grid.size, 0.6, 0.02, 2.4)
@@ -346,13 +352,13 @@ def uneven(scene: Scene, dice: Dice, place: tuple[float, float], size: float, st
     alpha = smoothstep(-sharp, sharp, border) * smoothstep(size, 0.2 * size, border)
     alpha = alpha * smoothstep(1.3 * size, 0.7 * size, np.abs(part.x)) * scene.support
     finish = noise(dice, grid.size, 0.15, 0.0, 0.6, dice.angle(), 10)
-    shift_tone(scene, alpha, 0.15 + 0.45 * strength, dice.pick((-1.0, 1.0), (0.7, 0.3)))
+    scene.shift_tone(alpha, 0.15 + 0.45 * strength, dice.pick((-1.0, 1.0), (0.7, 0.3)))
     scene.color *= (1 + np.float32(0.02 + 0.08 * strength) * finish * alpha).clip(0.2)[..., None]
     return alpha
 
 
-def _copy_from(scene: Scene, alpha: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-    """Replaces the patch by the same scene seen at other coordinates."""
+def _replace_by_resampled(scene: Scene, alpha: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+    """Replace a patch by the same scene sampled at the coordinates `x` and `y`."""
     before = scene.copy()
     for name in ("color", "height", "gloss", "metal"):
         plane, source = getattr(scene, name), getattr(before, name)
@@ -368,7 +374,7 @@ def _copy_from(scene: Scene, alpha: np.ndarray, x: np.ndarray, y: np.ndarray) ->
     "fabric wood carbon paper metal plastic stone leather rubber glass",
 )
 def misaligned_patch(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A patch of the same surface, turned or shifted: only the regularity is broken."""
+    """Turn or shift a patch of the surface, so that only the regularity is broken."""
     grid = scene.grid
     part = grid.posed(dice.angle(), 1.0, place)
     shape = (
@@ -376,19 +382,21 @@ def misaligned_patch(scene: Scene, dice: Dice, place: tuple[float, float], size:
         if dice.chance(0.5)
         else blob(dice, part, size, 0.25)
     )
-    alpha = cover(shape, grid.pixel * dice.between(1.5, 6)) * scene.support
+    alpha = coverage(shape, grid.pixel * dice.between(1.5, 6)) * scene.support
     turn = dice.pick((0.0, math.pi / 2, dice.angle()))
     shift = (dice.normal(0, 0.3), dice.normal(0, 0.3))
     cos, sin = math.cos(turn), math.sin(turn)
     dx, dy = grid.x - place[0], grid.y - place[1]
-    _copy_from(scene, alpha, dx * cos + dy * sin + place[0] + shift[0], dy * cos - dx * sin + place[1] + shift[1])
+    _replace_by_resampled(
+        scene, alpha, dx * cos + dy * sin + place[0] + shift[0], dy * cos - dx * sin + place[1] + shift[1]
+    )
     return alpha
 
 
 @defect("foreign_patch", ("foreign material", "wrong material", "patch"), ("patched", "irregular"), (0.06, 0.35))
 def foreign_patch(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """A piece of another material set into the surface."""
-    alpha = _patch(scene, dice, place, size, dice.log_between(0.03, 0.4), dice.pick((0.0, 0.15)))
+    """Set a piece of another material into the surface."""
+    alpha = _patch_opacity(scene, dice, place, size, dice.log_between(0.03, 0.4), dice.pick((0.0, 0.15)))
     scene.paint(
         alpha * np.float32(0.35 + 0.65 * strength),
         any_material(dice, scene.grid),
@@ -406,13 +414,13 @@ def foreign_patch(scene: Scene, dice: Dice, place: tuple[float, float], size: fl
     "fabric leather stone wood carbon foam rubber paper",
 )
 def blurred_texture(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """The structure washed out within a patch."""
-    alpha = _patch(scene, dice, place, size, dice.between(0.1, 0.5))
+    """Wash out the structure within a patch."""
+    alpha = _patch_opacity(scene, dice, place, size, dice.between(0.1, 0.5))
     sigma = (0.01 + 0.02 * strength) * scene.grid.size
     weight = alpha * np.float32(0.6 + 0.4 * strength)
     scene.color += weight[..., None] * (gaussian_blur(scene.color, sigma) - scene.color)
     scene.height += weight * (gaussian_blur(scene.height, sigma) - scene.height)
-    shift_tone(scene, alpha, 0.05 + 0.15 * strength, dice.sign())
+    scene.shift_tone(alpha, 0.05 + 0.15 * strength, dice.sign())
     return alpha
 
 
@@ -424,7 +432,7 @@ def blurred_texture(scene: Scene, dice: Dice, place: tuple[float, float], size: 
     "fabric wood paper carbon leather rubber",
 )
 def distortion(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """The structure pulled or twisted around a point."""
+    """Pull or twist the structure around a point."""
     grid = scene.grid
     dx, dy = grid.x - np.float32(place[0]), grid.y - np.float32(place[1])
     bell = np.exp(-(dx * dx + dy * dy) / np.float32(0.35 * size * size))
@@ -432,13 +440,15 @@ def distortion(scene: Scene, dice: Dice, place: tuple[float, float], size: float
     pull = bell * np.float32(dice.sign() * dice.between(0.2, 0.6) * size)
     cos, sin = np.cos(turn), np.sin(turn)
     alpha = (smoothstep(0.08, 0.2, bell) * scene.support).astype(np.float32)
-    _copy_from(scene, alpha, dx * cos - dy * sin + place[0] + pull, dx * sin + dy * cos + place[1] + pull * 0.5)
+    _replace_by_resampled(
+        scene, alpha, dx * cos - dy * sin + place[0] + pull, dx * sin + dy * cos + place[1] + pull * 0.5
+    )
     return alpha
 
 
 @defect("speckles", ("speckles", "mold", "dirt specks"), ("speckled", "moldy"), (0.1, 0.6), thin=True)
 def speckles(scene: Scene, dice: Dice, place: tuple[float, float], size: float, strength: float) -> np.ndarray:
-    """Scattered small dots of one kind."""
+    """Scatter small dots of one kind."""
     grid = scene.grid
     part = grid.posed(dice.angle(), 1.0, place, dice.between(0.5, 1.0))
     bell = np.exp(-(part.x**2 + part.y**2) / np.float32(0.6 * size * size))
@@ -446,7 +456,7 @@ def speckles(scene: Scene, dice: Dice, place: tuple[float, float], size: float, 
     threshold = dice.between(1.0, 2.0)
     alpha = smoothstep(threshold, threshold + 0.35, dots) * smoothstep(0.25, 0.55, bell) * scene.support
     if dice.chance(0.5):
-        shift_tone(scene, alpha, 0.3 + 0.6 * strength, dice.sign())
+        scene.shift_tone(alpha, 0.3 + 0.6 * strength, dice.sign())
     else:
         scene.paint(
             alpha * np.float32(0.35 + 0.65 * strength), Material(color(dice, value=(0.05, 0.9)), 0.0, 0.05), None
