@@ -7,11 +7,11 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from vcp_clip_hf.data import FEATURES, DatasetLayoutError, load_anomaly_dataset
-from vcp_clip_hf.data.gc10_det import GC10DET
-from vcp_clip_hf.data.kolektor_sdd import KolektorSDD
-from vcp_clip_hf.data.mpdd import MPDD
-from vcp_clip_hf.data.mvtec_ad import MVTecAD
-from vcp_clip_hf.data.mvtec_loco import MVTecLOCO
+from vcp_clip_hf.data.catalog.gc10_det import GC10DET
+from vcp_clip_hf.data.catalog.kolektor_sdd import KolektorSDD
+from vcp_clip_hf.data.catalog.mpdd import MPDD
+from vcp_clip_hf.data.catalog.mvtec_ad import MVTecAD
+from vcp_clip_hf.data.catalog.mvtec_loco import MVTecLOCO
 
 from . import trees
 from .helpers import check_row, counts, prepared, rows_of

@@ -1,6 +1,6 @@
 import os
 
-from vcp_clip_hf.data.file_tree import FileTree, candidate_roots, fingerprint, folder_and_file, stem_of, suffix_of
+from vcp_clip_hf.data.file_tree import FileTree, candidate_roots, fingerprint, folder_and_file, stem_of
 
 
 def touch(path, content="x"):
@@ -63,7 +63,7 @@ def test_fingerprints(tmp_path):
 
 
 def test_small_helpers(tmp_path):
-    assert (stem_of("a/b.c.JPG"), suffix_of("a/b.c.JPG"), suffix_of("a/b")) == ("b.c", ".jpg", "")
+    assert stem_of("a/b.c.JPG") == "b.c"
     touch(tmp_path / "t.csv")
     assert folder_and_file(tmp_path / "t.csv") == (str(tmp_path), "t.csv")
     assert folder_and_file(tmp_path) == (str(tmp_path), None)

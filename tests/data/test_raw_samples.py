@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vcp_clip_hf.data.bsd import BSData
-from vcp_clip_hf.data.kolektor_sdd import KolektorSDD
-from vcp_clip_hf.data.magnetic_tile import MagneticTile
+from vcp_clip_hf.data.catalog.bsd import BSData
+from vcp_clip_hf.data.catalog.kolektor_sdd import KolektorSDD
+from vcp_clip_hf.data.catalog.magnetic_tile import MagneticTile
+from vcp_clip_hf.data.catalog.road import CrackForest
+from vcp_clip_hf.data.catalog.visa import VisA
 from vcp_clip_hf.data.masks import LabelmeMask, MaskFiles, MatlabSegmentationMask, SegmentationTableMask, read_labels
-from vcp_clip_hf.data.road import CrackForest
-from vcp_clip_hf.data.visa import VisA
 
 from . import trees
 from .helpers import REAL, check_row, counts, prepared, rows_of

@@ -13,49 +13,19 @@ import datasets
 from transformers.utils import logging
 
 from ..version import __version__
+from .config import AnomalyDatasetConfig
+from .did_you_mean import did_you_mean
 from .file_tree import absolute_path, fingerprint
+from .find_layout import find_layout
 from .layout_errors import DatasetLayoutError, LayoutProblem, count_of, listed
-from .layouts import Layout, Listing, find_layout, nearest
-from .records import FEATURES, LABEL_NAMES, AnomalyRecord, KnownGap, encode_record
+from .listing import Layout, Listing
+from .records import FEATURES, AnomalyRecord, KnownGap, encode_record
 from .reports import join_shares, read_report, shared_folder, write_report, write_share
 
 
-__all__ = [
-    "FEATURES",
-    "LABEL_NAMES",
-    "AnomalyDatasetBuilder",
-    "AnomalyDatasetConfig",
-    "AnomalyRecord",
-    "DatasetLayoutError",
-    "LayoutProblem",
-]
+__all__ = ["AnomalyDatasetBuilder"]
 
 logger = logging.get_logger(__name__)
-
-
-@dataclasses.dataclass(eq=False)
-class AnomalyDatasetConfig(datasets.BuilderConfig):
-    """
-    What can be asked of a dataset. Datasets with options of their own derive from it.
-
-    Args:
-        products (`Sequence[str]`, *optional*): only these; by default all, or the one this configuration is for.
-        layout (`str`, *optional*): name of the layout, where it shall not be detected.
-        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-            What to do about files that do not fit: one error for all of them, or leave them out and report.
-    """
-
-    name: str = "all"
-    products: Sequence[str] | None = None
-    layout: str | None = None
-    on_error: str = "raise"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f'on_error={self.on_error!r} must be "raise" or "skip".')
-        if isinstance(self.products, str):
-            raise ValueError(f"products={self.products!r} must be a list of names.")
 
 
 class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
@@ -63,7 +33,7 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
     Base of the builders. Instantiate one directly; it reads a download as it was unpacked:
 
     ```python
-    >>> from vcp_clip_hf.data.mvtec_ad import MVTecAD
+    >>> from vcp_clip_hf.data.catalog.mvtec_ad import MVTecAD
 
     >>> builder = MVTecAD(data_dir="datasets/mvtec", config_name="bottle")
     >>> print(builder.describe())
@@ -135,13 +105,15 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
     def _check_options(self, config_name: str, data_dir: str | None, options: dict) -> AnomalyDatasetConfig:
         """The configuration asked for. (`datasets` builds its own, later than it is needed here.)"""
         if self.PRODUCTS and config_name not in self.builder_configs:
-            raise ValueError(f"{self.TITLE} has no product {config_name!r}; {nearest(config_name, self.PRODUCTS)}")
+            raise ValueError(
+                f"{self.TITLE} has no product {config_name!r}; {did_you_mean(config_name, self.PRODUCTS)}"
+            )
         own = {field.name for field in dataclasses.fields(self.BUILDER_CONFIG_CLASS)}
         known = own | set(inspect.signature(datasets.DatasetBuilder.__init__).parameters)
         for name in options:
             if name not in known:
                 choices = sorted(own - {field.name for field in dataclasses.fields(datasets.BuilderConfig)})
-                raise ValueError(f"{self.TITLE} has no option {name!r}; {nearest(name, choices)}")
+                raise ValueError(f"{self.TITLE} has no option {name!r}; {did_you_mean(name, choices)}")
         asked = {name: value for name, value in options.items() if name in own and value is not None}
         return self.BUILDER_CONFIG_CLASS(**{"name": config_name, "data_dir": data_dir, **asked})
 
@@ -158,7 +130,9 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
         listing.check_ids()
         for product in products or ():
             if product not in listing.products:
-                raise ValueError(f"{self._where} has no product {product!r}; {nearest(product, [*listing.products])}")
+                raise ValueError(
+                    f"{self._where} has no product {product!r}; {did_you_mean(product, [*listing.products])}"
+                )
         logger.info("%s in %s", self.TITLE, listing.summary())
         if config.on_error == "raise" and listing.problems:
             raise self._error(listing.problems)

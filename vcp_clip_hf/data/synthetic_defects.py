@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import datasets
 
 from ..version import __version__
-from .base import AnomalyDatasetBuilder, AnomalyDatasetConfig, AnomalyRecord
-from .layouts import nearest
+from .base import AnomalyDatasetBuilder
+from .config import AnomalyDatasetConfig
+from .did_you_mean import did_you_mean
+from .records import AnomalyRecord
 from .synthetic.captions import ABNORMAL_STATES, NORMAL_STATES, caption, caption_words, captions
 from .synthetic.registry import DEFECTS, FAULTS, PRODUCTS, DefectFamily, ProductFamily
 from .synthetic.render import (
@@ -131,7 +133,7 @@ class SyntheticDefects(AnomalyDatasetBuilder):
             products = self.PRODUCTS if self.config.name == self.DEFAULT_CONFIG_NAME else (self.config.name,)
         for product in products:
             if product not in PRODUCTS:
-                raise ValueError(f"{self.TITLE} have no product {product!r}; {nearest(product, self.PRODUCTS)}")
+                raise ValueError(f"{self.TITLE} have no product {product!r}; {did_you_mean(product, self.PRODUCTS)}")
         return tuple(products)
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:

@@ -1,0 +1,1 @@
+"""Datasets from folders of the user's own images."""
