@@ -266,7 +266,7 @@ def test_dataset_reads_products_from_the_column():
     assert item["image"].size == (32, 32) and item["product"] == "odd"
     with pytest.raises(ValueError, match='a column "product"'):
         AugmentedDataset(rows(), AugmentationConfig(mosaic_prob=0.2))
-    with pytest.raises(ValueError, match="3 names, the data set 12 rows"):
+    with pytest.raises(ValueError, match="3 names, the dataset 12 rows"):
         AugmentedDataset(rows(), AugmentationConfig(mosaic_prob=0.2), products=["a"] * 3)
 
 

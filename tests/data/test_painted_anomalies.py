@@ -142,7 +142,7 @@ def test_dataset_foregrounds():
 def test_dataset_refuses_nonsense():
     with pytest.raises(ValueError, match="at least one"):
         PaintedAnomalies([])
-    with pytest.raises(ValueError, match="labelled anomalous"):
+    with pytest.raises(ValueError, match="labeled anomalous"):
         PaintedAnomalies([{"image": picture(), "label": 1}])[0]
     with pytest.raises(ValueError, match="anomaly_fraction=2"):
         PaintedAnomalies([picture()], anomaly_fraction=2)

@@ -57,7 +57,7 @@ def test_labels_told_by_the_mask(tmp_path):
         row = decode(record(str(tmp_path / "a.png"), None, MaskFiles((str(tmp_path / "m.png"),))))
         assert (row["label"], row["defect"]) == (label, defect)
         assert (row["mask"] is None) == (label == 0)
-    with pytest.raises(ValueError, match="no telling whether"):
+    with pytest.raises(ValueError, match="unknown whether the image is normal"):
         encode_record(record(str(tmp_path / "a.png"), None))
 
 

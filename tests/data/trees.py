@@ -515,7 +515,7 @@ TREES = [
         "pitting",
         {
             "no list": (lambda root: (root / "image_data.json").write_text("{}"), "not the authors' list"),
-            "no split": (replace_text("image_data.json", '"test"', "null"), "is annotated, but in no split"),
+            "no split": (replace_text("image_data.json", '"test"', "null"), "is annotated, but belongs to no split"),
             "no image": (remove("data/KGT1-S-1.jpg"), "no such file, but image_data.json lists it"),
             "no polygons": (replace_text("label/KGT1-S-1.json", '"shapes"', '"forms"'), "not a labelme file"),
         },
@@ -566,7 +566,7 @@ TREES = [
         {
             "no class": (remove("scratch"), "scratch: no such folder"),
             "no normals": (remove("good"), "good: no such folder"),
-            "another name": (add_image("oil/Water_0001.jpg"), "begins with none of Oil, Scr and Sta"),
+            "another name": (add_image("oil/Water_0001.jpg"), "does not begin with Oil, Scr or Sta"),
         },
         image_id="Oil_0001",
     ),

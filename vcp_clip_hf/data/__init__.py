@@ -1,4 +1,7 @@
-"""Datasets for anomaly segmentation: builders, folders, export. Knows no model."""
+"""Datasets for anomaly segmentation: published ones, folders of the user's own images, generated images.
+
+Nothing here knows a model. Start with [`load_anomaly_dataset`].
+"""
 
 from .base import AnomalyDatasetBuilder
 from .config import AnomalyDatasetConfig

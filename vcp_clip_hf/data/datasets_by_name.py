@@ -1,7 +1,8 @@
-"""All datasets by name."""
+"""Find, describe and load datasets by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 
@@ -76,16 +77,16 @@ _ALIASES = {
 @dataclass(frozen=True)
 class DatasetSummary:
     """
-    What there is to know of a dataset before having it.
+    Facts about a dataset that are known without its files.
 
     Args:
-        name (`str`): for [`load_anomaly_dataset`].
-        title, description, license, homepage, citation (`str`): as the authors state them.
-        products (`tuple[str, ...]`): empty where the data says.
-        splits (`str`): which there are, and whether they are official.
+        name (`str`): Name for [`load_anomaly_dataset`].
+        title, description, license, homepage, citation (`str`): Texts as the authors state them.
+        products (`tuple[str, ...]`): Names of the products; empty if only the files tell.
+        splits (`str`): Names of the splits, and whether they are official.
         mask_source (`str`): "pixels", "polygons" or "boxes".
-        in_paper (`bool`): one of the ten datasets of VCP-CLIP (ECCV 2024).
-        layouts (`dict[str, str]`): the layouts that can be read, as small trees.
+        in_paper (`bool`): Whether it is one of the ten datasets of VCP-CLIP (ECCV 2024).
+        layouts (`dict[str, str]`): Layouts that can be read, as small trees.
     """
 
     name: str
@@ -110,10 +111,10 @@ def _builder_class(name: str) -> type[AnomalyDatasetBuilder]:
 
 
 def list_datasets() -> list[DatasetSummary]:
-    """All datasets of this package, the paper's ten first."""
-    cards = []
+    """List all datasets of this package, the paper's ten first."""
+    summaries = []
     for name, builder in _DATASETS.items():
-        cards.append(
+        summaries.append(
             DatasetSummary(
                 name=name,
                 title=builder.TITLE,
@@ -128,7 +129,7 @@ def list_datasets() -> list[DatasetSummary]:
                 citation=builder.CITATION,
             )
         )
-    return cards
+    return summaries
 
 
 def dataset_builder(
@@ -137,11 +138,11 @@ def dataset_builder(
     products: str | Sequence[str] | None = None,
     cache_dir: str | None = None,
     on_error: str = "raise",
-    **options,
+    **options: Any,
 ) -> AnomalyDatasetBuilder:
     """
-    The builder of a dataset, for those who want to look before they load: `describe()`, `left_out`, `mask_source`.
-    Arguments as of [`load_anomaly_dataset`].
+    Return the builder of a dataset, to inspect it before loading: `describe()`, `left_out`, `mask_source`. The
+    arguments are those of [`load_anomaly_dataset`].
     """
     products = [products] if isinstance(products, str) else products
     builder = _builder_class(name)
@@ -157,30 +158,35 @@ def load_anomaly_dataset(
     num_proc: int | None = None,
     cache_dir: str | None = None,
     on_error: str = "raise",
-    **options,
+    **options: Any,
 ) -> datasets.Dataset | datasets.IterableDataset | datasets.DatasetDict | datasets.IterableDatasetDict:
     """
     Load a dataset from its unpacked download.
 
     Args:
-        name (`str`): see [`list_datasets`]; "folder" for images of your own, "synthetic" for generated ones.
-        data_dir (`str`, *optional*): the unpacked download.
+        name (`str`):
+            Name of the dataset, see [`list_datasets`]; "folder" for the user's own images, "synthetic" for generated
+            ones.
+        data_dir (`str`, *optional*): Folder of the unpacked download.
         split (`str`, *optional*): "train", "test", "train+test", "test[:10%]", ...; by default a dict of all splits.
-        products (`str` or `Sequence[str]`, *optional*): only these products.
+        products (`str` or `Sequence[str]`, *optional*): Products to load; by default all.
         streaming (`bool`, *optional*, defaults to `False`):
-            Nothing is prepared and nothing cached; every image is one shard for workers and nodes.
-        num_proc (`int`, *optional*): processes that prepare the table.
-        cache_dir (`str`, *optional*): where the table is kept; changed files make a new one.
-        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`): about files that do not fit.
-        options: of the dataset's configuration, such as `split_csv` of VisA or `layout`.
+            Whether to stream the rows, without preparing and caching a table; every image is one shard for workers
+            and nodes.
+        num_proc (`int`, *optional*): Number of processes that prepare the table.
+        cache_dir (`str`, *optional*): Folder for the prepared table; changed files lead to a new table.
+        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
+            Whether files that do not fit raise one error that lists them all, or are left out and reported.
+        options: Fields of the dataset's configuration, such as `split_csv` of VisA, or `layout`.
 
     Returns:
-        Rows with the columns `image` (RGB), `mask` (L, 0 or 255, or None), `label` (0 normal, 1 anomalous, -1
-        unknown), `product`, `defect` and `image_id`; see [`vcp_clip_hf.data.records`].
+        `Dataset` or `IterableDataset` (or a dict of them by split) with the columns `image` (RGB), `mask` (L, 0 or
+        255, or None), `label` (0 normal, 1 anomalous, -1 unknown), `product`, `defect` and `image_id`; see
+        [`vcp_clip_hf.data.records`].
 
     Raises:
-        DatasetLayoutError: the folder does not hold the dataset, or not all of it.
-        ValueError: unknown name, product, split or option.
+        DatasetLayoutError: the folder does not hold the dataset, or only a part of it.
+        ValueError: a name, product, split or option is unknown.
 
     ```python
     >>> from vcp_clip_hf.data import load_anomaly_dataset

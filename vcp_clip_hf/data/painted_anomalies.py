@@ -1,11 +1,11 @@
-"""Anomalies on normal images of one's own, so that good images alone are enough to train.
+"""Paint anomalies on normal images, so that normal images are enough for training.
 
-Four kinds, each with an exact mask:
+There are four kinds, each with an exact mask:
 
-- "perlin": another texture blended in where Perlin noise is high (DRAEM, Zavrtanik et al., ICCV 2021). The texture is
-  procedural, or comes from images that the caller gives.
-- "cut_paste": a rectangle of the image, its colour jittered, pasted elsewhere (CutPaste, Li et al., CVPR 2021).
-- "scar": the same with a long thin turned rectangle (the "scar" of that paper).
+- "perlin": another texture, blended in where Perlin noise is high (DRAEM, Zavrtanik et al., ICCV 2021). The texture is
+  procedural, or comes from images given by the caller.
+- "cut_paste": a rectangle of the image, with jittered color, pasted elsewhere (CutPaste, Li et al., CVPR 2021).
+- "scar": the same with a long, thin, rotated rectangle (the "scar" of that paper).
 - "line": thin scratches and branching cracks.
 """
 
@@ -30,8 +30,11 @@ __all__ = ["ANOMALY_KINDS", "PaintedAnomalies", "add_anomaly", "perlin_noise"]
 ANOMALY_KINDS = ("perlin", "cut_paste", "scar", "line")
 
 _ATTEMPTS = 24
-_SMALLEST = 0.0002  # share of the image
-_FAINTEST = 4.0  # mean difference on the mask, of 255
+_SMALLEST = 0.0002  # area, as a share of the image
+_FAINTEST = 4.0  # mean difference on the mask, in levels of 0..255
+
+# Painted pixels (height, width, 3) in 0..255, and their opacity (height, width) in 0..1
+_Painted = tuple[np.ndarray, np.ndarray]
 
 
 def add_anomaly(
@@ -42,20 +45,25 @@ def add_anomaly(
     textures: Sequence[Image.Image | np.ndarray | str] | None = None,
 ) -> tuple[Image.Image, Image.Image, str]:
     """
-    Put one anomaly on a normal image.
+    Paint one anomaly on a normal image.
 
     Args:
-        image: anything [`vcp_clip_hf.image_loading.load_image`] reads.
-        seed (`int` or sequence of `int`): the same seed and image give the same bytes.
-        kind (`str` or sequence of `str`): of `ANOMALY_KINDS`; several: one is drawn.
-        foreground (*optional*): binary mask of the image's size, non-zero on the product: anomalies stay on it.
-        textures (sequence of images, *optional*): foreign textures for "perlin"; procedural ones by default.
+        image (`PIL.Image.Image`, `np.ndarray` or `str`):
+            Anything that [`vcp_clip_hf.image_loading.load_image`] reads.
+        seed (`int` or `Sequence[int]`): Seed; the same seed and image give the same bytes.
+        kind (`str` or `Sequence[str]`, *optional*):
+            One or more of `ANOMALY_KINDS`; by default all. One of several is drawn at random.
+        foreground (`PIL.Image.Image`, `np.ndarray` or `str`, *optional*):
+            Binary mask of the image's size, not 0 on the product; anomalies stay on the product.
+        textures (`Sequence` of images, *optional*): Textures for "perlin"; by default procedural ones.
 
     Returns:
-        the image (RGB), its mask (L, 0 or 255) and the kind. Outside the mask no pixel has changed.
+        `tuple[PIL.Image.Image, PIL.Image.Image, str]`: image (RGB), mask (L, 0 or 255) and kind. Pixels outside the
+        mask are unchanged.
 
     Raises:
-        ValueError: unknown kind, a foreground of another size or without a pixel, or no visible anomaly possible.
+        ValueError: a kind is unknown, the foreground is empty or of another size, or no attempt gives a visible
+            anomaly.
     """
     kinds = (kind,) if isinstance(kind, str) else tuple(kind)
     unknown = [name for name in kinds if name not in ANOMALY_KINDS]
@@ -86,14 +94,15 @@ def add_anomaly(
 
 def perlin_noise(dice: Dice, shape: tuple[int, int], periods: tuple[int, int]) -> np.ndarray:
     """
-    Gradient noise (Perlin 1985).
+    Draw gradient noise (Perlin 1985).
 
     Args:
-        shape (`tuple[int, int]`): height and width.
-        periods (`tuple[int, int]`): cells of the lattice down and across.
+        dice (`Dice`): Source of random numbers.
+        shape (`tuple[int, int]`): Height and width.
+        periods (`tuple[int, int]`): Number of lattice cells, vertically and horizontally.
 
     Returns:
-        `np.ndarray` of this shape, float32, within about -1..1.
+        `np.ndarray` of shape `(height, width)`, float32, about -1..1.
     """
     down = np.linspace(0, periods[0], shape[0], endpoint=False, dtype=np.float32)
     across = np.linspace(0, periods[1], shape[1], endpoint=False, dtype=np.float32)
@@ -116,25 +125,28 @@ def perlin_noise(dice: Dice, shape: tuple[int, int], periods: tuple[int, int]) -
 
 class PaintedAnomalies(Dataset):
     """
-    A data set of one's own normal images, some of them with anomalies put on. Item `i` of epoch `e` is always the
-    same, whichever worker makes it and in whatever order.
-
-    Args:
-        images (sequence): images (or rows with the key "image", such as a `datasets.Dataset` of normal images).
-        product (`str`, *optional*, defaults to `"product"`): name for rows that have none.
-        kinds (sequence of `str`, *optional*): see `ANOMALY_KINDS`.
-        anomaly_fraction (`float`, *optional*, defaults to 0.5): share of anomalous items, 0..1.
-        foregrounds (sequence or callable, *optional*):
-            A mask of the product per image (None: the whole image), or a function from the PIL image to such a mask.
-        textures (sequence of images, *optional*): see [`add_anomaly`].
-        seed (`int`, *optional*, defaults to 0): another seed makes other anomalies.
-        transform (callable, *optional*): applied to every item, a dict.
+    Dataset of the user's normal images, with anomalies painted on some of them. Item `i` of epoch `e` is always the
+    same, whatever the worker and the order.
 
     Items are dicts with `image` (PIL, RGB), `mask` (PIL, L; None if normal), `label` (0 or 1), `product`, `defect`
     (the kind, or "good") and `image_id`.
 
+    Args:
+        images (`Sequence`):
+            Normal images, or rows with the key "image", such as a `datasets.Dataset` of normal images.
+        product (`str`, *optional*, defaults to `"product"`): Name of the product, for rows without one.
+        kinds (`Sequence[str]`, *optional*): Kinds of anomalies, see `ANOMALY_KINDS`; by default all.
+        anomaly_fraction (`float`, *optional*, defaults to 0.5): Share of anomalous items, 0..1.
+        foregrounds (`Sequence` or `Callable`, *optional*):
+            Mask of the product for each image (None: the whole image), or a function from the PIL image to such a
+            mask.
+        textures (`Sequence` of images, *optional*): See [`add_anomaly`].
+        seed (`int`, *optional*, defaults to 0): Seed of all random choices.
+        transform (`Callable`, *optional*): Function that is applied to every item, a dict.
+
     Raises:
-        ValueError: no images, unknown kinds, as many foregrounds as images are needed, a row that is not normal.
+        ValueError: there are no images, a kind is unknown, the numbers of foregrounds and images differ, or a row is
+            labeled anomalous.
     """
 
     def __init__(
@@ -156,15 +168,15 @@ class PaintedAnomalies(Dataset):
         if not 0 <= anomaly_fraction <= 1 or seed < 0:
             raise ValueError(f"anomaly_fraction={anomaly_fraction} must lie in 0..1, seed={seed} not be negative.")
         if foregrounds is not None and not callable(foregrounds) and len(foregrounds) != len(images):
-            raise ValueError(f"{len(foregrounds)} foregrounds for {len(images)} images; give one each, or None.")
+            raise ValueError(f"{len(foregrounds)} foregrounds for {len(images)} images; give one per image, or None.")
         self.images, self.product, self.kinds = images, product, tuple(kinds)
         self.anomaly_fraction, self.foregrounds, self.textures = anomaly_fraction, foregrounds, textures
         self.seed, self.transform = seed, transform
-        # shared memory: persistent workers hold copies of this object, and must still see set_epoch
+        # in shared memory, so that persistent workers, which hold copies of this object, see set_epoch
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Other anomalies on the same images; call it before iterating."""
+        """Choose other anomalies for the same images; call it before iterating."""
         if epoch < 0:
             raise ValueError(f"epoch={epoch} must not be negative.")
         self._epoch.fill_(epoch)
@@ -174,12 +186,13 @@ class PaintedAnomalies(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} images")
+            raise IndexError(f"index {index} is out of range for {len(self)} images")
         index = index % len(self)
         row = self.images[index]
         row = row if isinstance(row, dict) else {"image": row}
         if row.get("label", NORMAL) == ANOMALOUS:
-            raise ValueError(f"Item {index} ({row.get('image_id', 'no image_id')}) is labelled anomalous, not normal.")
+            name = row.get("image_id", "no image_id")
+            raise ValueError(f"Item {index} ({name}) is labeled anomalous; only normal images are allowed.")
         epoch = int(self._epoch)
         item = {
             "image": load_image(row["image"]),
@@ -189,7 +202,7 @@ class PaintedAnomalies(Dataset):
             "defect": GOOD,
             "image_id": str(row.get("image_id", index)),
         }
-        # the choice has a stream of its own, numbered behind those of the attempts
+        # a random stream of its own: its number follows those of the attempts
         if Dice((self.seed, epoch, index), _ATTEMPTS).chance(self.anomaly_fraction):
             foreground = self._foreground(index, item["image"])
             image, mask, kind = add_anomaly(
@@ -205,7 +218,7 @@ class PaintedAnomalies(Dataset):
 
 
 def _read_foreground(foreground: Any, shape: tuple[int, int]) -> np.ndarray:
-    """-> `(height, width)` float32, 1 where anomalies may lie."""
+    """Return an array (height, width), float32, with 1 where anomalies may lie."""
     if foreground is None:
         return np.ones(shape, np.float32)
     solid = load_mask(foreground)
@@ -214,18 +227,18 @@ def _read_foreground(foreground: Any, shape: tuple[int, int]) -> np.ndarray:
             f"The foreground has {solid.shape[1]} x {solid.shape[0]} pixels, the image {shape[1]} x {shape[0]}."
         )
     if not solid.any():
-        raise ValueError("The foreground is empty: there is no place for an anomaly.")
+        raise ValueError("The foreground is empty: it has no pixel for an anomaly.")
     return solid.astype(np.float32)
 
 
 def _somewhere(dice: Dice, solid: np.ndarray) -> tuple[int, int]:
-    """Row and column of a foreground pixel."""
+    """Draw the row and column of a foreground pixel."""
     rows, columns = np.nonzero(solid)
     chosen = dice.whole(0, len(rows) - 1)
     return int(rows[chosen]), int(columns[chosen])
 
 
-def _perlin(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None):
+def _perlin(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
     height, width = pixels.shape[:2]
     periods = (2 ** dice.whole(0, 5), 2 ** dice.whole(0, 5))
     field = perlin_noise(dice, (height, width), periods)
@@ -244,14 +257,14 @@ def _perlin(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequenc
 
 
 def _jittered(patch: np.ndarray, dice: Dice, amount: float = 0.1) -> np.ndarray:
-    """Brightness, contrast and the balance of the channels, each by up to `amount`."""
+    """Change brightness, contrast and the balance of the channels, each by up to `amount`."""
     mean = patch.mean(axis=(0, 1), keepdims=True)
     patch = mean + (patch - mean) * np.float32(1 + dice.between(-amount, amount))
     return patch * (1 + dice.some(3, -amount, amount)) * np.float32(1 + dice.between(-amount, amount))
 
 
-def _paste(pixels: np.ndarray, dice: Dice, solid: np.ndarray, high: int, wide: int, turn: float):
-    """A rectangle from anywhere on the product, turned, at another place."""
+def _paste(pixels: np.ndarray, dice: Dice, solid: np.ndarray, high: int, wide: int, turn: float) -> _Painted:
+    """Rotate a rectangle from a random place on the product, and paste it at another place."""
     height, width = pixels.shape[:2]
     high, wide = min(high, height), min(wide, width)
     row, column = _somewhere(dice, solid)
@@ -267,24 +280,24 @@ def _paste(pixels: np.ndarray, dice: Dice, solid: np.ndarray, high: int, wide: i
     canvas, cover = Image.new("RGB", (width, height)), Image.new("L", (width, height))
     canvas.paste(piece, corner)
     cover.paste(stencil, corner)
-    # turned edges mix with the black around the piece: only what is wholly covered counts
+    # rotated edges mix with the black around the piece: only fully covered pixels count
     return np.asarray(canvas, np.float32), (np.asarray(cover) > 250).astype(np.float32)
 
 
-def _cut_paste(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None):
+def _cut_paste(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
     area = dice.between(0.02, 0.15) * float(solid.mean()) * pixels.shape[0] * pixels.shape[1]
     aspect = dice.between(0.3, 1.0) if dice.chance(0.5) else dice.between(1.0, 3.3)
     high, wide = max(2, round(math.sqrt(area / aspect))), max(2, round(math.sqrt(area * aspect)))
     return _paste(pixels, dice, solid, high, wide, 0.0)
 
 
-def _scar(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None):
+def _scar(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
     unit = max(pixels.shape[:2]) / 256
     wide, high = max(2, round(dice.between(2, 16) * unit)), max(3, round(dice.between(10, 25) * unit))
     return _paste(pixels, dice, solid, high, wide, dice.between(-45, 45))
 
 
-def _line(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None):
+def _line(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
     height, width = pixels.shape[:2]
     side = max(height, width)
     row, column = _somewhere(dice, solid)

@@ -1,4 +1,4 @@
-"""Any of the datasets as plain files that `datasets.load_dataset` and the Hub read without this package."""
+"""Write a dataset as files that `datasets.load_dataset` and the Hub read without this package."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -34,36 +35,37 @@ _ENCODED["mask"] = datasets.Image(mode="L", decode=False)
 
 
 def export_dataset(
-    dataset: "datasets.Dataset | datasets.IterableDataset | Mapping",
-    folder: str,
+    dataset: datasets.Dataset | datasets.IterableDataset | Mapping[str, Any],
+    folder: str | os.PathLike,
     format: str = "parquet",
     max_shard_size: int = 500 * 2**20,
 ) -> str:
     """
-    Write a dataset as files of its own: images as their original bytes, masks as 8-bit PNG, nothing left behind.
+    Write a dataset as a folder that needs no other files: images as their original bytes, masks as 8-bit PNG.
 
-    Read it back with `datasets.load_dataset(folder)`, or `datasets.load_dataset(folder, "bottle")` for one product;
-    `huggingface_hub.upload_folder` puts it on the Hub. Mind the licence, which the written README.md states.
+    Read it back with `datasets.load_dataset(folder)`, or `datasets.load_dataset(folder, "bottle")` for one product.
+    `huggingface_hub.upload_folder` uploads it to the Hub; respect the license, which the written README.md states.
 
     Args:
-        dataset (`Dataset`, `IterableDataset` or a dict of them by split): with the columns of `records.FEATURES`.
-        folder (`str`): must not exist, or be empty. It appears when all is written.
+        dataset (`Dataset`, `IterableDataset` or a dict of them by split):
+            Dataset with the columns of `records.FEATURES`.
+        folder (`str` or `os.PathLike`): New or empty folder. It appears after everything was written.
         format (`"parquet"` or `"imagefolder"`, *optional*, defaults to `"parquet"`):
-            Tables with the images inside, or image files with a `metadata.parquet` per product and split (and an
-            `index.csv` for people).
-        max_shard_size (`int`, *optional*, defaults to 500 MiB): bytes after which a new parquet file begins.
+            Tables with the images inside; or image files with a `metadata.parquet` per product and split, and an
+            `index.csv` for people.
+        max_shard_size (`int`, *optional*, defaults to 500 MiB): Size in bytes after which a new parquet file begins.
 
     Returns:
-        `str`: the folder.
+        `str`: the absolute path of the folder.
 
     Raises:
-        ValueError: the folder is not empty, columns are missing, or an image has vanished.
+        ValueError: the folder is not empty, columns are missing, or an image file no longer exists.
     """
     if format not in _FORMATS:
         raise ValueError(f"format={format!r} must be one of {', '.join(_FORMATS)}.")
     folder = absolute_path(folder)
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        raise ValueError(f"{folder} is there already and not empty; export into a new folder.")
+        raise ValueError(f"{folder} exists and is not empty; export into a new folder.")
     splits = dict(dataset) if isinstance(dataset, Mapping) else {str(dataset.split or "test"): dataset}
     for name, part in splits.items():
         missing = [column for column in FEATURES if column not in (part.column_names or ())]
@@ -90,8 +92,8 @@ def export_dataset(
     return folder
 
 
-def _rows(part) -> Iterator[dict]:
-    """Rows with undecoded images: their bytes, whatever the dataset held; masks of 8 bits."""
+def _rows(part: datasets.Dataset | datasets.IterableDataset) -> Iterator[dict]:
+    """Yield rows with the bytes of image files, whether the dataset held bytes or paths; masks have 8 bits."""
     part = part.with_format(None) if isinstance(part, datasets.Dataset) else part
     part = part.select_columns(list(FEATURES))
     for column in ("image", "mask"):
@@ -118,13 +120,13 @@ def _bytes_of(image: dict, image_id: str) -> dict:
 
 
 def _plain(name: str) -> str:
-    """A name that is safe in paths, patterns and configurations."""
+    """Return a name that is safe in paths, patterns and configurations."""
     return re.sub(r"[^\w.-]+", "_", name).strip(".") or "_"
 
 
 @dataclass
 class _Files:
-    """What both kinds of files have in common: one place per product and split."""
+    """Base of both formats: one part per product and split. `counts` holds numbers of images, anomalies and masks."""
 
     folder: str
     max_shard_size: int
@@ -152,7 +154,7 @@ class _Files:
             part.close()
 
     def configs(self) -> list[dict]:
-        """The `configs` of the README: "all" and one per product."""
+        """Return the `configs` for the README: "all" and one per product."""
         products = dict.fromkeys(product for product, _ in self.parts)
         groups = {"all": list(self.parts)}
         if len(products) > 1 or "all" not in products:
@@ -169,7 +171,7 @@ class _Files:
 
 
 class _ParquetFiles(_Files):
-    """data/<product>/<split>-00000.parquet, ..."""
+    """Files data/<product>/<split>-00000.parquet, ..."""
 
     def new_part(self, product: str, split: str) -> "_ParquetPart":
         os.makedirs(os.path.join(self.folder, "data", product), exist_ok=True)
@@ -203,7 +205,7 @@ class _ParquetPart:
         self.row_bytes += len(row["image"]["bytes"]) + (len(row["mask"]["bytes"]) if row["mask"] else 0)
 
     def flush(self) -> None:
-        """Writes what was gathered: one row group, which is what a reader holds in memory at once."""
+        """Write the collected rows as one row group, the amount that a reader holds in memory at once."""
         if not self.rows:
             return
         if self.writer is None:
@@ -228,7 +230,7 @@ class _ParquetPart:
 
 
 class _ImageFiles(_Files):
-    """<product>/<split>/{metadata.parquet, images/..., masks/...}, and index.csv."""
+    """Files <product>/<split>/{metadata.parquet, images/..., masks/...}, and index.csv."""
 
     def new_part(self, product: str, split: str) -> "_ImagePart":
         return _ImagePart(self.folder, f"{product}/{split}")
@@ -278,7 +280,7 @@ class _ImagePart:
         self.rows.append({"file_name": image, "mask_file_name": mask, **plain})
 
     def close(self) -> None:
-        # parquet, for a CSV or JSON file cannot say that a column without any mask is one of file names
+        # parquet, because a CSV or JSON file cannot tell the type of a column without a single mask
         schema = pa.schema(
             [(name, pa.int64() if name == "label" else pa.string()) for name in self.rows[0]] if self.rows else []
         )
@@ -304,10 +306,10 @@ def _readme(info: datasets.DatasetInfo, files: _Files, name: str) -> str:
     if info.description:
         lines += [info.description, ""]
     lines += [
-        f"Licence of the images: {license_name or 'not stated'}."
+        f"License of the images: {license_name or 'not stated'}."
         + (f" Source: {info.homepage}" if info.homepage else ""),
         "",
-        "Columns: `image` (RGB), `mask` (0 normal, 255 abnormal; null where there is none), `label` (0 normal,"
+        "Columns: `image` (RGB), `mask` (0 normal, 255 abnormal; null without a mask), `label` (0 normal,"
         " 1 anomalous, -1 unknown), `product`, `defect`, `image_id`.",
         "",
         "| product | split | images | anomalous | masks |",

@@ -26,10 +26,12 @@ label/<image>.json
 @dataclass(eq=False)
 class BSDataConfig(AnomalyDatasetConfig):
     """
+    Options of [`BSData`].
+
     Args:
         normal_margin (`int`, *optional*, defaults to 3):
-            A frame without annotation counts as normal if more than so many frames lie between it and the first
-            annotated one, in every wear sequence that it belongs to.
+            Number of frames before the first annotated frame of a wear sequence that are not taken as normal. A frame
+            without annotation is normal only if it is earlier than these in every wear sequence that it belongs to.
     """
 
     normal_margin: int = 3
@@ -54,7 +56,7 @@ def _collect(tree: FileTree, listing: Listing, config: BSDataConfig) -> None:
         listing.problem("image_data.json", f"not the authors' list of images ({type(error).__name__}: {error})")
         return
     normal = _frames_before_wear(entries, config.normal_margin)
-    # by name, as the list says, and not by search: a stray copy lies in data/BSD/test
+    # by the names in the list, not by search: the download has a stray copy in data/BSD/test
     for entry in sorted(entries, key=lambda entry: entry["filename"]):
         name, annotation = entry["filename"], entry["annotations"]
         image = tree.find(f"data/{name}")
@@ -63,7 +65,7 @@ def _collect(tree: FileTree, listing: Listing, config: BSDataConfig) -> None:
         elif annotation is not None:
             polygons = tree.find(f"label/{annotation}")
             if entry["train_test_split"] not in ("train", "test"):
-                listing.problem("image_data.json", f"{name} is annotated, but in no split", _PRODUCT)
+                listing.problem("image_data.json", f"{name} is annotated, but belongs to no split", _PRODUCT)
                 continue
             if polygons is None:
                 listing.problem(f"label/{annotation}", "no such file, but image_data.json lists it", _PRODUCT)
@@ -77,14 +79,14 @@ def _collect(tree: FileTree, listing: Listing, config: BSDataConfig) -> None:
 
 
 def _frames_before_wear(entries: list[dict], margin: int) -> set[str]:
-    """Frames of which every wear sequence shows pitting later only."""
+    """Return the frames that lie before the first pitting, by more than the margin, in every wear sequence."""
     sequences: dict[str, list[dict]] = {}
-    for entry in sorted(entries, key=lambda entry: entry["filename"]):  # names are times
+    for entry in sorted(entries, key=lambda entry: entry["filename"]):  # names begin with the time
         for sequence in entry["wear_dev"]:
             sequences.setdefault(sequence, []).append(entry)
     normal = {entry["filename"] for entry in entries if entry["annotations"] is None and entry["wear_dev"]}
     for frames in sequences.values():
-        # without any annotated frame, nothing says where the wear begins
+        # without an annotated frame, the onset of wear is unknown
         onset = next((place for place, frame in enumerate(frames) if frame["annotations"] is not None), 0)
         normal -= {frame["filename"] for place, frame in enumerate(frames) if onset - place <= margin}
     return normal
@@ -92,9 +94,9 @@ def _frames_before_wear(entries: list[dict], margin: int) -> set[str]:
 
 class BSData(AnomalyDatasetBuilder):
     """
-    BSData. `train` and `test` are the authors' split of the 394 annotated images, all of them anomalous; the paper
-    evaluates on both together. The 710 other images belong to no split: those safely before the onset of wear are
-    `normal`, the rest is left out. Masks are filled polygons.
+    BSData. `train` and `test` are the authors' split of the 394 annotated images, which are all anomalous; the paper
+    evaluates on both together. The other 710 images belong to no split: those well before the onset of wear are
+    `normal`, the others are left out. Masks are filled polygons.
     """
 
     TITLE = "BSData"

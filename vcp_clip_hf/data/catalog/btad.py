@@ -20,8 +20,8 @@ _FOLDERS = MVTecFolders(mask_suffixes=("",), above=128, normal_names=("ok",), de
 
 class BTAD(AnomalyDatasetBuilder):
     """
-    BTAD. Splits `train` (normal only) and `test`. Formats of images and masks differ from product to product, and in
-    trees that other programs converted: they pair by name alone. Masks: abnormal above 128.
+    BTAD. Splits `train` (normal only) and `test`. The file formats of images and masks differ between products, and in
+    converted copies, so they pair by name alone. Masks are abnormal above 128.
     """
 
     TITLE = "BTAD"

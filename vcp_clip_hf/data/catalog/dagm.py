@@ -16,26 +16,26 @@ __all__ = ["DAGM"]
 
 _PRODUCTS = tuple(f"Class{number}" for number in range(1, 11))
 _SPLITS = {"train": "Train", "test": "Test"}
-# anomalous, with hardly a pixel marked, or none
+# Anomalous images whose mask has hardly a pixel, or none
 _NEARLY_EMPTY = {f"Class8/{number}" for number in ("0265", "1322", "1502", "1827", "1951")}
 
 _TREE = """
 Class<1 to 10>/{Train,Test}/<four digits>.PNG
 Class<1 to 10>/{Train,Test}/Label/<four digits>_label.PNG (defective images only)
-(or each class in a folder of its own name: Class1/Class1/...)
+(or each class in a folder of the same name: Class1/Class1/...)
 """
 
 
 def _folder(tree: FileTree, product: str) -> str:
-    """Some archives unpack to Class1/Class1."""
+    """Return the folder of a class; some archives unpack to Class1/Class1."""
     doubled = f"{product}/{product}"
     return doubled if tree.has_folder(doubled) else product
 
 
 def _is_official(tree: FileTree) -> bool:
-    there = [f"{_folder(tree, product)}/{split}" for product in _PRODUCTS for split in _SPLITS.values()]
+    folders = [f"{_folder(tree, product)}/{split}" for product in _PRODUCTS for split in _SPLITS.values()]
     standard = any(tree.has_folder(f"{product}/test/anomaly") for product in _PRODUCTS)
-    return not standard and any(map(tree.has_folder, there))
+    return not standard and any(map(tree.has_folder, folders))
 
 
 def _collect(tree: FileTree, listing: Listing, config: AnomalyDatasetConfig) -> None:
@@ -56,7 +56,7 @@ def _collect_part(tree: FileTree, listing: Listing, product: str, split: str, fo
         return
     masks = mask_index(tree.files(f"{folder}/Label"), ("_label",))
     listed = tree.find(f"{folder}/Label/Labels.txt")
-    # an image without a mask is normal, so a lost mask shows in the authors' list only
+    # an image without a mask is normal, so only the authors' list shows that a mask is missing
     for stem in re.findall(r"(\w+)_label\.png", listing.text(listed), re.IGNORECASE) if listed else ():
         if stem not in masks:
             listing.problem(f"{folder}/Label/{stem}_label.PNG", "no such file, but Labels.txt lists it", product)
@@ -86,12 +86,12 @@ def _collect_part(tree: FileTree, listing: Listing, product: str, split: str, fo
 
 class DAGM(AnomalyDatasetBuilder):
     """
-    DAGM 2007. Splits `train` and `test`, anomalous images in both. Masks are coarse ellipses: abnormal above 0. The
+    DAGM 2007. Splits `train` and `test`, both with anomalous images. Masks are coarse ellipses, abnormal above 0. The
     paper evaluates on a re-annotated and cropped version, in the standard layout.
     """
 
     TITLE = "DAGM 2007"
-    DESCRIPTION = "16100 grey images of ten procedural textures, 2100 of them defective, marked by ellipses."
+    DESCRIPTION = "16100 gray images of ten procedural textures, 2100 of them defective, marked by ellipses."
     PRODUCTS = _PRODUCTS
     LAYOUTS = (Layout("official", _TREE, _is_official, _collect), standard_layout(above=0))
     SPLITS = "train, test (official)"

@@ -32,7 +32,7 @@ _FOLDERS = MVTecFolders(above=128, defect_of=lambda kind, stem: "anomaly")
 
 
 class DTDSynthetic(AnomalyDatasetBuilder):
-    """DTD-Synthetic. Splits `train` (normal only) and `test`. Masks: abnormal above 128."""
+    """DTD-Synthetic. Splits `train` (normal only) and `test`. Masks are abnormal above 128."""
 
     TITLE = "DTD-Synthetic"
     DESCRIPTION = "Twelve textures of the Describable Textures Dataset with synthetic defects and exact masks."

@@ -27,7 +27,7 @@ _DEFECTS = {
     "9": "crease",
     "10": "waist_folding",
 }
-# the download itself lacks an annotation for six images; more than a few mean that something got lost
+# The download lacks the annotations of six images; many more mean that this copy is incomplete
 _UNPAIRED_IN_DOWNLOAD = 10
 
 _TREE = """
@@ -39,10 +39,12 @@ lable/<image>.xml
 @dataclass(eq=False)
 class GC10DETConfig(AnomalyDatasetConfig):
     """
+    Options of [`GC10DET`].
+
     Args:
         mask_fn (`Callable[[PIL.Image.Image, tuple[Box, ...]], PIL.Image.Image | np.ndarray]`, *optional*):
-            Makes a mask from the RGB image and its boxes, instead of filling the boxes: the paper used MobileSAM.
-            See [`vcp_clip_hf.data.masks.BoxMask`].
+            Function from the RGB image and its boxes to a mask, used instead of filling the boxes; the paper used
+            MobileSAM. See [`vcp_clip_hf.data.masks.BoxMask`].
     """
 
     mask_fn: Callable | None = None
@@ -60,18 +62,19 @@ def _is_official(tree: FileTree) -> bool:
 def _collect(tree: FileTree, listing: Listing, config: GC10DETConfig) -> None:
     annotations = {stem_of(path): path for path in tree.files("lable", (".xml",))}
     images: dict[str, str] = {}
-    for number in _DEFECTS:  # the folder is only the dominant class, and one image may lie in several
+    for number in _DEFECTS:  # the folder is the dominant class; an image may be in several
         if not tree.has_folder(number):
             listing.problem(number, "no such folder", _PRODUCT)
         for image in tree.files(number):
             first = images.setdefault(stem_of(image), image)
             if first != image:
-                listing.gap(image, "a copy: the image lies in several folders", _PRODUCT)
+                listing.gap(image, "a copy: the image is in several folders", _PRODUCT)
 
-    single = [(image, "no annotation") for stem, image in images.items() if stem not in annotations]
-    single += [(path, "an annotation without an image") for stem, path in annotations.items() if stem not in images]
-    for path, reason in single:
-        (listing.gap if len(single) <= _UNPAIRED_IN_DOWNLOAD else listing.problem)(path, reason, _PRODUCT)
+    unpaired = [(image, "no annotation") for stem, image in images.items() if stem not in annotations]
+    unpaired += [(path, "an annotation without an image") for stem, path in annotations.items() if stem not in images]
+    report = listing.gap if len(unpaired) <= _UNPAIRED_IN_DOWNLOAD else listing.problem
+    for path, reason in unpaired:
+        report(path, reason, _PRODUCT)
 
     for stem, image in images.items():
         if stem not in annotations:
@@ -86,7 +89,7 @@ def _collect(tree: FileTree, listing: Listing, config: GC10DETConfig) -> None:
         if not boxes:
             listing.gap(image, "annotated without any box", _PRODUCT)
             continue
-        # names are number_pinyin, some of them misspelt: the number counts
+        # class names are number_pinyin, some misspelled: only the number is used
         defects = sorted({_DEFECTS.get(box.name.partition("_")[0], "unknown_defect") for box in boxes})
         mask = BoxMask(path, boxes, config.mask_fn)
         listing.add("test", image, _PRODUCT, ANOMALOUS, ", ".join(defects), mask, image_id=stem)
@@ -94,12 +97,13 @@ def _collect(tree: FileTree, listing: Listing, config: GC10DETConfig) -> None:
 
 class GC10DET(AnomalyDatasetBuilder):
     """
-    GC10-DET. One split, `test`: there is no official one, and no normal image. **Boxes only**: masks are filled boxes
-    (`mask_source == "boxes"`), which is no ground truth for segmentation; pass `mask_fn` for better ones.
+    GC10-DET. One split, `test`; there is neither an official split nor a normal image. **Boxes only**: masks are
+    filled boxes (`mask_source == "boxes"`), which are not a ground truth for segmentation; pass `mask_fn` for better
+    masks.
     """
 
     TITLE = "GC10-DET"
-    DESCRIPTION = "2300 grey images of steel sheets with boxes around ten kinds of defects."
+    DESCRIPTION = "2300 gray images of steel sheets with boxes around ten kinds of defects."
     BUILDER_CONFIG_CLASS = GC10DETConfig
     PRODUCTS = (_PRODUCT,)
     LAYOUTS = (Layout("official", _TREE, _is_official, _collect), standard_layout(above=127))
@@ -120,7 +124,7 @@ class GC10DET(AnomalyDatasetBuilder):
 
     @property
     def mask_source(self) -> str:
-        """ "boxes", "mask_fn" if one was given, or "pixels" in the standard layout."""
+        """Return "boxes", "mask_fn" if one was given, or "pixels" in the standard layout."""
         if self.layout == "standard":
             return "pixels"
         return "boxes" if self.config.mask_fn is None else "mask_fn"

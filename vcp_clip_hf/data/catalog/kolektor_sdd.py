@@ -23,10 +23,12 @@ kos<01 to 50>/Part<0 to 7>_label.bmp
 @dataclass(eq=False)
 class KolektorSDDConfig(AnomalyDatasetConfig):
     """
+    Options of [`KolektorSDD`].
+
     Args:
         drop_copies (`bool`, *optional*, defaults to `False`):
-            Leave out kos26 and kos34, which show the same images as kos01 and kos27, labelled anew. They are kept by
-            default, as published results count them; for training, drop them.
+            Whether to leave out kos26 and kos34, which show the same images as kos01 and kos27 with new labels. They
+            are kept by default because published results count them; drop them for training.
     """
 
     drop_copies: bool = False
@@ -57,9 +59,9 @@ def _collect(tree: FileTree, listing: Listing, config: KolektorSDDConfig) -> Non
 
 class KolektorSDD(AnomalyDatasetBuilder):
     """
-    KolektorSDD. One split, `test`: the official folds are pickles, which are never opened. Every image has a mask of
-    palette indices, abnormal above 0; an empty one says that the image is normal. kos26 and kos34 repeat the images of
-    kos01 and kos27 with other masks: keep them on one side of any split.
+    KolektorSDD. One split, `test`; the official folds are pickles, which are never opened. Every image has a mask of
+    palette indices, abnormal above 0; an empty mask means that the image is normal. kos26 and kos34 repeat the images
+    of kos01 and kos27 with other masks: keep them on the same side of any split.
     """
 
     TITLE = "KolektorSDD"

@@ -31,8 +31,8 @@ def _collect(tree: FileTree, listing: Listing, config: AnomalyDatasetConfig) -> 
         images, masks = {}, {}
         for path in tree.files(split):
             name = re.fullmatch(r"(\d{5})(_GT)?", stem_of(path))
-            if name is None:  # "10301 (copy)" and its mask
-                listing.gap(path, "a stray: not five digits", _PRODUCT)
+            if name is None:  # the download has "10301 (copy)" and its mask
+                listing.gap(path, "a stray file: its name is not five digits", _PRODUCT)
             else:
                 (masks if name[2] else images)[name[1]] = path
         for stem, image in images.items():
@@ -47,7 +47,7 @@ def _collect(tree: FileTree, listing: Listing, config: AnomalyDatasetConfig) -> 
 
 class KolektorSDD2(AnomalyDatasetBuilder):
     """
-    KolektorSDD2. Splits `train` and `test`, anomalous images in both. Every image has a mask, and an empty one says
+    KolektorSDD2. Splits `train` and `test`, both with anomalous images. Every image has a mask; an empty mask means
     that the image is normal. The weak-label splits of the archive are pickles, which are never opened.
     """
 

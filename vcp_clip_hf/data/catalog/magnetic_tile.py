@@ -12,7 +12,7 @@ __all__ = ["MagneticTile"]
 
 _PRODUCT = "magnetic_tile"
 _KINDS = ("Blowhole", "Break", "Crack", "Fray", "Uneven", "Free")
-# said to be uneven, with nothing marked
+# Images labeled uneven whose mask is empty
 _EMPTY = {
     "MT_Uneven/Imgs/exp3_num_45042",
     "MT_Uneven/Imgs/exp4_num_124690",
@@ -48,7 +48,7 @@ def _collect(tree: FileTree, listing: Listing, config: AnomalyDatasetConfig) -> 
                 _PRODUCT,
                 NORMAL if kind == "Free" else ANOMALOUS,
                 GOOD if kind == "Free" else kind.lower(),
-                MaskFiles((tree.path(mask),), above=127),  # noise as of JPEG around both values
+                MaskFiles((tree.path(mask),), above=127),  # noise around both values, as from JPEG
                 empty_mask_known=image.rpartition(".")[0] in _EMPTY,
             )
         for mask in masks.values():
@@ -57,12 +57,12 @@ def _collect(tree: FileTree, listing: Listing, config: AnomalyDatasetConfig) -> 
 
 class MagneticTile(AnomalyDatasetBuilder):
     """
-    Magnetic Tile Defects. One split, `test`: there is no official one. Masks: abnormal above 127. Four images said to
-    be uneven have an empty mask and are left out.
+    Magnetic Tile Defects. One split, `test`; there is no official one. Masks are abnormal above 127. Four images that
+    are labeled uneven have an empty mask and are left out.
     """
 
     TITLE = "Magnetic Tile Defects"
-    DESCRIPTION = "1344 grey images of magnetic tiles: blowhole, break, crack, fray, uneven, and 952 free of defects."
+    DESCRIPTION = "1344 gray images of magnetic tiles: blowhole, break, crack, fray, uneven, and 952 free of defects."
     PRODUCTS = (_PRODUCT,)
     LAYOUTS = (Layout("official", _TREE, _is_official, _collect),)
     SPLITS = "test (no official split)"

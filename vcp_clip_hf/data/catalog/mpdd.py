@@ -16,7 +16,7 @@ _TREE = """
 
 
 class MPDD(AnomalyDatasetBuilder):
-    """MPDD. Splits `train` (normal only) and `test`. Masks: abnormal above 0."""
+    """MPDD. Splits `train` (normal only) and `test`. Masks are abnormal above 0."""
 
     TITLE = "MPDD"
     DESCRIPTION = "Six kinds of painted metal parts under varying pose and light, with pixel-exact masks."

@@ -15,7 +15,7 @@ from ..records import ANOMALOUS
 __all__ = ["MSD"]
 
 _PRODUCT = "phone_screen"
-_DEFECTS = {"oil": "oil", "scr": "scratch", "sta": "stain"}  # by the beginning of the file's name
+_DEFECTS = {"oil": "oil", "scr": "scratch", "sta": "stain"}  # by the first letters of the file name
 _VOC_MASKS = ("SegmentationClass", "SegmentationClassPNG")
 
 _TREE = """
@@ -62,7 +62,7 @@ def _collect_folders(
             stem = stem_of(image)
             defect, own = _DEFECTS.get(stem[:3].lower()), masks.pop(stem, [])
             if defect is None:
-                listing.problem(image, "its name begins with none of Oil, Scr and Sta", _PRODUCT)
+                listing.problem(image, "its name does not begin with Oil, Scr or Sta", _PRODUCT)
             elif len(own) != 1:
                 listing.problem(image, f"several masks: {', '.join(own)}" if own else "no mask", _PRODUCT)
             else:
@@ -75,8 +75,8 @@ def _collect_folders(
 
 class MSD(AnomalyDatasetBuilder):
     """
-    MSD. One split, `test`: the authors only say 6:2:2 at random. Masks have the colours of PASCAL VOC (or their
-    palette indices): abnormal wherever not black. Where images of oil or scratches show a stain, too, it is marked.
+    MSD. One split, `test`; the authors only say that they split 6:2:2 at random. Masks have the colors of PASCAL VOC,
+    or their palette indices: abnormal where not black. Stains in images of oil or scratches are marked too.
     """
 
     TITLE = "MSD"

@@ -32,13 +32,13 @@ _TREE = """
 
 
 def _defect_of(kind: str, stem: str) -> str:
-    """The authors of VCP-CLIP merged all kinds into one folder; their file names, mvtec_<kind>_<number>, keep them."""
+    """Return the kind from the name mvtec_<kind>_<number>: the authors of VCP-CLIP merged the folders of all kinds."""
     parts = stem.split("_")
     return "_".join(parts[1:-1]) if parts[0] == "mvtec" and len(parts) > 2 else kind
 
 
 class MVTecAD(AnomalyDatasetBuilder):
-    """MVTec AD. Splits `train` (normal only) and `test`. Masks: abnormal above 127."""
+    """MVTec AD. Splits `train` (normal only) and `test`. Masks are abnormal above 127."""
 
     TITLE = "MVTec AD"
     DESCRIPTION = "5354 images of 15 objects and textures, with pixel-exact masks of 73 kinds of defects."

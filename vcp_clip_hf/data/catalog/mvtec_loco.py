@@ -27,7 +27,7 @@ _FOLDERS = MVTecFolders({"train": "train", "validation": "validation", "test": "
 class MVTecLOCO(AnomalyDatasetBuilder):
     """
     MVTec LOCO AD. Splits `train`, `validation` (both normal only) and `test`. The mask of an image is the union of its
-    ground-truth pictures, abnormal above 0; the saturation thresholds of the benchmark's own metric are not used.
+    ground-truth pictures, abnormal above 0; the saturation thresholds of the benchmark's metric are not used.
     """
 
     TITLE = "MVTec LOCO AD"

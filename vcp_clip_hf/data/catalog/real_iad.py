@@ -46,7 +46,7 @@ _PRODUCTS = (
     "zipper",
 )
 _RESOLUTIONS = ("realiad_256", "realiad_512", "realiad_1024", "realiad_raw")
-# the two letters in names and annotations
+# Names of the two-letter codes in file names and annotations
 _DEFECTS = {
     "AK": "pit",
     "BX": "deformation",
@@ -68,10 +68,12 @@ realiad_{256,512,1024,raw}/<product>/NG/<type>/S<number>/<image>.png (the mask)
 @dataclass(eq=False)
 class RealIADConfig(AnomalyDatasetConfig):
     """
+    Options of [`RealIAD`].
+
     Args:
-        resolution (`str`, *optional*): "256", "512", "1024" or "raw"; needed only where several were unpacked.
+        resolution (`str`, *optional*): "256", "512", "1024" or "raw"; required only if several were unpacked.
         json_folder (`str`, *optional*, defaults to `"realiad_jsons"`):
-            The folder of the split: "realiad_jsons" (all views), "realiad_jsons_sv" (single view),
+            Folder of the split: "realiad_jsons" (all views), "realiad_jsons_sv" (single view),
             "realiad_jsons_fuiad_0.1" (noisy training sets) and so on.
     """
 
@@ -123,7 +125,7 @@ def _collect_product(tree: FileTree, listing: Listing, product: str, folder: str
     for split, image_path, mask_path, kind in rows:
         image = tree.find(f"{folder}/{image_path}")
         mask = tree.find(f"{folder}/{mask_path}") if mask_path else None
-        anomalous = kind != normal_class  # a view of a defective item that hides the defect is normal
+        anomalous = kind != normal_class  # a view of a defective item that does not show the defect is normal
         if image is None:
             listing.problem(f"{folder}/{image_path}", f"no such file, but {table} lists it", product)
         elif anomalous and mask is None:
@@ -141,9 +143,7 @@ def _collect_product(tree: FileTree, listing: Listing, product: str, folder: str
 
 
 class RealIAD(AnomalyDatasetBuilder):
-    """
-    Real-IAD. Splits `train` and `test` of the chosen JSON folder. Masks: abnormal above 0.
-    """
+    """Real-IAD. Splits `train` and `test` of the chosen JSON folder. Masks are abnormal above 0."""
 
     TITLE = "Real-IAD"
     DESCRIPTION = "About 150000 images of 30 products, each item from five views, with pixel-exact masks."

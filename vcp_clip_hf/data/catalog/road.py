@@ -12,12 +12,12 @@ from ..records import ANOMALOUS
 __all__ = ["CrackForest"]
 
 _PRODUCT = "road"
-# 1 and 3 of the tables, 2 and 4 of the .mat files: cracks, and further pieces of cracks. The third value is intact
-# asphalt that cracks enclose.
+# Labels of cracks and of further pieces of cracks, in .seg tables and in .mat files. The label between them (2 and 3)
+# is intact asphalt that cracks enclose.
 _TABLE_LABELS, _MAT_LABELS = (1, 3), (2, 4)
 _ANNOTATED = range(1, 119)
 _WRONG_MASK = "042"
-# images without ground truth are no normals, most show cracks; these were looked at one by one
+# Most images without ground truth show cracks; these were checked one by one and show none
 _NO_CRACKS = ("201", "204", "205", "207", "208")
 
 _TREE = """
@@ -57,8 +57,9 @@ def _collect(tree: FileTree, listing: Listing, config: AnomalyDatasetConfig) -> 
 
 class CrackForest(AnomalyDatasetBuilder):
     """
-    CrackForest, the paper's Road. No official split: `test` has the annotated images, all cracked; `normal` the few
-    without annotation that are free of cracks. Image 042 has the mask of another one and is left out.
+    CrackForest, called Road in the paper. There is no official split: `test` has the annotated images, which all show
+    cracks; `normal` has the five images without annotation that are free of cracks. Image 042 has the mask of another
+    image and is left out.
     """
 
     TITLE = "CrackForest"

@@ -49,10 +49,12 @@ _PREPARED_TREE = """
 @dataclass(eq=False)
 class VisAConfig(AnomalyDatasetConfig):
     """
+    Options of [`VisA`].
+
     Args:
         split_csv (`str`, *optional*, defaults to `"1cls"`):
-            Which of the official splits: "1cls" (all anomalies in `test`), "2cls_highshot" or "2cls_fewshot"
-            (anomalies in `train`, too).
+            Name of the official split: "1cls" (all anomalies in `test`), "2cls_highshot" or "2cls_fewshot" (anomalies
+            in `train` too).
     """
 
     split_csv: str = "1cls"
@@ -80,15 +82,15 @@ def _collect(tree: FileTree, listing: Listing, config: VisAConfig) -> None:
     rows: dict[str, list[dict]] = {product: [] for product in _PRODUCTS}
     for row in lines:
         rows.setdefault(row["object"], []).append(row)
-    for product, some in rows.items():
+    for product, listed in rows.items():
         if not listing.wants(product):
             continue
         if not tree.has_folder(product):
             listing.problem(product, "no such folder", product)
-        elif not some:
+        elif not listed:
             listing.problem(table, f"lists no image of {product}", product)
         else:
-            _collect_product(tree, listing, product, some, table)
+            _collect_product(tree, listing, product, listed, table)
 
 
 def _collect_product(tree: FileTree, listing: Listing, product: str, rows: list[dict], table: str) -> None:
@@ -112,7 +114,7 @@ def _collect_product(tree: FileTree, listing: Listing, product: str, rows: list[
 
 
 def _defect_names(tree: FileTree, listing: Listing, product: str) -> dict[str, str]:
-    """Names of the defects by image, several joined by commas."""
+    """Return the names of the defects by image; several are joined by commas."""
     table = tree.find(f"{product}/image_anno.csv")
     if table is None:
         return {}
@@ -133,8 +135,8 @@ _PREPARED = MVTecFolders(mask_suffixes=("_mask", ""), defect_of=lambda kind, ste
 
 class VisA(AnomalyDatasetBuilder):
     """
-    VisA. Splits `train` and `test` as `split_csv` says. Mask values are the numbers of the defects: abnormal above 0.
-    Also reads what the authors' own script makes of the download (layout "prepared").
+    VisA. Splits `train` and `test` as in `split_csv`. Mask values are the numbers of the defects, abnormal above 0.
+    The layout "prepared" is the one that the authors' own script makes of the download.
     """
 
     TITLE = "VisA"
