@@ -194,3 +194,9 @@ def test_predict_does_not_read_its_own_results(tmp_path, output):
     assert len(list((tmp_path / output / "overlays").iterdir())) == 1
     again = predict_files(pipe, [tmp_path], tmp_path / output, progress=False)
     assert (first.predicted, again.predicted, again.skipped) == (1, 0, 1)
+
+
+def test_the_guide_names_every_ending():
+    guide = (Path(__file__).parent.parent / "docs" / "own_data.md").read_text(encoding="utf-8")
+    listed = guide.split("Files with these endings are images: ")[1].split(".")[0]
+    assert {f".{ending.strip()}" for ending in listed.split(",")} == set(IMAGE_SUFFIXES)

@@ -1,3 +1,5 @@
+"""All published datasets, on small generated copies of their downloads."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +18,7 @@ def build(tree, data_dir, tmp_path, **options):
 
 
 @every_tree
-def test_reads_the_whole_download_and_nothing_else(tree, tmp_path):
+def test_the_whole_download_is_read_and_nothing_else(tree, tmp_path):
     root = tmp_path / "root"
     tree.write(root)
     builder = build(tree, root, tmp_path)
@@ -102,7 +104,7 @@ def garble_image(tree, root):
     (root / tree.image).write_bytes(b"")
 
 
-# the standard layout is read by the same lines whatever the dataset
+# the code that reads the standard layout is the same for all datasets
 BREAKABLE = [tree for tree in TREES if tree.layout != "standard" or tree.dataset == "mvtec_ad"]
 BREAKS = {
     "mask removed": (remove_mask, ""),
@@ -111,13 +113,13 @@ BREAKS = {
     "image truncated": (truncate_image, "damaged or truncated"),
     "image not readable": (garble_image, "not an image file"),
 }
-# boxes have no size of their own, and a few images of that download lack their annotation
+# boxes have no image size, and a few images of that download lack their annotation
 NO_ERROR = {("gc10_det", "mask of another size"), ("gc10_det", "mask removed")}
 BROKEN = [(tree, kind) for tree in BREAKABLE for kind in BREAKS if (tree.dataset, kind) not in NO_ERROR]
 
 
 @pytest.mark.parametrize("tree, kind", BROKEN, ids=[f"{tree.name}-{kind}" for tree, kind in BROKEN])
-def test_a_broken_file_is_told_and_can_be_skipped(tree, kind, tmp_path):
+def test_a_broken_file_is_reported_and_can_be_skipped(tree, kind, tmp_path):
     root = tmp_path / "root"
     tree.write(root)
     how, message = BREAKS[kind]
@@ -141,7 +143,7 @@ OWN_BREAKS = [(tree, kind) for tree in TREES for kind in tree.breaks]
 
 
 @pytest.mark.parametrize("tree, kind", OWN_BREAKS, ids=[f"{tree.name}-{kind}" for tree, kind in OWN_BREAKS])
-def test_a_broken_tree_is_told(tree, kind, tmp_path):
+def test_a_broken_tree_is_reported(tree, kind, tmp_path):
     root = tmp_path / "root"
     tree.write(root)
     how, message = tree.breaks[kind]

@@ -1,3 +1,5 @@
+"""Datasets by name, and the facts about them."""
+
 import pytest
 
 from vcp_clip_hf.data import dataset_builder, list_datasets
@@ -9,7 +11,7 @@ from .trees import TREES
 PAPER = {"mvtec_ad", "visa", "bsd", "gc10_det", "ksdd2", "msd", "road", "rsdd", "btad", "dagm"}
 
 
-def test_list_datasets():
+def test_facts_of_all_datasets():
     cards = {card.name: card for card in list_datasets()}
     assert {name for name, card in cards.items() if card.in_paper} == PAPER
     assert set(list(cards)[:10]) == PAPER
@@ -26,14 +28,14 @@ def test_list_datasets():
     assert cards["visa"].license == "CC BY 4.0"
 
 
-def test_every_layout_of_every_dataset_has_a_tree_in_these_tests():
+def test_every_layout_of_every_dataset_has_a_generated_tree():
     read = {(tree.dataset, tree.layout) for tree in TREES}
     for card in list_datasets():
         if card.name not in ("folder", "synthetic"):
             assert {(card.name, layout) for layout in card.layouts} <= read
 
 
-def test_names_are_found_as_people_write_them():
+def test_names_are_found_in_all_usual_spellings():
     for name in ("MVTec-AD", "mvtec ad", "MVTEC_AD", "mvtec"):
         assert _builder_class(name).__name__ == "MVTecAD"
     for alias, name in _ALIASES.items():
@@ -42,13 +44,13 @@ def test_names_are_found_as_people_write_them():
         dataset_builder("mvtec_da")
 
 
-def test_one_module_per_builder():
-    """`datasets` names its cache after the module."""
+def test_every_builder_has_a_module_of_its_own():
+    """`datasets` names the cache folder after the last part of the module's name."""
     modules = [builder.__module__.rpartition(".")[2] for builder in _DATASETS.values()]
     assert len(set(modules)) == len(modules)
 
 
-def test_texts_and_products_are_not_mixed_up():
+def test_no_two_datasets_share_products_or_citations():
     products = [(card.name, product) for card in list_datasets() for product in card.products]
     assert len(products) == len(set(products))
     citations = [card.citation for card in list_datasets() if card.citation]

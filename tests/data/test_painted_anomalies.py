@@ -1,4 +1,4 @@
-"""Anomalies on one's own images: nothing but the masked pixels changes."""
+"""Painted anomalies: only pixels in the mask change."""
 
 import pickle
 
@@ -59,7 +59,7 @@ def test_anomalies_stay_on_the_foreground(kind):
         assert not (np.asarray(mask)[solid == 0]).any()
 
 
-def test_textures_of_ones_own():
+def test_given_textures_are_used():
     red = Image.new("RGB", (20, 30), (255, 0, 0))
     image = Image.new("RGB", (64, 64), (100, 100, 100))
     after, mask, _ = add_anomaly(image, 1, "perlin", textures=[red])
@@ -89,7 +89,7 @@ def test_bad_arguments_are_named(arguments, message):
         add_anomaly(picture(), 0, **arguments)
 
 
-def test_a_hopeless_foreground_is_an_error_not_an_empty_mask():
+def test_a_foreground_that_is_too_small_is_an_error():
     dot = np.zeros((400, 400), np.uint8)
     dot[200, 200] = 1
     with pytest.raises(ValueError, match="1 foreground pixels"):
@@ -139,7 +139,7 @@ def test_dataset_foregrounds():
         PaintedAnomalies(images, foregrounds=[foreground()])
 
 
-def test_dataset_refuses_nonsense():
+def test_dataset_refuses_bad_arguments():
     with pytest.raises(ValueError, match="at least one"):
         PaintedAnomalies([])
     with pytest.raises(ValueError, match="labeled anomalous"):

@@ -1,3 +1,5 @@
+"""Exported datasets: read back without this package."""
+
 import csv
 
 import datasets
@@ -16,7 +18,7 @@ FORMATS = ("parquet", "imagefolder")
 
 @pytest.fixture
 def source(tmp_path):
-    """Normal, anomalous and unknown images, JPEG and PNG, in two products; one split has no mask at all."""
+    """Normal, anomalous and unknown images of two products; some splits have no mask."""
     trees.mvtec_ad_2(tmp_path / "ad2")
     return load_anomaly_dataset(
         "mvtec_ad_2", tmp_path / "ad2", products=["rice", "vial"], cache_dir=tmp_path / "cache"
@@ -36,10 +38,10 @@ def same(one, other) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_plain_load_dataset_reads_everything_back(source, tmp_path, format):
     folder = export_dataset(source, tmp_path / "out", format)
-    trees.remove("ad2")(tmp_path)  # the export stands alone
+    trees.remove("ad2")(tmp_path)  # the export needs no other files
     back = load(folder, tmp_path)
     assert all(split.features == FEATURES for split in back.values())
-    trees.mvtec_ad_2(tmp_path / "ad2")  # the same pictures again, for the source to compare
+    trees.mvtec_ad_2(tmp_path / "ad2")  # the same pictures again, to compare
     same(source, back)
 
 
@@ -63,13 +65,13 @@ def test_streams_and_single_splits_are_exported_too(source, tmp_path, format):
     same({"test": some}, load(export_dataset(some, tmp_path / "c", format), tmp_path))
 
 
-def test_images_keep_their_bytes_and_masks_are_plain_pictures(source, tmp_path):
+def test_images_keep_their_bytes_and_masks_are_8_bit_pictures(source, tmp_path):
     folder = export_dataset(source, tmp_path / "out", "imagefolder")
     (image,) = (tmp_path / "out" / "rice" / "test" / "images").glob("*bad*")
     original = tmp_path / "ad2" / "rice" / "test_public" / "bad" / "001_overexposed.png"
     assert image.read_bytes() == original.read_bytes()
     (mask,) = (tmp_path / "out" / "rice" / "test" / "masks").iterdir()
-    with Image.open(mask) as picture:  # as any other program sees it
+    with Image.open(mask) as picture:  # as any other program reads it
         assert picture.mode == "L"
         assert np.array_equal(np.asarray(picture), trees.MARKED * np.uint8(255))
     with open(tmp_path / "out" / "index.csv", newline="") as file:
@@ -89,7 +91,7 @@ def test_parquet_masks_are_eight_bits(source, tmp_path):
     (mask,) = (row["mask"]["bytes"] for row in table if row["mask"])
     (tmp_path / "m.png").write_bytes(mask)
     assert Image.open(tmp_path / "m.png").mode == "L"
-    assert all("/" not in (row["image"]["path"] or "") for row in table)  # no trace of this machine
+    assert all("/" not in (row["image"]["path"] or "") for row in table)  # no path of this machine
 
 
 def test_large_splits_become_several_files(source, tmp_path):
@@ -99,14 +101,14 @@ def test_large_splits_become_several_files(source, tmp_path):
     same(source, load(folder, tmp_path))
 
 
-def test_the_readme_states_licence_source_and_counts(source, tmp_path):
+def test_the_readme_states_license_source_and_counts(source, tmp_path):
     export_dataset(source, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "license: cc-by-nc-sa-4.0" in text and "mvtec.com" in text and "heckler2025mvtec" in text
     assert "| rice | test | 2 | 1 | 1 |" in text and "| vial | test_private | 1 | 0 | 0 |" in text
 
 
-def test_nothing_is_overwritten_and_nothing_half_written_stays(source, tmp_path):
+def test_nothing_is_overwritten_and_no_unfinished_folder_stays(source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
     with pytest.raises(ValueError, match="not empty; export into a new folder"):
@@ -117,14 +119,14 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(source, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ad2", "cache", "out"]
 
 
-def test_what_cannot_be_exported_is_refused(source, tmp_path):
+def test_an_unknown_format_and_missing_columns_are_refused(source, tmp_path):
     with pytest.raises(ValueError, match="format='csv' must be one of parquet, imagefolder"):
         export_dataset(source, tmp_path / "out", "csv")
     with pytest.raises(ValueError, match="'test' lacks the columns mask, label"):
         export_dataset(source["test"].remove_columns(["mask", "label"]), tmp_path / "out")
 
 
-def test_names_that_paths_cannot_hold(tmp_path):
+def test_product_names_that_are_not_valid_in_paths(tmp_path):
     root = tmp_path / "data"
     for product in ("M6: bolt*", "Mutter ü"):
         trees.product_folders(root, (product,))

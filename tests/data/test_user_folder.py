@@ -1,3 +1,5 @@
+"""Folders of the user's own images: layouts, masks, names, tables."""
+
 import json
 
 import numpy as np
@@ -7,7 +9,7 @@ from PIL import Image
 from vcp_clip_hf.data import AnomalyFolder, DatasetLayoutError
 
 from . import trees
-from .helpers import REAL, check_row, counts, prepared, rows_of
+from .helpers import REAL, check_row, counts, needs_real_images, prepared, rows_of
 from .trees import MARKED, SMALL, add_image, add_mask, save_image, save_mask
 
 
@@ -78,20 +80,20 @@ def test_kinds_of_several_products_with_defect_names(tmp_path):
     assert set(builder.as_dataset("test")["defect"]) == {"good", "scratch", "dent"}
 
 
-def test_flat(tmp_path):
+def test_flat_images_have_unknown_labels(tmp_path):
     write(tmp_path, "1.png", "2.jpg", "3.bmp")
     builder = folder(tmp_path)
     assert labels(builder) == {"test": (0, 0, 3)}
     assert set(builder.as_dataset("test")["defect"]) == {"unknown"}
 
 
-def test_flat_with_masks_is_labelled_by_them(tmp_path):
+def test_flat_images_with_masks_get_their_label_from_the_mask(tmp_path):
     write(tmp_path, "1.png", "2.png", "3.png", masks=["masks/1.png"])
     save_mask(tmp_path / "data" / "masks" / "2.png", marked=MARKED & False)
     assert labels(folder(tmp_path)) == {"test": (1, 1, 1)}
 
 
-def test_flat_by_name_reads_folders_below(tmp_path):
+def test_the_flat_layout_reads_folders_at_any_depth(tmp_path):
     write(tmp_path, "monday/1.png", "tuesday/1.png")
     with pytest.raises(DatasetLayoutError, match="no layout fits: 0 images, and the folders monday, tuesday"):
         folder(tmp_path)
@@ -114,7 +116,7 @@ def test_flat_by_name_reads_folders_below(tmp_path):
         "masks/bad/1/000.png",
     ],
 )
-def test_masks_are_found_where_people_put_them(tmp_path, mask):
+def test_masks_are_found_in_all_usual_places(tmp_path, mask):
     write(tmp_path, "good/1.png", "good/2.png", "bad/1.jpg", masks=[mask])
     builder = folder(tmp_path)
     assert labels(builder) == {"test": (2, 1, 0)}
@@ -122,7 +124,7 @@ def test_masks_are_found_where_people_put_them(tmp_path, mask):
     assert np.array_equal(np.asarray(bad["mask"]) > 0, MARKED)
 
 
-def test_several_masks_in_a_folder_of_their_own(tmp_path):
+def test_several_masks_in_a_folder_named_like_the_image_are_united(tmp_path):
     write(tmp_path, "good/1.png", "bad/1.png", masks=["masks/bad/1/a.png"])
     save_mask(tmp_path / "data" / "masks" / "bad" / "1" / "b.png", marked=SMALL)
     (bad,) = (row for row in prepared(folder(tmp_path))["test"] if row["label"] == 1)
@@ -135,7 +137,7 @@ def test_masks_may_be_required(tmp_path):
         folder(tmp_path, masks_required=True)
 
 
-def test_masks_of_more_than_two_values_need_a_rule(tmp_path):
+def test_masks_of_more_than_two_values_need_a_threshold(tmp_path):
     write(tmp_path, "good/1.png", "bad/1.png")
     save_mask(tmp_path / "data" / "masks" / "1.png", noise=90)
     with pytest.raises(DatasetLayoutError, match="expected 0 and one other; pass mask_above"):
@@ -144,10 +146,10 @@ def test_masks_of_more_than_two_values_need_a_rule(tmp_path):
     assert np.array_equal(np.asarray(bad["mask"]) > 0, MARKED)
 
 
-# Nothing is guessed
+# Ambiguous folders are errors
 
 
-def test_what_was_found_is_said(tmp_path, caplog):
+def test_the_detected_layout_is_logged(tmp_path, caplog):
     write(tmp_path, "good/1.png", "scratch/1.png", masks=["masks/scratch/1.png"])
     (tmp_path / "data" / "notes.csv").write_text("a,b\n1,2\n")
     folder(tmp_path)
@@ -156,7 +158,7 @@ def test_what_was_found_is_said(tmp_path, caplog):
     assert "not read: notes.csv" in caplog.text
 
 
-def test_a_layout_asked_for_needs_no_saying(tmp_path, caplog):
+def test_a_requested_layout_is_not_logged(tmp_path, caplog):
     write(tmp_path, "good/1.png", "bad/1.png")
     folder(tmp_path, layout="kinds")
     assert caplog.text == ""
@@ -178,7 +180,7 @@ BROKEN = {
     "a mask without an image": (add_mask("masks/bad/9.png"), "masks/bad/9.png: a mask without an image"),
     "two masks": (add_mask("gt/bad/1.png"), "bad/1.png: several masks"),
     "a mask that fits two images": (add_mask("masks/2.png"), "masks/2.png: fits several images"),
-    "images nobody placed": (add_image("other/deep/1.png"), "other/deep: 1 images that the layout"),
+    "images in an unexpected folder": (add_image("other/deep/1.png"), "other/deep: 1 images that the layout"),
     "images beside the folders": (add_image("1.png"), '1 images that the layout "kinds" has no place for'),
     "sizes": (add_mask("masks/bad/1.png", marked=np.ones((5, 6), bool)), "the mask has 6 x 5 pixels"),
     "empty mask": (add_mask("masks/bad/1.png", marked=MARKED & False), "bad/1: an anomalous image, but its mask"),
@@ -189,7 +191,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_does_not_fit_is_told_and_can_be_skipped(tmp_path, kind):
+def test_files_that_do_not_fit_are_reported_and_can_be_skipped(tmp_path, kind):
     write(tmp_path, "good/1.png", "good/2.png", "bad/1.png", "bad/2.png", "dent/2.png", masks=["masks/bad/1.png"])
     how, message = BROKEN[kind]
     how(tmp_path / "data")
@@ -201,7 +203,7 @@ def test_what_does_not_fit_is_told_and_can_be_skipped(tmp_path, kind):
     assert len(builder.left_out) >= 1
 
 
-def test_names_that_say_nothing_are_asked_about(tmp_path):
+def test_the_error_for_unknown_names_shows_the_argument_to_pass(tmp_path):
     trees.product_folders(tmp_path / "data", ("gear",))
     save_image(tmp_path / "data" / "gear" / "train" / "shift_a" / "1.png")
     with pytest.raises(DatasetLayoutError, match=r"gear/train/shift_a: 1 images, normal or a defect\?"):
@@ -210,7 +212,7 @@ def test_names_that_say_nothing_are_asked_about(tmp_path):
     assert labels(folder(tmp_path, anomalous_names=["shift_a"]))["train"] == (1, 1, 0)
 
 
-def test_names_of_ones_own_are_enough_to_detect_the_layout(tmp_path):
+def test_own_names_are_enough_to_detect_the_layout(tmp_path):
     write(tmp_path, "gut/1.png", "kratzer/1.png")
     with pytest.raises(DatasetLayoutError, match="no layout fits"):
         folder(tmp_path)
@@ -221,14 +223,14 @@ def test_names_of_ones_own_are_enough_to_detect_the_layout(tmp_path):
         folder(tmp_path, normal_names="gut")
 
 
-def test_ones_own_meaning_goes_before_the_usual_one(tmp_path):
+def test_the_own_meaning_of_a_name_goes_before_the_usual_one(tmp_path):
     write(tmp_path, "negative/1.png", "positive/1.png")
     assert set(prepared(folder(tmp_path))["test"]["image_id"]) == {"negative/1", "positive/1"}
     swapped = prepared(folder(tmp_path, normal_names=["positive"], anomalous_names=["negative"]))["test"]
     assert dict(zip(swapped["image_id"], swapped["label"], strict=True)) == {"negative/1": 1, "positive/1": 0}
 
 
-def test_empty_folders_and_none(tmp_path):
+def test_empty_and_missing_folders_and_an_unknown_layout(tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(DatasetLayoutError, match="no layout fits: 0 images, and the folders none"):
         folder(tmp_path)
@@ -255,7 +257,7 @@ def write_table(tmp_path, text=TABLE, name="metadata.csv"):
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_a_table_says_what_is_what(tmp_path, delimiter):
+def test_a_table_describes_the_images(tmp_path, delimiter):
     write_table(tmp_path, "\ufeff" + TABLE.replace(",", delimiter))
     builder = folder(tmp_path)
     assert 'layout "metadata"' in builder.describe()
@@ -268,7 +270,7 @@ def test_json_lines(tmp_path):
     lines = [
         {"image": "a/1.png", "label": False},
         {"image": "a/2.png", "mask": ["m/2.png"], "label": True, "image_id": "two"},
-        {"image": "a/3.png", "mask": "m/2.png"},  # the mask tells
+        {"image": "a/3.png", "mask": "m/2.png"},  # the mask decides
         {"image": str(tmp_path / "data" / "a" / "4.png")},
     ]
     write_table(tmp_path, "\n\n".join(map(json.dumps, lines)), "metadata.jsonl")
@@ -277,7 +279,7 @@ def test_json_lines(tmp_path):
     assert "two" in builder.as_dataset("test")["image_id"]
 
 
-def test_a_table_of_any_name_is_read_when_asked_for(tmp_path):
+def test_a_table_of_another_name_is_read_on_request(tmp_path):
     write_table(tmp_path, name="index.csv")
     with pytest.raises(DatasetLayoutError, match="no layout fits"):
         folder(tmp_path)
@@ -307,7 +309,7 @@ def test_a_changed_table_is_noticed(tmp_path):
         ("a/3.png", "a/2.png", "two images of this name"),
     ],
 )
-def test_rows_that_do_not_fit_are_told(tmp_path, old, new, message):
+def test_rows_that_do_not_fit_are_reported(tmp_path, old, new, message):
     write_table(tmp_path, TABLE.replace(old, new))
     with pytest.raises(DatasetLayoutError) as caught:
         folder(tmp_path)
@@ -324,7 +326,7 @@ def test_broken_json_lines(tmp_path):
 # Real images
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="real images are not beside this checkout")
+@needs_real_images(REAL / "real")
 @pytest.mark.parametrize(
     "name, expected",
     [
@@ -356,7 +358,7 @@ def test_pictures_of_every_kind(tmp_path):
     (tmp_path / "data" / "good").mkdir(parents=True)
     noise = Image.effect_noise((40, 28), 60)
     for name, picture in {
-        "grey.png": noise,
+        "gray.png": noise,
         "alpha.png": noise.convert("RGBA"),
         "palette.png": noise.convert("P"),
         "print.tif": noise.convert("CMYK"),
@@ -365,5 +367,5 @@ def test_pictures_of_every_kind(tmp_path):
         picture.save(tmp_path / "data" / "good" / name)
     save_image(tmp_path / "data" / "bad" / "1.png")
     rows = rows_of(prepared(folder(tmp_path))["test"])
-    assert rows["good/deep"]["image"] == rows["good/grey"]["image"] == rows["good/alpha"]["image"]
+    assert rows["good/deep"]["image"] == rows["good/gray"]["image"] == rows["good/alpha"]["image"]
     assert len(rows) == 6
