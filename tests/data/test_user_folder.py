@@ -236,6 +236,8 @@ def test_empty_and_missing_folders_and_an_unknown_layout(tmp_path):
         folder(tmp_path)
     with pytest.raises(DatasetLayoutError, match="no such folder"):
         AnomalyFolder(data_dir=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="AnomalyFolder needs data_dir, the folder of the images"):
+        AnomalyFolder(cache_dir=tmp_path / "cache").download_and_prepare()
     with pytest.raises(ValueError, match="no layout 'kind'; did you mean 'kinds'"):
         folder(tmp_path, layout="kind")
 

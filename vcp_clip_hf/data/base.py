@@ -75,7 +75,7 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
     IN_PAPER: ClassVar[bool] = False
     MASK_SOURCE: ClassVar[str] = "pixels"
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if cls.PRODUCTS:
             names = ["all", *cls.PRODUCTS] if len(cls.PRODUCTS) > 1 or "all" not in cls.PRODUCTS else ["all"]
@@ -168,8 +168,10 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
             citation=self.CITATION,
         )
 
-    def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         if self._listing is None:
+            if not self.HOMEPAGE:
+                raise ValueError(f"{self.TITLE} needs data_dir, the folder of the images.")
             raise ValueError(
                 f"{self.TITLE} is not downloaded by this package. Get it from {self.HOMEPAGE} (license:"
                 f" {self.LICENSE}), unpack it, and pass the folder as data_dir."
@@ -204,7 +206,9 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
         """Return the record of one item of the listing. Builders that render their images override this."""
         return item
 
-    def _download_and_prepare(self, dl_manager, verification_mode, **prepare_split_kwargs) -> None:
+    def _download_and_prepare(
+        self, dl_manager: datasets.DownloadManager, verification_mode: Any, **prepare_split_kwargs: Any
+    ) -> None:
         with shared_folder() as self._report_dir:
             super()._download_and_prepare(dl_manager, verification_mode, **prepare_split_kwargs)
             problems, gaps = join_shares(self._report_dir)

@@ -141,7 +141,7 @@ class SyntheticDefects(AnomalyDatasetBuilder):
                 raise ValueError(f"{self.TITLE} have no product {product!r}; {did_you_mean(product, self.PRODUCTS)}")
         return tuple(products)
 
-    def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         config = self.config
         seen = [name for name in self._products if PRODUCTS[name].seen]
         unseen = [name for name in self._products if not PRODUCTS[name].seen]
