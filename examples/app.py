@@ -31,8 +31,9 @@ from transformers import pipeline
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, AnomalySegmentationPipeline, VCPCLIPImageProcessor
 from vcp_clip_hf.data.synthetic_defects import render_sample
+from vcp_clip_hf.image_files import IMAGE_SUFFIXES
 from vcp_clip_hf.image_loading import load_image
-from vcp_clip_hf.prediction import IMAGE_EXTENSIONS, predict_files, read_predictions, write_csv
+from vcp_clip_hf.prediction import predict_files, read_predictions, write_csv
 from vcp_clip_hf.visualization import add_color_bar, draw_boxes, heatmap
 
 
@@ -385,7 +386,7 @@ def lines_of(text: str | None) -> list[str]:
 def images_among(paths: Sequence[str] | str | None) -> list[str]:
     """Uploaded files that look like images; a folder brings along whatever else is in it."""
     paths = [paths] if isinstance(paths, str) else list(paths or [])
-    return [path for path in paths if Path(path).suffix.lower() in IMAGE_EXTENSIONS]
+    return [path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES]
 
 
 def check_count(paths: Sequence[str]) -> None:
@@ -394,7 +395,7 @@ def check_count(paths: Sequence[str]) -> None:
         ValueError: no images, or too many for a web page.
     """
     if not paths:
-        raise ValueError(f"No images. Choose files that end in {', '.join(IMAGE_EXTENSIONS)}.")
+        raise ValueError(f"No images. Choose files that end in {', '.join(IMAGE_SUFFIXES)}.")
     if len(paths) > MAX_FILES:
         raise ValueError(
             f"{len(paths)} images; this page takes up to {MAX_FILES} at a time. Use `vcp-clip predict` or"

@@ -28,12 +28,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from .image_files import IMAGE_SUFFIXES, find_images, lies_in
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .visualization import overlay
 
 
 __all__ = [
-    "IMAGE_EXTENSIONS",
     "InputImage",
     "PictureWriter",
     "PredictionSummary",
@@ -47,8 +47,8 @@ __all__ = [
 
 logger = logging.get_logger(__name__)
 
-IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _RECORDS = "predictions.jsonl"
+_PICTURE_FOLDERS = ("maps", "masks", "overlays")
 # Threads that draw and write pictures, which takes longer than the model on a GPU
 _WRITERS = max(2, min(8, (os.cpu_count() or 1) // 2))
 
@@ -86,22 +86,31 @@ class PredictionSummary:
 
 
 def list_inputs(
-    sources: Iterable[str | os.PathLike], known_names: Mapping[str, str] | None = None
+    sources: Iterable[str | os.PathLike],
+    known_names: Mapping[str, str] | None = None,
+    exclude: Iterable[str | os.PathLike] = (),
 ) -> list[InputImage]:
     """
-    Files, folders (with all that is below them), glob patterns and URLs -> images, in a fixed order.
+    List the images in files, folders, glob patterns and URLs, in a fixed order.
+
+    Which files of a folder are images, and what happens to hidden and linked ones, is the rule of
+    [`vcp_clip_hf.image_files`]. What is left out is logged for each folder, as a warning if pictures are among it.
 
     Args:
-        sources (iterable of `str`): where to look.
-        known_names (`Mapping[str, str]`, *optional*): path -> name of images that have one from an earlier run.
+        sources (iterable of `str` or `os.PathLike`):
+            Files, folders (read with all folders inside), glob patterns or URLs. A file is listed whatever its ending.
+        known_names (`Mapping[str, str]`, *optional*): Name by path, for images that were named by an earlier run.
+        exclude (iterable of `str` or `os.PathLike`, *optional*):
+            Folders that are not read inside a source, such as the folder for results. A source that is such a folder,
+            or lies in one, is read.
 
     Raises:
-        FileNotFoundError: a source is not there, or a folder or pattern has no image.
+        FileNotFoundError: a source does not exist, or a folder or pattern has no image.
     """
-    known_names = dict(known_names or {})
+    known_names, exclude = dict(known_names or {}), list(exclude)
     taken, found = set(known_names.values()), {}
     for source in map(os.fspath, sources):
-        for path, relative in _expand(source):
+        for path, relative in _expand(source, exclude):
             if path in found:
                 continue
             name = known_names.get(path)
@@ -118,28 +127,27 @@ def _numbered(stem: str) -> Iterator[str]:
     return (f"{stem}-{number}" for number in itertools.count(2))
 
 
-def _expand(source: str) -> list[tuple[str, str]]:
-    """A source -> (path, path below the source) of each image in it."""
+def _expand(source: str, exclude: Sequence[str | os.PathLike]) -> list[tuple[str, str]]:
+    """Return (path, path below the source) of each image in a source."""
     if source.startswith(("http://", "https://")):
         return [(source, source.split("?")[0].rstrip("/").rsplit("/", 1)[-1])]
     if os.path.isfile(source):
         return [(source, os.path.basename(source))]
     if os.path.isdir(source):
-        below = sorted(path for path in Path(source).rglob("*") if path.is_file())
-        pairs = [(str(path), str(path.relative_to(source))) for path in below if _is_image(path)]
-        problem = "has no image"
+        images, left_out = find_images(source, exclude)
+        told = f" ({left_out})" if left_out else ""
+        if images and left_out:
+            logger.log(logging.WARNING if left_out.has_pictures else logging.INFO, "%s: %s.", source, left_out)
+        pairs = [(str(Path(source, image)), str(Path(image))) for image in images]
+        problem = f"has no image{told}"
     else:
         base = os.path.dirname(re.split(r"[*?\[]", source)[0]) or "."
         matches = sorted(path for path in glob.glob(source, recursive=True) if os.path.isfile(path))
-        pairs = [(path, os.path.relpath(path, base)) for path in matches]
-        problem = "is neither a file, a folder, nor a pattern that matches"
+        pairs = [(path, os.path.relpath(path, base)) for path in matches if not lies_in(path, exclude, base)]
+        problem = "is neither a file, a folder, nor a pattern that matches an image"
     if not pairs:
-        raise FileNotFoundError(f"{source!r} {problem} (images end in {', '.join(IMAGE_EXTENSIONS)}).")
+        raise FileNotFoundError(f"{source!r} {problem}. Images end in {', '.join(IMAGE_SUFFIXES)}.")
     return pairs
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_EXTENSIONS
 
 
 def predict_files(
@@ -182,7 +190,9 @@ def predict_files(
             part.unlink()
     state.wait_for_everyone()
     records = read_predictions(output_dir)
-    inputs = list_inputs(sources, {record["image"]: record["name"] for record in records})
+    names = {record["image"]: record["name"] for record in records}
+    # the subfolders too: the output folder may be the input folder
+    inputs = list_inputs(sources, names, exclude=[output_dir, *(output_dir / kind for kind in _PICTURE_FOLDERS)])
     done = {record["image"] for record in records if "error" not in record}
     todo = [image for image in inputs if image.path not in done]
     mine = todo[state.process_index :: state.num_processes]

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 
 from .data import load_anomaly_dataset
 from .data.augmentation import AugmentationConfig, AugmentedDataset
-from .data.synthetic_anomalies import add_anomaly
+from .data.painted_anomalies import add_anomaly
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .training_config import TrainingConfig
 

@@ -1,4 +1,4 @@
-"""Nothing is written outside of pytest's own folders."""
+"""The cache of `datasets` lies in pytest's temporary folder."""
 
 import datasets
 import pytest

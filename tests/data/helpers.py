@@ -1,24 +1,32 @@
-"""What the tests of the datasets share."""
+"""Helpers shared by the tests of datasets."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from vcp_clip_hf.data import FEATURES
 
 
-# real images, where a checkout has them beside it
+# Real images are not part of the repository; tests that need them are skipped unless this folder exists
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 
 
+def needs_real_images(folder: Path) -> pytest.MarkDecorator:
+    """Return a mark that skips a test unless this folder of real images exists."""
+    return pytest.mark.skipif(
+        not folder.is_dir(), reason=f"needs real images, which are not part of the repository, in {folder}"
+    )
+
+
 def prepared(builder) -> dict:
-    """All splits of a builder."""
+    """Prepare and return all splits of a builder."""
     builder.download_and_prepare()
     return builder.as_dataset()
 
 
 def rows_of(dataset) -> dict[str, dict]:
-    """Rows by id, with arrays instead of pictures."""
+    """Return the rows by id, with comparable values instead of pictures."""
     rows = {}
     for row in dataset:
         assert row["image_id"] not in rows
@@ -31,7 +39,7 @@ def comparable(value):
 
 
 def check_row(row: dict) -> None:
-    """What holds for every row of every dataset."""
+    """Check what holds for every row of every dataset."""
     assert list(row) == list(FEATURES)
     assert row["image"].mode == "RGB"
     assert row["label"] in (0, 1, -1)
@@ -46,6 +54,6 @@ def check_row(row: dict) -> None:
 
 
 def counts(dataset) -> tuple[int, int, int]:
-    """Normal, anomalous and unknown rows."""
+    """Return the numbers of normal, anomalous and unknown rows."""
     labels = list(dataset["label"])
     return labels.count(0), labels.count(1), labels.count(-1)

@@ -1,4 +1,4 @@
-"""Augmentation: image and mask together, the paper's probabilities, seeds."""
+"""Augmentation of image and mask: geometry, probabilities, seeds."""
 
 import pickle
 from dataclasses import fields, replace
@@ -29,7 +29,7 @@ def picture(seed: int = 0, width: int = 60, height: int = 40) -> Image.Image:
 
 
 def marks(width: int = 60, height: int = 40) -> Image.Image:
-    """A shape without symmetry."""
+    """Return a mask whose shape has no symmetry."""
     mask = np.zeros((height, width), np.uint8)
     mask[5:30, 8:14] = 255
     mask[5:11, 8:40] = 255
@@ -50,7 +50,7 @@ def test_everything_off_changes_nothing():
 
 @pytest.mark.parametrize("geometry", [{"rotate_prob": 1.0}, {"quarter_turn_prob": 1.0}, {}])
 def test_image_and_mask_move_together(geometry):
-    """The mask itself as the image: what comes out must still be the mask, up to the resampling at its border."""
+    """With the mask as the image, the result must equal the mask, except for resampling at its border."""
     config = replace(OFF, **(geometry or {"rotate_prob": 1.0, "quarter_turn_prob": 1.0}))
     moved = 0
     for index in range(20):
@@ -72,7 +72,7 @@ def test_rotation_keeps_the_size_and_mirrors_the_border():
 
 
 def test_rotation_turns_by_the_angle_drawn():
-    """A bright spot off the centre lands where the angle says."""
+    """A bright spot away from the center moves by the angle."""
     spot = np.zeros((81, 81, 3), np.uint8)
     spot[39:42, 64:67] = 255
     for index in range(5):
@@ -100,11 +100,11 @@ def test_quarter_turns_are_all_four_and_equally_likely():
 @pytest.mark.parametrize(
     "name", ["rotate_prob", "brightness_contrast_prob", "noise_prob", "blur_or_jitter_prob", "quarter_turn_prob"]
 )
-def test_each_step_happens_as_often_as_asked(name):
+def test_each_step_has_its_probability(name):
     augment = TrainingAugmentation(replace(OFF, **{name: 0.5}))
     image = picture(0, 24, 24)
     changed = sum(augment(image, None, augmentation_rng(5, 0, i))[0].tobytes() != image.tobytes() for i in range(300))
-    expected = 150 * (0.75 if name == "quarter_turn_prob" else 1.0)  # one of the four turns is none
+    expected = 150 * (0.75 if name == "quarter_turn_prob" else 1.0)  # one of the four turns is by 0 degrees
     assert abs(changed - expected) < 40
 
 
@@ -115,12 +115,12 @@ def test_photometric_steps_leave_the_mask_alone():
         assert mask.tobytes() == marks().tobytes() and image.tobytes() != picture().tobytes()
 
 
-def test_noise_has_the_variance_asked_for():
+def test_noise_has_its_variance():
     gray = Image.new("RGB", (128, 128), (128, 128, 128))
     config = replace(OFF, noise_prob=1.0, noise_variance=(30.0, 30.0))
     noisy = np.asarray(TrainingAugmentation(config)(gray, None, augmentation_rng(7, 0, 0))[0], np.float64)
     assert noisy.mean() == pytest.approx(128, abs=0.2)
-    assert noisy.var() == pytest.approx(30 + 1 / 12, rel=0.05)  # and the rounding's own
+    assert noisy.var() == pytest.approx(30 + 1 / 12, rel=0.05)  # plus the variance of rounding
     assert abs(np.corrcoef(noisy[..., 0].ravel(), noisy[..., 1].ravel())[0, 1]) < 0.03
 
 
@@ -145,11 +145,11 @@ def test_jitter_leaves_gray_gray_and_blurs_smooth():
         values = np.asarray(TrainingAugmentation(config)(gray, None, augmentation_rng(9, 0, index))[0], int)
         assert np.abs(values - values.mean(axis=2, keepdims=True)).max() <= 1
         smoother += np.abs(np.diff(values[..., 0])).mean() < 0.7 * roughness
-    assert 12 <= smoother <= 27  # two of three blur
+    assert 12 <= smoother <= 27  # two of three steps blur
 
 
-def test_no_step_wraps_around():
-    """Levels must saturate: white never becomes black."""
+def test_levels_saturate():
+    """White never becomes black."""
     extreme = Image.fromarray(np.repeat(np.array([[0, 255] * 16] * 32, np.uint8)[..., None], 3, axis=2))
     config = replace(OFF, brightness_contrast_prob=1.0, noise_prob=1.0)
     for index in range(20):
@@ -266,7 +266,7 @@ def test_dataset_reads_products_from_the_column():
     assert item["image"].size == (32, 32) and item["product"] == "odd"
     with pytest.raises(ValueError, match='a column "product"'):
         AugmentedDataset(rows(), AugmentationConfig(mosaic_prob=0.2))
-    with pytest.raises(ValueError, match="3 names, the data set 12 rows"):
+    with pytest.raises(ValueError, match="3 names, the dataset 12 rows"):
         AugmentedDataset(rows(), AugmentationConfig(mosaic_prob=0.2), products=["a"] * 3)
 
 
@@ -300,7 +300,7 @@ def test_dataset_does_not_depend_on_workers_and_changes_with_the_epoch():
     assert len(pickle.loads(pickle.dumps(dataset))) == 12
 
 
-def test_dataset_passes_the_epoch_on():
+def test_dataset_passes_the_epoch_to_the_dataset_below():
     class Below(list):
         epoch = None
 

@@ -1,3 +1,5 @@
+"""Options, cache, processes and streams: what all builders have in common."""
+
 import os
 import pickle
 
@@ -7,11 +9,11 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from vcp_clip_hf.data import FEATURES, DatasetLayoutError, load_anomaly_dataset
-from vcp_clip_hf.data.gc10_det import GC10DET
-from vcp_clip_hf.data.kolektor_sdd import KolektorSDD
-from vcp_clip_hf.data.mpdd import MPDD
-from vcp_clip_hf.data.mvtec_ad import MVTecAD
-from vcp_clip_hf.data.mvtec_loco import MVTecLOCO
+from vcp_clip_hf.data.catalog.gc10_det import GC10DET
+from vcp_clip_hf.data.catalog.kolektor_sdd import KolektorSDD
+from vcp_clip_hf.data.catalog.mpdd import MPDD
+from vcp_clip_hf.data.catalog.mvtec_ad import MVTecAD
+from vcp_clip_hf.data.catalog.mvtec_loco import MVTecLOCO
 
 from . import trees
 from .helpers import check_row, counts, prepared, rows_of
@@ -19,7 +21,7 @@ from .helpers import check_row, counts, prepared, rows_of
 
 @pytest.fixture
 def mpdd(tmp_path):
-    """Six products, 6 + 18 images."""
+    """Write six products with 6 + 18 images."""
     trees.mpdd(tmp_path / "mpdd")
     return tmp_path / "mpdd"
 
@@ -36,7 +38,7 @@ def test_one_configuration_per_product_and_all():
     assert list(MVTecAD.builder_configs)[1:3] == ["bottle", "cable"]
 
 
-def test_a_configuration_or_products_choose(mpdd, tmp_path):
+def test_products_are_chosen_by_configuration_or_by_option(mpdd, tmp_path):
     by_config = prepared(build(mpdd, tmp_path, config_name="tubes"))
     by_products = prepared(build(mpdd, tmp_path, products=["tubes"]))
     for splits in (by_config, by_products):
@@ -46,13 +48,13 @@ def test_a_configuration_or_products_choose(mpdd, tmp_path):
     assert set(two["test"]["product"]) == {"tubes", "connector"}
 
 
-def test_products_not_asked_for_may_be_broken(mpdd, tmp_path):
+def test_products_that_are_not_requested_may_be_broken(mpdd, tmp_path):
     trees.remove("connector")(mpdd)
     trees.remove("tubes/ground_truth")(mpdd)
     assert len(prepared(build(mpdd, tmp_path, products=["metal_plate"]))["test"]) == 3
     with pytest.raises(DatasetLayoutError) as caught:
         build(mpdd, tmp_path)
-    assert len(caught.value.problems) == 3  # the product, and two folders of masks: all in one error
+    assert len(caught.value.problems) == 3  # one product and two folders of masks, in one error
     assert "connector: no such folder" in str(caught.value) and "tubes/ground_truth/hole" in str(caught.value)
 
 
@@ -67,12 +69,12 @@ def test_products_not_asked_for_may_be_broken(mpdd, tmp_path):
         ({"layout": "offical"}, "no layout 'offical'; did you mean 'official'?"),
     ],
 )
-def test_misspelt_options_are_refused(mpdd, tmp_path, options, message):
+def test_misspelled_options_are_refused(mpdd, tmp_path, options, message):
     with pytest.raises(ValueError, match="(?s)" + message.replace("?", r"\?")):
         build(mpdd, tmp_path, **options)
 
 
-def test_without_data_dir_there_are_facts_only():
+def test_a_builder_without_data_dir_only_knows_facts():
     builder = MPDD()
     assert builder.info.license == "CC BY-NC-SA 4.0" and "jezek" in builder.info.citation
     with pytest.raises(ValueError, match=r"not downloaded by this package.*data_dir"):
@@ -94,13 +96,13 @@ def test_folders_that_do_not_hold_the_dataset(tmp_path):
         build(tmp_path / "twice", tmp_path)
 
 
-def test_empty_masks_are_errors_unless_known(mpdd, tmp_path):
+def test_empty_masks_of_anomalous_images_are_errors(mpdd, tmp_path):
     trees.add_mask("tubes/ground_truth/hole/000_mask.png", marked=trees.MARKED & False)(mpdd)
     with pytest.raises(DatasetLayoutError, match="tubes/test/hole/000: an anomalous image, but its mask is empty"):
         prepared(build(mpdd, tmp_path))
 
 
-def test_many_problems_are_counted_and_the_first_shown(mpdd, tmp_path):
+def test_many_problems_are_counted_and_the_first_are_shown(mpdd, tmp_path):
     for product in MPDD.PRODUCTS:
         for defect in ("crack", "hole"):
             (mpdd / product / "test" / defect / "000.png").write_bytes(b"no image")
@@ -148,7 +150,7 @@ def test_changed_added_and_removed_files_are_noticed(mpdd, tmp_path):
     assert test_rows() == rows
 
 
-def test_what_was_left_out_is_known_from_the_cache(mpdd, tmp_path):
+def test_what_was_left_out_is_stored_in_the_cache(mpdd, tmp_path):
     (mpdd / "tubes/test/hole/000.png").write_bytes(b"no image")
     trees.remove("connector/ground_truth/crack/000_mask.png")(mpdd)
     first = build(mpdd, tmp_path, on_error="skip")
@@ -160,11 +162,11 @@ def test_what_was_left_out_is_known_from_the_cache(mpdd, tmp_path):
         "tubes/test/hole/000",
         "connector/ground_truth/crack",
     }
-    with pytest.raises(DatasetLayoutError):  # the prepared table does not hide the error
+    with pytest.raises(DatasetLayoutError):  # despite the prepared table
         prepared(build(mpdd, tmp_path))
 
 
-def test_the_library_may_write_parquet_with_everything_inside(mpdd, tmp_path):
+def test_datasets_writes_parquet_files_with_the_images_inside(mpdd, tmp_path):
     builder = build(mpdd, tmp_path)
     builder.download_and_prepare(output_dir=str(tmp_path / "out"), file_format="parquet")
     trees.remove("mpdd")(tmp_path)
@@ -175,7 +177,7 @@ def test_the_library_may_write_parquet_with_everything_inside(mpdd, tmp_path):
 
 
 def test_two_datasets_do_not_share_a_cache(tmp_path):
-    """Same product, same folder names: only the module tells them apart."""
+    """Products and folders may have the same names; the modules of the builders differ."""
     trees.product_folders(tmp_path / "a", MPDD.PRODUCTS)
     mpdd = prepared(build(tmp_path / "a", tmp_path))
     for product in MVTecAD.PRODUCTS:
@@ -226,7 +228,7 @@ def test_nodes_share_a_stream_without_duplicates(mpdd, tmp_path, world):
 
 def test_workers_share_a_stream_without_duplicates(mpdd, tmp_path):
     stream = build(mpdd, tmp_path).as_streaming_dataset("test").select_columns(["image_id", "label"])
-    stream = pickle.loads(pickle.dumps(stream))  # as workers get it that are not forked
+    stream = pickle.loads(pickle.dumps(stream))  # as workers receive it that are not forked
     loader = DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="fork")
     ids = [row["image_id"] for row in loader]
     assert len(ids) == len(set(ids)) == 18
@@ -239,7 +241,7 @@ def test_a_stream_shuffles_images(mpdd, tmp_path):
     assert ids != shuffled and sorted(ids) == sorted(shuffled)
 
 
-def test_a_stream_raises_at_a_broken_file_or_skips_it(mpdd, tmp_path, caplog):
+def test_a_stream_raises_on_a_broken_file_or_skips_it(mpdd, tmp_path, caplog):
     (mpdd / "tubes/test/hole/000.png").write_bytes(b"no image")
     with pytest.raises(DatasetLayoutError, match="tubes/test/hole/000"):
         list(build(mpdd, tmp_path).as_streaming_dataset("test"))
@@ -248,7 +250,7 @@ def test_a_stream_raises_at_a_broken_file_or_skips_it(mpdd, tmp_path, caplog):
     assert "tubes/test/hole/000" in caplog.text
 
 
-def test_a_split_of_which_nothing_is_left_is_not_offered(tmp_path):
+def test_a_split_without_readable_images_is_left_out(tmp_path):
     trees.mvtec_loco(tmp_path / "loco")
     for product in MVTecLOCO.PRODUCTS:
         (tmp_path / "loco" / product / "validation" / "good" / "000.png").write_bytes(b"no image")
@@ -257,7 +259,7 @@ def test_a_split_of_which_nothing_is_left_is_not_offered(tmp_path):
     assert len(builder.left_out) == 5
 
 
-# What single datasets offer
+# Options of single datasets
 
 
 def half_of_the_box(image, boxes):
@@ -267,15 +269,15 @@ def half_of_the_box(image, boxes):
     return mask
 
 
-def test_boxes_may_be_turned_into_better_masks(tmp_path):
+def test_a_function_may_make_better_masks_from_boxes(tmp_path):
     trees.gc10_det(tmp_path / "gc")
     plain = GC10DET(data_dir=tmp_path / "gc", cache_dir=tmp_path / "cache")
     assert plain.mask_source == "boxes"
     rows = rows_of(prepared(plain)["test"])
     assert rows["img_01_1_00"]["defect"] == "punching_hole, unknown_defect"
-    assert rows["img_01_10_00"]["defect"] == "waist_folding"  # 10_yaozhed is a slip of the authors'
+    assert rows["img_01_10_00"]["defect"] == "waist_folding"  # the authors misspelled 10_yaozhed
 
-    for number in range(2, 10):  # leaves the images of classes 1 and 10
+    for number in range(2, 10):  # only images of the classes 1 and 10 remain
         (tmp_path / "gc" / "lable" / f"img_01_{number}_00.xml").unlink()
     better = GC10DET(data_dir=tmp_path / "gc", cache_dir=tmp_path / "cache", mask_fn=half_of_the_box)
     assert better.mask_source == "mask_fn"
@@ -284,7 +286,7 @@ def test_boxes_may_be_turned_into_better_masks(tmp_path):
         assert (trees.MARKED.sum() / 2) < (sum(row["mask"].histogram()[255:])) < trees.MARKED.sum()
 
 
-def test_copies_of_kolektor_sdd_may_be_dropped(tmp_path):
+def test_the_copies_in_kolektor_sdd_may_be_dropped(tmp_path):
     trees.kolektor_sdd(tmp_path / "ksdd")
     builder = KolektorSDD(data_dir=tmp_path / "ksdd", cache_dir=tmp_path / "cache", drop_copies=True)
     assert counts(prepared(builder)["test"]) == (1, 1, 0)

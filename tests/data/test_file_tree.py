@@ -1,6 +1,8 @@
+"""Folders on disk: names in any case, sorted walks, fingerprints."""
+
 import os
 
-from vcp_clip_hf.data.file_tree import FileTree, candidate_roots, fingerprint, folder_and_file, stem_of, suffix_of
+from vcp_clip_hf.data.file_tree import FileTree, candidate_roots, fingerprint, folder_and_file, stem_of
 
 
 def touch(path, content="x"):
@@ -8,7 +10,7 @@ def touch(path, content="x"):
     path.write_text(content)
 
 
-def test_names_are_found_in_any_case_and_given_as_written(tmp_path):
+def test_names_are_found_in_any_case_and_returned_as_written(tmp_path):
     touch(tmp_path / "Train" / "Good" / "A.JPG")
     tree = FileTree(tmp_path)
     assert tree.files("train/good") == ["Train/Good/A.JPG"]
@@ -19,7 +21,7 @@ def test_names_are_found_in_any_case_and_given_as_written(tmp_path):
     assert os.path.isfile(tree.path("Train/Good/A.JPG"))
 
 
-def test_names_that_differ_in_case_only_are_all_there(tmp_path):
+def test_names_that_differ_only_in_case_are_all_listed(tmp_path):
     for name in ("a.png", "A.png", "A.PNG"):
         touch(tmp_path / name)
     tree = FileTree(tmp_path)
@@ -27,7 +29,7 @@ def test_names_that_differ_in_case_only_are_all_there(tmp_path):
     assert [tree.find(name) for name in ("a.png", "A.png", "A.PNG")] == ["a.png", "A.png", "A.PNG"]
 
 
-def test_strays_of_operating_systems_are_not_there(tmp_path):
+def test_hidden_files_and_those_of_operating_systems_are_left_out(tmp_path):
     for name in ("a.png", ".hidden.png", "._a.png", "Thumbs.db", "__MACOSX/a.png", ".git/b.png", "text.txt"):
         touch(tmp_path / name)
     tree = FileTree(tmp_path)
@@ -36,13 +38,12 @@ def test_strays_of_operating_systems_are_not_there(tmp_path):
     assert list(tree.walk()) == ["a.png"]
 
 
-def test_walk_is_sorted_and_survives_links_that_lead_back(tmp_path):
+def test_walk_is_sorted_and_does_not_follow_links_that_lead_back(tmp_path):
     for name in ("b/2.png", "b/1.png", "a/x/3.png", "0.png"):
         touch(tmp_path / name)
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     assert list(FileTree(tmp_path).walk()) == ["0.png", "a/x/3.png", "b/1.png", "b/2.png"]
-    inside = list(FileTree(tmp_path).walk("a"))
-    assert "a/x/3.png" in inside and len(inside) < 10
+    assert list(FileTree(tmp_path).walk("a")) == ["a/x/3.png"]
 
 
 def test_candidate_roots_go_down_two_levels(tmp_path):
@@ -51,7 +52,7 @@ def test_candidate_roots_go_down_two_levels(tmp_path):
     assert [[os.path.relpath(path, tmp_path) for path in level] for level in levels] == [["."], ["a"], ["a/b"]]
 
 
-def test_fingerprints(tmp_path):
+def test_a_fingerprint_changes_with_the_files_and_not_with_their_order(tmp_path):
     paths = [str(tmp_path / name) for name in "abc"]
     for path in paths[:2]:
         touch(tmp_path / path)
@@ -62,8 +63,8 @@ def test_fingerprints(tmp_path):
     assert fingerprint(paths) != first
 
 
-def test_small_helpers(tmp_path):
-    assert (stem_of("a/b.c.JPG"), suffix_of("a/b.c.JPG"), suffix_of("a/b")) == ("b.c", ".jpg", "")
+def test_stems_and_folders_of_files(tmp_path):
+    assert stem_of("a/b.c.JPG") == "b.c"
     touch(tmp_path / "t.csv")
     assert folder_and_file(tmp_path / "t.csv") == (str(tmp_path), "t.csv")
     assert folder_and_file(tmp_path) == (str(tmp_path), None)

@@ -1,3 +1,5 @@
+"""Masks from pictures, polygons, tables and boxes."""
+
 import json
 
 import numpy as np
@@ -26,22 +28,22 @@ def read(path, **options) -> np.ndarray:
     return MaskFiles((str(path),), **options).read("", SIZE)
 
 
-def test_class_ids_palette_indices_and_colours(tmp_path):
+def test_class_ids_palette_indices_and_colors(tmp_path):
     for name, options in {
         "ids": {"value": 3},
         "palette": {"value": 1, "mode": "P"},
-        "colours": {"value": 3, "mode": "RGB"},
+        "colors": {"value": 3, "mode": "RGB"},
     }.items():
         save_mask(tmp_path / f"{name}.png", **options)
         assert np.array_equal(read(tmp_path / f"{name}.png"), MARKED)
 
 
-def test_palette_values_are_indices_not_colours(tmp_path):
+def test_palette_values_are_indices_not_colors(tmp_path):
     save_mask(tmp_path / "m.bmp", value=2, mode="P")
     assert set(np.unique(read_labels(str(tmp_path / "m.bmp")))) == {0, 2}
 
 
-def test_one_threshold_does_not_fit_all(tmp_path):
+def test_no_threshold_fits_all_masks(tmp_path):
     save_mask(tmp_path / "ids.png", value=4)
     assert not read(tmp_path / "ids.png", above=127).any()
     save_mask(tmp_path / "noisy.png", noise=90)
@@ -49,7 +51,7 @@ def test_one_threshold_does_not_fit_all(tmp_path):
     assert read(tmp_path / "noisy.png", above=0).mean() > 0.9
 
 
-def test_one_bit_and_alpha(tmp_path):
+def test_one_bit_masks_and_masks_with_alpha(tmp_path):
     Image.fromarray(MARKED).save(tmp_path / "one.png")
     assert np.array_equal(read(tmp_path / "one.png", above=127), MARKED)
     rgba = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
@@ -66,7 +68,7 @@ def test_several_masks_are_united(tmp_path):
     assert np.array_equal(both, MARKED | SMALL)
 
 
-def test_without_a_threshold_two_values_only(tmp_path):
+def test_without_a_threshold_only_two_values_are_allowed(tmp_path):
     save_mask(tmp_path / "a.png", value=1)
     assert np.array_equal(read(tmp_path / "a.png", above=None), MARKED)
     save_mask(tmp_path / "b.png", noise=90)
@@ -76,7 +78,7 @@ def test_without_a_threshold_two_values_only(tmp_path):
     assert read(tmp_path / "c.png", above=None).all()
 
 
-def test_labelme_shapes_are_filled_with_their_outline(tmp_path):
+def test_labelme_shapes_are_filled_and_outlined(tmp_path):
     path = tmp_path / "a.json"
     trees.save_labelme(path, "a.jpg")
     assert np.array_equal(LabelmeMask(str(path)).read("", SIZE), MARKED)
@@ -93,7 +95,7 @@ def test_labelme_shapes_are_filled_with_their_outline(tmp_path):
         LabelmeMask(str(path)).read("", SIZE)
 
 
-def test_a_triangle_covers_its_half(tmp_path):
+def test_a_triangle_covers_half_of_the_square(tmp_path):
     content = {"imageWidth": 40, "imageHeight": 40, "shapes": [{"points": [[0, 0], [39, 0], [0, 39]]}]}
     (tmp_path / "a.json").write_text(json.dumps(content))
     mask = LabelmeMask(str(tmp_path / "a.json")).read("", (40, 40))
@@ -111,13 +113,13 @@ def test_segmentation_tables_and_matrices_agree(tmp_path):
 
 
 @pytest.mark.parametrize("row", ["1 99 0 3", "1 0 5 99", "1 0 7 5", "1 0 5", "x 0 5 6"])
-def test_rows_that_do_not_fit_are_errors(tmp_path, row):
+def test_invalid_rows_of_a_segmentation_table_are_errors(tmp_path, row):
     (tmp_path / "a.seg").write_text(f"width 40\nheight 28\ndata\n{row}\n")
     with pytest.raises(ValueError, match="not a segmentation table"):
         SegmentationTableMask(str(tmp_path / "a.seg"), (1,)).read("", SIZE)
 
 
-def test_without_scipy_the_extra_is_named(tmp_path, monkeypatch):
+def test_the_error_without_scipy_names_the_extra(tmp_path, monkeypatch):
     import builtins
 
     real_import = builtins.__import__
@@ -132,7 +134,7 @@ def test_without_scipy_the_extra_is_named(tmp_path, monkeypatch):
         MatlabSegmentationMask(str(tmp_path / "a.mat"), (2,)).read("", SIZE)
 
 
-def test_boxes(tmp_path):
+def test_boxes_are_filled(tmp_path):
     trees.save_voc(tmp_path / "a.xml", ["1_chongkong"])
     boxes = read_voc_boxes(str(tmp_path / "a.xml"))
     assert boxes == (Box("1_chongkong", *map(float, trees.BOX)),)

@@ -1,4 +1,4 @@
-"""Files of the untouched downloads, with their quirks, where a checkout has them beside it."""
+"""Original files of some downloads, with their quirks. They are not part of the repository: see `helpers.REAL`."""
 
 import csv
 import gzip
@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vcp_clip_hf.data.bsd import BSData
-from vcp_clip_hf.data.kolektor_sdd import KolektorSDD
-from vcp_clip_hf.data.magnetic_tile import MagneticTile
+from vcp_clip_hf.data.catalog.bsd import BSData
+from vcp_clip_hf.data.catalog.kolektor_sdd import KolektorSDD
+from vcp_clip_hf.data.catalog.magnetic_tile import MagneticTile
+from vcp_clip_hf.data.catalog.road import CrackForest
+from vcp_clip_hf.data.catalog.visa import VisA
 from vcp_clip_hf.data.masks import LabelmeMask, MaskFiles, MatlabSegmentationMask, SegmentationTableMask, read_labels
-from vcp_clip_hf.data.road import CrackForest
-from vcp_clip_hf.data.visa import VisA
 
 from . import trees
-from .helpers import REAL, check_row, counts, prepared, rows_of
+from .helpers import REAL, check_row, counts, needs_real_images, prepared, rows_of
 
 
 RAW = REAL / "raw_samples"
-pytestmark = pytest.mark.skipif(not RAW.is_dir(), reason="real images are not beside this checkout")
+pytestmark = needs_real_images(RAW)
 
 
 def load(builder_class, name, tmp_path, **options):
@@ -34,7 +34,7 @@ def load(builder_class, name, tmp_path, **options):
 
 
 def area(row) -> float:
-    """Percent of the image."""
+    """Return the area of the mask, in percent of the image."""
     return 100 * float(np.mean(np.asarray(row["mask"]) > 0))
 
 
@@ -50,12 +50,12 @@ def test_bsd(tmp_path):
     }
     assert builder.mask_source == "polygons"
     areas = [area(row) for name in ("train", "test") for row in splits[name]]
-    assert min(areas) > 0.015 and max(areas) < 0.5  # per cent
+    assert min(areas) > 0.015 and max(areas) < 0.5  # percent
     sizes = {row["image"].size for row in splits["test"]}
     assert sizes == {(1130, 460), (2701, 908), (2724, 850)}
 
 
-def test_bsd_leaves_the_stray_copy_and_the_frames_at_the_onset_out(tmp_path):
+def test_bsd_leaves_out_the_stray_copy_and_the_frames_at_the_onset(tmp_path):
     builder, splits = load(BSData, "BSData", tmp_path)
     assert (RAW / "BSData/data/BSD/test/01_200907032844_277500_315_crop_2.jpg").is_file()
     ids = [image_id for split in splits.values() for image_id in split["image_id"]]
@@ -67,11 +67,11 @@ def test_bsd_leaves_the_stray_copy_and_the_frames_at_the_onset_out(tmp_path):
     assert "normal" not in load(BSData, "BSData", tmp_path, normal_margin=6)[1]
 
 
-def test_bsd_polygons_are_filled_as_point_tests_say():
+def test_bsd_polygons_equal_a_point_in_polygon_test():
     path = RAW / "BSData/label/01_200907182917_430000_180_crop_1.json"
     content = json.loads(path.read_text())
     mask = LabelmeMask(str(path)).read("", (content["imageWidth"], content["imageHeight"]))
-    ys, xs = np.indices(mask.shape) + 0.5  # centres: labelme counts from the corner of a pixel
+    ys, xs = np.indices(mask.shape) + 0.5  # centers: labelme counts from the corner of a pixel
     inside = np.zeros_like(mask)
     for shape in content["shapes"]:
         points = np.array(shape["points"])
@@ -81,7 +81,7 @@ def test_bsd_polygons_are_filled_as_point_tests_say():
                 beside = xs < x0 + (ys - y0) * (x1 - x0) / (y1 - y0)
                 odd ^= (ys >= min(y0, y1)) & (ys < max(y0, y1)) & beside
         inside |= odd
-    # the outline is drawn as well, so the mask may only be larger, and by no more than a pixel
+    # the outline is drawn too, so the mask may be larger, but by at most one pixel
     assert (inside & ~mask).sum() < 0.005 * inside.sum()
     grown = np.any([np.roll(inside, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], axis=0)
     assert (mask & ~grown).sum() < 0.005 * inside.sum()
@@ -100,7 +100,7 @@ def test_road(tmp_path):
         "image/301.jpg": "no ground truth, and not free of cracks",
     }
     areas = {row["image_id"]: area(row) for row in splits["test"]}
-    assert areas["101"] == pytest.approx(5.77, abs=0.01)  # 35 per cent if enclosed asphalt counted
+    assert areas["101"] == pytest.approx(5.77, abs=0.01)  # 35 percent if enclosed asphalt counted
 
 
 def test_road_tables_equal_the_matrices():
@@ -112,7 +112,7 @@ def test_road_tables_equal_the_matrices():
 
 
 def test_road_labels_3_and_4():
-    """084 has further pieces of cracks (4), 101 asphalt that cracks enclose (3)."""
+    """Image 084 has further pieces of cracks (label 4), 101 has asphalt enclosed by cracks (label 3)."""
     whole, first = (
         SegmentationTableMask(str(RAW / "CrackForest/seg/084.seg"), labels).read("", (480, 320))
         for labels in ((1, 3), (1,))
@@ -169,15 +169,15 @@ def test_kolektor_sdd_labels_are_palette_indices():
     assert Image.open(RAW / "KolektorSDD/kos01/Part0_label.bmp").mode == "L"
 
 
-# VisA: the real tables; the images are made up
+# VisA: real tables, generated images
 
 
-# normal images in train and test
+# Numbers of normal images in train and test
 VISA_1CLS = {"cashew": (450, 50), "chewinggum": (453, 50), "pcb3": (905, 101)}
 
 
 def visa_with_real_tables(root, tables=("1cls",), products=VisA.PRODUCTS) -> None:
-    """Empty files: the listing opens none of them."""
+    """Write the real tables and empty image files: listing does not open images."""
     (root / "split_csv").mkdir(parents=True)
     for table in tables:
         plain, packed = RAW / f"VisA/split_csv/{table}.csv", RAW / f"VisA/split_csv/{table}.csv.gz"

@@ -1,3 +1,5 @@
+"""Records: what is read of an image and its mask, and what is refused."""
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -20,7 +22,7 @@ def record(image, label=1, mask=None, **fields) -> AnomalyRecord:
     return AnomalyRecord(image, "part", "id", label=label, defect="crack", mask=mask, **fields)
 
 
-def test_pictures_in_memory(tmp_path):
+def test_pictures_in_memory_are_stored(tmp_path):
     image = Image.effect_noise((WIDTH, HEIGHT), 50)
     row = decode(record(image, mask=Image.fromarray(MARKED)))
     assert np.array_equal(np.asarray(row["image"])[..., 0], np.asarray(image))
@@ -50,14 +52,14 @@ def test_16_bits_are_not_clipped_to_white(tmp_path):
     assert np.abs(np.asarray(row["image"])[..., 0] - values / 257).max() <= 0.5
 
 
-def test_labels_told_by_the_mask(tmp_path):
+def test_the_mask_decides_an_unknown_label(tmp_path):
     save_image(tmp_path / "a.png")
     for marked, label, defect in ((MARKED, 1, "crack"), (MARKED & False, 0, "good")):
         save_mask(tmp_path / "m.png", marked=marked)
         row = decode(record(str(tmp_path / "a.png"), None, MaskFiles((str(tmp_path / "m.png"),))))
         assert (row["label"], row["defect"]) == (label, defect)
         assert (row["mask"] is None) == (label == 0)
-    with pytest.raises(ValueError, match="no telling whether"):
+    with pytest.raises(ValueError, match="unknown whether the image is normal"):
         encode_record(record(str(tmp_path / "a.png"), None))
 
 
@@ -75,11 +77,11 @@ def test_masks_that_contradict_the_label():
     assert encode_record(record(image, -1))["label"] == -1
 
 
-# EXIF orientation: images are shown upright, masks must fit them
+# EXIF orientation: images become upright, and masks must fit them
 
 
 def save_turned(path, orientation: int, size=(WIDTH, HEIGHT)) -> Image.Image:
-    """Saves a picture that a viewer has to turn; returns what it should show."""
+    """Save a picture with an EXIF orientation; return the upright picture."""
     gradient = np.add.outer(np.arange(size[1]) * 4, np.arange(size[0])).astype(np.uint8)
     stored = Image.fromarray(gradient).convert("RGB")
     exif = Image.Exif()
@@ -97,7 +99,7 @@ def test_turned_images_without_a_mask_are_upright(tmp_path, orientation):
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_a_mask_of_a_turned_image_fits_the_upright_picture(tmp_path, orientation):
-    """Drawn on the stored picture or on the upright one: its size tells."""
+    """The size of the mask tells whether it was drawn on the stored picture or on the upright one."""
     upright = save_turned(tmp_path / "a.jpg", orientation)
     on_upright = np.zeros((WIDTH, HEIGHT), bool)
     on_upright[3:9, 5:20] = True
@@ -134,13 +136,13 @@ def test_truncated_files_are_found(tmp_path, suffix):
         encode_record(record(str(path), label=0))
 
 
-def test_bytes_behind_the_end_do_no_harm(tmp_path):
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path):
     save_image(tmp_path / "a.jpg")
     with open(tmp_path / "a.jpg", "ab") as file:
         file.write(b"\0" * 500)
     assert decode(record(str(tmp_path / "a.jpg"), label=0))["image"].size == (WIDTH, HEIGHT)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not an image file that Pillow can read"):
         encode_record(record(str(tmp_path / "gone.png"), label=0))

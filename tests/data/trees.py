@@ -1,6 +1,6 @@
-"""Tiny copies of each dataset's download, as its authors lay it out: names, formats, quirks are theirs, pixels ours.
+"""Small generated copies of all downloads, with the names, formats and quirks of the originals.
 
-Every image is 40 x 28 and every mask marks `MARKED`, in whatever way the dataset says it.
+Every image has 40 x 28 pixels, and every mask marks `MARKED`, in the format of its dataset.
 """
 
 import base64
@@ -23,7 +23,7 @@ SMALL[20:24, 30:36] = True
 
 
 def save_image(path: Path, mode: str = "RGB", size=(WIDTH, HEIGHT)) -> None:
-    """A picture that differs from all others: its noise is seeded by its path."""
+    """Save a picture of noise; its path is the seed, so that all pictures differ."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(abs(hash_of(str(path))))
     shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
@@ -35,7 +35,7 @@ def hash_of(text: str) -> int:
 
 
 def save_mask(path: Path, value: int = 255, marked: np.ndarray = MARKED, mode: str = "L", noise: int = 0) -> None:
-    """A mask with one value; in mode P the value is an index; `noise` puts grey levels around both values."""
+    """Save a mask with one value, an index in mode P; `noise` adds gray levels around both values."""
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.where(marked, value, 0).astype(np.uint8)
     if noise:
@@ -45,12 +45,12 @@ def save_mask(path: Path, value: int = 255, marked: np.ndarray = MARKED, mode: s
     if mode == "P":
         picture.putpalette([0, 0, 0, 255, 255, 255, *([0, 128, 0] * 254)])
     elif mode == "RGB":
-        colour = {1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0)}[value]
-        picture = Image.fromarray(np.where(marked[..., None], colour, 0).astype(np.uint8))
+        color = {1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0)}[value]
+        picture = Image.fromarray(np.where(marked[..., None], color, 0).astype(np.uint8))
     picture.save(path)
 
 
-# One writer per dataset
+# Writers of the downloads
 
 
 def product_folders(root: Path, products, splits=("train",), defects=("crack", "hole"), suffix="_mask") -> None:
@@ -128,7 +128,7 @@ def bsd(root: Path) -> None:
 
     for frame in range(8):  # wear begins at frame 6
         add(f"01_2009040{frame}", "train" if frame == 6 else "test" if frame == 7 else None, ["sequence_a"])
-    add("01_20090400_b", None, ["sequence_a", "sequence_b"])  # in sequence_b the wear begins right after it
+    add("01_20090400_b", None, ["sequence_a", "sequence_b"])  # in sequence_b, wear begins right after it
     add("01_20090401_b", "train", ["sequence_b"])
     add("KGT1-S-1", "train")
     save_image(root / "data" / "BSD" / "test" / "01_20090406.jpg")  # the stray copy
@@ -160,7 +160,9 @@ def gc10_det(root: Path) -> None:
         save_image(root / str(number) / f"img_01_{number}_00.jpg", mode="L")
         save_voc(root / "lable" / f"img_01_{number}_00.xml", [name])
     save_voc(root / "lable" / "img_01_1_00.xml", ["1_chongkong", "d"])
-    (root / "2" / "img_01_1_00.jpg").write_bytes((root / "1" / "img_01_1_00.jpg").read_bytes())  # in two folders
+    (root / "2" / "img_01_1_00.jpg").write_bytes(
+        (root / "1" / "img_01_1_00.jpg").read_bytes()
+    )  # the same image in two folders
     save_image(root / "3" / "img_02_no_xml_00.jpg", mode="L")
     save_image(root / "4" / "img_02_no_box_00.jpg", mode="L")
     save_voc(root / "lable" / "img_02_no_box_00.xml", [])
@@ -209,7 +211,7 @@ def road(root: Path) -> None:
 
 
 def crack_labels() -> np.ndarray:
-    """0 road, 1 crack, 2 road inside a crack, 3 another crack; `MARKED` is the union of 1 and 3."""
+    """Return labels: 0 road, 1 crack, 2 road inside a crack, 3 another crack; `MARKED` is the union of 1 and 3."""
     labels = np.zeros(MARKED.shape, dtype=np.uint8)
     labels[MARKED] = 1
     labels[BOX[1] : BOX[3] + 1, BOX[0] : BOX[0] + 3] = 3
@@ -270,7 +272,7 @@ def dagm(root: Path, doubled: bool = False) -> None:
             lines = ["1", f"{first}\t0\t{first:04d}.PNG\t0\t0"]
             lines.append(f"{first + 1}\t1\t{first + 1:04d}.PNG\t0\t{first + 1:04d}_label.PNG")
             (base / part / "Label" / "Labels.txt").write_text("\n".join(lines) + "\n")
-    # known to be nearly empty; here it is
+    # one of the masks that are known to be nearly empty; here it is empty
     save_image(root / "Class8" / ("Class8" if doubled else "") / "Train" / "0265.PNG", mode="L")
     mask = root / "Class8" / ("Class8" if doubled else "") / "Train" / "Label" / "0265_label.PNG"
     save_mask(mask, marked=MARKED & False)
@@ -313,7 +315,7 @@ def mvtec_loco(root: Path) -> None:
             save_image(root / product / split / "good" / "000.png")
         for kind in ("logical_anomalies", "structural_anomalies"):
             save_image(root / product / "test" / kind / "000.png")
-            for number, part in enumerate(parts):  # the second value is in no list of known ones
+            for number, part in enumerate(parts):  # 254 is not among the values that the dataset lists
                 save_mask(
                     root / product / "ground_truth" / kind / "000" / f"00{number}.png", value=255 - number, marked=part
                 )
@@ -369,7 +371,7 @@ def real_iad_nested(root: Path) -> None:
 
 
 def standard(root: Path, products=("product_a", "product_b"), stem: str = "000") -> None:
-    """The layout of VCP-CLIP's authors: .bmp images, masks with the image's own stem."""
+    """Write the layout of VCP-CLIP's authors: .bmp images, masks with the stem of their image."""
     for product in products:
         save_image(root / product / "train" / "good" / "100.bmp")
         save_image(root / product / "test" / "good" / "101.bmp")
@@ -380,20 +382,22 @@ def standard(root: Path, products=("product_a", "product_b"), stem: str = "000")
 @dataclass(frozen=True)
 class Tree:
     """
-    A download, what must be read from it, and ways to break it.
+    A download, the expected content, and ways to break it.
 
     Args:
-        dataset: its name in the registry.
-        layout: the layout that must be found.
-        write: writes the tree into a folder.
-        labels: split -> (normal, anomalous, unknown) images.
-        image: one of its anomalous images.
-        mask: the file its mask comes from.
-        defect: its defect's name.
-        breaks: what is broken -> (how, what the error must say); besides what is broken in every tree.
-        left_out: how many files are left out for reasons known of the dataset.
-        options: of the builder.
-        image_id: the id of `image`, where it is not its path without the extension.
+        dataset: Name of the dataset.
+        layout: Expected layout.
+        write: Function that writes the tree into a folder.
+        labels: Numbers of (normal, anomalous, unknown) images by split.
+        image: One of the anomalous images.
+        mask: File that its mask is read from.
+        defect: Name of its defect.
+        breaks:
+            Name of a fault -> (function that causes it, expected text of the error); in addition to the faults that
+            are tested with every tree.
+        left_out: Number of files left out as known gaps of the dataset.
+        options: Options of the builder.
+        image_id: Id of `image`, if it is not its path without the extension.
     """
 
     dataset: str
@@ -515,7 +519,7 @@ TREES = [
         "pitting",
         {
             "no list": (lambda root: (root / "image_data.json").write_text("{}"), "not the authors' list"),
-            "no split": (replace_text("image_data.json", '"test"', "null"), "is annotated, but in no split"),
+            "no split": (replace_text("image_data.json", '"test"', "null"), "is annotated, but belongs to no split"),
             "no image": (remove("data/KGT1-S-1.jpg"), "no such file, but image_data.json lists it"),
             "no polygons": (replace_text("label/KGT1-S-1.json", '"shapes"', '"forms"'), "not a labelme file"),
         },
@@ -566,7 +570,7 @@ TREES = [
         {
             "no class": (remove("scratch"), "scratch: no such folder"),
             "no normals": (remove("good"), "good: no such folder"),
-            "another name": (add_image("oil/Water_0001.jpg"), "begins with none of Oil, Scr and Sta"),
+            "another name": (add_image("oil/Water_0001.jpg"), "does not begin with Oil, Scr or Sta"),
         },
         image_id="Oil_0001",
     ),

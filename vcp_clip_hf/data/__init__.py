@@ -1,11 +1,15 @@
-"""Datasets for anomaly segmentation: builders, folders, export. Knows no model."""
+"""Datasets for anomaly segmentation: published ones, folders of the user's own images, generated images.
 
-from .base import AnomalyDatasetBuilder, AnomalyDatasetConfig
-from .export import export_dataset
-from .folder import AnomalyFolder
+Nothing here knows a model. Start with [`load_anomaly_dataset`].
+"""
+
+from .base import AnomalyDatasetBuilder
+from .config import AnomalyDatasetConfig
+from .datasets_by_name import DatasetSummary, dataset_builder, list_datasets, load_anomaly_dataset
 from .layout_errors import DatasetLayoutError, LayoutProblem
 from .records import FEATURES, LABEL_NAMES, AnomalyRecord
-from .registry import DatasetSummary, dataset_builder, list_datasets, load_anomaly_dataset
+from .standalone_files import export_dataset
+from .user_folder.folder import AnomalyFolder
 
 
 __all__ = [

@@ -1,10 +1,10 @@
-"""Training augmentation of image and mask together.
+"""Augmentation of image and mask together, for training.
 
-What VCP-CLIP (ECCV 2024) trains with: rotation by up to 30 degrees, turns by right angles, brightness and contrast,
-Gaussian noise, one of box blur, colour jitter and Gaussian blur, each with probability 0.5; for MVTec-AD also a 2 x 2
-mosaic of images of one product with probability 0.2. The authors used albumentations with its default limits, which
-[`AugmentationConfig`] repeats. That package is no longer maintained, its successor is under the AGPL, and another
-library would be a dependency for what takes a few lines each of Pillow and NumPy.
+VCP-CLIP (ECCV 2024) was trained with rotation by up to 30 degrees, turns by right angles, brightness and contrast,
+Gaussian noise, and one of box blur, color jitter and Gaussian blur, each with probability 0.5; on MVTec-AD also with a
+2 x 2 mosaic of images of one product, with probability 0.2. The authors used albumentations with its default limits,
+which [`AugmentationConfig`] repeats. That package is no longer maintained and its successor is under the AGPL; each
+step takes a few lines of Pillow and NumPy, so no other library is used.
 """
 
 import math
@@ -29,25 +29,27 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 @dataclass(frozen=True)
 class AugmentationConfig:
     """
-    Probabilities and limits. The defaults are the paper's, the limits those of albumentations 1.x.
+    Probabilities and limits of the augmentation. The defaults are the paper's probabilities and the limits of
+    albumentations 1.x.
 
     Args:
-        rotate_prob, rotate_limit (`float`): a turn by up to this many degrees; the border is mirrored.
-        quarter_turn_prob (`float`): a turn by 0, 90, 180 or 270 degrees, each as likely.
+        rotate_prob, rotate_limit (`float`): Rotation by up to this many degrees; the border is mirrored.
+        quarter_turn_prob (`float`): Turn by 0, 90, 180 or 270 degrees, all equally likely.
         brightness_contrast_prob, brightness_limit, contrast_limit (`float`):
-            `image * (1 + c) + 255 * b` with c and b drawn from plus or minus the limits.
+            `image * (1 + c) + 255 * b`, with c and b between minus and plus their limit.
         noise_prob (`float`), noise_variance (`tuple[float, float]`):
-            Gaussian noise on every channel, its variance in squared levels of 0..255.
-        blur_or_jitter_prob (`float`): one of the three that follow, each as likely.
-        box_blur_size (`int`): side of the box, odd.
-        jitter_limit (`float`): brightness, contrast, saturation (factors) and hue (turns of the colour circle).
-        gaussian_blur_sizes (`tuple[int, int]`): smallest and largest kernel; sigma 0.3 ((size - 1) / 2 - 1) + 0.8.
-        mosaic_prob (`float`): 2 x 2 images of one product; 0.2 in the paper's runs on MVTec-AD, else 0.
-        mosaic_limit (`int`): a mosaic is shrunk so that its longer side has at most this many pixels (or the first
-            image's, if that has more); 1,036 is twice the paper's input size.
+            Gaussian noise on every channel; variance in squared levels of 0..255.
+        blur_or_jitter_prob (`float`): One of box blur, color jitter and Gaussian blur, all equally likely.
+        box_blur_size (`int`): Side of the box in pixels, odd.
+        jitter_limit (`float`): Brightness, contrast, saturation (as factors) and hue (as a part of the color circle).
+        gaussian_blur_sizes (`tuple[int, int]`): Smallest and largest kernel; sigma 0.3 ((size - 1) / 2 - 1) + 0.8.
+        mosaic_prob (`float`): 2 x 2 images of one product; 0.2 in the paper's runs on MVTec-AD, otherwise 0.
+        mosaic_limit (`int`):
+            Maximum length in pixels of the longer side of a mosaic, or that of its first image, if this is longer;
+            1,036 is twice the paper's input size.
 
     Raises:
-        ValueError: a probability outside 0..1 or a limit that makes no sense.
+        ValueError: a probability lies outside 0..1, or a limit is impossible.
     """
 
     rotate_prob: float = 0.5
@@ -82,9 +84,9 @@ class AugmentationConfig:
             wrong.append(f"mosaic_limit={self.mosaic_limit}")
         if wrong:
             raise ValueError(
-                f"AugmentationConfig({', '.join(wrong)}): probabilities lie in 0..1, limits are not negative"
-                f" ({', '.join(f'{name} at most {limit:g}' for name, limit in _LIMITS.items())}), ranges ascend, blur"
-                " sizes are odd."
+                f"AugmentationConfig({', '.join(wrong)}): probabilities must lie in 0..1, limits must not be negative"
+                f" ({', '.join(f'{name} at most {limit:g}' for name, limit in _LIMITS.items())}), ranges must ascend,"
+                " blur sizes must be odd."
             )
 
 
@@ -92,17 +94,18 @@ _LIMITS = {"rotate_limit": 180.0, "brightness_limit": 1.0, "contrast_limit": 1.0
 
 
 def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator for one item of one epoch: results depend neither on workers nor on the order of items."""
+    """Return the random generator for one item of one epoch, so that results do not depend on workers or order."""
     return np.random.default_rng(np.random.SeedSequence((seed, epoch, index)))
 
 
 class TrainingAugmentation:
     """
-    Image and mask, augmented together.
+    Augments an image and its mask together.
 
     Args:
-        config ([`AugmentationConfig`], *optional*): the paper's by default. Its mosaic is [`AugmentedDataset`]'s to
-            make, which has the other images.
+        config ([`AugmentationConfig`], *optional*):
+            Probabilities and limits; the paper's by default. Mosaics are not made here but in [`AugmentedDataset`],
+            which has the other images.
 
     ```python
     >>> augment = TrainingAugmentation()
@@ -117,16 +120,19 @@ class TrainingAugmentation:
         self, image: Image.Image, mask: Image.Image | None, rng: np.random.Generator
     ) -> tuple[Image.Image, Image.Image | None]:
         """
+        Augment one image.
+
         Args:
-            image (`PIL.Image.Image`): anything with a picture in it; comes back as RGB.
-            mask (`PIL.Image.Image`, *optional*): binary, of the same size; comes back as L, exactly 0 and 255.
-            rng (`np.random.Generator`): see [`augmentation_rng`].
+            image (`PIL.Image.Image`): Image of any mode.
+            mask (`PIL.Image.Image`, *optional*): Binary mask of the same size.
+            rng (`np.random.Generator`): Random generator, see [`augmentation_rng`].
 
         Returns:
-            image and mask; None stays None. A quarter turn swaps the sides of oblong images.
+            `tuple[PIL.Image.Image, PIL.Image.Image | None]`: image (RGB) and mask (L, exactly 0 and 255; None without
+            a mask). A quarter turn swaps width and height.
 
         Raises:
-            ValueError: sizes differ, or the mask is not binary.
+            ValueError: the sizes differ, or the mask is not binary.
         """
         config = self.config
         image = load_image(image)
@@ -160,17 +166,19 @@ def mosaic(
     images: Sequence[Image.Image], masks: Sequence[Image.Image | None], limit: int = 1036
 ) -> tuple[Image.Image, Image.Image | None]:
     """
-    Four images as one, 2 x 2, row by row; the others are resized to the first.
+    Join four images to one, 2 x 2, row by row. The others are resized to the size of the first.
 
     Args:
-        images (4 `PIL.Image.Image`), masks (4 `PIL.Image.Image` or None): None stands for an empty mask.
-        limit (`int`): longest side of the result in pixels, unless the first image has more.
+        images (`Sequence[PIL.Image.Image]`): Four images.
+        masks (`Sequence[PIL.Image.Image | None]`): Their masks; None stands for an empty mask.
+        limit (`int`): Maximum length in pixels of the longer side, unless that of the first image is longer.
 
     Returns:
-        image (RGB) and mask (L, 0 and 255); None if all four masks are.
+        `tuple[PIL.Image.Image, PIL.Image.Image | None]`: image (RGB) and mask (L, 0 and 255; None if all four masks
+        are None).
 
     Raises:
-        ValueError: not four, or a mask whose size is not its image's.
+        ValueError: there are not four images and masks, or a mask and its image differ in size.
     """
     if len(images) != 4 or len(masks) != 4:
         raise ValueError(f"A mosaic takes 4 images and 4 masks, got {len(images)} and {len(masks)}.")
@@ -194,23 +202,22 @@ def mosaic(
 
 class AugmentedDataset(Dataset):
     """
-    A data set, augmented: mosaics of one product first, then [`TrainingAugmentation`].
+    Augments the rows of a dataset: first mosaics of one product, then [`TrainingAugmentation`].
+
+    The items are the rows with image and mask replaced. The `label` of a mosaic is 1 if any of its four images is
+    anomalous; `defect` and `image_id` are those of the row. Item `i` of epoch `e` is always the same, whatever the
+    worker and the order.
 
     Args:
-        dataset: with `len` and rows that are dicts with the keys "image" and "mask", as all builders of this package
-            give them.
-        augmentation ([`TrainingAugmentation`] or [`AugmentationConfig`], *optional*): the paper's by default.
-        seed (`int`, *optional*, defaults to 333): another seed augments otherwise.
-        products (sequence of `str`, *optional*):
-            Product of every row, for mosaics; read from the column "product" by default.
-        transform (callable, *optional*): applied to every item, a dict, at last.
-
-    Items are the rows, with image and mask replaced; a mosaic's `label` is 1 if any of its four is anomalous, its
-    `defect` and `image_id` remain the first one's. Item `i` of epoch `e` is always the same, whichever worker makes
-    it and in whatever order.
+        dataset (`Dataset` or sequence of `dict`): Rows with the keys "image" and "mask", as all builders give them.
+        augmentation ([`TrainingAugmentation`] or [`AugmentationConfig`], *optional*): The paper's by default.
+        seed (`int`, *optional*, defaults to 333): Seed of all random choices.
+        products (`Sequence[str]`, *optional*):
+            Product of every row, for mosaics; by default the column "product".
+        transform (`Callable`, *optional*): Function that is applied last to every item, a dict.
 
     Raises:
-        ValueError: mosaics are wanted, and the products are not known.
+        ValueError: `mosaic_prob` is greater than 0, and the products are unknown.
     """
 
     def __init__(
@@ -229,11 +236,11 @@ class AugmentedDataset(Dataset):
         self._partners: list[np.ndarray] | None = None
         if augmentation.config.mosaic_prob > 0:
             self._partners = _same_product(_products_of(dataset) if products is None else products, len(dataset))
-        # shared memory: persistent workers hold copies of this object, and must still see set_epoch
+        # in shared memory, so that persistent workers, which hold copies of this object, see set_epoch
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Augment otherwise from now on; reaches the data set below too, if it has `set_epoch`."""
+        """Choose other augmentations; call it before iterating. Also calls `set_epoch` of the underlying dataset."""
         if epoch < 0:
             raise ValueError(f"epoch={epoch} must not be negative.")
         self._epoch.fill_(epoch)
@@ -245,7 +252,7 @@ class AugmentedDataset(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of a data set of {len(self)}")
+            raise IndexError(f"index {index} is out of range for a dataset of {len(self)} rows")
         index = index % len(self)
         rng = augmentation_rng(self.seed, int(self._epoch), index)
         row = dict(self.dataset[index])
@@ -253,7 +260,7 @@ class AugmentedDataset(Dataset):
         if self._partners is not None and rng.random() < self.augmentation.config.mosaic_prob:
             others = [self.dataset[int(other)] for other in rng.choice(self._partners[index], 3)]
             rows = [row, *others]
-            order = rng.permutation(4)  # the own image in any corner
+            order = rng.permutation(4)  # the row's own image may be in any corner
             rows = [rows[int(position)] for position in order]
             image, mask = mosaic(
                 [other["image"] for other in rows],
@@ -268,18 +275,18 @@ class AugmentedDataset(Dataset):
 
 def _products_of(dataset: Any) -> Sequence[str]:
     try:
-        return list(dataset["product"])  # a column of `datasets`: no image is decoded
+        return list(dataset["product"])  # a column of `datasets`, read without decoding images
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ValueError(
-            "mosaic_prob > 0 needs to know which images show one product: pass products=[...], one name per row, or"
-            f' a data set with a column "product" ({type(dataset).__name__} has none).'
+            "mosaic_prob > 0 needs the product of every image: pass products=[...], one name per row, or"
+            f' a dataset with a column "product" ({type(dataset).__name__} has none).'
         ) from error
 
 
 def _same_product(products: Sequence[str], count: int) -> list[np.ndarray]:
-    """For every row, the indices of the rows of its product. Rows of one product share one array."""
+    """Return for every row the indices of the rows of its product; rows of one product share one array."""
     if len(products) != count:
-        raise ValueError(f"products has {len(products)} names, the data set {count} rows.")
+        raise ValueError(f"products has {len(products)} names, the dataset {count} rows.")
     groups: dict[str, list[int]] = {}
     for index, product in enumerate(products):
         groups.setdefault(product, []).append(index)
@@ -288,7 +295,7 @@ def _same_product(products: Sequence[str], count: int) -> list[np.ndarray]:
 
 
 def _binary(mask: Image.Image) -> Image.Image:
-    """-> mode L, 0 and 255."""
+    """Return the mask in mode L, with the values 0 and 255."""
     return Image.fromarray(load_mask(mask) * np.uint8(255))
 
 
@@ -300,7 +307,7 @@ _QUARTERS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.
 
 
 def _rotated(picture: Image.Image, degrees: float, resample: Image.Resampling) -> Image.Image:
-    """About the centre, same size; what comes in from outside is the picture mirrored, without its border pixel."""
+    """Rotate about the center, keeping the size; the corners show the mirrored picture, without its border pixels."""
     width, height = picture.size
     turn = math.radians(degrees)
     cos, sin = abs(math.cos(turn)), abs(math.sin(turn))
@@ -314,7 +321,7 @@ def _rotated(picture: Image.Image, degrees: float, resample: Image.Resampling) -
 
 
 def _rounded(pixels: np.ndarray) -> np.ndarray:
-    """To whole levels, as eight-bit images between the steps would have it."""
+    """Round to whole levels, as if the steps passed 8-bit images to each other."""
     return np.clip(np.floor(pixels + np.float32(0.5)), 0, 255)
 
 
@@ -333,7 +340,7 @@ def _gaussian_blur(pixels: np.ndarray, config: AugmentationConfig, rng: np.rando
 
 
 def _color_jitter(pixels: np.ndarray, config: AugmentationConfig, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast, saturation and hue in random order."""
+    """Change brightness, contrast, saturation and hue, in random order."""
     limit = config.jitter_limit
     factors = rng.uniform(1 - limit, 1 + limit, 3).astype(np.float32)
     shift = rng.uniform(-limit, limit)

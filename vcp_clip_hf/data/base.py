@@ -1,7 +1,7 @@
-"""The builder that every dataset shares; a dataset's module adds its facts and how to list its files.
+"""The base class of all dataset builders. The module of a dataset adds its facts and how to list its files.
 
-`datasets` replaces `open`, `os.path` and `pathlib.Path` in the modules of builders, for streaming from the network.
-So builders, this one included, leave all file access to `file_tree`, `records` and `masks`.
+`datasets` replaces `open`, `os.path` and `pathlib.Path` in the modules of builders, to stream from the network.
+Therefore builders, including this one, leave all file access to `file_tree`, `records` and `masks`.
 """
 
 import dataclasses
@@ -13,57 +13,27 @@ import datasets
 from transformers.utils import logging
 
 from ..version import __version__
+from .config import AnomalyDatasetConfig
+from .did_you_mean import did_you_mean
 from .file_tree import absolute_path, fingerprint
+from .find_layout import find_layout
 from .layout_errors import DatasetLayoutError, LayoutProblem, count_of, listed
-from .layouts import Layout, Listing, find_layout, nearest
-from .records import FEATURES, LABEL_NAMES, AnomalyRecord, KnownGap, encode_record
+from .listing import Layout, Listing
+from .records import FEATURES, AnomalyRecord, KnownGap, encode_record
 from .reports import join_shares, read_report, shared_folder, write_report, write_share
 
 
-__all__ = [
-    "FEATURES",
-    "LABEL_NAMES",
-    "AnomalyDatasetBuilder",
-    "AnomalyDatasetConfig",
-    "AnomalyRecord",
-    "DatasetLayoutError",
-    "LayoutProblem",
-]
+__all__ = ["AnomalyDatasetBuilder"]
 
 logger = logging.get_logger(__name__)
 
 
-@dataclasses.dataclass(eq=False)
-class AnomalyDatasetConfig(datasets.BuilderConfig):
-    """
-    What can be asked of a dataset. Datasets with options of their own derive from it.
-
-    Args:
-        products (`Sequence[str]`, *optional*): only these; by default all, or the one this configuration is for.
-        layout (`str`, *optional*): name of the layout, where it shall not be detected.
-        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-            What to do about files that do not fit: one error for all of them, or leave them out and report.
-    """
-
-    name: str = "all"
-    products: Sequence[str] | None = None
-    layout: str | None = None
-    on_error: str = "raise"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f'on_error={self.on_error!r} must be "raise" or "skip".')
-        if isinstance(self.products, str):
-            raise ValueError(f"products={self.products!r} must be a list of names.")
-
-
 class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
     """
-    Base of the builders. Instantiate one directly; it reads a download as it was unpacked:
+    Base class of the builders. A builder is instantiated directly and reads a download as it was unpacked:
 
     ```python
-    >>> from vcp_clip_hf.data.mvtec_ad import MVTecAD
+    >>> from vcp_clip_hf.data.catalog.mvtec_ad import MVTecAD
 
     >>> builder = MVTecAD(data_dir="datasets/mvtec", config_name="bottle")
     >>> print(builder.describe())
@@ -71,23 +41,23 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
     >>> test = builder.as_dataset(split="test")
     ```
 
-    There is one configuration per product and "all", the default. The prepared table is cached under a fingerprint
-    of the files it came from, so that a changed, added or removed file makes a new one.
+    There is one configuration per product, and "all", the default. The prepared table is cached under a fingerprint of
+    its source files, so a changed, added or removed file leads to a new table.
 
-    A dataset's class states `TITLE`, `PRODUCTS`, `LAYOUTS` (tried in order), the texts, and whether it is one of the
-    paper's ten (`IN_PAPER`). `MASK_SOURCE` says what its masks are made from: "pixels", "polygons" or "boxes".
+    The class of a dataset sets `TITLE`, `PRODUCTS`, `LAYOUTS` (tried in this order), the texts, and whether it is one
+    of the paper's ten (`IN_PAPER`). `MASK_SOURCE` tells what its masks are made from: "pixels", "polygons" or "boxes".
 
     Args:
-        data_dir (`str`, *optional*): the unpacked download. Without it, the builder only knows its facts.
-        config_name (`str`, *optional*, defaults to `"all"`): a product, or "all".
-        cache_dir (`str`, *optional*): of `datasets`.
-        hash (`str`, *optional*): replaces the fingerprint.
-        options: fields of the configuration, such as `products` and `on_error`, or arguments of
+        data_dir (`str`, *optional*): Folder of the unpacked download. Without it, the builder only knows its facts.
+        config_name (`str`, *optional*, defaults to `"all"`): Name of a product, or "all".
+        cache_dir (`str`, *optional*): Cache folder of `datasets`.
+        hash (`str`, *optional*): Replacement for the fingerprint.
+        options: Fields of the configuration, such as `products` and `on_error`, or arguments of
             `datasets.DatasetBuilder`.
 
     Raises:
-        DatasetLayoutError: the folder does not hold the dataset; lists what is wrong.
-        ValueError: unknown products or options.
+        DatasetLayoutError: the folder does not hold the dataset; the error lists the problems.
+        ValueError: a product or an option is unknown.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -105,7 +75,7 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
     IN_PAPER: ClassVar[bool] = False
     MASK_SOURCE: ClassVar[str] = "pixels"
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if cls.PRODUCTS:
             names = ["all", *cls.PRODUCTS] if len(cls.PRODUCTS) > 1 or "all" not in cls.PRODUCTS else ["all"]
@@ -125,7 +95,7 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
             options["products"] = tuple(options["products"])
         config = self._check_options(config_name, data_dir, options)
         self._listing: Listing | None = None
-        self._report_dir: str | None = None  # only while a table is prepared; a stream has none
+        self._report_dir: str | None = None  # set while a table is prepared; None for streams
         self._where, self._expected = self.TITLE, ""
         if data_dir is not None and self.LAYOUTS:
             self._listing = self._list(config)
@@ -133,20 +103,22 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
         super().__init__(cache_dir=cache_dir, config_name=config_name, hash=hash, data_dir=data_dir, **options)
 
     def _check_options(self, config_name: str, data_dir: str | None, options: dict) -> AnomalyDatasetConfig:
-        """The configuration asked for. (`datasets` builds its own, later than it is needed here.)"""
+        """Return the requested configuration. (`datasets` builds its own, but too late for the listing.)"""
         if self.PRODUCTS and config_name not in self.builder_configs:
-            raise ValueError(f"{self.TITLE} has no product {config_name!r}; {nearest(config_name, self.PRODUCTS)}")
+            raise ValueError(
+                f"{self.TITLE} has no product {config_name!r}; {did_you_mean(config_name, self.PRODUCTS)}"
+            )
         own = {field.name for field in dataclasses.fields(self.BUILDER_CONFIG_CLASS)}
         known = own | set(inspect.signature(datasets.DatasetBuilder.__init__).parameters)
         for name in options:
             if name not in known:
                 choices = sorted(own - {field.name for field in dataclasses.fields(datasets.BuilderConfig)})
-                raise ValueError(f"{self.TITLE} has no option {name!r}; {nearest(name, choices)}")
-        asked = {name: value for name, value in options.items() if name in own and value is not None}
-        return self.BUILDER_CONFIG_CLASS(**{"name": config_name, "data_dir": data_dir, **asked})
+                raise ValueError(f"{self.TITLE} has no option {name!r}; {did_you_mean(name, choices)}")
+        given = {name: value for name, value in options.items() if name in own and value is not None}
+        return self.BUILDER_CONFIG_CLASS(**{"name": config_name, "data_dir": data_dir, **given})
 
     def _list(self, config: AnomalyDatasetConfig) -> Listing:
-        """Finds the layout, lists the records of the products asked for, checks names."""
+        """Find the layout, list the records of the requested products, and check names."""
         listing = self._find(config)
         self._where = f'{self.TITLE} in {listing.tree.root} (layout "{listing.layout.name}")'
         self._expected = listing.layout.expected
@@ -158,18 +130,20 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
         listing.check_ids()
         for product in products or ():
             if product not in listing.products:
-                raise ValueError(f"{self._where} has no product {product!r}; {nearest(product, [*listing.products])}")
+                raise ValueError(
+                    f"{self._where} has no product {product!r}; {did_you_mean(product, [*listing.products])}"
+                )
         logger.info("%s in %s", self.TITLE, listing.summary())
         if config.on_error == "raise" and listing.problems:
             raise self._error(listing.problems)
         if not listing.splits:
-            raise self._error([*listing.problems, LayoutProblem(listing.tree.root, "no images at all")])
+            raise self._error([*listing.problems, LayoutProblem(listing.tree.root, "no images")])
         if listing.problems:
             self._warn(listing.problems)
         return listing
 
     def _find(self, config: AnomalyDatasetConfig) -> Listing:
-        """The root and the layout, with nothing listed yet."""
+        """Find the root and the layout. The listing has no records yet."""
         return find_layout(self.TITLE, config.data_dir, self.LAYOUTS, config.layout, self.PRODUCTS)
 
     def _error(self, problems: Sequence[LayoutProblem]) -> DatasetLayoutError:
@@ -180,10 +154,10 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
         logger.warning("%s", "\n".join([f"{self._where}: left out {count_of(problems)}", *listed(problems)]))
 
     def __getstate__(self) -> dict:
-        # worker processes get their share of the records, not the whole listing with its functions
+        # worker processes get their share of the records; the listing holds functions that cannot be pickled
         return {**super().__getstate__(), "_listing": None}
 
-    # What `datasets` calls
+    # Called by `datasets`
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
@@ -194,10 +168,12 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
             citation=self.CITATION,
         )
 
-    def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         if self._listing is None:
+            if not self.HOMEPAGE:
+                raise ValueError(f"{self.TITLE} needs data_dir, the folder of the images.")
             raise ValueError(
-                f"{self.TITLE} is not downloaded by this package. Get it from {self.HOMEPAGE} (licence:"
+                f"{self.TITLE} is not downloaded by this package. Get it from {self.HOMEPAGE} (license:"
                 f" {self.LICENSE}), unpack it, and pass the folder as data_dir."
             )
         report_dir = None if dl_manager.is_streaming else self._report_dir
@@ -227,27 +203,29 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
             write_share(self._report_dir or report_dir, problems, gaps)
 
     def make_record(self, item: Any) -> AnomalyRecord:
-        """What `_generate_examples` turns each item of its `records` into. A generator of images renders here."""
+        """Return the record of one item of the listing. Builders that render their images override this."""
         return item
 
-    def _download_and_prepare(self, dl_manager, verification_mode, **prepare_split_kwargs) -> None:
+    def _download_and_prepare(
+        self, dl_manager: datasets.DownloadManager, verification_mode: Any, **prepare_split_kwargs: Any
+    ) -> None:
         with shared_folder() as self._report_dir:
             super()._download_and_prepare(dl_manager, verification_mode, **prepare_split_kwargs)
             problems, gaps = join_shares(self._report_dir)
         self._report_dir = None
         write_report(self._output_dir, problems, gaps)
         for name in [name for name, split in self.info.splits.items() if not split.num_examples]:
-            del self.info.splits[name]  # all of it was left out, and `datasets` cannot read a table of no rows
+            del self.info.splits[name]  # `datasets` cannot read a table without rows
         if problems:
             if self.config.on_error == "raise" or not self.info.splits:
                 raise self._error(problems)
             self._warn(problems)
 
-    # What a user may ask
+    # Called by users
 
     @property
     def layout(self) -> str | None:
-        """Name of the layout that was found; None without data."""
+        """The name of the layout that was found; None without data."""
         return None if self._listing is None else self._listing.layout.name
 
     @property
@@ -257,15 +235,15 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
 
     @property
     def left_out(self) -> list[LayoutProblem]:
-        """Everything that is not in the dataset though it lies in the folder: errors skipped, and gaps known of the
-        dataset. Complete once the dataset is prepared."""
+        """Files of the folder that are not in the dataset: skipped problems, and known gaps of the dataset. Complete
+        after the dataset was prepared."""
         found = [] if self._listing is None else [*self._listing.problems, *self._listing.known_gaps]
         for part in read_report(self._output_dir):
             found += part
         return found
 
     def describe(self) -> str:
-        """What was found and paired, in a few lines."""
+        """Return what was found, in a few lines."""
         if self._listing is None:
             return f"{self.TITLE}: {len(self.PRODUCTS)} products; no data_dir given"
         return f"{self.TITLE} in {self._listing.summary()}"

@@ -1,53 +1,43 @@
-"""A folder as it lies on the disk: listed once, found again whatever the case of its names.
+"""A folder on disk: listed once, with names found in any case.
 
-Walking happens here and not in the builders: `datasets` replaces `open`, `os.path` and `pathlib` inside every module
-that defines a builder.
+Builders leave the walking to this module, because `datasets` replaces `open`, `os.path` and `pathlib` inside every
+module that defines a builder.
 """
 
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
 
+from ..image_files import IMAGE_SUFFIXES, read_folder, suffix_of, walk_folders
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "FileTree",
-    "absolute_path",
-    "candidate_roots",
-    "fingerprint",
-    "folder_and_file",
-    "stem_of",
-    "suffix_of",
-]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-_STRAYS = {"__macosx", "thumbs.db", "desktop.ini"}
+__all__ = ["FileTree", "absolute_path", "candidate_roots", "fingerprint", "folder_and_file", "stem_of"]
 
 
 class FileTree:
     """
-    A folder, listed as far as somebody asks. Names beginning with a dot and what operating systems leave behind are
-    not there. All paths are relative, with "/"; they are found in any case (`train` finds `Train`).
+    A folder whose content is listed on demand. All paths are relative to it, with "/", and are found in any case
+    (`train` finds `Train`). Hidden names and links follow the rule of [`vcp_clip_hf.image_files`].
 
     Args:
-        root (`str` or `os.PathLike`): the folder.
+        root (`str` or `os.PathLike`): The folder.
     """
 
-    def __init__(self, root: "str | os.PathLike"):
+    def __init__(self, root: str | os.PathLike):
         self.root = absolute_path(root)
         self._listings: dict[str, tuple[_Names, _Names]] = {}
 
     def exists(self) -> bool:
-        """Whether the root is a folder."""
+        """Return whether the root is a folder."""
         return os.path.isdir(self.root)
 
     def folders(self, folder: str = "") -> list[str]:
-        """Names of the folders directly inside, sorted."""
+        """Return the names of the folders directly inside, sorted."""
         found = self.resolve(folder)
         return [] if found is None else sorted(self._listing(found)[0].names)
 
     def files(self, folder: str = "", suffixes: Iterable[str] | None = IMAGE_SUFFIXES) -> list[str]:
-        """Relative paths of the files directly inside, sorted; image files only, unless told otherwise (None: all)."""
+        """Return the relative paths of the files directly inside that have these endings (None: all), sorted."""
         found = self.resolve(folder)
         if found is None:
             return []
@@ -55,24 +45,22 @@ class FileTree:
         return [_join(found, name) for name in sorted(names) if suffixes is None or suffix_of(name) in suffixes]
 
     def walk(self, folder: str = "", suffixes: Iterable[str] | None = IMAGE_SUFFIXES) -> Iterator[str]:
-        """Relative paths of the files inside, at any depth, sorted folder by folder."""
+        """Yield the relative paths of the files inside, at any depth, sorted folder by folder."""
         found = self.resolve(folder)
-        pending, seen = ([] if found is None else [found]), set()
-        while pending:
-            here = pending.pop()
-            real = os.path.realpath(self.path(here))
-            if real in seen:  # a link that leads back
-                continue
-            seen.add(real)
-            yield from self.files(here, suffixes)
-            pending += [_join(here, name) for name in reversed(self.folders(here))]
+        if found is None or not os.path.isdir(self.path(found)):
+            return
+        for here, content in walk_folders(self.path(found)):
+            base = _join(found, here) if here else found
+            for name in content.files:
+                if suffixes is None or suffix_of(name) in suffixes:
+                    yield _join(base, name)
 
     def has_folder(self, folder: str) -> bool:
-        """Whether there is such a folder, in any case."""
+        """Return whether there is such a folder, in any case."""
         return self.resolve(folder) is not None
 
     def find(self, path: str) -> str | None:
-        """The relative path of a file as it is really written, or None. Absolute paths stay as they are."""
+        """Return the relative path of a file as it is written on disk, or None. Absolute paths stay unchanged."""
         if os.path.isabs(path):
             return path if os.path.isfile(path) else None
         folder, _, name = path.replace("\\", "/").rpartition("/")
@@ -83,7 +71,7 @@ class FileTree:
         return None if name is None else _join(found, name)
 
     def resolve(self, folder: str) -> str | None:
-        """The relative path of a folder as it is really written, or None."""
+        """Return the relative path of a folder as it is written on disk, or None."""
         found = ""
         for part in filter(None, folder.split("/")):
             name = self._listing(found)[0].find(part)
@@ -93,31 +81,30 @@ class FileTree:
         return found
 
     def path(self, relative: str = "") -> str:
-        """Absolute path."""
+        """Return the absolute path."""
         if not relative or os.path.isabs(relative):
             return relative or self.root
         return os.path.join(self.root, *relative.split("/"))
 
     def text(self, relative: str) -> str:
-        """Content of a text file, UTF-8, with or without a byte-order mark."""
+        """Return the content of a text file in UTF-8, with or without a byte-order mark."""
         with open(self.path(relative), encoding="utf-8-sig") as file:
             return file.read()
 
     def _listing(self, folder: str) -> "tuple[_Names, _Names]":
-        """Folders and files directly inside a folder that exists."""
+        """Return the folders and files directly inside; both are empty if the root is not a folder."""
         if folder not in self._listings:
-            folders, files = [], []
-            if os.path.isdir(self.path(folder)):
-                with os.scandir(self.path(folder)) as entries:
-                    for entry in entries:
-                        if not entry.name.startswith(".") and entry.name.casefold() not in _STRAYS:
-                            (folders if entry.is_dir() else files).append(entry.name)
-            self._listings[folder] = _Names(folders), _Names(files)
+            path = self.path(folder)
+            content = read_folder(path) if os.path.isdir(path) else None
+            self._listings[folder] = (
+                _Names(content.folders if content else []),
+                _Names(content.files if content else []),
+            )
         return self._listings[folder]
 
 
 class _Names:
-    """Names of one folder. As written goes before any other case."""
+    """Names in one folder. An exact match goes before a match in another case."""
 
     def __init__(self, names: list[str]):
         self.names = set(names)
@@ -131,43 +118,37 @@ def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def candidate_roots(folder: "str | os.PathLike", depth: int = 2) -> Iterator[list[str]]:
-    """The folder itself, then its folders, then theirs: absolute paths, one list per depth."""
+def candidate_roots(folder: str | os.PathLike, depth: int = 2) -> Iterator[list[str]]:
+    """Yield the folder itself, then its folders, then theirs: absolute paths, one list per depth."""
     level = [absolute_path(folder)]
     for _ in range(depth + 1):
         yield level
         level = [os.path.join(here, name) for here in level for name in FileTree(here).folders()]
 
 
-def absolute_path(path: "str | os.PathLike") -> str:
-    """Absolute, with `~` replaced."""
+def absolute_path(path: str | os.PathLike) -> str:
+    """Return the absolute path, with `~` replaced."""
     return os.path.abspath(os.path.expanduser(os.fspath(path)))
 
 
-def folder_and_file(path: "str | os.PathLike") -> tuple[str, str | None]:
-    """A folder and None; or, where the path is a file, its folder and its name."""
+def folder_and_file(path: str | os.PathLike) -> tuple[str, str | None]:
+    """Return a folder and None; for the path of a file, its folder and its name."""
     path = absolute_path(path)
     return os.path.split(path) if os.path.isfile(path) else (path, None)
 
 
 def fingerprint(paths: Iterable[str], salt: str = "") -> str:
-    """A hash of the names, sizes and modification times of files: it changes when one of them does."""
+    """Return a hash of the names, sizes and modification times of files; it changes when one of them changes."""
     digest = hashlib.sha256(salt.encode())
     for path in sorted(set(paths)):
         try:
             status = os.stat(path)
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        except OSError:  # gone or a broken link; reading it will say so
+        except OSError:  # missing or a broken link; reading it reports the error
             digest.update(f"{path}\0missing\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
 def stem_of(path: str) -> str:
-    """File name without its folder and extension."""
+    """Return the file name without folder and extension."""
     return path.rpartition("/")[2].rpartition(".")[0]
-
-
-def suffix_of(path: str) -> str:
-    """Extension with its dot, lower case."""
-    name = path.rpartition("/")[2]
-    return "." + name.rpartition(".")[2].lower() if "." in name else ""

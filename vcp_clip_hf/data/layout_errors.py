@@ -1,10 +1,10 @@
-"""What is wrong with a folder of images, said once and completely."""
+"""The error that lists everything that is wrong with a dataset's folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-__all__ = ["DatasetLayoutError", "LayoutProblem"]
+__all__ = ["DatasetLayoutError", "LayoutProblem", "count_of", "listed"]
 
 _SHOWN = 8
 
@@ -12,12 +12,12 @@ _SHOWN = 8
 @dataclass(frozen=True)
 class LayoutProblem:
     """
-    One thing that does not fit.
+    One file or folder that cannot be used.
 
     Args:
-        path (`str`): the file or folder, relative to the dataset's root.
-        reason (`str`): what is wrong with it.
-        product (`str`, *optional*): the product it belongs to; empty if it concerns all.
+        path (`str`): File or folder, relative to the dataset's root.
+        reason (`str`): Reason why it cannot be used.
+        product (`str`, *optional*): Product that it belongs to; "" if it concerns all.
     """
 
     path: str
@@ -30,19 +30,19 @@ class LayoutProblem:
 
 class DatasetLayoutError(ValueError):
     """
-    A folder does not hold the dataset as expected. The message lists the first problems and their number;
-    `problems` has all of them.
+    Raised if a folder does not hold the dataset as expected. The message has the number of problems and the first of
+    them; `problems` has all.
 
     Args:
-        where (`str`): dataset, folder and layout, for the message.
-        problems (`Sequence[LayoutProblem]`): at least one.
-        expected (`str`, *optional*): the layout in words or as a small tree.
-        fix (`str`, *optional*): what to do about it.
+        where (`str`): Dataset, folder and layout, for the message.
+        problems (`Sequence[LayoutProblem]`): One or more problems.
+        expected (`str`, *optional*): Expected layout, in words or as a small tree.
+        fix (`str`, *optional*): Advice how to solve the problems.
     """
 
     def __init__(self, where: str, problems: Sequence[LayoutProblem], expected: str = "", fix: str = ""):
         self.where, self.problems, self.expected, self.fix = where, list(problems), expected, fix
-        super().__init__(where, self.problems, expected, fix)  # the arguments travel between processes
+        super().__init__(where, self.problems, expected, fix)  # so that the error can be pickled
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {count_of(self.problems)}", *listed(self.problems)]
@@ -54,12 +54,12 @@ class DatasetLayoutError(ValueError):
 
 
 def count_of(problems: Sequence[LayoutProblem]) -> str:
-    """`1 problem`, `14 problems, the first 8:`."""
+    """Return `1 problem:` or `14 problems, the first 8:`."""
     if len(problems) == 1:
         return "1 problem:"
     return f"{len(problems)} problems" + (f", the first {_SHOWN}:" if len(problems) > _SHOWN else ":")
 
 
 def listed(problems: Sequence[LayoutProblem]) -> list[str]:
-    """The first problems, one line each."""
+    """Return the first problems, one line each."""
     return [f"  - {problem}" for problem in problems[:_SHOWN]]

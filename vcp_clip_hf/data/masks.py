@@ -1,8 +1,8 @@
-"""Where masks come from: image files, polygons, boxes, segmentation tables. All become boolean arrays.
+"""Sources of masks: image files, polygons, boxes, segmentation tables. All give boolean arrays.
 
-A source is small and picklable; it holds paths and a rule, and reads when asked. One threshold does not fit all
-datasets: `above=127` empties class ids and palette indices, `above=0` doubles masks with JPEG noise. So each
-dataset states its own.
+A source is small and picklable: it holds paths and a rule, and reads the files later. No threshold fits all datasets:
+`above=127` empties masks of class ids or palette indices, `above=0` doubles the area of masks with JPEG noise.
+Therefore each dataset states its own.
 """
 
 import json
@@ -30,25 +30,27 @@ __all__ = [
 
 
 class MaskSource:
-    """Base of all sources. Subclasses are frozen dataclasses."""
+    """Base class of all sources. Subclasses are frozen dataclasses."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files this mask is read from."""
+        """The files that the mask is read from."""
         raise NotImplementedError
 
-    def read(self, image: "str | Image.Image", size: tuple[int, int]) -> np.ndarray:
+    def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
         """
+        Read the mask.
+
         Args:
-            image (`str` or `PIL.Image.Image`): the image the mask belongs to; most sources do not look at it.
-            size (`tuple[int, int]`): its (width, height) as stored.
+            image (`str` or `PIL.Image.Image`): Image that the mask belongs to; most sources ignore it.
+            size (`tuple[int, int]`): Width and height of the image as stored.
 
         Returns:
-            `np.ndarray` of shape `(height, width)`, bool: True where abnormal. Files of another size give an array of
-            their own size; the caller compares.
+            `np.ndarray` of shape `(height, width)`, bool: True where abnormal. A mask file of another size gives an
+            array of its own size; the caller has to compare.
 
         Raises:
-            ValueError: unreadable, with the reason.
+            ValueError: the mask cannot be read.
         """
         raise NotImplementedError
 
@@ -59,10 +61,11 @@ class MaskFiles(MaskSource):
     The union of one or several mask pictures.
 
     Args:
-        paths (`tuple[str, ...]`): absolute paths.
+        paths (`tuple[str, ...]`): Absolute paths.
         above (`int` or `None`, *optional*, defaults to 0):
-            Values above it are abnormal. Values are grey levels, palette indices or class ids as stored; of colours,
-            the largest channel. None: a mask may hold 0 and one other value, which is abnormal; more are an error.
+            Values above it are abnormal. Values are gray levels, palette indices or class ids as stored; for colors,
+            the largest channel. None: a mask may hold 0 and one other value, which is abnormal; more values are an
+            error.
     """
 
     paths: tuple[str, ...]
@@ -73,8 +76,8 @@ class MaskFiles(MaskSource):
         """The mask pictures."""
         return self.paths
 
-    def read(self, image: "str | Image.Image", size: tuple[int, int]) -> np.ndarray:
-        """See `MaskSource.read`."""
+    def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """Read the mask, see `MaskSource.read`."""
         marked = None
         for path in self.paths:
             values = read_labels(path)
@@ -82,7 +85,7 @@ class MaskFiles(MaskSource):
             if len(distinct) > 2 or (len(distinct) == 2 and distinct[0] != 0):
                 raise ValueError(
                     f"mask {path} holds {len(distinct)} values from {distinct[0]} to {distinct[-1]}, expected 0 and"
-                    " one other; pass mask_above=0 if they are numbers of classes, mask_above=127 if they are shades"
+                    " one other; pass mask_above=0 if they are class numbers, mask_above=127 if they are gray levels"
                 )
             part = values > (self.above or 0)
             if marked is not None and part.shape != marked.shape:
@@ -93,11 +96,14 @@ class MaskFiles(MaskSource):
 
 def read_labels(path: str) -> np.ndarray:
     """
-    The values of a mask picture as stored: palette indices, not their colours.
+    Read the values of a mask picture as stored: palette indices, not their colors.
 
     Returns:
-        `np.ndarray` of shape `(height, width)`; of colour pictures the largest channel, without alpha; of one-bit
+        `np.ndarray` of shape `(height, width)`: for color pictures the largest channel without alpha, for one-bit
         pictures 0 and 255.
+
+    Raises:
+        ValueError: Pillow cannot read the file.
     """
     try:
         with Image.open(path) as picture:
@@ -115,10 +121,10 @@ def read_labels(path: str) -> np.ndarray:
 @dataclass(frozen=True)
 class LabelmeMask(MaskSource):
     """
-    Polygons of a labelme JSON file, filled; outlines included. The picture embedded in the file is not looked at.
+    The filled polygons of a labelme JSON file, with their outlines. The picture in the file is ignored.
 
     Args:
-        path (`str`): absolute path of the JSON file.
+        path (`str`): Absolute path of the JSON file.
     """
 
     path: str
@@ -128,8 +134,8 @@ class LabelmeMask(MaskSource):
         """The JSON file."""
         return (self.path,)
 
-    def read(self, image: "str | Image.Image", size: tuple[int, int]) -> np.ndarray:
-        """See `MaskSource.read`."""
+    def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """Read the mask, see `MaskSource.read`."""
         try:
             with open(self.path, encoding="utf-8") as file:
                 annotation = json.load(file)
@@ -160,8 +166,8 @@ class SegmentationTableMask(MaskSource):
     `data`) and rows `label row first_column last_column`.
 
     Args:
-        path (`str`): absolute path.
-        labels (`tuple[int, ...]`): the labels that are abnormal, as the file numbers them (from 0).
+        path (`str`): Absolute path.
+        labels (`tuple[int, ...]`): Labels that are abnormal, numbered as in the file (from 0).
     """
 
     path: str
@@ -172,13 +178,13 @@ class SegmentationTableMask(MaskSource):
         """The table."""
         return (self.path,)
 
-    def read(self, image: "str | Image.Image", size: tuple[int, int]) -> np.ndarray:
-        """See `MaskSource.read`."""
+    def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """Read the mask, see `MaskSource.read`."""
         try:
             with open(self.path, encoding="latin-1") as file:
                 header, data, table = file.read().partition("\ndata")
             if not data:
-                raise ValueError("no line says data")
+                raise ValueError('no line "data"')
             fields = dict(line.split(maxsplit=1) for line in header.splitlines() if len(line.split()) > 1)
             marked = np.zeros((int(fields["height"]), int(fields["width"])), dtype=bool)
             for label, row, first, last in (map(int, line.split()) for line in table.splitlines() if line.strip()):
@@ -196,8 +202,8 @@ class MatlabSegmentationMask(MaskSource):
     A segmentation in a MATLAB file (`.mat`, version 5) with a struct `groundTruth` that has a field `Segmentation`.
 
     Args:
-        path (`str`): absolute path.
-        labels (`tuple[int, ...]`): the labels that are abnormal, as the file numbers them (from 1).
+        path (`str`): Absolute path.
+        labels (`tuple[int, ...]`): Labels that are abnormal, numbered as in the file (from 1).
     """
 
     path: str
@@ -208,25 +214,25 @@ class MatlabSegmentationMask(MaskSource):
         """The MATLAB file."""
         return (self.path,)
 
-    def read(self, image: "str | Image.Image", size: tuple[int, int]) -> np.ndarray:
-        """See `MaskSource.read`."""
+    def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """Read the mask, see `MaskSource.read`."""
         try:
             from scipy.io import loadmat
         except ImportError as error:
             raise ImportError(
-                f"{self.path} can only be read with SciPy: pip install vcp-clip-hf[matlab]. (With the dataset's .seg"
-                " files in place, the .mat files are not needed.)"
+                f"{self.path} can only be read with SciPy: pip install vcp-clip-hf[matlab]. (If the .seg files of"
+                " the dataset are present, the .mat files are not needed.)"
             ) from error
         try:
             segmentation = loadmat(self.path)["groundTruth"]["Segmentation"][0, 0]
-        except Exception as error:  # SciPy raises whatever it stumbles over
+        except Exception as error:  # SciPy raises errors of many types
             raise ValueError(f"{self.path}: not a segmentation ({type(error).__name__}: {error})") from error
         return np.isin(segmentation, self.labels)
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box in pixels, both corners included, and its class name."""
+    """A box with its class name. Corners are in pixels, and both belong to the box."""
 
     name: str
     left: float
@@ -238,27 +244,28 @@ class Box:
 @dataclass(frozen=True)
 class BoxMask(MaskSource):
     """
-    Boxes instead of pixel-exact truth: everything inside a box counts as abnormal, unless `mask_fn` knows better.
+    Boxes instead of pixel-exact ground truth: everything inside a box is abnormal, unless `mask_fn` makes a better
+    mask.
 
     Args:
-        path (`str`): the file the boxes came from.
-        boxes (`tuple[Box, ...]`): at least one.
+        path (`str`): File that the boxes came from.
+        boxes (`tuple[Box, ...]`): One or more boxes.
         mask_fn (`Callable[[PIL.Image.Image, tuple[Box, ...]], PIL.Image.Image | np.ndarray]`, *optional*):
-            Gets the RGB image and its boxes and returns a mask of the image's size, abnormal where not 0: from a
-            promptable segmentation model, say. Its module must be importable in worker processes.
+            Function from the RGB image and its boxes to a mask of the image's size, abnormal where not 0; for example
+            a promptable segmentation model. Its module must be importable in worker processes.
     """
 
     path: str
     boxes: tuple[Box, ...]
-    mask_fn: Callable | None = None
+    mask_fn: Callable[[Image.Image, tuple[Box, ...]], Image.Image | np.ndarray] | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """The annotation file."""
         return (self.path,)
 
-    def read(self, image: "str | Image.Image", size: tuple[int, int]) -> np.ndarray:
-        """See `MaskSource.read`."""
+    def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """Read the mask, see `MaskSource.read`."""
         if self.mask_fn is None:
             mask = Image.new("1", size)
             draw = ImageDraw.Draw(mask)
@@ -272,15 +279,20 @@ class BoxMask(MaskSource):
 
 
 def read_voc_boxes(path: str) -> tuple[Box, ...]:
-    """The boxes of a PASCAL VOC annotation file (`.xml`)."""
+    """
+    Read the boxes of a PASCAL VOC annotation file (`.xml`).
+
+    Raises:
+        ValueError: the file is not one.
+    """
     try:
         root = ElementTree.parse(path).getroot()
         return tuple(
             Box(
-                (thing.findtext("name") or "").strip(),
-                *(float(thing.findtext(f"bndbox/{corner}")) for corner in ("xmin", "ymin", "xmax", "ymax")),
+                (element.findtext("name") or "").strip(),
+                *(float(element.findtext(f"bndbox/{corner}")) for corner in ("xmin", "ymin", "xmax", "ymax")),
             )
-            for thing in root.iter("object")
+            for element in root.iter("object")
         )
     except (OSError, ElementTree.ParseError, TypeError, ValueError) as error:
         raise ValueError(f"not a PASCAL VOC file ({type(error).__name__}: {error})") from error

@@ -1,4 +1,4 @@
-"""One record everywhere: an image, where its defects are, and what it is called."""
+"""The record that all datasets share: an image, its mask, its label and its names."""
 
 import io
 import os
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..image_loading import load_image
+from .masks import MaskSource
 
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "NORMAL",
     "UNKNOWN",
     "AnomalyRecord",
+    "KnownGap",
     "encode_mask",
     "encode_record",
 ]
@@ -40,59 +42,61 @@ FEATURES = datasets.Features(
 """
 The columns of every dataset of this package:
 
-- `image`: PIL, mode RGB, upright (EXIF orientation applied).
-- `mask`: PIL, mode L, 0 normal and 255 abnormal, of the upright image's size: a mask drawn on a picture that was then
-  turned by a quarter is turned along; where that cannot be told, it is an error. None for normal images, and for
-  anomalous or unknown ones whose defects nobody has drawn.
+- `image`: PIL image, mode RGB, upright (EXIF orientation applied).
+- `mask`: PIL image, mode L, 0 normal and 255 abnormal, with the size of the upright image. If EXIF turns the image and
+  the mask was drawn before that, the mask is turned too; if its size does not tell, that is an error. None for normal
+  images, and for anomalous and unknown images without an annotation of the pixels.
 - `label`: 0 normal, 1 anomalous, -1 unknown.
 - `product`, `defect`: names; `defect` is "good" for normal images and "unknown" for unknown ones.
-- `image_id`: stable and unique within the dataset: the path inside the dataset without its extension.
+- `image_id`: a name that is stable and unique within the dataset: the path inside it, without the extension.
 """
 
 
 @dataclass(frozen=True)
 class AnomalyRecord:
     """
-    One image before it is read.
+    One image, before it is read.
 
     Args:
-        image (`str` or `PIL.Image.Image`): absolute path, or a picture made in memory.
-        product (`str`), image_id (`str`): see `FEATURES`.
-        label (`int`, *optional*): 0, 1 or -1; None: the mask tells (empty is normal).
-        defect (`str`, *optional*, defaults to `"good"`): the defect's name, should the image be anomalous.
+        image (`str` or `PIL.Image.Image`): Absolute path, or a picture in memory.
+        product (`str`), image_id (`str`): See `FEATURES`.
+        label (`int`, *optional*, defaults to 0):
+            0 (normal), 1 (anomalous) or -1 (unknown); None if the mask decides (an empty mask means normal).
+        defect (`str`, *optional*, defaults to `"good"`): Name of the defect, used if the image is anomalous.
         mask (`MaskSource` or `PIL.Image.Image`, *optional*):
-            Where the mask comes from (see [`vcp_clip_hf.data.masks`]), or the mask itself. Normal images may have
-            one: it must be empty.
+            Source of the mask (see [`vcp_clip_hf.data.masks`]), or the mask itself. The mask of a normal image must be
+            empty.
         empty_mask_known (`bool`, *optional*, defaults to `False`):
-            The dataset is known to have no pixel marked in this anomalous image: it is left out, without an error.
+            Whether this anomalous image is known to have an empty mask in the published dataset. Then it is left out
+            without an error.
     """
 
-    image: "str | Image.Image"
+    image: str | Image.Image
     product: str
     image_id: str
     label: int | None = NORMAL
     defect: str = GOOD
-    mask: object = None
+    mask: MaskSource | Image.Image | None = None
     empty_mask_known: bool = False
 
 
 class KnownGap(ValueError):
-    """A record that the dataset is known to lack the truth for."""
+    """Raised for a record whose ground truth is known to be missing from the published dataset."""
 
 
 def encode_record(record: AnomalyRecord) -> dict:
     """
-    Read what has to be read of a record, and check it.
+    Read a record as far as necessary, and check it.
 
-    Image files stay files (their path is kept, nothing is decoded) unless they have more than 8 bits per channel,
-    which PIL would clip to white: those are converted here. Masks are always made here, as PNG bytes of one bit.
+    Image files are not decoded, and the table holds their path; only files with more than 8 bits per channel, which
+    PIL would clip to white, are converted here. Masks are always stored as PNG files with one bit per pixel.
 
     Returns:
-        `dict` with the columns of `FEATURES`, encodable by them.
+        `dict` with the columns of `FEATURES`, ready for their `encode_example`.
 
     Raises:
-        KnownGap: an anomalous image whose mask is known to be empty.
-        ValueError: unreadable or truncated image or mask, sizes that differ, a mask that contradicts the label.
+        KnownGap: the image is anomalous, and its mask is known to be empty.
+        ValueError: image or mask is unreadable or truncated, their sizes differ, or the mask contradicts the label.
     """
     if isinstance(record.image, str):
         image, stored_size, orientation = _check_image_file(record.image)
@@ -110,7 +114,7 @@ def encode_record(record: AnomalyRecord) -> dict:
         if label is None:
             label = ANOMALOUS if marked.any() else NORMAL
     elif label is None:
-        raise ValueError("no mask, and without it there is no telling whether the image is normal")
+        raise ValueError("neither a label nor a mask: unknown whether the image is normal")
 
     if label == NORMAL and marked is not None and marked.any():
         raise ValueError(f"a normal image, but its mask marks {int(marked.sum())} pixels")
@@ -129,9 +133,9 @@ def encode_record(record: AnomalyRecord) -> dict:
 
 
 def encode_mask(marked: np.ndarray) -> dict:
-    """A boolean array (H, W) -> a one-bit PNG, which `datasets.Image(mode="L")` decodes to 0 and 255."""
+    """Return a boolean array (H, W) as a one-bit PNG, which `datasets.Image(mode="L")` decodes to 0 and 255."""
     buffer = io.BytesIO()
-    # one bit: a third of the size and of the time of eight
+    # one bit takes a third of the size and time of eight bits
     Image.fromarray(marked.astype(bool)).save(buffer, format="PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}
 
@@ -143,11 +147,11 @@ def _encode_picture(image: Image.Image) -> dict:
 
 
 def _check_image_file(path: str) -> tuple[dict, tuple[int, int], int]:
-    """Reads the header and the last bytes only. -> encoded image, size as stored, EXIF orientation."""
+    """Check header and last bytes of a file. Return the encoded image, its size as stored and its EXIF orientation."""
     try:
         with Image.open(path) as image:
             size, mode, file_format = image.size, image.mode, image.format
-            # a PNG would be decoded to look behind its pixels for EXIF
+            # asking a PNG for EXIF data decodes it, because they may follow the pixels
             exif = image.getexif() if file_format != "PNG" or "exif" in image.info else {}
             orientation = exif.get(0x0112, 1)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -164,7 +168,7 @@ def _check_image_file(path: str) -> tuple[dict, tuple[int, int], int]:
 
 
 def _looks_complete(path: str, file_format: str | None) -> bool:
-    """Whether the file ends as its format has it. False is no proof: a JPEG may have something behind its end."""
+    """Return whether the file ends as its format requires. False is no proof of damage: data may follow a JPEG."""
     end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(file_format)
     with open(path, "rb") as file:
         if end is not None:
@@ -179,8 +183,8 @@ def _looks_complete(path: str, file_format: str | None) -> bool:
 
 def _fit_mask(marked: np.ndarray, stored_size: tuple[int, int], orientation: int) -> np.ndarray:
     """
-    The mask for the upright image. Where an EXIF tag turns the image by a quarter, its size tells whether the mask was
-    drawn on the upright picture (kept) or on the stored one (turned along).
+    Return the mask for the upright image. If an EXIF tag turns the image by 90 degrees, the mask's size tells whether
+    it was drawn on the upright picture (then it is kept) or on the stored one (then it is turned as well).
     """
     turned = orientation in (5, 6, 7, 8)
     upright_size = stored_size[::-1] if turned else stored_size

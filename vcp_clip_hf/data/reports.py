@@ -1,5 +1,8 @@
-"""What was left out while a dataset was prepared: processes write their shares, the builder joins them and keeps them
-beside the prepared table, so that a later load from the cache still knows."""
+"""Reports of what was left out while a dataset was prepared.
+
+Each process writes its share; the builder joins the shares and stores the report beside the prepared table, so that it
+is still known when the table is loaded from the cache.
+"""
 
 import json
 import os
@@ -20,19 +23,19 @@ _KINDS = ("problems", "known_gaps")
 
 @contextmanager
 def shared_folder() -> Iterator[str]:
-    """A folder for the shares of all processes of this machine, removed afterwards."""
+    """Yield a temporary folder for the shares of all processes of this machine."""
     with tempfile.TemporaryDirectory(prefix="left_out_") as folder:
         yield folder
 
 
 def write_share(folder: str, problems: Sequence[LayoutProblem], gaps: Sequence[LayoutProblem]) -> None:
-    """One process's share: errors, and gaps known of the dataset."""
+    """Write the share of one process: problems, and known gaps of the dataset."""
     if problems or gaps:
         _write(os.path.join(folder, f"{uuid.uuid4().hex}.json"), problems, gaps)
 
 
 def join_shares(folder: str) -> tuple[list[LayoutProblem], list[LayoutProblem]]:
-    """All shares of a folder. -> problems, known gaps; sorted by product and path."""
+    """Return the problems and the known gaps of all shares, each sorted by product and path."""
     found: tuple[list, list] = [], []
     for name in sorted(os.listdir(folder)):
         for whole, part in zip(found, _read(os.path.join(folder, name)), strict=True):
@@ -43,13 +46,13 @@ def join_shares(folder: str) -> tuple[list[LayoutProblem], list[LayoutProblem]]:
 
 
 def write_report(folder: str, problems: Sequence[LayoutProblem], gaps: Sequence[LayoutProblem]) -> None:
-    """Keeps a report beside a prepared table, if that is on this machine."""
+    """Store a report beside a prepared table, if the table is a folder on this machine."""
     if os.path.isdir(folder):
         _write(os.path.join(folder, _REPORT), problems, gaps)
 
 
 def read_report(folder: str) -> tuple[list[LayoutProblem], list[LayoutProblem]]:
-    """-> problems, known gaps; both empty where there is no report."""
+    """Return the stored problems and known gaps; both are empty if there is no report."""
     path = os.path.join(folder, _REPORT)
     return _read(path) if os.path.isfile(path) else ([], [])
 

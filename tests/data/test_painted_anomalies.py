@@ -1,0 +1,150 @@
+"""Painted anomalies: only pixels in the mask change."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from vcp_clip_hf.data.painted_anomalies import ANOMALY_KINDS, PaintedAnomalies, add_anomaly, perlin_noise
+from vcp_clip_hf.generator.fields import Dice
+
+
+HEIGHT, WIDTH = 70, 110
+
+
+def picture(seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    base = np.linspace(60, 190, WIDTH)[None, :, None] + rng.normal(0, 12, (HEIGHT, WIDTH, 3))
+    return Image.fromarray(base.clip(0, 255).astype(np.uint8))
+
+
+def foreground() -> np.ndarray:
+    solid = np.zeros((HEIGHT, WIDTH), np.uint8)
+    solid[15:60, 20:80] = 1
+    return solid
+
+
+@pytest.mark.parametrize("kind", ANOMALY_KINDS)
+def test_only_masked_pixels_change(kind):
+    image = picture()
+    before = np.asarray(image, np.int64)
+    areas = []
+    for seed in range(12):
+        after, mask, made = add_anomaly(image, seed, kind)
+        marked = np.asarray(mask) > 0
+        assert made == kind and after.mode == "RGB" and mask.mode == "L" and mask.size == after.size == image.size
+        assert set(np.unique(np.asarray(mask))) == {0, 255}
+        difference = np.abs(np.asarray(after, np.int64) - before).max(axis=2)
+        assert (difference[~marked] == 0).all()
+        assert difference[marked].mean() >= 4 and (difference[marked] > 0).mean() > 0.6
+        areas.append(marked.mean())
+    assert len(set(areas)) > 4
+    assert np.array_equal(np.asarray(image, np.int64), before)
+
+
+@pytest.mark.parametrize("kind", ANOMALY_KINDS)
+def test_same_seed_same_bytes(kind):
+    first, second = add_anomaly(picture(), (3, 1), kind), add_anomaly(picture(), (3, 1), kind)
+    assert first[0].tobytes() == second[0].tobytes() and first[1].tobytes() == second[1].tobytes()
+    assert add_anomaly(picture(), (3, 2), kind)[1].tobytes() != first[1].tobytes()
+
+
+@pytest.mark.parametrize("kind", ANOMALY_KINDS)
+def test_anomalies_stay_on_the_foreground(kind):
+    solid = foreground()
+    for seed in range(6):
+        _, mask, _ = add_anomaly(picture(), seed, kind, solid)
+        assert not (np.asarray(mask)[solid == 0]).any()
+
+
+def test_given_textures_are_used():
+    red = Image.new("RGB", (20, 30), (255, 0, 0))
+    image = Image.new("RGB", (64, 64), (100, 100, 100))
+    after, mask, _ = add_anomaly(image, 1, "perlin", textures=[red])
+    changed = np.asarray(after)[np.asarray(mask) > 0]
+    assert (changed[:, 0] > 100).all() and (changed[:, 1] < 100).all()
+
+
+def test_perlin_noise_is_smooth_and_vanishes_on_the_lattice():
+    field = perlin_noise(Dice(0), (64, 96), (4, 3))
+    assert field.shape == (64, 96) and field.dtype == np.float32
+    assert np.abs(field[::16, ::32]).max() < 1e-6
+    assert 0.3 < np.abs(field).max() < 1.5
+    assert np.abs(np.diff(field, axis=0)).max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "crak"}, "crak"),
+        ({"kind": ()}, "Unknown kinds"),
+        ({"foreground": np.zeros((HEIGHT, WIDTH), np.uint8)}, "foreground is empty"),
+        ({"foreground": np.ones((5, 6), np.uint8)}, r"6 x 5 pixels, the image 110 x 70"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        add_anomaly(picture(), 0, **arguments)
+
+
+def test_a_foreground_that_is_too_small_is_an_error():
+    dot = np.zeros((400, 400), np.uint8)
+    dot[200, 200] = 1
+    with pytest.raises(ValueError, match="1 foreground pixels"):
+        add_anomaly(Image.new("RGB", (400, 400), (90, 90, 90)), 0, "cut_paste", dot)
+
+
+def test_a_flat_image_still_gets_visible_anomalies():
+    after, mask, _ = add_anomaly(Image.new("RGB", (64, 64), (3, 3, 3)), 0, "line")
+    assert np.abs(np.asarray(after, int) - 3)[np.asarray(mask) > 0].mean() > 4
+
+
+def keep_bytes(item):
+    return item["image"].tobytes(), item["label"], item["defect"], item["image_id"]
+
+
+def test_dataset_does_not_depend_on_workers_and_changes_with_the_epoch():
+    dataset = PaintedAnomalies([picture(seed) for seed in range(6)], seed=1, transform=keep_bytes)
+    direct = [dataset[index] for index in range(6)]
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    epochs = []
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        epochs.append(list(map(tuple, loader)))
+    assert epochs[0] == epochs[2] == direct and epochs[1] != direct
+    assert len(pickle.loads(pickle.dumps(dataset))) == 6
+
+
+def test_dataset_fraction_and_rows():
+    rows = [{"image": picture(seed), "product": "bolt", "image_id": f"a/{seed}", "label": 0} for seed in range(40)]
+    none = PaintedAnomalies(rows, anomaly_fraction=0.0)[3]
+    assert none["mask"] is None and none["label"] == 0 and none["defect"] == "good"
+    assert none["image"].tobytes() == picture(3).tobytes() and none["product"] == "bolt" and none["image_id"] == "a/3"
+    half = [PaintedAnomalies(rows, anomaly_fraction=0.5, kinds=("line", "scar"))[index] for index in range(40)]
+    assert 10 < sum(item["label"] for item in half) < 30
+    assert {item["defect"] for item in half} == {"good", "line", "scar"}
+    assert all((item["mask"] is not None) == bool(item["label"]) for item in half)
+
+
+def test_dataset_foregrounds():
+    images = [picture(seed) for seed in range(3)]
+    given = PaintedAnomalies(images, anomaly_fraction=1.0, foregrounds=[foreground(), None, foreground()])
+    for index in (0, 2):
+        assert not np.asarray(given[index]["mask"])[foreground() == 0].any()
+    found = PaintedAnomalies(images, anomaly_fraction=1.0, foregrounds=lambda image: np.asarray(image)[..., 0] > 120)
+    assert not np.asarray(found[1]["mask"])[np.asarray(images[1])[..., 0] <= 120].any()
+    with pytest.raises(ValueError, match="1 foregrounds for 3 images"):
+        PaintedAnomalies(images, foregrounds=[foreground()])
+
+
+def test_dataset_refuses_bad_arguments():
+    with pytest.raises(ValueError, match="at least one"):
+        PaintedAnomalies([])
+    with pytest.raises(ValueError, match="labeled anomalous"):
+        PaintedAnomalies([{"image": picture(), "label": 1}])[0]
+    with pytest.raises(ValueError, match="anomaly_fraction=2"):
+        PaintedAnomalies([picture()], anomaly_fraction=2)
+    with pytest.raises(ValueError, match="scratchy"):
+        PaintedAnomalies([picture()], kinds=["scratchy"])

@@ -1,0 +1,3 @@
+"""The published datasets, one file of facts each."""
+
+__all__: list[str] = []
