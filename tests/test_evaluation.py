@@ -19,7 +19,8 @@ from tests.common import tiny_model
 from tests.evaluation_run import run
 from tests.training_run import make_records
 from vcp_clip_hf import VCPCLIPImageProcessor
-from vcp_clip_hf.evaluation import PROTOCOLS, EvaluationProtocol, EvaluationReport, evaluate, paper_results
+from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf.evaluation_report import PROTOCOLS, EvaluationProtocol, EvaluationReport, paper_results
 
 
 ROOT = Path(__file__).parent.parent

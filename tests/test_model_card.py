@@ -31,7 +31,7 @@ from vcp_clip_hf.checkpoint_facts import (
     write_training_facts,
 )
 from vcp_clip_hf.cli import main
-from vcp_clip_hf.evaluation import paper_results
+from vcp_clip_hf.evaluation_report import paper_results
 from vcp_clip_hf.model_card import card_text, is_generated, model_card, stamped, write_model_card
 from vcp_clip_hf.training import train
 

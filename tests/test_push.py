@@ -254,7 +254,7 @@ def test_what_a_person_wrote_stays(scene, tmp_path):
 
 def test_the_learned_part_alone_needs_a_backbone_that_others_can_load(scene):
     for options, words in (
-        ({}, "is no Hub repository that others could load it from"),
+        ({}, "is not a Hub repository that others could load it from"),
         ({"backbone": "alice/no_such_clip"}, "'alice/no_such_clip' cannot be found"),
         ({"backbone": "alice/clip", "backbone_revision": "v9"}, "at revision 'v9' cannot be found"),
     ):

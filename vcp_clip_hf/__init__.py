@@ -3,8 +3,6 @@
 Importing this package registers the model with transformers' Auto classes, and `pipeline("anomaly-segmentation")`.
 """
 
-from pathlib import Path
-
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -14,7 +12,7 @@ from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .losses import dice_loss, focal_loss, segmentation_loss
 from .modeling_vcp_clip import VCPCLIPModel, VCPCLIPOutput, VCPCLIPPreTrainedModel
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from .version import __version__
+from .version import EMBEDDED_CHECKPOINT, __version__
 
 
 __all__ = [
@@ -31,9 +29,6 @@ __all__ = [
     "focal_loss",
     "segmentation_loss",
 ]
-
-# The checkpoint that ships with the package, for demonstrations and tests: trained on generated images only
-EMBEDDED_CHECKPOINT = str(Path(__file__).parent / "assets" / "vcp-clip-tiny")
 
 AutoConfig.register(VCPCLIPConfig.model_type, VCPCLIPConfig, exist_ok=True)
 AutoModel.register(VCPCLIPConfig, VCPCLIPModel, exist_ok=True)

@@ -19,8 +19,9 @@ from typing import Any
 
 from transformers.utils import cached_file, logging
 
+from .backbone_loading import BACKBONE_PREFIX
 from .configuration_vcp_clip import VCPCLIPConfig
-from .evaluation import EvaluationReport
+from .evaluation_report import EvaluationReport
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
 
@@ -53,7 +54,6 @@ STATEMENTS = {
     "backbone": "where the CLIP weights come from, if they are not a Hub repository's",
     "repository": "address of the code",
 }
-_BACKBONE_PREFIX = "clip."
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def learned_fingerprint(folder: str | os.PathLike) -> str:
     import torch
 
     digest = hashlib.sha256()
-    places = {name: file for file in _files(folder) for name in _names(file) if not name.startswith(_BACKBONE_PREFIX)}
+    places = {name: file for file in _files(folder) for name in _names(file) if not name.startswith(BACKBONE_PREFIX)}
     for name in sorted(places):
         with _opened(places[name]) as weights:
             values = weights.get_tensor(name).to(torch.float16).contiguous()
@@ -230,7 +230,7 @@ def _weights(folder: Path) -> WeightFacts:
                 size = 1
                 for side in piece.get_shape():
                     size *= side
-                counts[name.startswith(_BACKBONE_PREFIX)] += size
+                counts[name.startswith(BACKBONE_PREFIX)] += size
                 dtypes.add(piece.get_dtype())
     return WeightFacts(counts[False], counts[True], tuple(sorted(dtypes)), sum(file.stat().st_size for file in files))
 

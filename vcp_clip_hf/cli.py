@@ -12,8 +12,7 @@ import typer
 from transformers import pipeline
 from transformers.utils import logging
 
-from . import EMBEDDED_CHECKPOINT
-from .version import __version__
+from .version import EMBEDDED_CHECKPOINT, __version__
 
 
 __all__ = ["app", "main"]
@@ -221,8 +220,8 @@ def evaluate(
     from transformers import AutoImageProcessor, AutoModel
 
     from .data import load_anomaly_dataset
-    from .evaluation import PROTOCOLS
     from .evaluation import evaluate as run
+    from .evaluation_report import PROTOCOLS
 
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"protocol {protocol!r} must be one of {', '.join(PROTOCOLS)}")

@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, CLIPModel
+from transformers import CLIPModel
 from transformers.utils import logging
 
-from .checkpoint_facts import write_training_facts
+from .backbone_loading import BACKBONE_PREFIX
+from .checkpoint_folder import CheckpointParts, load_tokenizer, save_parts
 from .configuration_vcp_clip import VCPCLIPConfig
+from .evaluation_report import AUTHORS_SCORING
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
-from .model_card import write_model_card
 from .modeling_vcp_clip import VCPCLIPModel
-from .prompts import check_tokenizer
 
 
 __all__ = ["convert_checkpoint", "official_image_processor"]
@@ -33,7 +33,6 @@ logger = logging.get_logger(__name__)
 # What the authors' test code does where it differs from the paper
 _OFFICIAL_HIDDEN_ACT = "gelu"
 _OFFICIAL_FUSION_WEIGHT = 0.8
-_OFFICIAL_TOP_PIXELS = 2000
 
 # In the file, without effect on any output
 _WITHOUT_EFFECT = {
@@ -104,8 +103,12 @@ def convert_checkpoint(
     state_dict = _to_our_names(tensors, config)
     dtype = model.dtype
     result = model.load_state_dict({name: tensor.to(dtype) for name, tensor in state_dict.items()}, strict=False)
-    unfilled = [name for name in result.missing_keys if not name.startswith("clip.")]
-    assert not unfilled and not result.unexpected_keys, (unfilled, result.unexpected_keys)
+    unfilled = [name for name in result.missing_keys if not name.startswith(BACKBONE_PREFIX)]
+    if unfilled or result.unexpected_keys:
+        raise RuntimeError(
+            f"The conversion of {checkpoint} left {unfilled} without a value and found no place for"
+            f" {result.unexpected_keys}. Please report this, with the versions that `vcp-clip info` prints."
+        )
     for name in sorted(_WITHOUT_EFFECT.keys() & tensors.keys()):
         logger.info(f"Skipped {name}: {_WITHOUT_EFFECT[name]}.")
     return model
@@ -114,9 +117,9 @@ def convert_checkpoint(
 def official_image_processor(config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
     """The authors' pre- and post-processing: squash, sigma 8, score from the 2000 largest pixels of both branches."""
     height, width = config.input_size
-    return VCPCLIPImageProcessor.for_model(
-        config, score_mode="top_k", top_k_fraction=min(1.0, _OFFICIAL_TOP_PIXELS / (height * width))
-    )
+    # the authors count pixels, so that the fraction depends on the size
+    fraction = AUTHORS_SCORING["top_k_fraction"] * 518**2 / (height * width)
+    return VCPCLIPImageProcessor.for_model(config, **{**AUTHORS_SCORING, "top_k_fraction": min(1.0, fraction)})
 
 
 def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -224,18 +227,6 @@ def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> di
     return state_dict
 
 
-def _save_tokenizer(backbone: str, vocab_size: int, output: Path, **hub_arguments) -> bool:
-    """The backbone's tokenizer beside the model, so that prompts can be changed; not all folders have one."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone, **hub_arguments)
-        check_tokenizer(tokenizer, vocab_size)
-    except (OSError, ValueError) as error:
-        logger.warning(f"No tokenizer saved: {backbone} has none that fits ({error}).")
-        return False
-    tokenizer.save_pretrained(output)
-    return True
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: `python -m vcp_clip_hf.convert_vcp_clip_to_hf --help`."""
     parser = argparse.ArgumentParser(
@@ -263,20 +254,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
-    model.save_pretrained(options.output, adapter_only=options.adapter_only)
-    official_image_processor(model.config).save_pretrained(options.output)
-    with_tokenizer = _save_tokenizer(
-        options.backbone, model.config.text_config.vocab_size, options.output, **hub_arguments
-    )
+    tokenizer = load_tokenizer(model.config.text_config.vocab_size, options.backbone, **hub_arguments)
     digest = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()
-    write_training_facts(options.output, {"converted_from": {"file": options.checkpoint.name, "sha256": digest}})
-    write_model_card(options.output)
+    save_parts(
+        options.output,
+        CheckpointParts(model, official_image_processor(model.config), tokenizer),
+        adapter_only=options.adapter_only,
+        training_facts={"converted_from": {"file": options.checkpoint.name, "sha256": digest}},
+    )
 
     learned = model.num_parameters(only_trainable=True)
     print(f"Wrote {options.output}: {learned:,} learned parameters on {options.backbone}")
     print(f"  feature layers {model.config.feature_layers}, input {options.image_size} pixels")
     print("  " + ("learned part only" if options.adapter_only else "CLIP weights included"))
-    print("  " + ("tokenizer included" if with_tokenizer else "no tokenizer: the prompts stay as they are"))
+    print("  " + ("tokenizer included" if tokenizer is not None else "no tokenizer: the prompts stay as they are"))
     for name, reason in _WITHOUT_EFFECT.items():
         print(f"  skipped {name}: {reason}")
 

@@ -12,14 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .checkpoint_facts import carry_facts
-from .model_card import hub_name, is_generated, stamped, write_model_card
+from .checkpoint_folder import CheckpointParts, complete_parts, load_parts, save_parts
+from .data import export_dataset
+from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .model_card import hub_name, is_generated, stamped
+from .modeling_vcp_clip import VCPCLIPModel
 
 
 __all__ = ["push_checkpoint", "push_dataset"]
@@ -34,11 +37,11 @@ _TOKENS = "https://huggingface.co/settings/tokens"
 
 
 def push_checkpoint(
-    model,
+    model: VCPCLIPModel | str | os.PathLike,
     repo_id: str,
     *,
-    image_processor=None,
-    tokenizer=None,
+    image_processor: VCPCLIPImageProcessor | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     adapter_only: bool | None = None,
     include_code: bool = True,
     backbone: str | None = None,
@@ -79,18 +82,27 @@ def push_checkpoint(
         OSError: the checkpoint is not there, or the push failed; the repository is then as it was.
     """
     api = _api(token, repo_id)
-    model, image_processor, tokenizer = _parts(model, image_processor, tokenizer)
-    config = model.config
+    if isinstance(model, (str, os.PathLike)):
+        loaded = load_parts(model)
+        parts = CheckpointParts(loaded.model, image_processor or loaded.image_processor, tokenizer or loaded.tokenizer)
+    else:
+        parts = complete_parts(model, image_processor, tokenizer)
+    config = parts.model.config
     adapter_only = not config.backbone_included if adapter_only is None else adapter_only
-    with tempfile.TemporaryDirectory() as folder, _backbone_named(config, adapter_only, backbone, backbone_revision):
-        _save(folder, model, image_processor, tokenizer, adapter_only, include_code)
-        write_model_card(folder, repo_id=repo_id)
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        _backbone_named(config, adapter_only, backbone, backbone_revision),
+    ):
+        folder = Path(temporary)
+        _copy_personal_readme(parts.model.name_or_path, folder)
+        save_parts(
+            folder, parts, adapter_only=adapter_only, include_code=include_code, download_facts=True, repo_id=repo_id
+        )
         with _explained(api, repo_id):
             if adapter_only:
                 _check_backbone_is_there(api, config)
             message = commit_message or f"Upload VCP-CLIP, {'learned part' if adapter_only else 'with backbone'}"
-            own_files = _OWN_MODEL_FILES
-            return _push_folder(api, Path(folder), repo_id, "model", own_files, message, revision, tag, private)
+            return _push_folder(api, folder, repo_id, "model", _OWN_MODEL_FILES, message, revision, tag, private)
 
 
 def push_dataset(
@@ -120,8 +132,6 @@ def push_dataset(
     Raises:
         ValueError, PermissionError, OSError: as [`push_checkpoint`].
     """
-    from .data import export_dataset
-
     api = _api(token, repo_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(
@@ -142,63 +152,22 @@ def push_dataset(
 # --- what is pushed -----------------------------------------------------------------------------------------------
 
 
-def _parts(model, image_processor, tokenizer) -> tuple[Any, Any, Any]:
-    """Model, image processor and, where there is one, tokenizer."""
-    from transformers import AutoTokenizer
-
-    from .image_processing_vcp_clip import VCPCLIPImageProcessor
-    from .modeling_vcp_clip import VCPCLIPModel
-    from .prompts import check_tokenizer
-
-    if isinstance(model, (str, os.PathLike)):
-        model = VCPCLIPModel.from_pretrained(model, dtype="auto")
-    source = model.name_or_path
-    if not _is_checkpoint(source):
-        source = None
-    if image_processor is None and source is not None:
-        image_processor = VCPCLIPImageProcessor.from_pretrained(source)
-    elif image_processor is None:
-        logger.warning("No image processor given, and none beside the model: pushing one with default settings.")
-        image_processor = VCPCLIPImageProcessor.for_model(model.config)
-    if tokenizer is None and source is not None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            check_tokenizer(tokenizer, model.config.text_config.vocab_size)
-        except (OSError, ValueError, TypeError) as error:
-            logger.warning(f"No tokenizer is pushed, so that the prompts stay as they are: {error}")
-            tokenizer = None
-    return model, image_processor, tokenizer
-
-
-def _is_checkpoint(source: str) -> bool:
-    """Whether a model came from a VCP-CLIP checkpoint; one made on a CLIP has that CLIP's name, or none."""
-    from .configuration_vcp_clip import VCPCLIPConfig
-
-    if not source:
-        return False
-    try:
-        values, _ = VCPCLIPConfig.get_config_dict(source)
-    except (OSError, ValueError):
-        return False
-    return values.get("model_type") == VCPCLIPConfig.model_type
-
-
 @contextmanager
 def _backbone_named(config, adapter_only: bool, backbone: str | None, revision: str | None) -> Iterator[None]:
     """While it lasts, the configuration names the backbone as others can find it: never a folder of this machine."""
     before = config.backbone_name_or_path, config.backbone_revision
-    if backbone is not None:
-        config.backbone_name_or_path, config.backbone_revision = backbone, revision
-    if hub_name(config.backbone_name_or_path) is None:
-        if adapter_only:
-            config.backbone_name_or_path, named = before[0], config.backbone_name_or_path
-            raise ValueError(
-                f"The learned part alone needs its CLIP, and {named!r} is no Hub repository that others could load it"
-                " from. Name one with backbone=... (--backbone), push the backbone there first, or push all weights"
-                " with adapter_only=False (--full)."
-            )
-        config.backbone_name_or_path = config.backbone_revision = None
     try:
+        if backbone is not None:
+            config.backbone_name_or_path, config.backbone_revision = backbone, revision
+        named = config.backbone_name_or_path
+        if hub_name(named) is None:
+            if adapter_only:
+                raise ValueError(
+                    f"The learned part alone needs its CLIP, and {named!r} is not a Hub repository that others could"
+                    " load it from. Name one with backbone=... (--backbone), push the backbone there first, or push"
+                    " all weights with adapter_only=False (--full)."
+                )
+            config.backbone_name_or_path = config.backbone_revision = None
         yield
     finally:
         config.backbone_name_or_path, config.backbone_revision = before
@@ -218,23 +187,11 @@ def _check_backbone_is_there(api: HfApi, config) -> None:
         ) from error
 
 
-def _save(folder: str, model, image_processor, tokenizer, adapter_only: bool, include_code: bool) -> None:
-    """A checkpoint with everything that belongs to it: its facts, and a README if a person wrote one."""
-    from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-
-    pipe = AnomalySegmentationPipeline(
-        model=model,
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        task="anomaly-segmentation",
-        device=model.device,
-    )
-    if model.name_or_path:
-        carry_facts(model.name_or_path, folder, download=True)
-        readme = Path(model.name_or_path) / _README
-        if readme.is_file() and not is_generated(readme.read_text(encoding="utf-8")):
-            shutil.copyfile(readme, Path(folder) / _README)
-    pipe.save_pretrained(folder, include_code=include_code, adapter_only=adapter_only)
+def _copy_personal_readme(source: str, folder: Path) -> None:
+    """Copy the README of the checkpoint that is pushed, if a person wrote it."""
+    readme = Path(source) / _README
+    if source and readme.is_file() and not is_generated(readme.read_text(encoding="utf-8")):
+        shutil.copyfile(readme, folder / _README)
 
 
 def _size_category(count: int) -> str:

@@ -15,8 +15,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
+from .calibration import Calibration
 from .checkpoint_facts import CheckpointFacts
-from .evaluation import METRIC_TITLES, EvaluationReport, paper_results
+from .data import DatasetSummary, list_datasets
+from .evaluation_report import METRIC_TITLES, EvaluationReport, paper_results
+from .version import EMBEDDED_CHECKPOINT
 
 
 __all__ = ["card_text", "hub_name", "is_generated", "model_card", "stamped", "write_card_text", "write_model_card"]
@@ -218,8 +221,6 @@ def _usage(facts: CheckpointFacts, repo_id: str | None) -> str:
 
 
 def _is_embedded(folder: Path) -> bool:
-    from . import EMBEDDED_CHECKPOINT
-
     return folder.resolve() == Path(EMBEDDED_CHECKPOINT).resolve()
 
 
@@ -381,8 +382,6 @@ def _paper(facts: CheckpointFacts) -> str:
 
 
 def _thresholds(facts: CheckpointFacts) -> str:
-    from .calibration import Calibration
-
     processor = facts.image_processor
     if processor.threshold is None and processor.image_threshold is None:
         return (
@@ -434,9 +433,7 @@ def _licences(facts: CheckpointFacts) -> str:
 # --- words --------------------------------------------------------------------------------------------------------
 
 
-def _dataset_summary(name: str):
-    from .data import list_datasets
-
+def _dataset_summary(name: str) -> DatasetSummary | None:
     return next((summary for summary in list_datasets() if summary.name == name), None)
 
 
