@@ -62,8 +62,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["vcp_clip_hf", "vcp_clip_hf.*"]),
-    package_data={"vcp_clip_hf": ["assets/**/*", "templates/*"]},
-    entry_points={"console_scripts": ["vcp-clip=vcp_clip_hf.cli:main"]},
+    py_modules=["vcp_clip_cli"],
+    package_data={"vcp_clip_hf": ["assets/**/*", "templates/*", "py.typed"]},
+    entry_points={"console_scripts": ["vcp-clip=vcp_clip_cli:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     classifiers=[

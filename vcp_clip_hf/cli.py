@@ -178,6 +178,7 @@ def calibrate(
     dtype: DType = "auto",
 ) -> None:
     """Set the thresholds of a checkpoint from normal images alone, with a stated false-alarm rate."""
+    from .checkpoint_folder import CheckpointParts, save_calibration
     from .prediction import list_inputs
 
     if output is None:
@@ -192,13 +193,7 @@ def calibrate(
         labels = [0] * len(normal) + [1] * len(broken)
         normal += broken
     calibration = pipe.calibrate(normal, labels, false_alarm_rate, pixel_false_alarm_rate, batch_size=batch_size)
-    if output.resolve() == Path(model).resolve():
-        from .model_card import write_model_card
-
-        pipe.image_processor.save_pretrained(output)
-        write_model_card(output)
-    else:
-        pipe.save_pretrained(output)
+    save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer))
     typer.echo(calibration.describe())
     typer.echo(f"saved in {output}")
 
@@ -293,8 +288,9 @@ def export(
     ] = None,
 ) -> None:
     """Export to ONNX, OpenVINO or a torch program; nothing is written unless it answers as the model does."""
-    from . import VCPCLIPImageProcessor, VCPCLIPModel
     from .export import export_model
+    from .image_processing_vcp_clip import VCPCLIPImageProcessor
+    from .modeling_vcp_clip import VCPCLIPModel
 
     _tell_if_embedded(model)
     report = export_model(
@@ -454,7 +450,8 @@ def _facts(model: str) -> dict[str, object]:
     import torch
     import transformers
 
-    from . import VCPCLIPConfig, VCPCLIPImageProcessor
+    from .configuration_vcp_clip import VCPCLIPConfig
+    from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
     config = VCPCLIPConfig.from_pretrained(model)
     processor = VCPCLIPImageProcessor.from_pretrained(model)
