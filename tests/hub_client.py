@@ -22,6 +22,7 @@ __all__ = [
     "online",
     "push",
     "push_from_memory",
+    "push_model_only",
     "push_new",
     "push_records",
     "run_fresh",
@@ -84,6 +85,14 @@ def push_from_memory(folder: Path, repo_id: str, **options: Any) -> str:
 
     torch.set_num_threads(1)
     return push_checkpoint(VCPCLIPModel.from_pretrained(folder), repo_id, **options).oid
+
+
+def push_model_only(folder: Path, repo_id: str, **options: Any) -> str:
+    """By the model's own method, which is transformers'; returns what that returns."""
+    from vcp_clip_hf import VCPCLIPModel
+
+    torch.set_num_threads(1)
+    return VCPCLIPModel.from_pretrained(folder).push_to_hub(repo_id, **options)
 
 
 def command(*arguments: str, token: str) -> str:

@@ -19,6 +19,7 @@ from tests.hub_server import HubServer
 from tests.training_run import make_records
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.checkpoint_facts import TRAINING_FILE, set_statements, write_training_facts
+from vcp_clip_hf.hub import push_checkpoint
 from vcp_clip_hf.model_card import is_generated, write_model_card
 
 
@@ -263,6 +264,33 @@ def test_the_learned_part_alone_needs_a_backbone_that_others_can_load(scene):
     assert ("models", "alice/lonely") not in scene.hub.repositories
 
 
+def test_the_models_own_push_has_the_arguments_of_transformers(scene):
+    options = {
+        "create_pr": True,
+        "tags": ["inspection"],
+        "max_shard_size": "200KB",
+        "commit_description": "The reason",
+    }
+    scene.push("alice/model_only", function=hub_client.push_model_only, **options)
+    repository = scene.hub.repository("alice/model_only")
+    assert list(repository.files()) == [".gitattributes"]
+    files = repository.files("refs/pr/1")
+    assert "config.json" in files and "preprocessor_config.json" not in files
+    assert len([name for name in files if name.endswith(".safetensors")]) > 1 and b"- inspection" in files["README.md"]
+    assert repository.descriptions[repository.branches["refs/pr/1"]] == "The reason"
+
+
+def test_a_refused_push_leaves_the_model_as_it_was(scene):
+    model = VCPCLIPModel.from_pretrained(scene.checkpoint)
+    model.config.backbone_revision = "v2"
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match="is not a Hub repository"):
+        push_checkpoint(model, "alice/x", adapter_only=True, token=ALICE)
+    with pytest.raises(ValueError, match="'runs/clip/last' is not a Hub repository"):
+        push_checkpoint(model, "alice/x", adapter_only=True, backbone="runs/clip/last", token=ALICE)
+    assert model.config.to_dict() == before
+
+
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 
 
@@ -347,8 +375,6 @@ def test_tags_do_not_move(scene, tmp_path):
 
 
 def test_offline_is_said(scene):
-    from vcp_clip_hf.hub import push_checkpoint
-
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE=1 is set"):
         push_checkpoint(str(scene.checkpoint), "alice/x", token=ALICE)

@@ -88,12 +88,20 @@ def load_parts(
     """
     source = str(source)
     backbone = EMBEDDED_CHECKPOINT if backbone == "embedded" else backbone
+    loading = {} if dtype == "auto" else {"dtype": dtype}
     if untrained and not _has_weights(source):
-        model = _untrained_model(source, backbone, dtype, config_fields)
+        config = VCPCLIPConfig.from_pretrained(source, **config_fields)
+        named = backbone or config.backbone_name_or_path
+        if named is None:
+            raise ValueError(
+                f"{source} has no weights and its config.json names no backbone. Pass backbone=..., a CLIP repository"
+                " or folder."
+            )
+        model = VCPCLIPModel.from_clip(backbone_location(str(named), source), config=config, **loading)
     else:
         if backbone is not None:
             config_fields["backbone_name_or_path"] = str(backbone)
-        model = VCPCLIPModel.from_pretrained(source, dtype=dtype, **config_fields)
+        model = VCPCLIPModel.from_pretrained(source, **loading, **config_fields)
     sources, named = [source], model.config.backbone_name_or_path
     if named is not None:
         sources.append(backbone_location(named, source))
@@ -139,21 +147,6 @@ def load_tokenizer(
             errors.append(f"{source}: {error}")
     logger.warning(f"No tokenizer found, so the prompts of the model cannot be changed. {' '.join(errors)}")
     return None
-
-
-def _untrained_model(
-    source: str, backbone: str | os.PathLike | None, dtype: torch.dtype | str, config_fields: dict[str, Any]
-) -> VCPCLIPModel:
-    """Return a model of the configuration in `source` on its backbone, with a freshly initialized learned part."""
-    config = VCPCLIPConfig.from_pretrained(source, **config_fields)
-    backbone = backbone or config.backbone_name_or_path
-    if backbone is None:
-        raise ValueError(
-            f"{source} has no weights and its config.json names no backbone. Pass backbone=..., a CLIP repository or"
-            " folder."
-        )
-    loading = {} if dtype == "auto" else {"dtype": dtype}
-    return VCPCLIPModel.from_clip(backbone_location(str(backbone), source), config=config, **loading)
 
 
 def _load_image_processor(source: str | None, config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
