@@ -14,7 +14,6 @@ INSTALL_REQUIRES = [
     "datasets>=5.2",
     "evaluate>=0.4.6",
     "huggingface_hub>=2.4",
-    "jinja2>=3.1",
     "numpy>=1.26",
     "pillow>=11.0",
     "pyyaml>=6.0",

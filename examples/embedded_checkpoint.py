@@ -93,8 +93,8 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
         set_statements(
             path,
             name="VCP-CLIP tiny, the embedded checkpoint",
-            description="A demonstration and test checkpoint, trained on generated images only. For real work take"
-            " ViT-L/14-336 with pretrained CLIP weights.",
+            description="A demonstration and test checkpoint, trained on generated images only. For real work,"
+            " use ViT-L/14-336 with pretrained CLIP weights.",
             license="apache-2.0",
             license_note="CLIP and the learned part were both trained on images that this package generates.",
             backbone="a tiny CLIP pretrained by `examples/pretrain_clip.py` on generated pictures, captions and masks",

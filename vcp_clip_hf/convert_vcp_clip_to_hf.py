@@ -3,8 +3,8 @@
     python -m vcp_clip_hf.convert_vcp_clip_to_hf --checkpoint train_visa.pth \
         --backbone openai/clip-vit-large-patch14-336 --output vcp-clip-visa
 
-The file holds the learned part only: `trainable_linearlayer`, `New_Lan_Embed` and `Zero_try` are state dicts, the deep
-prompts are bare tensors. It is a pickle, and is read with `weights_only=True`.
+The authors' file holds the learned part only: `trainable_linearlayer`, `New_Lan_Embed` and `Zero_try` are state dicts,
+the deep prompts are plain tensors. The file is a pickle, and is read with `weights_only=True`.
 """
 
 import argparse
@@ -30,14 +30,14 @@ __all__ = ["convert_checkpoint", "official_image_processor"]
 
 logger = logging.get_logger(__name__)
 
-# What the authors' test code does where it differs from the paper
+# Settings of the authors' test code that differ from the paper
 _OFFICIAL_HIDDEN_ACT = "gelu"
 _OFFICIAL_FUSION_WEIGHT = 0.8
 
-# In the file, without effect on any output
+# Entries of the file that no output depends on
 _WITHOUT_EFFECT = {
-    "prompt_text_projection": "nothing reads it",
-    "Zero_try.k_proj_pre_1.bias": "adds the same to the scores of all patches, which the softmax over them cancels",
+    "prompt_text_projection": "the authors' code does not use it",
+    "Zero_try.k_proj_pre_1.bias": "adds a constant to the scores of all patches, which their softmax cancels",
 }
 
 
@@ -49,26 +49,27 @@ def convert_checkpoint(
     **kwargs,
 ) -> VCPCLIPModel:
     """
-    Read an official checkpoint onto its CLIP backbone.
+    Convert a checkpoint of the authors to a model on its CLIP backbone.
 
     Args:
-        checkpoint (`str` or `os.PathLike`): the `.pth` file.
+        checkpoint (`str` or `os.PathLike`): path of the `.pth` file.
         backbone (`str`, `os.PathLike` or `CLIPModel`):
-            CLIP as a Hub repository, a folder or a loaded model; for the published files
-            `openai/clip-vit-large-patch14-336`.
-        image_size (`int`, *optional*, defaults to 518): the size it was trained at.
-        feature_layers (`Sequence[int]`, *optional*, defaults to evenly spaced blocks, the last included):
-            Image blocks, 1-based, as many as the file has linear layers; 6, 12, 18, 24 for the published files.
-        kwargs: of [`VCPCLIPModel.from_clip`], e.g. other prompts with their ids, `post_vcp_num_heads` (8: the file
-            does not say), `fusion_weight` (0.8, the authors' test code), `hidden_act` (`"gelu"`).
+            CLIP as a Hub repository, a folder or a loaded model; `openai/clip-vit-large-patch14-336` for the published
+            files.
+        image_size (`int`, *optional*, defaults to 518): side in pixels of the input that it was trained with.
+        feature_layers (`Sequence[int]`, *optional*, defaults to evenly spaced blocks that include the last one):
+            1-based image blocks, as many as the file has linear layers; 6, 12, 18, 24 for the published files.
+        kwargs:
+            Arguments of [`VCPCLIPModel.from_clip`], e.g. other prompts with their ids, `post_vcp_num_heads` (8, which
+            the file does not tell), `fusion_weight` (0.8, from the authors' test code), `hidden_act` (`"gelu"`).
 
     Returns:
         [`VCPCLIPModel`] in evaluation mode.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a checkpoint, or not for this backbone; all missing, unexpected and misshapen entries are
-            listed.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not such a checkpoint, or does not fit the backbone; the message lists all missing and
+            unexpected entries and all wrong shapes.
     """
     tensors = _read_official(checkpoint)
     num_layers = sum(bool(re.fullmatch(r"trainable_linearlayer\.fc\.\d+\.weight", name)) for name in tensors)
@@ -95,8 +96,8 @@ def convert_checkpoint(
                 f" names {len(feature_layers)}."
             )
         raise ValueError(
-            f"{checkpoint} has linear layers for {num_layers} feature layers; which image blocks they belong to is not"
-            f" in the file. Pass feature_layers, {num_layers} of 1..{config.vision_config.num_hidden_layers}."
+            f"{checkpoint} has linear layers for {num_layers} feature layers, but does not tell to which image blocks"
+            f" they belong. Pass feature_layers, {num_layers} of 1..{config.vision_config.num_hidden_layers}."
         )
 
     _check_entries(tensors, _official_shapes(config), str(checkpoint))
@@ -115,7 +116,7 @@ def convert_checkpoint(
 
 
 def official_image_processor(config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
-    """The authors' pre- and post-processing: squash, sigma 8, score from the 2000 largest pixels of both branches."""
+    """Return the authors' processing: squash, sigma 8, score from the 2000 largest pixels of both branches."""
     height, width = config.input_size
     # the authors count pixels, so that the fraction depends on the size
     fraction = AUTHORS_SCORING["top_k_fraction"] * 518**2 / (height * width)
@@ -123,15 +124,15 @@ def official_image_processor(config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
 
 
 def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The file's tensors under dotted names."""
+    """Return the tensors of the file under dotted names."""
     if not os.path.isfile(checkpoint):
-        raise FileNotFoundError(f"No such checkpoint: {os.fspath(checkpoint)!r}.")
+        raise FileNotFoundError(f"The checkpoint {os.fspath(checkpoint)!r} does not exist.")
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # what is no checkpoint fails in any way: UnpicklingError, EOFError, KeyError, ...
+    except Exception as error:  # other files fail in many ways: UnpicklingError, EOFError, KeyError, ...
         raise ValueError(
-            f"{checkpoint} could not be read as tensors only ({error}). It may be damaged or no PyTorch checkpoint;"
-            " files that need other pickled objects are refused, since loading them can run code."
+            f"{checkpoint} could not be read as tensors only ({error}). It may be damaged, or no PyTorch checkpoint at"
+            " all. Files with other pickled objects are refused, because loading them can run code."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(
@@ -147,13 +148,13 @@ def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 def _axis(tensors: dict, name: str, axis: int, default: int) -> int:
-    """A size read off a tensor's shape; the default where it is missing, which `_check_entries` then reports."""
+    """Return one size of a tensor's shape, or the default if the tensor is missing, which `_check_entries` reports."""
     tensor = tensors.get(name)
     return tensor.shape[axis] if isinstance(tensor, torch.Tensor) and tensor.ndim > axis else default
 
 
 def _official_shapes(config: VCPCLIPConfig) -> dict[str, tuple[int, ...]]:
-    """Every entry that an official checkpoint of this configuration must have."""
+    """Return the entries that an official checkpoint of this configuration must have."""
     r, n = config.num_category_tokens, config.num_deep_prompt_tokens
     depth, text = config.text_config.num_hidden_layers, config.text_config.hidden_size
     joint, vision = config.projection_dim, config.vision_config.hidden_size
@@ -217,7 +218,7 @@ def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> di
     }
     projections = {"query": "q_proj_pre", "key": "k_proj_pre_1", "value": "v_proj_pre_1", "output": "proj_post_t"}
     for ours, theirs in projections.items():
-        # the authors' are convolutions with a kernel of one patch
+        # in the authors' file these are convolutions with a kernel of one patch
         state_dict[f"post_vcp.{ours}_projection.weight"] = tensors[f"Zero_try.{theirs}.weight"].squeeze(-1)
         if ours != "key":
             state_dict[f"post_vcp.{ours}_projection.bias"] = tensors[f"Zero_try.{theirs}.bias"]
@@ -228,7 +229,7 @@ def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> di
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: `python -m vcp_clip_hf.convert_vcp_clip_to_hf --help`."""
+    """Run the command line; see `python -m vcp_clip_hf.convert_vcp_clip_to_hf --help`."""
     parser = argparse.ArgumentParser(
         prog="python -m vcp_clip_hf.convert_vcp_clip_to_hf",
         description="Convert the authors' VCP-CLIP checkpoint (.pth) into a folder for from_pretrained and the Hub.",
@@ -237,14 +238,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--backbone",
         default="openai/clip-vit-large-patch14-336",
-        help="CLIP: a Hub repository or a folder (default: %(default)s, that of the published files)",
+        help="CLIP: a Hub repository or a folder (default: %(default)s, which the published files need)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the backbone's repository")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--image_size", type=int, default=518, help="input size in pixels (default: %(default)s)")
     parser.add_argument("--feature_layers", type=int, nargs="+", help="image blocks, e.g. 6 12 18 24 (default: even)")
     parser.add_argument(
-        "--adapter_only", action="store_true", help="write the learned part only; the backbone is named, not copied"
+        "--adapter_only", action="store_true", help="write the learned part only; the configuration names the backbone"
     )
     options = parser.parse_args(arguments)
     hub_arguments = {} if options.revision is None else {"revision": options.revision}
@@ -267,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Wrote {options.output}: {learned:,} learned parameters on {options.backbone}")
     print(f"  feature layers {model.config.feature_layers}, input {options.image_size} pixels")
     print("  " + ("learned part only" if options.adapter_only else "CLIP weights included"))
-    print("  " + ("tokenizer included" if tokenizer is not None else "no tokenizer: the prompts stay as they are"))
+    print("  " + ("tokenizer included" if tokenizer is not None else "no tokenizer: the prompts cannot be changed"))
     for name, reason in _WITHOUT_EFFECT.items():
         print(f"  skipped {name}: {reason}")
 

@@ -2,7 +2,8 @@
 
 import datetime
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from .evaluation_report import PROTOCOLS, EvaluationProtocol, EvaluationReport
+from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .metrics import AnomalySegmentationEvaluator
 from .version import versions
 from .visualization import contour, heatmap, sheet
@@ -22,11 +25,14 @@ from .visualization import contour, heatmap, sheet
 
 __all__ = ["evaluate"]
 
+# Sized, with dictionaries for items: `datasets.Dataset`, or a list of records
+Records = Sequence[dict[str, Any]]
+
 
 def evaluate(
-    model,
-    image_processor,
-    datasets: Mapping[str, Any],
+    model: PreTrainedModel,
+    image_processor: VCPCLIPImageProcessor,
+    datasets: Mapping[str, Records],
     protocol: EvaluationProtocol | str = "default",
     batch_size: int = 8,
     num_workers: int = 0,
@@ -39,25 +45,26 @@ def evaluate(
     Evaluate a model on annotated datasets, on as many processes as `accelerator` has.
 
     Args:
-        model ([`VCPCLIPModel`] or any model with its outputs): moved to the accelerator's device.
-        image_processor ([`VCPCLIPImageProcessor`]): makes its inputs and scores its outputs.
+        model ([`VCPCLIPModel`] or a model with the same outputs): model, moved to the accelerator's device.
+        image_processor ([`VCPCLIPImageProcessor`]): image processor that makes its inputs and scores its outputs.
         datasets (`Mapping[str, Dataset]`):
-            Name -> records as `load_anomaly_dataset` gives them (`image`, `mask`, `label`, `product`, `image_id`).
-        protocol (`EvaluationProtocol` or `str`, *optional*, defaults to `"default"`): how, or a name of `PROTOCOLS`.
-        batch_size (`int`, *optional*, defaults to 8): images per process and forward pass.
-        num_workers (`int`, *optional*, defaults to 0): processes that read images ahead.
-        accelerator (`Accelerator`, *optional*): for several processes, or another device.
+            Name -> records as `load_anomaly_dataset` returns them (`image`, `mask`, `label`, `product`, `image_id`).
+        protocol (`EvaluationProtocol` or `str`, *optional*, defaults to `"default"`):
+            Protocol, or its name in `PROTOCOLS`.
+        batch_size (`int`, *optional*, defaults to 8): number of images per process and forward pass.
+        num_workers (`int`, *optional*, defaults to 0): number of processes that read images ahead.
+        accelerator (`Accelerator`, *optional*): accelerator for several processes or another device.
         sheets_dir (`str` or `os.PathLike`, *optional*):
-            Where to write, for each product, a sheet with image, ground truth, map and mask of its first anomalous
-            images; the mask is cut at the product's best F1.
-        images_per_sheet (`int`, *optional*, defaults to 4): rows of a sheet.
-        progress (`bool`, *optional*, defaults to `True`): show a bar.
+            Folder for sheets of pictures, one per product: image, ground truth, map and mask of its first anomalous
+            images. The threshold of the masks is the one with the product's best F1.
+        images_per_sheet (`int`, *optional*, defaults to 4): number of rows of a sheet.
+        progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
     Returns:
-        [`EvaluationReport`], the same on every process.
+        [`EvaluationReport`]: the same report on every process.
 
     Raises:
-        ValueError: an unknown protocol, an empty dataset, or images without a label.
+        ValueError: the protocol is unknown, a dataset is empty, or images have no label.
     """
     if isinstance(protocol, str):
         if protocol not in PROTOCOLS:
@@ -94,14 +101,20 @@ def evaluate(
     return EvaluationReport(results, protocol, settings)
 
 
-def _has_split(dataset) -> bool:
+def _has_split(dataset: Records) -> bool:
     return getattr(dataset, "split", None) is not None
 
 
 class _Examples(Dataset):
-    """This process's share of the records, prepared for the model."""
+    """The records that this process evaluates, prepared for the model."""
 
-    def __init__(self, dataset, image_processor, protocol: EvaluationProtocol, accelerator: Accelerator):
+    def __init__(
+        self,
+        dataset: Records,
+        image_processor: VCPCLIPImageProcessor,
+        protocol: EvaluationProtocol,
+        accelerator: Accelerator,
+    ):
         self.dataset, self.image_processor, self.protocol = dataset, image_processor, protocol
         self.indices = range(accelerator.process_index, len(dataset), accelerator.num_processes)
 
@@ -114,7 +127,7 @@ class _Examples(Dataset):
         image, mask, label = record["image"].convert("RGB"), record["mask"], record["label"]
         if label not in (0, 1):
             raise ValueError(
-                f"{record['image_id']} has no label; an evaluation needs normal (0) or anomalous (1) for every image."
+                f"{record['image_id']} has no label; an evaluation needs 0 (normal) or 1 (anomalous) for every image."
             )
         inputs = self.image_processor(image, None if mask is None else [mask], return_tensors="np")
         truth = None
@@ -126,7 +139,7 @@ class _Examples(Dataset):
             "mask": truth,
             "label": label,
             "product": record["product"],
-            # unique within a product, as the metrics demand
+            # unique within a product, as the metrics require
             "image_id": f"{record['image_id']}#{index}",
         }
 
@@ -138,30 +151,37 @@ def _collate(examples: list[dict]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _run(model, image_processor, protocol: EvaluationProtocol, batches, accelerator: Accelerator, keep: int):
-    """All batches of this process: the evaluator they were added to, and a few examples of each product."""
+def _run(
+    model: PreTrainedModel,
+    image_processor: VCPCLIPImageProcessor,
+    protocol: EvaluationProtocol,
+    batches: Iterable[dict[str, Any]],
+    accelerator: Accelerator,
+    images_per_product: int,
+) -> tuple[AnomalySegmentationEvaluator, list[dict[str, Any]]]:
+    """Evaluate the batches of this process; return the evaluator, and the first anomalous examples of each product."""
     evaluator = AnomalySegmentationEvaluator(
         metrics=_with_threshold(protocol.metrics), mode=protocol.mode, skip_undefined=protocol.skip_undefined
     )
     settings = {name: getattr(protocol, name) for name in ("smoothing_sigma", "score_mode", "top_k_fraction")}
-    gallery, kept = [], {}
+    gallery, num_kept = [], Counter()
     for batch in batches:
         with accelerator.autocast():
             outputs = model(batch["pixel_values"].to(accelerator.device, non_blocking=True))
         sizes = [(image.height, image.width) for image in batch["image"]] if protocol.native_size else None
-        found = image_processor.post_process_anomaly_segmentation(outputs, sizes, **settings)
-        maps = [result["anomaly_map"].cpu().numpy() for result in found]
+        results = image_processor.post_process_anomaly_segmentation(outputs, sizes, **settings)
+        maps = [result["anomaly_map"].cpu().numpy() for result in results]
         evaluator.add(
             maps,
             batch["mask"],
             batch["product"],
-            image_scores=[result["score"] for result in found],
+            image_scores=[result["score"] for result in results],
             labels=batch["label"],
             image_ids=batch["image_id"],
         )
         for index, product in enumerate(batch["product"]):
-            if batch["label"][index] and batch["mask"][index] is not None and kept.get(product, 0) < keep:
-                kept[product] = kept.get(product, 0) + 1
+            if batch["label"][index] and batch["mask"][index] is not None and num_kept[product] < images_per_product:
+                num_kept[product] += 1
                 gallery.append(
                     {
                         "product": product,
@@ -169,18 +189,19 @@ def _run(model, image_processor, protocol: EvaluationProtocol, batches, accelera
                         "image": batch["image"][index],
                         "mask": batch["mask"][index],
                         "map": maps[index],
-                        "score": found[index]["score"],
+                        "score": results[index]["score"],
                     }
                 )
     return evaluator, gallery
 
 
 def _with_threshold(metrics: Sequence[str]) -> list[str]:
-    """The F1 threshold too: sheets cut their masks there."""
+    """Add the threshold with the best F1, which sheets use for their masks."""
     return [*metrics, *(name for name in ("pixel_f1_threshold",) if name not in metrics)]
 
 
 def _gathered(evaluator: AnomalySegmentationEvaluator, accelerator: Accelerator) -> AnomalySegmentationEvaluator:
+    """Return an evaluator with the results of all processes."""
     if accelerator.num_processes == 1:
         return evaluator
     states = gather_object([evaluator.state_dict()])
@@ -211,7 +232,10 @@ def _write_sheets(folder: Path, gallery: list[dict], result: dict, rows: int, ac
         sheet(pictures, title=product).save(folder / f"{product.replace('/', '_')}.png")
 
 
-def _settings(model, image_processor, accelerator: Accelerator) -> dict[str, Any]:
+def _settings(
+    model: PreTrainedModel, image_processor: VCPCLIPImageProcessor, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Return the settings for the report."""
     return {
         "model": str(model.name_or_path or type(model).__name__),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -24,7 +24,7 @@ __all__ = [
 AUTHORS_SCORING = {"smoothing_sigma": 8.0, "score_mode": "top_k", "top_k_fraction": 2000 / 518**2}
 
 _MAIN_METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc", "image_ap")
-# Of the metrics that tables show
+# Column titles of the metrics that tables show
 METRIC_TITLES = {
     "pixel_auroc": "AUROC",
     "pixel_pro": "PRO",
@@ -36,24 +36,27 @@ METRIC_TITLES = {
     "image_ap": "image AP",
     "image_f1_max": "image F1-max",
 }
-# The paper's PRO is the 200-step estimate; beside an exact PRO it would be compared with something else
+# The paper's PRO is the estimate from 200 steps, and must not be compared with an exact PRO
 _PAPER_METRIC = {"pixel_auroc": "auroc", "pixel_pro_200": "pro", "pixel_ap": "ap"}
 
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
     """
-    How maps are made and scored for a table. `None` means the image processor's own setting.
+    How maps are made and scored in an evaluation. `None` means the image processor's own setting.
 
     Args:
-        metrics (`tuple[str, ...]`): names that [`AnomalySegmentationEvaluator`] knows.
-        native_size (`bool`): compare at the image's size, instead of the model's, where thin defects can vanish.
-        smoothing_sigma (`float`, *optional*): in pixels of the model's input.
-        score_mode (`"max"` or `"top_k"`, *optional*): of the image score.
-        top_k_fraction (`float`, *optional*): part of the pixels that "top_k" averages.
-        mode (`"exact"` or `"streaming"`): the second in constant memory, with bounds.
-        skip_undefined (`bool`): means leave out products for which a metric is undefined, instead of being so too.
-        description (`str`): for the report.
+        metrics (`tuple[str, ...]`): metrics of [`AnomalySegmentationEvaluator`] to compute.
+        native_size (`bool`):
+            Compare maps and masks at each image's own size, instead of the model's input size, at which thin defects
+            can vanish.
+        smoothing_sigma (`float`, *optional*): sigma of the Gaussian in pixels of the model's input.
+        score_mode (`"max"` or `"top_k"`, *optional*): how the image score is computed.
+        top_k_fraction (`float`, *optional*): fraction of the pixels that "top_k" averages.
+        mode (`"exact"` or `"streaming"`): "streaming" needs constant memory and gives bounds.
+        skip_undefined (`bool`):
+            Leave products for which a metric is undefined out of its mean; otherwise the mean is undefined too.
+        description (`str`): description for the report.
     """
 
     metrics: tuple[str, ...] = _MAIN_METRICS
@@ -68,7 +71,7 @@ class EvaluationProtocol:
 
 PROTOCOLS: dict[str, EvaluationProtocol] = {
     "default": EvaluationProtocol(),
-    # The authors also stretch all maps of a product to [0, 1]; that changes no metric, thresholds apart
+    # The authors also stretch all maps of a product to [0, 1], which changes thresholds but no metric
     "authors": EvaluationProtocol(
         metrics=("pixel_auroc", "pixel_pro_200", "pixel_ap", "pixel_f1_max", "image_auroc", "image_ap"),
         **AUTHORS_SCORING,
@@ -83,8 +86,11 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
 
 def paper_results() -> dict[str, Any]:
     """
-    The numbers that the paper states, in percent, as the paper's: `datasets` (mean over products; AUROC, PRO, AP for
-    each method), `products` (of MVTec-AD and VisA) and `image_level`.
+    Return the results that the paper reports, in percent.
+
+    Returns:
+        `dict`: `datasets` (means over products: AUROC, PRO and AP of each method), `products` (the products of
+        MVTec-AD and VisA), `image_level`, and `source`.
     """
     return json.loads((Path(__file__).parent / "assets" / "paper_results.json").read_text(encoding="utf-8"))
 
@@ -92,11 +98,11 @@ def paper_results() -> dict[str, Any]:
 @dataclass
 class EvaluationReport:
     """
-    What was measured, on what, and how.
+    Results of an evaluation, with its protocol and settings.
 
     Args:
-        results (`dict[str, dict]`): dataset -> what [`AnomalySegmentationEvaluator.compute`] returned; in [0, 1].
-        protocol (`EvaluationProtocol`): how.
+        results (`dict[str, dict]`): dataset -> result of [`AnomalySegmentationEvaluator.compute`], in [0, 1].
+        protocol (`EvaluationProtocol`): protocol of the evaluation.
         settings (`dict`): model, image processor, versions, machine, date.
     """
 
@@ -106,11 +112,11 @@ class EvaluationReport:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics of the table, in order."""
+        """Return the metrics of the table, in order."""
         return [name for name in self.protocol.metrics if name in METRIC_TITLES]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One plain row for each product, and one for each dataset's mean (`product` is then "mean"); in percent."""
+        """Return one row for each product and one for each dataset's mean (`product` is "mean"), in percent."""
         rows = []
         for dataset, result in self.results.items():
             for product, values in [*result["per_product"].items(), ("mean", result["mean"])]:
@@ -124,8 +130,8 @@ class EvaluationReport:
         return rows
 
     def with_paper(self) -> dict[tuple[str, str], dict[str, float]]:
-        """(dataset, product) -> the paper's VCP-CLIP numbers in percent, for the metrics of this table it has."""
-        paper, found = paper_results(), {}
+        """Return the paper's results for VCP-CLIP in percent, for the rows and metrics that it reports."""
+        paper, quoted = paper_results(), {}
         for row in self.rows():
             if row["product"] == "mean":
                 values = paper["datasets"].get(row["dataset"], {}).get("VCP-CLIP", {})
@@ -135,11 +141,11 @@ class EvaluationReport:
                 name: values[key] for name, key in _PAPER_METRIC.items() if name in self.metrics and key in values
             }
             if numbers:
-                found[row["dataset"], row["product"]] = numbers
-        return found
+                quoted[row["dataset"], row["product"]] = numbers
+        return quoted
 
     def to_markdown(self) -> str:
-        """Tables in Markdown; the paper's numbers stand in brackets, as the paper's."""
+        """Return a table in Markdown, with the paper's numbers in brackets."""
         paper, lines = self.with_paper(), []
         header = ["dataset", "product", "images", *(METRIC_TITLES[name] for name in self.metrics)]
         lines += ["| " + " | ".join(header) + " |", "|" + "---|" * 2 + "---:|" * (len(header) - 2)]
@@ -154,7 +160,7 @@ class EvaluationReport:
             lines.append("| " + " | ".join(cells) + " |")
         notes = [f"In percent; {self.protocol.description}."]
         if paper:
-            notes.append("In brackets: what the paper states for VCP-CLIP, measured by its authors on their data.")
+            notes.append("In brackets: results of the paper for VCP-CLIP, measured by its authors on their data.")
         notes += [
             f"Undefined: {dataset} / {product} / {name}: {why}."
             for dataset, result in self.results.items()
@@ -165,7 +171,7 @@ class EvaluationReport:
         return "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n"
 
     def to_text(self) -> str:
-        """The table for a terminal: dataset means, and products where a dataset has several."""
+        """Return a table for a terminal: dataset means, and products where a dataset has several."""
         width = max(len(METRIC_TITLES[name]) for name in self.metrics) + 2
         lines = [f"{'':<34}{'images':>7}" + "".join(f"{METRIC_TITLES[name]:>{width}}" for name in self.metrics)]
         for row in self.rows():
@@ -180,7 +186,7 @@ class EvaluationReport:
         return "\n".join(lines)
 
     def to_csv(self) -> str:
-        """One line for each product and each mean."""
+        """Return a CSV table with one line for each product and each mean."""
         stream = io.StringIO()
         writer = csv.DictWriter(stream, ["dataset", "product", "images", *self.metrics], lineterminator="\n")
         writer.writeheader()
@@ -188,12 +194,12 @@ class EvaluationReport:
         return stream.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON (NaN becomes null)."""
+        """Return everything as a dictionary for JSON; NaN becomes `None`."""
         return _without_nan({"settings": self.settings, "protocol": asdict(self.protocol), "results": self.results})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EvaluationReport":
-        """What `to_dict` gave."""
+        """Return the report that `to_dict` was called on."""
         protocol = dict(values["protocol"])
         protocol["metrics"] = tuple(protocol["metrics"])
         results = {
@@ -207,7 +213,7 @@ class EvaluationReport:
         return cls(results, EvaluationProtocol(**protocol), dict(values["settings"]))
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write `results.json`, `results.csv` and `results.md`."""
+        """Write `results.json`, `results.csv` and `results.md` to a folder, created if missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
