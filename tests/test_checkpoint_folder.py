@@ -124,7 +124,7 @@ def test_calibration_changes_thresholds_and_card_only(parts, tmp_path):
     save_calibration(tmp_path / "one", loaded)
     after = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
     assert {name for name in before if before[name] != after[name]} == {"preprocessor_config.json", "README.md"}
-    assert "0.75 or more" in after["README.md"].decode()
+    assert "at least 0.75 belong to the mask" in after["README.md"].decode()
 
     save_calibration(tmp_path / "two", loaded)
     assert_equal(load_parts(tmp_path / "two"), loaded)

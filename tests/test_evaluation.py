@@ -62,6 +62,12 @@ def test_the_numbers_are_the_metrics_of_the_maps(report):
     assert sum(counts["images"] for counts in result["counts"].values()) == 13
 
 
+def test_the_plain_model_gives_the_same_numbers(report):
+    plain = run(accelerate=False).results["squares"]["per_product"]
+    for name, values in report.results["squares"]["per_product"].items():
+        assert plain[name] == pytest.approx(values, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol(name):
     report = run(protocol=name)

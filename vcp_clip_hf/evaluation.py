@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .accelerated_inference import accelerated_or_plain
 from .evaluation_report import PROTOCOLS, EvaluationProtocol, EvaluationReport
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .metrics import AnomalySegmentationEvaluator
@@ -40,6 +41,7 @@ def evaluate(
     sheets_dir: str | os.PathLike | None = None,
     images_per_sheet: int = 4,
     progress: bool = True,
+    accelerate: bool = True,
 ) -> EvaluationReport:
     """
     Evaluate a model on annotated datasets, on as many processes as `accelerator` has.
@@ -59,6 +61,8 @@ def evaluate(
             images. The threshold of the masks is the one with the product's best F1.
         images_per_sheet (`int`, *optional*, defaults to 4): number of rows of a sheet.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+        accelerate (`bool`, *optional*, defaults to `True`):
+            Whether to compute with a fast copy of the model, see [`accelerate_inference`]. The results are the same.
 
     Returns:
         [`EvaluationReport`]: the same report on every process.
@@ -74,6 +78,7 @@ def evaluate(
     model = accelerator.unwrap_model(model)
     was_training = model.training
     model.to(accelerator.device).eval()
+    network = accelerated_or_plain(model) if accelerate else model
     results = {}
     try:
         for name, dataset in datasets.items():
@@ -88,7 +93,7 @@ def evaluate(
                 pin_memory=accelerator.device.type == "cuda",
             )
             bar = tqdm(loader, desc=name, disable=not (progress and accelerator.is_main_process), leave=False)
-            evaluator, gallery = _run(model, image_processor, protocol, bar, accelerator, images_per_sheet)
+            evaluator, gallery = _run(network, image_processor, protocol, bar, accelerator, images_per_sheet)
             results[name] = _gathered(evaluator, accelerator).compute()
             if sheets_dir is not None:
                 _write_sheets(
