@@ -22,7 +22,8 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
-from vcp_clip_hf.evaluation import METRIC_TITLES, EvaluationProtocol, evaluate
+from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf.evaluation_report import METRIC_TITLES, EvaluationProtocol
 from vcp_clip_hf.training import train
 from vcp_clip_hf.training_config import TrainingConfig
 

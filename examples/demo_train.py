@@ -16,7 +16,8 @@ from transformers import pipeline
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
-from vcp_clip_hf.evaluation import EvaluationProtocol, EvaluationReport, evaluate
+from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf.evaluation_report import EvaluationProtocol, EvaluationReport
 from vcp_clip_hf.training import train
 from vcp_clip_hf.training_config import TrainingConfig
 

@@ -30,13 +30,13 @@ sys.path.append(str(Path(__file__).parent.parent))
 from examples import pretrain_clip
 from examples.write_hub_configs import KEPT_OUT
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.atomic_write import atomic_folder
 from vcp_clip_hf.checkpoint_facts import TRAINING_FILE, add_results, set_statements
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.model_card import write_model_card
 from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from vcp_clip_hf.training import train
-from vcp_clip_hf.training_checkpoints import write_folder
 from vcp_clip_hf.training_config import TrainingConfig
 
 
@@ -93,8 +93,8 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
         set_statements(
             path,
             name="VCP-CLIP tiny, the embedded checkpoint",
-            description="A demonstration and test checkpoint, trained on generated images only. For real work take"
-            " ViT-L/14-336 with pretrained CLIP weights.",
+            description="A demonstration and test checkpoint, trained on generated images only. For real work,"
+            " use ViT-L/14-336 with pretrained CLIP weights.",
             license="apache-2.0",
             license_note="CLIP and the learned part were both trained on images that this package generates.",
             backbone="a tiny CLIP pretrained by `examples/pretrain_clip.py` on generated pictures, captions and masks",
@@ -102,7 +102,8 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
         add_results(path, evaluate(model, processor, {"synthetic": test}, "default", batch_size=16))
         write_model_card(path)
 
-    write_folder(folder, write)
+    with atomic_folder(folder) as path:
+        write(path)
 
 
 def make_rivals(output_dir: Path) -> dict[str, Path]:

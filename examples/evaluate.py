@@ -12,7 +12,8 @@ from transformers import AutoImageProcessor, AutoModel
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT
 from vcp_clip_hf.data import load_anomaly_dataset
-from vcp_clip_hf.evaluation import PROTOCOLS, evaluate
+from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf.evaluation_report import PROTOCOLS
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from vcp_clip_hf.atomic_write import atomic_folder
 from vcp_clip_hf.data.synthetic_defects import (
     PRODUCTS,
     SEEN_DEFECTS,
@@ -43,7 +44,6 @@ from vcp_clip_hf.data.synthetic_defects import (
     render_sample,
     select_products,
 )
-from vcp_clip_hf.training_checkpoints import write_folder
 
 
 TOKENIZER = Path(__file__).parent.parent / "hub_configs" / "vcp-clip-tiny"
@@ -328,13 +328,10 @@ def save(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer, step:
         for parameter, entries in optimizer.state.items()
         for key, value in entries.items()
     }
-
-    def write(path: Path) -> None:
+    with atomic_folder(folder) as path:
         model.save_pretrained(path)
         save_file(moments, path / "optimizer.safetensors")
         (path / "step.json").write_text(json.dumps({"step": step}))
-
-    write_folder(folder, write)
 
 
 def resume(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer) -> int:

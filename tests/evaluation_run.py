@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from tests.common import tiny_model
 from tests.training_run import make_records
 from vcp_clip_hf import VCPCLIPImageProcessor
-from vcp_clip_hf.evaluation import EvaluationReport, evaluate
+from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf.evaluation_report import EvaluationReport
 
 
 def run(accelerator: Accelerator | None = None, protocol="default", **options) -> EvaluationReport:

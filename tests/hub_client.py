@@ -22,6 +22,7 @@ __all__ = [
     "online",
     "push",
     "push_from_memory",
+    "push_model_only",
     "push_new",
     "push_records",
     "run_fresh",
@@ -78,11 +79,20 @@ def push(folder: Path, repo_id: str, **options: Any) -> str:
 
 
 def push_from_memory(folder: Path, repo_id: str, **options: Any) -> str:
-    """By the method of the model."""
+    """A model in memory; returns the commit."""
+    from vcp_clip_hf import VCPCLIPModel
+    from vcp_clip_hf.hub import push_checkpoint
+
+    torch.set_num_threads(1)
+    return push_checkpoint(VCPCLIPModel.from_pretrained(folder), repo_id, **options).oid
+
+
+def push_model_only(folder: Path, repo_id: str, **options: Any) -> str:
+    """By the model's own method, which is transformers'; returns what that returns."""
     from vcp_clip_hf import VCPCLIPModel
 
     torch.set_num_threads(1)
-    return VCPCLIPModel.from_pretrained(folder).push_to_hub(repo_id, **options).oid
+    return VCPCLIPModel.from_pretrained(folder).push_to_hub(repo_id, **options)
 
 
 def command(*arguments: str, token: str) -> str:
@@ -111,9 +121,10 @@ def _printed(main, arguments: list[str] | None, token: str) -> str:
 def push_new(repo_id: str, **options: Any) -> str:
     """A model that was made in memory."""
     from tests.common import tiny_model
+    from vcp_clip_hf.hub import push_checkpoint
 
     torch.manual_seed(1)
-    return tiny_model().push_to_hub(repo_id, **options).oid
+    return push_checkpoint(tiny_model(), repo_id, **options).oid
 
 
 def push_records(repo_id: str, **options: Any) -> str:

@@ -31,6 +31,7 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     parents: dict[str, str | None] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
+    descriptions: dict[str, str] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     large: set[str] = field(default_factory=set)  # sha256 of the contents that were uploaded as LFS
@@ -359,13 +360,20 @@ class _Handler(BaseHTTPRequestHandler):
         tip = found.branches.get(branch)
         if tip is None:
             raise _Refused(404, f"Invalid rev id: {branch}", "RevisionNotFound")
-        files, message = dict(found.commits[tip]), ""
+        answer = {}
+        if self.query.get("create_pr") == ["1"]:
+            number = 1 + sum(name.startswith("refs/pr/") for name in found.branches)
+            branch = f"refs/pr/{number}"
+            found.branches[branch] = tip
+            answer["pullRequestUrl"] = f"{self.hub.url}/{name}/discussions/{number}"
+        files, message, description = dict(found.commits[tip]), "", ""
         large = set()
         for line in self.body.splitlines():
             step = json.loads(line)
             value = step["value"]
             if step["key"] == "header":
                 message, parent = value["summary"], value.get("parentCommit")
+                description = value.get("description") or ""
                 if parent is not None and not tip.startswith(parent):
                     raise _Refused(412, f"A commit has happened since. Expected {parent}, found {tip}")
             elif step["key"] == "file":
@@ -384,9 +392,10 @@ class _Handler(BaseHTTPRequestHandler):
         # only now, all at once
         found.large |= large
         sha = found.commit(branch, files, message)
+        found.descriptions[sha] = description
         prefix = "" if kind == "models" else f"{kind}/"
         url = f"{self.hub.url}/{prefix}{name}/commit/{sha}"
-        self._answer(200, {"success": True, "commitUrl": url, "commitOid": sha})
+        self._answer(200, {"success": True, "commitUrl": url, "commitOid": sha, **answer})
 
     # --- downloads
 

@@ -140,7 +140,7 @@ def test_the_command_writes_a_hub_ready_folder(tmp_path):
         assert words in done.stdout
     files = {"config.json", "model.safetensors", "preprocessor_config.json", "training.json", "README.md"}
     assert {path.name for path in output.iterdir()} == files
-    assert "converted from their file `checkpoint.pth`" in (output / "README.md").read_text()
+    assert "Converted from their file `checkpoint.pth`" in (output / "README.md").read_text()
 
     model = VCPCLIPModel.from_pretrained(output)
     processor = VCPCLIPImageProcessor.from_pretrained(output)

@@ -12,7 +12,8 @@ from examples import write_hub_configs
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.data.synthetic_defects import UNSEEN_PRODUCTS, render_sample
-from vcp_clip_hf.evaluation import EvaluationProtocol, evaluate
+from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf.evaluation_report import EvaluationProtocol
 
 
 FOLDER = Path(EMBEDDED_CHECKPOINT)

@@ -19,7 +19,8 @@ from tests.common import tiny_model
 from tests.evaluation_run import run
 from tests.training_run import make_records
 from vcp_clip_hf import VCPCLIPImageProcessor
-from vcp_clip_hf.evaluation import PROTOCOLS, EvaluationProtocol, EvaluationReport, evaluate, paper_results
+from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf.evaluation_report import PROTOCOLS, EvaluationProtocol, EvaluationReport, paper_results
 
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +60,12 @@ def test_the_numbers_are_the_metrics_of_the_maps(report):
         values.append(expected[0])
     assert result["mean"]["pixel_auroc"] == pytest.approx(np.mean(values), abs=1e-4)
     assert sum(counts["images"] for counts in result["counts"].values()) == 13
+
+
+def test_the_plain_model_gives_the_same_numbers(report):
+    plain = run(accelerate=False).results["squares"]["per_product"]
+    for name, values in report.results["squares"]["per_product"].items():
+        assert plain[name] == pytest.approx(values, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

@@ -17,7 +17,6 @@ from tests.test_cli import run
 from vcp_clip_hf import export
 from vcp_clip_hf.export import SegmentationGraph, export_model
 from vcp_clip_hf.onnx_segmenter import OnnxAnomalySegmenter, OpenVINOAnomalySegmenter, open_segmenter
-from vcp_clip_hf.training_checkpoints import write_folder
 
 
 # --- the graph, before it is exported -------------------------------------------------------------------------------
@@ -241,16 +240,6 @@ def test_another_models_graph_is_refused(tampered, tmp_path):
     other = small_model()
     with pytest.raises(ValueError, match="nothing was written"):
         export_model(other, small_processor(other), tmp_path / "other", images=pictures())
-    assert not list(tmp_path.iterdir())
-
-
-def test_write_folder_leaves_nothing_of_a_failure(tmp_path):
-    def fail(folder: Path) -> None:
-        (folder / "half").touch()
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(tmp_path / "new", fail)
     assert not list(tmp_path.iterdir())
 
 

@@ -31,7 +31,7 @@ from vcp_clip_hf.checkpoint_facts import (
     write_training_facts,
 )
 from vcp_clip_hf.cli import main
-from vcp_clip_hf.evaluation import paper_results
+from vcp_clip_hf.evaluation_report import paper_results
 from vcp_clip_hf.model_card import card_text, is_generated, model_card, stamped, write_model_card
 from vcp_clip_hf.training import train
 
@@ -87,7 +87,7 @@ def test_the_card_as_a_whole(checkpoint, golden, tmp_path):
             "license: apache-2.0" in text
             and "generate" in CheckpointFacts.from_folder(folder).statements["license_note"]
         )
-        assert "Nothing has been measured" not in text and "no record of the training" not in text
+        assert "has not been evaluated" not in text and "no record of its training" not in text
 
 
 # --- metadata -----------------------------------------------------------------------------------------------------
@@ -141,9 +141,9 @@ def test_base_model_and_relation(fields, expected, tmp_path):
 def test_without_facts_it_says_that_there_are_none(tmp_path):
     card = model_card(save(tmp_path, facts=False))
     for words in (
-        "no record of the training",
-        "Nothing has been measured",
-        "None is set",
+        "no record of its training",
+        "has not been evaluated",
+        "No threshold is set",
         "Weights of this checkpoint: not stated",
         "Code: Apache-2.0",
         "8 x 8 of the 48 x 48 input pixels",
@@ -164,7 +164,7 @@ def test_without_facts_it_says_that_there_are_none(tmp_path):
             {"products": ["product_0", "other"]},
             "squares: **not zero-shot**, the checkpoint was trained on images of product_0",
         ),
-        ({"held_out_products": ["product_1"]}, "weights were chosen on product_1"),
+        ({"held_out_products": ["product_1"]}, "product_1 served for model selection"),
         ({}, "trained on other products of the same dataset"),
         ({"products": []}, "not recorded"),
     ],
@@ -201,7 +201,7 @@ def test_facts_of_other_weights_are_left_out(tmp_path):
     model = tiny_model()
     model.save_pretrained(folder)
     card = model_card(folder)
-    assert "no record of the training" in card.text and "Nothing has been measured" in card.text
+    assert "no record of its training" in card.text and "has not been evaluated" in card.text
 
 
 def test_fingerprints_name_the_learned_part(tmp_path):
@@ -232,7 +232,12 @@ def test_a_persons_readme_is_never_overwritten(tmp_path):
     generated = readme.read_text()
     readme.write_bytes(generated.replace("\n", "\r\n").encode())  # an editor's line ends are no edit
     assert write_model_card(folder) == readme
-    for text in (generated.replace("## Limits", "## Limits and more"), generated + "\nA word.\n", "# Mine\n", ""):
+    for text in (
+        generated.replace("## Limitations", "## Limitations and more"),
+        generated + "\nA word.\n",
+        "# Mine\n",
+        "",
+    ):
         readme.write_text(text)
         assert write_model_card(folder) is None and readme.read_text() == text
         AnomalySegmentationPipeline(
@@ -250,16 +255,18 @@ def test_stamps():
 
 
 def test_mistakes_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no saved checkpoint: config.json and preprocessor_config.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"not a saved checkpoint: config\.json and preprocessor_config\.json are"
+    ):
         card_text(tmp_path)
     folder = save(tmp_path, facts=False)
-    with pytest.raises(ValueError, match=r"cannot say 'licence'; did you mean 'license'"):
+    with pytest.raises(ValueError, match=r"has no statement 'licence'; did you mean 'license'"):
         set_statements(folder, licence="mit")
     (folder / "card.json").write_text('{"name": 3}')
-    with pytest.raises(ValueError, match=r"name=3 of card\.json must be a string"):
+    with pytest.raises(ValueError, match=r"name=3 in card\.json must be a string"):
         card_text(folder)
     (folder / "card.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         card_text(folder)
     (folder / "card.json").unlink()
     (folder / "model.safetensors").unlink()
@@ -283,7 +290,7 @@ def test_training_writes_the_card(tmp_path):
             "1 process on cpu",
         ):
             assert words in text, words
-    assert "the best on the held-out products: pixel AP" in text
+    assert "best on the held-out products: pixel AP" in text
     assert "after the last step" in (result.last / "README.md").read_text()
 
 

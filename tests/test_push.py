@@ -19,6 +19,7 @@ from tests.hub_server import HubServer
 from tests.training_run import make_records
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.checkpoint_facts import TRAINING_FILE, set_statements, write_training_facts
+from vcp_clip_hf.hub import push_checkpoint
 from vcp_clip_hf.model_card import is_generated, write_model_card
 
 
@@ -213,7 +214,7 @@ def test_all_that_belongs_to_a_checkpoint_and_nothing_of_this_machine(scene):
         assert str(scene.folder).encode() not in content, f"{name} names a folder of this machine"
     card = files["README.md"].decode()
     assert is_generated(card) and 'model="alice/everything", trust_remote_code=True' in card
-    assert "license: apache-2.0" in card and "converted from their file `train.pth`" in card
+    assert "license: apache-2.0" in card and "Converted from their file `train.pth`" in card
     assert "base_model" not in card
 
     arguments = ("alice/no_code", "--model", str(scene.checkpoint), "--no_code", "--revision", "next")
@@ -239,7 +240,7 @@ def test_weights_of_an_earlier_push_do_not_stay(scene):
 def test_what_a_person_wrote_stays(scene, tmp_path):
     scene.push("alice/readme")
     repository = scene.hub.repository("alice/readme")
-    edited = repository.files()["README.md"].replace(b"## Limits", b"## Limits, as we found them")
+    edited = repository.files()["README.md"].replace(b"## Limitations", b"## Limitations, as we found them")
     repository.commit("main", {**repository.files(), "README.md": edited}, "edited on the Hub")
     scene.push("alice/readme", checkpoint=changed_checkpoint(scene, tmp_path / "changed"))
     assert repository.files()["README.md"] == edited
@@ -254,13 +255,40 @@ def test_what_a_person_wrote_stays(scene, tmp_path):
 
 def test_the_learned_part_alone_needs_a_backbone_that_others_can_load(scene):
     for options, words in (
-        ({}, "is no Hub repository that others could load it from"),
+        ({}, "is not a Hub repository that others could load it from"),
         ({"backbone": "alice/no_such_clip"}, "'alice/no_such_clip' cannot be found"),
         ({"backbone": "alice/clip", "backbone_revision": "v9"}, "at revision 'v9' cannot be found"),
     ):
         with pytest.raises(ValueError, match=words):
             scene.push("alice/lonely", adapter_only=True, **options)
     assert ("models", "alice/lonely") not in scene.hub.repositories
+
+
+def test_the_models_own_push_has_the_arguments_of_transformers(scene):
+    options = {
+        "create_pr": True,
+        "tags": ["inspection"],
+        "max_shard_size": "200KB",
+        "commit_description": "The reason",
+    }
+    scene.push("alice/model_only", function=hub_client.push_model_only, **options)
+    repository = scene.hub.repository("alice/model_only")
+    assert list(repository.files()) == [".gitattributes"]
+    files = repository.files("refs/pr/1")
+    assert "config.json" in files and "preprocessor_config.json" not in files
+    assert len([name for name in files if name.endswith(".safetensors")]) > 1 and b"- inspection" in files["README.md"]
+    assert repository.descriptions[repository.branches["refs/pr/1"]] == "The reason"
+
+
+def test_a_refused_push_leaves_the_model_as_it_was(scene):
+    model = VCPCLIPModel.from_pretrained(scene.checkpoint)
+    model.config.backbone_revision = "v2"
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match="is not a Hub repository"):
+        push_checkpoint(model, "alice/x", adapter_only=True, token=ALICE)
+    with pytest.raises(ValueError, match="'runs/clip/last' is not a Hub repository"):
+        push_checkpoint(model, "alice/x", adapter_only=True, backbone="runs/clip/last", token=ALICE)
+    assert model.config.to_dict() == before
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------
@@ -315,7 +343,7 @@ def test_uploads_and_commits_that_fail_say_so(scene, tmp_path):
         return None
 
     scene.hub.interfere = somebody_else
-    with pytest.raises(OSError, match="was changed by somebody else during the push"):
+    with pytest.raises(OSError, match="Somebody else changed alice/failing during the push"):
         scene.push("alice/failing", checkpoint=changed)
     assert repository.files()["notes.txt"] == b"mine"
 
@@ -325,7 +353,7 @@ def test_uploads_and_commits_that_fail_say_so(scene, tmp_path):
 
 
 def test_without_permission_the_error_says_what_to_do(scene):
-    with pytest.raises(PermissionError, match=r"needs a token that may write. .*hf auth login.*HF_TOKEN"):
+    with pytest.raises(PermissionError, match=r"needs a token with write access. .*hf auth login.*HF_TOKEN"):
         scene.push("alice/x", token=None)
     with pytest.raises(PermissionError, match=r"does not accept the token.*hf auth login"):
         scene.push("alice/x", token="wrong")
@@ -339,7 +367,7 @@ def test_without_permission_the_error_says_what_to_do(scene):
 def test_tags_do_not_move(scene, tmp_path):
     first = scene.push("alice/tagged", tag="v1")
     with pytest.raises(
-        ValueError, match=rf"has a tag 'v1' already, on commit {first[:12]}.*tag delete alice/tagged v1"
+        ValueError, match=rf"already has a tag 'v1', on commit {first[:12]}.*tag delete alice/tagged v1"
     ):
         scene.push("alice/tagged", checkpoint=changed_checkpoint(scene, tmp_path / "changed"), tag="v1")
     repository = scene.hub.repository("alice/tagged")
@@ -347,8 +375,6 @@ def test_tags_do_not_move(scene, tmp_path):
 
 
 def test_offline_is_said(scene):
-    from vcp_clip_hf.hub import push_checkpoint
-
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE=1 is set"):
         push_checkpoint(str(scene.checkpoint), "alice/x", token=ALICE)
@@ -358,4 +384,4 @@ def test_a_model_made_in_memory_is_pushed_with_default_settings(scene):
     scene.client.submit(hub_client.push_new, "alice/new", token=ALICE).result()
     files = scene.hub.repository("alice/new").files()
     assert json.loads(files["preprocessor_config.json"])["size"] == {"height": 48, "width": 48}
-    assert "tokenizer.json" not in files and "no record of the training" in files["README.md"].decode()
+    assert "tokenizer.json" not in files and "no record of its training" in files["README.md"].decode()

@@ -18,8 +18,9 @@ from transformers import pipeline
 from tests.common import pixels, tiny_model
 from tests.training_run import LONG, ONE_RANK, launch_two_ranks, make_model_folder, make_records, settings
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel, segmentation_loss
+from vcp_clip_hf.backbone_loading import learned_state
 from vcp_clip_hf.training import image_level_loss, train, training_loss
-from vcp_clip_hf.training_checkpoints import latest_checkpoint, learned_state
+from vcp_clip_hf.training_checkpoints import latest_checkpoint
 from vcp_clip_hf.training_data import EpochSampler, load_training_data, training_examples
 
 
@@ -201,7 +202,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, records):
     one = train(settings(tmp_path, "one", **ONE_RANK), records, records.select(range(5)))
     launch_two_ranks(tmp_path, "two", "two_ranks")
     before, ours, theirs = (weights_of(path) for path in (start.last, one.last, tmp_path / "two" / "last"))
-    names = learned_state(VCPCLIPModel.from_pretrained(one.last)).keys() - {WITHOUT_EFFECT}
+    names = learned_state(VCPCLIPModel.from_pretrained(one.last).state_dict()).keys() - {WITHOUT_EFFECT}
     way = sum((ours[name] - before[name]).square().sum() for name in names).sqrt()
     apart = sum((ours[name] - theirs[name]).square().sum() for name in names).sqrt()
     assert apart < 0.01 * way
@@ -305,7 +306,9 @@ def test_a_loss_that_explodes_stops_the_run(folder, records):
 
 def test_learned_state_is_what_requires_gradients():
     model = tiny_model()
-    assert learned_state(model).keys() == {name for name, value in model.named_parameters() if value.requires_grad}
+    assert learned_state(model.state_dict()).keys() == {
+        name for name, value in model.named_parameters() if value.requires_grad
+    }
 
 
 def test_the_example_program(folder, tmp_path):

@@ -1,25 +1,45 @@
 """VCP-CLIP for Hugging Face transformers: zero-shot anomaly segmentation with visual context prompting.
 
 Importing this package registers the model with transformers' Auto classes, and `pipeline("anomaly-segmentation")`.
+Model, image processor and pipeline are imported at once; everything else is imported on first use, so that
+`import vcp_clip_hf` takes no longer than transformers and the model do.
 """
 
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .accelerated_inference import accelerate_inference
+from .calibration import Calibration
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .losses import dice_loss, focal_loss, segmentation_loss
 from .modeling_vcp_clip import VCPCLIPModel, VCPCLIPOutput, VCPCLIPPreTrainedModel
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from .version import __version__
+from .version import EMBEDDED_CHECKPOINT, __version__
+
+
+if TYPE_CHECKING:
+    from .convert_vcp_clip_to_hf import convert_checkpoint
+    from .data import load_anomaly_dataset
+    from .evaluation import evaluate
+    from .export import export_model
+    from .hub import push_checkpoint
+    from .metrics import AnomalySegmentationEvaluator
+    from .onnx_segmenter import open_segmenter
+    from .prediction import predict_files
+    from .training import train
+    from .training_config import TrainingConfig
 
 
 __all__ = [
     "EMBEDDED_CHECKPOINT",
+    "AnomalySegmentationEvaluator",
     "AnomalySegmentationPipeline",
+    "Calibration",
+    "TrainingConfig",
     "VCPCLIPConfig",
     "VCPCLIPImageProcessor",
     "VCPCLIPModel",
@@ -27,13 +47,32 @@ __all__ = [
     "VCPCLIPPreTrainedModel",
     "__version__",
     "accelerate_inference",
+    "convert_checkpoint",
     "dice_loss",
+    "evaluate",
+    "export_model",
     "focal_loss",
+    "load_anomaly_dataset",
+    "open_segmenter",
+    "predict_files",
+    "push_checkpoint",
     "segmentation_loss",
+    "train",
 ]
 
-# The checkpoint that ships with the package, for demonstrations and tests: trained on generated images only
-EMBEDDED_CHECKPOINT = str(Path(__file__).parent / "assets" / "vcp-clip-tiny")
+# Public name -> the module that defines it, imported on first use; the block for type checkers above says the same
+_ON_FIRST_USE = {
+    "AnomalySegmentationEvaluator": "metrics",
+    "TrainingConfig": "training_config",
+    "convert_checkpoint": "convert_vcp_clip_to_hf",
+    "evaluate": "evaluation",
+    "export_model": "export",
+    "load_anomaly_dataset": "data",
+    "open_segmenter": "onnx_segmenter",
+    "predict_files": "prediction",
+    "push_checkpoint": "hub",
+    "train": "training",
+}
 
 AutoConfig.register(VCPCLIPConfig.model_type, VCPCLIPConfig, exist_ok=True)
 AutoModel.register(VCPCLIPConfig, VCPCLIPModel, exist_ok=True)
@@ -46,3 +85,14 @@ if "anomaly-segmentation" not in PIPELINE_REGISTRY.get_supported_tasks():
         default={"model": (EMBEDDED_CHECKPOINT, "main")},
         type="image",
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_ON_FIRST_USE[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,6 +20,7 @@ from .prompts import check_tokenizer, tokenize_prompts
 __all__ = [
     "BACKBONE_PREFIX",
     "HUB_ARGUMENTS",
+    "backbone_location",
     "check_backbone",
     "config_on_backbone",
     "learned_state",
@@ -137,6 +138,12 @@ def learned_state(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     return {name: tensor for name, tensor in state_dict.items() if not name.startswith(BACKBONE_PREFIX)}
 
 
+def backbone_location(name: str, checkpoint: str | os.PathLike) -> str:
+    """Return where a backbone is: a relative folder that does not exist may be relative to its checkpoint."""
+    beside = os.path.join(str(checkpoint), name)
+    return beside if not os.path.isdir(name) and os.path.isdir(beside) else name
+
+
 def load_adapter_weights(
     location: str | os.PathLike, variant: str | None, hub_arguments: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
@@ -182,9 +189,7 @@ def load_backbone_weights(
             f"{location} has the learned part only and its configuration names no backbone. Pass"
             " backbone_name_or_path=..., a Hub repository or a folder with the CLIP model."
         )
-    # A relative folder may be relative to the checkpoint
-    beside = os.path.join(str(location), name)
-    source = beside if not os.path.isdir(name) and os.path.isdir(beside) else name
+    source = backbone_location(name, location)
     arguments = {key: value for key, value in hub_arguments.items() if key not in ("revision", "subfolder")}
     if config.backbone_revision is not None:
         arguments["revision"] = config.backbone_revision

@@ -1,15 +1,16 @@
-"""What is known of a saved checkpoint: its own files, and three more that runs and people leave beside them.
+"""Facts about a saved checkpoint: its own files, and three more files beside them.
 
-- `training.json`: how the learned part was trained; written by `train`.
-- `results.json`: what was measured with it, a list of evaluation reports; written by [`add_results`].
-- `card.json`: what only a person can say, such as the licence of the weights; written by [`set_statements`].
+- `training.json`: how the learned part was trained; written by [`write_training_facts`].
+- `results.json`: a list of evaluation reports; written by [`add_results`].
+- `card.json`: statements that only a person can make, such as the license; written by [`set_statements`].
 
-The first two carry the fingerprint of the learned weights they are about: facts of other weights are left out.
+The first two carry the fingerprint of the learned weights that they describe. Facts about other weights are ignored.
 """
 
 import difflib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,10 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from transformers.utils import cached_file, logging
 
+from .atomic_write import atomic_file
+from .backbone_loading import BACKBONE_PREFIX
 from .configuration_vcp_clip import VCPCLIPConfig
-from .evaluation import EvaluationReport
+from .evaluation_report import EvaluationReport
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
 
@@ -43,29 +48,28 @@ logger = logging.get_logger(__name__)
 
 TRAINING_FILE, RESULTS_FILE, STATEMENTS_FILE = "training.json", "results.json", "card.json"
 FACTS_FILES = (TRAINING_FILE, RESULTS_FILE, STATEMENTS_FILE)
-# What card.json may say, and what it is for
+# Allowed keys of card.json, and what they describe
 STATEMENTS = {
-    "name": "of the checkpoint, the title of its card",
+    "name": "name of the checkpoint, the title of its card",
     "description": "a sentence or two below the title",
-    "license": "of the weights, as the Hub spells it: apache-2.0, mit, cc-by-nc-4.0, other, ...",
-    "license_link": "where that licence can be read",
-    "license_note": "what else there is to say on the licence of the weights",
-    "backbone": "where the CLIP weights come from, if they are not a Hub repository's",
+    "license": "license of the weights, as the Hub spells it: apache-2.0, mit, cc-by-nc-4.0, other, ...",
+    "license_link": "address of the license text",
+    "license_note": "a remark on the license of the weights",
+    "backbone": "origin of the CLIP weights, if they do not come from a Hub repository",
     "repository": "address of the code",
 }
-_BACKBONE_PREFIX = "clip."
 
 
 @dataclass(frozen=True)
 class WeightFacts:
     """
-    What the headers of the weight files say.
+    Sizes and dtypes from the headers of the weight files.
 
     Args:
-        learned (`int`): numbers in the learned part.
-        backbone (`int`): numbers in CLIP; 0 where it is left out.
-        dtypes (`tuple[str, ...]`): as safetensors names them, such as "F16".
-        num_bytes (`int`): of the files.
+        learned (`int`): number of parameters in the learned part.
+        backbone (`int`): number of parameters in CLIP; 0 if the checkpoint does not include it.
+        dtypes (`tuple[str, ...]`): dtypes in the notation of safetensors, such as "F16".
+        num_bytes (`int`): size of the files.
     """
 
     learned: int
@@ -77,16 +81,17 @@ class WeightFacts:
 @dataclass(frozen=True)
 class CheckpointFacts:
     """
-    All of it.
+    Everything known about a saved checkpoint.
 
     Args:
-        folder (`Path`): of the checkpoint.
-        config ([`VCPCLIPConfig`]), image_processor ([`VCPCLIPImageProcessor`]): as saved.
-        weights (`WeightFacts`): as saved.
-        has_code (`bool`): whether the folder works without this package.
-        training (`dict`, *optional*): `training.json`, if it is about these weights.
-        reports (`list[EvaluationReport]`): `results.json`, those about these weights.
-        statements (`dict[str, str]`): `card.json`.
+        folder (`Path`): folder of the checkpoint.
+        config ([`VCPCLIPConfig`]): its configuration.
+        image_processor ([`VCPCLIPImageProcessor`]): its image processor.
+        weights (`WeightFacts`): sizes and dtypes of its weights.
+        has_code (`bool`): whether the folder includes the code, so that it works without this package.
+        training (`dict`, *optional*): contents of `training.json`, if it describes these weights.
+        reports (`list[EvaluationReport]`): reports of `results.json` that describe these weights.
+        statements (`dict[str, str]`): contents of `card.json`.
     """
 
     folder: Path
@@ -101,31 +106,36 @@ class CheckpointFacts:
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "CheckpointFacts":
         """
-        Read them.
+        Read the facts of a checkpoint.
+
+        Args:
+            folder (`str` or `os.PathLike`): folder of the checkpoint.
 
         Raises:
-            OSError: not the folder of a checkpoint.
-            ValueError: one of the three files is not what it should be.
+            OSError: the folder does not hold a checkpoint.
+            ValueError: one of the three files of facts has unexpected contents.
         """
         folder = Path(folder)
         missing = [name for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{folder} is no saved checkpoint: {' and '.join(missing)} not there. Save model and image processor"
-                " into it first."
+                f"{folder} is not a saved checkpoint: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
+                " missing. Save model and image processor into it first."
             )
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         files = {name: _read(folder / name) for name in FACTS_FILES}
         training, reports = files[TRAINING_FILE], files[RESULTS_FILE] or []
         reports = [reports] if isinstance(reports, dict) else reports
-        # hashing takes a moment; nothing to compare, nothing to hash
+        # hash the weights only if there is a fingerprint to compare with
         stated = [facts.get("fingerprint") for facts in (training or {}, *(each["settings"] for each in reports))]
         fingerprint = learned_fingerprint(folder) if any(stated) else None
 
-        def is_about_these(facts: Mapping[str, Any], file: str) -> bool:
+        def is_current(facts: Mapping[str, Any], file: str) -> bool:
             if facts.get("fingerprint") in (None, fingerprint):
                 return True
-            logger.warning(f"{folder / file} is about other weights than those beside it; left out of the card.")
+            logger.warning(
+                f"{folder / file} describes other weights than those beside it; it is left out of the card."
+            )
             return False
 
         return cls(
@@ -134,26 +144,35 @@ class CheckpointFacts:
             image_processor=VCPCLIPImageProcessor.from_pretrained(folder),
             weights=_weights(folder),
             has_code="custom_pipelines" in values,
-            training=training if training and is_about_these(training, TRAINING_FILE) else None,
+            training=training if training and is_current(training, TRAINING_FILE) else None,
             reports=[
-                EvaluationReport.from_dict(each) for each in reports if is_about_these(each["settings"], RESULTS_FILE)
+                EvaluationReport.from_dict(each) for each in reports if is_current(each["settings"], RESULTS_FILE)
             ],
-            statements=_checked(files[STATEMENTS_FILE] or {}),
+            statements=_check_statements(files[STATEMENTS_FILE] or {}),
         )
 
 
 def write_training_facts(folder: str | os.PathLike, facts: Mapping[str, Any]) -> None:
-    """Write `training.json` beside the weights it is about."""
+    """
+    Write `training.json` beside the weights that it describes.
+
+    Args:
+        folder (`str` or `os.PathLike`): folder of the checkpoint, with the weights.
+        facts (`Mapping`): contents of the file; the fingerprint of the weights is added.
+    """
     _write(Path(folder) / TRAINING_FILE, {**facts, "fingerprint": learned_fingerprint(folder)})
 
 
 def add_results(folder: str | os.PathLike, report: EvaluationReport | Mapping[str, Any]) -> None:
     """
-    Keep an evaluation beside the weights it was made with. One of the same datasets by the same protocol is replaced.
+    Add an evaluation report to `results.json`. A report on the same datasets by the same protocol is replaced.
 
     Args:
-        folder (`str` or `os.PathLike`): of the checkpoint.
-        report (`EvaluationReport` or `dict`): what `evaluate` returned, or the `results.json` that it saved.
+        folder (`str` or `os.PathLike`): folder of the checkpoint that was evaluated.
+        report (`EvaluationReport` or `dict`): result of `evaluate`, or contents of the `results.json` that it saved.
+
+    Raises:
+        ValueError: `report` is not an evaluation report.
     """
     path = Path(folder) / RESULTS_FILE
     values = report.to_dict() if isinstance(report, EvaluationReport) else dict(report)
@@ -164,7 +183,7 @@ def add_results(folder: str | os.PathLike, report: EvaluationReport | Mapping[st
             f"These results are not an evaluation report ({error!r}). Give the results.json that `vcp-clip evaluate"
             " --output` writes."
         ) from error
-    # the model was wherever it was; from now on it is here
+    # the path of the evaluated model is of no use to others
     settings = {name: value for name, value in values["settings"].items() if name != "model"}
     values["settings"] = {**settings, "fingerprint": learned_fingerprint(folder)}
     kept = _read(path) or []
@@ -173,8 +192,17 @@ def add_results(folder: str | os.PathLike, report: EvaluationReport | Mapping[st
 
 
 def set_statements(folder: str | os.PathLike, **statements: str | None) -> None:
-    """Say what only a person can say of a checkpoint; names as in `STATEMENTS`, `None` leaves what was said."""
-    given = _checked({name: value for name, value in statements.items() if value is not None})
+    """
+    Set statements in `card.json`.
+
+    Args:
+        folder (`str` or `os.PathLike`): folder of the checkpoint.
+        statements (`str`, *optional*): keys as in `STATEMENTS`; `None` keeps the existing statement.
+
+    Raises:
+        ValueError: an unknown key, or a value that is not a string.
+    """
+    given = _check_statements({name: value for name, value in statements.items() if value is not None})
     path = Path(folder) / STATEMENTS_FILE
     if given:
         _write(path, {**(_read(path) or {}), **given})
@@ -182,12 +210,12 @@ def set_statements(folder: str | os.PathLike, **statements: str | None) -> None:
 
 def carry_facts(source: str | os.PathLike, folder: str | os.PathLike, download: bool = False) -> None:
     """
-    Copy the three files from one checkpoint to another, where they are missing.
+    Copy the files of facts from one checkpoint to another. Existing files are kept.
 
     Args:
-        source (`str` or `os.PathLike`): folder, or Hub repository.
-        folder (`str` or `os.PathLike`): to copy to.
-        download (`bool`, *optional*, defaults to `False`): look on the Hub if `source` is not a folder.
+        source (`str` or `os.PathLike`): folder or Hub repository to copy from.
+        folder (`str` or `os.PathLike`): folder to copy to.
+        download (`bool`, *optional*, defaults to `False`): download from the Hub if `source` is not a folder.
     """
     for name in FACTS_FILES:
         found = Path(source) / name
@@ -196,7 +224,7 @@ def carry_facts(source: str | os.PathLike, folder: str | os.PathLike, download: 
                 return
             try:
                 found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
-            except (OSError, ValueError):  # nothing's name: of a model made in memory, say
+            except (OSError, ValueError):  # neither a folder nor a repository, e.g. a model made in memory
                 return
         target = Path(folder) / name
         if found is not None and os.path.isfile(found) and not target.exists():
@@ -206,15 +234,19 @@ def carry_facts(source: str | os.PathLike, folder: str | os.PathLike, download: 
 
 def learned_fingerprint(folder: str | os.PathLike) -> str:
     """
-    Names the learned tensors of a checkpoint, in half precision: with or without CLIP, in float32 or float16, the
-    same training has the same fingerprint.
-    """
-    import torch
+    Return a hash of the learned tensors in float16. It is the same for all copies of a checkpoint: with or without
+    CLIP, sharded or not, in float32 or float16.
 
+    Args:
+        folder (`str` or `os.PathLike`): folder of the checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder has no weights.
+    """
     digest = hashlib.sha256()
-    places = {name: file for file in _files(folder) for name in _names(file) if not name.startswith(_BACKBONE_PREFIX)}
-    for name in sorted(places):
-        with _opened(places[name]) as weights:
+    files = {name: file for file in _files(folder) for name in _names(file) if not name.startswith(BACKBONE_PREFIX)}
+    for name in sorted(files):
+        with _opened(files[name]) as weights:
             values = weights.get_tensor(name).to(torch.float16).contiguous()
         digest.update(f"{name}{list(values.shape)}".encode())
         digest.update(values.numpy().tobytes())
@@ -226,12 +258,9 @@ def _weights(folder: Path) -> WeightFacts:
     for file in files:
         with _opened(file) as weights:
             for name in weights.keys():  # noqa: SIM118 -- not a dict
-                piece = weights.get_slice(name)
-                size = 1
-                for side in piece.get_shape():
-                    size *= side
-                counts[name.startswith(_BACKBONE_PREFIX)] += size
-                dtypes.add(piece.get_dtype())
+                header = weights.get_slice(name)
+                counts[name.startswith(BACKBONE_PREFIX)] += math.prod(header.get_shape())
+                dtypes.add(header.get_dtype())
     return WeightFacts(counts[False], counts[True], tuple(sorted(dtypes)), sum(file.stat().st_size for file in files))
 
 
@@ -242,9 +271,7 @@ def _files(folder: str | os.PathLike) -> list[Path]:
     return found
 
 
-def _opened(file: Path):
-    from safetensors import safe_open
-
+def _opened(file: Path) -> safe_open:
     return safe_open(file, framework="pt")
 
 
@@ -257,14 +284,14 @@ def _subject(report: Mapping[str, Any]) -> tuple:
     return tuple(sorted(report["results"])), json.dumps(report["protocol"], sort_keys=True)
 
 
-def _checked(statements: Mapping[str, Any]) -> dict[str, str]:
+def _check_statements(statements: Mapping[str, Any]) -> dict[str, str]:
     for name, value in statements.items():
         if name not in STATEMENTS:
             close = difflib.get_close_matches(name, STATEMENTS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(STATEMENTS)}."
-            raise ValueError(f"{STATEMENTS_FILE} cannot say {name!r}; {hint}")
+            raise ValueError(f"{STATEMENTS_FILE} has no statement {name!r}; {hint}")
         if not isinstance(value, str):
-            raise ValueError(f"{name}={value!r} of {STATEMENTS_FILE} must be a string.")
+            raise ValueError(f"{name}={value!r} in {STATEMENTS_FILE} must be a string.")
     return dict(statements)
 
 
@@ -274,8 +301,9 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
 def _write(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

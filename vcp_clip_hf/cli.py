@@ -12,8 +12,7 @@ import typer
 from transformers import pipeline
 from transformers.utils import logging
 
-from . import EMBEDDED_CHECKPOINT
-from .version import __version__
+from .version import EMBEDDED_CHECKPOINT, __version__
 
 
 __all__ = ["app", "main"]
@@ -179,6 +178,7 @@ def calibrate(
     dtype: DType = "auto",
 ) -> None:
     """Set the thresholds of a checkpoint from normal images alone, with a stated false-alarm rate."""
+    from .checkpoint_folder import CheckpointParts, save_calibration
     from .prediction import list_inputs
 
     if output is None:
@@ -193,13 +193,7 @@ def calibrate(
         labels = [0] * len(normal) + [1] * len(broken)
         normal += broken
     calibration = pipe.calibrate(normal, labels, false_alarm_rate, pixel_false_alarm_rate, batch_size=batch_size)
-    if output.resolve() == Path(model).resolve():
-        from .model_card import write_model_card
-
-        pipe.image_processor.save_pretrained(output)
-        write_model_card(output)
-    else:
-        pipe.save_pretrained(output)
+    save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer))
     typer.echo(calibration.describe())
     typer.echo(f"saved in {output}")
 
@@ -221,8 +215,8 @@ def evaluate(
     from transformers import AutoImageProcessor, AutoModel
 
     from .data import load_anomaly_dataset
-    from .evaluation import PROTOCOLS
     from .evaluation import evaluate as run
+    from .evaluation_report import PROTOCOLS
 
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"protocol {protocol!r} must be one of {', '.join(PROTOCOLS)}")
@@ -294,8 +288,9 @@ def export(
     ] = None,
 ) -> None:
     """Export to ONNX, OpenVINO or a torch program; nothing is written unless it answers as the model does."""
-    from . import VCPCLIPImageProcessor, VCPCLIPModel
     from .export import export_model
+    from .image_processing_vcp_clip import VCPCLIPImageProcessor
+    from .modeling_vcp_clip import VCPCLIPModel
 
     _tell_if_embedded(model)
     report = export_model(
@@ -455,7 +450,8 @@ def _facts(model: str) -> dict[str, object]:
     import torch
     import transformers
 
-    from . import VCPCLIPConfig, VCPCLIPImageProcessor
+    from .configuration_vcp_clip import VCPCLIPConfig
+    from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
     config = VCPCLIPConfig.from_pretrained(model)
     processor = VCPCLIPImageProcessor.from_pretrained(model)

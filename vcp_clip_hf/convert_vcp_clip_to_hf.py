@@ -3,8 +3,8 @@
     python -m vcp_clip_hf.convert_vcp_clip_to_hf --checkpoint train_visa.pth \
         --backbone openai/clip-vit-large-patch14-336 --output vcp-clip-visa
 
-The file holds the learned part only: `trainable_linearlayer`, `New_Lan_Embed` and `Zero_try` are state dicts, the deep
-prompts are bare tensors. It is a pickle, and is read with `weights_only=True`.
+The authors' file holds the learned part only: `trainable_linearlayer`, `New_Lan_Embed` and `Zero_try` are state dicts,
+the deep prompts are plain tensors. The file is a pickle, and is read with `weights_only=True`.
 """
 
 import argparse
@@ -15,30 +15,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, CLIPModel
+from transformers import CLIPModel
 from transformers.utils import logging
 
-from .checkpoint_facts import write_training_facts
+from .backbone_loading import BACKBONE_PREFIX
+from .checkpoint_folder import CheckpointParts, load_tokenizer, save_parts
 from .configuration_vcp_clip import VCPCLIPConfig
+from .evaluation_report import AUTHORS_SCORING
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
-from .model_card import write_model_card
 from .modeling_vcp_clip import VCPCLIPModel
-from .prompts import check_tokenizer
 
 
 __all__ = ["convert_checkpoint", "official_image_processor"]
 
 logger = logging.get_logger(__name__)
 
-# What the authors' test code does where it differs from the paper
+# Settings of the authors' test code that differ from the paper
 _OFFICIAL_HIDDEN_ACT = "gelu"
 _OFFICIAL_FUSION_WEIGHT = 0.8
-_OFFICIAL_TOP_PIXELS = 2000
 
-# In the file, without effect on any output
+# Entries of the file that no output depends on
 _WITHOUT_EFFECT = {
-    "prompt_text_projection": "nothing reads it",
-    "Zero_try.k_proj_pre_1.bias": "adds the same to the scores of all patches, which the softmax over them cancels",
+    "prompt_text_projection": "the authors' code does not use it",
+    "Zero_try.k_proj_pre_1.bias": "adds a constant to the scores of all patches, which their softmax cancels",
 }
 
 
@@ -50,26 +49,27 @@ def convert_checkpoint(
     **kwargs,
 ) -> VCPCLIPModel:
     """
-    Read an official checkpoint onto its CLIP backbone.
+    Convert a checkpoint of the authors to a model on its CLIP backbone.
 
     Args:
-        checkpoint (`str` or `os.PathLike`): the `.pth` file.
+        checkpoint (`str` or `os.PathLike`): path of the `.pth` file.
         backbone (`str`, `os.PathLike` or `CLIPModel`):
-            CLIP as a Hub repository, a folder or a loaded model; for the published files
-            `openai/clip-vit-large-patch14-336`.
-        image_size (`int`, *optional*, defaults to 518): the size it was trained at.
-        feature_layers (`Sequence[int]`, *optional*, defaults to evenly spaced blocks, the last included):
-            Image blocks, 1-based, as many as the file has linear layers; 6, 12, 18, 24 for the published files.
-        kwargs: of [`VCPCLIPModel.from_clip`], e.g. other prompts with their ids, `post_vcp_num_heads` (8: the file
-            does not say), `fusion_weight` (0.8, the authors' test code), `hidden_act` (`"gelu"`).
+            CLIP as a Hub repository, a folder or a loaded model; `openai/clip-vit-large-patch14-336` for the published
+            files.
+        image_size (`int`, *optional*, defaults to 518): side in pixels of the input that it was trained with.
+        feature_layers (`Sequence[int]`, *optional*, defaults to evenly spaced blocks that include the last one):
+            1-based image blocks, as many as the file has linear layers; 6, 12, 18, 24 for the published files.
+        kwargs:
+            Arguments of [`VCPCLIPModel.from_clip`], e.g. other prompts with their ids, `post_vcp_num_heads` (8, which
+            the file does not tell), `fusion_weight` (0.8, from the authors' test code), `hidden_act` (`"gelu"`).
 
     Returns:
         [`VCPCLIPModel`] in evaluation mode.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a checkpoint, or not for this backbone; all missing, unexpected and misshapen entries are
-            listed.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not such a checkpoint, or does not fit the backbone; the message lists all missing and
+            unexpected entries and all wrong shapes.
     """
     tensors = _read_official(checkpoint)
     num_layers = sum(bool(re.fullmatch(r"trainable_linearlayer\.fc\.\d+\.weight", name)) for name in tensors)
@@ -96,39 +96,43 @@ def convert_checkpoint(
                 f" names {len(feature_layers)}."
             )
         raise ValueError(
-            f"{checkpoint} has linear layers for {num_layers} feature layers; which image blocks they belong to is not"
-            f" in the file. Pass feature_layers, {num_layers} of 1..{config.vision_config.num_hidden_layers}."
+            f"{checkpoint} has linear layers for {num_layers} feature layers, but does not tell to which image blocks"
+            f" they belong. Pass feature_layers, {num_layers} of 1..{config.vision_config.num_hidden_layers}."
         )
 
     _check_entries(tensors, _official_shapes(config), str(checkpoint))
     state_dict = _to_our_names(tensors, config)
     dtype = model.dtype
     result = model.load_state_dict({name: tensor.to(dtype) for name, tensor in state_dict.items()}, strict=False)
-    unfilled = [name for name in result.missing_keys if not name.startswith("clip.")]
-    assert not unfilled and not result.unexpected_keys, (unfilled, result.unexpected_keys)
+    unfilled = [name for name in result.missing_keys if not name.startswith(BACKBONE_PREFIX)]
+    if unfilled or result.unexpected_keys:
+        raise RuntimeError(
+            f"The conversion of {checkpoint} left {unfilled} without a value and found no place for"
+            f" {result.unexpected_keys}. Please report this, with the versions that `vcp-clip info` prints."
+        )
     for name in sorted(_WITHOUT_EFFECT.keys() & tensors.keys()):
         logger.info(f"Skipped {name}: {_WITHOUT_EFFECT[name]}.")
     return model
 
 
 def official_image_processor(config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
-    """The authors' pre- and post-processing: squash, sigma 8, score from the 2000 largest pixels of both branches."""
+    """Return the authors' processing: squash, sigma 8, score from the 2000 largest pixels of both branches."""
     height, width = config.input_size
-    return VCPCLIPImageProcessor.for_model(
-        config, score_mode="top_k", top_k_fraction=min(1.0, _OFFICIAL_TOP_PIXELS / (height * width))
-    )
+    # the authors count pixels, so that the fraction depends on the size
+    fraction = AUTHORS_SCORING["top_k_fraction"] * 518**2 / (height * width)
+    return VCPCLIPImageProcessor.for_model(config, **{**AUTHORS_SCORING, "top_k_fraction": min(1.0, fraction)})
 
 
 def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The file's tensors under dotted names."""
+    """Return the tensors of the file under dotted names."""
     if not os.path.isfile(checkpoint):
-        raise FileNotFoundError(f"No such checkpoint: {os.fspath(checkpoint)!r}.")
+        raise FileNotFoundError(f"The checkpoint {os.fspath(checkpoint)!r} does not exist.")
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # what is no checkpoint fails in any way: UnpicklingError, EOFError, KeyError, ...
+    except Exception as error:  # other files fail in many ways: UnpicklingError, EOFError, KeyError, ...
         raise ValueError(
-            f"{checkpoint} could not be read as tensors only ({error}). It may be damaged or no PyTorch checkpoint;"
-            " files that need other pickled objects are refused, since loading them can run code."
+            f"{checkpoint} could not be read as tensors only ({error}). It may be damaged, or no PyTorch checkpoint at"
+            " all. Files with other pickled objects are refused, because loading them can run code."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(
@@ -144,13 +148,13 @@ def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 def _axis(tensors: dict, name: str, axis: int, default: int) -> int:
-    """A size read off a tensor's shape; the default where it is missing, which `_check_entries` then reports."""
+    """Return one size of a tensor's shape, or the default if the tensor is missing, which `_check_entries` reports."""
     tensor = tensors.get(name)
     return tensor.shape[axis] if isinstance(tensor, torch.Tensor) and tensor.ndim > axis else default
 
 
 def _official_shapes(config: VCPCLIPConfig) -> dict[str, tuple[int, ...]]:
-    """Every entry that an official checkpoint of this configuration must have."""
+    """Return the entries that an official checkpoint of this configuration must have."""
     r, n = config.num_category_tokens, config.num_deep_prompt_tokens
     depth, text = config.text_config.num_hidden_layers, config.text_config.hidden_size
     joint, vision = config.projection_dim, config.vision_config.hidden_size
@@ -214,7 +218,7 @@ def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> di
     }
     projections = {"query": "q_proj_pre", "key": "k_proj_pre_1", "value": "v_proj_pre_1", "output": "proj_post_t"}
     for ours, theirs in projections.items():
-        # the authors' are convolutions with a kernel of one patch
+        # in the authors' file these are convolutions with a kernel of one patch
         state_dict[f"post_vcp.{ours}_projection.weight"] = tensors[f"Zero_try.{theirs}.weight"].squeeze(-1)
         if ours != "key":
             state_dict[f"post_vcp.{ours}_projection.bias"] = tensors[f"Zero_try.{theirs}.bias"]
@@ -224,20 +228,8 @@ def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> di
     return state_dict
 
 
-def _save_tokenizer(backbone: str, vocab_size: int, output: Path, **hub_arguments) -> bool:
-    """The backbone's tokenizer beside the model, so that prompts can be changed; not all folders have one."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone, **hub_arguments)
-        check_tokenizer(tokenizer, vocab_size)
-    except (OSError, ValueError) as error:
-        logger.warning(f"No tokenizer saved: {backbone} has none that fits ({error}).")
-        return False
-    tokenizer.save_pretrained(output)
-    return True
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: `python -m vcp_clip_hf.convert_vcp_clip_to_hf --help`."""
+    """Run the command line; see `python -m vcp_clip_hf.convert_vcp_clip_to_hf --help`."""
     parser = argparse.ArgumentParser(
         prog="python -m vcp_clip_hf.convert_vcp_clip_to_hf",
         description="Convert the authors' VCP-CLIP checkpoint (.pth) into a folder for from_pretrained and the Hub.",
@@ -246,14 +238,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--backbone",
         default="openai/clip-vit-large-patch14-336",
-        help="CLIP: a Hub repository or a folder (default: %(default)s, that of the published files)",
+        help="CLIP: a Hub repository or a folder (default: %(default)s, which the published files need)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the backbone's repository")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument("--image_size", type=int, default=518, help="input size in pixels (default: %(default)s)")
     parser.add_argument("--feature_layers", type=int, nargs="+", help="image blocks, e.g. 6 12 18 24 (default: even)")
     parser.add_argument(
-        "--adapter_only", action="store_true", help="write the learned part only; the backbone is named, not copied"
+        "--adapter_only", action="store_true", help="write the learned part only; the configuration names the backbone"
     )
     options = parser.parse_args(arguments)
     hub_arguments = {} if options.revision is None else {"revision": options.revision}
@@ -263,20 +255,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
-    model.save_pretrained(options.output, adapter_only=options.adapter_only)
-    official_image_processor(model.config).save_pretrained(options.output)
-    with_tokenizer = _save_tokenizer(
-        options.backbone, model.config.text_config.vocab_size, options.output, **hub_arguments
-    )
+    tokenizer = load_tokenizer(model.config.text_config.vocab_size, options.backbone, **hub_arguments)
     digest = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()
-    write_training_facts(options.output, {"converted_from": {"file": options.checkpoint.name, "sha256": digest}})
-    write_model_card(options.output)
+    save_parts(
+        options.output,
+        CheckpointParts(model, official_image_processor(model.config), tokenizer),
+        adapter_only=options.adapter_only,
+        training_facts={"converted_from": {"file": options.checkpoint.name, "sha256": digest}},
+    )
 
     learned = model.num_parameters(only_trainable=True)
     print(f"Wrote {options.output}: {learned:,} learned parameters on {options.backbone}")
     print(f"  feature layers {model.config.feature_layers}, input {options.image_size} pixels")
     print("  " + ("learned part only" if options.adapter_only else "CLIP weights included"))
-    print("  " + ("tokenizer included" if with_tokenizer else "no tokenizer: the prompts stay as they are"))
+    print("  " + ("tokenizer included" if tokenizer is not None else "no tokenizer: the prompts cannot be changed"))
     for name, reason in _WITHOUT_EFFECT.items():
         print(f"  skipped {name}: {reason}")
 

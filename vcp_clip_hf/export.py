@@ -26,12 +26,12 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from .accelerated_inference import freeze_for_export
+from .atomic_write import atomic_folder
 from .image_loading import load_image
 from .image_processing_vcp_clip import AnomalyScoring, VCPCLIPImageProcessor, gaussian_matrix
 from .modeling_vcp_clip import VCPCLIPModel
 from .onnx_segmenter import open_segmenter
-from .training_checkpoints import write_folder
-from .version import __version__
+from .version import __version__, versions
 
 
 __all__ = ["FORMATS", "ExportReport", "SegmentationGraph", "export_model"]
@@ -249,7 +249,8 @@ def export_model(
         _write_json(folder, facts)
         report.append(measured)
 
-    write_folder(output_dir, write)
+    with atomic_folder(output_dir) as unfinished:
+        write(unfinished)
     return report[0]
 
 
@@ -524,10 +525,7 @@ def _facts(
             "backbone": config.backbone_name_or_path,
             "backbone_revision": config.backbone_revision,
         },
-        "versions": {
-            "vcp_clip_hf": __version__,
-            **{each: importlib.metadata.version(each) for each in ("torch", "transformers", *packages)},
-        },
+        "versions": versions("torch", "transformers", *packages),
         "exported_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "licence": (
             "The Python files are vcp_clip_hf's, Apache-2.0. The graph holds the checkpoint's and its CLIP backbone's"

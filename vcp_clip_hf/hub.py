@@ -1,32 +1,36 @@
-"""Checkpoints and datasets on the Hub: each push is one commit, whole or not at all.
+"""Push checkpoints and datasets to the Hub. Each push is one commit: all of it arrives, or nothing.
 
-A checkpoint is put together in a folder of its own first, so that what is wrong with it shows before anything is
-uploaded. The commit names the state of the repository that it was made for: if somebody else changed that meanwhile,
-it is refused and nothing is lost.
+A checkpoint is first saved to a temporary folder, so that mistakes show before anything is uploaded. The commit names
+its parent: if somebody else committed in the meantime, the Hub refuses the push and nothing is lost.
 """
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
+from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .checkpoint_facts import carry_facts
-from .model_card import hub_name, is_generated, stamped, write_model_card
+from .checkpoint_folder import CheckpointParts, complete_parts, load_parts, save_parts
+from .configuration_vcp_clip import VCPCLIPConfig
+from .data import export_dataset
+from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .model_card import hub_name, is_generated, stamped
+from .modeling_vcp_clip import VCPCLIPModel
 
 
 __all__ = ["push_checkpoint", "push_dataset"]
 
 logger = logging.get_logger(__name__)
 
-# Files of an earlier push that must not stay beside the new ones: transformers would load them too, or instead
+# Files of an earlier push that are deleted unless replaced: transformers would load them too, or instead
 _OWN_MODEL_FILES = ("model*.safetensors", "model*.safetensors.index.json")
 _OWN_DATASET_FILES = ("data/*.parquet",)
 _README = "README.md"
@@ -34,11 +38,11 @@ _TOKENS = "https://huggingface.co/settings/tokens"
 
 
 def push_checkpoint(
-    model,
+    model: VCPCLIPModel | str | os.PathLike,
     repo_id: str,
     *,
-    image_processor=None,
-    tokenizer=None,
+    image_processor: VCPCLIPImageProcessor | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     adapter_only: bool | None = None,
     include_code: bool = True,
     backbone: str | None = None,
@@ -50,51 +54,64 @@ def push_checkpoint(
     commit_message: str | None = None,
 ) -> CommitInfo:
     """
-    Push a checkpoint: model, image processor, tokenizer, card, and the code that makes it work without this package.
+    Push a whole checkpoint: model, image processor, tokenizer, facts, card, and the code to use it without this
+    package.
 
     Args:
-        model ([`VCPCLIPModel`] or `str`): the model, or the folder or Hub repository of a checkpoint.
-        repo_id (`str`): `"owner/name"`; made if missing.
-        image_processor, tokenizer (*optional*): default: those of the checkpoint that the model was loaded from.
+        model ([`VCPCLIPModel`] or `str` or `os.PathLike`): model, or the folder or Hub repository of a checkpoint.
+        repo_id (`str`): `"owner/name"`; the repository is created if missing.
+        image_processor ([`VCPCLIPImageProcessor`], *optional*):
+            Image processor to push; by default that of the checkpoint that the model was loaded from.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            Tokenizer to push; by default that of the checkpoint that the model was loaded from.
         adapter_only (`bool`, *optional*):
             Push the learned tensors only; CLIP is then loaded from the repository that the configuration names.
             Default: as the checkpoint is stored.
         include_code (`bool`, *optional*, defaults to `True`):
             Push this package's modules too, so that
-            `pipeline("anomaly-segmentation", model=repo_id, trust_remote_code=True)` works where it is not installed.
-        backbone, backbone_revision (`str`, *optional*):
-            Hub repository (and its revision) of the CLIP, where the configuration does not name it.
-        revision (`str`, *optional*): branch to push to, made from `main` if missing.
-        tag (`str`, *optional*): to name the commit with, `"v1.0"` say.
-        private (`bool`, *optional*): for a repository that is made.
-        token (`str`, *optional*): default: that of `hf auth login`, or of the variable `HF_TOKEN`.
-        commit_message (`str`, *optional*): of the commit.
+            `pipeline("anomaly-segmentation", model=repo_id, trust_remote_code=True)` works without the package.
+        backbone (`str`, *optional*): Hub repository of the CLIP, if the configuration does not name it.
+        backbone_revision (`str`, *optional*): branch, tag or commit of `backbone`.
+        revision (`str`, *optional*): branch to push to; created from `main` if missing.
+        tag (`str`, *optional*): tag for the commit, such as `"v1.0"`.
+        private (`bool`, *optional*): visibility of a repository that is created.
+        token (`str` or `bool`, *optional*): default: the token of `hf auth login`, or of the variable `HF_TOKEN`.
+        commit_message (`str`, *optional*): message of the commit.
 
     Returns:
-        `CommitInfo`: `oid`, `commit_url`.
+        `CommitInfo`: with `oid` and `commit_url`.
 
     Raises:
-        ValueError: what is to be pushed would not work for others, or the tag exists.
-        PermissionError: no token, or one that may not write there.
-        OSError: the checkpoint is not there, or the push failed; the repository is then as it was.
+        ValueError: the checkpoint would not work for others, or the tag exists.
+        PermissionError: there is no token, or the token may not write to the repository.
+        OSError: the checkpoint cannot be loaded, or the push failed and the repository is unchanged.
     """
     api = _api(token, repo_id)
-    model, image_processor, tokenizer = _parts(model, image_processor, tokenizer)
-    config = model.config
+    if isinstance(model, (str, os.PathLike)):
+        loaded = load_parts(model)
+        parts = CheckpointParts(loaded.model, image_processor or loaded.image_processor, tokenizer or loaded.tokenizer)
+    else:
+        parts = complete_parts(model, image_processor, tokenizer)
+    config = parts.model.config
     adapter_only = not config.backbone_included if adapter_only is None else adapter_only
-    with tempfile.TemporaryDirectory() as folder, _backbone_named(config, adapter_only, backbone, backbone_revision):
-        _save(folder, model, image_processor, tokenizer, adapter_only, include_code)
-        write_model_card(folder, repo_id=repo_id)
-        with _explained(api, repo_id):
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        _backbone_named(config, adapter_only, backbone, backbone_revision),
+    ):
+        folder = Path(temporary)
+        _copy_personal_readme(parts.model.name_or_path, folder)
+        save_parts(
+            folder, parts, adapter_only=adapter_only, include_code=include_code, download_facts=True, repo_id=repo_id
+        )
+        with _clear_errors(api, repo_id):
             if adapter_only:
-                _check_backbone_is_there(api, config)
+                _check_backbone_exists(api, config)
             message = commit_message or f"Upload VCP-CLIP, {'learned part' if adapter_only else 'with backbone'}"
-            own_files = _OWN_MODEL_FILES
-            return _push_folder(api, Path(folder), repo_id, "model", own_files, message, revision, tag, private)
+            return _push_folder(api, folder, repo_id, "model", _OWN_MODEL_FILES, message, revision, tag, private)
 
 
 def push_dataset(
-    dataset,
+    dataset: Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset],
     repo_id: str,
     *,
     revision: str | None = None,
@@ -105,106 +122,70 @@ def push_dataset(
     max_shard_size: int = 500 * 2**20,
 ) -> CommitInfo:
     """
-    Push what `load_anomaly_dataset` gave as parquet with a card: `datasets.load_dataset(repo_id)` reads it without
-    this package, `datasets.load_dataset(repo_id, "bottle")` one product. Mind the licence of the images: to be allowed
-    to use them is not to be allowed to publish them.
+    Push a result of `load_anomaly_dataset` as parquet files with a card. Afterwards, `datasets.load_dataset(repo_id)`
+    reads it without this package, and `datasets.load_dataset(repo_id, "bottle")` reads one product.
+
+    Check the license of the images first: the right to use images is not the right to publish them.
 
     Args:
-        dataset (`Dataset`, `IterableDataset` or a dict of them by split): with the columns of this package's datasets.
-        max_shard_size (`int`, *optional*, defaults to 500 MiB): bytes after which a new file begins.
-        repo_id, revision, tag, private, token, commit_message: as of [`push_checkpoint`].
+        dataset (`Dataset`, `IterableDataset` or a mapping of splits to them):
+            Records with the columns of this package's datasets.
+        repo_id (`str`): `"owner/name"`; the repository is created if missing.
+        revision, tag, private, token, commit_message (*optional*): see [`push_checkpoint`].
+        max_shard_size (`int`, *optional*, defaults to 500 MiB): maximum size of a parquet file in bytes.
 
     Returns:
-        `CommitInfo`
+        `CommitInfo`: with `oid` and `commit_url`.
 
     Raises:
-        ValueError, PermissionError, OSError: as [`push_checkpoint`].
+        ValueError: columns are missing, or the tag exists.
+        PermissionError: there is no token, or the token may not write to the repository.
+        OSError: the push failed and the repository is unchanged.
     """
-    from .data import export_dataset
-
     api = _api(token, repo_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(
             export_dataset(dataset, os.path.join(temporary, repo_id.split("/")[-1]), "parquet", max_shard_size)
         )
-        splits = dict(dataset) if hasattr(dataset, "keys") else {"": dataset}
+        splits = dict(dataset) if isinstance(dataset, Mapping) else {"": dataset}
         readme = folder / _README
         card = DatasetCard(readme.read_text(encoding="utf-8"))
         lengths = [len(part) for part in splits.values() if hasattr(part, "__len__")]
         if len(lengths) == len(splits):
             card.data.size_categories = [_size_category(sum(lengths))]
         readme.write_bytes(stamped(str(card)).encode("utf-8"))
-        with _explained(api, repo_id):
+        with _clear_errors(api, repo_id):
             message = commit_message or "Upload dataset"
             return _push_folder(api, folder, repo_id, "dataset", _OWN_DATASET_FILES, message, revision, tag, private)
 
 
-# --- what is pushed -----------------------------------------------------------------------------------------------
-
-
-def _parts(model, image_processor, tokenizer) -> tuple[Any, Any, Any]:
-    """Model, image processor and, where there is one, tokenizer."""
-    from transformers import AutoTokenizer
-
-    from .image_processing_vcp_clip import VCPCLIPImageProcessor
-    from .modeling_vcp_clip import VCPCLIPModel
-    from .prompts import check_tokenizer
-
-    if isinstance(model, (str, os.PathLike)):
-        model = VCPCLIPModel.from_pretrained(model, dtype="auto")
-    source = model.name_or_path
-    if not _is_checkpoint(source):
-        source = None
-    if image_processor is None and source is not None:
-        image_processor = VCPCLIPImageProcessor.from_pretrained(source)
-    elif image_processor is None:
-        logger.warning("No image processor given, and none beside the model: pushing one with default settings.")
-        image_processor = VCPCLIPImageProcessor.for_model(model.config)
-    if tokenizer is None and source is not None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            check_tokenizer(tokenizer, model.config.text_config.vocab_size)
-        except (OSError, ValueError, TypeError) as error:
-            logger.warning(f"No tokenizer is pushed, so that the prompts stay as they are: {error}")
-            tokenizer = None
-    return model, image_processor, tokenizer
-
-
-def _is_checkpoint(source: str) -> bool:
-    """Whether a model came from a VCP-CLIP checkpoint; one made on a CLIP has that CLIP's name, or none."""
-    from .configuration_vcp_clip import VCPCLIPConfig
-
-    if not source:
-        return False
-    try:
-        values, _ = VCPCLIPConfig.get_config_dict(source)
-    except (OSError, ValueError):
-        return False
-    return values.get("model_type") == VCPCLIPConfig.model_type
+# --- the contents -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _backbone_named(config, adapter_only: bool, backbone: str | None, revision: str | None) -> Iterator[None]:
-    """While it lasts, the configuration names the backbone as others can find it: never a folder of this machine."""
+def _backbone_named(
+    config: VCPCLIPConfig, adapter_only: bool, backbone: str | None, revision: str | None
+) -> Iterator[None]:
+    """In the body, the configuration names a backbone that others can find, and never a folder of this machine."""
     before = config.backbone_name_or_path, config.backbone_revision
-    if backbone is not None:
-        config.backbone_name_or_path, config.backbone_revision = backbone, revision
-    if hub_name(config.backbone_name_or_path) is None:
-        if adapter_only:
-            config.backbone_name_or_path, named = before[0], config.backbone_name_or_path
-            raise ValueError(
-                f"The learned part alone needs its CLIP, and {named!r} is no Hub repository that others could load it"
-                " from. Name one with backbone=... (--backbone), push the backbone there first, or push all weights"
-                " with adapter_only=False (--full)."
-            )
-        config.backbone_name_or_path = config.backbone_revision = None
     try:
+        if backbone is not None:
+            config.backbone_name_or_path, config.backbone_revision = backbone, revision
+        named = config.backbone_name_or_path
+        if hub_name(named) is None:
+            if adapter_only:
+                raise ValueError(
+                    f"A checkpoint without CLIP needs a CLIP on the Hub, and {named!r} is not a Hub repository that"
+                    " others could load it from. Name one with backbone=... (--backbone), push the backbone there"
+                    " first, or push all weights with adapter_only=False (--full)."
+                )
+            config.backbone_name_or_path = config.backbone_revision = None
         yield
     finally:
         config.backbone_name_or_path, config.backbone_revision = before
 
 
-def _check_backbone_is_there(api: HfApi, config) -> None:
+def _check_backbone_exists(api: HfApi, config: VCPCLIPConfig) -> None:
     name, revision = config.backbone_name_or_path, config.backbone_revision
     try:
         api.model_info(name, revision=revision)
@@ -213,28 +194,16 @@ def _check_backbone_is_there(api: HfApi, config) -> None:
             raise
         at = f" at revision {revision!r}" if revision else ""
         raise ValueError(
-            f"The learned part alone needs its CLIP, and {name!r}{at} cannot be found on the Hub. Name the repository"
+            f"A checkpoint without CLIP needs a CLIP on the Hub, and {name!r}{at} cannot be found. Name the repository"
             " with backbone=... (--backbone), or push all weights with adapter_only=False (--full)."
         ) from error
 
 
-def _save(folder: str, model, image_processor, tokenizer, adapter_only: bool, include_code: bool) -> None:
-    """A checkpoint with everything that belongs to it: its facts, and a README if a person wrote one."""
-    from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-
-    pipe = AnomalySegmentationPipeline(
-        model=model,
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        task="anomaly-segmentation",
-        device=model.device,
-    )
-    if model.name_or_path:
-        carry_facts(model.name_or_path, folder, download=True)
-        readme = Path(model.name_or_path) / _README
-        if readme.is_file() and not is_generated(readme.read_text(encoding="utf-8")):
-            shutil.copyfile(readme, Path(folder) / _README)
-    pipe.save_pretrained(folder, include_code=include_code, adapter_only=adapter_only)
+def _copy_personal_readme(source: str, folder: Path) -> None:
+    """Copy the README of the checkpoint that is pushed, if a person wrote it."""
+    readme = Path(source) / _README
+    if source and readme.is_file() and not is_generated(readme.read_text(encoding="utf-8")):
+        shutil.copyfile(readme, folder / _README)
 
 
 def _size_category(count: int) -> str:
@@ -252,8 +221,8 @@ def _size_category(count: int) -> str:
 def _api(token: str | bool | None, repo_id: str) -> HfApi:
     if not (token if isinstance(token, str) else get_token()):
         raise PermissionError(
-            f"Pushing to {repo_id} needs a token that may write. Make one at {_TOKENS}, then run `hf auth login` or"
-            " set the variable HF_TOKEN."
+            f"Pushing to {repo_id} needs a token with write access. Create one at {_TOKENS}, then run `hf auth login`"
+            " or set the variable HF_TOKEN."
         )
     return HfApi(token=token)
 
@@ -269,32 +238,32 @@ def _push_folder(
     tag: str | None,
     private: bool | None,
 ) -> CommitInfo:
-    """One commit with the files of a folder, on the state of the repository that was looked at."""
-    # 1. where
+    """Commit the files of a folder on top of the present state of the repository."""
+    # 1. the repository, the tag, the branch
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
-    place = {"repo_id": repo_id, "repo_type": repo_type}
+    repository = {"repo_id": repo_id, "repo_type": repo_type}
     if tag is not None:
-        taken = next((each for each in api.list_repo_refs(**place).tags if each.name == tag), None)
+        taken = next((each for each in api.list_repo_refs(**repository).tags if each.name == tag), None)
         if taken is not None:
             raise ValueError(
-                f"{repo_id} has a tag {tag!r} already, on commit {taken.target_commit[:12]}. Tags do not move: choose"
+                f"{repo_id} already has a tag {tag!r}, on commit {taken.target_commit[:12]}. Tags do not move: choose"
                 f" another, or delete it first (`hf repos tag delete {repo_id} {tag}`)."
             )
     if revision is not None and revision != "main":
-        api.create_branch(**place, branch=revision, exist_ok=True)
+        api.create_branch(**repository, branch=revision, exist_ok=True)
 
-    # 2. what is there
-    head = api.repo_info(**place, revision=revision)
-    there = {sibling.rfilename for sibling in head.siblings or ()}
+    # 2. the files to add and to delete
+    head = api.repo_info(**repository, revision=revision)
+    present = {sibling.rfilename for sibling in head.siblings or ()}
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    if _README in there and _README in files and not is_generated(_read_remote(api, place, head.sha)):
-        logger.warning(f"{_README} of {repo_id} was written or edited by a person and stays as it is.")
+    if _README in present and _README in files and not is_generated(_read_remote(api, repository, head.sha)):
+        logger.warning(f"{_README} of {repo_id} was written or edited by a person and is kept.")
         del files[_README]
-    stale = [name for name in sorted(there - files.keys()) if any(_matches(name, pattern) for pattern in own_files)]
+    stale = [name for name in sorted(present - files.keys()) if any(_matches(name, pattern) for pattern in own_files)]
 
-    # 3. all at once, or nothing
+    # 3. one commit
     commit = api.create_commit(
-        **place,
+        **repository,
         operations=[
             *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()),
             *(CommitOperationDelete(path_in_repo=name) for name in stale),
@@ -305,7 +274,7 @@ def _push_folder(
     )
     if tag is not None:
         try:
-            api.create_tag(**place, tag=tag, revision=commit.oid)
+            api.create_tag(**repository, tag=tag, revision=commit.oid)
         except HTTPError as error:
             raise OSError(
                 f"Pushed as {commit.commit_url}, but the tag was not set: {error}. Set it with"
@@ -315,45 +284,47 @@ def _push_folder(
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """`fnmatch`, whose star would reach into folders, from the same folder on."""
+    """Return whether a path matches; a star does not match across folders, as that of `fnmatch` does."""
     return fnmatch(name, pattern) and name.split("/")[:-1][:1] == pattern.split("/")[:-1][:1]
 
 
-def _read_remote(api: HfApi, place: dict[str, str], commit: str) -> str:
+def _read_remote(api: HfApi, repository: dict[str, str], commit: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        path = api.hf_hub_download(**place, filename=_README, revision=commit, local_dir=folder)
+        path = api.hf_hub_download(**repository, filename=_README, revision=commit, local_dir=folder)
         return Path(path).read_text(encoding="utf-8")
 
 
 @contextmanager
-def _explained(api: HfApi, repo_id: str) -> Iterator[None]:
-    """Failures of the Hub's API as errors that say what to do."""
+def _clear_errors(api: HfApi, repo_id: str) -> Iterator[None]:
+    """Turn failures of the Hub's API into errors that say what to do."""
     again = "A push is all or nothing: run the same command again."
     try:
         yield
     except (HTTPError, RuntimeError) as error:
-        # an upload that failed is wrapped into a RuntimeError
+        # huggingface_hub wraps a failed upload into a RuntimeError
         cause = error if isinstance(error, HTTPError) else error.__cause__
         if not isinstance(cause, HTTPError):
             raise
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         if status == 401:
             raise PermissionError(
-                f"The Hub does not accept the token: it is wrong or has expired. Make one that may write at {_TOKENS},"
-                " then run `hf auth login` or set the variable HF_TOKEN (which wins over the login)."
+                "The Hub does not accept the token: it is wrong or has expired. Create one with write access at"
+                f" {_TOKENS}, then run `hf auth login` or set the variable HF_TOKEN (which wins over the login)."
             ) from error
         if status == 403:
             raise PermissionError(
-                f"The token{_owner(api)} may not write to {repo_id}. Push to a repository of your own, have its owner"
-                f" add you, or take a token with write access to it ({_TOKENS})."
+                f"The token{_owner(api)} may not write to {repo_id}. Push to a repository of your own, ask its owner"
+                f" to add you, or use a token with write access to it ({_TOKENS})."
             ) from error
         if status == 412:
             raise OSError(
-                f"{repo_id} was changed by somebody else during the push, which was therefore refused. {again}"
+                f"Somebody else changed {repo_id} during the push, so the Hub refused it. {again}"
             ) from error
         raise OSError(f"The push failed: {cause}. {again}") from error
     except OfflineModeIsEnabled as error:
-        raise ConnectionError("The Hub cannot be reached: HF_HUB_OFFLINE=1 is set. Unset it to push.") from error
+        raise ConnectionError(
+            "The Hub cannot be reached because HF_HUB_OFFLINE=1 is set. Unset it to push."
+        ) from error
 
 
 def _owner(api: HfApi) -> str:

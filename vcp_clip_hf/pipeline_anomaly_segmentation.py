@@ -3,8 +3,6 @@
 import difflib
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -432,59 +430,43 @@ class AnomalySegmentationPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike, include_code: bool = False, **kwargs) -> None:
         """
-        Save model, image processor and tokenizer, and a model card (unless a person wrote one).
+        Save model, image processor, tokenizer and a model card. A README that a person wrote stays as it is.
 
         Args:
-            save_directory (`str` or `os.PathLike`): folder.
+            save_directory (`str` or `os.PathLike`): folder, created if missing.
             include_code (`bool`, *optional*, defaults to `False`):
                 Also copy this package's modules, so that the folder works without the package:
                 `pipeline("anomaly-segmentation", model=folder, trust_remote_code=True)`.
-            kwargs: of [`VCPCLIPModel.save_pretrained`], such as `adapter_only`.
+            kwargs: arguments of [`VCPCLIPModel.save_pretrained`], such as `adapter_only`.
         """
-        if include_code:
-            with _code_included(self):
-                super().save_pretrained(save_directory, **kwargs)
-        else:
-            self.model.save_pretrained(save_directory, **kwargs)
-            self.image_processor.save_pretrained(save_directory)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(save_directory)
-        self._write_card(save_directory)
-
-    def _write_card(self, folder: str | os.PathLike) -> None:
         try:
-            # by name: copies of this file in Hub repositories travel without the card's modules
-            card, facts = import_module("vcp_clip_hf.model_card"), import_module("vcp_clip_hf.checkpoint_facts")
-        except ImportError:
+            from vcp_clip_hf.checkpoint_folder import CheckpointParts, save_parts
+        except ImportError:  # this file is a copy in a checkpoint with code: transformers saves that code again
+            super().save_pretrained(save_directory, **kwargs)
             return
-        if self.model.name_or_path:
-            facts.carry_facts(self.model.name_or_path, folder)
-        card.write_model_card(folder)
+        parts = CheckpointParts(self.model, self.image_processor, self.tokenizer)
+        save_parts(save_directory, parts, include_code=include_code, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs):
-        """Push a whole checkpoint to the Hub, with its calibration; arguments as of [`VCPCLIPModel.push_to_hub`]."""
+        """
+        Push the whole checkpoint to the Hub in one commit, with its calibration. Needs the package `vcp_clip_hf`.
+
+        Args:
+            repo_id (`str`): `"owner/name"`; the repository is created if missing.
+            kwargs: arguments of [`~vcp_clip_hf.hub.push_checkpoint`].
+
+        Returns:
+            `huggingface_hub.CommitInfo`
+        """
+        try:
+            from vcp_clip_hf.hub import push_checkpoint
+        except ImportError as error:
+            raise ImportError(
+                "Pushing a whole checkpoint needs the package: pip install vcp-clip-hf. `model.push_to_hub` works"
+                " without it and pushes model and configuration only."
+            ) from error
         parts = {"image_processor": self.image_processor, "tokenizer": self.tokenizer}
-        return self.model.push_to_hub(repo_id, **{**parts, **kwargs})
-
-
-@contextmanager
-def _code_included(pipe: AnomalySegmentationPipeline):
-    """While it lasts, saving writes the modules of configuration, model, image processor and pipeline too."""
-    classes = {
-        type(pipe.model.config): "AutoConfig",
-        type(pipe.model): "AutoModel",
-        type(pipe.image_processor): "AutoImageProcessor",
-    }
-    for kind, auto_class in classes.items():
-        kind.register_for_auto_class(auto_class)
-    try:
-        yield
-    finally:
-        for kind in classes:
-            kind._auto_class = None
-        for name in ("custom_pipelines", "auto_map"):
-            if hasattr(pipe.model.config, name):
-                delattr(pipe.model.config, name)
+        return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
 
 
 def _as_picture(mask: np.ndarray) -> Image.Image:

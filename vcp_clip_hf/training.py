@@ -3,8 +3,6 @@
 import dataclasses
 import datetime
 import json
-import os
-import platform
 import signal
 import time
 from collections.abc import Iterator
@@ -15,35 +13,30 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils import logging
 
-from . import EMBEDDED_CHECKPOINT
-from .checkpoint_facts import write_training_facts
-from .configuration_vcp_clip import VCPCLIPConfig
-from .evaluation import EvaluationProtocol, evaluate
+from .atomic_write import atomic_folder
+from .checkpoint_folder import CheckpointParts, load_parts, save_parts
+from .evaluation import evaluate
+from .evaluation_report import EvaluationProtocol
 from .feature_cache import cache_image_features
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .losses import segmentation_loss
-from .model_card import write_model_card
 from .modeling_vcp_clip import VCPCLIPModel
-from .prompts import check_tokenizer
 from .training_checkpoints import (
     TrainingState,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
-    write_folder,
 )
 from .training_config import TrainingConfig
 from .training_data import EpochSampler, check_training_data, load_training_data, training_examples
-from .version import __version__
+from .version import versions
 
 
 __all__ = ["TrainingResult", "image_level_loss", "train", "training_loss"]
@@ -144,7 +137,8 @@ def train(
     accelerator = accelerator or _make_accelerator(config)
     set_seed(config.seed)
     output_dir = Path(config.output_dir)
-    model, image_processor, tokenizer = _load_parts(config)
+    parts = load_parts(config.model, config.backbone, dtype=torch.float32, untrained=True)
+    model, image_processor, tokenizer = parts.model, parts.image_processor, parts.tokenizer
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if train_dataset is None:
@@ -387,17 +381,11 @@ class _Run:
     def save(self, name: str, state: TrainingState) -> Path:
         """A Hub-ready folder `output_dir/name`."""
         folder = self.output_dir / name
-
-        def write(path: Path) -> None:
-            self.model.save_pretrained(path, adapter_only=self.config.save_adapter_only)
-            self.image_processor.save_pretrained(path)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(path)
-            write_training_facts(path, self.facts(name, state))
-            write_model_card(path)
-
         if self.accelerator.is_main_process:
-            write_folder(folder, write)
+            parts = CheckpointParts(self.model, self.image_processor, self.tokenizer)
+            with atomic_folder(folder) as path:
+                facts = self.facts(name, state)
+                save_parts(path, parts, adapter_only=self.config.save_adapter_only, training_facts=facts)
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -417,12 +405,7 @@ class _Run:
                 "seconds": round(state.seconds, 1),
                 "peak_memory_bytes": _peak_memory(self.accelerator),
             },
-            "versions": {
-                "vcp_clip_hf": __version__,
-                "transformers": transformers.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions("transformers", "torch", "python"),
             "date": datetime.date.today().isoformat(),
         }
 
@@ -529,37 +512,3 @@ def _peak_memory(accelerator: Accelerator) -> int:
     import resource  # not on Windows, where CPU training is the exception
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _load_parts(config: TrainingConfig):
-    """Model, image processor and, where there is one, tokenizer."""
-    model_config = VCPCLIPConfig.from_pretrained(config.model)
-    backbone = config.backbone or model_config.backbone_name_or_path
-    backbone = EMBEDDED_CHECKPOINT if backbone == "embedded" else backbone
-    if backbone is not None and not os.path.isdir(backbone) and os.path.isdir(os.path.join(config.model, backbone)):
-        backbone = os.path.join(config.model, backbone)  # meant from the place of config.json
-    find = {"_raise_exceptions_for_missing_entries": False}
-    if any(cached_file(config.model, name, **find) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-        overrides = {} if config.backbone is None else {"backbone_name_or_path": config.backbone}
-        model = VCPCLIPModel.from_pretrained(config.model, dtype=torch.float32, **overrides)
-    elif backbone is None:
-        raise ValueError(
-            f"{config.model} has no weights and its config.json names no backbone. Pass backbone=..., a CLIP"
-            " repository or folder."
-        )
-    else:
-        model = VCPCLIPModel.from_clip(backbone, config=model_config)
-    if cached_file(config.model, "preprocessor_config.json", **find):
-        image_processor = VCPCLIPImageProcessor.from_pretrained(config.model)
-    else:
-        image_processor = VCPCLIPImageProcessor.for_model(model.config)
-
-    for source in (config.model, backbone):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            check_tokenizer(tokenizer, model.config.text_config.vocab_size)
-            return model, image_processor, tokenizer
-        except (OSError, ValueError, TypeError):
-            continue
-    logger.warning("No tokenizer found beside model or backbone; the prompts of the checkpoint stay as they are.")
-    return model, image_processor, None

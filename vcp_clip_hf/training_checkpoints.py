@@ -5,18 +5,19 @@ the process is killed.
 """
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from .atomic_write import atomic_folder
+from .backbone_loading import learned_state
 
-__all__ = ["TrainingState", "latest_checkpoint", "learned_state", "load_checkpoint", "save_checkpoint", "write_folder"]
+
+__all__ = ["TrainingState", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 _WEIGHTS, _OPTIMIZER, _STATE = "learned.safetensors", "optimizer.safetensors", "state.json"
 
@@ -46,39 +47,8 @@ class TrainingState:
     seconds: float = field(default=0.0, compare=False)
 
 
-def learned_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a [`VCPCLIPModel`] that training changes."""
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("clip.")}
-
-
 def _learned_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """
-    Make a folder with `write(path)`, all at once: an older one of that name stays until the new one is complete, and
-    if `write` fails nothing of the new one stays.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    unfinished.mkdir()
-    try:
-        write(unfinished)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    if folder.exists():
-        outdated = folder.with_name(f".{folder.name}.outdated")
-        if outdated.exists():
-            shutil.rmtree(outdated)
-        os.replace(folder, outdated)
-        os.replace(unfinished, folder)
-        shutil.rmtree(outdated)
-    else:
-        os.replace(unfinished, folder)
 
 
 def save_checkpoint(
@@ -91,14 +61,12 @@ def save_checkpoint(
         for key, value in optimizer.state[parameter].items()
     }
 
-    def write(path: Path) -> None:
-        weights = {name: tensor.detach().contiguous() for name, tensor in learned_state(model).items()}
+    weights = {name: tensor.detach().contiguous() for name, tensor in learned_state(model.state_dict()).items()}
+    checkpoint = folder / f"step-{state.step:08d}"
+    with atomic_folder(checkpoint) as path:
         save_file(weights, path / _WEIGHTS, metadata={"format": "pt"})
         save_file(optimizer_tensors, path / _OPTIMIZER, metadata={"format": "pt"})
         (path / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-
-    checkpoint = folder / f"step-{state.step:08d}"
-    write_folder(checkpoint, write)
     for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return checkpoint
@@ -129,7 +97,7 @@ def load_checkpoint(
             " afresh in another output_dir."
         )
     weights = load_file(checkpoint / _WEIGHTS)
-    differences = weights.keys() ^ learned_state(model).keys()
+    differences = weights.keys() ^ learned_state(model.state_dict()).keys()
     if differences:
         raise ValueError(f"{checkpoint} belongs to another architecture: {sorted(differences)[:4]} are not in both.")
     model.load_state_dict(weights, strict=False)

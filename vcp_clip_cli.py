@@ -1,0 +1,27 @@
+"""Entry point of the command `vcp-clip`.
+
+It lies beside the package, because importing any part of the package imports torch and transformers, and
+`vcp-clip --version` must not wait for them.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command with the arguments of this process."""
+    if sys.argv[1:] == ["--version"]:
+        version_file = Path(__file__).parent / "vcp_clip_hf" / "version.py"
+        print(runpy.run_path(str(version_file))["__version__"])
+        return
+    from vcp_clip_hf.cli import main as run_command
+
+    run_command()
+
+
+if __name__ == "__main__":
+    main()

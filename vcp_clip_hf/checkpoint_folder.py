@@ -1,0 +1,261 @@
+"""The one door to a saved checkpoint: load its parts, complete the parts of a model in memory, save all of them.
+
+A checkpoint is a folder or a Hub repository with `config.json`, weights, `preprocessor_config.json` and, usually, a
+tokenizer. Beside them lie the files of facts (`checkpoint_facts`), a model card, and on request the code.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+
+from .backbone_loading import backbone_location
+from .checkpoint_facts import carry_facts, write_training_facts
+from .configuration_vcp_clip import VCPCLIPConfig
+from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .model_card import write_model_card
+from .modeling_vcp_clip import VCPCLIPModel
+from .prompts import check_tokenizer
+from .version import EMBEDDED_CHECKPOINT
+
+
+__all__ = ["CheckpointParts", "complete_parts", "load_parts", "load_tokenizer", "save_calibration", "save_parts"]
+
+logger = logging.get_logger(__name__)
+
+_CONFIG, _PROCESSOR_CONFIG = "config.json", "preprocessor_config.json"
+_TASK = "anomaly-segmentation"
+
+
+@dataclass
+class CheckpointParts:
+    """
+    The objects that a checkpoint consists of.
+
+    Args:
+        model ([`VCPCLIPModel`]): model with its configuration.
+        image_processor ([`VCPCLIPImageProcessor`]): preprocessing, scoring and thresholds.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): CLIP's tokenizer, needed only to change the prompts.
+    """
+
+    model: VCPCLIPModel
+    image_processor: VCPCLIPImageProcessor
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+# --- load ---------------------------------------------------------------------------------------------------------
+
+
+def load_parts(
+    source: str | os.PathLike,
+    backbone: str | os.PathLike | None = None,
+    *,
+    dtype: torch.dtype | str = "auto",
+    untrained: bool = False,
+    **config_fields: Any,
+) -> CheckpointParts:
+    """
+    Load a checkpoint.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or Hub repository, with all weights or the learned part only.
+        backbone (`str` or `os.PathLike`, *optional*):
+            CLIP to use instead of the one that the configuration names: a Hub repository, a folder (also relative to
+            `source`), or `"embedded"` for the CLIP of the embedded checkpoint.
+        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): dtype of the weights; "auto": as stored.
+        untrained (`bool`, *optional*, defaults to `False`):
+            Accept a source without weights, such as the folders of `hub_configs/`: the learned part is then freshly
+            initialized, in float32, on its backbone.
+        config_fields: fields of [`VCPCLIPConfig`] that replace those of the checkpoint.
+
+    Returns:
+        [`CheckpointParts`]: the model in evaluation mode. An image processor that is missing is made with default
+        settings, a missing tokenizer is searched in the backbone.
+
+    Raises:
+        OSError: the checkpoint or its backbone cannot be found.
+        ValueError: no backbone is known for a source without weights, or the backbone does not fit.
+    """
+    source = str(source)
+    backbone = EMBEDDED_CHECKPOINT if backbone == "embedded" else backbone
+    loading = {} if dtype == "auto" else {"dtype": dtype}
+    if untrained and not _has_weights(source):
+        config = VCPCLIPConfig.from_pretrained(source, **config_fields)
+        named = backbone or config.backbone_name_or_path
+        if named is None:
+            raise ValueError(
+                f"{source} has no weights and its config.json names no backbone. Pass backbone=..., a CLIP repository"
+                " or folder."
+            )
+        model = VCPCLIPModel.from_clip(backbone_location(str(named), source), config=config, **loading)
+    else:
+        if backbone is not None:
+            config_fields["backbone_name_or_path"] = str(backbone)
+        model = VCPCLIPModel.from_pretrained(source, **loading, **config_fields)
+    sources, named = [source], model.config.backbone_name_or_path
+    if named is not None:
+        sources.append(backbone_location(named, source))
+    tokenizer = load_tokenizer(model.config.text_config.vocab_size, *sources)
+    return CheckpointParts(model, _load_image_processor(source, model.config), tokenizer)
+
+
+def complete_parts(
+    model: VCPCLIPModel,
+    image_processor: VCPCLIPImageProcessor | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> CheckpointParts:
+    """
+    Return a model in memory with the parts that belong to it. Parts that are not given are loaded from the checkpoint
+    that the model came from; a model made on a CLIP came from none, and gets an image processor with default settings.
+    """
+    source = model.name_or_path if _is_checkpoint(model.name_or_path) else None
+    if image_processor is None:
+        image_processor = _load_image_processor(source, model.config)
+    if tokenizer is None and source is not None:
+        tokenizer = load_tokenizer(model.config.text_config.vocab_size, source)
+    return CheckpointParts(model, image_processor, tokenizer)
+
+
+def load_tokenizer(
+    vocab_size: int, *sources: str | os.PathLike, **hub_arguments: Any
+) -> PreTrainedTokenizerBase | None:
+    """
+    Return the first tokenizer that fits the model, or `None` with a warning.
+
+    Args:
+        vocab_size (`int`): size of the model's vocabulary.
+        sources (`str` or `os.PathLike`): folders or Hub repositories, in the order of preference.
+        hub_arguments: arguments of `from_pretrained` such as `revision`.
+    """
+    errors = []
+    for source in sources:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **hub_arguments)
+            check_tokenizer(tokenizer, vocab_size)
+            return tokenizer
+        except (OSError, ValueError, TypeError) as error:
+            errors.append(f"{source}: {error}")
+    logger.warning(f"No tokenizer found, so the prompts of the model cannot be changed. {' '.join(errors)}")
+    return None
+
+
+def _load_image_processor(source: str | None, config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
+    if source is not None and _find(source, _PROCESSOR_CONFIG):
+        return VCPCLIPImageProcessor.from_pretrained(source)
+    logger.warning(f"{source or 'The model'} comes without an image processor; using one with default settings.")
+    return VCPCLIPImageProcessor.for_model(config)
+
+
+def _find(source: str, name: str) -> str | None:
+    return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+
+
+def _has_weights(source: str) -> bool:
+    return any(_find(source, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+
+
+def _is_checkpoint(source: str) -> bool:
+    """Whether `source` is a VCP-CLIP checkpoint, as opposed to a CLIP, or the empty name of a new model."""
+    if not source:
+        return False
+    try:
+        values, _ = VCPCLIPConfig.get_config_dict(source)
+    except (OSError, ValueError):
+        return False
+    return values.get("model_type") == VCPCLIPConfig.model_type
+
+
+# --- save ---------------------------------------------------------------------------------------------------------
+
+
+def save_parts(
+    folder: str | os.PathLike,
+    parts: CheckpointParts,
+    *,
+    adapter_only: bool = False,
+    include_code: bool = False,
+    training_facts: Mapping[str, Any] | None = None,
+    download_facts: bool = False,
+    repo_id: str | None = None,
+    **kwargs: Any,
+) -> None:
+    """
+    Save a checkpoint with its facts and its model card. A README that a person wrote or edited stays as it is.
+
+    Args:
+        folder (`str` or `os.PathLike`): folder, created if missing.
+        parts ([`CheckpointParts`]): what to save; a missing tokenizer is left out.
+        adapter_only (`bool`, *optional*, defaults to `False`): save the learned part only, without CLIP.
+        include_code (`bool`, *optional*, defaults to `False`):
+            Copy this package's modules too, so that the checkpoint works without the package:
+            `pipeline("anomaly-segmentation", model=folder, trust_remote_code=True)`.
+        training_facts (`Mapping`, *optional*):
+            Contents of `training.json`. If absent, all facts of the checkpoint that the model was loaded from are
+            copied; facts about other weights are recognized by their fingerprint and left out of the card.
+        download_facts (`bool`, *optional*, defaults to `False`): copy them from the Hub too, not only from a folder.
+        repo_id (`str`, *optional*): Hub repository that the checkpoint is for; named in the card.
+        kwargs: arguments of [`VCPCLIPModel.save_pretrained`].
+    """
+    folder = Path(folder)
+    parts.model.save_pretrained(folder, adapter_only=adapter_only, **kwargs)
+    parts.image_processor.save_pretrained(folder)
+    if parts.tokenizer is not None:
+        parts.tokenizer.save_pretrained(folder)
+    if include_code:
+        _add_code(folder)
+    if training_facts is not None:
+        write_training_facts(folder, training_facts)
+    elif parts.model.name_or_path:
+        carry_facts(parts.model.name_or_path, folder, download=download_facts)
+    write_model_card(folder, repo_id=repo_id)
+
+
+def save_calibration(folder: str | os.PathLike, parts: CheckpointParts) -> None:
+    """
+    Save a checkpoint after calibration. In the folder that the model was loaded from, only the image processor and the
+    card are written, and the weights stay as they are; any other folder gets the whole checkpoint.
+    """
+    source = parts.model.name_or_path
+    if source and Path(source).resolve() == Path(folder).resolve():
+        parts.image_processor.save_pretrained(folder)
+        write_model_card(folder)
+    else:
+        save_parts(folder, parts)
+
+
+def _add_code(folder: Path) -> None:
+    """Copy the modules of the classes into a saved checkpoint, and name the classes in its configurations."""
+    _, task, _ = PIPELINE_REGISTRY.check_task(_TASK)
+    classes = {
+        "AutoConfig": VCPCLIPConfig,
+        "AutoModel": VCPCLIPModel,
+        "AutoImageProcessor": VCPCLIPImageProcessor,
+        _TASK: task["impl"],
+    }
+    names = {}
+    for key, kind in classes.items():
+        names[key] = f"{kind.__module__.split('.')[-1]}.{kind.__name__}"
+        file = sys.modules[kind.__module__].__file__
+        for source in (file, *get_relative_import_files(file)):
+            shutil.copyfile(source, folder / Path(source).name)
+    # without the registered default checkpoint, which is a folder of this machine
+    pipelines = {_TASK: {"impl": names[_TASK], "pt": ["AutoModel"], "type": task["type"]}}
+    auto_map = {key: names[key] for key in ("AutoConfig", "AutoModel")}
+    _add_fields(folder / _CONFIG, auto_map=auto_map, custom_pipelines=pipelines)
+    _add_fields(folder / _PROCESSOR_CONFIG, auto_map={"AutoImageProcessor": names["AutoImageProcessor"]})
+
+
+def _add_fields(path: Path, **fields: Any) -> None:
+    """Add fields to a JSON file that transformers wrote, in its format."""
+    values = {**json.loads(path.read_text(encoding="utf-8")), **fields}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
