@@ -74,7 +74,7 @@ def tiny_model(**fields) -> VCPCLIPModel:
     """VCP-CLIP of a few thousand parameters with random weights that make lively maps, in evaluation mode."""
     model = VCPCLIPModel(tiny_config(**fields)).eval()
     with torch.no_grad():
-        # CLIP's own initialisation is so small that all patches look alike
+        # CLIP's own initialization is so small that all patches look alike
         for name, parameter in model.clip.named_parameters():
             if parameter.ndim > 1 and "position" not in name:
                 parameter.mul_(4)
@@ -91,7 +91,7 @@ def pixels(batch_size: int = 2, height: int = 48, width: int = 48) -> torch.Tens
 
 @dataclass
 class Golden:
-    """A backbone, a checkpoint and what the authors' implementation makes of them."""
+    """A backbone, a checkpoint and the tensors that the authors' implementation computes with them."""
 
     config: dict
     checkpoint: Path

@@ -14,7 +14,7 @@ from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 
 
 def assert_same(model, again):
-    """Every parameter and every buffer, those that are not saved included, and the outputs."""
+    """Compare every parameter and every buffer, including those that are not saved, and the outputs."""
     for kind in ("named_parameters", "named_buffers"):
         ours, theirs = dict(getattr(model, kind)()), dict(getattr(again, kind)())
         assert ours.keys() == theirs.keys()
@@ -23,7 +23,7 @@ def assert_same(model, again):
             assert value.requires_grad == theirs[name].requires_grad, name
     images = pixels(2)
     with torch.no_grad():
-        # not bit-equal: where a tensor lies in memory decides how a matrix product is cut up
+        # Not bit-equal: the memory alignment of a tensor changes how a matrix product is divided
         torch.testing.assert_close(again(images).anomaly_map, model(images).anomaly_map, atol=1e-6, rtol=0)
 
 
@@ -81,7 +81,7 @@ def test_learned_part_only(adapter):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert_same(model, again)
     assert_same(model, AutoModel.from_pretrained(folder / "adapter"))
-    # ... and saved in full again
+    # It can be saved in full again
     again.save_pretrained(folder / "full")
     assert_same(model, VCPCLIPModel.from_pretrained(folder / "full"))
 

@@ -1,4 +1,4 @@
-"""Token ids of prompts, and the places of words and learned tokens."""
+"""Token ids of prompts, and the positions of words and learned tokens."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def plan_of(ids, **fields):
     return PromptPlan(ids, tiny_config(**fields), torch.device("cpu"))
 
 
-def test_deep_prompts_behind_the_start_token():
+def test_deep_prompts_after_the_start_token():
     plan = plan_of([[512, 7, 514, 513]], num_category_tokens=2, num_deep_prompt_tokens=2)
     assert plan.token_ids.tolist() == [[512, 0, 0, 7, 0, 0, 513]]
     assert plan.position_ids.tolist() == [[0, 0, 0, 1, 2, 3, 4]]
@@ -44,7 +44,7 @@ def test_deep_prompts_behind_the_start_token():
     assert plan.end.tolist() == [6]
 
 
-def test_deep_prompts_behind_the_sentence():
+def test_deep_prompts_after_the_sentence():
     plan = plan_of([[512, 514, 7, 513]], num_category_tokens=1, num_deep_prompt_tokens=2, deep_prompt_position="end")
     assert plan.token_ids.tolist() == [[512, 0, 7, 0, 0, 513]]
     assert plan.position_ids.tolist() == [[0, 1, 2, 0, 0, 3]]
@@ -60,7 +60,7 @@ def test_prompts_of_different_length_share_one_table():
 
 @pytest.mark.parametrize("name", ["official_a", "official_b"])
 def test_the_sequences_stop_at_the_end_token(name):
-    """77 tokens are embedded by the authors, a dozen are needed."""
+    """The authors embed 77 tokens; a dozen are needed."""
     rows = golden(name).prompts
     ids = rows["normal_prompt_input_ids"] + rows["abnormal_prompt_input_ids"]
     config = VCPCLIPConfig(num_category_tokens=2, num_deep_prompt_tokens=1)

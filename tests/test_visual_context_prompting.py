@@ -35,7 +35,7 @@ def test_category_tokens_are_vectors_plus_a_convolution():
         torch.testing.assert_close(tokens[:, r], module.category_embeddings[r] + signal, atol=1e-6, rtol=0)
 
 
-def test_without_pre_vcp_the_tokens_do_not_know_the_image():
+def test_without_pre_vcp_the_tokens_do_not_depend_on_the_image():
     module = tiny_model(use_pre_vcp=False).pre_vcp
     assert module.mini_net is None
     assert torch.equal(module(torch.randn(5, 32)), module.category_embeddings[None])
@@ -52,7 +52,7 @@ def test_deep_prompts_drop_out_in_training_only_and_for_each_sequence_anew():
     assert kept == pytest.approx(0.5, abs=0.1)
 
 
-def test_initialisation_is_the_authors():
+def test_the_initialization_is_the_authors():
     from vcp_clip_hf import VCPCLIPModel
 
     config = tiny_config(num_category_tokens=2, num_deep_prompt_tokens=8)

@@ -1,4 +1,4 @@
-"""Focal and dice loss on probability maps, as VCP-CLIP is trained (equation 10 of the paper)."""
+"""Focal and dice loss on probability maps, with which VCP-CLIP is trained (equation 10 of the paper)."""
 
 import torch
 
@@ -14,14 +14,14 @@ _DICE_SMOOTH = 1.0
 
 def focal_loss(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
-    Focal loss of a two-state segmentation, gamma 2, without class weights.
+    Compute the focal loss of a two-state segmentation, gamma 2, without class weights.
 
     Args:
-        probabilities (`torch.FloatTensor` of shape `(..., height, width)`): of the abnormal state, in [0, 1].
-        target (`torch.Tensor`, broadcastable to `probabilities`): 1 where abnormal, else 0.
+        probabilities (`torch.FloatTensor` of shape `(..., height, width)`): probability of the abnormal state.
+        target (`torch.Tensor`, broadcastable to `probabilities`): ground truth, 1 where abnormal, else 0.
 
     Returns:
-        `torch.FloatTensor`: a scalar, the mean over all pixels.
+        `torch.FloatTensor` of shape `()`: the mean over all pixels.
     """
     target = target.to(probabilities.dtype).clamp(_FOCAL_SMOOTH, 1 - _FOCAL_SMOOTH)
     p_target = target * probabilities + (1 - target) * (1 - probabilities) + _FOCAL_SMOOTH
@@ -30,14 +30,14 @@ def focal_loss(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tenso
 
 def dice_loss(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
-    Dice loss of the abnormal state, smooth 1, per image, then the mean.
+    Compute the dice loss of the abnormal state, smooth 1: per image, then the mean.
 
     Args:
-        probabilities (`torch.FloatTensor` of shape `(..., height, width)`): of the abnormal state, in [0, 1].
-        target (`torch.Tensor`, broadcastable to `probabilities`): 1 where abnormal, else 0.
+        probabilities (`torch.FloatTensor` of shape `(..., height, width)`): probability of the abnormal state.
+        target (`torch.Tensor`, broadcastable to `probabilities`): ground truth, 1 where abnormal, else 0.
 
     Returns:
-        `torch.FloatTensor`: a scalar in [0, 1].
+        `torch.FloatTensor` of shape `()`: in [0, 1].
     """
     target = target.to(probabilities.dtype)
     overlap = (probabilities * target).sum(dim=(-2, -1))
@@ -47,15 +47,16 @@ def dice_loss(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
 def segmentation_loss(layer_maps: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
-    Sum over the feature layers of focal + dice loss: one branch's half of equation 10.
+    Sum focal and dice loss over the feature layers: the part of equation 10 of one branch.
 
     Args:
-        layer_maps (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, height, width)`): in [0, 1].
-        target (`torch.Tensor` of shape `(batch_size, height, width)`): 1 where abnormal, else 0.
+        layer_maps (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, height, width)`):
+            Probability of the abnormal state.
+        target (`torch.Tensor` of shape `(batch_size, height, width)`): ground truth, 1 where abnormal, else 0.
 
     Returns:
-        `torch.FloatTensor`: a scalar.
+        `torch.FloatTensor` of shape `()`.
     """
-    # All layers have the same number of pixels, so that the sum of their means is the overall mean times their number
+    # All layers have the same number of pixels, so the sum of their means is the overall mean times their number
     target = target.unsqueeze(1)
     return layer_maps.shape[1] * (focal_loss(layer_maps, target) + dice_loss(layer_maps, target))
