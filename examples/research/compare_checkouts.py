@@ -78,7 +78,7 @@ def _work(name: str, dtype: str, batch_size: int) -> None:
             print(json.dumps(seconds), flush=True)
 
 
-# --- the turns ---------------------------------------------------------------------------------------------------------
+# --- the turns -------------------------------------------------------------------------------------------------------
 
 
 def _start(checkout: Path, *arguments: str) -> subprocess.Popen:
