@@ -4,7 +4,6 @@ import csv
 import io
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from ..atomic_write import atomic_folder
 from .file_tree import absolute_path
 from .records import FEATURES, LABEL_NAMES
 
@@ -72,23 +72,14 @@ def export_dataset(
         if missing:
             raise ValueError(f"The split {name!r} lacks the columns {', '.join(missing)}.")
 
-    unfinished = f"{folder}.incomplete"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    os.makedirs(unfinished)
-    try:
-        writer = (_ParquetFiles if format == "parquet" else _ImageFiles)(unfinished, max_shard_size)
+    with atomic_folder(folder) as unfinished:
+        writer = (_ParquetFiles if format == "parquet" else _ImageFiles)(str(unfinished), max_shard_size)
         for name, part in splits.items():
             for row in _rows(part):
                 writer.write(name, row)
         writer.close()
         info = next(iter(splits.values())).info
-        with open(os.path.join(unfinished, "README.md"), "w", encoding="utf-8") as file:
-            file.write(_readme(info, writer, os.path.basename(folder)))
-        if os.path.isdir(folder):
-            os.rmdir(folder)
-        os.rename(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        (unfinished / "README.md").write_text(_readme(info, writer, os.path.basename(folder)), encoding="utf-8")
     return folder
 
 
