@@ -33,7 +33,7 @@ def test_dice_streams_are_independent_and_repeatable():
 def test_a_fork_costs_one_draw_however_it_is_used():
     first, second = Dice(5), Dice(5)
     first.fork()
-    second.fork().gauss(10, 10)
+    second.fork().normal_array(10, 10)
     assert first.between(0, 1) == second.between(0, 1)
 
 

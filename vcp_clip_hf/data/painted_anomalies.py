@@ -106,7 +106,9 @@ def perlin_noise(dice: Dice, shape: tuple[int, int], periods: tuple[int, int]) -
     """
     down = np.linspace(0, periods[0], shape[0], endpoint=False, dtype=np.float32)
     across = np.linspace(0, periods[1], shape[1], endpoint=False, dtype=np.float32)
-    angles = dice.some((periods[0] + 1) * (periods[1] + 1), 0, 2 * math.pi).reshape(periods[0] + 1, periods[1] + 1)
+    angles = dice.uniform_array((periods[0] + 1) * (periods[1] + 1), 0, 2 * math.pi).reshape(
+        periods[0] + 1, periods[1] + 1
+    )
     row, column = down.astype(np.int32)[:, None], across.astype(np.int32)[None, :]
     y, x = down[:, None] - row, across[None, :] - column
 
@@ -260,7 +262,7 @@ def _jittered(patch: np.ndarray, dice: Dice, amount: float = 0.1) -> np.ndarray:
     """Change brightness, contrast and the balance of the channels, each by up to `amount`."""
     mean = patch.mean(axis=(0, 1), keepdims=True)
     patch = mean + (patch - mean) * np.float32(1 + dice.between(-amount, amount))
-    return patch * (1 + dice.some(3, -amount, amount)) * np.float32(1 + dice.between(-amount, amount))
+    return patch * (1 + dice.uniform_array(3, -amount, amount)) * np.float32(1 + dice.between(-amount, amount))
 
 
 def _paste(pixels: np.ndarray, dice: Dice, solid: np.ndarray, high: int, wide: int, turn: float) -> _Painted:
@@ -325,7 +327,7 @@ def _line(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence 
 def _uneven(dice: Dice, count: int) -> np.ndarray:
     along = np.linspace(0, 1, count, dtype=np.float32)
     ends = smoothstep(0, 0.3, along) * smoothstep(1, 0.7, along)
-    return np.clip(ends, 0.3, 1) * dice.some(count, 0.7, 1.3)
+    return np.clip(ends, 0.3, 1) * dice.uniform_array(count, 0.7, 1.3)
 
 
 _MAKERS = {"perlin": _perlin, "cut_paste": _cut_paste, "scar": _scar, "line": _line}

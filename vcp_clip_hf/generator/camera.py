@@ -104,14 +104,14 @@ class Camera:
         dice = Dice(self.seed)
         if self.grain:
             side = -(-size // self.coarse)
-            grain = dice.gauss(side, side, 1 if self.gray else 3)
+            grain = dice.normal_array(side, side, 1 if self.gray else 3)
             if self.coarse > 1:
                 grain = grain.repeat(self.coarse, axis=0).repeat(self.coarse, axis=1)[:size, :size]
                 grain = gaussian_blur(grain, 0.6)
             level = np.sqrt(0.3 + 1.4 * developed.mean(axis=2, keepdims=True)) * np.float32(self.grain)
             developed = developed + grain * level
         if self.stripes:
-            developed = developed + dice.gauss(1, size, 1) * np.float32(self.stripes)
+            developed = developed + dice.normal_array(1, size, 1) * np.float32(self.stripes)
         pixels = np.clip(developed * 255 + 0.5, 0, 255).astype(np.uint8)
         image = Image.fromarray(pixels)
         if self.quality is not None:

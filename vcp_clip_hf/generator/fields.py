@@ -96,11 +96,11 @@ class Dice:
                 return option
         return options[-1]
 
-    def some(self, count: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+    def uniform_array(self, count: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
         """Draw `count` uniform float32 numbers."""
         return self.generator.uniform(low, high, count).astype(np.float32)
 
-    def gauss(self, *shape: int) -> np.ndarray:
+    def normal_array(self, *shape: int) -> np.ndarray:
         """Draw an array of standard normal float32 numbers."""
         return self.generator.standard_normal(shape, dtype=np.float32)
 
@@ -239,7 +239,7 @@ def noise(
     if finest > 1.0 / size:
         weight *= np.exp(np.maximum(-0.35 * finest * finest * squared, -60))
     weight[0, 0] = 0
-    field = np.fft.irfft2(np.fft.rfft2(dice.gauss(size, size)) * weight, s=(size, size)).astype(np.float32)
+    field = np.fft.irfft2(np.fft.rfft2(dice.normal_array(size, size)) * weight, s=(size, size)).astype(np.float32)
     return field / max(float(field.std()), 1e-12)
 
 
@@ -261,7 +261,7 @@ def profile(
     if finest > 2.0 / length:
         weight *= np.exp(np.maximum(-0.35 * (finest * frequency) ** 2, -60))
     weight[0] = 0
-    line = np.fft.irfft(np.fft.rfft(dice.gauss(length)) * weight, n=length).astype(np.float32)
+    line = np.fft.irfft(np.fft.rfft(dice.normal_array(length)) * weight, n=length).astype(np.float32)
     return line / max(float(line.std()), 1e-12)
 
 

@@ -170,7 +170,7 @@ def wander(
         `np.ndarray` of shape `(points, 2)`: x and y in the frame of the picture.
     """
     count = max(3, round(length / step) + 1)
-    turns = dice.gauss(count) * np.float32(restlessness * math.sqrt(length / count) * 2.0)
+    turns = dice.normal_array(count) * np.float32(restlessness * math.sqrt(length / count) * 2.0)
     pull = np.zeros(count, np.float32)
     bend = 0.0
     for index in range(count):  # turns decay back to the heading; otherwise the path curls up
@@ -305,7 +305,7 @@ def lettering(
 
 def barcode(dice: Dice, grid: Grid, width: float, height: float, bars: int = 40) -> np.ndarray:
     """Return the opacity of random bars inside a rectangle of half width `width` and half height `height`."""
-    pattern = (dice.some(bars) > 0.5).astype(np.float32)
+    pattern = (dice.uniform_array(bars) > 0.5).astype(np.float32)
     pattern[0] = pattern[-1] = 1
     index = np.clip((grid.x / np.float32(2 * width) + np.float32(0.5)) * bars, 0, bars - 1).astype(np.int32)
     return gaussian_blur(pattern[index] * coverage(box(grid, width, height), grid.pixel), 0.4)

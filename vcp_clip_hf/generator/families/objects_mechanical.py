@@ -301,7 +301,7 @@ def commutator(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     part = random_pose(dice, grid, (0.6, 0.95), 0.7)
     bars = dice.whole(10, 30)
     side = dice.chance(0.5)
-    tones = 1 + dice.gauss(bars) * np.float32(0.06)
+    tones = 1 + dice.normal_array(bars) * np.float32(0.06)
     if fault:
         bar = fault.dice.whole(bars // 3, 2 * bars // 3)
         tones[bar] = 0.15 if fault.name == "missing_part" else 0.4 + 0.25 * (1 - fault.strength)

@@ -104,7 +104,7 @@ def knit(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     fuzz = noise(dice, grid.size, 0.02, 0.0, 0.3)
     tone = color(dice, saturation=(0, 0.7), value=(0.15, 0.85))
     if dice.chance(0.4):
-        band = lookup(np.round(dice.some(16)), row / np.float32(dice.whole(24, 64)))[..., None]
+        band = lookup(np.round(dice.uniform_array(16)), row / np.float32(dice.whole(24, 64)))[..., None]
         tone = tone * (1 - band) + band * color(dice, saturation=(0, 0.7), value=(0.15, 0.85))
     shade = (yarn - 0.6) * np.float32(dice.between(0.4, 1.0)) + fuzz * 0.08
     surface = Material(
@@ -125,7 +125,7 @@ def wood_board(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
         pitch, start = dice.between(0.4, 0.9), dice.between(0, 1)
         lane = board.y / np.float32(pitch) + np.float32(start)
         number = np.floor(lane).astype(np.int32)
-        scene.color *= (0.8 + 0.4 * dice.some(64))[number % 64][..., None]
+        scene.color *= (0.8 + 0.4 * dice.uniform_array(64))[number % 64][..., None]
         joint = np.abs(lane - np.round(lane)) * np.float32(pitch)
         scene.tint(smoothstep(0.014, 0.004, joint), dice.between(0.15, 0.6))
     return scene
@@ -350,7 +350,7 @@ def ribbed_strip(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     shape = profile(dice, 64, 1.0, 0.15, 1.2)
     ribs = lookup(shape, board.y * np.float32(count / 2))
     scene.emboss(np.float32(dice.between(0.05, 0.2) / count) * ribs)
-    lanes = lookup(dice.some(64), np.floor(board.y * np.float32(count / 2)) / 64)
+    lanes = lookup(dice.uniform_array(64), np.floor(board.y * np.float32(count / 2)) / 64)
     scene.color *= (1 + np.float32(dice.between(0, 0.15)) * (lanes - 0.5))[..., None]
     return scene
 
