@@ -1,4 +1,4 @@
-"""An evaluation for the tests, as a program for several processes: `python -m tests.evaluation_run OUTPUT`."""
+"""An evaluation for the tests, also as a program for several processes: `python -m tests.evaluation_run OUTPUT`."""
 
 import sys
 
@@ -12,8 +12,8 @@ from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.evaluation_report import EvaluationReport
 
 
-def run(accelerator: Accelerator | None = None, protocol="default", **options) -> EvaluationReport:
-    """A tiny model with random weights on generated records."""
+def run(accelerator: Accelerator | None = None, protocol: str = "default", **options) -> EvaluationReport:
+    """Evaluate a tiny model with random weights on generated records."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = tiny_model()

@@ -1,4 +1,4 @@
-"""What the tests of pushing run in a process that is online: the Hub's library reads its settings once, on import."""
+"""Functions of the push tests that run in another process: huggingface_hub reads its settings once, on import."""
 
 import io
 import os
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment(url: str, home: Path, token: str | None = None) -> dict[str, str]:
-    """Of a client of the server at `url`, with an empty cache and nobody logged in."""
+    """Return the environment of a client of the server at `url`: an empty cache, and no login."""
     values = {
         "HF_ENDPOINT": url,
         "HF_HOME": str(home),
@@ -49,15 +49,15 @@ def environment(url: str, home: Path, token: str | None = None) -> dict[str, str
 
 @contextmanager
 def online(url: str, home: Path) -> Iterator[ProcessPoolExecutor]:
-    """A process to call functions in that talk to the server."""
+    """Yield a process that can talk to the server."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         with mock.patch.dict(os.environ, environment(url, home), clear=True):
-            executor.submit(os.getpid).result()  # it takes its environment along when it is started
+            executor.submit(os.getpid).result()  # the process starts here, with this environment
         yield executor
 
 
 def run_fresh(program: str, url: str, home: Path) -> str:
-    """A program in a process and a cache of its own, away from this repository."""
+    """Run a program in a new process with its own cache, outside of this repository; return what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -71,7 +71,7 @@ def run_fresh(program: str, url: str, home: Path) -> str:
 
 
 def push(folder: Path, repo_id: str, **options: Any) -> str:
-    """A checkpoint's folder; returns the commit."""
+    """Push a checkpoint's folder; return the commit."""
     from vcp_clip_hf.hub import push_checkpoint
 
     torch.set_num_threads(1)
@@ -79,7 +79,7 @@ def push(folder: Path, repo_id: str, **options: Any) -> str:
 
 
 def push_from_memory(folder: Path, repo_id: str, **options: Any) -> str:
-    """A model in memory; returns the commit."""
+    """Push a model in memory; return the commit."""
     from vcp_clip_hf import VCPCLIPModel
     from vcp_clip_hf.hub import push_checkpoint
 
@@ -88,7 +88,7 @@ def push_from_memory(folder: Path, repo_id: str, **options: Any) -> str:
 
 
 def push_model_only(folder: Path, repo_id: str, **options: Any) -> str:
-    """By the model's own method, which is transformers'; returns what that returns."""
+    """Call the model's own `push_to_hub`, which is transformers'; return its result."""
     from vcp_clip_hf import VCPCLIPModel
 
     torch.set_num_threads(1)
@@ -96,14 +96,14 @@ def push_model_only(folder: Path, repo_id: str, **options: Any) -> str:
 
 
 def command(*arguments: str, token: str) -> str:
-    """`vcp-clip ...`; returns what it prints."""
+    """Run `vcp-clip ...`; return what it prints."""
     from vcp_clip_hf.cli import main
 
     return _printed(main, list(arguments), token)
 
 
 def example(*arguments: str, token: str) -> str:
-    """`python examples/push_to_hub.py ...`; returns what it prints."""
+    """Run `python examples/push_to_hub.py ...`; return what it prints."""
     from examples.push_to_hub import main
 
     with mock.patch.object(sys, "argv", ["push_to_hub.py", *arguments]):
@@ -119,7 +119,7 @@ def _printed(main, arguments: list[str] | None, token: str) -> str:
 
 
 def push_new(repo_id: str, **options: Any) -> str:
-    """A model that was made in memory."""
+    """Push a new model that was never saved; return the commit."""
     from tests.common import tiny_model
     from vcp_clip_hf.hub import push_checkpoint
 
@@ -128,7 +128,7 @@ def push_new(repo_id: str, **options: Any) -> str:
 
 
 def push_records(repo_id: str, **options: Any) -> str:
-    """The generated records of the training tests."""
+    """Push the generated records of the training tests; return the commit."""
     from tests.training_run import make_records
     from vcp_clip_hf.hub import push_dataset
 

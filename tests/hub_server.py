@@ -1,7 +1,7 @@
-"""A small Hub on this machine: repositories over HTTP as huggingface_hub asks for them; standard library only.
+"""A small Hub on this machine that serves repositories to huggingface_hub over HTTP; standard library only.
 
-It keeps what the real one promises and pushes rely on: a commit is all or nothing, `parentCommit` is checked, large
-files are content-addressed and must be there before a commit names them, tags do not move, writing needs a token of
+It has the guarantees of the real Hub that pushes rely on: a commit is all or nothing, `parentCommit` is checked, large
+files are content-addressed and must be uploaded before a commit names them, tags do not move, writing needs a token of
 the repository's owner. It has no xet storage: clients run with `HF_HUB_DISABLE_XET=1`.
 """
 
@@ -18,14 +18,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 __all__ = ["HubServer", "Repository"]
 
-_LARGE = 10 * 2**20  # bytes; above it, and with these suffixes, a file is uploaded as LFS
+_LARGE = 10 * 2**20  # bytes; larger files, and files with these suffixes, are uploaded as LFS
 _LARGE_SUFFIXES = (".safetensors", ".parquet", ".bin")
 _HEX = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass
 class Repository:
-    """Commits by id, each a whole tree of path -> content; branches and tags point at them."""
+    """A repository: commit id -> tree (path -> content), and branches and tags that point at commits."""
 
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -34,10 +34,10 @@ class Repository:
     descriptions: dict[str, str] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    large: set[str] = field(default_factory=set)  # sha256 of the contents that were uploaded as LFS
+    large: set[str] = field(default_factory=set)  # sha256 of contents that were uploaded as LFS
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
-        """A new commit at the tip of a branch."""
+        """Add a commit to a branch; return its id."""
         parent = self.branches.get(branch)
         text = repr((parent, message, sorted((path, _sha256(content)) for path, content in files.items())))
         sha = hashlib.sha1(text.encode()).hexdigest()
@@ -46,22 +46,22 @@ class Repository:
         return sha
 
     def find(self, revision: str) -> str | None:
-        """The commit that a branch, a tag or an id means."""
+        """Return the commit of a branch, a tag or an id, or `None`."""
         if _HEX.fullmatch(revision):
             return revision if revision in self.commits else None
         return self.branches.get(revision) or self.tags.get(revision)
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
-        """Path -> content."""
+        """Return the files of a revision: path -> content."""
         return self.commits[self.find(revision)]
 
 
 class HubServer:
     """
-    Runs in a thread of its own; `with HubServer({"token": "user"}) as hub: ...`.
+    A server in a thread of its own: `with HubServer({"token": "user"}) as hub: ...`.
 
     Args:
-        tokens (`dict[str, str]`): token -> user; a user may write below the user's own name only.
+        tokens (`dict[str, str]`): token -> user; users may write to their own repositories only.
     """
 
     def __init__(self, tokens: dict[str, str]):
@@ -69,7 +69,7 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.storage: dict[str, bytes] = {}  # sha256 -> content
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, user
-        # called before a request is answered; returns a status to refuse it with, or None
+        # Called before each answer; returns a status to refuse the request with, or None
         self.interfere: Callable[[str, str], int | None] = lambda method, path: None
         self._lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -77,7 +77,7 @@ class HubServer:
         self._server.daemon_threads = True
         port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{port}"
-        # large files lie on another host, as the Hub's do: there a client follows with care, and without its token
+        # As on the Hub, large files lie on another host, to which a client must not send its token
         self.storage_url = f"http://localhost:{port}/storage"
 
     def __enter__(self) -> "HubServer":
@@ -89,11 +89,11 @@ class HubServer:
         self._server.server_close()
 
     def repository(self, name: str, kind: str = "models") -> Repository:
-        """One that exists."""
+        """Return an existing repository."""
         return self.repositories[kind, name]
 
     def create(self, name: str, kind: str = "models", private: bool = False) -> Repository:
-        """A repository as it is right after it was made: with `.gitattributes` only."""
+        """Create a repository; like a new one on the Hub, it has `.gitattributes` only."""
         made = self.repositories[kind, name] = Repository(private)
         made.commit(
             "main", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, "initial commit"
@@ -102,7 +102,7 @@ class HubServer:
 
 
 class _Refused(Exception):
-    """An answer that is an error."""
+    """An error to answer with."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
         super().__init__(message)
@@ -196,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return answers[action](kind, name)
         raise _Refused(404, f"no such path: {path}")
 
-    # --- who, and what may they do
+    # --- users and permissions
 
     def _whoami(self) -> None:
         if self.user is None:
@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         return found
 
     def _at(self, kind: str, name: str, place: int) -> tuple[Repository, str, list[str]]:
-        """A repository, the commit that the path names, and what follows it."""
+        """Return a repository, the commit in position `place` of the path, and the parts after it."""
         found = self._readable(kind, name)
         parts = self.raw_path.split("/")[place:]
         revision = unquote(parts[0]) if parts else "main"
@@ -233,15 +233,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self) -> None:
         if self.user is None:
             raise _Refused(401, "Invalid username or password.")
-        wish = json.loads(self.body)
-        owner, kind = wish.get("organization") or self.user, f"{wish.get('type') or 'model'}s"
-        name = f"{owner}/{wish['name']}"
+        wanted = json.loads(self.body)
+        owner, kind = wanted.get("organization") or self.user, f"{wanted.get('type') or 'model'}s"
+        name = f"{owner}/{wanted['name']}"
         answer = {"url": f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{name}", "name": name}
         if owner != self.user:
             raise _Refused(403, f"You don't have the rights to create a {kind[:-1]} under the namespace {owner!r}")
         if (kind, name) in self.hub.repositories:
             return self._answer(409, {**answer, "error": "You already created this repo"})
-        self.hub.create(name, kind, wish.get("visibility") == "private")
+        self.hub.create(name, kind, wanted.get("visibility") == "private")
         self._answer(200, answer)
 
     def _validate(self) -> None:
@@ -312,11 +312,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _paths_info(self, kind: str, name: str) -> None:
         found, sha, _ = self._at(kind, name, 6)
         if "json" in (self.headers.get("Content-Type") or ""):
-            wished = json.loads(self.body)["paths"]
+            paths = json.loads(self.body)["paths"]
         else:
-            wished = parse_qs(self.body.decode()).get("paths", [])
+            paths = parse_qs(self.body.decode()).get("paths", [])
         entries = []
-        for path in wished:
+        for path in paths:
             if path in found.commits[sha]:
                 entries.append(self._entry(found, path, found.commits[sha][path]))
             elif any(each.startswith(f"{path}/") for each in found.commits[sha]):
@@ -332,7 +332,7 @@ class _Handler(BaseHTTPRequestHandler):
         for file in json.loads(self.body)["files"]:
             large = file["size"] > _LARGE or file["path"].endswith(_LARGE_SUFFIXES)
             there = found.commits[sha].get(file["path"])
-            # like the Hub: the id of what is there, so that the client can leave out what has not changed
+            # as the Hub does: the id of the present content, so that the client can skip unchanged files
             oid = None if there is None else (_sha256(there) if large else _blob_id(there))
             mode = "lfs" if large else "regular"
             answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
@@ -341,16 +341,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _batch(self, kind: str, name: str) -> None:
         self._writable(kind, name)
         objects = []
-        for wished in json.loads(self.body)["objects"]:
-            answer = {"oid": wished["oid"], "size": wished["size"]}
-            if wished["oid"] not in self.hub.storage:
-                answer["actions"] = {"upload": {"href": f"{self.hub.storage_url}/{wished['oid']}"}}
+        for wanted in json.loads(self.body)["objects"]:
+            answer = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.hub.storage:
+                answer["actions"] = {"upload": {"href": f"{self.hub.storage_url}/{wanted['oid']}"}}
             objects.append(answer)
         self._answer(200, {"transfer": "basic", "objects": objects})
 
     def _store(self, sha: str) -> None:
         if _sha256(self.body) != sha:
-            raise _Refused(400, "the content is not what was announced")
+            raise _Refused(400, "the content does not have the announced hash")
         self.hub.storage[sha] = self.body
         self._answer(200)
 
@@ -389,7 +389,7 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
             else:
                 raise _Refused(400, f"unknown operation {step['key']}")
-        # only now, all at once
+        # the commit is valid: apply all of it
         found.large |= large
         sha = found.commit(branch, files, message)
         found.descriptions[sha] = description
@@ -410,16 +410,16 @@ class _Handler(BaseHTTPRequestHandler):
         digest = _sha256(content)
         if digest in found.large:
             headers.update({"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))})
-            # to another place, as the Hub does for large files
+            # redirect, as the Hub does for large files
             return self._answer(302, b"", Location=f"{self.hub.storage_url}/{digest}", **headers)
         self._content(content, ETag=f'"{_blob_id(content)}"', **headers)
 
     def _content(self, content: bytes, **headers: str) -> None:
         headers["Accept-Ranges"] = "bytes"
-        wished = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if not wished:
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if not span:
             return self._answer(200, content, **headers)
-        first, last = int(wished[1]), int(wished[2] or len(content) - 1)
+        first, last = int(span[1]), int(span[2] or len(content) - 1)
         headers["Content-Range"] = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
         self._answer(206, content[first : last + 1], **headers)
 
@@ -429,5 +429,5 @@ def _sha256(content: bytes) -> str:
 
 
 def _blob_id(content: bytes) -> str:
-    """As git counts."""
+    """Return the id that git gives to a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -79,7 +79,7 @@ def test_the_embedded_backbone_has_a_short_name(tmp_path):
     assert made.tokenizer.get_vocab() == embedded.tokenizer.get_vocab()
 
 
-def test_missing_parts_are_told(parts, tmp_path, caplog):
+def test_missing_parts_are_reported(parts, tmp_path, caplog):
     parts.model.save_pretrained(tmp_path)
     for found in (load_parts(tmp_path), complete_parts(parts.model)):
         assert found.tokenizer is None and found.image_processor.threshold is None
@@ -87,7 +87,7 @@ def test_missing_parts_are_told(parts, tmp_path, caplog):
     assert "the prompts of the model cannot be changed" in no_tokenizer
     assert no_processor.startswith(f"{tmp_path} comes without an image processor")
     assert new_model.startswith("The model comes without an image processor")
-    # a tokenizer of another vocabulary is no tokenizer of this model
+    # a tokenizer with another vocabulary does not fit the model
     shutil.copytree(EMBEDDED_CHECKPOINT, tmp_path / "other")
     (tmp_path / "other" / "tokenizer.json").rename(tmp_path / "tokenizer.json")
     (tmp_path / "other" / "tokenizer_config.json").rename(tmp_path / "tokenizer_config.json")
@@ -141,7 +141,7 @@ def test_code_is_included_with_the_names_that_transformers_looks_for(parts, tmp_
         assert f"class {kind}" in (tmp_path / f"{module}.py").read_text()
     assert len(named) == 4 and list(config["custom_pipelines"]) == ["anomaly-segmentation"]
     assert not (tmp_path / "checkpoint_folder.py").exists() and not (tmp_path / "hub.py").exists()
-    # nothing of it stays on the objects
+    # the objects are unchanged
     save_parts(tmp_path / "plain", parts)
     assert "auto_map" not in (tmp_path / "plain" / "config.json").read_text()
     assert is_generated((tmp_path / "plain" / "README.md").read_text())

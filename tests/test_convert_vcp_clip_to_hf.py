@@ -1,4 +1,4 @@
-"""Conversion of the authors' checkpoints. That the result computes what they compute is in test_modeling."""
+"""Conversion of the authors' checkpoints. `test_modeling_vcp_clip` compares the outputs of converted models."""
 
 import pickle
 import subprocess
@@ -25,7 +25,7 @@ def content():
     return torch.load(golden("official_a").checkpoint, weights_only=True)
 
 
-def test_sizes_are_read_off_the_file_and_the_authors_settings_are_taken():
+def test_sizes_come_from_the_file_and_settings_from_the_authors_code():
     values = golden("official_b")
     model = convert_checkpoint(values.checkpoint, values.backbone, 40, (1, 3), **values.prompts)
     config = model.config
@@ -59,7 +59,7 @@ def test_every_problem_is_listed_at_once(content, tmp_path):
     assert "prompt_text_projection" not in str(error.value)
 
 
-def test_what_has_no_effect_may_be_absent(content, tmp_path):
+def test_entries_without_effect_may_be_missing(content, tmp_path):
     full = convert(content, tmp_path)
     del content["prompt_text_projection"], content["Zero_try"]["k_proj_pre_1.bias"]
     for name, value in convert(content, tmp_path).state_dict().items():
@@ -77,13 +77,13 @@ def test_feature_layers_must_be_as_many_as_the_file_has(content, tmp_path):
     assert convert(content, tmp_path, feature_layers=(2, 4)).config.feature_layers == [2, 4]
 
 
-def test_another_backbone_is_named_by_its_shapes(content, tmp_path):
+def test_a_wrong_backbone_is_reported_by_its_shapes(content, tmp_path):
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(ValueError, match=r"prompt_proj\.weight \(64, 64\), expected \(32, 32\) for this backbone"):
         convert_checkpoint(tmp_path / "file.pth", tiny_clip(), 48, tokenizer=tiny_tokenizer())
 
 
-def test_files_that_are_no_such_checkpoint(tmp_path):
+def test_other_files_are_refused(tmp_path):
     backbone = golden("official_a").backbone
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):
         convert_checkpoint(tmp_path / "none.pth", backbone)
@@ -96,7 +96,7 @@ def test_files_that_are_no_such_checkpoint(tmp_path):
 
 
 class _Harmful:
-    """Would create a file when unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -106,7 +106,7 @@ class _Harmful:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_no_code_of_a_pickle_is_run(tmp_path):
+def test_no_code_in_a_pickle_is_run(tmp_path):
     trace = tmp_path / "trace"
     torch.save({"prompt_norm.weight": _Harmful(trace)}, tmp_path / "harmful.pth")
     with pytest.raises(ValueError, match="refused"):
@@ -129,7 +129,7 @@ def run(*arguments):
 
 
 def test_the_command_writes_a_hub_ready_folder(tmp_path):
-    """With the default prompts, so that the backbone needs OpenAI's vocabulary but no tokenizer."""
+    """Uses the default prompts, so that the backbone needs OpenAI's vocabulary but no tokenizer."""
     values = golden("official_a")
     values.backbone.save_pretrained(tmp_path / "clip")
     output = tmp_path / "converted"
@@ -151,7 +151,7 @@ def test_the_command_writes_a_hub_ready_folder(tmp_path):
     ):
         torch.testing.assert_close(result["anomaly_map"], expected, atol=1e-5, rtol=0)
 
-    letters = tiny_tokenizer.__wrapped__()  # one of its own, since it is changed
+    letters = tiny_tokenizer.__wrapped__()  # a new one, because it is changed
     letters.add_tokens([f"word{index}" for index in range(49408 - len(letters))])
     letters.save_pretrained(tmp_path / "clip")
     done = run(*options, "--output", tmp_path / "adapter", "--adapter_only")

@@ -1,4 +1,4 @@
-"""Evaluation: the numbers of the metrics, tables in every form, several processes, the paper beside ours."""
+"""Evaluation: metrics of the maps, tables in every format, several processes, the paper's numbers."""
 
 import csv
 import io
@@ -92,7 +92,7 @@ def test_native_size_uses_the_masks_as_they_are():
     assert sum(counts["pixels"] for counts in report.results["wide"]["counts"].values()) == 4 * 96 * 60
 
 
-def test_tables_in_every_form(report, tmp_path):
+def test_tables_in_every_format(report, tmp_path):
     text = report.to_text()
     assert "squares" in text and "product_1" in text and "AUROC" in text
     rows = list(csv.DictReader(io.StringIO(report.to_csv())))
@@ -105,7 +105,7 @@ def test_tables_in_every_form(report, tmp_path):
     assert report.settings["versions"]["torch"] == torch.__version__ and report.settings["processes"] == 1
 
 
-def test_the_papers_numbers_stand_beside_ours_as_the_papers(report):
+def test_the_papers_numbers_are_quoted_in_brackets(report):
     assert not report.with_paper() and "paper" not in report.to_markdown()
     theirs = EvaluationReport(
         {"mvtec_ad": {**report.results["squares"], "per_product": {"pill": report.results["squares"]["mean"]}}},
@@ -140,7 +140,7 @@ def test_sheets_show_the_first_defects(tmp_path):
     assert picture.width > 4 * 256 and picture.height > 2 * 256
 
 
-def test_undefined_metrics_are_said(report):
+def test_undefined_metrics_are_reported(report):
     torch.manual_seed(0)
     model = tiny_model()
     processor = VCPCLIPImageProcessor.for_model(model.config)
@@ -152,7 +152,7 @@ def test_undefined_metrics_are_said(report):
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_mistakes_are_explained(report):
+def test_errors_explain_the_mistake(report):
     model = tiny_model()
     processor = VCPCLIPImageProcessor.for_model(model.config)
     with pytest.raises(ValueError, match="Unknown protocol 'paper'; known are default"):
@@ -164,7 +164,7 @@ def test_mistakes_are_explained(report):
         evaluate(model, processor, {"x": unknown})
 
 
-def test_the_model_is_left_in_its_mode():
+def test_the_model_keeps_its_mode():
     model = tiny_model().train()
     evaluate(model, VCPCLIPImageProcessor.for_model(model.config), {"x": make_records(4)})
     assert model.training and not model.clip.training

@@ -1,4 +1,4 @@
-"""Imports point downwards: the imports of all package files against the table of floors in docs/design.md."""
+"""All imports of the package follow the table of floors in docs/design.md."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vcp_clip_hf"
 DESIGN = ROOT / "docs" / "design.md"
 
-# Where the code of a checkpoint starts: a Hub repository holds copies of these files and of what they import
+# A Hub repository holds copies of these files and of what they import
 TRAVELING = (
     "configuration_vcp_clip.py",
     "modeling_vcp_clip.py",
@@ -25,7 +25,7 @@ TRAVELING = (
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: files on one floor that may import each other."""
+    """A row of the table: files of one floor that may import each other."""
 
     floor: int
     patterns: tuple[str, ...]
@@ -36,21 +36,21 @@ class Row:
 
 @dataclass
 class SourceFile:
-    """The imports of one file: files of the package, and the packages and modules that it names by a string."""
+    """The imports of one file: files of the package with line numbers, and names that it imports by a string."""
 
     imports: dict[str, int] = field(default_factory=dict)  # file -> line
     by_string: list[str] = field(default_factory=list)
 
 
 def read_table(text: str) -> list[Row]:
-    """The rows `| 2 | `name.py`, `folder/` | ... |` of the first table with a column "floor"."""
+    """Return the rows `| 2 | `name.py`, `folder/` | ... |` of the first table with a column "floor"."""
     table = text[text.index("| floor |") :].split("\n\n")[0]
     rows = [re.match(r"\| (\d+) \| ([^|]+) \|", line) for line in table.splitlines()[2:]]
     return [Row(int(row[1]), tuple(re.findall(r"`([^`]+)`", row[2]))) for row in rows]
 
 
 def read_package(package: Path) -> dict[str, SourceFile]:
-    """Path inside the package -> imports of that file, also those inside of functions."""
+    """Return path inside the package -> imports of that file, including those inside functions."""
     paths = {path.relative_to(package).as_posix(): path for path in sorted(package.rglob("*.py"))}
     return {name: _read_file(path, package) for name, path in paths.items()}
 
@@ -76,7 +76,7 @@ def _read_file(path: Path, package: Path) -> SourceFile:
 
 
 def _absolute(node: ast.ImportFrom, path: Path, package: Path) -> str:
-    """The dotted name of the module that a `from ... import` names."""
+    """Return the full dotted name of the module in a `from ... import`."""
     if not node.level:
         return node.module
     parents = [package.name, *path.relative_to(package).parent.parts]
@@ -85,7 +85,7 @@ def _absolute(node: ast.ImportFrom, path: Path, package: Path) -> str:
 
 
 def _file_of(module: str, name: str | None, package: Path) -> str | None:
-    """The file inside the package that `import module` or `from module import name` reads; None for other packages."""
+    """Return the package's file that `import module` or `from module import name` reads; None for other modules."""
     first, *rest = module.split(".")
     if first != package.name:
         return None
@@ -99,7 +99,7 @@ def _file_of(module: str, name: str | None, package: Path) -> str | None:
 
 
 def find_problems(package: Path, rows: list[Row]) -> list[str]:
-    """Everything that contradicts the table."""
+    """Return everything that contradicts the table."""
     files = read_package(package)
     everything = [path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()]
     problems = [
@@ -131,11 +131,12 @@ def find_problems(package: Path, rows: list[Row]) -> list[str]:
 
 
 def test_every_file_imports_from_the_floors_below():
-    assert not find_problems(PACKAGE, read_table(DESIGN.read_text(encoding="utf-8")))
+    problems = find_problems(PACKAGE, read_table(DESIGN.read_text(encoding="utf-8")))
+    assert not problems, "\n".join(problems)
 
 
 def test_files_that_travel_find_each_other_in_one_folder():
-    """Copies are found as `from .name import x` only. transformers does not look for what is imported in `try`."""
+    """transformers follows `from .name import x` only, and skips imports inside `try`."""
     reached, waiting = set(), list(TRAVELING)
     while waiting:
         file = waiting.pop()

@@ -1,6 +1,6 @@
-"""The model card: as a whole, its metadata, what it refuses to say, and whom it does not overwrite.
+"""The model card: its text and metadata, its claims, and which files it never overwrites.
 
-`python -m tests.test_model_card` writes the golden card anew; look at the difference before committing it.
+`python -m tests.test_model_card` regenerates the golden card; review the difference before committing it.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ CALIBRATION = {
 
 
 def save(folder: Path, facts: bool = True, **fields) -> Path:
-    """A tiny checkpoint; with facts, those of the fixture."""
+    """Save a tiny checkpoint, with or without the facts of the fixture."""
     torch.manual_seed(0)
     model = tiny_model(**fields)
     model.save_pretrained(folder, adapter_only=not model.config.backbone_included)
@@ -69,13 +69,10 @@ def example(folder: Path) -> Path:
     return save(folder, backbone_name_or_path="openai/clip-vit-base-patch16", backbone_revision="main")
 
 
-# the embedded checkpoint's card is compared as soon as there is one
-CARDS = [("example", GOLDEN / "card.md")]
-if Path(EMBEDDED_CHECKPOINT).is_dir():
-    CARDS.append(("embedded", ROOT / "MODEL_CARD.md"))
+CARDS = {"example": GOLDEN / "card.md", "embedded": ROOT / "MODEL_CARD.md"}
 
 
-@pytest.mark.parametrize(("checkpoint", "golden"), CARDS, ids=[name for name, _ in CARDS])
+@pytest.mark.parametrize(("checkpoint", "golden"), CARDS.items(), ids=CARDS)
 def test_the_card_as_a_whole(checkpoint, golden, tmp_path):
     folder = example(tmp_path) if checkpoint == "example" else Path(EMBEDDED_CHECKPOINT)
     text = golden.read_text(encoding="utf-8")
@@ -105,12 +102,12 @@ def test_metadata(tmp_path):
     assert results["visa", "candle", "pixel AP"].metric_value == 0.2531
     assert results["visa", "candle", "pixel AP"].dataset_split == "test"
     assert results["visa", None, "pixel AUROC, mean over products"].metric_value == round((0.9712 + 0.9034) / 2, 4)
-    # what is undefined is no result
+    # undefined metrics are left out
     assert ("visa", "pcb1", "image AUROC") not in results and ("visa", "candle", "image AUROC") in results
     assert len(results) == len(data.eval_results) == 5 + 3 + 3 + 5 + 5
 
 
-def test_the_papers_numbers_are_the_papers(tmp_path):
+def test_the_papers_numbers_are_apart_from_measured_ones(tmp_path):
     card = model_card(example(tmp_path))
     paper = paper_results()["datasets"]["visa"]["VCP-CLIP"]
     before, after = card.text.split("### The paper's numbers")
@@ -138,7 +135,7 @@ def test_base_model_and_relation(fields, expected, tmp_path):
     assert "/data" not in str(card)
 
 
-def test_without_facts_it_says_that_there_are_none(tmp_path):
+def test_missing_facts_are_stated(tmp_path):
     card = model_card(save(tmp_path, facts=False))
     for words in (
         "no record of its training",
@@ -204,7 +201,7 @@ def test_facts_of_other_weights_are_left_out(tmp_path):
     assert "no record of its training" in card.text and "has not been evaluated" in card.text
 
 
-def test_fingerprints_name_the_learned_part(tmp_path):
+def test_fingerprints_depend_on_the_learned_part_only(tmp_path):
     model = tiny_model(backbone_name_or_path="some/clip")
     model.save_pretrained(tmp_path / "full")
     model.save_pretrained(tmp_path / "adapter", adapter_only=True)
@@ -230,7 +227,7 @@ def test_a_persons_readme_is_never_overwritten(tmp_path):
     assert write_model_card(folder) == readme and "# renamed" in readme.read_text()
 
     generated = readme.read_text()
-    readme.write_bytes(generated.replace("\n", "\r\n").encode())  # an editor's line ends are no edit
+    readme.write_bytes(generated.replace("\n", "\r\n").encode())  # other line ends do not count as an edit
     assert write_model_card(folder) == readme
     for text in (
         generated.replace("## Limitations", "## Limitations and more"),
@@ -248,13 +245,13 @@ def test_a_persons_readme_is_never_overwritten(tmp_path):
     assert write_model_card(folder, tmp_path / "elsewhere.md") == tmp_path / "elsewhere.md" and not readme.exists()
 
 
-def test_stamps():
+def test_a_stamp_marks_unchanged_texts():
     text = stamped("one\ntwo\n")
     assert is_generated(text) and stamped(text) == text and text.startswith("one\ntwo\n")
     assert not is_generated(text.replace("two", "three")) and not is_generated("one\ntwo\n")
 
 
-def test_mistakes_are_named(tmp_path):
+def test_errors_name_the_mistake(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"not a saved checkpoint: config\.json and preprocessor_config\.json are"
     ):

@@ -1,4 +1,4 @@
-"""What can be imported from the package itself, and how little an import or `vcp-clip --version` loads."""
+"""Public names of the package, and what importing it and `vcp-clip --version` load."""
 
 import ast
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_fresh(program: str) -> str:
-    """A program in a process of its own; returns what it prints."""
+    """Run a program in a new process; return what it prints."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -54,7 +54,7 @@ assert "datasets" in sys.modules
     run_fresh(program)
 
 
-def test_the_version_is_told_without_torch():
+def test_the_version_is_printed_without_torch():
     program = """
 import sys
 import vcp_clip_cli

@@ -1,4 +1,4 @@
-"""Pushes to a small Hub on this machine, and what comes back from it in fresh processes with empty caches."""
+"""Pushes to a small Hub on this machine; fresh processes with empty caches load what was pushed."""
 
 import json
 import os
@@ -29,7 +29,7 @@ CODE = {"modeling_vcp_clip.py", "configuration_vcp_clip.py", "pipeline_anomaly_s
 
 @dataclass
 class Scene:
-    """A server, a process that pushes to it, a checkpoint, and what the checkpoint says of an image."""
+    """A server, a process that pushes to it, a checkpoint, and the checkpoint's map of an image."""
 
     hub: HubServer
     client: object
@@ -49,7 +49,7 @@ def scene(tmp_path_factory):
     torch.manual_seed(0)
     model = tiny_model()
     model.clip.save_pretrained(folder / "clip")
-    # as training leaves it: the backbone was a folder of this machine
+    # as after training: the backbone is a folder of this machine
     model.config.backbone_name_or_path = str(folder / "clip")
     checkpoint = folder / "checkpoint"
     model.save_pretrained(checkpoint)
@@ -74,13 +74,13 @@ def scene(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _calm(scene):
+def _no_interference(scene):
     yield
     scene.hub.interfere = lambda method, path: None
 
 
 def changed_checkpoint(scene: Scene, folder: Path, by: float = 1.0) -> Path:
-    """The same with other learned weights; what was uploaded once is not uploaded again, so some need their own."""
+    """Return a copy with other learned weights; files that the server has already are not uploaded again."""
     model = VCPCLIPModel.from_pretrained(scene.checkpoint)
     with torch.no_grad():
         model.base_logit_scale += by
@@ -196,14 +196,14 @@ print(json.dumps(facts))
         assert (row["mask"] and bytes.fromhex(row["mask"])) == (record["mask"] and record["mask"].tobytes())
         assert all(row[name] == record[name] for name in ("label", "product", "defect"))
 
-    # the same again changes nothing; fewer products leave no stale files
+    # pushing the same again changes nothing
     assert scene.client.submit(hub_client.push_records, "alice/parts", token=ALICE).result() == commit
 
 
-# --- what is pushed -----------------------------------------------------------------------------------------------
+# --- contents -----------------------------------------------------------------------------------------------------
 
 
-def test_all_that_belongs_to_a_checkpoint_and_nothing_of_this_machine(scene):
+def test_a_push_has_all_parts_of_a_checkpoint_and_no_path_of_this_machine(scene):
     scene.push("alice/everything", commit_message="first", private=True)
     repository = scene.hub.repository("alice/everything")
     files = repository.files()
@@ -227,17 +227,17 @@ def test_all_that_belongs_to_a_checkpoint_and_nothing_of_this_machine(scene):
     assert "auto_map" not in json.loads(files["config.json"])
 
 
-def test_weights_of_an_earlier_push_do_not_stay(scene):
+def test_weights_of_an_earlier_push_are_deleted(scene):
     scene.push("alice/shards")
     repository = scene.hub.repository("alice/shards")
     extra = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.txt", "more/model.safetensors"]
-    repository.commit("main", {**repository.files(), **dict.fromkeys(extra, b"{}")}, "an older state")
+    repository.commit("main", {**repository.files(), **dict.fromkeys(extra, b"{}")}, "an older push")
     scene.push("alice/shards")
     files = repository.files()
     assert "model.safetensors" in files and not set(extra[:2]) & files.keys() and set(extra[2:]) <= files.keys()
 
 
-def test_what_a_person_wrote_stays(scene, tmp_path):
+def test_a_readme_that_a_person_wrote_is_kept(scene, tmp_path):
     scene.push("alice/readme")
     repository = scene.hub.repository("alice/readme")
     edited = repository.files()["README.md"].replace(b"## Limitations", b"## Limitations, as we found them")
@@ -253,7 +253,7 @@ def test_what_a_person_wrote_stays(scene, tmp_path):
     assert (tmp_path / "changed" / "README.md").read_text() == "---\nlicense: mit\n---\n# Mine\n"
 
 
-def test_the_learned_part_alone_needs_a_backbone_that_others_can_load(scene):
+def test_an_adapter_needs_a_backbone_that_others_can_load(scene):
     for options, words in (
         ({}, "is not a Hub repository that others could load it from"),
         ({"backbone": "alice/no_such_clip"}, "'alice/no_such_clip' cannot be found"),
@@ -291,10 +291,10 @@ def test_a_refused_push_leaves_the_model_as_it_was(scene):
     assert model.config.to_dict() == before
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------------
+# --- failures -----------------------------------------------------------------------------------------------------
 
 
-def test_a_push_that_is_killed_half_way_leaves_what_was_there(scene, tmp_path):
+def test_a_push_that_is_killed_halfway_changes_nothing(scene, tmp_path):
     scene.push("alice/killed")
     repository = scene.hub.repository("alice/killed")
     before, files = dict(repository.branches), repository.files()
@@ -318,7 +318,7 @@ def test_a_push_that_is_killed_half_way_leaves_what_was_there(scene, tmp_path):
     assert process.returncode < 0, output
     assert repository.branches == before and repository.files() == files and not repository.tags
 
-    # the same command again goes through
+    # running the same command again succeeds
     scene.hub.interfere = lambda method, path: None
     printed = scene.client.submit(hub_client.command, *arguments, token=ALICE).result()
     commit = repository.branches["main"]
@@ -326,7 +326,7 @@ def test_a_push_that_is_killed_half_way_leaves_what_was_there(scene, tmp_path):
     assert repository.tags == {"v2": commit} and repository.files() != files
 
 
-def test_uploads_and_commits_that_fail_say_so(scene, tmp_path):
+def test_failing_uploads_and_commits_are_reported(scene, tmp_path):
     scene.push("alice/failing")
     repository = scene.hub.repository("alice/failing")
     before = dict(repository.branches)
@@ -352,7 +352,7 @@ def test_uploads_and_commits_that_fail_say_so(scene, tmp_path):
         scene.push("alice/failing", checkpoint=changed, tag="v1")
 
 
-def test_without_permission_the_error_says_what_to_do(scene):
+def test_errors_about_permissions_say_what_to_do(scene):
     with pytest.raises(PermissionError, match=r"needs a token with write access. .*hf auth login.*HF_TOKEN"):
         scene.push("alice/x", token=None)
     with pytest.raises(PermissionError, match=r"does not accept the token.*hf auth login"):
@@ -374,13 +374,13 @@ def test_tags_do_not_move(scene, tmp_path):
     assert repository.branches["main"] == repository.tags["v1"] == first
 
 
-def test_offline_is_said(scene):
+def test_offline_mode_is_reported(scene):
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE=1 is set"):
         push_checkpoint(str(scene.checkpoint), "alice/x", token=ALICE)
 
 
-def test_a_model_made_in_memory_is_pushed_with_default_settings(scene):
+def test_a_new_model_is_pushed_with_default_settings(scene):
     scene.client.submit(hub_client.push_new, "alice/new", token=ALICE).result()
     files = scene.hub.repository("alice/new").files()
     assert json.loads(files["preprocessor_config.json"])["size"] == {"height": 48, "width": 48}

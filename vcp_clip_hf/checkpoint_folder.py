@@ -79,8 +79,8 @@ def load_parts(
         config_fields: fields of [`VCPCLIPConfig`] that replace those of the checkpoint.
 
     Returns:
-        [`CheckpointParts`]: the model in evaluation mode. An image processor that is missing is made with default
-        settings, a missing tokenizer is searched in the backbone.
+        [`CheckpointParts`]: the model in evaluation mode. A missing image processor is replaced by one
+        with default settings; a missing tokenizer is taken from the backbone.
 
     Raises:
         OSError: the checkpoint or its backbone cannot be found.
@@ -116,7 +116,7 @@ def complete_parts(
 ) -> CheckpointParts:
     """
     Return a model in memory with the parts that belong to it. Parts that are not given are loaded from the checkpoint
-    that the model came from; a model made on a CLIP came from none, and gets an image processor with default settings.
+    that the model came from. A model that came from none gets an image processor with default settings.
     """
     source = model.name_or_path if _is_checkpoint(model.name_or_path) else None
     if image_processor is None:
@@ -165,7 +165,7 @@ def _has_weights(source: str) -> bool:
 
 
 def _is_checkpoint(source: str) -> bool:
-    """Whether `source` is a VCP-CLIP checkpoint, as opposed to a CLIP, or the empty name of a new model."""
+    """Return whether `source` is a VCP-CLIP checkpoint. A model made on a CLIP has that CLIP's name, or an empty one."""
     if not source:
         return False
     try:
@@ -190,11 +190,11 @@ def save_parts(
     **kwargs: Any,
 ) -> None:
     """
-    Save a checkpoint with its facts and its model card. A README that a person wrote or edited stays as it is.
+    Save a checkpoint with its facts and its model card. A README that a person wrote or edited is kept.
 
     Args:
         folder (`str` or `os.PathLike`): folder, created if missing.
-        parts ([`CheckpointParts`]): what to save; a missing tokenizer is left out.
+        parts ([`CheckpointParts`]): objects to save; without a tokenizer, none is saved.
         adapter_only (`bool`, *optional*, defaults to `False`): save the learned part only, without CLIP.
         include_code (`bool`, *optional*, defaults to `False`):
             Copy this package's modules too, so that the checkpoint works without the package:
@@ -223,7 +223,11 @@ def save_parts(
 def save_calibration(folder: str | os.PathLike, parts: CheckpointParts) -> None:
     """
     Save a checkpoint after calibration. In the folder that the model was loaded from, only the image processor and the
-    card are written, and the weights stay as they are; any other folder gets the whole checkpoint.
+    card are written; any other folder gets the whole checkpoint.
+
+    Args:
+        folder (`str` or `os.PathLike`): folder, created if missing.
+        parts ([`CheckpointParts`]): model with its calibrated image processor.
     """
     source = parts.model.name_or_path
     if source and Path(source).resolve() == Path(folder).resolve():

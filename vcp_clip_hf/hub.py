@@ -166,7 +166,7 @@ def push_dataset(
 def _backbone_named(
     config: VCPCLIPConfig, adapter_only: bool, backbone: str | None, revision: str | None
 ) -> Iterator[None]:
-    """In the body, the configuration names a backbone that others can find, and never a folder of this machine."""
+    """Let the configuration name a backbone that others can find, never a folder of this machine, for a `with` body."""
     before = config.backbone_name_or_path, config.backbone_revision
     try:
         if backbone is not None:
@@ -186,6 +186,7 @@ def _backbone_named(
 
 
 def _check_backbone_exists(api: HfApi, config: VCPCLIPConfig) -> None:
+    """Raise unless the backbone is a repository that the token can read."""
     name, revision = config.backbone_name_or_path, config.backbone_revision
     try:
         api.model_info(name, revision=revision)
@@ -328,6 +329,7 @@ def _clear_errors(api: HfApi, repo_id: str) -> Iterator[None]:
 
 
 def _owner(api: HfApi) -> str:
+    """Return " of 'name'" for the owner of the token, or an empty string if unknown."""
     try:
         return f" of {api.whoami()['name']!r}"
     except (HTTPError, OSError, KeyError):

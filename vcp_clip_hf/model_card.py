@@ -120,7 +120,7 @@ def is_generated(text: str) -> bool:
 
 
 def hub_name(name: str | None) -> str | None:
-    """Return the name if it is one of a Hub repository; `None` if it is a folder of this machine, or `None`."""
+    """Return `name` if it names a Hub repository, and `None` if it is a folder of this machine, or `None` itself."""
     if name is None or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith(".") or os.path.isdir(name):
         return None
     return name
