@@ -165,7 +165,7 @@ def _has_weights(source: str) -> bool:
 
 
 def _is_checkpoint(source: str) -> bool:
-    """Return whether `source` is a VCP-CLIP checkpoint. A model made on a CLIP has that CLIP's name, or an empty one."""
+    """Return whether `source` is a VCP-CLIP checkpoint. The name of a new model is a CLIP's, or empty."""
     if not source:
         return False
     try:

@@ -166,7 +166,7 @@ def push_dataset(
 def _backbone_named(
     config: VCPCLIPConfig, adapter_only: bool, backbone: str | None, revision: str | None
 ) -> Iterator[None]:
-    """Let the configuration name a backbone that others can find, never a folder of this machine, for a `with` body."""
+    """Inside `with`, the configuration names a backbone that others can find, never a folder of this machine."""
     before = config.backbone_name_or_path, config.backbone_revision
     try:
         if backbone is not None:
