@@ -269,7 +269,7 @@ def test_masks_of_every_kind(tmp_path):
     ("mask", "message"),
     [
         (np.array([[0, 1, 2]], np.uint8), "3 values: 0, 1, 2"),
-        (np.array([[0, 128, 255, 254]], np.uint8), "Binarise"),
+        (np.array([[0, 128, 255, 254]], np.uint8), "Binarize"),
         (np.array([[1, 2]]), "2 values: 1, 2"),
         (np.array([[-1, 0]]), "-1"),
         (np.zeros((2, 2, 3), np.uint8), r"\(2, 2, 3\)"),
