@@ -82,7 +82,7 @@ def test_keep_ratio_keeps_the_ratio_and_the_area(ratio):
 def test_images_of_one_batch_must_come_out_at_one_size():
     processor = VCPCLIPImageProcessor(resize_mode="keep_ratio")
     images = [Image.new("L", (100, 200)), Image.new("L", (200, 100))]
-    with pytest.raises(ValueError, match="2 sizes"):
+    with pytest.raises(ValueError, match="2 shapes"):
         processor(images, return_tensors="pt")
     assert len(processor(images).pixel_values) == 2, "arrays that are not stacked may differ in size"
 
@@ -150,7 +150,6 @@ def test_bad_settings_are_explained(fields, message):
         ({"crop_size": 224}, "crop_size={'height': 224, 'width': 224} .* Crop beforehand"),
         ({"do_pad": True}, "do_pad=True .* resize_mode='pad'"),
         ({"pad_size": {"height": 9, "width": 9}}, "pad_size=.* resize_mode='pad'"),
-        ({"do_convert_rgb": False}, "do_convert_rgb=False .* three channels"),
         ({"data_format": "channels_last"}, "data_format='channels_last' .* channels first"),
         ({"image_seq_length": 7}, "image_seq_length=7"),
         ({"image_mean": [0.5, 0.5, 0.5, 0.5]}, "image_mean=.* three"),
@@ -170,6 +169,24 @@ def test_arguments_of_other_image_processors_that_change_nothing_are_accepted():
     expected = VCPCLIPImageProcessor(size=28)(image, return_tensors="pt").pixel_values
     assert torch.equal(VCPCLIPImageProcessor(size=28, **plain)(image, return_tensors="pt").pixel_values, expected)
     assert torch.equal(VCPCLIPImageProcessor(size=28)(image, return_tensors="pt", **plain).pixel_values, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("resize_mode", ["squash", "pad"])
+def test_without_the_conversion_to_rgb_channels_are_kept(channels, resize_mode):
+    values = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    processor = VCPCLIPImageProcessor(
+        size=28,
+        resize_mode=resize_mode,
+        do_convert_rgb=False,
+        image_mean=[0.25] * channels,
+        image_std=[0.5] * channels,
+    )
+    together = processor(values, input_data_format="channels_last", return_tensors="pt").pixel_values
+    assert together.shape == (1, channels, 28, 28)
+    for channel in range(channels):
+        alone = processor(values[..., channel], image_mean=0.25, image_std=0.5, return_tensors="pt").pixel_values
+        assert torch.equal(alone[0, 0], together[0, channel])
 
 
 def test_tensors_move_to_the_device():

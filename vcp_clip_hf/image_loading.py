@@ -76,6 +76,7 @@ def load_image(
     input_range: tuple[float, float] | None = None,
     channels_last: bool | None = None,
     timeout: float = 30.0,
+    convert_rgb: bool = True,
 ) -> Image.Image:
     """
     Read one image.
@@ -91,9 +92,10 @@ def load_image(
             dimension could both be channels, NumPy arrays are read as (H, W, C) and torch tensors as (C, H, W), the
             convention of each library.
         timeout (`float`, *optional*, defaults to 30): seconds to wait for a URL.
+        convert_rgb (`bool`, *optional*, defaults to `True`): convert to RGB; `False` keeps modes L and RGBA.
 
     Returns:
-        `PIL.Image.Image`: mode RGB, EXIF orientation applied.
+        `PIL.Image.Image`: mode RGB, or L or RGBA if `convert_rgb` is `False`; EXIF orientation applied.
 
     Raises:
         FileNotFoundError: no such file.
@@ -102,12 +104,11 @@ def load_image(
             channels.
     """
     if _is_array(image):
-        return _from_array(image, input_range, channels_last)
-    if isinstance(image, Image.Image):
-        name, picture = "the image", image
+        picture = _from_array(image, input_range, channels_last)
     else:
-        name, picture = _open(image, timeout)
-    return _to_rgb(_decode(picture, name), name, input_range)
+        name, picture = ("the image", image) if isinstance(image, Image.Image) else _open(image, timeout)
+        picture = _to_8_bit_mode(_decode(picture, name), name, input_range)
+    return picture.convert("RGB") if convert_rgb and picture.mode != "RGB" else picture
 
 
 def load_mask(mask: ImageLike) -> np.ndarray:
@@ -194,14 +195,15 @@ def _decode(picture: Image.Image, name: str) -> Image.Image:
     return ImageOps.exif_transpose(picture)
 
 
-def _to_rgb(picture: Image.Image, name: str, input_range: tuple[float, float] | None) -> Image.Image:
-    if picture.mode == "RGB":
+def _to_8_bit_mode(picture: Image.Image, name: str, input_range: tuple[float, float] | None) -> Image.Image:
+    """Convert a picture of any mode to L, RGB or RGBA."""
+    if picture.mode in ("L", "RGB", "RGBA"):
         return picture
     if picture.mode in _NUMERIC_MODES or picture.mode.startswith("I;16"):
         values = np.asarray(picture)
         if picture.mode == "I" and values.min() >= 0 and values.max() <= 65535:
             values = values.astype(np.uint16)  # Pillow opens many 16-bit files with mode I
-        return Image.fromarray(_to_8_bit(values, input_range, name)).convert("RGB")
+        return Image.fromarray(_to_8_bit(values, input_range, name))
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow warns when it converts to RGB directly
     try:
@@ -250,7 +252,7 @@ def _from_array(array: ArrayLike, input_range: tuple[float, float] | None, chann
     values = _to_8_bit(array, input_range, name)
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    return Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(values))
 
 
 def _to_8_bit(values: np.ndarray, input_range: tuple[float, float] | None, name: str) -> np.ndarray:

@@ -24,7 +24,6 @@ __all__ = ["VCPCLIPImageProcessor", "VCPCLIPImageProcessorKwargs"]
 # Arguments of transformers' image processors that have no meaning here: the values that change nothing, and the reason
 # or the way to get what the argument asks for
 _NOT_HONORED = {
-    "do_convert_rgb": ((None, True), "the model takes three channels, and every image is converted to RGB."),
     "do_center_crop": ((None, False), "nothing is cropped, because a defect may lie at the border. Crop beforehand."),
     "crop_size": ((None,), "nothing is cropped, because a defect may lie at the border. Crop beforehand."),
     "do_pad": ((None, False), "set resize_mode='pad' to keep the ratio and pad to `size`."),
@@ -69,13 +68,15 @@ class VCPCLIPImageProcessor(PilBackend):
     Images may be paths, URLs, PIL images of any mode, NumPy or torch arrays, or lists of these; `image_loading`
     documents how their values are read. The resize is Pillow's, bit-exact with the authors' transform.
 
-    Of the arguments that every image processor has, those that ask for a crop, for padding to another size, for
-    channels other than RGB or for channels last raise a ValueError: the model has no use for their results.
+    Of the arguments that every image processor has, those that ask for a crop, for padding to another size or for
+    channels last raise a ValueError, because the model has no use for their results.
 
     Args:
         size (`dict[str, int]`, *optional*, defaults to `{"height": 518, "width": 518}`):
             Size of `pixel_values`: multiples of the model's patch size.
         resample (`PILImageResampling`, *optional*, defaults to `BICUBIC`): filter of the image resize.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`):
+            Convert images to RGB. `False` keeps one channel or four, for a model with such an input.
         resize_mode (`str`, *optional*, defaults to `"squash"`):
             `"squash"`: resize to `size` and ignore the ratio (the paper). `"pad"`: fit inside `size`, then pad on the
             right and at the bottom with the mean color. `"keep_ratio"`: keep the ratio at about the area of `size`,
@@ -166,7 +167,8 @@ class VCPCLIPImageProcessor(PilBackend):
         if not (size.height and size.width):
             raise ValueError(f"size={dict(size)} must have the keys 'height' and 'width'.")
         for name, value in (("image_mean", image_mean), ("image_std", image_std)):
-            if value is not None and np.size(value) not in (1, 3):
+            # without the conversion to RGB, the number of channels is that of the image
+            if value is not None and np.size(value) not in (1, 3) and settings.get("do_convert_rgb") is not False:
                 raise ValueError(f"{name}={value} must be one number or three, one for each channel of RGB.")
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
@@ -208,6 +210,7 @@ class VCPCLIPImageProcessor(PilBackend):
         self,
         images: ImageLike | list[ImageLike],
         segmentation_maps: ImageLike | list[ImageLike | None] | None,
+        do_convert_rgb: bool | None,
         do_resize: bool,
         size: SizeDict,
         resample: int,
@@ -227,20 +230,23 @@ class VCPCLIPImageProcessor(PilBackend):
         channels_last = (
             None if input_data_format is None else ChannelDimension(input_data_format) == ChannelDimension.LAST
         )
-        pictures = [load_image(image, input_range, channels_last) for image in list_images(images)]
+        pictures = [
+            load_image(image, input_range, channels_last, convert_rgb=do_convert_rgb is not False)
+            for image in list_images(images)
+        ]
         full = (size.height, size.width)
         fitted = [
             fit(picture.height, picture.width, full, resize_mode, size_divisor) if do_resize else None
             for picture in pictures
         ]
-        table = value_table(rescale_factor if do_rescale else 1.0, image_mean if do_normalize else None, image_std)
-        fill = (0, 0, 0)
-        if do_normalize:  # the color that becomes 0
-            fill = tuple(round(float(value) * 255) for value in np.broadcast_to(image_mean, 3))
-        pixel_values = [
-            to_planes(picture if fits is None else place(picture, fits, resample, fill), table)
-            for picture, fits in zip(pictures, fitted, strict=True)
-        ]
+        scale, mean = rescale_factor if do_rescale else 1.0, image_mean if do_normalize else None
+        pixel_values = []
+        for picture, fits in zip(pictures, fitted, strict=True):
+            channels = len(picture.getbands())
+            # padding has the color that becomes 0
+            fill = tuple(round(float(value) * 255) for value in np.broadcast_to(0 if mean is None else mean, channels))
+            placed = picture if fits is None else place(picture, fits, resample, fill)
+            pixel_values.append(to_planes(placed, value_table(scale, mean, image_std, channels)))
         data = {"pixel_values": self._stackable(pixel_values, return_tensors)}
 
         if segmentation_maps is not None:
@@ -254,11 +260,11 @@ class VCPCLIPImageProcessor(PilBackend):
 
     @staticmethod
     def _stackable(pixel_values: list[np.ndarray], return_tensors: str | None) -> list[np.ndarray]:
-        shapes = {array.shape[1:] for array in pixel_values}
+        shapes = {array.shape for array in pixel_values}
         if return_tensors is not None and len(shapes) > 1:
             raise ValueError(
-                f"The images of this batch come out at {len(shapes)} sizes, {sorted(shapes)[:4]}, and cannot be"
-                " stacked. Use resize_mode='squash' or 'pad', group images by their ratio, or use a batch size of 1."
+                f"The images of this batch have {len(shapes)} shapes, {sorted(shapes)[:4]}, and cannot be stacked. Use"
+                " resize_mode='squash' or 'pad', group images by their ratio, or use a batch size of 1."
             )
         return pixel_values
 

@@ -43,20 +43,24 @@ def place(
     picture: Image.Image,
     fitted: tuple[tuple[int, int], tuple[int, int]],
     resample: int,
-    fill: int | tuple[int, int, int],
+    fill: int | tuple[int, ...],
 ) -> Image.Image:
     """
     Resize a picture, and pad it on the right and at the bottom.
 
     Args:
-        picture (`PIL.Image.Image`): picture of any mode.
+        picture (`PIL.Image.Image`): picture of mode L, RGB or RGBA.
         fitted (`tuple`): the two sizes from `fit`.
         resample (`int`): Pillow's resampling filter.
-        fill (`int` or 3 of them): color of the padding.
+        fill (`int`, or one for each channel): color of the padding.
 
     Returns:
         `PIL.Image.Image`: of the second size.
     """
+    if picture.mode == "RGBA":  # channel by channel, because Pillow would weigh the colors by alpha
+        fills = fill if isinstance(fill, tuple) else (fill,) * 4
+        bands = zip(picture.split(), fills, strict=True)
+        return Image.merge("RGBA", [place(band, fitted, resample, value) for band, value in bands])
     (height, width), (full_height, full_width) = fitted
     picture = picture.resize((width, height), resample=resample)
     if (height, width) != (full_height, full_width):
@@ -66,21 +70,24 @@ def place(
     return picture
 
 
-def value_table(scale: float, mean: float | Sequence[float] | None, std: float | Sequence[float] | None) -> np.ndarray:
+def value_table(
+    scale: float, mean: float | Sequence[float] | None, std: float | Sequence[float] | None, channels: int = 3
+) -> np.ndarray:
     """
     Tabulate the model's input for each of the 256 values of a channel: rescaled, then normalized, in float32 as in
     the authors' code.
 
     Args:
         scale (`float`): factor for 8-bit values, usually 1 / 255.
-        mean, std (one float or three, *optional*): values of the normalization, on [0, 1]; no normalization if `mean`
-            is `None`.
+        mean, std (one float, or one for each channel, *optional*): values of the normalization, on [0, 1]; no
+            normalization if `mean` is `None`.
+        channels (`int`, *optional*, defaults to 3): number of channels.
 
     Returns:
-        `np.ndarray` of shape `(3, 256)`, float32.
+        `np.ndarray` of shape `(channels, 256)`, float32.
     """
     levels = (np.arange(256, dtype=np.float64) * scale).astype(np.float32)
-    table = np.repeat(levels[None], 3, axis=0)
+    table = np.repeat(levels[None], channels, axis=0)
     if mean is None:
         return table
     mean, std = (np.asarray(value, dtype=np.float32).reshape(-1, 1) for value in (mean, std))
@@ -88,6 +95,6 @@ def value_table(scale: float, mean: float | Sequence[float] | None, std: float |
 
 
 def to_planes(picture: Image.Image, table: np.ndarray) -> np.ndarray:
-    """Look up each value of an RGB picture; return an array of shape `(3, height, width)`, float32."""
-    pixels = np.asarray(picture)
-    return np.stack([table[channel][pixels[..., channel]] for channel in range(3)])
+    """Look up each value of a picture; return an array of shape `(channels, height, width)`, float32."""
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+    return np.stack([values[pixels[..., channel]] for channel, values in enumerate(table)])
