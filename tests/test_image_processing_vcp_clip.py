@@ -20,7 +20,7 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
 
 
 def authors_transform(image: Image.Image, side: int) -> torch.Tensor:
-    """Resize, RGB, ToTensor, Normalize, as torchvision computes them."""
+    """Apply Resize, RGB, ToTensor and Normalize as torchvision computes them."""
     values = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC).convert("RGB"))
     tensor = torch.from_numpy(values.copy()).permute(2, 0, 1).contiguous().float().div(255)
     mean, std = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
@@ -79,7 +79,7 @@ def test_keep_ratio_keeps_the_ratio_and_the_area(ratio):
     assert height / width == pytest.approx(ratio[0] / ratio[1], rel=0.06)
 
 
-def test_images_of_one_batch_must_come_out_at_one_size():
+def test_images_of_one_batch_must_have_one_size():
     processor = VCPCLIPImageProcessor(resize_mode="keep_ratio")
     images = [Image.new("L", (100, 200)), Image.new("L", (200, 100))]
     with pytest.raises(ValueError, match="2 shapes"):
@@ -96,7 +96,7 @@ def test_steps_can_be_switched_off():
     np.testing.assert_array_equal(raw, np.asarray(image).transpose(2, 0, 1))
 
 
-def test_per_call_arguments_do_not_stick():
+def test_arguments_of_a_call_do_not_change_the_processor():
     processor = VCPCLIPImageProcessor(size=56)
     deep = np.full((8, 8), 1000, np.uint16)
     bright = processor(deep, input_range=(0, 1000), size={"height": 28, "width": 28}, return_tensors="pt").pixel_values
@@ -284,7 +284,7 @@ def test_maps_return_to_the_original_size():
     assert torch.equal(unresized[0]["anomaly_map"], maps[0])
 
 
-def test_padding_takes_part_in_nothing():
+def test_padding_affects_neither_map_nor_score():
     maps = torch.zeros(1, 56, 56)
     maps[:, :28] = torch.rand(1, 28, 56)
     maps[:, 28:] = 1
@@ -325,7 +325,7 @@ def test_scores():
     for index, result in enumerate(results):
         expected = sum(np.sort(each[index].flatten())[-40:].mean() for each in (base.numpy(), vcp.numpy()))
         assert result["score"] == pytest.approx(expected, abs=1e-6)
-    # without Post-VCP there is one branch
+    # without Post-VCP there is only the base branch
     (only,) = processor.post_process_anomaly_segmentation(output(base[:1]), score_mode="top_k", top_k_fraction=1.0)
     assert only["score"] == pytest.approx(base[0].mean().item(), abs=1e-6)
 

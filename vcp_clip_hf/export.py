@@ -49,6 +49,9 @@ _REQUIREMENTS = {"onnx": "onnxruntime>=1.20", "openvino": "openvino>=2025.2"}
 # Packages that write a format and check it
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
 
+# From pictures to maps and scores
+Runner = Callable[[list[Image.Image]], tuple[np.ndarray, np.ndarray]]
+
 _DEFAULT_TOLERANCE = 1e-4
 _BATCH_SIZES = (1, 3)
 _PARITY_IMAGES, _CALIBRATION_IMAGES = 6, 32
@@ -196,7 +199,7 @@ def export_model(
 
 
 def _check_arguments(output_dir: Path, format: str, int8: bool, tolerance: float | None) -> float:
-    """Refuse what cannot be exported, before any work; return the tolerance."""
+    """Raise before any work if the export is impossible; return the tolerance."""
     if format not in FORMATS:
         raise ValueError(f"format={format!r} must be one of {', '.join(FORMATS)}.")
     if int8 and format != "onnx":
@@ -220,7 +223,7 @@ def _check_arguments(output_dir: Path, format: str, int8: bool, tolerance: float
 
 @dataclass
 class _Deviations:
-    """How far results are from the model's; the fields are those of [`ExportReport`]."""
+    """Distances from the model's results; [`ExportReport`] documents the fields."""
 
     map_deviation: float
     mean_map_deviation: float
@@ -257,9 +260,24 @@ class _ParityCheck:
         source = "generated" if images is None else "given"
         return cls(pictures, source, _model_maps(model, processor, pictures), tolerance)
 
-    def measure(self, run: Callable[[list[Image.Image]], tuple[np.ndarray, np.ndarray]]) -> _Deviations:
-        """Compare a function from pictures to maps and scores with the model, on single pictures and batches of 3."""
-        of_maps, of_scores, means = [], [], []
+    def measure(self, run: Runner) -> _Deviations:
+        """Compare the results of a graph with the model's, on single pictures and in batches of three."""
+        differences, of_scores = [], []
+        for index, anomaly_map, score in self._results(run):
+            expected_map, expected_score = self.expected[index]
+            differences.append(np.abs(anomaly_map - expected_map))
+            of_scores.append(abs(float(score) - expected_score))
+        values = [each for anomaly_map, _ in self.expected for each in (anomaly_map.min(), anomaly_map.max())]
+        return _Deviations(
+            # np.max, unlike max, keeps NaN
+            map_deviation=float(np.max([each.max() for each in differences])),
+            mean_map_deviation=float(np.mean([float(each.mean()) for each in differences])),
+            score_deviation=float(np.max(of_scores)),
+            map_range=(float(min(values)), float(max(values))),
+        )
+
+    def _results(self, run: Runner) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Return the number of a picture, its map and its score, for every picture in batches of every size."""
         count, shape = len(self.pictures), self.expected[0][0].shape
         for batch_size in _BATCH_SIZES:
             for start in range(0, count, batch_size):
@@ -270,20 +288,7 @@ class _ParityCheck:
                         f"The exported graph returns shapes {maps.shape} and {scores.shape} for {batch_size} images;"
                         " nothing was written. Please report this."
                     )
-                for index, anomaly_map, score in zip(indices, maps, scores, strict=True):
-                    expected_map, expected_score = self.expected[index]
-                    difference = np.abs(anomaly_map - expected_map)
-                    of_maps.append(float(difference.max()))
-                    means.append(float(difference.mean()))
-                    of_scores.append(abs(float(score) - expected_score))
-        values = [each for anomaly_map, _ in self.expected for each in (anomaly_map.min(), anomaly_map.max())]
-        return _Deviations(
-            # np.max, unlike max, keeps NaN
-            map_deviation=float(np.max(of_maps)),
-            mean_map_deviation=float(np.mean(means)),
-            score_deviation=float(np.max(of_scores)),
-            map_range=(float(min(values)), float(max(values))),
-        )
+                yield from zip(indices, maps, scores, strict=True)
 
     def facts(self, deviations: _Deviations) -> dict[str, object]:
         """Return the entry `parity` of `export.json`."""
@@ -299,7 +304,7 @@ class _ParityCheck:
 
 @dataclass
 class _Export:
-    """Everything that an exported folder is written from; `calibration` pictures are there for int8 only."""
+    """The parts of an exported folder; `calibration` pictures are given only for int8."""
 
     format: str
     processor: VCPCLIPImageProcessor
@@ -309,7 +314,7 @@ class _Export:
     facts: dict[str, object]
 
     def write(self, folder: Path, final: Path) -> ExportReport:
-        """Write a folder that will be moved to `final`, and check it as its users will open it."""
+        """Write a folder that is later moved to `final`, and compare its results with the model's."""
         file = folder / FORMATS[self.format]
         if self.calibration is None:
             _WRITERS[self.format](self.program, file)
@@ -430,7 +435,7 @@ def _model_maps(
         model.train(training)
 
 
-def _runner(folder: Path, format: str) -> Callable[[list[Image.Image]], tuple[np.ndarray, np.ndarray]]:
+def _runner(folder: Path, format: str) -> Runner:
     """Open an exported folder; return a function from pictures to maps and scores."""
     if format != "torch":
         segmenter = open_segmenter(folder, num_threads=torch.get_num_threads())
