@@ -144,7 +144,13 @@ class AnomalySegmentationPipeline(Pipeline):
             output_uncertainty (`bool`, *optional*):
                 Add `uncertainty_map`, float32 `(height, width)`: the standard deviation over layers and branches,
                 in [0, 0.5]; and `uncertainty`, its value where the map is highest.
-            min_area, fill_holes, output_image, heatmap, regions (*optional*): see `anomaly_result.finish`.
+            min_area (`int`, *optional*): minimum area in pixels of the regions of the mask; smaller ones are dropped. An
+                image whose regions are all dropped is normal.
+            fill_holes (`bool`, *optional*): fill holes in the mask.
+            heatmap (`bool`, *optional*): add `heatmap`, the image under its map on the fixed scale [0, 1].
+            regions (`bool`, *optional*): add `regions`, see `find_regions`; needs a threshold.
+            output_image (`bool`, *optional*):
+                Add `image`, the RGB picture that the model got: rotated as its EXIF data say, reduced to 8 bits.
             output_format (`"anomaly"` or `"image-segmentation"`, *optional*, defaults to `"anomaly"`):
                 The second is the format of transformers' image-segmentation pipeline.
             on_error (`"raise"` or `"return"`, *optional*, defaults to `"raise"`):
