@@ -144,8 +144,8 @@ class AnomalySegmentationPipeline(Pipeline):
             output_uncertainty (`bool`, *optional*):
                 Add `uncertainty_map`, float32 `(height, width)`: the standard deviation over layers and branches,
                 in [0, 0.5]; and `uncertainty`, its value where the map is highest.
-            min_area (`int`, *optional*): minimum area in pixels of the regions of the mask; smaller ones are dropped. An
-                image whose regions are all dropped is normal.
+            min_area (`int`, *optional*): minimum area of the regions of the mask in pixels; smaller ones are dropped.
+                An image whose regions are all dropped is normal.
             fill_holes (`bool`, *optional*): fill holes in the mask.
             heatmap (`bool`, *optional*): add `heatmap`, the image under its map on the fixed scale [0, 1].
             regions (`bool`, *optional*): add `regions`, see `find_regions`; needs a threshold.
