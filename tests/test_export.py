@@ -71,7 +71,7 @@ def test_half_precision_is_exported_in_float32():
     assert model.dtype == torch.bfloat16
 
 
-# --- what is written ------------------------------------------------------------------------------------------------
+# --- written files --------------------------------------------------------------------------------------------------
 
 
 def test_onnx_has_the_models_results_and_no_path_of_this_machine():

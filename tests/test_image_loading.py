@@ -160,8 +160,8 @@ def test_input_range_replaces_the_rule():
     camera = np.linspace(0, 4095, 60, dtype=np.uint16).reshape(6, 10)
     bright = np.asarray(load_image(camera, input_range=(0, 4095)))[..., 0]
     assert (bright.min(), bright.max()) == (0, 255)
-    normalised = np.array([[-2.0, 0.0, 2.0, 9.0]] * 2)
-    assert np.asarray(load_image(normalised, input_range=(-2, 2)))[0, :, 0].tolist() == [0, 128, 255, 255]
+    normalized = np.array([[-2.0, 0.0, 2.0, 9.0]] * 2)
+    assert np.asarray(load_image(normalized, input_range=(-2, 2)))[0, :, 0].tolist() == [0, 128, 255, 255]
     same_8_bit = np.full((4, 4), 200, np.uint8)
     assert np.asarray(load_image(same_8_bit, input_range=(0, 4095))).max() == 200
 

@@ -94,7 +94,7 @@ def finish(
     """
     label, mask = thresholds.label(score), thresholds.mask(anomaly_map)
     if regions and mask is None:
-        raise ValueError(_needs_threshold("Regions"))
+        raise ValueError(_missing_threshold("Regions need"))
     if mask is not None and (min_area > 1 or fill_holes):
         mask = clean_mask(mask, min_area, fill_holes)
         if label == "anomalous" and min_area > 1 and not mask.any():
@@ -131,17 +131,16 @@ def as_segments(result: dict[str, Any]) -> list[dict[str, Any]]:
         ValueError: the result has no mask.
     """
     if result["mask"] is None:
-        raise ValueError(_needs_threshold("The image-segmentation format"))
+        raise ValueError(_missing_threshold("The image-segmentation format needs"))
     inside = np.asarray(result["mask"]) > 0
     if not inside.any():
         return []
     return [{"score": float(result["anomaly_map"][inside].max()), "label": "anomaly", "mask": result["mask"]}]
 
 
-def _needs_threshold(what: str) -> str:
-    verb = "need" if what.endswith("s") else "needs"
+def _missing_threshold(need: str) -> str:
     return (
-        f"{what} {verb} a threshold, and this checkpoint has none. Pass threshold=..., or calibrate the checkpoint on"
+        f"{need} a threshold, and this checkpoint has none. Pass threshold=..., or calibrate the checkpoint on"
         " normal images (`calibrate`; an exported model is then exported again)."
     )
 

@@ -21,8 +21,8 @@ from .pixel_preprocessing import fit, place, to_planes, value_table
 
 __all__ = ["VCPCLIPImageProcessor", "VCPCLIPImageProcessorKwargs"]
 
-# Arguments of transformers' image processors that have no meaning here: the values that change nothing, and the reason
-# or the way to get what the argument asks for
+# Arguments of transformers' image processors that have no meaning here: the values without effect, and the reason why
+# other values are refused, or the alternative
 _NOT_HONORED = {
     "do_center_crop": ((None, False), "nothing is cropped, because a defect may lie at the border. Crop beforehand."),
     "crop_size": ((None,), "nothing is cropped, because a defect may lie at the border. Crop beforehand."),

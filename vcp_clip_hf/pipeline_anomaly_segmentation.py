@@ -222,7 +222,7 @@ class AnomalySegmentationPipeline(Pipeline):
         output_uncertainty: bool = False,
         **settings: float | str | None,
     ) -> dict[str, list]:
-        # a batch comes as lists, a single image as itself
+        # inputs of a batch are lists, those of a single image are not
         images, roi_masks, errors = (
             inputs[name] if isinstance(inputs["image"], list) else [inputs[name]]
             for name in ("image", "roi_mask", "error")
