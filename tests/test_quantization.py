@@ -91,7 +91,7 @@ def test_the_comparison_in_8_bits(tmp_path):
 def test_a_checkpoint_that_could_not_be_loaded_is_not_written(tmp_path):
     tiny_model().save_pretrained(tmp_path / "exact")
     model = VCPCLIPModel.from_pretrained(tmp_path / "exact", quantization_config=int8("weights"))
-    with pytest.raises(ValueError, match="quantise it whenever it is loaded"):
+    with pytest.raises(ValueError, match="quantize it whenever it is loaded"):
         model.save_pretrained(tmp_path / "quantized")
     assert not (tmp_path / "quantized").exists()
     assert "quantization_config" not in json.loads((tmp_path / "exact" / "config.json").read_text())

@@ -154,7 +154,7 @@ def segment_tiles(
             for (top, left), tile_map in zip(batch, maps, strict=True):
                 canvas[top : top + tile_height, left : left + tile_width] += tile_map * weights
 
-    # 3. division by the sum of weights: a product of two vectors, as every weight is, so that no third canvas is needed
+    # 3. division by the sum of weights, which is a product of two vectors, as every weight is
     row_sum, column_sum = np.zeros(height, np.float32), np.zeros(width, np.float32)
     for top in tops:
         row_sum[top : top + tile_height] += row_ramp
