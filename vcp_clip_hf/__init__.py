@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .data import load_anomaly_dataset
     from .evaluation import evaluate
     from .export import export_model
+    from .exported_segmenter import open_segmenter
     from .hub import push_checkpoint
     from .metrics import AnomalySegmentationEvaluator
-    from .onnx_segmenter import open_segmenter
     from .prediction import predict_files
     from .training import train
     from .training_config import TrainingConfig
@@ -68,7 +68,7 @@ _ON_FIRST_USE = {
     "evaluate": "evaluation",
     "export_model": "export",
     "load_anomaly_dataset": "data",
-    "open_segmenter": "onnx_segmenter",
+    "open_segmenter": "exported_segmenter",
     "predict_files": "prediction",
     "push_checkpoint": "hub",
     "train": "training",
