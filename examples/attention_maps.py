@@ -20,9 +20,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.anomaly_scoring import resize_map
 from vcp_clip_hf.data.synthetic_defects import render_sample
 from vcp_clip_hf.image_loading import load_image
-from vcp_clip_hf.image_processing_vcp_clip import resize_map
 
 
 STATES = ("normal", "abnormal")

@@ -23,10 +23,10 @@ from transformers import AutoImageProcessor, AutoModel, TorchAoConfig
 sys.path.append(str(Path(__file__).parent.parent))
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.evaluation_report import METRIC_TITLES, EvaluationProtocol
-from vcp_clip_hf.image_processing_vcp_clip import gaussian_smooth
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
 
 

@@ -2,7 +2,7 @@
 
     python examples/export.py --model vcp-clip-visa --format onnx --output_dir exported --images my_images
 
-The folder runs without torch: `python exported/onnx_segmenter.py part.png`.
+The folder runs without torch: `python exported/exported_segmenter.py part.png`.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.export import FORMATS, export_model
-from vcp_clip_hf.onnx_segmenter import open_segmenter
+from vcp_clip_hf.exported_segmenter import open_segmenter
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ SIZES = [(60, 80), (48, 48), (33, 120), (100, 40), (70, 70)]
 
 
 def small_model(**fields) -> VCPCLIPModel:
-    """`tiny_model` with two blocks in each tower: tracing takes half the time."""
+    """Return `tiny_model` with two blocks in each tower: tracing takes half the time."""
     return tiny_model(**{**SMALL, **fields})
 
 
@@ -44,10 +44,10 @@ def pictures() -> list[Image.Image]:
 
 @lru_cache
 def checkpoint() -> Path:
-    """A checkpoint; not to be changed."""
+    """Return the folder of a checkpoint, which tests must not change."""
     folder = Path(tempfile.mkdtemp(prefix="vcp-clip-export-")) / "checkpoint"
     atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
-    torch.manual_seed(333)  # the same weights whichever test asks first
+    torch.manual_seed(333)  # the same weights in every order of tests
     model = small_model()
     model.save_pretrained(folder)
     small_processor(model).save_pretrained(folder)
@@ -56,13 +56,13 @@ def checkpoint() -> Path:
 
 
 def load() -> tuple[VCPCLIPModel, VCPCLIPImageProcessor]:
-    """The checkpoint, loaded."""
+    """Load the checkpoint."""
     return VCPCLIPModel.from_pretrained(checkpoint()), VCPCLIPImageProcessor.from_pretrained(checkpoint())
 
 
 @lru_cache
 def traced():
-    """Its graph: tracing takes seconds."""
+    """Return the graph of the checkpoint; tracing takes seconds."""
     model, processor = load()
     return _trace(SegmentationGraph(model, processor.scoring(), 48), 48)
 
@@ -76,7 +76,7 @@ class Exported:
 
 @lru_cache
 def exported(format: str = "onnx") -> Exported:
-    """The checkpoint and its export; not to be changed."""
+    """Return the checkpoint and its export, which tests must not change."""
     folder = checkpoint().with_name(format)
     with mock.patch("vcp_clip_hf.export._trace", lambda graph, image_size: traced()):
         report = export_model(*load(), folder, format, images=pictures())

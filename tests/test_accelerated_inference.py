@@ -19,7 +19,7 @@ from vcp_clip_hf.accelerated_inference import (
     acceleration_obstacle,
     freeze_for_export,
 )
-from vcp_clip_hf.image_processing_vcp_clip import gaussian_smooth
+from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 
 
 VARIANTS = {

@@ -227,7 +227,7 @@ def test_calibration_is_the_pipelines_and_stays_with_the_visitor(inspector, pipe
     assert pipe.image_processor.threshold is None and other.processor.threshold is other.threshold is None
     # a rate that so few cannot promise
     _, text, _ = inspector.calibrate(session, paths, 0.01)
-    assert "cannot be promised" in text and "warning" in text
+    assert "cannot be guaranteed" in text and "warning" in text
 
 
 def test_a_calibration_that_fails_changes_nothing(inspector, session, files):

@@ -1,9 +1,9 @@
-"""Thresholds: their guarantee by simulation, few images said, labelled ones by brute force."""
+"""Thresholds: the guarantee by simulation, reports of too few images, the best F1 by brute force."""
 
 import numpy as np
 import pytest
 
-from vcp_clip_hf.calibration import from_labelled_scores, from_normal_maps, from_normal_scores
+from vcp_clip_hf.calibration import from_labeled_scores, from_normal_maps, from_normal_scores
 
 
 @pytest.mark.parametrize(("n", "rate"), [(99, 0.05), (200, 0.01), (39, 0.1)])
@@ -17,7 +17,7 @@ def test_the_false_alarm_rate_holds_for_new_images(n, rate):
         assert calibration.reached and calibration.false_alarm_bound <= rate
         alarms.append((scores[n:] >= calibration.threshold).mean())
     assert np.mean(alarms) <= rate * 1.1
-    assert np.mean(alarms) >= rate * 0.6, "not more careful than needed"
+    assert np.mean(alarms) >= rate * 0.6, "the threshold is not higher than necessary"
 
 
 def test_k_of_n_above_gives_k_plus_1_of_n_plus_1():
@@ -27,7 +27,7 @@ def test_k_of_n_above_gives_k_plus_1_of_n_plus_1():
     assert (scores >= calibration.threshold).sum() == 4
 
 
-def test_too_few_images_are_said_not_hidden():
+def test_too_few_images_are_reported():
     calibration = from_normal_scores([0.2, 0.3, 0.1], 0.01)
     assert not calibration.reached and calibration.num_above == 0
     assert calibration.false_alarm_bound == 0.25 and 0.3 < calibration.threshold < 0.3001
@@ -69,7 +69,7 @@ def test_best_f1_by_brute_force():
         labels = generator.integers(0, 2, 30)
         labels[:2] = 0, 1
         scores = np.round(labels * 0.3 + generator.random(30), 1)
-        calibration = from_labelled_scores(scores, labels)
+        calibration = from_labeled_scores(scores, labels)
         best = max(2 * labels[scores >= t].sum() / ((scores >= t).sum() + labels.sum()) for t in scores)
         assert calibration.f1 == pytest.approx(best)
         flagged = scores >= calibration.threshold
@@ -85,9 +85,9 @@ def test_best_f1_by_brute_force():
         (lambda: from_normal_maps([], 0.1), "at least one image"),
         (lambda: from_normal_maps([np.array([[1.5]])], 0.1), r"\[0, 1\]"),
         (lambda: from_normal_maps([np.array([[np.nan]])], 0.1), r"\[0, 1\]"),
-        (lambda: from_labelled_scores([0.1, 0.2], [1, 1]), "from_normal_scores"),
-        (lambda: from_labelled_scores([0.1, 0.2], [1]), "one label"),
-        (lambda: from_labelled_scores([0.1, 0.2], [1, 2]), "0 or 1"),
+        (lambda: from_labeled_scores([0.1, 0.2], [1, 1]), "from_normal_scores"),
+        (lambda: from_labeled_scores([0.1, 0.2], [1]), "one label"),
+        (lambda: from_labeled_scores([0.1, 0.2], [1, 2]), "0 or 1"),
     ],
 )
 def test_wrong_input_is_explained(call, message):
@@ -95,7 +95,7 @@ def test_wrong_input_is_explained(call, message):
         call()
 
 
-def test_plain_values_for_the_preprocessor_configuration():
+def test_to_dict_has_plain_values_for_the_preprocessor_configuration():
     values = from_normal_scores([0.1] * 20, 0.1).to_dict()
     assert values["method"] == "conformal" and values["num_images"] == 20 and len(values["date"]) == 10
     assert "f1" not in values

@@ -1,4 +1,4 @@
-"""Connected components against scipy."""
+"""Connected components, compared with scipy."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ EIGHT_CONNECTED = np.ones((3, 3))
 
 
 def serpentine(side: int) -> np.ndarray:
-    """One region that winds through all rows: the hardest case for joining runs."""
+    """Return one region that winds through all rows, the hardest case for joining runs."""
     mask = np.zeros((side, side), bool)
     mask[::2] = True
     mask[1::4, -1] = True
@@ -64,7 +64,7 @@ def test_a_serpentine_is_one_region():
     assert label_components(serpentine(41))[1] == 1
 
 
-def test_any_number_but_zero_is_abnormal():
+def test_every_number_except_zero_is_abnormal():
     labels, count = label_components(np.array([[0, 255, 0], [0, 0, 0], [7, 0, 1]], np.uint8))
     assert labels.tolist() == [[0, 1, 0], [0, 0, 0], [2, 0, 3]]
     assert count == 3

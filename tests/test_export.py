@@ -1,4 +1,4 @@
-"""Exports answer as the model does, or are not written."""
+"""Exports return the model's results, or are not written."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from tests.export_run import checkpoint, exported, load, picture, pictures, smal
 from tests.test_cli import run
 from vcp_clip_hf import export
 from vcp_clip_hf.export import SegmentationGraph, export_model
-from vcp_clip_hf.onnx_segmenter import OnnxAnomalySegmenter, OpenVINOAnomalySegmenter, open_segmenter
+from vcp_clip_hf.exported_segmenter import ExportedSegmenter, open_segmenter
 
 
 # --- the graph, before it is exported -------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_the_graph_is_model_and_image_processor(fields, settings):
 
 
 @torch.no_grad()
-def test_the_model_stays_as_it_is():
+def test_the_model_is_not_changed():
     model = small_model()
     model.train()
     model.set_attn_implementation("eager")
@@ -71,27 +71,34 @@ def test_half_precision_is_exported_in_float32():
     assert model.dtype == torch.bfloat16
 
 
-# --- what is written ------------------------------------------------------------------------------------------------
+# --- written files --------------------------------------------------------------------------------------------------
 
 
-def test_onnx_has_the_models_numbers_and_nothing_of_this_machine():
+def test_onnx_has_the_models_results_and_no_path_of_this_machine():
     result = exported()
     report = result.report
     assert report.format == "onnx" and report.num_images == 5 and report.image_source == "given"
     assert 0 < report.map_deviation < 1e-5 and report.score_deviation < 1e-5
-    assert report.map_range[1] - report.map_range[0] > 0.05, "maps that are all alike would prove nothing"
+    assert report.map_range[1] - report.map_range[0] > 0.05, "constant maps would prove nothing"
     names = {each.name for each in result.folder.iterdir()}
     assert names == {
         "model.onnx",
         "export.json",
         "preprocessor_config.json",
         "requirements.txt",
-        *(f"{name}.py" for name in export._RUNTIME_MODULES),
+        "exported_segmenter.py",
+        "anomaly_result.py",
+        "call_arguments.py",
+        "connected_components.py",
+        "image_loading.py",
+        "pixel_preprocessing.py",
+        "regions.py",
+        "visualization.py",
     }
     facts = json.loads((result.folder / "export.json").read_text())
     assert facts["parity"]["map_deviation"] == report.map_deviation and facts["parity"]["tolerance"] == 1e-4
     assert facts["settings"]["smoothing_sigma"] == 2.0 and facts["source"]["model"] == "checkpoint"
-    assert facts["versions"]["torch"] == torch.__version__ and "licence" in facts
+    assert facts["versions"]["torch"] == torch.__version__ and "license" in facts
     content = b"".join(each.read_bytes() for each in result.folder.iterdir())
     for trace in (str(Path(export.__file__).parent), str(result.checkpoint.parent), "site-packages"):
         assert trace.encode() not in content
@@ -126,7 +133,7 @@ def test_torch_program(tmp_path):
         expected = processor.post_process_anomaly_segmentation(model(**inputs))
     np.testing.assert_allclose(maps, [each["anomaly_map"] for each in expected], atol=1e-5)
     np.testing.assert_allclose(scores, [each["score"] for each in expected], atol=1e-5)
-    with pytest.raises(ValueError, match="without torch run onnx and openvino only"):
+    with pytest.raises(ValueError, match="without torch only onnx and openvino run"):
         open_segmenter(tmp_path / "program")
 
 
@@ -134,7 +141,7 @@ def test_openvino():
     result = exported("openvino")
     assert result.report.map_deviation < 1e-5
     segmenter = open_segmenter(result.folder, num_threads=1)
-    assert isinstance(segmenter, OpenVINOAnomalySegmenter)
+    assert segmenter.format == "openvino"
     model, processor = load()
     for image in pictures()[:3]:
         with torch.no_grad():
@@ -143,13 +150,11 @@ def test_openvino():
         answer = segmenter(image)
         np.testing.assert_allclose(answer["anomaly_map"], expected["anomaly_map"], atol=1e-5)
         assert answer["score"] == pytest.approx(expected["score"], abs=1e-5)
-    with pytest.raises(ValueError, match="open_segmenter"):
-        OnnxAnomalySegmenter(result.folder)
 
 
 @pytest.fixture
 def already_traced(monkeypatch):
-    """Exports of the shared checkpoint start from the graph that others made."""
+    """Let exports of the shared checkpoint start from its graph, which is traced once."""
     monkeypatch.setattr(export, "_trace", lambda graph, image_size: traced())
 
 
@@ -176,21 +181,21 @@ def test_int8(already_traced, tmp_path):
     # four attention and two MLP products in each of two blocks of two towers
     assert len(of_weights) == 24 and report.megabytes < result.report.megabytes
 
-    full, small = OnnxAnomalySegmenter(result.folder, 1), OnnxAnomalySegmenter(tmp_path / "int8", 1)
+    full, small = ExportedSegmenter(result.folder, 1), ExportedSegmenter(tmp_path / "int8", 1)
     for image in pictures():
         difference = np.abs(full(image)["anomaly_map"] - small(image)["anomaly_map"])
         assert 0 < difference.max() <= report.map_deviation + 1e-4
 
 
-# --- the gate -------------------------------------------------------------------------------------------------------
+# --- parity check ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def tampered(monkeypatch):
-    """Exports that are the right file with one number changed."""
+    """Let exports write the right file with one parameter changed."""
 
     def tamper(change) -> None:
-        def write(program, file, image_size):
+        def write(program, file):
             model = onnx.load(exported().folder / "model.onnx")
             for each in model.graph.initializer:
                 if each.name.endswith("post_vcp.output_projection.bias"):
@@ -222,8 +227,8 @@ def test_a_tampered_graph_is_refused_and_nothing_is_written(tampered, change, tm
     assert (tmp_path / "earlier" / "model.onnx").read_bytes() == (result.folder / "model.onnx").read_bytes()
 
 
-def test_an_untouched_graph_passes_the_same_road(tampered, tmp_path):
-    """So it is the change that is refused, above."""
+def test_an_unchanged_graph_passes_the_same_check(tampered, tmp_path):
+    """It is the change that the test above refuses."""
     result = exported()
     tampered(lambda values: values)
     shutil.copytree(result.folder, tmp_path / "exported")
@@ -236,14 +241,14 @@ def test_an_untouched_graph_passes_the_same_road(tampered, tmp_path):
 
 def test_another_models_graph_is_refused(tampered, tmp_path):
     tampered(lambda values: values)
-    torch.manual_seed(7)  # each test starts from the same one
+    torch.manual_seed(7)  # every test starts from the seed of the shared checkpoint
     other = small_model()
     with pytest.raises(ValueError, match="nothing was written"):
         export_model(other, small_processor(other), tmp_path / "other", images=pictures())
     assert not list(tmp_path.iterdir())
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
     "unknown format": ({}, {"format": "tflite"}, "onnx, openvino, torch"),
@@ -258,7 +263,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("settings", "options", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistakes_are_told_before_any_work(settings, options, message, tmp_path):
+def test_mistakes_are_reported_before_any_work(settings, options, message, tmp_path):
     model = small_model()
     with pytest.raises(ValueError, match=message):
         export_model(model, small_processor(model, **settings), tmp_path / "out", **options)
@@ -288,7 +293,7 @@ def test_another_size_drops_thresholds(caplog):
         export.logger.propagate = True
         squashed = export._at_size(processor, model, 64)
     assert dict(squashed.size) == {"height": 64, "width": 64} and squashed.resize_mode == "squash"
-    assert squashed.threshold is None and "Calibrate there" in caplog.text
+    assert squashed.threshold is None and "Calibrate at that size" in caplog.text
     assert processor.threshold == 0.4 and processor.resize_mode == "pad"
     same = small_processor(model, threshold=0.4)
     assert export._at_size(same, model, 48).threshold == 0.4, "nothing changes"

@@ -1,4 +1,4 @@
-"""Every kind of image gives the right picture; every wrong input says what is wrong."""
+"""Every kind of image gives the right picture; every wrong input gives an error that explains it."""
 
 import http.server
 import io
@@ -15,7 +15,7 @@ from vcp_clip_hf.image_loading import list_images, load_image, load_mask
 
 @pytest.fixture
 def rgb() -> np.ndarray:
-    """(20, 30, 3) uint8 with all values in use."""
+    """Return an array of shape (20, 30, 3), uint8, that uses all values."""
     generator = np.random.default_rng(0)
     return generator.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -26,7 +26,7 @@ def same(image, expected: np.ndarray):
     np.testing.assert_array_equal(np.asarray(picture), np.broadcast_to(expected, (*expected.shape[:2], 3)))
 
 
-def grey_of(rgb):
+def gray_of(rgb):
     return rgb[..., :1]
 
 
@@ -34,13 +34,13 @@ def grey_of(rgb):
 
 
 def test_8_bit_modes(rgb):
-    grey = rgb[..., 0]
+    gray = rgb[..., 0]
     same(Image.fromarray(rgb), rgb)
-    same(Image.fromarray(grey), grey[..., None])
-    same(Image.fromarray(grey > 128), np.where(grey[..., None] > 128, 255, 0).astype(np.uint8))
-    alpha = np.full((*grey.shape, 1), 7, np.uint8)
+    same(Image.fromarray(gray), gray[..., None])
+    same(Image.fromarray(gray > 128), np.where(gray[..., None] > 128, 255, 0).astype(np.uint8))
+    alpha = np.full((*gray.shape, 1), 7, np.uint8)
     same(Image.fromarray(np.concatenate([rgb, alpha], axis=-1)), rgb)
-    same(Image.fromarray(np.concatenate([grey[..., None], alpha], axis=-1)), grey[..., None])
+    same(Image.fromarray(np.concatenate([gray[..., None], alpha], axis=-1)), gray[..., None])
     cmyk = Image.fromarray(rgb).convert("CMYK")
     same(cmyk, np.asarray(cmyk.convert("RGB")))
     palette = Image.fromarray(rgb).quantize(16)
@@ -50,12 +50,12 @@ def test_8_bit_modes(rgb):
 
 
 def test_more_than_8_bits_keep_their_range(rgb):
-    grey = rgb[..., 0]
-    wide = grey.astype(np.uint16) * 257
-    same(Image.fromarray(wide), grey[..., None])  # I;16
-    same(Image.fromarray(wide.astype(np.int32)), grey[..., None])  # I, as Pillow opens many 16-bit files
-    same(Image.fromarray(grey.astype(np.float32) / 255), grey[..., None])  # F in [0, 1]
-    same(Image.fromarray(grey.astype(np.float32)), grey[..., None])  # F in [0, 255]
+    gray = rgb[..., 0]
+    wide = gray.astype(np.uint16) * 257
+    same(Image.fromarray(wide), gray[..., None])  # I;16
+    same(Image.fromarray(wide.astype(np.int32)), gray[..., None])  # I, as Pillow opens many 16-bit files
+    same(Image.fromarray(gray.astype(np.float32) / 255), gray[..., None])  # F in [0, 1]
+    same(Image.fromarray(gray.astype(np.float32)), gray[..., None])  # F in [0, 255]
 
 
 @pytest.mark.parametrize("extension", ["png", "bmp", "tiff", "webp"])
@@ -70,14 +70,14 @@ def test_16_bit_files(rgb, tmp_path):
     for extension in ("png", "tiff"):
         path = tmp_path / f"deep.{extension}"
         Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(path)
-        same(path, grey_of(rgb))
+        same(path, gray_of(rgb))
 
 
 def test_exif_orientation_is_applied(tmp_path):
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :8] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     upright = load_image(tmp_path / "turned.png")
     assert upright.size == (8, 16)
@@ -107,16 +107,16 @@ def test_urls(rgb, tmp_path):
 
 @pytest.mark.parametrize("library", [np.asarray, torch.tensor], ids=["numpy", "torch"])
 def test_array_layouts(rgb, library):
-    grey = rgb[..., 0]
-    same(library(grey), grey[..., None])
-    same(library(grey[..., None]), grey[..., None])
-    same(library(grey[None]), grey[..., None])
+    gray = rgb[..., 0]
+    same(library(gray), gray[..., None])
+    same(library(gray[..., None]), gray[..., None])
+    same(library(gray[None]), gray[..., None])
     same(library(rgb), rgb)
     same(library(rgb.transpose(2, 0, 1).copy()), rgb)
     same(library(np.concatenate([rgb, rgb[..., :1]], axis=-1)), rgb)
 
 
-def test_where_both_ends_could_be_channels_each_library_keeps_its_own_order(rgb):
+def test_an_ambiguous_layout_follows_the_convention_of_the_library(rgb):
     small = rgb[:3, :, :]  # (3, 30, 3)
     same(small, small)
     same(torch.tensor(small.transpose(2, 0, 1).copy()), small)
@@ -160,13 +160,13 @@ def test_input_range_replaces_the_rule():
     camera = np.linspace(0, 4095, 60, dtype=np.uint16).reshape(6, 10)
     bright = np.asarray(load_image(camera, input_range=(0, 4095)))[..., 0]
     assert (bright.min(), bright.max()) == (0, 255)
-    normalised = np.array([[-2.0, 0.0, 2.0, 9.0]] * 2)
-    assert np.asarray(load_image(normalised, input_range=(-2, 2)))[0, :, 0].tolist() == [0, 128, 255, 255]
+    normalized = np.array([[-2.0, 0.0, 2.0, 9.0]] * 2)
+    assert np.asarray(load_image(normalized, input_range=(-2, 2)))[0, :, 0].tolist() == [0, 128, 255, 255]
     same_8_bit = np.full((4, 4), 200, np.uint8)
     assert np.asarray(load_image(same_8_bit, input_range=(0, 4095))).max() == 200
 
 
-def test_12_bit_data_is_not_darkened_in_silence(monkeypatch):
+def test_12_bit_data_is_darkened_with_a_warning(monkeypatch):
     said = []
     monkeypatch.setattr("vcp_clip_hf.image_loading.logger.warning", said.append)
     load_image(np.full((4, 4), 4000, np.uint16))
@@ -178,7 +178,7 @@ def test_12_bit_data_is_not_darkened_in_silence(monkeypatch):
 # --- wrong input --------------------------------------------------------------------------------------------------
 
 
-def test_files_that_are_no_images(rgb, tmp_path):
+def test_files_that_are_not_images(rgb, tmp_path):
     (tmp_path / "note.txt").write_text("not an image")
     with pytest.raises(ValueError, match=r"note\.txt: not an image file"):
         load_image(tmp_path / "note.txt")
@@ -219,7 +219,7 @@ def test_wrong_images_are_explained(image, message):
         load_image(image)
 
 
-def test_what_is_no_image_at_all():
+def test_other_types_are_refused():
     with pytest.raises(TypeError, match="dict"):
         load_image({"bytes": b""})
     with pytest.raises(ValueError, match="low < high"):
@@ -242,17 +242,17 @@ def test_lists(rgb):
 
 def test_masks_of_every_kind(tmp_path):
     expected = np.array([[0, 1, 1], [0, 0, 1]], np.uint8)
-    grey = Image.fromarray(expected * np.uint8(255))
-    grey.save(tmp_path / "mask.png")
-    palette = Image.fromarray(expected, mode="P") if False else grey.quantize(2)
+    gray = Image.fromarray(expected * np.uint8(255))
+    gray.save(tmp_path / "mask.png")
+    palette = Image.fromarray(expected, mode="P") if False else gray.quantize(2)
     kinds = [
         expected,
         expected * 255,
         expected.astype(bool),
         expected[..., None],
         torch.tensor(expected)[None].float(),
-        grey,
-        grey.convert("1"),
+        gray,
+        gray.convert("1"),
         tmp_path / "mask.png",
         str(tmp_path / "mask.png"),
     ]
@@ -269,19 +269,19 @@ def test_masks_of_every_kind(tmp_path):
     ("mask", "message"),
     [
         (np.array([[0, 1, 2]], np.uint8), "3 values: 0, 1, 2"),
-        (np.array([[0, 128, 255, 254]], np.uint8), "Binarise"),
+        (np.array([[0, 128, 255, 254]], np.uint8), "Binarize"),
         (np.array([[1, 2]]), "2 values: 1, 2"),
         (np.array([[-1, 0]]), "-1"),
         (np.zeros((2, 2, 3), np.uint8), r"\(2, 2, 3\)"),
         (np.zeros((0, 2), np.uint8), r"\(0, 2\)"),
     ],
 )
-def test_masks_are_never_thresholded_by_a_guess(mask, message):
+def test_masks_of_more_than_two_values_are_refused(mask, message):
     with pytest.raises(ValueError, match=message):
         load_mask(mask)
 
 
-def test_more_pixels_than_pillow_decodes_are_an_error_of_that_file(tmp_path, monkeypatch):
+def test_more_pixels_than_pillow_decodes_are_an_error_that_names_the_file(tmp_path, monkeypatch):
     path = tmp_path / "huge.png"
     Image.new("L", (64, 64)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

@@ -1,4 +1,4 @@
-"""Images to pixel_values bit by bit, masks beside them, maps back to the original size."""
+"""Images to pixel_values, bit by bit; masks to labels; maps back to the original size."""
 
 import json
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from transformers import AutoImageProcessor, AutoProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from tests.common import tiny_config
+from tests.common import tiny_config, tiny_model, tiny_tokenizer
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPOutput
-from vcp_clip_hf.image_processing_vcp_clip import gaussian_smooth
+from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -20,7 +20,7 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
 
 
 def authors_transform(image: Image.Image, side: int) -> torch.Tensor:
-    """Resize, RGB, ToTensor, Normalize, as torchvision computes them."""
+    """Apply Resize, RGB, ToTensor and Normalize as torchvision computes them."""
     values = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC).convert("RGB"))
     tensor = torch.from_numpy(values.copy()).permute(2, 0, 1).contiguous().float().div(255)
     mean, std = torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
@@ -60,7 +60,7 @@ def test_every_kind_of_input_in_one_batch(tmp_path):
     assert isinstance(batch, np.ndarray) and batch.shape == (2, 3, 56, 56)
 
 
-def test_pad_keeps_the_ratio_and_fills_with_the_mean_colour():
+def test_pad_keeps_the_ratio_and_fills_with_the_mean_color():
     image = Image.new("RGB", (100, 50), "white")
     processor = VCPCLIPImageProcessor(size={"height": 56, "width": 56}, resize_mode="pad")
     values = processor(image, return_tensors="pt").pixel_values[0]
@@ -79,12 +79,12 @@ def test_keep_ratio_keeps_the_ratio_and_the_area(ratio):
     assert height / width == pytest.approx(ratio[0] / ratio[1], rel=0.06)
 
 
-def test_images_of_one_batch_must_come_out_at_one_size():
+def test_images_of_one_batch_must_have_one_size():
     processor = VCPCLIPImageProcessor(resize_mode="keep_ratio")
     images = [Image.new("L", (100, 200)), Image.new("L", (200, 100))]
-    with pytest.raises(ValueError, match="2 sizes"):
+    with pytest.raises(ValueError, match="2 shapes"):
         processor(images, return_tensors="pt")
-    assert len(processor(images).pixel_values) == 2, "unstacked is fine"
+    assert len(processor(images).pixel_values) == 2, "arrays that are not stacked may differ in size"
 
 
 def test_steps_can_be_switched_off():
@@ -96,7 +96,7 @@ def test_steps_can_be_switched_off():
     np.testing.assert_array_equal(raw, np.asarray(image).transpose(2, 0, 1))
 
 
-def test_per_call_arguments_do_not_stick():
+def test_arguments_of_a_call_do_not_change_the_processor():
     processor = VCPCLIPImageProcessor(size=56)
     deep = np.full((8, 8), 1000, np.uint16)
     bright = processor(deep, input_range=(0, 1000), size={"height": 28, "width": 28}, return_tensors="pt").pixel_values
@@ -143,6 +143,80 @@ def test_bad_settings_are_explained(fields, message):
         VCPCLIPImageProcessor(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"do_center_crop": True}, "do_center_crop=True .* Crop beforehand"),
+        ({"crop_size": 224}, "crop_size={'height': 224, 'width': 224} .* Crop beforehand"),
+        ({"do_pad": True}, "do_pad=True .* resize_mode='pad'"),
+        ({"pad_size": {"height": 9, "width": 9}}, "pad_size=.* resize_mode='pad'"),
+        ({"data_format": "channels_last"}, "data_format='channels_last' .* channels first"),
+        ({"image_seq_length": 7}, "image_seq_length=7"),
+        ({"image_mean": [0.5, 0.5, 0.5, 0.5]}, "image_mean=.* three"),
+        ({"size": {"shortest_edge": 224}}, "'height' and 'width'"),
+    ],
+)
+def test_arguments_without_a_meaning_here_are_refused_when_made_and_when_called(fields, message):
+    with pytest.raises(ValueError, match=message):
+        VCPCLIPImageProcessor(**fields)
+    with pytest.raises(ValueError, match=message):
+        VCPCLIPImageProcessor()(picture(20, 20), **fields)
+
+
+def test_arguments_of_other_image_processors_that_change_nothing_are_accepted():
+    plain = {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True, "data_format": "channels_first"}
+    image = picture(20, 30)
+    expected = VCPCLIPImageProcessor(size=28)(image, return_tensors="pt").pixel_values
+    assert torch.equal(VCPCLIPImageProcessor(size=28, **plain)(image, return_tensors="pt").pixel_values, expected)
+    assert torch.equal(VCPCLIPImageProcessor(size=28)(image, return_tensors="pt", **plain).pixel_values, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("resize_mode", ["squash", "pad"])
+def test_without_the_conversion_to_rgb_channels_are_kept(channels, resize_mode):
+    values = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    processor = VCPCLIPImageProcessor(
+        size=28,
+        resize_mode=resize_mode,
+        do_convert_rgb=False,
+        image_mean=[0.25] * channels,
+        image_std=[0.5] * channels,
+    )
+    together = processor(values, input_data_format="channels_last", return_tensors="pt").pixel_values
+    assert together.shape == (1, channels, 28, 28)
+    for channel in range(channels):
+        alone = processor(values[..., channel], image_mean=0.25, image_std=0.5, return_tensors="pt").pixel_values
+        assert torch.equal(alone[0, 0], together[0, channel])
+
+
+def test_tensors_move_to_the_device():
+    processor = VCPCLIPImageProcessor(size=28)
+    assert processor(picture(20, 20), return_tensors="pt", device="meta").pixel_values.device.type == "meta"
+    with pytest.raises(ValueError, match="device='meta' needs return_tensors='pt', got 'np'"):
+        processor(picture(20, 20), return_tensors="np", device="meta")
+
+
+@pytest.mark.parametrize("name", ["threshold", "smoothing_sigma", "score_mode"])
+def test_settings_of_results_are_refused_when_images_are_prepared(name):
+    with pytest.raises(ValueError, match=f"{name} .* `post_process_anomaly_segmentation`"):
+        VCPCLIPImageProcessor()(picture(20, 20), **{name: VCPCLIPImageProcessor(threshold=0.5).to_dict()[name]})
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_auto_classes_return_the_image_processor(with_tokenizer, tmp_path):
+    """Also AutoProcessor, and for checkpoints whose files name no processor class."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    processor = VCPCLIPImageProcessor.for_model(model.config, threshold=0.25)
+    processor.save_pretrained(tmp_path)
+    if with_tokenizer:
+        tiny_tokenizer().save_pretrained(tmp_path)
+    assert "processor_class" not in json.loads((tmp_path / "preprocessor_config.json").read_text())
+    for auto_class in (AutoImageProcessor, AutoProcessor):
+        loaded = auto_class.from_pretrained(tmp_path)
+        assert type(loaded) is VCPCLIPImageProcessor and loaded.to_dict() == processor.to_dict()
+
+
 def test_wrong_images_fail_with_their_own_message(tmp_path):
     processor = VCPCLIPImageProcessor()
     with pytest.raises(ValueError, match="list of images is empty"):
@@ -180,7 +254,7 @@ def test_masks_follow_their_image_into_the_padding():
     [
         ([np.zeros((60, 81))], "60 x 81 pixels .* its image 60 x 80"),
         ([np.zeros((60, 80)), np.zeros((60, 80))], "2 segmentation_maps came with 1 images"),
-        ([np.arange(4800).reshape(60, 80)], "Binarise"),
+        ([np.arange(4800).reshape(60, 80)], "Binarize"),
     ],
 )
 def test_wrong_masks_are_explained(masks, message):
@@ -195,15 +269,6 @@ def output(maps: torch.Tensor, base=None, vcp=None) -> VCPCLIPOutput:
     return VCPCLIPOutput(anomaly_map=maps, base_map=maps if base is None else base, vcp_map=vcp)
 
 
-@pytest.mark.parametrize(("size", "sigma"), [((64, 64), 8), ((40, 23), 8), ((16, 90), 2.5), ((5, 3), 4), ((1, 7), 1)])
-def test_smoothing_equals_scipy(size, sigma):
-    """Also where the kernel is longer than the map."""
-    maps = torch.rand(2, *size)
-    expected = np.stack([gaussian_filter(each.numpy(), sigma) for each in maps])
-    np.testing.assert_allclose(gaussian_smooth(maps, sigma).numpy(), expected, atol=1e-6)
-    assert gaussian_smooth(maps, 0) is maps
-
-
 def test_maps_return_to_the_original_size():
     maps = torch.zeros(2, 56, 56)
     maps[0, 14:28, 28:42] = 1
@@ -214,12 +279,12 @@ def test_maps_return_to_the_original_size():
         56 * 28, rel=0.1
     )
     assert tall["score"] == 1 and wide["score"] == 0
-    assert tall["label"] is tall["mask"] is tall["threshold"] is None, "no threshold known: no verdict"
+    assert tall["label"] is tall["mask"] is tall["threshold"] is None, "no verdict without a threshold"
     unresized = processor.post_process_anomaly_segmentation(output(maps))
     assert torch.equal(unresized[0]["anomaly_map"], maps[0])
 
 
-def test_padding_takes_part_in_nothing():
+def test_padding_affects_neither_map_nor_score():
     maps = torch.zeros(1, 56, 56)
     maps[:, :28] = torch.rand(1, 28, 56)
     maps[:, 28:] = 1
@@ -236,7 +301,7 @@ def test_padding_takes_part_in_nothing():
 
 
 def test_a_padded_image_comes_back_where_it_was():
-    """The mask of an image, taken as the model's map, lands on itself."""
+    """A mask used as the model's map returns to its own place."""
     for size in ((50, 100), (130, 40), (33, 33)):
         mask = np.zeros(size, np.uint8)
         mask[size[0] // 4 : size[0] // 2, size[1] // 3 : size[1] // 3 * 2] = 1
@@ -253,14 +318,14 @@ def test_scores():
     fused = 0.25 * base + 0.75 * vcp
     processor = VCPCLIPImageProcessor(size=28, smoothing_sigma=1.5)
     for index, result in enumerate(processor.post_process_anomaly_segmentation(output(fused, base, vcp))):
-        assert result["score"] == pytest.approx(gaussian_filter(fused[index].numpy(), 1.5).max(), abs=1e-6)
+        assert result["score"] == pytest.approx(gaussian_smooth(fused[index], 1.5).max().item(), abs=1e-6)
     results = processor.post_process_anomaly_segmentation(
         output(fused, base, vcp), score_mode="top_k", top_k_fraction=0.1
     )
     for index, result in enumerate(results):
         expected = sum(np.sort(each[index].flatten())[-40:].mean() for each in (base.numpy(), vcp.numpy()))
         assert result["score"] == pytest.approx(expected, abs=1e-6)
-    # without Post-VCP there is one branch
+    # without Post-VCP there is only the base branch
     (only,) = processor.post_process_anomaly_segmentation(output(base[:1]), score_mode="top_k", top_k_fraction=1.0)
     assert only["score"] == pytest.approx(base[0].mean().item(), abs=1e-6)
 
@@ -291,6 +356,6 @@ def test_results_do_not_depend_on_the_batch():
         assert alone["score"] == pytest.approx(together[index]["score"], abs=1e-6)
 
 
-def test_the_number_of_sizes_must_fit():
+def test_each_image_needs_a_target_size():
     with pytest.raises(ValueError, match="1 target_sizes came with 2 images"):
         VCPCLIPImageProcessor().post_process_anomaly_segmentation(output(torch.zeros(2, 28, 28)), [(28, 28)])

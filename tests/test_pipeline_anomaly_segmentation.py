@@ -1,4 +1,4 @@
-"""Every kind of input, every option and every error, through `transformers.pipeline`."""
+"""Every kind of input, every option and every error of `pipeline("anomaly-segmentation")`."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -17,6 +18,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 import vcp_clip_hf
 from tests.common import tiny_model, tiny_tokenizer
 from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
+from vcp_clip_hf.anomaly_result import finish
+from vcp_clip_hf.call_arguments import argument_names
 
 
 SIZES = [(60, 80), (48, 48), (33, 120), (100, 40), (70, 70)]
@@ -44,7 +47,7 @@ def inspect(checkpoint):
 
 @pytest.fixture
 def fresh(checkpoint):
-    """A pipeline of one's own, to change."""
+    """A pipeline that the test may change."""
     return pipeline("anomaly-segmentation", model=str(checkpoint))
 
 
@@ -62,7 +65,7 @@ def assert_same(result, expected, atol=1e-5):
 # --- the result -----------------------------------------------------------------------------------------------------
 
 
-def test_the_result_is_what_model_and_processor_say(inspect, pictures):
+def test_the_result_is_that_of_model_and_image_processor(inspect, pictures):
     for image in pictures:
         result = inspect(image)
         assert list(result) == ["score", "label", "threshold", "image_threshold", "anomaly_map", "mask"]
@@ -71,7 +74,7 @@ def test_the_result_is_what_model_and_processor_say(inspect, pictures):
         assert isinstance(anomaly_map, np.ndarray) and anomaly_map.dtype == np.float32
         assert anomaly_map.shape == (image.height, image.width)
         assert anomaly_map.min() >= 0 and anomaly_map.max() <= 1 and isinstance(result["score"], float)
-        # no threshold known: never a silent 0.5
+        # no silent default of 0.5 without a threshold
         assert result["label"] is result["mask"] is result["threshold"] is result["image_threshold"] is None
         with torch.no_grad():
             outputs = inspect.model(**inspect.image_processor(image, return_tensors="pt"))
@@ -194,7 +197,7 @@ def test_regions(inspect, pictures):
     image = pictures[0]
     threshold = float(np.quantile(inspect(image)["anomaly_map"], 0.8))
     result = inspect(image, threshold=threshold, regions=True)
-    assert result["regions"], "some regions to look at"
+    assert result["regions"], "the map must have regions for this test"
     assert sum(region["area"] for region in result["regions"]) == (np.asarray(result["mask"]) > 0).sum()
     assert result["regions"][0]["score"] == pytest.approx(result["anomaly_map"].max())
     smallest = min(region["area"] for region in result["regions"])
@@ -206,9 +209,9 @@ def test_regions(inspect, pictures):
     assert (np.asarray(filled["mask"]) >= np.asarray(result["mask"])).all()
 
 
-def test_the_picture_that_was_looked_at(inspect, pictures, tmp_path):
+def test_the_picture_that_the_model_got(inspect, pictures, tmp_path):
     turned = Image.Exif()
-    turned[0x0112] = 6  # the camera was turned
+    turned[0x0112] = 6  # rotated by 90 degrees
     pictures[0].convert("L").save(tmp_path / "turned.png", exif=turned)
     result = inspect(str(tmp_path / "turned.png"), output_image=True)
     assert result["image"].mode == "RGB" and result["image"].size == pictures[0].size[::-1]
@@ -222,6 +225,13 @@ def test_batches_for_a_gpu_come_from_pinned_memory(inspect, pictures, monkeypatc
     iterator = inspect.get_iterator(pictures, 0, 2, {}, {}, {})
     assert isinstance(iterator.loader.loader, torch.utils.data.DataLoader)
     assert iterator.loader.loader.pin_memory is pinned
+
+
+def test_another_nesting_of_iterators_only_costs_speed(inspect, pictures, monkeypatch):
+    """The nesting is private to transformers."""
+    monkeypatch.setattr(inspect, "device", torch.device("cuda"))
+    monkeypatch.setattr(transformers.Pipeline, "get_iterator", lambda self, inputs, *arguments: iter(inputs))
+    assert list(inspect.get_iterator(pictures, 0, 2, {}, {}, {})) == pictures
 
 
 def test_heatmap(inspect, pictures):
@@ -241,7 +251,7 @@ def test_score_modes_and_smoothing(inspect, pictures):
 
 
 def test_layer_and_branch_maps_and_uncertainty(inspect, pictures):
-    image = pictures[1]  # of the model's own size: nothing is resized
+    image = pictures[1]  # it has the model's own size, so that no map is resized
     result = inspect(
         image, output_branch_maps=True, output_layer_maps=True, output_uncertainty=True, smoothing_sigma=0.0
     )
@@ -359,7 +369,36 @@ def test_calibration_of_masks_and_from_labels(fresh, pictures):
     assert calibration.method == "f1_max" and calibration.f1 >= 2 / 3
 
 
-def test_reference_images_when_made(checkpoint):
+@pytest.mark.parametrize("as_default", [False, True], ids=["argument of calibrate", "default of the pipeline"])
+def test_thresholds_are_kept_with_the_settings_they_belong_to(checkpoint, as_default, tmp_path):
+    """Scores of "top_k" and of "max" have different scales: later calls must compare the right ones."""
+    normal = [picture(50, 60, seed=100 + index) for index in range(9)]
+    settings = {"score_mode": "top_k", "smoothing_sigma": 1.0, "top_k_fraction": 0.2}
+    made = pipeline("anomaly-segmentation", model=str(checkpoint), **(settings if as_default else {}))
+    calibration = made.calibrate(normal, false_alarm_rate=0.1, **({} if as_default else settings))
+    assert {name: getattr(made.image_processor, name) for name in settings} == settings
+    assert made.image_processor.threshold is None, "a threshold of this score does not serve for masks"
+    made.save_pretrained(tmp_path)
+    for pipe in (made, pipeline("anomaly-segmentation", model=str(tmp_path))):
+        results = pipe(normal)
+        assert max(result["score"] for result in results) == pytest.approx(calibration.threshold, abs=1e-4)
+        assert all(result["label"] == "normal" and result["mask"] is None for result in results)
+
+
+def test_calibration_does_not_change_settings_that_it_was_not_given(fresh):
+    before = fresh.image_processor.to_dict()
+    fresh.calibrate([picture(50, 60, seed=100 + index) for index in range(9)], false_alarm_rate=0.1, min_area=3)
+    after = fresh.image_processor.to_dict()
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"threshold", "image_threshold", "calibration"}
+
+
+def test_labels_and_a_pixel_rate_exclude_each_other(fresh):
+    with pytest.raises(ValueError, match=r"Leave out the pixel rate, .* or calibrate on normal images only"):
+        fresh.calibrate([picture(50, 60)] * 2, labels=[0, 1], pixel_false_alarm_rate=0.1)
+
+
+def test_reference_images_calibrate_a_new_pipeline(checkpoint):
     normal = [picture(50, 60, seed=100 + index) for index in range(9)]
     made = pipeline("anomaly-segmentation", model=str(checkpoint), reference_images=normal, false_alarm_rate=0.1)
     results = made(normal)
@@ -369,11 +408,20 @@ def test_reference_images_when_made(checkpoint):
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_misspelt_arguments(inspect, pictures):
+def test_misspelled_arguments_are_refused(inspect, pictures):
     with pytest.raises(TypeError, match=r"no argument 'treshold'; did you mean 'threshold'"):
         inspect(pictures[0], treshold=0.5)
     with pytest.raises(TypeError, match="known are"):
         inspect(pictures[0], zzz=1)
+    with pytest.raises(TypeError, match="no argument 'prompt_input_ids'"):
+        inspect(pictures[0], prompt_input_ids=[[1]])
+
+
+def test_every_argument_of_the_signatures_is_documented():
+    documented = AnomalySegmentationPipeline.__call__.__doc__
+    steps = (AnomalySegmentationPipeline.preprocess, AnomalySegmentationPipeline._forward, finish)
+    names = {name for step in steps for name in argument_names(step)} - {"prompt_input_ids"}
+    assert names and not [name for name in names if name not in documented]
 
 
 @pytest.mark.parametrize(
@@ -392,7 +440,7 @@ def test_wrong_arguments_are_explained(inspect, pictures, arguments, message):
         inspect(pictures[0], **arguments)
 
 
-def test_a_bad_image_need_not_lose_the_others(inspect, pictures, tmp_path):
+def test_an_unreadable_image_does_not_lose_the_others(inspect, pictures, tmp_path):
     (tmp_path / "bad.png").write_text("no image")
     images = [pictures[0], str(tmp_path / "bad.png"), pictures[1], str(tmp_path / "gone.png")]
     with pytest.raises(ValueError, match=r"bad\.png"):
@@ -432,7 +480,7 @@ def test_saved_with_its_code_it_works_without_the_package(inspect, pictures, tmp
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModel"}
     assert (folder / "modeling_vcp_clip.py").is_file() and (folder / "tiling.py").is_file()
 
-    # without the package: it is hidden from the other process
+    # without the package, which is hidden from the other process
     program = f"""
 import sys
 class Hide:
@@ -451,7 +499,7 @@ print(type(pipe.model).__module__)
     assert run(program, HF_MODULES_CACHE=str(tmp_path / "modules")).strip().startswith("transformers_modules.")
     np.testing.assert_allclose(np.load(tmp_path / "map.npy"), expected["anomaly_map"], atol=1e-5)
 
-    # with the package: no code of the folder is run, and none needs to be trusted
+    # with the package, no code of the folder runs, and none needs to be trusted
     again = pipeline("anomaly-segmentation", model=str(folder))
     assert type(again.model) is vcp_clip_hf.VCPCLIPModel
     assert_same(again(image), expected)

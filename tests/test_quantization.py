@@ -1,4 +1,4 @@
-"""A backbone in 8 bits. What needs torchao runs with `make test-torchao`, in an environment of its own."""
+"""A backbone in 8 bits. Tests that need torchao run with `make test-torchao`, in an environment of their own."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, 
 
 
 def int8(way: str):
-    """A torchao configuration: "weights" only, or "activations" too."""
+    """Return a torchao configuration: "weights" only, or "activations" too."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
@@ -34,20 +34,22 @@ def int8(way: str):
         (QuantoConfig(weights="int8").to_dict(), "modules_to_not_convert"),
         (BitsAndBytesConfig(load_in_8bit=True), "llm_int8_skip_modules"),
     ],
-    ids=["object", "dictionary", "another name for it"],
+    ids=["object", "dictionary", "another name of the field"],
 )
-def test_the_learned_part_is_left_as_it_is(config, field):
+def test_the_learned_part_is_not_quantized(config, field):
     assert set(getattr(quantize_backbone_only(config), field)) == LEARNED
-    assert (config.get(field) if isinstance(config, dict) else getattr(config, field)) is None, "not ours to change"
+    assert (config.get(field) if isinstance(config, dict) else getattr(config, field)) is None, (
+        "the configuration of the caller must not change"
+    )
 
 
-def test_what_else_is_left_as_it_is():
+def test_modules_that_the_caller_skips_stay_skipped():
     config = QuantoConfig(weights="int8", modules_to_not_convert=["visual_projection", "post_vcp"])
     kept = quantize_backbone_only(config).modules_to_not_convert
     assert set(kept) == {"visual_projection", *LEARNED} and len(kept) == 6
 
 
-def test_the_learned_part_is_everything_beside_clip():
+def test_the_learned_part_is_everything_except_clip():
     with_weights = {name for name, module in tiny_model().named_children() if name != "clip"}
     assert with_weights == LEARNED
 
@@ -68,7 +70,9 @@ def test_the_embedded_checkpoint_in_8_bits(way, tolerance):
     maps = [each(images).anomaly_map for each in (model, exact)]
     difference = (maps[0] - maps[1]).abs()
     assert difference.mean() > 0 and difference.max() < tolerance
-    torch.testing.assert_close(model(images).anomaly_map, maps[0], msg="kept keys and values are of these weights")
+    torch.testing.assert_close(
+        model(images).anomaly_map, maps[0], msg="cached keys and values must belong to these weights"
+    )
 
 
 @needs_torchao
@@ -84,12 +88,12 @@ def test_the_comparison_in_8_bits(tmp_path):
 
 
 @needs_torchao
-def test_what_could_not_be_read_again_is_not_written(tmp_path):
+def test_a_checkpoint_that_could_not_be_loaded_is_not_written(tmp_path):
     tiny_model().save_pretrained(tmp_path / "exact")
     model = VCPCLIPModel.from_pretrained(tmp_path / "exact", quantization_config=int8("weights"))
-    with pytest.raises(ValueError, match="quantise it whenever it is loaded"):
-        model.save_pretrained(tmp_path / "quantised")
-    assert not (tmp_path / "quantised").exists()
+    with pytest.raises(ValueError, match="quantize it whenever it is loaded"):
+        model.save_pretrained(tmp_path / "quantized")
+    assert not (tmp_path / "quantized").exists()
     assert "quantization_config" not in json.loads((tmp_path / "exact" / "config.json").read_text())
 
 

@@ -1,4 +1,4 @@
-"""Masks to regions: boxes, polygons, areas, scores; cleaning."""
+"""Boxes, polygons, areas and scores of regions; cleaning of masks."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,10 @@ from scipy import ndimage
 from vcp_clip_hf.regions import clean_mask, find_regions, outline
 
 
-def test_two_regions_with_everything_about_them():
+def test_all_values_of_two_regions():
     mask = np.zeros((12, 20), bool)
     mask[2:5, 3:8] = True
-    mask[7, 12] = mask[8, 13] = True  # touch at a corner: one region
+    mask[7, 12] = mask[8, 13] = True  # pixels that touch at a corner are one region
     anomaly_map = np.where(mask, 0.6, 0.1).astype(np.float32)
     anomaly_map[8, 13] = 0.9
     first, second = find_regions(mask, anomaly_map)
@@ -47,7 +47,7 @@ def test_polygons_enclose_exactly_their_filled_region(seed):
         )
         filled = ndimage.binary_fill_holes(labels == owner, ndimage.generate_binary_structure(2, 1))
         polygon = region["polygon"]
-        # clockwise in image coordinates; where the outline crosses itself at a corner the areas still add up
+        # clockwise in image coordinates; areas also add up if the outline crosses itself at a corner
         assert area_of(polygon) == filled.sum()
         xs, ys = zip(*polygon, strict=True)
         assert (min(xs), min(ys), max(xs), max(ys)) == (box["xmin"], box["ymin"], box["xmax"], box["ymax"])
@@ -74,7 +74,7 @@ def test_small_regions_are_dropped_and_holes_filled():
     cleaned = clean_mask(mask, min_area=2)
     assert not cleaned[25, 35] and cleaned.sum() == mask.sum() - 1
     assert not clean_mask(mask, min_area=10_000).any()
-    # a thin ring is large enough only once its hole is filled
+    # a thin ring is large enough only after its hole is filled
     ring = np.zeros((20, 20), bool)
     ring[2:18, 2:18], ring[3:17, 3:17] = True, False
     assert not clean_mask(ring, min_area=100).any() and clean_mask(ring, min_area=100, fill_holes=True).sum() == 256

@@ -1,4 +1,4 @@
-"""Tiles cover everything, blend without seams, share one prompt, and stay within their memory."""
+"""Tiles cover the image, blend without seams, share one prompt, and do not depend on their batch."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.common import tiny_model
 from vcp_clip_hf import VCPCLIPImageProcessor
-from vcp_clip_hf.tiling import segment_tiles, tile_starts
+from vcp_clip_hf.tiling import Tiling, segment_tiles, tile_starts
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_tiles_cover_a_side_and_overlap_enough(length, tile, overlap):
 def test_one_tile_is_the_whole_image(parts):
     model, processor = parts
     image = picture(48, 48)
-    maps = segment_tiles(model, processor, image, tile_size=48, tile_overlap=8)
+    maps = segment_tiles(model, processor, image, Tiling(48, 8))
     with torch.no_grad():
         expected = model(**processor(image, return_tensors="pt")).anomaly_map[0]
     assert maps.num_tiles == 1
@@ -48,7 +48,7 @@ def test_one_tile_is_the_whole_image(parts):
 def test_tiles_are_prompted_by_the_whole_image_and_blended_by_their_weights(parts):
     model, processor = parts
     image = picture(48, 84)
-    maps = segment_tiles(model, processor, image, tile_size=48, tile_overlap=12, with_branches=True)
+    maps = segment_tiles(model, processor, image, Tiling(48, 12), with_branches=True)
     assert maps.num_tiles == 2 and maps.anomaly_map.shape == (48, 84)
     with torch.no_grad():
         _, whole = model.encode_image(processor(image, return_tensors="pt").pixel_values)
@@ -59,7 +59,7 @@ def test_tiles_are_prompted_by_the_whole_image_and_blended_by_their_weights(part
     np.testing.assert_allclose(maps.anomaly_map[:, :36], left.anomaly_map[0][:, :36], atol=1e-5)
     np.testing.assert_allclose(maps.anomaly_map[:, 48:], right.anomaly_map[0][:, 12:], atol=1e-5)
     np.testing.assert_allclose(maps.vcp_map[:, :36], left.vcp_map[0][:, :36], atol=1e-5)
-    # in the overlap the weights go over from one to the other
+    # in the overlap, the weights change from one tile to the other
     ramp = (np.arange(12) + 0.5) / 12
     expected = left.anomaly_map[0][:, 36:].numpy() * (1 - ramp) + right.anomaly_map[0][:, :12].numpy() * ramp
     np.testing.assert_allclose(maps.anomaly_map[:, 36:48], expected, atol=1e-5)
@@ -68,7 +68,7 @@ def test_tiles_are_prompted_by_the_whole_image_and_blended_by_their_weights(part
 def test_the_batch_of_tiles_changes_nothing(parts):
     model, processor = parts
     image = picture(100, 130)
-    one, many = (segment_tiles(model, processor, image, 48, 12, batch_size=size) for size in (1, 7))
+    one, many = (segment_tiles(model, processor, image, Tiling(48, 12, batch_size=size)) for size in (1, 7))
     assert one.num_tiles == many.num_tiles == 12
     np.testing.assert_allclose(one.anomaly_map, many.anomaly_map, atol=1e-5)
     assert one.base_map is None and one.vcp_map is None
@@ -78,7 +78,8 @@ def test_the_global_map_can_be_mixed_in(parts):
     model, processor = parts
     image = picture(60, 90)
     tiles, both, whole = (
-        segment_tiles(model, processor, image, 48, 12, global_weight=weight).anomaly_map for weight in (0, 0.25, 1)
+        segment_tiles(model, processor, image, Tiling(48, 12, global_weight=weight)).anomaly_map
+        for weight in (0, 0.25, 1)
     )
     np.testing.assert_allclose(both, 0.75 * tiles + 0.25 * whole, atol=1e-5)
     with torch.no_grad():
@@ -89,7 +90,7 @@ def test_the_global_map_can_be_mixed_in(parts):
 
 def test_images_smaller_than_a_tile(parts):
     model, processor = parts
-    maps = segment_tiles(model, processor, picture(20, 100), tile_size=48, tile_overlap=12)
+    maps = segment_tiles(model, processor, picture(20, 100), Tiling(48, 12))
     assert maps.anomaly_map.shape == (20, 100) and maps.num_tiles == 3
     assert maps.anomaly_map.min() >= 0 and maps.anomaly_map.max() <= 1
 
@@ -97,11 +98,16 @@ def test_images_smaller_than_a_tile(parts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tile_size": 48, "tile_overlap": 48}, "tile_overlap=48"),
-        ({"tile_size": 0, "tile_overlap": 0}, "tile_size=0"),
-        ({"tile_size": 48, "tile_overlap": 4, "global_weight": 2.0}, "global_weight=2.0"),
+        ({"size": 48, "overlap": 48}, "tile_overlap=48"),
+        ({"size": 0}, "tile_size=0"),
+        ({"size": 48, "batch_size": 0}, "tile_batch_size=0"),
+        ({"size": 48, "global_weight": 2.0}, "global_weight=2.0"),
     ],
 )
-def test_wrong_arguments_are_explained(parts, arguments, message):
+def test_wrong_values_are_explained(arguments, message):
     with pytest.raises(ValueError, match=message):
-        segment_tiles(*parts, picture(60, 60), **arguments)
+        Tiling(**arguments)
+
+
+def test_tiles_overlap_by_a_quarter_by_default():
+    assert Tiling(50).overlap == 12

@@ -1,4 +1,4 @@
-"""Pictures: one fixed scale, outlines where they belong, sheets that fit."""
+"""Pictures: one fixed color scale, outlines, color bars, sheets."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 from vcp_clip_hf.visualization import add_color_bar, contour, draw_boxes, heatmap, overlay, sheet
 
 
-def test_a_colour_always_means_the_same_value():
+def test_a_color_always_means_the_same_value():
     low = np.full((4, 4), 0.25, np.float32)
     mixed = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
     mixed[0, 0] = 0.25
@@ -24,10 +24,10 @@ def test_maps_of_every_kind():
     expected = np.asarray(heatmap(values))
     np.testing.assert_array_equal(np.asarray(heatmap(torch.from_numpy(values).requires_grad_())), expected)
     np.testing.assert_array_equal(np.asarray(heatmap(Image.fromarray(values))), expected)
-    assert np.asarray(heatmap(values * 3 - 1)).shape == (5, 7, 3), "values outside [0, 1] are cut"
+    assert np.asarray(heatmap(values * 3 - 1)).shape == (5, 7, 3), "values outside [0, 1] are clipped"
 
 
-def test_overlay_leaves_what_is_normal_and_covers_what_is_not():
+def test_overlay_covers_abnormal_pixels_only():
     image = Image.new("RGB", (8, 6), (10, 200, 30))
     anomaly_map = np.zeros((6, 8), np.float32)
     anomaly_map[2, 3] = 1.0
@@ -38,19 +38,19 @@ def test_overlay_leaves_what_is_normal_and_covers_what_is_not():
         overlay(image, anomaly_map[:, :7])
 
 
-def test_contour_is_the_rim_inside_the_mask():
+def test_contour_is_drawn_inside_the_mask():
     mask = np.zeros((20, 20), bool)
     mask[5:12, 6:15] = True
     drawn = np.asarray(contour(Image.new("L", (20, 20)), mask, (1, 2, 3), width=1))
     rim = mask.copy()
     rim[6:11, 7:14] = False
     np.testing.assert_array_equal((drawn == (1, 2, 3)).all(axis=-1), rim)
-    # a mask that reaches the border has no rim there
+    # the outline does not follow the border of the image
     full = np.asarray(contour(Image.new("L", (20, 20)), np.ones((20, 20), bool), (1, 2, 3)))
     assert not full.any()
 
 
-def test_boxes_and_colour_bar():
+def test_boxes_and_color_bar():
     region = {"box": {"xmin": 10, "ymin": 20, "xmax": 60, "ymax": 50}, "score": 0.91}
     drawn = draw_boxes(Image.new("RGB", (100, 100)), [region])
     assert drawn.getpixel((10, 35)) == (0, 255, 255) and drawn.getpixel((5, 5)) == (0, 0, 0)

@@ -8,7 +8,7 @@ Model, image processor and pipeline are imported at once; everything else is imp
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .accelerated_inference import accelerate_inference
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .data import load_anomaly_dataset
     from .evaluation import evaluate
     from .export import export_model
+    from .exported_segmenter import open_segmenter
     from .hub import push_checkpoint
     from .metrics import AnomalySegmentationEvaluator
-    from .onnx_segmenter import open_segmenter
     from .prediction import predict_files
     from .training import train
     from .training_config import TrainingConfig
@@ -68,7 +68,7 @@ _ON_FIRST_USE = {
     "evaluate": "evaluation",
     "export_model": "export",
     "load_anomaly_dataset": "data",
-    "open_segmenter": "onnx_segmenter",
+    "open_segmenter": "exported_segmenter",
     "predict_files": "prediction",
     "push_checkpoint": "hub",
     "train": "training",
@@ -77,6 +77,7 @@ _ON_FIRST_USE = {
 AutoConfig.register(VCPCLIPConfig.model_type, VCPCLIPConfig, exist_ok=True)
 AutoModel.register(VCPCLIPConfig, VCPCLIPModel, exist_ok=True)
 AutoImageProcessor.register(VCPCLIPConfig, image_processor_classes={"pil": VCPCLIPImageProcessor}, exist_ok=True)
+AutoProcessor.register(VCPCLIPConfig, VCPCLIPImageProcessor, exist_ok=True)
 if "anomaly-segmentation" not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(
         "anomaly-segmentation",

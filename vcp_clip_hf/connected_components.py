@@ -1,7 +1,7 @@
-"""Connected regions of a mask: what per-region overlap (PRO) averages over, and what an inspector looks at.
+"""Connected regions of a mask, for per-region overlap (PRO) and for the regions of results.
 
-Works on runs, the horizontal stretches of abnormal pixels, rather than on pixels: a mask has a few hundred of them, so
-that NumPy alone is faster here than a compiled labelling of every pixel.
+The algorithm works on runs, which are horizontal stretches of abnormal pixels. A mask has only a few hundred of them,
+so that NumPy is faster here than a compiled labeling of every pixel.
 """
 
 import numpy as np
@@ -16,11 +16,11 @@ def label_components(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarra
 
     Args:
         mask (`np.ndarray` of shape `(height, width)`): non-zero where abnormal.
-        connectivity (`int`, *optional*, defaults to 8): 8, or 4, where pixels that share a corner only are apart.
+        connectivity (`int`, *optional*, defaults to 8): 8, or 4, which separates pixels that share only a corner.
 
     Returns:
-        `tuple`: labels, int32 of shape `(height, width)`, 0 where normal and else 1, 2, ... in the order in which a
-        scan by rows meets the regions; and their number.
+        `tuple`: labels, int32 of shape `(height, width)`, 0 for normal pixels, and 1, 2, ... for the regions in the
+        order of a scan by rows; and the number of regions.
     """
     mask = np.asarray(mask) != 0
     starts, ends, roots = _runs_and_roots(mask, connectivity)
@@ -32,13 +32,13 @@ def label_components(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarra
 
 def region_sizes(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """
-    How large is the 8-connected region that each abnormal pixel belongs to?
+    Return the size of the 8-connected region of each abnormal pixel.
 
     Args:
         mask (`np.ndarray` of shape `(height, width)`): non-zero where abnormal.
 
     Returns:
-        `tuple`: one size in pixels per abnormal pixel, int32 of shape `(abnormal pixels,)`, in the order of
+        `tuple`: size in pixels for each abnormal pixel, int32 of shape `(abnormal pixels,)`, in the order of
         `array[mask]`; and the number of regions.
     """
     starts, ends, roots = _runs_and_roots(np.asarray(mask) != 0)
@@ -48,7 +48,7 @@ def region_sizes(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _runs_and_roots(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts and (exclusive) ends of the runs, by rows, and for each run the first run of its region."""
+    """Return starts and (exclusive) ends of the runs, by rows, and for each run the first run of its region."""
     if mask.ndim != 2:
         raise ValueError(f"A mask must have shape (height, width), got {mask.shape}.")
     rows = np.flatnonzero(mask.any(axis=1))
@@ -57,7 +57,7 @@ def _runs_and_roots(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray
     mask = mask[rows[0] : rows[-1] + 1]
     height, width = mask.shape
 
-    # A normal column on both sides, so that no run crosses from one row to the next
+    # A normal column on both sides keeps runs from crossing into the next row
     stride = width + 2
     padded = np.zeros((height, stride), bool)
     padded[:, 1:-1] = mask
@@ -65,7 +65,7 @@ def _runs_and_roots(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray
     changes = np.flatnonzero(padded[1:] != padded[:-1]) + 1
     starts, ends = changes[0::2], changes[1::2]
 
-    # The runs that touch a run from the row below follow each other; corners count with 8-connectivity only
+    # The runs of the row below that touch a run are consecutive; corners count only with 8-connectivity
     sides = ("left", "right") if connectivity == 8 else ("right", "left")
     first = np.searchsorted(ends, starts + stride, side=sides[0])
     last = np.searchsorted(starts, ends + stride, side=sides[1])
@@ -76,7 +76,7 @@ def _runs_and_roots(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray
 
 
 def _join(count: int, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Union-find on all edges at once: each of `count` nodes gets the smallest node that it is connected with."""
+    """Return the smallest connected node of each of `count` nodes: union-find on all edges at once."""
     parents = np.arange(count)
     while True:
         roots_of_upper, roots_of_lower = parents[upper], parents[lower]

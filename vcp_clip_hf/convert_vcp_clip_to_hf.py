@@ -18,10 +18,10 @@ import torch
 from transformers import CLIPModel
 from transformers.utils import logging
 
+from .anomaly_scoring import AUTHORS_SCORING
 from .backbone_loading import BACKBONE_PREFIX
 from .checkpoint_folder import CheckpointParts, load_tokenizer, save_parts
 from .configuration_vcp_clip import VCPCLIPConfig
-from .evaluation_report import AUTHORS_SCORING
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .modeling_vcp_clip import VCPCLIPModel
 

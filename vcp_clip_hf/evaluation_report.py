@@ -10,18 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .anomaly_scoring import AUTHORS_SCORING
+
 
 __all__ = [
-    "AUTHORS_SCORING",
     "METRIC_TITLES",
     "PROTOCOLS",
     "EvaluationProtocol",
     "EvaluationReport",
     "paper_results",
 ]
-
-# Post-processing in the authors' test code: sigma in pixels of the 518 x 518 input, score from its 2000 largest pixels
-AUTHORS_SCORING = {"smoothing_sigma": 8.0, "score_mode": "top_k", "top_k_fraction": 2000 / 518**2}
 
 _MAIN_METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc", "image_ap")
 # Column titles of the metrics that tables show

@@ -1,13 +1,13 @@
-"""Export to ONNX, OpenVINO or a torch program, with a gate: a folder is written only if it answers as the model does.
+"""Export to ONNX, OpenVINO or a torch program. A folder is written only if its results equal the model's.
 
-The graph takes `pixel_values` (B, 3, S, S) and returns the smoothed map (B, S, S) and the score (B,): everything of
-the model, and of the image processor's post-processing what does not depend on the size of the original image. What no
-image changes is constant in it: the resized position table, and the text tower's keys and values before the category
-tokens. Beside the graph lies all that a machine without torch needs to run it, see `onnx_segmenter`.
+The graph takes `pixel_values` (B, 3, S, S) and returns the smoothed map (B, S, S) and the score (B,): the whole model,
+and the part of the post-processing that does not depend on the size of the original image. Image-independent values
+are constants of the graph: the resized position table, and the text tower's keys and values before the category
+tokens. The folder also holds the code and the settings to run the graph without torch, see `exported_segmenter`.
 """
 
 import copy
-import importlib.metadata
+import importlib
 import json
 import logging
 import os
@@ -16,21 +16,23 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from .accelerated_inference import freeze_for_export
+from .anomaly_scoring import AnomalyScoring, gaussian_matrix
 from .atomic_write import atomic_folder
-from .image_loading import load_image
-from .image_processing_vcp_clip import AnomalyScoring, VCPCLIPImageProcessor, gaussian_matrix
+from .exported_segmenter import open_segmenter
+from .image_loading import ImageLike, load_image
+from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .modeling_vcp_clip import VCPCLIPModel
-from .onnx_segmenter import open_segmenter
 from .version import __version__, versions
 
 
@@ -40,39 +42,39 @@ logger = transformers_logging.get_logger(__name__)
 
 FORMATS = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
 
-# What runs an exported folder without this package; each imports only from the others
-_RUNTIME_MODULES = (
-    "onnx_segmenter",
-    "image_loading",
-    "pixel_preprocessing",
-    "regions",
-    "connected_components",
-    "visualization",
-)
+# The module that runs an exported folder without this package; it is copied with all that it imports from here
+_RUNTIME = "exported_segmenter"
+_RELATIVE_IMPORT = re.compile(r"^(\s*)from \.(\w+) import", flags=re.MULTILINE)
 _REQUIREMENTS = {"onnx": "onnxruntime>=1.20", "openvino": "openvino>=2025.2"}
+# Packages that write a format and check it
+_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
+
+# From pictures to maps and scores
+Runner = Callable[[list[Image.Image]], tuple[np.ndarray, np.ndarray]]
 
 _DEFAULT_TOLERANCE = 1e-4
 _BATCH_SIZES = (1, 3)
-_GATE_IMAGES, _CALIBRATION_IMAGES = 6, 32
-# above this, weights go to a file of their own: a protobuf file ends at 2 GiB
+_PARITY_IMAGES, _CALIBRATION_IMAGES = 6, 32
+# Larger models keep their weights in a separate file, because a protobuf file is limited to 2 GiB
 _EXTERNAL_DATA_BYTES = 2**30
 
 
 @dataclass
 class ExportReport:
     """
-    What an export came to.
+    Outcome of an export.
 
     Args:
-        folder (`Path`): where it is.
+        folder (`Path`): folder that was written.
         format (`str`): "onnx", "openvino" or "torch".
-        int8 (`bool`): whether it is quantised.
+        int8 (`bool`): whether the graph is quantized.
         tolerance (`float`): largest deviation allowed.
         map_deviation, score_deviation (`float`): largest absolute differences from the model.
         mean_map_deviation (`float`): mean absolute difference of the maps.
-        map_range (`tuple[float, float]`): lowest and highest value of the model's maps on those images.
-        num_images (`int`), image_source (`str`): what was compared on.
-        megabytes (`float`): of the graph with its weights.
+        map_range (`tuple[float, float]`): lowest and highest value of the model's maps on the compared images.
+        num_images (`int`): number of compared images.
+        image_source (`str`): "given" or "generated" images.
+        megabytes (`float`): size of the graph with its weights.
     """
 
     folder: Path
@@ -88,7 +90,7 @@ class ExportReport:
     megabytes: float
 
     def describe(self) -> str:
-        """One sentence for people."""
+        """Return one sentence with the measured deviations."""
         kind = f"{self.format} int8" if self.int8 else self.format
         return (
             f"{self.folder}: {kind}, {self.megabytes:.1f} MB; on {self.num_images} {self.image_source} images the maps"
@@ -99,11 +101,11 @@ class ExportReport:
 
 class SegmentationGraph(nn.Module):
     """
-    What is exported: model, smoothing and score for one input size, all that is constant computed beforehand.
+    The exported graph: model, smoothing and score for one input size, with all constants precomputed.
 
     Args:
-        model ([`VCPCLIPModel`]): stays as it is; float32 weights are shared with it.
-        scoring ([`AnomalyScoring`]): from the image processor's `scoring()`.
+        model ([`VCPCLIPModel`]): model to export; it is not changed, and float32 weights are shared with it.
+        scoring ([`AnomalyScoring`]): scoring of the image processor.
         image_size (`int`): S, side of `pixel_values`.
     """
 
@@ -118,18 +120,22 @@ class SegmentationGraph(nn.Module):
         self.eval()
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, S, S) float32 -> the smoothed map (B, S, S) in [0, 1] and the score (B,), float32."""
+        """
+        Compute maps and scores.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, S, S)`): from the image processor.
+
+        Returns:
+            `tuple`: smoothed maps `(batch_size, S, S)` in [0, 1] and scores `(batch_size,)`, float32.
+        """
         outputs = self.model(pixel_values)
         smooth = outputs.anomaly_map
         if self.smoothing is not None:
-            # means of probabilities, but for rounding
+            # weighted means of probabilities, which rounding could move out of [0, 1]
             smooth = (self.smoothing @ smooth @ self.smoothing.T).clamp(0, 1)
         branches = [branch for branch in (outputs.base_map, outputs.vcp_map) if branch is not None]
         return smooth, self.scoring.score_tensor(smooth, branches)
-
-
-def _is_plain(model: nn.Module) -> bool:
-    return all(each.dtype == torch.float32 and each.device.type == "cpu" for each in model.parameters())
 
 
 def export_model(
@@ -137,138 +143,221 @@ def export_model(
     image_processor: VCPCLIPImageProcessor,
     output_dir: str | os.PathLike,
     format: str = "onnx",
-    images: str | os.PathLike | Sequence | None = None,
+    images: str | os.PathLike | Sequence[ImageLike] | None = None,
     tolerance: float | None = None,
     int8: bool = False,
-    calibration_images: str | os.PathLike | Sequence | None = None,
+    calibration_images: str | os.PathLike | Sequence[ImageLike] | None = None,
     image_size: int | None = None,
 ) -> ExportReport:
     """
     Export a model, compare the result with the model, and keep it only if they agree.
 
-    The graph computes in float32, whatever the model's dtype, and it is compared with the model in float32.
+    The graph computes in float32 for every dtype of the model, and it is compared with the model in float32.
 
     Args:
-        model ([`VCPCLIPModel`]): stays as it is.
-        image_processor ([`VCPCLIPImageProcessor`]): of the checkpoint; smoothing and score are built into the graph,
-            thresholds are not.
-        output_dir (`str` or `os.PathLike`): folder to write; one that holds an earlier export is replaced.
+        model ([`VCPCLIPModel`]): model to export; it is not changed.
+        image_processor ([`VCPCLIPImageProcessor`]): image processor of the checkpoint. Smoothing and score are built
+            into the graph, thresholds are not.
+        output_dir (`str` or `os.PathLike`): folder to write; an earlier export in it is replaced.
         format (`str`, *optional*, defaults to `"onnx"`): `"onnx"`, `"openvino"` or `"torch"` (a `torch.export`
             program).
-        images (folder or sequence of images, *optional*): to compare on, 6 of them evenly spaced; generated ones if
-            absent.
-        tolerance (`float`, *optional*, defaults to 1e-4): largest difference allowed, of maps and of scores. With
-            `int8` it must be given: what is acceptable is for the user to say.
-        int8 (`bool`, *optional*, defaults to `False`): quantise the matrix products of CLIP's blocks to 8 bits;
+        images (folder or sequence of images, *optional*): images to compare on, of which 6 are taken, evenly spaced;
+            generated ones if absent.
+        tolerance (`float`, *optional*, defaults to 1e-4): largest difference allowed, of maps and of scores. Required
+            with `int8`, where only the user knows which difference is acceptable.
+        int8 (`bool`, *optional*, defaults to `False`): quantize the matrix products of CLIP's blocks to 8 bits;
             `"onnx"` only.
-        calibration_images (folder or sequence of images, *optional*): to measure the ranges of values on, for `int8`,
-            up to 32 of them; should not be those of `images`. Generated ones if absent.
-        image_size (`int`, *optional*): side of the input, instead of the image processor's size. Where that changes
-            what the model sees, the thresholds are dropped: they were calibrated on other maps.
+        calibration_images (folder or sequence of images, *optional*): images to measure value ranges on, for `int8`,
+            at most 32 of them; they should differ from `images`. Generated ones if absent.
+        image_size (`int`, *optional*): side of the input, instead of the image processor's size. If this changes the
+            model's input, the thresholds are dropped, because they were calibrated on other maps.
 
     Returns:
-        [`ExportReport`]: what was measured.
+        [`ExportReport`]: the measured deviations.
 
     Raises:
         ValueError: maps or scores differ by more than `tolerance` (nothing is written then), or an argument does not
             fit the checkpoint.
-        FileExistsError: `output_dir` holds something else than an export.
-        ImportError: what the format needs is not installed.
+        FileExistsError: `output_dir` holds files of another kind.
+        ImportError: a package that the format needs is not installed.
     """
     output_dir = Path(output_dir).resolve()
+    tolerance = _check_arguments(output_dir, format, int8, tolerance)
+    processor = _at_size(image_processor, model, image_size)
+    plain = model if _is_plain(model) else copy.deepcopy(model).to("cpu", torch.float32)
+    export = _Export(
+        format=format,
+        processor=processor,
+        parity=_ParityCheck.prepare(plain, processor, images, tolerance),
+        # traced with two images, so that the number of images stays variable
+        program=_trace(SegmentationGraph(plain, processor.scoring(), processor.size.height), processor.size.height),
+        calibration=_pictures(calibration_images, _CALIBRATION_IMAGES, first=_PARITY_IMAGES) if int8 else None,
+        facts=_facts(model, processor, format),
+    )
+    with atomic_folder(output_dir) as unfinished:
+        return export.write(unfinished, output_dir)
+
+
+def _check_arguments(output_dir: Path, format: str, int8: bool, tolerance: float | None) -> float:
+    """Raise before any work if the export is impossible; return the tolerance."""
     if format not in FORMATS:
         raise ValueError(f"format={format!r} must be one of {', '.join(FORMATS)}.")
     if int8 and format != "onnx":
         raise ValueError(f"int8 works with format='onnx', not with {format!r}.")
     if int8 and tolerance is None:
         raise ValueError(
-            "int8 changes maps visibly: say how much is acceptable, with tolerance=0.1 for example; the measured"
+            "int8 changes maps visibly: state the acceptable difference, for example tolerance=0.1; the measured"
             " deviation is reported."
         )
-    tolerance = _DEFAULT_TOLERANCE if tolerance is None else tolerance
     if output_dir.exists() and not (output_dir / "export.json").is_file() and any(output_dir.iterdir()):
-        raise FileExistsError(f"{output_dir} holds other files than an export; give a new folder.")
-    _check_installed(format, int8)
-    processor = _at_size(image_processor, model, image_size)
-
-    # 1. what to compare on, and what the model says; in float32 on the CPU
-    source = "generated" if images is None else "given"
-    pictures = _pictures(images, _GATE_IMAGES, first=0)
-    reference = model if _is_plain(model) else copy.deepcopy(model).to("cpu", torch.float32)
-    expected = _model_maps(reference, processor, pictures)
-
-    # 2. the graph, traced with two images so that the number stays open
-    graph = SegmentationGraph(reference, processor.scoring(), processor.size.height)
-    program = _trace(graph, processor.size.height)
-    report: list[ExportReport] = []
-
-    def write(folder: Path) -> None:
-        # 3. files
-        file = folder / FORMATS[format]
-        if int8:
-            calibration = _pictures(calibration_images, _CALIBRATION_IMAGES, first=_GATE_IMAGES)
-            quantised = _write_int8(program, file, [_pixel_values(processor, [each]) for each in calibration])
-        else:
-            _WRITERS[format](program, file, processor.size.height)
-            quantised = None
-        processor.save_pretrained(folder)
-        if format in _REQUIREMENTS:
-            _write_runtime(folder, format)
-        facts = _facts(model, processor, format, quantised)
-        _write_json(folder, facts)
-        # 4. the gate, on what was written, opened as its users will
-        deviations = _deviations(folder, format, processor, pictures, expected)
-        measured = ExportReport(
-            folder=output_dir,
-            format=format,
-            int8=int8,
-            tolerance=tolerance,
-            **deviations,
-            num_images=len(pictures),
-            image_source=source,
-            megabytes=sum(each.stat().st_size for each in folder.glob("model*")) / 1e6,
-        )
-        # not (a <= b), so that NaN is refused too
-        if not max(measured.map_deviation, measured.score_deviation) <= tolerance:
-            raise ValueError(
-                f"The exported graph does not do what the model does, and nothing was written. {measured.describe()}."
-                + (
-                    " Give calibration_images like those to come, or a larger tolerance."
-                    if int8
-                    else " Please report this, with the versions that `vcp-clip info` prints."
-                )
-            )
-        facts["parity"] = {
-            "tolerance": tolerance,
-            **deviations,
-            "images": len(pictures),
-            "image_source": source,
-            "batch_sizes": list(_BATCH_SIZES),
-            "compared_with": "the torch model in float32 on the CPU",
-        }
-        _write_json(folder, facts)
-        report.append(measured)
-
-    with atomic_folder(output_dir) as unfinished:
-        write(unfinished)
-    return report[0]
-
-
-def _check_installed(format: str, int8: bool) -> None:
-    needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}[format]
-    for name in needed:
+        raise FileExistsError(f"{output_dir} holds files that are not of an export; give a new folder.")
+    for name in _PACKAGES[format]:
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise ImportError(
                 f'Exporting to {format} needs {name}, which is not installed: pip install "vcp-clip-hf[{format}]"'
             ) from error
+    return _DEFAULT_TOLERANCE if tolerance is None else tolerance
+
+
+@dataclass
+class _Deviations:
+    """Distances from the model's results; [`ExportReport`] documents the fields."""
+
+    map_deviation: float
+    mean_map_deviation: float
+    score_deviation: float
+    map_range: tuple[float, float]
+
+
+@dataclass
+class _ParityCheck:
+    """
+    Pictures and the model's results on them, to compare an export with.
+
+    Args:
+        pictures (`list[PIL.Image.Image]`): pictures.
+        source (`str`): "given" or "generated".
+        expected (`list[tuple[np.ndarray, float]]`): map and score of each picture.
+        tolerance (`float`): largest deviation allowed.
+    """
+
+    pictures: list[Image.Image]
+    source: str
+    expected: list[tuple[np.ndarray, float]]
+    tolerance: float
+
+    @classmethod
+    def prepare(
+        cls,
+        model: VCPCLIPModel,
+        processor: VCPCLIPImageProcessor,
+        images: str | os.PathLike | Sequence[ImageLike] | None,
+        tolerance: float,
+    ) -> "_ParityCheck":
+        pictures = _pictures(images, _PARITY_IMAGES, first=0)
+        source = "generated" if images is None else "given"
+        return cls(pictures, source, _model_maps(model, processor, pictures), tolerance)
+
+    def measure(self, run: Runner) -> _Deviations:
+        """Compare the results of a graph with the model's, on single pictures and in batches of three."""
+        differences, of_scores = [], []
+        for index, anomaly_map, score in self._results(run):
+            expected_map, expected_score = self.expected[index]
+            differences.append(np.abs(anomaly_map - expected_map))
+            of_scores.append(abs(float(score) - expected_score))
+        values = [each for anomaly_map, _ in self.expected for each in (anomaly_map.min(), anomaly_map.max())]
+        return _Deviations(
+            # np.max, unlike max, keeps NaN
+            map_deviation=float(np.max([each.max() for each in differences])),
+            mean_map_deviation=float(np.mean([float(each.mean()) for each in differences])),
+            score_deviation=float(np.max(of_scores)),
+            map_range=(float(min(values)), float(max(values))),
+        )
+
+    def _results(self, run: Runner) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Return the number of a picture, its map and its score, for every picture in batches of every size."""
+        count, shape = len(self.pictures), self.expected[0][0].shape
+        for batch_size in _BATCH_SIZES:
+            for start in range(0, count, batch_size):
+                indices = [index % count for index in range(start, start + batch_size)]
+                maps, scores = run([self.pictures[index] for index in indices])
+                if maps.shape != (batch_size, *shape) or scores.shape != (batch_size,):
+                    raise ValueError(
+                        f"The exported graph returns shapes {maps.shape} and {scores.shape} for {batch_size} images;"
+                        " nothing was written. Please report this."
+                    )
+                yield from zip(indices, maps, scores, strict=True)
+
+    def facts(self, deviations: _Deviations) -> dict[str, object]:
+        """Return the entry `parity` of `export.json`."""
+        return {
+            "tolerance": self.tolerance,
+            **asdict(deviations),
+            "images": len(self.pictures),
+            "image_source": self.source,
+            "batch_sizes": list(_BATCH_SIZES),
+            "compared_with": "the torch model in float32 on the CPU",
+        }
+
+
+@dataclass
+class _Export:
+    """The parts of an exported folder; `calibration` pictures are given only for int8."""
+
+    format: str
+    processor: VCPCLIPImageProcessor
+    parity: _ParityCheck
+    program: torch.export.ExportedProgram
+    calibration: list[Image.Image] | None
+    facts: dict[str, object]
+
+    def write(self, folder: Path, final: Path) -> ExportReport:
+        """Write a folder that is later moved to `final`, and compare its results with the model's."""
+        file = folder / FORMATS[self.format]
+        if self.calibration is None:
+            _WRITERS[self.format](self.program, file)
+        else:
+            batches = [_pixel_values(self.processor, [each]) for each in self.calibration]
+            self.facts["int8"] = _write_int8(self.program, file, batches)
+        self.processor.save_pretrained(folder)
+        if self.format in _REQUIREMENTS:
+            _write_runtime(folder, self.format)
+        _write_json(folder, self.facts)
+
+        deviations = self.parity.measure(_runner(folder, self.format))
+        report = self._report(folder, final, deviations)
+        # not (a <= b), so that NaN is refused too
+        if not max(deviations.map_deviation, deviations.score_deviation) <= self.parity.tolerance:
+            if report.int8:
+                advice = "Give calibration_images like those that the model will see, or a larger tolerance."
+            else:
+                advice = "Please report this, with the versions that `vcp-clip info` prints."
+            raise ValueError(
+                "Parity check failed: the exported graph differs from the model, and nothing was written."
+                f" {report.describe()}. {advice}"
+            )
+        _write_json(folder, {**self.facts, "parity": self.parity.facts(deviations)})
+        return report
+
+    def _report(self, folder: Path, final: Path, deviations: _Deviations) -> ExportReport:
+        return ExportReport(
+            folder=final,
+            format=self.format,
+            int8=self.calibration is not None,
+            tolerance=self.parity.tolerance,
+            **asdict(deviations),
+            num_images=len(self.parity.pictures),
+            image_source=self.parity.source,
+            megabytes=sum(each.stat().st_size for each in folder.glob("model*")) / 1e6,
+        )
 
 
 def _at_size(
     image_processor: VCPCLIPImageProcessor, model: VCPCLIPModel, image_size: int | None
 ) -> VCPCLIPImageProcessor:
-    """A copy of the image processor with a square size."""
+    """Return a copy of the image processor with a square size, without thresholds if its input changes."""
     processor = copy.deepcopy(image_processor)
     height, width = processor.size.height, processor.size.width
     if image_size is None and (processor.resize_mode != "squash" or height != width):
@@ -276,14 +365,13 @@ def _at_size(
             "An exported graph has one square input, and this checkpoint has"
             f" resize_mode={processor.resize_mode!r} and size {height} x {width}."
             f" Pass image_size={max(height, width)} (--image_size) to squash images to that square, and calibrate"
-            " thresholds for it."
+            " thresholds at that size."
         )
     if image_size is not None and (image_size, image_size, "squash") != (height, width, processor.resize_mode):
-        settings = {name: getattr(processor, name) for name in processor.scoring().__dataclass_fields__}
-        if settings["threshold"] is not None or settings["image_threshold"] is not None:
+        if processor.threshold is not None or processor.image_threshold is not None:
             logger.warning(
                 f"The checkpoint's thresholds are for {height} x {width} pixels ({processor.resize_mode}); the export"
-                f" at {image_size} x {image_size} has none. Calibrate there."
+                f" at {image_size} x {image_size} has none. Calibrate at that size."
             )
         values = {
             **processor.to_dict(),
@@ -300,13 +388,13 @@ def _at_size(
         raise ValueError(f"image_size={side} must be a multiple of the model's patch_size={patch_size}.")
     if not processor.do_resize:
         raise ValueError(
-            "do_resize=False leaves the input's size open; an exported graph has one. Set do_resize=True."
+            "With do_resize=False inputs have any size, and an exported graph has one size. Set do_resize=True."
         )
     return processor
 
 
-def _pictures(images, count: int, first: int) -> list:
-    """At most `count` pictures, evenly spaced; generated ones start at number `first`."""
+def _pictures(images: str | os.PathLike | Sequence[ImageLike] | None, count: int, first: int) -> list[Image.Image]:
+    """Return at most `count` pictures, evenly spaced; generated ones start at number `first`."""
     if images is None:
         from .generator import UNSEEN_PRODUCTS, render_sample
 
@@ -325,15 +413,15 @@ def _pictures(images, count: int, first: int) -> list:
     return [load_image(images[index]) for index in chosen]
 
 
-def _pixel_values(processor: VCPCLIPImageProcessor, pictures: list) -> torch.Tensor:
+def _pixel_values(processor: VCPCLIPImageProcessor, pictures: list[Image.Image]) -> torch.Tensor:
     return processor(pictures, return_tensors="pt").pixel_values
 
 
 @torch.no_grad()
 def _model_maps(
-    model: VCPCLIPModel, processor: VCPCLIPImageProcessor, pictures: list
+    model: VCPCLIPModel, processor: VCPCLIPImageProcessor, pictures: list[Image.Image]
 ) -> list[tuple[np.ndarray, float]]:
-    """The model's own map and score of each picture, as the image processor makes them."""
+    """Return the map and the score of each picture, from the model and the image processor's post-processing."""
     training = model.training
     model.eval()
     try:
@@ -347,8 +435,8 @@ def _model_maps(
         model.train(training)
 
 
-def _runner(folder: Path, format: str) -> Callable[[list], tuple[np.ndarray, np.ndarray]]:
-    """What is in the folder, as a function from pictures to maps and scores."""
+def _runner(folder: Path, format: str) -> Runner:
+    """Open an exported folder; return a function from pictures to maps and scores."""
     if format != "torch":
         segmenter = open_segmenter(folder, num_threads=torch.get_num_threads())
         return lambda pictures: segmenter.forward(segmenter.preprocess(pictures))
@@ -356,43 +444,11 @@ def _runner(folder: Path, format: str) -> Callable[[list], tuple[np.ndarray, np.
     processor = VCPCLIPImageProcessor.from_pretrained(folder)
 
     @torch.no_grad()
-    def run(pictures: list) -> tuple[np.ndarray, np.ndarray]:
+    def run(pictures: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
         maps, scores = module(_pixel_values(processor, pictures))
         return maps.numpy(), scores.numpy()
 
     return run
-
-
-def _deviations(
-    folder: Path, format: str, processor: VCPCLIPImageProcessor, pictures: list, expected: list
-) -> dict[str, float | tuple[float, float]]:
-    """How far the folder's answers are from the expected ones, alone and in batches of three."""
-    run = _runner(folder, format)
-    of_maps, of_scores, means = [], [], []
-    count = len(pictures)
-    for batch_size in _BATCH_SIZES:
-        for start in range(0, count, batch_size):
-            indices = [index % count for index in range(start, start + batch_size)]
-            maps, scores = run([pictures[index] for index in indices])
-            side = processor.size.height
-            if maps.shape != (batch_size, side, side) or scores.shape != (batch_size,):
-                raise ValueError(
-                    f"The exported graph returns shapes {maps.shape} and {scores.shape} for {batch_size} images;"
-                    " nothing was written. Please report this."
-                )
-            for index, anomaly_map, score in zip(indices, maps, scores, strict=True):
-                difference = np.abs(anomaly_map - expected[index][0])
-                of_maps.append(float(difference.max()))
-                means.append(float(difference.mean()))
-                of_scores.append(abs(float(score) - expected[index][1]))
-    values = [each for anomaly_map, _ in expected for each in (anomaly_map.min(), anomaly_map.max())]
-    return {
-        # np.max, unlike max, keeps NaN
-        "map_deviation": float(np.max(of_maps)),
-        "mean_map_deviation": float(np.mean(means)),
-        "score_deviation": float(np.max(of_scores)),
-        "map_range": (float(min(values)), float(max(values))),
-    }
 
 
 def _trace(graph: SegmentationGraph, image_size: int) -> torch.export.ExportedProgram:
@@ -402,7 +458,7 @@ def _trace(graph: SegmentationGraph, image_size: int) -> torch.export.ExportedPr
         program = torch.export.export(graph, (example,), dynamic_shapes=dynamic)
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # paths of this machine, which the files would carry along
+            node.meta.pop("stack_trace", None)  # it holds paths of this machine, which would end up in the files
     return program
 
 
@@ -413,7 +469,7 @@ def _onnx_program(program: torch.export.ExportedProgram):
 
 
 def _save_onnx(onnx_program, file: Path) -> list[str]:
-    """Write it without the traces of where it was made; -> names of the matrix products in CLIP's blocks."""
+    """Write the program without paths of this machine; return the names of the matrix products in CLIP's blocks."""
     weights = sum(each.const_value.nbytes for each in onnx_program.model.graph.initializers.values())
     products = []
     for node in onnx_program.model.graph.all_nodes():
@@ -425,14 +481,17 @@ def _save_onnx(onnx_program, file: Path) -> list[str]:
     return products
 
 
-def _write_onnx(program: torch.export.ExportedProgram, file: Path, image_size: int) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
     _save_onnx(_onnx_program(program), file)
 
 
 def _write_int8(
     program: torch.export.ExportedProgram, file: Path, calibration: Sequence[torch.Tensor]
 ) -> dict[str, object]:
-    """Static quantisation of the matrix products with weights in CLIP's blocks, one scale for each output channel."""
+    """
+    Quantize the matrix products with weights in CLIP's blocks, statically, with one scale for each output channel;
+    return the scheme for `export.json`.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -457,26 +516,27 @@ def _write_int8(
             op_types_to_quantize=["MatMul", "Gemm"],
             nodes_to_quantize=products,
             use_external_data_format=full.with_name(full.name + ".data").exists(),
-            # products of two activations, in attention, stay in float32
+            # the products of two activations in attention stay in float32
             extra_options={"MatMulConstBOnly": True},
         )
     return {"scheme": "static, uint8 activations, int8 weights per channel", "calibration_images": len(calibration)}
 
 
-def _write_openvino(program: torch.export.ExportedProgram, file: Path, image_size: int) -> None:
+def _write_openvino(program: torch.export.ExportedProgram, file: Path) -> None:
     import openvino
 
+    (example,), _ = program.example_inputs
     with _quiet():
         converted = openvino.convert_model(program)
     converted.inputs[0].get_tensor().set_names({"pixel_values"})
-    # the conversion leaves all sizes open; with only the number of images open the runtime can plan
-    converted.reshape({"pixel_values": [-1, 3, image_size, image_size]})
+    # the conversion leaves all sizes open; the runtime plans ahead if only the number of images is open
+    converted.reshape({"pixel_values": [-1, *example.shape[1:]]})
     for output, name in zip(converted.outputs, ("anomaly_map", "score"), strict=True):
         output.get_tensor().set_names({name})
     openvino.save_model(converted, file, compress_to_fp16=False)
 
 
-def _write_torch(program: torch.export.ExportedProgram, file: Path, image_size: int) -> None:
+def _write_torch(program: torch.export.ExportedProgram, file: Path) -> None:
     with _quiet():
         torch.export.save(program, file)
 
@@ -484,33 +544,37 @@ def _write_torch(program: torch.export.ExportedProgram, file: Path, image_size: 
 _WRITERS = {"onnx": _write_onnx, "openvino": _write_openvino, "torch": _write_torch}
 
 
+def _runtime_modules() -> dict[str, str]:
+    """Return names and texts of the modules that run an exported folder: `_RUNTIME` and all that it imports."""
+    texts, pending = {}, [_RUNTIME]
+    while pending:
+        name = pending.pop()
+        texts[name] = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+        imported = {name for _, name in _RELATIVE_IMPORT.findall(texts[name])}
+        pending += sorted(imported - texts.keys() - set(pending))
+    return texts
+
+
 def _write_runtime(folder: Path, format: str) -> None:
-    """Copies of the modules that run the folder, importing each other by plain names."""
-    for name in _RUNTIME_MODULES:
-        text = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        for imported in re.findall(r"^\s*from \.(\w*) import", text, flags=re.MULTILINE):
-            if imported not in _RUNTIME_MODULES:
-                raise RuntimeError(f"{name}.py imports {imported!r}, which exported folders do not have.")
-        text = re.sub(r"^(\s*)from \.(\w+) import", r"\1from \2 import", text, flags=re.MULTILINE)
-        header = f"# From vcp_clip_hf {__version__}. SPDX-License-Identifier: Apache-2.0\n"
+    """Copy the modules that run the folder; the copies import each other by plain names."""
+    header = f"# From vcp_clip_hf {__version__}. SPDX-License-Identifier: Apache-2.0\n"
+    for name, text in _runtime_modules().items():
+        text = _RELATIVE_IMPORT.sub(r"\1from \2 import", text)
         (folder / f"{name}.py").write_text(header + text, encoding="utf-8")
     (folder / "requirements.txt").write_text(f"numpy>=1.26\npillow>=11.0\n{_REQUIREMENTS[format]}\n", encoding="utf-8")
 
 
-def _facts(
-    model: VCPCLIPModel, processor: VCPCLIPImageProcessor, format: str, quantised: dict | None
-) -> dict[str, object]:
-    """What `export.json` says, but for the deviation."""
+def _facts(model: VCPCLIPModel, processor: VCPCLIPImageProcessor, format: str) -> dict[str, object]:
+    """Return the content of `export.json`, except for the scheme of int8 and the deviations."""
     config, scoring, side = model.config, processor.scoring(), processor.size.height
-    packages = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}[format]
     name = str(model.name_or_path or "")
     return {
         "format": format,
         "graph": FORMATS[format],
-        "int8": quantised,
+        "int8": None,
         "input": {"pixel_values": ["batch", 3, side, side], "dtype": "float32"},
         "outputs": {"anomaly_map": ["batch", side, side], "score": ["batch"], "dtype": "float32"},
-        # built into the graph; the image processor's settings must stay these
+        # built into the graph: the runtime refuses other values in preprocessor_config.json
         "settings": {
             "smoothing_sigma": scoring.smoothing_sigma,
             "score_mode": scoring.score_mode,
@@ -519,17 +583,17 @@ def _facts(
         },
         "prompts": {"normal": config.normal_prompts, "abnormal": config.abnormal_prompts},
         "source": {
-            # a folder's place says nothing elsewhere
+            # the path of a folder means nothing on another machine
             "model": Path(name).name if os.path.isdir(name) else name,
             "commit": getattr(config, "_commit_hash", None),
             "backbone": config.backbone_name_or_path,
             "backbone_revision": config.backbone_revision,
         },
-        "versions": versions("torch", "transformers", *packages),
+        "versions": versions("torch", "transformers", *_PACKAGES[format]),
         "exported_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "licence": (
-            "The Python files are vcp_clip_hf's, Apache-2.0. The graph holds the checkpoint's and its CLIP backbone's"
-            " weights and is under their licences; look them up at the source."
+        "license": (
+            "The Python files are part of vcp_clip_hf, Apache-2.0. The graph holds the weights of the checkpoint and"
+            " of its CLIP backbone and is under their licenses; look them up at the source."
         ),
     }
 
@@ -540,7 +604,7 @@ def _write_json(folder: Path, facts: dict) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' notes to their own developers."""
+    """Silence the exporters' messages to their own developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "root", "onnx_ir")]
     loggers.append(logging.getLogger("torch.onnx._internal.exporter._registration"))
     levels = [each.level for each in loggers]
@@ -553,3 +617,7 @@ def _quiet() -> Iterator[None]:
     finally:
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
+
+
+def _is_plain(model: nn.Module) -> bool:
+    return all(each.dtype == torch.float32 and each.device.type == "cpu" for each in model.parameters())

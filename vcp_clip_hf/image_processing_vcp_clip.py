@@ -1,8 +1,7 @@
 """Image processor of VCP-CLIP: any image to `pixel_values`, model outputs to maps, scores and masks."""
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from dataclasses import fields
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,37 +10,44 @@ from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import ModelOutput
 
-from .image_loading import list_images, load_image, load_mask
+from .anomaly_result import region_at_size
+from .anomaly_scoring import AUTHORS_SCORING, AnomalyScoring, gaussian_smooth, resize_map
+from .configuration_vcp_clip import VCPCLIPConfig
+from .image_loading import ImageLike, list_images, load_image, load_mask
 from .pixel_preprocessing import fit, place, to_planes, value_table
 
 
-__all__ = [
-    "AnomalyScoring",
-    "VCPCLIPImageProcessor",
-    "VCPCLIPImageProcessorKwargs",
-    "gaussian_matrix",
-    "gaussian_smooth",
-    "resize_map",
-]
+__all__ = ["VCPCLIPImageProcessor", "VCPCLIPImageProcessorKwargs"]
 
-# scipy.ndimage.gaussian_filter's default, which the authors use: the kernel ends at 4 sigma
-_TRUNCATE = 4.0
+# Arguments of transformers' image processors that have no meaning here: the values without effect, and the reason why
+# other values are refused, or the alternative
+_NOT_HONORED = {
+    "do_center_crop": ((None, False), "nothing is cropped, because a defect may lie at the border. Crop beforehand."),
+    "crop_size": ((None,), "nothing is cropped, because a defect may lie at the border. Crop beforehand."),
+    "do_pad": ((None, False), "set resize_mode='pad' to keep the ratio and pad to `size`."),
+    "pad_size": ((None,), "set resize_mode='pad' to keep the ratio and pad to `size`."),
+    "data_format": ((None, "channels_first"), "the model takes `pixel_values` with channels first."),
+    "image_seq_length": ((None,), "images do not become tokens of a text here."),
+}
+# Settings of the post-processing, which a call that prepares images cannot use
+_OF_RESULTS = (*(field.name for field in fields(AnomalyScoring)), "calibration")
 
 
 class VCPCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     """
-    Arguments of [`VCPCLIPImageProcessor`] beyond those of every image processor.
+    Arguments of [`VCPCLIPImageProcessor`] that other image processors do not have.
 
-    resize_mode (`"squash"`, `"pad"` or `"keep_ratio"`): how an image is brought to `size`.
-    size_divisor (`int`): what sides are multiples of with `"keep_ratio"`: the model's patch size.
-    input_range (`tuple[float, float]`): black and white of data of more than 8 bits.
+    resize_mode (`"squash"`, `"pad"` or `"keep_ratio"`): way to bring an image to `size`.
+    size_divisor (`int`): divisor of both sides with `"keep_ratio"`: the model's patch size.
+    input_range (`tuple[float, float]`): values of black and white in data of more than 8 bits.
     smoothing_sigma (`float`): standard deviation of the Gaussian on the map, in input pixels; 0 switches it off.
-    score_mode (`"max"` or `"top_k"`): how the image score is read from the maps.
-    top_k_fraction (`float`): part of the pixels that `"top_k"` averages.
-    threshold (`float`): on the map: pixels at or above it are abnormal.
-    image_threshold (`float`): on the score: images at or above it are anomalous.
-    calibration (`dict`): where the thresholds came from.
+    score_mode (`"max"` or `"top_k"`): way to read the image score from the maps.
+    top_k_fraction (`float`): fraction of the pixels that `"top_k"` averages.
+    threshold (`float`): pixels of the map at or above it are abnormal.
+    image_threshold (`float`): images with a score at or above it are anomalous.
+    calibration (`dict`): origin of the thresholds.
     """
 
     resize_mode: Literal["squash", "pad", "keep_ratio"]
@@ -57,37 +63,45 @@ class VCPCLIPImageProcessorKwargs(ImagesKwargs, total=False):
 
 class VCPCLIPImageProcessor(PilBackend):
     r"""
-    Prepares images for [`VCPCLIPModel`] and turns its outputs into results at the original size.
+    Prepare images for [`VCPCLIPModel`] and turn its outputs into results at the original size.
 
-    Images may be paths, URLs, PIL pictures of any mode, NumPy or torch arrays, or lists of these; see
-    `image_loading` for how values are read. The resize is Pillow's, bit-exact with the authors' transform.
+    Images may be paths, URLs, PIL images of any mode, NumPy or torch arrays, or lists of these; `image_loading`
+    documents how their values are read. The resize is Pillow's, bit-exact with the authors' transform.
+
+    Of the arguments that every image processor has, those that ask for a crop, for padding to another size or for
+    channels last raise a ValueError, because the model has no use for their results.
 
     Args:
         size (`dict[str, int]`, *optional*, defaults to `{"height": 518, "width": 518}`):
-            Size of `pixel_values`; multiples of the model's patch size.
+            Size of `pixel_values`: multiples of the model's patch size.
         resample (`PILImageResampling`, *optional*, defaults to `BICUBIC`): filter of the image resize.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`):
+            Convert images to RGB. `False` keeps one channel or four, for a model with such an input.
         resize_mode (`str`, *optional*, defaults to `"squash"`):
-            `"squash"`: to `size`, whatever the ratio (the paper). `"pad"`: fit inside `size`, then pad on the right
-            and at the bottom with the mean colour. `"keep_ratio"`: keep the ratio at about the area of `size`, sides
-            rounded to `size_divisor`; images of one batch must then come out at one size.
+            `"squash"`: resize to `size` and ignore the ratio (the paper). `"pad"`: fit inside `size`, then pad on the
+            right and at the bottom with the mean color. `"keep_ratio"`: keep the ratio at about the area of `size`,
+            with sides rounded to `size_divisor`; the images of one batch must then have one size.
         size_divisor (`int`, *optional*, defaults to 14): the model's patch size, for `"keep_ratio"`.
-        image_mean, image_std (`list[float]`, *optional*, defaults to CLIP's): per channel, on [0, 1].
+        image_mean, image_std (`list[float]`, *optional*, defaults to CLIP's): values for each channel, on [0, 1].
         input_range (`tuple[float, float]`, *optional*):
-            Values that become black and white in data of more than 8 bits; (0, 4095) for a 12-bit camera.
+            Values that become black and white in data of more than 8 bits, such as (0, 4095) for a 12-bit camera.
         smoothing_sigma (`float`, *optional*, defaults to 8):
-            Gaussian smoothing of the map, in pixels of `size` (the authors' test code). 0: none.
+            Standard deviation of the Gaussian on the map, in pixels of `size` (the authors' test code). 0: none.
         score_mode (`str`, *optional*, defaults to `"max"`):
             `"max"`: maximum of the smoothed map, in [0, 1] (the paper, table 10). `"top_k"`: mean of the largest
             values of the unsmoothed base map plus the same of the Post-VCP map, in [0, 2] (the authors' code).
         top_k_fraction (`float`, *optional*, defaults to 2000 / 518^2):
-            Part of the pixels that `"top_k"` averages.
+            Fraction of the pixels that `"top_k"` averages.
         threshold (`float`, *optional*):
             Pixels of the map at or above it are abnormal. `None`: no masks.
         image_threshold (`float`, *optional*):
             Images with a score at or above it are anomalous. `None`: `threshold` with `"max"`, where both are on one
             scale; no labels with `"top_k"`.
         calibration (`dict`, *optional*):
-            Method, number of images and date of the thresholds, as `calibration` writes it.
+            Method, number of images and date of the thresholds, as the pipeline's `calibrate` writes it.
+
+    Raises:
+        ValueError: a setting is out of range or not supported.
     """
 
     valid_kwargs = VCPCLIPImageProcessorKwargs
@@ -106,26 +120,34 @@ class VCPCLIPImageProcessor(PilBackend):
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
     input_range = None
-    smoothing_sigma = 8.0
+    smoothing_sigma = AUTHORS_SCORING["smoothing_sigma"]
     score_mode = "max"
-    top_k_fraction = 2000 / 518**2
+    top_k_fraction = AUTHORS_SCORING["top_k_fraction"]
     threshold = None
     image_threshold = None
     calibration = None
 
     def __init__(self, **kwargs: Unpack[VCPCLIPImageProcessorKwargs]):
         super().__init__(**kwargs)
-        if self.resize_mode not in ("squash", "pad", "keep_ratio"):
-            raise ValueError(f"resize_mode={self.resize_mode!r} must be 'squash', 'pad' or 'keep_ratio'.")
-        if not (self.size.height and self.size.width):
-            raise ValueError(f"size={dict(self.size)} must give 'height' and 'width'.")
+        self._check_settings(**{name: getattr(self, name) for name in self.valid_kwargs.__annotations__})
         self.scoring()  # checks its own settings
         if self.input_range is not None:
-            self.input_range = list(self.input_range)  # as JSON gives it back
+            self.input_range = list(self.input_range)  # the type that JSON returns
 
     @classmethod
-    def for_model(cls, config, **kwargs) -> "VCPCLIPImageProcessor":
-        """A processor for the input size and the patch size of a [`VCPCLIPConfig`]; `kwargs` as in the constructor."""
+    def for_model(
+        cls, config: VCPCLIPConfig, **kwargs: Unpack[VCPCLIPImageProcessorKwargs]
+    ) -> "VCPCLIPImageProcessor":
+        """
+        Make an image processor for the input size and the patch size of a model.
+
+        Args:
+            config ([`VCPCLIPConfig`]): configuration of the model.
+            kwargs: arguments of the constructor, which take precedence.
+
+        Returns:
+            [`VCPCLIPImageProcessor`]
+        """
         height, width = config.input_size
         defaults = {
             "size": {"height": height, "width": width},
@@ -133,27 +155,62 @@ class VCPCLIPImageProcessor(PilBackend):
         }
         return cls(**{**defaults, **kwargs})
 
+    @staticmethod
+    def _check_settings(size: SizeDict, resize_mode: str, image_mean: Any, image_std: Any, **settings) -> None:
+        for name, (harmless, reason) in _NOT_HONORED.items():
+            value = settings.get(name)
+            if value not in harmless:
+                shown = dict(value) if isinstance(value, SizeDict) else value
+                raise ValueError(f"{name}={shown!r} is not supported: {reason}")
+        if resize_mode not in ("squash", "pad", "keep_ratio"):
+            raise ValueError(f"resize_mode={resize_mode!r} must be 'squash', 'pad' or 'keep_ratio'.")
+        if not (size.height and size.width):
+            raise ValueError(f"size={dict(size)} must have the keys 'height' and 'width'.")
+        for name, value in (("image_mean", image_mean), ("image_std", image_std)):
+            # without the conversion to RGB, the number of channels is that of the image
+            if value is not None and np.size(value) not in (1, 3) and settings.get("do_convert_rgb") is not False:
+                raise ValueError(f"{name}={value} must be one number or three, one for each channel of RGB.")
+
+    def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        self._check_settings(**kwargs)
+        super()._validate_preprocess_kwargs(**kwargs)
+
     def preprocess(
-        self, images, segmentation_maps=None, **kwargs: Unpack[VCPCLIPImageProcessorKwargs]
+        self,
+        images: ImageLike | list[ImageLike],
+        segmentation_maps: ImageLike | list[ImageLike | None] | None = None,
+        **kwargs: Unpack[VCPCLIPImageProcessorKwargs],
     ) -> BatchFeature:
         """
+        Prepare images, and optionally their masks, for the model.
+
         Args:
-            images: one image, a list of images, or a 4-dimensional array of images.
-            segmentation_maps (*optional*):
-                The masks, in the same order and at the size of their images: two-valued, single-channel. `None` in
-                the list stands for a mask without defect.
-            kwargs: any attribute of this processor, for this call; `return_tensors="pt"` or `"np"` to stack.
+            images (`ImageLike` or `list[ImageLike]`): one image, a list of images, or a 4-dimensional array.
+            segmentation_maps (`ImageLike` or list of them, *optional*):
+                Masks in the order and at the sizes of the images: two-valued, single-channel. `None` in the list
+                stands for a mask without defect.
+            kwargs: attributes of this processor that differ in this call; `return_tensors="pt"` or `"np"` to stack;
+                `device` to move stacked tensors to.
 
         Returns:
             [`BatchFeature`] with `pixel_values`, float32 of shape `(batch_size, 3, height, width)`, and `labels`,
             int64 of shape `(batch_size, height, width)` with 0 and 1, if `segmentation_maps` were given.
+
+        Raises:
+            ValueError: an image or a mask cannot be read, sizes do not match, or an argument is not supported.
         """
+        for name in _OF_RESULTS:
+            if name in kwargs:
+                raise ValueError(
+                    f"{name} does not change how images are prepared; pass it to `post_process_anomaly_segmentation`."
+                )
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
         self,
-        images,
-        segmentation_maps,
+        images: ImageLike | list[ImageLike],
+        segmentation_maps: ImageLike | list[ImageLike | None] | None,
+        do_convert_rgb: bool | None,
         do_resize: bool,
         size: SizeDict,
         resample: int,
@@ -162,47 +219,61 @@ class VCPCLIPImageProcessor(PilBackend):
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean,
-        image_std,
-        input_range,
-        input_data_format,
-        return_tensors,
+        image_mean: float | tuple[float, ...] | None,
+        image_std: float | tuple[float, ...] | None,
+        input_range: tuple[float, float] | None,
+        input_data_format: str | ChannelDimension | None,
+        return_tensors: str | None,
+        device: str | torch.device | None = None,
         **kwargs,
     ) -> BatchFeature:
         channels_last = (
             None if input_data_format is None else ChannelDimension(input_data_format) == ChannelDimension.LAST
         )
-        pictures = [load_image(image, input_range, channels_last) for image in list_images(images)]
+        pictures = [
+            load_image(image, input_range, channels_last, convert_rgb=do_convert_rgb is not False)
+            for image in list_images(images)
+        ]
         full = (size.height, size.width)
         fitted = [
             fit(picture.height, picture.width, full, resize_mode, size_divisor) if do_resize else None
             for picture in pictures
         ]
-        table = value_table(rescale_factor if do_rescale else 1.0, image_mean if do_normalize else None, image_std)
-        fill = (0, 0, 0)
-        if do_normalize:  # the colour that becomes 0
-            fill = tuple(round(float(value) * 255) for value in np.broadcast_to(image_mean, 3))
-        pixel_values = [
-            to_planes(picture if fits is None else place(picture, fits, resample, fill), table)
-            for picture, fits in zip(pictures, fitted, strict=True)
-        ]
+        scale, mean = rescale_factor if do_rescale else 1.0, image_mean if do_normalize else None
+        pixel_values = []
+        for picture, fits in zip(pictures, fitted, strict=True):
+            channels = len(picture.getbands())
+            # padding has the color that becomes 0
+            fill = tuple(round(float(value) * 255) for value in np.broadcast_to(0 if mean is None else mean, channels))
+            placed = picture if fits is None else place(picture, fits, resample, fill)
+            pixel_values.append(to_planes(placed, value_table(scale, mean, image_std, channels)))
         data = {"pixel_values": self._stackable(pixel_values, return_tensors)}
 
         if segmentation_maps is not None:
             data["labels"] = self._prepare_masks(segmentation_maps, pictures, fitted)
-        return BatchFeature(data=data, tensor_type=return_tensors)
+        batch = BatchFeature(data=data, tensor_type=return_tensors)
+        if device is None:
+            return batch
+        if return_tensors != "pt":
+            raise ValueError(f"device={device!r} needs return_tensors='pt', got {return_tensors!r}.")
+        return batch.to(device)
 
     @staticmethod
-    def _stackable(pixel_values: list[np.ndarray], return_tensors) -> list[np.ndarray]:
-        shapes = {array.shape[1:] for array in pixel_values}
+    def _stackable(pixel_values: list[np.ndarray], return_tensors: str | None) -> list[np.ndarray]:
+        shapes = {array.shape for array in pixel_values}
         if return_tensors is not None and len(shapes) > 1:
             raise ValueError(
-                f"The images of this batch come out at {len(shapes)} sizes, {sorted(shapes)[:4]}, and cannot be"
-                " stacked. Use resize_mode='squash' or 'pad', group images by their ratio, or take batches of one."
+                f"The images of this batch have {len(shapes)} shapes, {sorted(shapes)[:4]}, and cannot be stacked. Use"
+                " resize_mode='squash' or 'pad', group images by their ratio, or use a batch size of 1."
             )
         return pixel_values
 
-    def _prepare_masks(self, segmentation_maps, pictures: list[Image.Image], fitted: list) -> list[np.ndarray]:
+    def _prepare_masks(
+        self,
+        segmentation_maps: ImageLike | list[ImageLike | None],
+        pictures: list[Image.Image],
+        fitted: list[tuple | None],
+    ) -> list[np.ndarray]:
         masks = self._list_masks(segmentation_maps)
         if len(masks) != len(pictures):
             raise ValueError(f"{len(masks)} segmentation_maps came with {len(pictures)} images.")
@@ -214,7 +285,7 @@ class VCPCLIPImageProcessor(PilBackend):
                     f"A segmentation map is {values.shape[0]} x {values.shape[1]} pixels (height x width), its image"
                     f" {picture.height} x {picture.width}."
                 )
-            # As the authors do: bilinear, then more than half of the pixel (thin defects can vanish)
+            # As in the authors' code: bilinear, then more than half of the pixel (thin defects can vanish)
             resized = Image.fromarray(values * np.uint8(255))
             if fits is not None:
                 resized = place(resized, fits, PILImageResampling.BILINEAR, 0)
@@ -222,7 +293,7 @@ class VCPCLIPImageProcessor(PilBackend):
         return labels
 
     @staticmethod
-    def _list_masks(segmentation_maps) -> list:
+    def _list_masks(segmentation_maps: ImageLike | list[ImageLike | None]) -> list[ImageLike | None]:
         if isinstance(segmentation_maps, (np.ndarray, torch.Tensor)) and segmentation_maps.ndim >= 3:
             return list(segmentation_maps)
         if isinstance(segmentation_maps, (list, tuple)):
@@ -231,35 +302,37 @@ class VCPCLIPImageProcessor(PilBackend):
 
     def post_process_anomaly_segmentation(
         self,
-        outputs,
+        outputs: ModelOutput,
         target_sizes: list[tuple[int, int]] | None = None,
-        roi_masks: list | None = None,
-        **settings,
-    ) -> list[dict]:
+        roi_masks: list[np.ndarray | None] | None = None,
+        resize_mode: str | None = None,
+        **settings: float | str | None,
+    ) -> list[dict[str, Any]]:
         """
-        Turn a [`VCPCLIPOutput`] into one result for each image. Results do not depend on the rest of the batch.
+        Turn a [`VCPCLIPOutput`] into one result for each image. A result does not depend on the rest of the batch.
 
         Args:
-            outputs ([`VCPCLIPOutput`]): raw maps, on any device; the work is done there.
+            outputs ([`VCPCLIPOutput`]): raw maps; they are processed on their device.
             target_sizes (`list[tuple[int, int]]`, *optional*):
-                (height, width) of each original image; the map is resized to it (bilinear), padding removed. Without
-                it the map stays at the model's size, padding included.
-            roi_masks (`list`, *optional*):
-                For each image, `None` or an array of its original size, non-zero where to look; the map is 0
-                elsewhere, for the score too.
-            settings: `threshold`, `image_threshold`, `smoothing_sigma`, `score_mode`, `top_k_fraction`,
-                `resize_mode`, instead of the processor's own.
+                (height, width) of each original image; padding is removed and the map is resized to it (bilinear).
+                Without target sizes the map stays at the model's size, including the padding.
+            roi_masks (`list[np.ndarray | None]`, *optional*):
+                Region of interest of each image, an array of its original size, non-zero where to look, or `None`.
+                The map is 0 elsewhere, and so is its part in the score.
+            resize_mode (`str`, *optional*): resize mode that the images were prepared with, if not the processor's.
+            settings: `threshold`, `image_threshold`, `smoothing_sigma`, `score_mode` or `top_k_fraction`, instead of
+                the processor's own.
 
         Returns:
             `list[dict]` with, for each image,
             - **score** (`float`): read at the model's size; in [0, 1] with `"max"`, in [0, 2] with `"top_k"`;
-            - **label** (`"normal"`, `"anomalous"` or `None`): score against the image threshold;
-            - **threshold**, **image_threshold** (`float` or `None`): those used;
+            - **label** (`"normal"`, `"anomalous"` or `None`): score compared with the image threshold;
+            - **threshold**, **image_threshold** (`float` or `None`): the thresholds in use;
             - **anomaly_map** (`torch.FloatTensor` of shape `(height, width)`): fused, smoothed, in [0, 1];
             - **mask** (`torch.BoolTensor` of shape `(height, width)`, or `None`): map at or above `threshold`.
 
         Raises:
-            ValueError: the number of `target_sizes` or `roi_masks` is not that of images; an unknown setting.
+            ValueError: the number of `target_sizes` or `roi_masks` differs from that of images; an unknown setting.
         """
         scoring = self.scoring(**settings)
         maps = outputs.anomaly_map.float()
@@ -268,8 +341,8 @@ class VCPCLIPImageProcessor(PilBackend):
             if given is not None and len(given) != len(maps):
                 raise ValueError(f"{len(given)} {name} came with {len(maps)} images.")
 
-        # 1. remove the padding, so that it takes part in nothing; without it the images stay one batch
-        if scoring.resize_mode == "pad" and target_sizes is not None:
+        # 1. remove the padding before anything reads it; without padding the images stay one batch
+        if (resize_mode or self.resize_mode) == "pad" and target_sizes is not None:
             groups = [
                 ([index], [self.without_padding(stack[index : index + 1], size, "pad") for stack in (maps, *branches)])
                 for index, size in enumerate(target_sizes)
@@ -282,30 +355,51 @@ class VCPCLIPImageProcessor(PilBackend):
             # 2. smooth and score at the model's size
             smooth = gaussian_smooth(group_maps, scoring.smoothing_sigma)
             if roi_masks is not None:
-                inside = torch.stack([_roi_at(roi_masks[index], smooth[0]) for index in indices])
+                inside = torch.stack([_region_like(roi_masks[index], smooth[0]) for index in indices])
                 smooth, group_branches = smooth * inside, [branch * inside for branch in group_branches]
             scores = scoring.scores(smooth, group_branches)
-            # 3. to the original size
+            # 3. resize to the original size
             for index, anomaly_map, score in zip(indices, smooth, scores, strict=True):
                 if target_sizes is not None:
                     anomaly_map = resize_map(anomaly_map, target_sizes[index])
                 if roi_masks is not None:
-                    anomaly_map = anomaly_map * _roi_at(roi_masks[index], anomaly_map)
+                    anomaly_map = anomaly_map * _region_like(roi_masks[index], anomaly_map)
                 results[index] = scoring.result(anomaly_map, score)
         return results
 
     def without_padding(
         self, maps: torch.Tensor, target_size: tuple[int, int], resize_mode: str | None = None
     ) -> torch.Tensor:
-        """Maps of shape (..., h, w) of an image of `target_size`, cut to the part that shows the image."""
+        """
+        Cut maps to the part that shows the image.
+
+        Args:
+            maps (`torch.Tensor` of shape `(..., h, w)`): maps at the model's size.
+            target_size (`tuple[int, int]`): (height, width) of the original image.
+            resize_mode (`str`, *optional*): resize mode that the image was prepared with, if not the processor's.
+
+        Returns:
+            `torch.Tensor`: the maps unchanged, unless the mode is `"pad"`.
+        """
         if (resize_mode or self.resize_mode) != "pad":
             return maps
         (height, width), _ = fit(*target_size, tuple(maps.shape[-2:]), "pad")
         return maps[..., :height, :width]
 
-    def scoring(self, **settings) -> "AnomalyScoring":
-        """How maps become scores, labels and masks: this processor's settings, and those given instead of them."""
-        names = list(AnomalyScoring.__dataclass_fields__)
+    def scoring(self, **settings: float | str | None) -> AnomalyScoring:
+        """
+        Return this processor's settings for scores, labels and masks.
+
+        Args:
+            settings: fields of [`AnomalyScoring`] that differ; those that are `None` do not.
+
+        Returns:
+            [`AnomalyScoring`]
+
+        Raises:
+            ValueError: a setting is unknown or out of range.
+        """
+        names = [field.name for field in fields(AnomalyScoring)]
         unknown = sorted(settings.keys() - set(names))
         if unknown:
             raise ValueError(f"Unknown settings {unknown}; known are {names}.")
@@ -313,109 +407,8 @@ class VCPCLIPImageProcessor(PilBackend):
         return AnomalyScoring(**{**own, **{name: value for name, value in settings.items() if value is not None}})
 
 
-@dataclass
-class AnomalyScoring:
-    """
-    From maps to scores, labels and masks; the fields are those of [`VCPCLIPImageProcessor`] of the same names.
-
-    The one place where maps are scored and thresholds are applied, for whole images and for tiled ones.
-    """
-
-    threshold: float | None
-    image_threshold: float | None
-    smoothing_sigma: float
-    score_mode: str
-    top_k_fraction: float
-    resize_mode: str
-
-    def __post_init__(self):
-        if self.score_mode not in ("max", "top_k"):
-            raise ValueError(f"score_mode={self.score_mode!r} must be 'max' or 'top_k'.")
-        if not 0 < self.top_k_fraction <= 1:
-            raise ValueError(f"top_k_fraction={self.top_k_fraction} must lie in (0, 1].")
-        if self.smoothing_sigma < 0:
-            raise ValueError(f"smoothing_sigma={self.smoothing_sigma} must be 0 (none) or more.")
-        if self.image_threshold is None and self.score_mode == "max":
-            self.image_threshold = self.threshold  # both are on one scale
-
-    def scores(self, smooth: torch.Tensor, branches: list[torch.Tensor]) -> list[float]:
-        """Smoothed fused maps and unsmoothed maps of the branches, all `(batch_size, height, width)` -> scores."""
-        return self.score_tensor(smooth, branches).tolist()
-
-    def score_tensor(self, smooth: torch.Tensor, branches: list[torch.Tensor]) -> torch.Tensor:
-        """As `scores`, of shape `(batch_size,)`, on the device of the maps; exported graphs end with it."""
-        if self.score_mode == "max":
-            return smooth.flatten(1).amax(dim=1)
-        return sum(_top_mean(branch, self.top_k_fraction) for branch in branches)
-
-    def result(self, anomaly_map: torch.Tensor, score: float) -> dict:
-        """One image's result, as `post_process_anomaly_segmentation` returns it."""
-        label = None
-        if self.image_threshold is not None:
-            label = "anomalous" if score >= self.image_threshold else "normal"
-        return {
-            "score": score,
-            "label": label,
-            "threshold": self.threshold,
-            "image_threshold": self.image_threshold,
-            "anomaly_map": anomaly_map,
-            "mask": None if self.threshold is None else anomaly_map >= self.threshold,
-        }
-
-
-def resize_map(anomaly_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(..., h, w) -> (..., height, width), bilinear: how every map comes back to its image's size."""
-    if tuple(anomaly_map.shape[-2:]) == tuple(size):
-        return anomaly_map
-    flat = anomaly_map.reshape(1, -1, *anomaly_map.shape[-2:])
-    flat = torch.nn.functional.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False)
-    return flat.reshape(*anomaly_map.shape[:-2], *size)
-
-
-def _roi_at(roi_mask, like: torch.Tensor) -> torch.Tensor:
-    """A region of interest at the size of a map: 1 where to look, else 0."""
+def _region_like(roi_mask: np.ndarray | None, like: torch.Tensor) -> torch.Tensor:
+    """Return a region of interest at the size of a map: 1 where to look, else 0."""
     if roi_mask is None:
         return torch.ones_like(like)
-    inside = torch.from_numpy(np.asarray(roi_mask) != 0).to(like)
-    if inside.shape != like.shape:
-        inside = torch.nn.functional.interpolate(inside[None, None], size=like.shape, mode="nearest-exact")[0, 0]
-    return inside
-
-
-def _top_mean(maps: torch.Tensor, fraction: float) -> torch.Tensor:
-    """(B, H, W) -> (B,): mean of the largest values, `fraction` of the pixels and at least one."""
-    values = maps.flatten(1)
-    return values.topk(max(1, round(fraction * values.shape[1])), dim=1).values.mean(dim=1)
-
-
-@lru_cache(maxsize=16)
-def gaussian_matrix(length: int, sigma: float, device: torch.device) -> torch.Tensor:
-    """(length, length) float32: row i weighs the samples that make output i, reflections at both ends folded in."""
-    radius = int(_TRUNCATE * sigma + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
-    weights /= weights.sum()
-    # half-sample reflection (d c b a | a b c d | d c b a), repeated if the kernel is longer than the signal
-    source = (np.arange(length)[:, None] + offsets) % (2 * length)
-    source = np.where(source < length, source, 2 * length - 1 - source)
-    matrix = np.zeros((length, length))
-    np.add.at(matrix, (np.arange(length)[:, None], source), weights)
-    return torch.from_numpy(matrix).to(device=device, dtype=torch.float32)
-
-
-def gaussian_smooth(maps: torch.Tensor, sigma: float) -> torch.Tensor:
-    """
-    Gaussian smoothing, equal to `scipy.ndimage.gaussian_filter(map, sigma)` (reflecting edges, cut at 4 sigma).
-
-    Args:
-        maps (`torch.FloatTensor` of shape `(..., height, width)`): on any device.
-        sigma (`float`): standard deviation in pixels; 0 returns the maps as they are.
-
-    Returns:
-        `torch.FloatTensor` of the same shape.
-    """
-    if not sigma:
-        return maps
-    # Two small matrix products: exact at the edges, and as fast as a convolution where it matters
-    rows, columns = (gaussian_matrix(length, float(sigma), maps.device) for length in maps.shape[-2:])
-    return rows @ maps @ columns.T
+    return torch.from_numpy(region_at_size(np.asarray(roi_mask) != 0, tuple(like.shape))).to(like)

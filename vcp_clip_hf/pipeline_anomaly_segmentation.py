@@ -1,48 +1,35 @@
-"""`pipeline("anomaly-segmentation")`: images in, an answer to act on out."""
+"""`pipeline("anomaly-segmentation")`: images in; scores, maps, masks and regions out."""
 
-import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import Pipeline
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
-from .calibration import Calibration, from_labelled_scores, from_normal_maps, from_normal_scores
+from .anomaly_result import Thresholds, as_segments, finish, load_region_of_interest
+from .anomaly_scoring import AnomalyScoring, resize_map
+from .calibration import Calibration, from_labeled_scores, from_normal_maps, from_normal_scores
+from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
-from .image_loading import load_image
-from .image_processing_vcp_clip import resize_map
+from .image_loading import ImageLike, load_image
 from .prompts import check_tokenizer, tokenize_prompts
-from .regions import clean_mask, find_regions
-from .tiling import segment_tiles
-from .visualization import overlay
+from .tiling import Tiling, segment_tiles
 
 
 __all__ = ["AnomalySegmentationPipeline"]
 
 logger = logging.get_logger(__name__)
 
-# Which step each argument belongs to
-_PREPROCESS = ("input_range", "timeout", "roi_mask", "on_error")
-_FORWARD = (
-    "threshold",
-    "image_threshold",
-    "smoothing_sigma",
-    "score_mode",
-    "top_k_fraction",
-    "prompts",
-    "tile_size",
-    "tile_overlap",
-    "tile_batch_size",
-    "global_weight",
-    "output_branch_maps",
-    "output_layer_maps",
-    "output_uncertainty",
-)
-_POSTPROCESS = ("heatmap", "regions", "min_area", "fill_holes", "output_image", "output_format")
+_SCORING = [field.name for field in fields(AnomalyScoring)]
+
+# One image or many: the inputs of `__call__` and `calibrate`
+Images = ImageLike | Iterable[ImageLike] | torch.utils.data.Dataset
 
 
 class AnomalySegmentationPipeline(Pipeline):
@@ -59,21 +46,23 @@ class AnomalySegmentationPipeline(Pipeline):
     (0.87, 'anomalous')
     ```
 
-    Beyond the arguments of every pipeline, it may be made with
+    Besides the arguments of every pipeline, the constructor takes
 
     - **reference_images** (`list`, *optional*): normal images to calibrate the thresholds on, see `calibrate`;
-    - **false_alarm_rate** (`float`, *optional*, defaults to 0.01): for that calibration;
+    - **false_alarm_rate** (`float`, *optional*, defaults to 0.01): target rate of that calibration;
 
-    and with every argument of a call, as a default for all calls.
+    and every argument of a call, as a default for all calls.
     """
 
     _load_processor = False
     _load_image_processor = True
     _load_video_processor = False
     _load_feature_extractor = False
-    _load_tokenizer = None  # needed for other prompts only
+    _load_tokenizer = None  # optional: only other prompts need it
 
-    def __init__(self, *args, reference_images: Sequence | None = None, false_alarm_rate: float = 0.01, **kwargs):
+    def __init__(
+        self, *args: Any, reference_images: Images | None = None, false_alarm_rate: float = 0.01, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
         if self.device.type == "cpu" and self.model.dtype == torch.float16:
             logger.warning_once("float16 is several times slower than float32 on a CPU; computing in float32.")
@@ -82,32 +71,31 @@ class AnomalySegmentationPipeline(Pipeline):
             calibration = self.calibrate(reference_images, false_alarm_rate=false_alarm_rate)
             (logger.info if calibration.reached else logger.warning)(calibration.describe())
 
-    def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
-        known = (*_PREPROCESS, *_FORWARD, *_POSTPROCESS)
-        for name in kwargs:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-                raise TypeError(f"The anomaly-segmentation pipeline has no argument {name!r}; {hint}")
-        steps = [{name: kwargs[name] for name in names if name in kwargs} for names in (_PREPROCESS, _FORWARD)]
-        postprocess = {name: kwargs[name] for name in _POSTPROCESS if name in kwargs}
-        preprocess, forward = steps
-        if "prompts" in forward:
-            forward["prompt_input_ids"] = self._prompt_ids(forward.pop("prompts"))
-        if "tile_size" in forward:
-            preprocess["tiled"] = forward["tile_size"] is not None
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        steps = (
+            argument_names(self.preprocess),
+            [*argument_names(self._forward), *_SCORING],
+            [*argument_names(self.postprocess), *argument_names(finish)],
+        )
+        known = {name for names in steps for name in names} - {"prompt_input_ids"} | {"prompts"}
+        refuse_unknown(kwargs, sorted(known), "The anomaly-segmentation pipeline")
+        if "prompts" in kwargs:
+            kwargs["prompt_input_ids"] = self._prompt_ids(kwargs.pop("prompts"))
+        preprocess, forward, postprocess = (
+            {name: value for name, value in kwargs.items() if name in names} for names in steps
+        )
         return preprocess, forward, postprocess
 
     def _prompt_ids(self, prompts: dict[str, str | Sequence[str]] | None) -> torch.LongTensor | None:
-        """State words or whole templates of both states -> (2, templates, length)."""
+        """Tokenize state words or whole templates of both states; return ids of shape (2, templates, length)."""
         if prompts is None:
             return None
         if set(prompts) != {"normal", "abnormal"}:
             raise ValueError(f'prompts must have the keys "normal" and "abnormal", got {sorted(prompts)}.')
         if self.tokenizer is None:
             raise ValueError(
-                "Other prompts need the backbone's tokenizer, and this checkpoint came without one. Pass"
-                " tokenizer=... when making the pipeline."
+                "Other prompts need the backbone's tokenizer, and this checkpoint has none. Pass tokenizer=... to the"
+                " constructor of the pipeline."
             )
         config = self.model.config
         check_tokenizer(self.tokenizer, config.text_config.vocab_size)
@@ -124,47 +112,51 @@ class AnomalySegmentationPipeline(Pipeline):
         padded = [row + [row[-1]] * (length - len(row)) for row in ids]
         return torch.tensor(padded).view(2, -1, length)
 
-    def __call__(self, inputs, *args, image_column: str | None = None, **kwargs):
+    def __call__(
+        self, inputs: Images, *args: Any, image_column: str | None = None, **kwargs: Any
+    ) -> dict[str, Any] | list[Any] | Iterator[Any]:
         """
         Segment anomalies.
 
         Args:
-            inputs:
-                One image, or a list, generator, torch `Dataset`, `KeyDataset` or Hugging Face `Dataset` of them. An
-                image is a path, a URL, a PIL picture of any mode, or a NumPy or torch array. A 4-dimensional array is
+            inputs (`ImageLike` or many of them):
+                One image, or a list, generator, torch `Dataset`, `KeyDataset` or Hugging Face `Dataset` of images. An
+                image is a path, a URL, a PIL image of any mode, or a NumPy or torch array. A 4-dimensional array is
                 a list.
-            image_column (`str`, *optional*): of a Hugging Face dataset, if it is not clear.
-            threshold (`float`, *optional*): pixels at or above it are abnormal. Default: the checkpoint's. Without
-                any, there are no masks and no labels.
-            image_threshold (`float`, *optional*): images at or above it are anomalous.
-            smoothing_sigma, score_mode, top_k_fraction (*optional*): as in [`VCPCLIPImageProcessor`].
+            image_column (`str`, *optional*): column of a Hugging Face dataset; needed if several hold images.
+            threshold (`float`, *optional*): pixels at or above it are abnormal. Default: the checkpoint's. Without a
+                threshold there are no masks and no labels.
+            image_threshold (`float`, *optional*): images with a score at or above it are anomalous.
+            smoothing_sigma, score_mode, top_k_fraction (*optional*): settings of [`VCPCLIPImageProcessor`].
             prompts (`dict`, *optional*):
                 `{"normal": ..., "abnormal": ...}`: a state word ("perfect"), a template with one `{}`
                 ("a perfect {} on a table"), or a list of these.
-            input_range (`tuple[float, float]`, *optional*): black and white of data of more than 8 bits.
-            roi_mask (image or array, *optional*): of the images' size, non-zero where to look.
-            tile_size (`int`, *optional*): look at large images in tiles of so many pixels a side.
-            tile_overlap (`int`, *optional*, defaults to a quarter of `tile_size`): pixels that neighbours share.
-            tile_batch_size (`int`, *optional*, defaults to 4): tiles at a time; bounds the memory.
-            global_weight (`float`, *optional*, defaults to 0): weight of the whole image's own map beside the tiles'.
-            heatmap (`bool`, *optional*): add `heatmap`, the image under its map on the fixed scale [0, 1].
-            regions (`bool`, *optional*): add `regions`, see `find_regions`; needs a threshold.
-            min_area (`int`, *optional*): regions of fewer pixels are dropped from mask and regions; an image whose
-                regions are all dropped is normal.
-            fill_holes (`bool`, *optional*): holes in the mask are filled.
-            output_image (`bool`, *optional*):
-                Add `image`, the picture of mode RGB that was looked at: turned as its camera says, 16 bits made 8.
+            input_range (`tuple[float, float]`, *optional*): values of black and white in data of more than 8 bits.
+            roi_mask (`ImageLike`, *optional*): region of interest of the images' size, non-zero where to look.
+            tile_size (`int`, *optional*): side in pixels of the tiles that large images are split into.
+            tile_overlap (`int`, *optional*, defaults to a quarter of `tile_size`): pixels that neighbors share.
+            tile_batch_size (`int`, *optional*, defaults to 4): tiles in one forward pass; bounds the memory.
+            global_weight (`float`, *optional*, defaults to 0): weight of the map of the whole image, mixed into that
+                of the tiles.
             output_branch_maps (`bool`, *optional*): add `base_map` and `vcp_map`, not smoothed.
             output_layer_maps (`bool`, *optional*):
                 Add `base_layer_maps` and `vcp_layer_maps`, float32 arrays `(feature layers, height, width)`.
             output_uncertainty (`bool`, *optional*):
                 Add `uncertainty_map`, float32 `(height, width)`: the standard deviation over layers and branches,
                 in [0, 0.5]; and `uncertainty`, its value where the map is highest.
+            min_area (`int`, *optional*): minimum area of the regions of the mask in pixels; smaller ones are dropped.
+                An image whose regions are all dropped is normal.
+            fill_holes (`bool`, *optional*): fill holes in the mask.
+            heatmap (`bool`, *optional*): add `heatmap`, the image under its map on the fixed scale [0, 1].
+            regions (`bool`, *optional*): add `regions`, see `find_regions`; needs a threshold.
+            output_image (`bool`, *optional*):
+                Add `image`, the RGB picture that the model got: rotated as its EXIF data say, reduced to 8 bits.
             output_format (`"anomaly"` or `"image-segmentation"`, *optional*, defaults to `"anomaly"`):
                 The second is the format of transformers' image-segmentation pipeline.
             on_error (`"raise"` or `"return"`, *optional*, defaults to `"raise"`):
-                With `"return"`, an image that cannot be read gives `{"error": message}` and the others their results.
-            batch_size, num_workers (`int`, *optional*): as in every pipeline.
+                With `"return"`, an unreadable image gives `{"error": message}`, and the other images their results.
+            timeout (`float`, *optional*, defaults to 30): seconds to wait for a URL.
+            batch_size, num_workers (`int`, *optional*): arguments of every pipeline.
 
         Returns:
             `dict` for one image, a list of them for a list, an iterator for a generator or a dataset, with
@@ -173,37 +165,39 @@ class AnomalySegmentationPipeline(Pipeline):
             - **threshold**, **image_threshold** (`float` or `None`);
             - **anomaly_map** (`np.ndarray` of shape `(height, width)`, float32): in [0, 1], at the original size;
             - **mask** (`PIL.Image.Image`, mode L, 0 or 255, or `None`), at the original size;
-            and what was asked for.
+            and the requested additions.
 
         Raises:
             ValueError, TypeError, FileNotFoundError: an image or an argument is wrong; the message says which.
         """
         return super().__call__(_as_images(inputs, image_column), *args, **kwargs)
 
-    def get_iterator(self, inputs, *args, **kwargs):
-        """As in every pipeline; batches go to a GPU from pinned memory."""
+    def get_iterator(self, inputs: Images, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Make the iterator of every pipeline; for a GPU, batches are copied from pinned memory."""
         iterator = super().get_iterator(inputs, *args, **kwargs)
-        # results <- outputs of the model <- batches
-        iterator.loader.loader.pin_memory = self.device.type == "cuda"
+        if self.device.type == "cuda":
+            # results <- outputs of the model <- batches; another nesting in a later transformers costs only speed
+            with suppress(AttributeError):
+                iterator.loader.loader.pin_memory = True
         return iterator
 
     def preprocess(
         self,
-        image,
-        input_range=None,
+        image: ImageLike,
+        input_range: tuple[float, float] | None = None,
         timeout: float = 30.0,
-        roi_mask=None,
+        roi_mask: ImageLike | None = None,
         on_error: str = "raise",
-        tiled: bool = False,
+        tile_size: int | None = None,
     ) -> dict[str, Any]:
-        """One image of any kind -> the model's input, and what the later steps need to know."""
+        """Load one image and prepare the model's input, unless the image is tiled later."""
         if on_error not in ("raise", "return"):
             raise ValueError(f'on_error={on_error!r} must be "raise" or "return".')
         error = None
         try:
             picture = load_image(image, input_range or self.image_processor.input_range, timeout=timeout)
             if roi_mask is not None:
-                roi_mask = self._load_roi(roi_mask, picture)
+                roi_mask = load_region_of_interest(roi_mask, picture)
         except (ValueError, TypeError, OSError) as problem:
             if on_error == "raise":
                 raise
@@ -211,20 +205,9 @@ class AnomalySegmentationPipeline(Pipeline):
             error, roi_mask = f"{type(problem).__name__}: {problem}", None
             picture = Image.new("RGB", (self.image_processor.size.width, self.image_processor.size.height))
         inputs = {"image": picture, "roi_mask": roi_mask, "error": error}
-        if not tiled:
+        if tile_size is None:
             inputs["pixel_values"] = self.image_processor(picture, return_tensors="pt").pixel_values
         return inputs
-
-    @staticmethod
-    def _load_roi(roi_mask, picture: Image.Image) -> np.ndarray:
-        if not isinstance(roi_mask, (np.ndarray, torch.Tensor)):
-            roi_mask = load_image(roi_mask).convert("L")
-        roi_mask = np.asarray(roi_mask) != 0
-        if roi_mask.shape != (picture.height, picture.width):
-            raise ValueError(
-                f"roi_mask is {roi_mask.shape} (height, width), the image ({picture.height}, {picture.width})."
-            )
-        return roi_mask
 
     def _forward(
         self,
@@ -237,53 +220,73 @@ class AnomalySegmentationPipeline(Pipeline):
         output_branch_maps: bool = False,
         output_layer_maps: bool = False,
         output_uncertainty: bool = False,
-        **settings,
+        **settings: float | str | None,
     ) -> dict[str, list]:
-        # a batch comes as lists, a single image as itself
+        # inputs of a batch are lists, those of a single image are not
         images, roi_masks, errors = (
             inputs[name] if isinstance(inputs["image"], list) else [inputs[name]]
             for name in ("image", "roi_mask", "error")
         )
-        if tile_size is not None:
+        if tile_size is None:
+            results = self._whole(
+                inputs["pixel_values"],
+                images,
+                roi_masks,
+                prompt_input_ids,
+                settings,
+                output_branch_maps,
+                output_layer_maps,
+                output_uncertainty,
+            )
+        else:
             if output_layer_maps or output_uncertainty:
                 raise ValueError("Layer maps and uncertainty are not kept for tiles; leave tile_size out.")
-            overlap = tile_size // 4 if tile_overlap is None else tile_overlap
-            tiling = (tile_size, overlap, tile_batch_size, global_weight, prompt_input_ids)
+            tiling = Tiling(tile_size, tile_overlap, tile_batch_size, global_weight)
             results = [
-                self._tiled(image, roi_mask, tiling, output_branch_maps, settings)
+                self._tiled(image, roi_mask, tiling, prompt_input_ids, settings, output_branch_maps)
                 for image, roi_mask in zip(images, roi_masks, strict=True)
             ]
-        else:
-            sizes = [(image.height, image.width) for image in images]
-            outputs = self.model(
-                inputs["pixel_values"],
-                prompt_input_ids=prompt_input_ids,
-                output_layer_maps=output_layer_maps or output_uncertainty,
-            )
-            results = self.image_processor.post_process_anomaly_segmentation(
-                outputs, sizes, None if all(mask is None for mask in roi_masks) else roi_masks, **settings
-            )
-            for index, result in enumerate(results):
-                result.update(
-                    self._further_maps(
-                        outputs, index, sizes[index], output_branch_maps, output_layer_maps, output_uncertainty
-                    )
-                )
         for result, image, error in zip(results, images, errors, strict=True):
             result.update(image=image, error=error)
         return {"results": results}
 
-    def _tiled(self, image: Image.Image, roi_mask, tiling: tuple, output_branch_maps: bool, settings: dict) -> dict:
+    def _whole(
+        self,
+        pixel_values: torch.Tensor,
+        images: list[Image.Image],
+        roi_masks: list[np.ndarray | None],
+        prompt_input_ids: torch.LongTensor | None,
+        settings: dict[str, Any],
+        branches: bool,
+        layers: bool,
+        uncertainty: bool,
+    ) -> list[dict[str, Any]]:
+        """Segment a batch of images, each as a whole."""
+        outputs = self.model(pixel_values, prompt_input_ids=prompt_input_ids, output_layer_maps=layers or uncertainty)
+        sizes = [(image.height, image.width) for image in images]
+        results = self.image_processor.post_process_anomaly_segmentation(
+            outputs, sizes, None if all(mask is None for mask in roi_masks) else roi_masks, **settings
+        )
+        for index, (result, size) in enumerate(zip(results, sizes, strict=True)):
+            result.update(self._further_maps(outputs, index, size, branches, layers, uncertainty))
+        return results
+
+    def _tiled(
+        self,
+        image: Image.Image,
+        roi_mask: np.ndarray | None,
+        tiling: Tiling,
+        prompt_input_ids: torch.LongTensor | None,
+        settings: dict[str, Any],
+        output_branch_maps: bool,
+    ) -> dict[str, Any]:
+        """Segment one image in tiles."""
         scoring = self.image_processor.scoring(**settings)
-        tile_size, overlap, batch_size, global_weight, prompt_input_ids = tiling
         maps = segment_tiles(
             self.model,
             self.image_processor,
             image,
-            tile_size,
-            overlap,
-            batch_size,
-            global_weight,
+            tiling,
             prompt_input_ids,
             scoring.smoothing_sigma,
             with_branches=output_branch_maps or scoring.score_mode == "top_k",
@@ -300,9 +303,9 @@ class AnomalySegmentationPipeline(Pipeline):
         return result
 
     def _further_maps(
-        self, outputs, index: int, size: tuple[int, int], branches: bool, layers: bool, uncertainty: bool
+        self, outputs: ModelOutput, index: int, size: tuple[int, int], branches: bool, layers: bool, uncertainty: bool
     ) -> dict[str, Any]:
-        """The maps beyond the fused one, at the original size."""
+        """Return the requested maps other than the fused one, at the original size."""
 
         def at_size(maps: torch.Tensor) -> torch.Tensor:
             return resize_map(self.image_processor.without_padding(maps, size), size)
@@ -327,101 +330,96 @@ class AnomalySegmentationPipeline(Pipeline):
         return found
 
     def postprocess(
-        self,
-        model_outputs: dict[str, Any],
-        heatmap: bool = False,
-        regions: bool = False,
-        min_area: int = 0,
-        fill_holes: bool = False,
-        output_image: bool = False,
-        output_format: str = "anomaly",
+        self, model_outputs: dict[str, Any], output_format: str = "anomaly", **options: Any
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        """One image's maps -> the answer."""
-        result = model_outputs["results"]
-        result = dict(result[0] if isinstance(result, list) else result)
-        image, error = result.pop("image"), result.pop("error")
+        """Make the result of one image with `anomaly_result.finish`, which takes the options."""
+        if output_format not in ("anomaly", "image-segmentation"):
+            raise ValueError(f'output_format={output_format!r} must be "anomaly" or "image-segmentation".')
+        found = model_outputs["results"]
+        found = dict(found[0] if isinstance(found, list) else found)
+        image, error = found.pop("image"), found.pop("error")
         if error is not None:
             return {"error": error}
-        result = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in result.items()}
-
-        mask = result["mask"]
-        if mask is None and (regions or output_format == "image-segmentation"):
-            raise ValueError(
-                "Regions and the image-segmentation format need a threshold, and this checkpoint has none. Pass"
-                " threshold=..., or calibrate one on normal images (`calibrate`)."
-            )
-        if mask is not None and (min_area > 1 or fill_holes):
-            mask = clean_mask(mask, min_area, fill_holes)
-            if result["label"] == "anomalous" and min_area > 1 and not mask.any():
-                result["label"] = "normal"
-        if output_format == "image-segmentation":
-            score = float(result["anomaly_map"][mask].max()) if mask.any() else 0.0
-            return [{"score": score, "label": "anomaly", "mask": _as_picture(mask)}] if mask.any() else []
-        if output_format != "anomaly":
-            raise ValueError(f'output_format={output_format!r} must be "anomaly" or "image-segmentation".')
-        result["mask"] = None if mask is None else _as_picture(mask)
-        if output_image:
-            result["image"] = image
-        if heatmap:
-            result["heatmap"] = overlay(image, result["anomaly_map"], mask)
-        if regions:
-            result["regions"] = find_regions(mask, result["anomaly_map"])
-        return result
+        found = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+        thresholds = Thresholds(found["threshold"], found["image_threshold"])
+        result = finish(image, found["anomaly_map"], found["score"], thresholds, **options)
+        return as_segments(result) if output_format == "image-segmentation" else {**found, **result}
 
     def calibrate(
         self,
-        images,
+        images: Images,
         labels: Sequence[int] | None = None,
         false_alarm_rate: float = 0.01,
         pixel_false_alarm_rate: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Calibration:
         """
-        Set the thresholds of this pipeline from images like those to come. Kept by `save_pretrained`.
+        Set the thresholds of this pipeline from images like those it will see. `save_pretrained` keeps them.
+
+        The image processor also takes over `smoothing_sigma`, `score_mode` and `top_k_fraction` of the calibration, so
+        that later calls compute the scores that the thresholds belong to.
 
         Args:
-            images: as in a call. Normal ones, unless `labels` are given.
-            labels (`Sequence[int]`, *optional*): 1 anomalous, 0 normal: take the threshold with the best F1 instead.
-            false_alarm_rate (`float`, *optional*, defaults to 0.01): wished rate of normal images flagged.
+            images (`ImageLike` or many of them): images as in a call; normal ones, unless `labels` are given.
+            labels (`Sequence[int]`, *optional*): 1 for anomalous, 0 for normal; gives the threshold with the best F1.
+            false_alarm_rate (`float`, *optional*, defaults to 0.01): target false-alarm rate on normal images.
             pixel_false_alarm_rate (`float`, *optional*):
-                Wished part of normal pixels flagged, for the mask's threshold. Without it, masks use the images'
-                threshold, so that an image has a mask exactly if it is anomalous (with `score_mode="max"`).
-            kwargs: of a call.
+                Target fraction of normal pixels flagged, for the threshold of masks; only from normal images. Without
+                it, masks use the images' threshold, so that an image has a mask exactly if it is anomalous (with
+                `score_mode="max"`).
+            kwargs: arguments of a call.
 
         Returns:
-            [`Calibration`] of the image threshold; `describe()` says what was reached.
-        """
-        scores, maps = [], []
+            [`Calibration`] of the image threshold; `describe()` states the rate that was reached.
 
-        def maps_one_by_one():
+        Raises:
+            ValueError: `labels` and `pixel_false_alarm_rate` were both given, or there are too few images or labels.
+        """
+        if labels is not None and pixel_false_alarm_rate is not None:
+            raise ValueError(
+                "A pixel false-alarm rate is reached on normal images alone, and images with defects were given"
+                " (labels; --defects on the command line). Leave out the pixel rate, and masks use the threshold with"
+                " the best F1; or calibrate on normal images only."
+            )
+        scores: list[float] = []
+
+        def normal_maps() -> Iterator[np.ndarray]:
             for result in self._results(images, **kwargs):
                 scores.append(result["score"])
                 yield result["anomaly_map"]
 
         pixels = None
-        if labels is None and pixel_false_alarm_rate is not None:
-            pixels = from_normal_maps(maps_one_by_one(), pixel_false_alarm_rate)
+        if pixel_false_alarm_rate is not None:
+            pixels = from_normal_maps(normal_maps(), pixel_false_alarm_rate)
         else:
-            maps.extend(None for _ in maps_one_by_one())
+            for result in self._results(images, **kwargs):
+                scores.append(result["score"])
         calibration = (
-            from_normal_scores(scores, false_alarm_rate) if labels is None else from_labelled_scores(scores, labels)
+            from_normal_scores(scores, false_alarm_rate) if labels is None else from_labeled_scores(scores, labels)
         )
+        self._keep(calibration, pixels, {**self._forward_params, **kwargs})
+        return calibration
+
+    def _keep(self, calibration: Calibration, pixels: Calibration | None, arguments: dict[str, Any]) -> None:
+        """Write thresholds, and the settings of the call that they belong to, into the image processor."""
         processor = self.image_processor
-        score_mode = kwargs.get("score_mode") or processor.score_mode
+        settings = {name: arguments.get(name) for name in ("smoothing_sigma", "score_mode", "top_k_fraction")}
+        scoring = processor.scoring(**settings)
+        for name in settings:
+            setattr(processor, name, getattr(scoring, name))
         processor.image_threshold = calibration.threshold
         if pixels is not None:
             processor.threshold = pixels.threshold
-        elif score_mode == "max":
+        elif scoring.score_mode == "max":
             processor.threshold = calibration.threshold
         processor.calibration = {
             "image": calibration.to_dict(),
             **({} if pixels is None else {"pixel": pixels.to_dict()}),
-            "score_mode": score_mode,
+            "score_mode": scoring.score_mode,
         }
-        return calibration
 
-    def _results(self, images, **kwargs):
-        """Results one by one, whatever the images came as."""
+    def _results(self, images: Images, **kwargs: Any) -> Iterable[dict[str, Any]]:
+        """Return results one by one, for every kind of input."""
         images = _as_images(images, None)
         if isinstance(images, list):
             images = (image for image in images)
@@ -469,12 +467,8 @@ class AnomalySegmentationPipeline(Pipeline):
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
 
 
-def _as_picture(mask: np.ndarray) -> Image.Image:
-    return Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
-
-
-def _as_images(inputs, image_column: str | None):
-    """Bring what transformers' pipelines do not iterate over into a form that they do."""
+def _as_images(inputs: Images, image_column: str | None) -> Any:
+    """Convert inputs that transformers' pipelines cannot iterate over into a form that they can."""
     if isinstance(inputs, (np.ndarray, torch.Tensor)) and inputs.ndim == 4:
         return list(inputs)
     if isinstance(inputs, tuple):
@@ -489,29 +483,29 @@ def _as_images(inputs, image_column: str | None):
     return inputs
 
 
-def _image_column(dataset, asked: str | None) -> str:
+def _image_column(dataset: Any, requested: str | None) -> str:
     names = dataset.column_names
-    if names is None:  # a stream that has not been looked into
-        return asked or "image"
-    if asked is None:
+    if names is None:  # a stream without known features
+        return requested or "image"
+    if requested is None:
         images = [name for name, feature in (dataset.features or {}).items() if type(feature).__name__ == "Image"]
         candidates = ["image"] if "image" in names else [name for name in images if name != "mask"]
         if len(candidates) != 1:
             raise ValueError(f"Which column of {names} holds the images? Pass image_column=...")
         return candidates[0]
-    if asked not in names:
-        raise ValueError(f"image_column={asked!r} is not among the columns {names}.")
-    return asked
+    if requested not in names:
+        raise ValueError(f"image_column={requested!r} is not among the columns {names}.")
+    return requested
 
 
 class _Column(torch.utils.data.Dataset):
     """One column of a dataset, read item by item."""
 
-    def __init__(self, dataset, column: str):
+    def __init__(self, dataset: Any, column: str):
         self.dataset, self.column = dataset, column
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Any:
         return self.dataset[index][self.column]

@@ -1,9 +1,10 @@
-"""From a picture to the numbers a model sees: size, padding, values. NumPy and Pillow only.
+"""From a picture to the input of the model: size, padding, values. NumPy and Pillow only.
 
-Used by the image processor, and copied beside exported models, so that both see the same.
+The image processor and exported models share this code, so that both compute the same input.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,16 +17,16 @@ def fit(
     height: int, width: int, size: tuple[int, int], resize_mode: str, size_divisor: int = 1
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """
-    How an image is brought to a size.
+    Compute the sizes of the resized image and of the model's input.
 
     Args:
-        height, width (`int`): of the image.
-        size (`tuple[int, int]`): height and width asked for.
+        height, width (`int`): size of the image.
+        size (`tuple[int, int]`): requested height and width.
         resize_mode (`str`): "squash", "pad" or "keep_ratio", as in [`VCPCLIPImageProcessor`].
-        size_divisor (`int`, *optional*, defaults to 1): what sides are multiples of, with "keep_ratio".
+        size_divisor (`int`, *optional*, defaults to 1): divisor of both sides with "keep_ratio".
 
     Returns:
-        `tuple`: (height, width) of the resized image, and (height, width) of what the model sees.
+        `tuple`: (height, width) of the resized image, and (height, width) of the model's input.
     """
     if resize_mode == "pad":
         scale = min(size[0] / height, size[1] / width)
@@ -38,8 +39,28 @@ def fit(
     return size, size
 
 
-def place(picture: Image.Image, fitted: tuple, resample: int, fill) -> Image.Image:
-    """Resize, and pad on the right and at the bottom with `fill`; `fitted` is what `fit` returned."""
+def place(
+    picture: Image.Image,
+    fitted: tuple[tuple[int, int], tuple[int, int]],
+    resample: int,
+    fill: int | tuple[int, ...],
+) -> Image.Image:
+    """
+    Resize a picture, and pad it on the right and at the bottom.
+
+    Args:
+        picture (`PIL.Image.Image`): picture of mode L, RGB or RGBA.
+        fitted (`tuple`): the two sizes from `fit`.
+        resample (`int`): Pillow's resampling filter.
+        fill (`int`, or one for each channel): color of the padding.
+
+    Returns:
+        `PIL.Image.Image`: of the second size.
+    """
+    if picture.mode == "RGBA":  # channel by channel, because Pillow would weigh the colors by alpha
+        fills = fill if isinstance(fill, tuple) else (fill,) * 4
+        bands = zip(picture.split(), fills, strict=True)
+        return Image.merge("RGBA", [place(band, fitted, resample, value) for band, value in bands])
     (height, width), (full_height, full_width) = fitted
     picture = picture.resize((width, height), resample=resample)
     if (height, width) != (full_height, full_width):
@@ -49,19 +70,24 @@ def place(picture: Image.Image, fitted: tuple, resample: int, fill) -> Image.Ima
     return picture
 
 
-def value_table(scale: float, mean, std) -> np.ndarray:
+def value_table(
+    scale: float, mean: float | Sequence[float] | None, std: float | Sequence[float] | None, channels: int = 3
+) -> np.ndarray:
     """
-    What each of the 256 values of a channel becomes: rescaled, then normalised, in float32 as the authors compute it.
+    Tabulate the model's input for each of the 256 values of a channel: rescaled, then normalized, in float32 as in
+    the authors' code.
 
     Args:
-        scale (`float`): 1 / 255 as a rule.
-        mean, std (3 floats, or `None` for no normalisation): on [0, 1].
+        scale (`float`): factor for 8-bit values, usually 1 / 255.
+        mean, std (one float, or one for each channel, *optional*): values of the normalization, on [0, 1]; no
+            normalization if `mean` is `None`.
+        channels (`int`, *optional*, defaults to 3): number of channels.
 
     Returns:
-        `np.ndarray` of shape `(3, 256)`, float32.
+        `np.ndarray` of shape `(channels, 256)`, float32.
     """
     levels = (np.arange(256, dtype=np.float64) * scale).astype(np.float32)
-    table = np.repeat(levels[None], 3, axis=0)
+    table = np.repeat(levels[None], channels, axis=0)
     if mean is None:
         return table
     mean, std = (np.asarray(value, dtype=np.float32).reshape(-1, 1) for value in (mean, std))
@@ -69,6 +95,6 @@ def value_table(scale: float, mean, std) -> np.ndarray:
 
 
 def to_planes(picture: Image.Image, table: np.ndarray) -> np.ndarray:
-    """An RGB picture -> `(3, height, width)`, float32, by one look-up for each value."""
-    pixels = np.asarray(picture)
-    return np.stack([table[channel][pixels[..., channel]] for channel in range(3)])
+    """Look up each value of a picture; return an array of shape `(channels, height, width)`, float32."""
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+    return np.stack([values[pixels[..., channel]] for channel, values in enumerate(table)])

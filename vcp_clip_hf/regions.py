@@ -1,4 +1,4 @@
-"""From a mask to the regions an inspector looks at: cleaned, with box, polygon, area and score."""
+"""Regions of a mask: cleaning, boxes, polygons, areas and scores."""
 
 import numpy as np
 
@@ -10,13 +10,13 @@ __all__ = ["clean_mask", "find_regions", "outline"]
 
 def clean_mask(mask: np.ndarray, min_area: int = 0, fill_holes: bool = False) -> np.ndarray:
     """
-    Drop small regions, fill enclosed holes.
+    Fill enclosed holes, then drop small regions.
 
     Args:
         mask (`np.ndarray` of shape `(height, width)`, bool): abnormal pixels.
-        min_area (`int`, *optional*, defaults to 0): 8-connected regions of fewer pixels are dropped.
-        fill_holes (`bool`, *optional*, defaults to `False`): normal pixels without a way to the border become
-            abnormal; before areas are measured.
+        min_area (`int`, *optional*, defaults to 0): minimum area in pixels of the 8-connected regions that are kept.
+        fill_holes (`bool`, *optional*, defaults to `False`): make normal pixels abnormal that are not 4-connected with
+            the border.
 
     Returns:
         `np.ndarray` of shape `(height, width)`, bool.
@@ -36,7 +36,7 @@ def clean_mask(mask: np.ndarray, min_area: int = 0, fill_holes: bool = False) ->
 
 def find_regions(mask: np.ndarray, anomaly_map: np.ndarray) -> list[dict]:
     """
-    The 8-connected regions of a mask, highest score first.
+    Find the 8-connected regions of a mask, highest score first.
 
     Args:
         mask (`np.ndarray` of shape `(height, width)`, bool): abnormal pixels.
@@ -44,12 +44,12 @@ def find_regions(mask: np.ndarray, anomaly_map: np.ndarray) -> list[dict]:
 
     Returns:
         `list[dict]` with, for each region,
-        - **score** (`float`): the maximum of the map inside;
-        - **area** (`int`): in pixels;
+        - **score** (`float`): maximum of the map inside the region;
+        - **area** (`int`): number of pixels;
         - **box** (`dict[str, int]`): `xmin`, `ymin`, `xmax`, `ymax`, along pixel edges: xmax is one past the last
           column;
-        - **polygon** (`list[list[int]]`): corners [x, y] of the outer outline, clockwise, along pixel edges; holes are
-          not described.
+        - **polygon** (`list[list[int]]`): corners [x, y] of the outer outline, clockwise, along pixel edges, without
+          the outlines of holes.
     """
     labels, count = label_components(mask)
     if not count:
@@ -87,35 +87,35 @@ def find_regions(mask: np.ndarray, anomaly_map: np.ndarray) -> list[dict]:
 
 def outline(region: np.ndarray) -> list[tuple[int, int]]:
     """
-    Outer outline of one 8-connected region.
+    Trace the outer outline of one 8-connected region.
 
     Args:
-        region (`np.ndarray` of shape `(height, width)`, bool): one region.
+        region (`np.ndarray` of shape `(height, width)`, bool): pixels of the region.
 
     Returns:
-        `list[tuple[int, int]]`: its corners (x, y), clockwise, without those in the middle of a straight line.
+        `list[tuple[int, int]]`: corners (x, y), clockwise, without points in the middle of a straight line.
     """
     padded = np.pad(region, 1)
-    # Every pixel edge between inside and outside, as a step from corner to corner with the inside on the right
+    # Each pixel edge between inside and outside is a step from corner to corner with the inside on the right
     steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for shift, axis, (from_x, from_y), (to_x, to_y) in (
-        (1, 0, (0, 0), (1, 0)),  # top edges, to the right
-        (-1, 1, (1, 0), (1, 1)),  # right edges, downwards
-        (-1, 0, (1, 1), (0, 1)),  # bottom edges, to the left
-        (1, 1, (0, 1), (0, 0)),  # left edges, upwards
+        (1, 0, (0, 0), (1, 0)),  # top edges, rightward
+        (-1, 1, (1, 0), (1, 1)),  # right edges, downward
+        (-1, 0, (1, 1), (0, 1)),  # bottom edges, leftward
+        (1, 1, (0, 1), (0, 0)),  # left edges, upward
     ):
         ys, xs = np.nonzero(padded & ~np.roll(padded, shift, axis=axis))
         for x, y in zip((xs - 1).tolist(), (ys - 1).tolist(), strict=True):
             steps.setdefault((x + from_x, y + from_y), []).append((x + to_x, y + to_y))
 
-    # The topmost of the leftmost corners lies on the outer outline
+    # The leftmost of the topmost corners lies on the outer outline
     start = min(steps, key=lambda corner: (corner[1], corner[0]))
     corners, position, direction = [], start, (1, 0)
     while True:
         choices = steps[position]
         following = choices[0]
         if len(choices) > 1:
-            # two pixels touch at a corner: turning left goes on to the other one, which belongs to the region
+            # two pixels of the region touch at this corner: a left turn continues along the other one
             left = (position[0] + direction[1], position[1] - direction[0])
             following = left if left in choices else choices[0]
         choices.remove(following)

@@ -1,19 +1,27 @@
-"""Pictures of results: heat maps on one fixed colour scale, overlays, outlines, sheets.
+"""Pictures of results: heat maps on one fixed color scale, overlays, outlines, sheets.
 
-A colour always means the same value: 0 is the dark end of the scale and 1 the bright end, in every picture. Stretching
-a map to its own range makes noise look like defects; it has to be asked for, and the colour bar must then say so.
+A color has the same value in every picture: 0 is the dark end of the scale and 1 the bright end. Stretching a map to
+its own range makes noise look like defects. It is therefore optional, and the color bar must then show the range.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-__all__ = ["add_color_bar", "contour", "draw_boxes", "heatmap", "overlay", "sheet", "to_array"]
+if TYPE_CHECKING:
+    import torch
 
-# Eleven stations of matplotlib's "inferno" (CC0): perceptually even, readable in grey and by the colour-blind
-_STATIONS = np.array(
+
+__all__ = ["MapLike", "add_color_bar", "contour", "draw_boxes", "heatmap", "overlay", "sheet", "to_array"]
+
+# A map or a mask of shape (height, width)
+MapLike = Union[np.ndarray, "torch.Tensor", Image.Image]
+
+# Eleven colors of matplotlib's "inferno" (CC0): perceptually uniform, readable in gray and by the color-blind
+_INFERNO = np.array(
     [
         (0, 0, 4),
         (22, 11, 57),
@@ -31,7 +39,7 @@ _STATIONS = np.array(
 )
 _COLORS = (
     np.stack(
-        [np.interp(np.linspace(0, 1, 256), np.linspace(0, 1, len(_STATIONS)), _STATIONS[:, c]) for c in range(3)],
+        [np.interp(np.linspace(0, 1, 256), np.linspace(0, 1, len(_INFERNO)), _INFERNO[:, c]) for c in range(3)],
         axis=-1,
     )
     .round()
@@ -39,12 +47,11 @@ _COLORS = (
 )
 
 _OUTLINE = (0, 255, 255)
-_TRUTH = (0, 255, 0)
 
 
-def to_array(values) -> np.ndarray:
-    """A map or a mask as a NumPy array of shape (height, width): from torch, PIL or NumPy."""
-    if hasattr(values, "detach"):  # a torch tensor; this module does without torch
+def to_array(values: MapLike) -> np.ndarray:
+    """Convert a map or a mask to a NumPy array of shape (height, width)."""
+    if hasattr(values, "detach"):  # a torch tensor, recognized without importing torch
         values = values.detach().cpu().numpy()
     return np.asarray(values)
 
@@ -56,12 +63,12 @@ def _range_of(anomaly_map: np.ndarray, stretch: bool) -> tuple[float, float]:
     return low, high if high > low else low + 1e-6
 
 
-def heatmap(anomaly_map, stretch: bool = False) -> Image.Image:
+def heatmap(anomaly_map: MapLike, stretch: bool = False) -> Image.Image:
     """
-    A map as colours.
+    Color a map.
 
     Args:
-        anomaly_map (array of shape `(height, width)`): probabilities in [0, 1].
+        anomaly_map (`MapLike` of shape `(height, width)`): probabilities in [0, 1].
         stretch (`bool`, *optional*, defaults to `False`): use the map's own range instead of [0, 1].
 
     Returns:
@@ -73,19 +80,24 @@ def heatmap(anomaly_map, stretch: bool = False) -> Image.Image:
     return Image.fromarray(_COLORS[levels.round().astype(np.uint8)])
 
 
-def overlay(image: Image.Image, anomaly_map, mask=None, alpha: float = 0.6, stretch: bool = False) -> Image.Image:
+def overlay(
+    image: Image.Image, anomaly_map: MapLike, mask: MapLike | None = None, alpha: float = 0.6, stretch: bool = False
+) -> Image.Image:
     """
-    The image with the heat map over it, the more opaque the higher the value, and the mask's outline.
+    Draw the heat map over the image, more opaque where values are higher, and the outline of the mask.
 
     Args:
-        image (`PIL.Image.Image`): the picture.
-        anomaly_map (array of shape `(height, width)`): of the image's size, in [0, 1].
-        mask (array of shape `(height, width)`, *optional*): outlined in cyan.
+        image (`PIL.Image.Image`): picture of any mode.
+        anomaly_map (`MapLike` of shape `(height, width)`): map of the image's size, in [0, 1].
+        mask (`MapLike` of shape `(height, width)`, *optional*): mask to outline in cyan.
         alpha (`float`, *optional*, defaults to 0.6): opacity where the map is 1.
-        stretch (`bool`, *optional*, defaults to `False`): colours over the map's own range.
+        stretch (`bool`, *optional*, defaults to `False`): use the map's own range instead of [0, 1].
 
     Returns:
         `PIL.Image.Image`: mode RGB, of the image's size.
+
+    Raises:
+        ValueError: the sizes of map and image differ.
     """
     image, values = image.convert("RGB"), to_array(anomaly_map).astype(np.float32)
     if values.shape != (image.height, image.width):
@@ -96,8 +108,21 @@ def overlay(image: Image.Image, anomaly_map, mask=None, alpha: float = 0.6, stre
     return picture if mask is None else contour(picture, mask)
 
 
-def contour(image: Image.Image, mask, color: tuple[int, int, int] = _OUTLINE, width: int | None = None) -> Image.Image:
-    """The image with the outline of a binary mask drawn inside it, `width` pixels thick (default: by the size)."""
+def contour(
+    image: Image.Image, mask: MapLike, color: tuple[int, int, int] = _OUTLINE, width: int | None = None
+) -> Image.Image:
+    """
+    Draw the outline of a mask, along the inner side of its border.
+
+    Args:
+        image (`PIL.Image.Image`): picture of any mode.
+        mask (`MapLike` of shape `(height, width)`): mask of the image's size, non-zero inside.
+        color (`tuple[int, int, int]`, *optional*, defaults to cyan): RGB color of the outline.
+        width (`int`, *optional*): thickness in pixels; by default it follows the size of the mask.
+
+    Returns:
+        `PIL.Image.Image`: mode RGB.
+    """
     inside = to_array(mask).astype(bool)
     width = width or max(1, round(min(inside.shape) / 300))
     inner = inside
@@ -110,7 +135,17 @@ def contour(image: Image.Image, mask, color: tuple[int, int, int] = _OUTLINE, wi
 
 
 def draw_boxes(image: Image.Image, regions: Sequence[dict], color: tuple[int, int, int] = _OUTLINE) -> Image.Image:
-    """The image with each region's box and score; regions as the pipeline returns them."""
+    """
+    Draw the box and the score of each region.
+
+    Args:
+        image (`PIL.Image.Image`): picture of any mode.
+        regions (`Sequence[dict]`): regions from `find_regions`.
+        color (`tuple[int, int, int]`, *optional*, defaults to cyan): RGB color.
+
+    Returns:
+        `PIL.Image.Image`: mode RGB.
+    """
     picture = image.convert("RGB")
     draw, font = ImageDraw.Draw(picture), _font(max(10, min(picture.size) // 40))
     for region in regions:
@@ -122,7 +157,17 @@ def draw_boxes(image: Image.Image, regions: Sequence[dict], color: tuple[int, in
 
 
 def add_color_bar(picture: Image.Image, low: float = 0.0, high: float = 1.0, label: str = "") -> Image.Image:
-    """The picture with a colour bar on its right: what values the colours stand for."""
+    """
+    Add a color bar on the right of a picture.
+
+    Args:
+        picture (`PIL.Image.Image`): picture of any mode.
+        low, high (`float`, *optional*, defaults to 0 and 1): values of the lower and the upper end.
+        label (`str`, *optional*): text under the bar.
+
+    Returns:
+        `PIL.Image.Image`: mode RGB, wider than the picture.
+    """
     font_size = max(10, picture.height // 28)
     font = _font(font_size)
     bar, gap = max(8, picture.height // 30), font_size // 2
@@ -147,13 +192,14 @@ def sheet(
     rows: Sequence[Sequence[tuple[str, Image.Image]]], height: int = 256, title: str = "", color_bar: bool = True
 ) -> Image.Image:
     """
-    Pictures side by side, each with its caption; one row for each image.
+    Arrange pictures in rows, with captions.
 
     Args:
-        rows: for each row its (caption, picture) pairs; captions are drawn above the pictures.
-        height (`int`, *optional*, defaults to 256): pixels of every picture; widths follow their ratios.
-        title (`str`, *optional*): above everything.
-        color_bar (`bool`, *optional*, defaults to `True`): the fixed scale, on the right of each row.
+        rows (`Sequence[Sequence[tuple[str, PIL.Image.Image]]]`): (caption, picture) pairs of each row; a caption is
+            drawn above its picture.
+        height (`int`, *optional*, defaults to 256): height of every picture in pixels; widths follow their ratios.
+        title (`str`, *optional*): text above all rows.
+        color_bar (`bool`, *optional*, defaults to `True`): draw the fixed scale on the right of each row.
 
     Returns:
         `PIL.Image.Image`: mode RGB.
@@ -193,8 +239,8 @@ def _font(size: int) -> ImageFont.ImageFont:
     return ImageFont.load_default(size=int(size))
 
 
-def _fit(text: str, width: int, font) -> str:
-    """The text, cut where it would run into the next picture."""
+def _fit(text: str, width: int, font: ImageFont.ImageFont) -> str:
+    """Shorten a text to a width in pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

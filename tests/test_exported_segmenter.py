@@ -1,4 +1,4 @@
-"""The torch-free runtime answers as the pipeline does."""
+"""The torch-free runtime returns the results of the pipeline."""
 
 import json
 import os
@@ -13,8 +13,7 @@ from transformers import pipeline
 
 import vcp_clip_hf  # noqa: F401 - registers the pipeline
 from tests.export_run import exported, pictures
-from vcp_clip_hf.image_processing_vcp_clip import resize_map as torch_resize_map
-from vcp_clip_hf.onnx_segmenter import OnnxAnomalySegmenter, _nearest, resize_map
+from vcp_clip_hf.exported_segmenter import ExportedSegmenter
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +23,12 @@ def inspect():
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return OnnxAnomalySegmenter(exported().folder, num_threads=1)
+    return ExportedSegmenter(exported().folder, num_threads=1)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """An export of one's own, to change."""
+    """A copy of the export that the test may change."""
     return shutil.copytree(exported().folder, tmp_path / "exported")
 
 
@@ -40,7 +39,7 @@ def change(file, **values):
 
 
 def clear_threshold(anomaly_map: np.ndarray) -> float:
-    """About a fifth of the map is above it, and no pixel so near that the last digit decides."""
+    """Return a threshold below about a fifth of the map, in the widest gap between values: rounding cannot matter."""
     values = np.sort(anomaly_map, axis=None)[int(0.75 * anomaly_map.size) : int(0.85 * anomaly_map.size)]
     widest = np.diff(values).argmax()
     return float((values[widest].astype(np.float64) + values[widest + 1]) / 2)
@@ -57,12 +56,14 @@ def assert_same(result, expected, atol=1e-5):
         assert result["mask"] is None
     else:
         assert result["mask"].mode == "L" and result["mask"].size == expected["mask"].size
-        # a pixel may lie on the threshold to the last digit
+        # rounding decides about pixels on the threshold
         near = np.abs(expected["anomaly_map"] - expected["threshold"]) < atol
         np.testing.assert_array_equal(np.asarray(result["mask"])[~near], np.asarray(expected["mask"])[~near])
     if "heatmap" in expected:
         difference = np.asarray(result["heatmap"]).astype(int) - np.asarray(expected["heatmap"])
         assert (np.abs(difference) > 1).mean() < 1e-3
+    if "image" in expected:
+        np.testing.assert_array_equal(np.asarray(result["image"]), np.asarray(expected["image"]))
     if "regions" in expected:
         assert len(result["regions"]) == len(expected["regions"])
         for ours, theirs in zip(result["regions"], expected["regions"], strict=True):
@@ -70,7 +71,7 @@ def assert_same(result, expected, atol=1e-5):
             assert ours["area"] == theirs["area"] and ours["score"] == pytest.approx(theirs["score"], abs=atol)
 
 
-def test_without_a_threshold(inspect, segmenter):
+def test_results_without_a_threshold(inspect, segmenter):
     for image in pictures():
         result = segmenter(image)
         assert_same(result, inspect(image))
@@ -85,11 +86,12 @@ OPTIONS = {
     "cleaned": {"regions": True, "min_area": 400, "fill_holes": True},
     "all dropped": {"regions": True, "min_area": 10**6},
     "input range": {"input_range": (0, 200)},
+    "the picture itself": {"output_image": True},
 }
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_every_option(inspect, segmenter, options):
+def test_every_option_has_the_effect_that_it_has_in_the_pipeline(inspect, segmenter, options):
     for image in pictures():
         if "input_range" in options:
             image = np.asarray(image.convert("L")).astype(np.uint16)
@@ -133,7 +135,7 @@ def test_batches_change_nothing(segmenter, batch_size):
         assert_same(result, segmenter(image))
 
 
-def test_images_that_cannot_be_read(segmenter):
+def test_unreadable_images_can_be_returned_as_errors(segmenter):
     image = pictures()[0]
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         segmenter([image, "missing.png"])
@@ -144,29 +146,17 @@ def test_images_that_cannot_be_read(segmenter):
     assert list(segmenter("missing.png", on_error="return")) == ["error"]
 
 
-def test_thresholds_of_the_settings(folder):
+def test_thresholds_come_from_the_settings(folder):
     image = pictures()[0]
     change(folder / "preprocessor_config.json", threshold=0.01, image_threshold=0.999)
-    segmenter = OnnxAnomalySegmenter(folder, num_threads=1)
+    segmenter = ExportedSegmenter(folder, num_threads=1)
     result = segmenter(image)
     assert (result["threshold"], result["image_threshold"], result["label"]) == (0.01, 0.999, "normal")
     assert np.asarray(result["mask"]).all()
     assert segmenter(image, threshold=0.99)["threshold"] == 0.99
 
 
-@pytest.mark.parametrize("size", [(48, 48), (97, 131), (48, 500), (31, 20), (1, 1), (700, 3)])
-def test_maps_are_resized_as_the_image_processor_does(size):
-    for shape in ((48, 48), (37, 1), (1, 5)):
-        values = torch.rand(shape)
-        resized = resize_map(values.numpy(), size)
-        assert resized.dtype == np.float32
-        np.testing.assert_allclose(resized, torch_resize_map(values, size), atol=1e-5)
-        roi = torch.rand(shape) > 0.5
-        expected = torch.nn.functional.interpolate(roi[None, None].float(), size=size, mode="nearest-exact")[0, 0]
-        np.testing.assert_array_equal(_nearest(roi.numpy(), size), expected.bool())
-
-
-# --- on a machine without this package ------------------------------------------------------------------------------
+# --- without torch, transformers and this package -------------------------------------------------------------------
 
 ALONE = """
 import sys
@@ -180,18 +170,18 @@ sys.meta_path.insert(0, Blocked())
 sys.path.insert(0, sys.argv[1])
 import json
 import numpy as np
-import onnx_segmenter
+import exported_segmenter
 
-segmenter = onnx_segmenter.open_segmenter(sys.argv[1], num_threads=1)
+segmenter = exported_segmenter.open_segmenter(sys.argv[1], num_threads=1)
 result = segmenter(sys.argv[2], threshold=float(sys.argv[3]), heatmap=True, regions=True)
 np.save(sys.argv[4], result["anomaly_map"])
 print(json.dumps({"score": result["score"], "label": result["label"], "regions": result["regions"]}))
 if len(sys.argv) > 5:
-    onnx_segmenter.main([sys.argv[2], "missing.png", "--model", sys.argv[1], "--heatmaps", sys.argv[5]])
+    exported_segmenter.main([sys.argv[2], "missing.png", "--model", sys.argv[1], "--heatmaps", sys.argv[5]])
 """
 
 
-def test_alone_without_torch(inspect, folder, tmp_path):
+def test_the_folder_runs_alone_without_torch(inspect, folder, tmp_path):
     image = pictures()[0]
     image.save(tmp_path / "part.png")
     threshold = clear_threshold(inspect(image)["anomaly_map"])
@@ -215,14 +205,16 @@ def test_alone_without_torch(inspect, folder, tmp_path):
     assert os.path.isfile(record["heatmap"]) and "missing.png" in failed["error"]
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_arguments(segmenter):
+def test_wrong_arguments_are_explained(segmenter):
     image = pictures()[0]
     with pytest.raises(TypeError, match="smoothing_sigma is built into the exported graph"):
         segmenter(image, smoothing_sigma=1)
-    with pytest.raises(TypeError, match="tile_size is an argument of the pipeline"):
+    with pytest.raises(TypeError, match="prompts is built into the exported graph"):
+        segmenter(image, prompts={"normal": "good", "abnormal": "bad"})
+    with pytest.raises(TypeError, match=r"no argument 'tile_size'; known are threshold, .*min_area"):
         segmenter(image, tile_size=40)
     with pytest.raises(TypeError, match="no argument 'treshold'; did you mean 'threshold'"):
         segmenter(image, treshold=0.5)
@@ -234,33 +226,33 @@ def test_arguments(segmenter):
         segmenter(image, on_error="ignore")
 
 
-def test_folders(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder that `vcp-clip export` wrote"):
-        OnnxAnomalySegmenter(tmp_path)
+def test_incomplete_or_mixed_folders_are_refused(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="not written by `vcp-clip export`"):
+        ExportedSegmenter(tmp_path)
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     change(folder / "preprocessor_config.json", smoothing_sigma=4.0)
     with pytest.raises(ValueError, match=r"smoothing_sigma=4\.0.*made for 2\.0.*export again"):
-        OnnxAnomalySegmenter(folder)
+        ExportedSegmenter(folder)
     change(folder / "preprocessor_config.json", **{**settings, "size": {"height": 64, "width": 64}})
     with pytest.raises(ValueError, match="different exports"):
-        OnnxAnomalySegmenter(folder)
+        ExportedSegmenter(folder)
     (folder / "model.onnx").unlink()
     with pytest.raises(FileNotFoundError, match="Copy the whole folder"):
-        OnnxAnomalySegmenter(folder)
+        ExportedSegmenter(folder)
 
 
-def test_a_score_over_the_whole_image_has_no_region_of_interest(folder):
+def test_a_region_of_interest_needs_a_score_of_the_map(folder):
     change(folder / "preprocessor_config.json", score_mode="top_k")
     facts = json.loads((folder / "export.json").read_text())
     change(folder / "export.json", settings={**facts["settings"], "score_mode": "top_k"})
     image = pictures()[1]
-    segmenter = OnnxAnomalySegmenter(folder, num_threads=1)
+    segmenter = ExportedSegmenter(folder, num_threads=1)
     assert segmenter(image, threshold=0.4)["label"] is None, "the two thresholds are on different scales"
     with pytest.raises(ValueError, match="score_mode='max'"):
         segmenter(image, roi_mask=np.ones((48, 48)))
 
 
-def test_missing_runtime(monkeypatch):
+def test_a_missing_runtime_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r'pip install "vcp-clip-hf\[onnx\]"'):
-        OnnxAnomalySegmenter(exported().folder)
+        ExportedSegmenter(exported().folder)

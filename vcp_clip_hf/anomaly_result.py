@@ -1,0 +1,212 @@
+"""The last step of the pipeline and of the torch-free runtime: from a map at the image's size to the returned dict.
+
+NumPy and Pillow only. The pipeline, Hub repositories with remote code and exported folders all run this file, so that
+thresholds, masks, regions and overlays cannot differ between them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .image_loading import load_image
+from .regions import clean_mask, find_regions
+from .visualization import overlay, to_array
+
+
+__all__ = ["Thresholds", "as_segments", "finish", "load_region_of_interest", "region_at_size", "resize_array"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """
+    Limits for masks and labels.
+
+    Args:
+        pixel (`float`, *optional*): pixels of the map at or above it are abnormal; `None`: no masks.
+        image (`float`, *optional*): images with a score at or above it are anomalous; `None`: no labels.
+    """
+
+    pixel: float | None
+    image: float | None
+
+    @classmethod
+    def of(cls, threshold: float | None, image_threshold: float | None, score_mode: str) -> "Thresholds":
+        """
+        Fill in a missing image threshold: with `score_mode="max"` a score is a value of the map, so that the pixel
+        threshold serves for both. Other scores have another scale.
+        """
+        if image_threshold is None and score_mode == "max":
+            image_threshold = threshold
+        return cls(*(None if each is None else float(each) for each in (threshold, image_threshold)))
+
+    def label(self, score: float) -> str | None:
+        """Return `"anomalous"`, `"normal"`, or `None` without an image threshold."""
+        if self.image is None:
+            return None
+        return "anomalous" if score >= self.image else "normal"
+
+    def mask(self, anomaly_map):
+        """Return a boolean mask of the kind of the map (array or tensor), or `None` without a pixel threshold."""
+        return None if self.pixel is None else anomaly_map >= self.pixel
+
+
+def finish(
+    image: Image.Image,
+    anomaly_map: np.ndarray,
+    score: float,
+    thresholds: Thresholds,
+    *,
+    min_area: int = 0,
+    fill_holes: bool = False,
+    output_image: bool = False,
+    heatmap: bool = False,
+    regions: bool = False,
+) -> dict[str, Any]:
+    """
+    Make the result of one image.
+
+    Args:
+        image (`PIL.Image.Image`): mode RGB.
+        anomaly_map (`np.ndarray` of shape `(height, width)`, float32): in [0, 1], at the size of `image`.
+        score (`float`): score of the image.
+        thresholds ([`Thresholds`]): limits for mask and label.
+        min_area (`int`, *optional*, defaults to 0):
+            Minimum area in pixels: smaller regions are dropped from mask and regions. An image whose regions are all
+            dropped is normal.
+        fill_holes (`bool`, *optional*, defaults to `False`): fill holes in the mask.
+        output_image (`bool`, *optional*, defaults to `False`): add `image`.
+        heatmap (`bool`, *optional*, defaults to `False`): add `heatmap`, the image under its map on the scale [0, 1].
+        regions (`bool`, *optional*, defaults to `False`): add `regions`, see `find_regions`.
+
+    Returns:
+        `dict` with
+        - **score** (`float`);
+        - **label** (`"normal"`, `"anomalous"` or `None`);
+        - **threshold**, **image_threshold** (`float` or `None`);
+        - **anomaly_map** (`np.ndarray` of shape `(height, width)`, float32);
+        - **mask** (`PIL.Image.Image`, mode L, 0 or 255, or `None`);
+        and the requested additions.
+
+    Raises:
+        ValueError: regions were requested without a pixel threshold.
+    """
+    label, mask = thresholds.label(score), thresholds.mask(anomaly_map)
+    if regions and mask is None:
+        raise ValueError(_missing_threshold("Regions need"))
+    if mask is not None and (min_area > 1 or fill_holes):
+        mask = clean_mask(mask, min_area, fill_holes)
+        if label == "anomalous" and min_area > 1 and not mask.any():
+            label = "normal"
+    result = {
+        "score": score,
+        "label": label,
+        "threshold": thresholds.pixel,
+        "image_threshold": thresholds.image,
+        "anomaly_map": anomaly_map,
+        "mask": None if mask is None else Image.fromarray(mask.astype(np.uint8) * np.uint8(255)),
+    }
+    if output_image:
+        result["image"] = image
+    if heatmap:
+        result["heatmap"] = overlay(image, anomaly_map, mask)
+    if regions:
+        result["regions"] = find_regions(mask, anomaly_map)
+    return result
+
+
+def as_segments(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """
+    Convert a result to the format of transformers' image-segmentation pipeline.
+
+    Args:
+        result (`dict`): from `finish`.
+
+    Returns:
+        `list[dict]`: one segment with `score` (maximum of the map inside the mask), `label` ("anomaly") and `mask`;
+        empty if no pixel is abnormal.
+
+    Raises:
+        ValueError: the result has no mask.
+    """
+    if result["mask"] is None:
+        raise ValueError(_missing_threshold("The image-segmentation format needs"))
+    inside = np.asarray(result["mask"]) > 0
+    if not inside.any():
+        return []
+    return [{"score": float(result["anomaly_map"][inside].max()), "label": "anomaly", "mask": result["mask"]}]
+
+
+def _missing_threshold(need: str) -> str:
+    return (
+        f"{need} a threshold, and this checkpoint has none. Pass threshold=..., or calibrate the checkpoint on"
+        " normal images (`calibrate`; an exported model is then exported again)."
+    )
+
+
+def load_region_of_interest(roi_mask, image: Image.Image) -> np.ndarray:
+    """
+    Read a region of interest.
+
+    Args:
+        roi_mask (image or array): of the size of `image`, non-zero where to look.
+        image (`PIL.Image.Image`): the image that it belongs to.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`, bool.
+
+    Raises:
+        ValueError: the two sizes differ.
+    """
+    if not (isinstance(roi_mask, np.ndarray) or hasattr(roi_mask, "detach")):
+        roi_mask = load_image(roi_mask).convert("L")
+    inside = to_array(roi_mask) != 0
+    if inside.shape != (image.height, image.width):
+        raise ValueError(f"roi_mask is {inside.shape} (height, width), the image ({image.height}, {image.width}).")
+    return inside
+
+
+def region_at_size(inside: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """
+    Resample a region of interest to the size of a map, by the nearest pixel center.
+
+    Args:
+        inside (`np.ndarray` of shape `(height, width)`, bool): region at the image's size.
+        size (`tuple[int, int]`): height and width of the map.
+
+    Returns:
+        `np.ndarray` of shape `size`, bool; equal to torch's interpolation "nearest-exact".
+    """
+    for axis, length in enumerate(size):
+        scale = np.float32(inside.shape[axis]) / np.float32(length)
+        places = ((np.arange(length, dtype=np.float32) + np.float32(0.5)) * scale).astype(np.int64)
+        inside = inside.take(np.minimum(places, inside.shape[axis] - 1), axis)
+    return inside
+
+
+def resize_array(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """
+    Resize a map, bilinear, without torch. The runtime of exported models uses it; the pipeline resizes with torch, on
+    the model's device, and the two agree up to rounding.
+
+    Args:
+        anomaly_map (`np.ndarray` of shape `(h, w)`, float32): map at the model's size.
+        size (`tuple[int, int]`): height and width of the image.
+
+    Returns:
+        `np.ndarray` of shape `size`, float32.
+    """
+    for axis, length in ((1, size[1]), (0, size[0])):
+        if anomaly_map.shape[axis] == length:
+            continue
+        known = anomaly_map.shape[axis]
+        # positions in float32, as in torch: float64 would put some of them into another pixel
+        scale = np.float32(known) / np.float32(length)
+        places = np.maximum(scale * (np.arange(length, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+        before = np.minimum(places.astype(np.int64), known - 1)
+        after = np.minimum(before + 1, known - 1)
+        weights = np.expand_dims((places - before).astype(np.float32), 1 - axis)
+        first, second = anomaly_map.take(before, axis), anomaly_map.take(after, axis)
+        anomaly_map = first * (1 - weights) + second * weights
+    return anomaly_map

@@ -1,0 +1,354 @@
+"""Runtime of exported models, without torch and without transformers: NumPy, Pillow and ONNX Runtime or OpenVINO.
+
+Every folder that `vcp-clip export` writes holds copies of this module and of the modules it imports, so that it works
+where this package is not installed:
+
+    python exported_segmenter.py part.png --threshold 0.5
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from .anomaly_result import Thresholds, finish, load_region_of_interest, region_at_size, resize_array
+from .call_arguments import argument_names, refuse_unknown
+from .image_loading import ImageLike, list_images, load_image
+from .pixel_preprocessing import place, to_planes, value_table
+
+
+__all__ = ["ExportedSegmenter", "open_segmenter"]
+
+_SETTINGS, _EXPORT = "preprocessor_config.json", "export.json"
+
+
+class _Backend(Protocol):
+    """
+    A graph, loaded by a runtime.
+
+    Attributes:
+        input_shape (`list`): channels, height and width of `pixel_values`.
+    """
+
+    input_shape: list[int]
+
+    def run(self, pixel_values: np.ndarray) -> Sequence[np.ndarray]:
+        """Return maps and scores."""
+
+
+class _OnnxBackend:
+    def __init__(self, graph: Path, num_threads: int | None, providers: Sequence[str | tuple[str, dict]] | None):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                'Running this model needs ONNX Runtime: pip install onnxruntime (or pip install "vcp-clip-hf[onnx]")'
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; warnings concern the optimization of the graph
+        if num_threads is not None:
+            options.intra_op_num_threads = num_threads
+        self._session = onnxruntime.InferenceSession(
+            graph, options, providers=list(providers or ("CPUExecutionProvider",))
+        )
+        self.input_shape = self._session.get_inputs()[0].shape[1:]
+
+    def run(self, pixel_values: np.ndarray) -> Sequence[np.ndarray]:
+        return self._session.run(["anomaly_map", "score"], {"pixel_values": pixel_values})
+
+
+class _OpenVINOBackend:
+    def __init__(self, graph: Path, num_threads: int | None, providers: Sequence[str] | None):
+        try:
+            import openvino
+        except ImportError as error:
+            raise ImportError(
+                'Running this model needs OpenVINO: pip install openvino (or pip install "vcp-clip-hf[openvino]")'
+            ) from error
+        # without this hint, processors with bfloat16 units use them: maps would differ in the second decimal
+        options = {"INFERENCE_PRECISION_HINT": "f32"}
+        if num_threads is not None:
+            options["INFERENCE_NUM_THREADS"] = num_threads
+        (device,) = providers or ("CPU",)
+        self._compiled = openvino.Core().compile_model(graph, device, options)
+        shape = self._compiled.input(0).get_partial_shape()
+        self.input_shape = [shape[axis].get_length() for axis in (1, 2, 3)]
+
+    def run(self, pixel_values: np.ndarray) -> Sequence[np.ndarray]:
+        outputs = self._compiled(pixel_values, share_outputs=False)
+        return outputs[0], outputs[1]
+
+
+_BACKENDS = {"onnx": _OnnxBackend, "openvino": _OpenVINOBackend}
+
+
+class ExportedSegmenter:
+    """
+    An exported model: images in, the results of `pipeline("anomaly-segmentation")` out.
+
+    Args:
+        folder (`str` or `os.PathLike`): folder that `vcp-clip export` wrote, as onnx or openvino.
+        num_threads (`int`, *optional*): threads of the runtime; the runtime decides if absent.
+        providers (`Sequence`, *optional*, defaults to the CPU):
+            ONNX Runtime's execution providers, best first, or the name of one OpenVINO device, such as `("GPU",)`. The
+            deviation measured at export holds for the CPU.
+
+    Raises:
+        FileNotFoundError: a file of the export is missing.
+        ValueError: the export is of a format that needs torch, or its settings do not belong to the graph.
+        ImportError: the runtime is not installed.
+
+    ```python
+    >>> segmenter = ExportedSegmenter("exported")
+    >>> result = segmenter("part.png", threshold=0.5, regions=True)
+    >>> result["score"], result["label"]
+    (0.87, 'anomalous')
+    ```
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        num_threads: int | None = None,
+        providers: Sequence[str | tuple[str, dict]] | None = None,
+    ):
+        self.folder = Path(folder)
+        self.settings, self.export = _read_json(self.folder, _SETTINGS), _read_json(self.folder, _EXPORT)
+        self.format = self.export["format"]
+        if self.format not in _BACKENDS:
+            raise ValueError(
+                f"{self.folder} was exported as {self.format!r}; without torch only {' and '.join(_BACKENDS)} run."
+            )
+        for name, built_in in self.export["settings"].items():
+            if self.settings.get(name) != built_in:
+                raise ValueError(
+                    f"{_SETTINGS} has {name}={self.settings.get(name)!r}, but the graph was made for {built_in!r}."
+                    " Change the checkpoint's settings and export again."
+                )
+        self.size = (self.settings["size"]["height"], self.settings["size"]["width"])
+        self.threshold = self.settings.get("threshold")
+        self.image_threshold = self.settings.get("image_threshold")
+        self._table = value_table(
+            self.settings["rescale_factor"] if self.settings["do_rescale"] else 1.0,
+            self.settings["image_mean"] if self.settings["do_normalize"] else None,
+            self.settings["image_std"],
+        )
+        self._backend = self._load(num_threads, providers)
+
+    def _load(self, num_threads: int | None, providers: Sequence[str | tuple[str, dict]] | None) -> _Backend:
+        graph = self.folder / self.export["graph"]
+        if not graph.is_file():
+            raise FileNotFoundError(f"{graph} is missing: the export is incomplete. Copy the whole folder.")
+        backend = _BACKENDS[self.format](graph, num_threads, providers)
+        expected = [3, *self.size]
+        if backend.input_shape != expected:
+            raise ValueError(
+                f"{graph} takes images of shape {backend.input_shape}, {_SETTINGS} says {expected}: the two files are"
+                " of different exports."
+            )
+        return backend
+
+    def preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """
+        Prepare images for the graph.
+
+        Args:
+            images (`Sequence[PIL.Image.Image]`): upright RGB pictures.
+
+        Returns:
+            `np.ndarray` of shape `(batch_size, 3, height, width)`, float32: `pixel_values`.
+
+        Raises:
+            ValueError: an image has another size, and the settings forbid resizing.
+        """
+        if self.settings["do_resize"]:
+            images = [place(image, (self.size, self.size), self.settings["resample"], 0) for image in images]
+        for image in images:
+            if (image.height, image.width) != self.size:
+                raise ValueError(
+                    f"An image is {image.height} x {image.width} pixels, and {_SETTINGS} forbids resizing."
+                )
+        return np.stack([to_planes(image, self._table) for image in images])
+
+    def forward(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Run the graph.
+
+        Args:
+            pixel_values (`np.ndarray` of shape `(batch_size, 3, height, width)`, float32): from `preprocess`.
+
+        Returns:
+            `tuple`: smoothed maps `(batch_size, height, width)` in [0, 1] and scores `(batch_size,)`, float32.
+        """
+        maps, scores = self._backend.run(np.ascontiguousarray(pixel_values, dtype=np.float32))
+        return maps, scores
+
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        threshold: float | None = None,
+        image_threshold: float | None = None,
+        input_range: tuple[float, float] | None = None,
+        roi_mask: ImageLike | None = None,
+        on_error: str = "raise",
+        timeout: float = 30.0,
+        batch_size: int = 1,
+        **options: Any,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """
+        Segment anomalies.
+
+        Args:
+            images (`ImageLike` or a sequence of them): one image, a list, or a 4-dimensional array. An image is a
+                path, a URL, the content of a file, a PIL image of any mode, or an array.
+            threshold (`float`, *optional*): pixels at or above it are abnormal. Default: the checkpoint's. Without a
+                threshold there are no masks and no labels.
+            image_threshold (`float`, *optional*): images with a score at or above it are anomalous.
+            input_range (`tuple[float, float]`, *optional*): values of black and white in data of more than 8 bits.
+            roi_mask (`ImageLike`, *optional*): region of interest of the images' size, non-zero where to look.
+            on_error (`"raise"` or `"return"`, *optional*, defaults to `"raise"`):
+                With `"return"`, an unreadable image gives `{"error": message}`, and the other images their results.
+            timeout (`float`, *optional*, defaults to 30): seconds to wait for a URL.
+            batch_size (`int`, *optional*, defaults to 1): images in one run of the graph.
+            options: `min_area`, `fill_holes`, `output_image`, `heatmap` and `regions`, see `anomaly_result.finish`.
+
+        Returns:
+            `dict` for one image, otherwise a list of them, as `anomaly_result.finish` makes them.
+
+        Raises:
+            ValueError, TypeError, FileNotFoundError: an image or an argument is wrong; the message says which.
+        """
+        self._check_options(options)
+        if on_error not in ("raise", "return"):
+            raise ValueError(f'on_error={on_error!r} must be "raise" or "return".')
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be 1 or more.")
+        if roi_mask is not None and self.settings["score_mode"] != "max":
+            raise ValueError(
+                f"roi_mask needs score_mode='max', and this graph has {self.settings['score_mode']!r} built in, which"
+                " reads the whole image. Use the pipeline, or set score_mode='max' in the checkpoint and export again."
+            )
+        thresholds = Thresholds.of(
+            self.threshold if threshold is None else threshold,
+            self.image_threshold if image_threshold is None else image_threshold,
+            self.settings["score_mode"],
+        )
+        sources = list_images(images)
+        results: list[dict[str, Any]] = []
+        for start in range(0, len(sources), batch_size):
+            loaded = [
+                self._read(source, input_range, roi_mask, on_error, timeout)
+                for source in sources[start : start + batch_size]
+            ]
+            results += self._segment(loaded, thresholds, options)
+        many = isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4
+        return results if many else results[0]
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        for name in options:
+            if name in self.export["settings"] or name == "prompts":
+                raise TypeError(
+                    f"{name} is built into the exported graph. Change it in the checkpoint and export again, or use"
+                    " the pipeline."
+                )
+        known = [*argument_names(self.__call__), *argument_names(finish)]
+        refuse_unknown(options, known, "An exported model")
+
+    def _read(
+        self,
+        source: ImageLike,
+        input_range: tuple[float, float] | None,
+        roi_mask: ImageLike | None,
+        on_error: str,
+        timeout: float,
+    ) -> tuple[Image.Image | None, np.ndarray | None, str | None]:
+        """Return the picture, its region of interest, and the error, if any."""
+        try:
+            picture = load_image(source, input_range or self.settings.get("input_range"), timeout=timeout)
+            return picture, None if roi_mask is None else load_region_of_interest(roi_mask, picture), None
+        except (ValueError, TypeError, OSError) as problem:
+            if on_error == "raise":
+                raise
+            return None, None, f"{type(problem).__name__}: {problem}"
+
+    def _segment(self, loaded: list[tuple], thresholds: Thresholds, options: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return one result, or one error, for each image that `_read` returned."""
+        pictures = [picture for picture, _, _ in loaded if picture is not None]
+        maps = iter(zip(*self.forward(self.preprocess(pictures)), strict=True)) if pictures else iter(())
+        results = []
+        for picture, inside, error in loaded:
+            if picture is None:
+                results.append({"error": error})
+                continue
+            anomaly_map, score = next(maps)
+            if inside is not None:
+                anomaly_map = anomaly_map * region_at_size(inside, anomaly_map.shape)
+                score = anomaly_map.max()
+            anomaly_map = resize_array(anomaly_map, (picture.height, picture.width))
+            if inside is not None:
+                anomaly_map = anomaly_map * inside
+            results.append(finish(picture, anomaly_map, float(score), thresholds, **options))
+        return results
+
+
+def open_segmenter(
+    folder: str | os.PathLike,
+    num_threads: int | None = None,
+    providers: Sequence[str | tuple[str, dict]] | None = None,
+) -> ExportedSegmenter:
+    """
+    Open an exported folder.
+
+    Args:
+        folder, num_threads, providers: arguments of [`ExportedSegmenter`].
+
+    Returns:
+        [`ExportedSegmenter`]
+    """
+    return ExportedSegmenter(folder, num_threads, providers)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    file = folder / name
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} has no {name}: the folder was not written by `vcp-clip export`.")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Run the command line of an exported folder: print one line of JSON for each image.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*, defaults to those of the process): words of the command line.
+    """
+    parser = argparse.ArgumentParser(description="Segment anomalies with the exported model in this folder.")
+    parser.add_argument("images", nargs="+", help="image files or URLs")
+    parser.add_argument("--model", default=Path(__file__).parent, help="exported folder (default: this file's)")
+    parser.add_argument("--threshold", type=float, help="pixels at or above it are abnormal")
+    parser.add_argument("--heatmaps", type=Path, help="folder for pictures of the maps")
+    options = parser.parse_args(arguments)
+    try:
+        segmenter = open_segmenter(options.model)
+        for index, image in enumerate(options.images):
+            result = segmenter(image, options.threshold, heatmap=options.heatmaps is not None, on_error="return")
+            record = {"image": image}
+            record.update({name: result[name] for name in ("error", "score", "label", "threshold") if name in result})
+            if "heatmap" in result:
+                options.heatmaps.mkdir(parents=True, exist_ok=True)
+                picture = options.heatmaps / f"{index:04d}-{Path(image).stem}.png"
+                result["heatmap"].save(picture)
+                record["heatmap"] = str(picture)
+            print(json.dumps(record))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
