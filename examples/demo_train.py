@@ -18,7 +18,7 @@ from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcesso
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.evaluation_report import EvaluationProtocol, EvaluationReport
-from vcp_clip_hf.training import train
+from vcp_clip_hf.training import make_accelerator, train
 from vcp_clip_hf.training_config import TrainingConfig
 
 
@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> EvaluationReport | None:
 
     # 1. data: seen families to train on, unseen ones to evaluate on
     config = TrainingConfig.from_file(ROOT / "hub_configs" / "vcp-clip-tiny" / "train.yaml")
+    config.output_dir = str(options.output_dir)
+    accelerator = make_accelerator(config)  # one mixed precision for evaluation and training
     unseen = load_anomaly_dataset(
         "synthetic", split="test", num_images=0, num_test_images=options.num_test_images, size=options.size
     )
@@ -50,20 +52,20 @@ def main(arguments: list[str] | None = None) -> EvaluationReport | None:
     processor.save_pretrained(start)
     torch.manual_seed(config.seed)
     untrained = VCPCLIPModel.from_clip(options.model, config=VCPCLIPConfig.from_pretrained(start))
-    before = evaluate(untrained, processor, {"unseen products": unseen}, PROTOCOL)
+    before = evaluate(untrained, processor, {"unseen products": unseen}, PROTOCOL, accelerator=accelerator)
 
     # 3. training
-    config.model, config.output_dir, config.resume = str(start), str(options.output_dir), "latest"
+    config.model, config.resume = str(start), "latest"
     config.dataset_options = {"num_images": options.num_images, "num_test_images": 0, "size": options.size}
     config.num_train_epochs, config.validation_products = options.num_train_epochs, 0
-    result = train(config)
+    result = train(config, accelerator=accelerator)
     if result.interrupted:
         return None
 
     # 4. what was saved, loaded again as anybody would
     pipe = pipeline("anomaly-segmentation", model=str(result.last), device=-1)
     after = evaluate(
-        pipe.model, pipe.image_processor, {"unseen products": unseen}, PROTOCOL,
+        pipe.model, pipe.image_processor, {"unseen products": unseen}, PROTOCOL, accelerator=accelerator,
         sheets_dir=options.output_dir / "sheets",
     )  # fmt: skip
     after.save(options.output_dir)
@@ -77,7 +79,8 @@ def main(arguments: list[str] | None = None) -> EvaluationReport | None:
     found = pipe(record["image"], heatmap=True)
     found["heatmap"].save(options.output_dir / "overlay.png")
     print(f"A picture of {record['product']} with {record['defect']}: score {found['score']:.2f}, see overlay.png.")
-    print(f"Trained at {result.images_per_second:.1f} images/s, peak memory {result.peak_memory / 2**30:.2f} GiB;")
+    memory = "" if result.peak_memory is None else f", peak memory {result.peak_memory / 2**30:.2f} GiB"
+    print(f"Trained at {result.images_per_second:.1f} images/s{memory};")
     print(f"{time.perf_counter() - started:.0f} s in all. {result.last} is ready for the Hub.")
     return after
 

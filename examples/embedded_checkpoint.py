@@ -36,7 +36,7 @@ from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.model_card import write_model_card
 from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from vcp_clip_hf.training import train
+from vcp_clip_hf.training import make_accelerator, train
 from vcp_clip_hf.training_config import TrainingConfig
 
 
@@ -144,6 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rivals", action="store_true", help="also train what compare_with_rivals.py compares with")
     options = parser.parse_args(arguments)
     output_dir = options.output_dir
+    # a process has one mixed precision; the evaluation, which may come first, must not choose another
+    make_accelerator(TrainingConfig.from_file(SETTINGS / "train.yaml"))
     times, clip, vcp = output_dir / "times.json", output_dir / "clip", output_dir / "vcp"
 
     if not (clip / "model.safetensors").is_file():

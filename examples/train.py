@@ -14,7 +14,8 @@ def main() -> int:
     config = TrainingConfig.from_arguments(description=__doc__)
     result = train(config)
     print(f"step {result.state.step}, loss {result.loss:.4f}, {result.images_per_second:.1f} images/s")
-    print(f"peak memory {result.peak_memory / 2**30:.2f} GiB")
+    if result.peak_memory is not None:
+        print(f"peak memory {result.peak_memory / 2**30:.2f} GiB")
     for name, folder in (("last", result.last), ("best on held-out products", result.best)):
         if folder is not None:
             print(f"{name}: {folder}")

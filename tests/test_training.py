@@ -12,16 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 from transformers import pipeline
 
-from tests.common import pixels, tiny_model
+from tests.common import tiny_model
 from tests.training_run import LONG, ONE_RANK, launch_two_ranks, make_model_folder, make_records, settings
-from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel, segmentation_loss
+from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.backbone_loading import learned_state
-from vcp_clip_hf.training import image_level_loss, train, training_loss
+from vcp_clip_hf.training import make_accelerator, train
 from vcp_clip_hf.training_checkpoints import latest_checkpoint
-from vcp_clip_hf.training_data import EpochSampler, load_training_data, training_examples
+from vcp_clip_hf.training_data import EpochSampler, collate_examples, load_training_data, training_examples
 
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +64,12 @@ def assert_same_weights(first: Path, second: Path, atol: float = 0.0):
         assert difference <= atol, f"{name} differs by {difference}"
 
 
+# Of the best epoch on the held-out images. Over 24 seeds of this run, pixel AP had a mean of 0.931 with a standard
+# deviation of 0.026, pixel AUROC 0.9943 and 0.0022; without learning, pixel AP stayed at 0.09 in the mean, 0.54 at most.
+# The limits are 5 standard deviations below the means.
+MIN_PIXEL_AP, MIN_PIXEL_AUROC = 0.80, 0.983
+
+
 # --- one run --------------------------------------------------------------------------------------------------------
 
 
@@ -72,13 +80,13 @@ def test_it_learns_and_leaves_hub_ready_folders(finished, folder, records):
     validations = [entry for entry in log if "validation/pixel_ap" in entry]
     assert losses[-1] < losses[0] and len(validations) == 3
     best = max(entry["validation/pixel_ap"] for entry in validations)
-    assert finished.state.best_metric == best > 0.3
+    assert finished.state.best_metric == best > MIN_PIXEL_AP
     assert finished.images_per_second > 0 and finished.peak_memory > 1e6
     for path in (finished.last, finished.best):
         assert {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"} <= {
             file.name for file in path.iterdir()
         }
-    assert max(entry["validation/pixel_auroc"] for entry in validations) > 0.9
+    assert max(entry["validation/pixel_auroc"] for entry in validations) > MIN_PIXEL_AUROC
     inspect = pipeline("anomaly-segmentation", model=str(finished.best))
     result, inside = inspect(records[1]["image"]), np.asarray(records[1]["mask"]) > 0
     assert result["anomaly_map"][inside].mean() > result["anomaly_map"][~inside].mean()
@@ -163,6 +171,34 @@ def test_killed_ten_times_at_random_moments_it_ends_the_same(folder, records):
     print(f"killed after steps {reached}, finished at {expected.state.step}")
     assert_same_weights(expected.last, folder / "killed" / "last")
     assert_same_weights(expected.best, folder / "killed" / "best")
+
+
+# state.json as version 0.1.0 wrote it for a run with the settings of tests/training_run.py
+STATE_0_1_0 = """{
+  "step": 2, "epoch": 0, "step_in_epoch": 2, "best_metric": null, "best_step": null,
+  "settings": {
+    "dataset": "synthetic", "dataset_options": {}, "split": "test", "products": null, "validation_products": 0,
+    "augmentation": true, "mosaic_probability": 0.0, "synthetic_anomaly_probability": 0.0, "learning_rate": 0.01,
+    "temperature_learning_rate": 0.01, "adam_beta1": 0.5, "adam_beta2": 0.999, "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1, "seed": 333, "num_processes": 1
+  },
+  "scaler": null, "seconds": 0.167
+}"""
+
+
+def test_a_checkpoint_of_version_0_1_0_is_resumed(folder, records):
+    expected = train(settings(folder, "four_steps", max_train_steps=4), records)
+    train(settings(folder, "old", max_train_steps=2), records)
+    (checkpoint,) = (folder / "old" / "checkpoints").iterdir()
+    assert {file.name for file in checkpoint.iterdir()} == {
+        "learned.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    }
+    (checkpoint / "state.json").write_text(STATE_0_1_0)
+    resumed = train(settings(folder, "old", max_train_steps=4, resume="latest"), records)
+    assert resumed.state.step == 4
+    assert_same_weights(expected.last, resumed.last)
 
 
 def test_nothing_is_overwritten_by_accident(finished, folder, records):
@@ -261,24 +297,6 @@ def test_images_without_a_mask_train_with_their_label(folder, records):
     assert np.mean(scores[1::2]) > np.mean(scores[::2])
 
 
-def test_losses_of_mixed_batches():
-    model, images = tiny_model(), pixels(4)
-    outputs = model(images, output_layer_maps=True)
-    labels = torch.zeros(4, 48, 48, dtype=torch.uint8)
-    labels[0, :9] = 1
-    everything = training_loss(outputs, labels, torch.tensor([True] * 4))
-    torch.testing.assert_close(everything, model(images, labels=labels).loss)
-    known = torch.tensor([True, False, True, True])
-    mixed = training_loss(outputs, labels, known)
-    pixel = sum(
-        segmentation_loss(maps[known], labels[known]) for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps)
-    )
-    image = sum(image_level_loss(maps[~known]) for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps))
-    torch.testing.assert_close(mixed, 0.75 * pixel + 0.25 * image)
-    only = training_loss(outputs, labels, torch.tensor([False] * 4))
-    assert only.isfinite() and image_level_loss(torch.ones(2, 3, 10, 10)) == 0
-
-
 def test_held_out_products_and_their_mistakes(tmp_path):
     options = {"num_images": 40, "num_test_images": 0, "size": 32, "cache_dir": str(tmp_path)}
     config = settings(
@@ -297,6 +315,40 @@ def test_held_out_products_and_their_mistakes(tmp_path):
         config.validation_products = wrong
         with pytest.raises(ValueError, match=message):
             load_training_data(config)
+
+
+def test_a_batch_keeps_has_mask_off_the_device(folder, records):
+    examples = training_examples(records, VCPCLIPImageProcessor.from_pretrained(folder / "model"), settings(folder))
+    loader = Accelerator(cpu=True).prepare(DataLoader(examples, 4, collate_fn=collate_examples))
+    batch = next(iter(loader))
+    assert batch["pixel_values"].shape == (4, 3, 48, 48) and batch["labels"].dtype == torch.uint8
+    assert batch["has_mask"] == [True] * 4
+    assert collate_examples([{"has_mask": torch.tensor(value)} for value in (True, False)])["has_mask"] == [
+        True,
+        False,
+    ]
+
+
+def test_a_run_is_saved_where_the_peak_memory_is_unknown(folder, records, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows, where importing it fails
+    result = train(settings(folder, "windows", max_train_steps=1), records)
+    assert result.peak_memory is None
+    card = (result.last / "README.md").read_text()
+    assert "mixed precision" in card and "at the peak" not in card
+
+
+def test_a_second_mixed_precision_in_one_process_is_refused(folder):
+    present = Accelerator().mixed_precision
+    other = "no" if present == "bf16" else "bf16"
+    with pytest.raises(ValueError, match=f"mixed_precision='{present}', and the configuration asks for '{other}'"):
+        make_accelerator(settings(folder, mixed_precision=other))
+    assert make_accelerator(settings(folder, mixed_precision=present)).mixed_precision == present
+    assert make_accelerator(settings(folder)).mixed_precision == present
+
+
+def test_an_accelerator_must_accumulate_as_the_configuration_says(folder, records):
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps=1.*configuration 2"):
+        train(settings(folder, gradient_accumulation_steps=2), records, accelerator=Accelerator())
 
 
 def test_a_loss_that_explodes_stops_the_run(folder, records):

@@ -1,5 +1,6 @@
 """Settings of a run: files, command line, mistakes."""
 
+import dataclasses
 import json
 
 import pytest
@@ -65,11 +66,44 @@ def test_from_a_command_line(tmp_path):
     assert config.augmentation is False and config.dataset_options == {"size": 64}
 
 
+@pytest.mark.parametrize("name", [entry.name for entry in dataclasses.fields(TrainingConfig)])
+def test_every_setting_is_spelled_with_hyphens_or_underscores(name):
+    required = {"output_dir": "out", "dataset": "visa"}
+    value = {"output_dir": "a_b-c", "dataset": "a_b-c"}.get(name, getattr(make(), name))
+    others = [f"--{other}={text}" for other, text in required.items() if other != name]
+    for option in (f"--{name}", f"--{name.replace('_', '-')}"):
+        config = TrainingConfig.from_arguments([option, json.dumps(value), *others])
+        assert config == make(**{**required, name: value})
+
+
+def test_the_help_has_a_line_for_every_setting(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        TrainingConfig.from_arguments(["--help"], prog="train")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for entry in dataclasses.fields(TrainingConfig):
+        option = "--" + entry.name.replace("_", "-")
+        (line,) = [line for line in lines if line.startswith(f"{option} ")]
+        assert entry.metadata["help"] in line
+    assert lines.index("Optimization:") < lines.index(
+        "--learning-rate FLOAT                  learning rate of everything but the temperatures; 2e-5 with MVTec-AD"
+        " (default: 4e-05)"
+    )
+    assert max(map(len, lines)) <= 160
+
+
+def test_settings_of_a_resumed_run_and_of_the_model_card():
+    config = make(seed=7, resume="latest")
+    assert config.fixed_settings()["seed"] == config.card_settings()["seed"] == 7
+    assert "num_train_epochs" in config.card_settings() and "num_train_epochs" not in config.fixed_settings()
+    assert "resume" not in config.card_settings() and "resume" not in config.fixed_settings()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--learning_rat", "1"], "did you mean '--learning_rate'"),
-        (["--dataset=visa", "--output_dir=o", "--learning_rate=x"], "learning_rate='x'"),
+        (["--learning_rat", "1"], "did you mean '--learning-rate'"),
+        (["--dataset=visa", "--output-dir=o", "--learning_rate=x"], "learning_rate='x'"),
         (["--config", "gone.yaml"], "gone.yaml"),
         (["--output_dir", "o"], "Missing settings: dataset"),
         (["--dataset", "visa", "--output_dir", "o", "stray"], "unexpected stray"),
@@ -96,13 +130,14 @@ def test_unknown_settings_name_the_nearest(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_train_epochs": 0}, "num_train_epochs=0"),
+        ({"num_train_epochs": 0}, "num_train_epochs=0 must be at least 1"),
         ({"num_train_epochs": 1.5}, "num_train_epochs=1.5"),
         ({"seed": True}, "seed=True"),
         ({"augmentation": "yes"}, "augmentation='yes'"),
         ({"products": "a"}, "products='a'"),
         ({"mixed_precision": "int8"}, "mixed_precision='int8'"),
-        ({"mosaic_probability": 2}, "mosaic_probability=2.0"),
+        ({"mosaic_probability": 2}, r"mosaic_probability=2.0 must lie in \[0, 1\]"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers=-1 must be at least 0"),
         ({"products": ["a"], "validation_products": ["b"]}, "not among products"),
         ({"evaluation_targets": ["visa"]}, "allow_training_on_target"),
     ],

@@ -1,4 +1,4 @@
-"""Train VCP-CLIP as the paper does, with Accelerate: on one process or many, interrupted and resumed at will."""
+"""Train VCP-CLIP as the paper does, with Accelerate: in one process or several, resumable at any step."""
 
 import dataclasses
 import datetime
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .atomic_write import atomic_folder
@@ -26,8 +27,8 @@ from .evaluation import evaluate
 from .evaluation_report import EvaluationProtocol
 from .feature_cache import cache_image_features
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
-from .losses import segmentation_loss
 from .modeling_vcp_clip import VCPCLIPModel
+from .peak_memory import peak_memory
 from .training_checkpoints import (
     TrainingState,
     latest_checkpoint,
@@ -35,11 +36,19 @@ from .training_checkpoints import (
     save_checkpoint,
 )
 from .training_config import TrainingConfig
-from .training_data import EpochSampler, check_training_data, load_training_data, training_examples
+from .training_data import (
+    EpochSampler,
+    Records,
+    check_training_data,
+    collate_examples,
+    load_training_data,
+    training_examples,
+)
+from .training_loss import training_loss
 from .version import versions
 
 
-__all__ = ["TrainingResult", "image_level_loss", "train", "training_loss"]
+__all__ = ["TrainingResult", "make_accelerator", "train"]
 
 logger = logging.get_logger(__name__)
 
@@ -47,58 +56,25 @@ _CHECKPOINTS = "checkpoints"
 _VALIDATION = EvaluationProtocol(
     metrics=("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc"), mode="streaming", skip_undefined=True
 )
-# The order of the data, the random numbers and the arithmetic depend on these: a resumed run must have them unchanged
-_FIXED = (
-    "dataset",
-    "dataset_options",
-    "split",
-    "products",
-    "validation_products",
-    "augmentation",
-    "mosaic_probability",
-    "synthetic_anomaly_probability",
-    "learning_rate",
-    "temperature_learning_rate",
-    "adam_beta1",
-    "adam_beta2",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-)
-_MODEL_INPUTS = ("pixel_values", "patch_tokens", "image_embeds")
-# What a model card says of a run
-_HYPER_PARAMETERS = (
-    "learning_rate",
-    "temperature_learning_rate",
-    "adam_beta1",
-    "adam_beta2",
-    "num_train_epochs",
-    "max_train_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "augmentation",
-    "mosaic_probability",
-    "synthetic_anomaly_probability",
-    "seed",
-)
-# Part of the pixels that stand for an image whose mask is unknown
-_IMAGE_LEVEL_FRACTION = 0.01
 
 
 @dataclass
 class TrainingResult:
     """
-    What a run came to.
+    Outcome of a training run.
 
     Args:
-        last (`Path`, *optional*), best (`Path`, *optional*):
-            Hub-ready folders with the weights after the last step, and with those that were best on the held-out
-            products; `None` if interrupted before, or without held-out products.
-        state (`TrainingState`): where it stands.
-        interrupted (`bool`): stopped by a signal; `resume="latest"` goes on.
-        loss (`float`): mean over the last steps.
-        images_per_second (`float`): over all processes, without validation.
-        peak_memory (`int`): bytes, of the process (CPU) or the device (GPU).
+        last (`Path`, *optional*):
+            Hub-ready folder with the weights after the last step; `None` if the run was interrupted.
+        best (`Path`, *optional*):
+            Hub-ready folder with the weights that were best on the held-out products; `None` if none were held out or
+            the first validation has not been reached.
+        state (`TrainingState`): position of the run.
+        interrupted (`bool`): whether a signal stopped the run; `resume="latest"` continues it.
+        loss (`float`): mean over the steps since the last logged one, NaN if no step was done.
+        images_per_second (`float`): throughput of all processes together, without validation.
+        peak_memory (`int`, *optional*):
+            Bytes, of the process (CPU) or the device (GPU); `None` if the operating system does not tell.
     """
 
     last: Path | None
@@ -107,23 +83,23 @@ class TrainingResult:
     interrupted: bool
     loss: float
     images_per_second: float
-    peak_memory: int
+    peak_memory: int | None
 
 
 def train(
     config: TrainingConfig,
-    train_dataset: Any = None,
-    validation_dataset: Any = None,
+    train_dataset: Records | None = None,
+    validation_dataset: Records | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainingResult:
     """
     Train the learned part of a model.
 
     Args:
-        config ([`TrainingConfig`]): everything a run needs.
-        train_dataset, validation_dataset (*optional*):
-            Records as `load_anomaly_dataset` gives them, instead of `config.dataset`.
-        accelerator (`Accelerator`, *optional*): made from the configuration if absent.
+        config ([`TrainingConfig`]): settings of the run.
+        train_dataset, validation_dataset (`datasets.Dataset` or sequence of dicts, *optional*):
+            Records as `load_anomaly_dataset` returns them, instead of `config.dataset`.
+        accelerator (`Accelerator`, *optional*): by default, the one that [`make_accelerator`] returns.
 
     Returns:
         [`TrainingResult`]. `output_dir` then has `last/` and, with held-out products, `best/`, both ready for
@@ -131,12 +107,17 @@ def train(
         `training_config.yaml`.
 
     Raises:
-        ValueError: settings, data or checkpoint do not fit together; the message names both.
-        DatasetLayoutError: the auxiliary dataset is not what it should be.
+        ValueError: settings, data, accelerator or checkpoint do not fit together; the message names both.
+        FloatingPointError: the loss is NaN or infinite.
+        DatasetLayoutError: the auxiliary dataset does not have the expected layout.
     """
-    accelerator = accelerator or _make_accelerator(config)
+    accelerator = accelerator or make_accelerator(config)
+    if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
+        raise ValueError(
+            f"The accelerator has gradient_accumulation_steps={accelerator.gradient_accumulation_steps}, the"
+            f" configuration {config.gradient_accumulation_steps}. Use the same, or make_accelerator(config)."
+        )
     set_seed(config.seed)
-    output_dir = Path(config.output_dir)
     parts = load_parts(config.model, config.backbone, dtype=torch.float32, untrained=True)
     model, image_processor, tokenizer = parts.model, parts.image_processor, parts.tokenizer
     if config.gradient_checkpointing:
@@ -145,8 +126,6 @@ def train(
         with accelerator.main_process_first():
             train_dataset, validation_dataset = load_training_data(config)
     check_training_data(train_dataset, config)
-
-    # 1. data in an order that depends on seed and epoch alone, so that a resumed run continues it
     examples = training_examples(train_dataset, image_processor, config)
     if config.image_feature_dir is not None:
         examples = cache_image_features(
@@ -158,164 +137,220 @@ def train(
             accelerator,
             _features_fingerprint(train_dataset, image_processor),
         )
-    sampler = EpochSampler(len(examples), config.seed, config.per_device_train_batch_size, accelerator.num_processes)
-    loader = DataLoader(
-        examples,
-        config.per_device_train_batch_size,
-        sampler=sampler,
-        num_workers=config.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    optimizer = _make_optimizer(model, config)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    steps_per_epoch = -(-sampler.num_batches // config.gradient_accumulation_steps)
-    total_steps = steps_per_epoch * config.num_train_epochs
-    if config.max_train_steps is not None:
-        total_steps = min(total_steps, config.max_train_steps)
 
-    # 2. where we stand
-    settings = {**{name: getattr(config, name) for name in _FIXED}, "num_processes": accelerator.num_processes}
-    settings = json.loads(json.dumps(settings))
-    run = _Run(config, accelerator, accelerator.unwrap_model(model), optimizer, image_processor, tokenizer, output_dir)
+    run = _Run(config, accelerator, model, image_processor, tokenizer, examples, validation_dataset)
     run.data = _data_facts(config, train_dataset, validation_dataset)
-    state = run.resume(settings) or TrainingState(settings=settings)
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        config.save(output_dir / "training_config.yaml")
-    if config.report_to:
-        accelerator.init_trackers("vcp_clip", config=_flat(config))
+    run.start()
+    with _stop_on_signal() as signals:
+        while not run.is_over(signals):
+            run.train_epoch(signals)
+    return run.finish()
 
-    # 3. the loop
-    bar = tqdm(total=total_steps, initial=state.step, desc="train", disable=not accelerator.is_local_main_process)
-    seconds, images, recent = 0.0, 0, []
-    with _stop_on_signal() as stop:
-        while state.step < total_steps and not run.stopped(stop):
-            sampler.set_place(state.epoch, state.step_in_epoch * config.gradient_accumulation_steps)
-            # through the loader, which else would tell the examples its own count of passes, from 0 after a resume
-            loader.set_epoch(state.epoch)
-            model.train()
-            started = time.perf_counter()
-            for micro_step, batch in enumerate(loader):
-                with accelerator.accumulate(model):
-                    # dropout as a function of the place in the run, so that no random state has to be kept
-                    torch.manual_seed(_step_seed(config.seed, state, micro_step, accelerator))
-                    inputs = {name: value for name, value in batch.items() if name in _MODEL_INPUTS}
-                    outputs = model(**inputs, output_layer_maps=True)
-                    loss = training_loss(outputs, batch["labels"], batch["has_mask"])
-                    accelerator.backward(loss)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                recent.append(loss.detach())
-                images += len(batch["labels"]) * accelerator.num_processes
-                if not accelerator.sync_gradients:
-                    continue
-                state.step += 1
-                state.step_in_epoch += 1
-                bar.update()
-                if state.step % config.logging_steps == 0 or state.step == total_steps:
-                    run.log_loss(recent, state, bar)
-                    recent = recent[-1:]
-                at_end = state.step_in_epoch == steps_per_epoch
-                if state.step % config.checkpointing_steps == 0 and not at_end:
-                    run.checkpoint(state)
-                if state.step >= total_steps or run.stopped(stop):
-                    break
-            seconds += time.perf_counter() - started
-            state.seconds += time.perf_counter() - started
-            if state.step_in_epoch == steps_per_epoch:
-                state.epoch, state.step_in_epoch = state.epoch + 1, 0
-                if validation_dataset is not None:
-                    run.validate(validation_dataset, state)
-            run.checkpoint(state)
-        interrupted = run.stopped(stop) and state.step < total_steps
-    bar.close()
 
-    # 4. what is left behind
-    mean_loss = float(torch.stack(recent).mean()) if recent else float("nan")
-    last = None
-    if interrupted:
-        logger.warning(f"Interrupted after step {state.step} of {total_steps}; resume=latest goes on from there.")
-    else:
-        last = run.save("last", state)
-    if config.report_to:
-        accelerator.end_training()
-    best = output_dir / "best"
-    return TrainingResult(
-        last=last,
-        best=best if state.best_step is not None else None,
-        state=state,
-        interrupted=interrupted,
-        loss=mean_loss,
-        images_per_second=images / seconds if seconds else 0.0,
-        peak_memory=_peak_memory(accelerator),
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """
+    Return the accelerator that [`train`] makes for a configuration.
+
+    A process has one mixed precision for all its accelerators. A program that evaluates before it trains therefore
+    calls this first, and passes the accelerator to both.
+
+    Raises:
+        ValueError: the process already has an accelerator of another mixed precision.
+    """
+    if config.mixed_precision is not None and is_initialized():
+        present = AcceleratorState().mixed_precision
+        if present != config.mixed_precision:
+            raise ValueError(
+                f"This process already has an Accelerator with mixed_precision={present!r}, and the configuration asks"
+                f" for {config.mixed_precision!r}. Call make_accelerator(config) before anything else that uses"
+                " Accelerate (such as `evaluate`) and pass its result to both, or set mixed_precision=null to keep"
+                f" {present!r}."
+            )
+    return Accelerator(
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision,
+        log_with=config.report_to or None,
+        project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=f"{config.output_dir}/logs"),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-
-
-def training_loss(outputs, labels: torch.Tensor, has_mask: torch.Tensor) -> torch.Tensor:
-    """
-    Equation 10, and for anomalous images whose mask is unknown the image-level loss; weighted by their numbers.
-
-    Args:
-        outputs ([`VCPCLIPOutput`]): with layer maps.
-        labels (`torch.Tensor` of shape `(batch_size, height, width)`): 0 or 1; ignored where there is no mask.
-        has_mask (`torch.BoolTensor` of shape `(batch_size,)`): normal images have one, which is empty.
-    """
-    branches = [maps for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps) if maps is not None]
-    masked = has_mask.float().mean()
-    if masked == 1:
-        return sum(segmentation_loss(maps, labels) for maps in branches)
-    loss = (1 - masked) * sum(image_level_loss(maps[~has_mask]) for maps in branches)
-    if masked > 0:
-        loss = loss + masked * sum(segmentation_loss(maps[has_mask], labels[has_mask]) for maps in branches)
-    return loss
-
-
-def image_level_loss(layer_maps: torch.Tensor) -> torch.Tensor:
-    """
-    Of images known to be anomalous, but not where: minus the logarithm of the mean of the largest 1 % of each map.
-    Summed over layers, as the pixel loss is.
-
-    Args:
-        layer_maps (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, height, width)`): in [0, 1].
-    """
-    values = layer_maps.flatten(2)
-    top = values.topk(max(1, round(_IMAGE_LEVEL_FRACTION * values.shape[-1])), dim=-1).values.mean(dim=-1)
-    return -top.clamp_min(1e-5).log().mean(dim=0).sum()
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class _Run:
-    """What happens around the steps of a run: logs, checkpoints, validation, saving."""
+    """
+    A training run: its parts, its position, and what happens at each step and at the end of each epoch.
 
-    config: TrainingConfig
-    accelerator: Accelerator
-    model: VCPCLIPModel
-    optimizer: Any
-    image_processor: VCPCLIPImageProcessor
-    tokenizer: Any
-    output_dir: Path
-    data: dict[str, Any] = dataclasses.field(default_factory=dict)
+    Args:
+        config, accelerator, model, image_processor, tokenizer: see [`train`].
+        examples (`Dataset`): training examples, see `training_examples`.
+        validation_dataset (`datasets.Dataset` or sequence of dicts, *optional*): records of the held-out products.
+    """
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.output_dir / _CHECKPOINTS
+    def __init__(
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        model: VCPCLIPModel,
+        image_processor: VCPCLIPImageProcessor,
+        tokenizer: PreTrainedTokenizerBase | None,
+        examples: Dataset,
+        validation_dataset: Records | None,
+    ):
+        self.config, self.accelerator = config, accelerator
+        self.image_processor, self.tokenizer, self.validation_dataset = image_processor, tokenizer, validation_dataset
+        self.output_dir = Path(config.output_dir)
+        self.checkpoints = self.output_dir / _CHECKPOINTS
+        self.data: dict[str, Any] = {}
+        # The order depends on seed and epoch alone, so that a resumed run continues it
+        self.sampler = EpochSampler(
+            len(examples), config.seed, config.per_device_train_batch_size, accelerator.num_processes
+        )
+        loader = DataLoader(
+            examples,
+            config.per_device_train_batch_size,
+            sampler=self.sampler,
+            num_workers=config.dataloader_num_workers,
+            collate_fn=collate_examples,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        optimizer = _make_optimizer(model, config)
+        self.prepared_model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
+        self.model = accelerator.unwrap_model(self.prepared_model)
+        self.steps_per_epoch = -(-self.sampler.num_batches // config.gradient_accumulation_steps)
+        self.total_steps = self.steps_per_epoch * config.num_train_epochs
+        if config.max_train_steps is not None:
+            self.total_steps = min(self.total_steps, config.max_train_steps)
 
-    def resume(self, settings: dict) -> TrainingState | None:
-        """The state of the checkpoint that was asked for, now in model and optimiser."""
+        self.state = TrainingState()
+        self.recent_losses: list[torch.Tensor] = []
+        self.num_images, self.seconds = 0, 0.0
+
+    # --- the loop
+
+    def start(self) -> None:
+        """Resume if requested, then write the settings and open trackers and progress bar."""
+        settings = {**self.config.fixed_settings(), "num_processes": self.accelerator.num_processes}
+        settings = json.loads(json.dumps(settings))
+        self.state = self.resume(settings) or TrainingState(settings=settings)
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            self.config.save(self.output_dir / "training_config.yaml")
+        if self.config.report_to:
+            self.accelerator.init_trackers("vcp_clip", config=_flat(self.config))
+        self.bar = tqdm(
+            total=self.total_steps,
+            initial=self.state.step,
+            desc="train",
+            disable=not self.accelerator.is_local_main_process,
+        )
+
+    def is_over(self, signals: list[int]) -> bool:
+        """Return whether all steps are done, or any process has been told to stop."""
+        return self.state.step >= self.total_steps or self.stopped(signals)
+
+    def stopped(self, signals: list[int]) -> bool:
+        """Return whether any process has received a signal; the answer is the same in all of them."""
+        if self.accelerator.num_processes == 1:
+            return bool(signals)
+        flag = torch.tensor(float(bool(signals)), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def train_epoch(self, signals: list[int]) -> None:
+        """Do the remaining steps of the current epoch, unless the run is over before; leave a checkpoint."""
+        self.sampler.set_place(self.state.epoch, self.state.step_in_epoch * self.config.gradient_accumulation_steps)
+        # The prepared loader tells the examples their epoch; its own count would start from 0 after a resume
+        self.loader.set_epoch(self.state.epoch)
+        self.prepared_model.train()
+        started = time.perf_counter()
+        for micro_step, batch in enumerate(self.loader):
+            if self.step(batch, micro_step) and self.is_over(signals):
+                break
+        elapsed = time.perf_counter() - started
+        self.seconds += elapsed
+        self.state.seconds += elapsed
+        if self.state.step_in_epoch == self.steps_per_epoch:
+            self.end_of_epoch()
+        self.checkpoint()
+
+    def step(self, batch: dict[str, Any], micro_step: int) -> bool:
+        """
+        Train on one batch.
+
+        Args:
+            batch (`dict`): model inputs, `labels`, and `has_mask`, see `collate_examples`.
+            micro_step (`int`): batches of this pass over the loader done before.
+
+        Returns:
+            Whether the optimizer made a step: `False` while gradients are accumulated.
+        """
+        labels, has_mask = batch.pop("labels"), torch.tensor(batch.pop("has_mask"))
+        with self.accelerator.accumulate(self.prepared_model):
+            # Dropout is a function of the position in the run, so that no random state has to be saved
+            torch.manual_seed(_step_seed(self.config.seed, self.state, micro_step, self.accelerator))
+            outputs = self.prepared_model(**batch, output_layer_maps=True)
+            loss = training_loss(outputs, labels, has_mask)
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.recent_losses.append(loss.detach())
+        self.num_images += len(labels) * self.accelerator.num_processes
+        if not self.accelerator.sync_gradients:
+            return False
+        self.state.step += 1
+        self.state.step_in_epoch += 1
+        self.bar.update()
+        if self.state.step % self.config.logging_steps == 0 or self.state.step == self.total_steps:
+            self.log_loss()
+        at_end = self.state.step_in_epoch == self.steps_per_epoch
+        if self.state.step % self.config.checkpointing_steps == 0 and not at_end:
+            self.checkpoint()
+        return True
+
+    def end_of_epoch(self) -> None:
+        """Move on to the next epoch, after validation if products are held out."""
+        self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
+        if self.validation_dataset is not None:
+            self.validate()
+
+    def finish(self) -> TrainingResult:
+        """Write the final checkpoint folder, unless the run was interrupted, and close everything."""
+        self.bar.close()
+        interrupted, last = self.state.step < self.total_steps, None
+        if interrupted:
+            logger.warning(
+                f"Interrupted after step {self.state.step} of {self.total_steps}; resume=latest continues from there."
+            )
+        else:
+            last = self.save("last", self.state)
+        if self.config.report_to:
+            self.accelerator.end_training()
+        return TrainingResult(
+            last=last,
+            best=self.output_dir / "best" if self.state.best_step is not None else None,
+            state=self.state,
+            interrupted=interrupted,
+            loss=float(torch.stack(self.recent_losses).mean()) if self.recent_losses else float("nan"),
+            images_per_second=self.num_images / self.seconds if self.seconds else 0.0,
+            peak_memory=peak_memory(self.accelerator.device),
+        )
+
+    # --- checkpoints, logs, validation
+
+    def resume(self, settings: dict[str, Any]) -> TrainingState | None:
+        """Load the requested checkpoint into model and optimizer; return its state, or `None` for a new run."""
         if self.config.resume is None:
             if latest_checkpoint(self.checkpoints) is not None:
                 raise ValueError(
                     f"{self.output_dir} holds the checkpoints of an earlier run. Continue it with resume=latest, or"
-                    " take another output_dir."
+                    " use another output_dir."
                 )
             return None
         if self.config.resume == "latest":
             checkpoint = latest_checkpoint(self.checkpoints)
             if checkpoint is None:
-                logger.info(f"No checkpoint in {self.checkpoints} yet; starting afresh.")
+                logger.info(f"No checkpoint in {self.checkpoints} yet; starting a new run.")
                 return None
         else:
             checkpoint = Path(self.config.resume)
@@ -325,61 +360,58 @@ class _Run:
         logger.info(f"Resumed from {checkpoint}, step {state.step}.")
         return state
 
-    def checkpoint(self, state: TrainingState) -> None:
+    def checkpoint(self) -> None:
+        """Write a checkpoint and remove outdated ones."""
         if self.accelerator.scaler is not None:
-            state.scaler = self.accelerator.scaler.state_dict()
+            self.state.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
             keep = self.config.checkpoints_total_limit
-            save_checkpoint(self.checkpoints, self.model, self.optimizer.optimizer, state, keep)
+            save_checkpoint(self.checkpoints, self.model, self.optimizer.optimizer, self.state, keep)
 
-    def stopped(self, stop: list) -> bool:
-        """Whether any process has been told to stop; all of them come to the same answer."""
-        if self.accelerator.num_processes == 1:
-            return bool(stop)
-        flag = torch.tensor(float(bool(stop)), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
-
-    def log(self, values: dict[str, float], step: int) -> None:
+    def log(self, values: dict[str, float]) -> None:
+        """Send values to the trackers and append them to `log.jsonl`."""
         if self.config.report_to:
-            self.accelerator.log(values, step=step)
+            self.accelerator.log(values, step=self.state.step)
         if self.accelerator.is_main_process:
             with open(self.output_dir / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json.dumps({"step": self.state.step, **values}) + "\n")
 
-    def log_loss(self, recent: list[torch.Tensor], state: TrainingState, bar) -> None:
-        loss = self.accelerator.reduce(torch.stack(recent).mean(), "mean").item()
+    def log_loss(self) -> None:
+        """Log the mean loss of the recent batches, over all processes, and keep the last batch's only."""
+        loss = self.accelerator.reduce(torch.stack(self.recent_losses).mean(), "mean").item()
         if not np.isfinite(loss):
             raise FloatingPointError(
-                f"The loss is {loss} at step {state.step}. Lower the learning rates, or train without mixed precision;"
-                f" the last good checkpoint is in {self.checkpoints}."
+                f"The loss is {loss} at step {self.state.step}. Lower the learning rates, or train without mixed"
+                f" precision; the last good checkpoint is in {self.checkpoints}."
             )
-        bar.set_postfix(loss=f"{loss:.3f}")
-        self.log({"loss": loss, "epoch": state.epoch}, state.step)
+        self.bar.set_postfix(loss=f"{loss:.3f}")
+        self.log({"loss": loss, "epoch": self.state.epoch})
+        self.recent_losses = self.recent_losses[-1:]
 
-    def validate(self, dataset, state: TrainingState) -> None:
-        """The held-out products; keeps the weights if they are the best so far."""
+    def validate(self) -> None:
+        """Evaluate on the held-out products, and save the weights if they are the best so far."""
         report = evaluate(
             self.model,
             self.image_processor,
-            {"validation": dataset},
+            {"validation": self.validation_dataset},
             _VALIDATION,
             self.config.per_device_eval_batch_size,
             self.config.dataloader_num_workers,
             self.accelerator,
         )
         mean = report.results["validation"]["mean"]
-        self.log({f"validation/{name}": value for name, value in mean.items()}, state.step)
+        self.log({f"validation/{name}": value for name, value in mean.items()})
         metric = mean.get(self.config.metric_for_best_model)
         if metric is None:
             raise ValueError(
                 f"metric_for_best_model={self.config.metric_for_best_model!r} must be one of {', '.join(mean)}."
             )
-        if np.isfinite(metric) and (state.best_metric is None or metric > state.best_metric):
-            state.best_metric, state.best_step = metric, state.step
-            self.save("best", state)
+        if np.isfinite(metric) and (self.state.best_metric is None or metric > self.state.best_metric):
+            self.state.best_metric, self.state.best_step = metric, self.state.step
+            self.save("best", self.state)
 
     def save(self, name: str, state: TrainingState) -> Path:
-        """A Hub-ready folder `output_dir/name`."""
+        """Write the Hub-ready folder `output_dir/name`."""
         folder = self.output_dir / name
         if self.accelerator.is_main_process:
             parts = CheckpointParts(self.model, self.image_processor, self.tokenizer)
@@ -390,12 +422,12 @@ class _Run:
         return folder
 
     def facts(self, name: str, state: TrainingState) -> dict[str, Any]:
-        """What a model card says of the run; nothing of this machine's folders."""
+        """Return what the model card says about the run; paths of this machine are left out."""
         device = self.accelerator.device
         chosen = {"best": {"metric": self.config.metric_for_best_model, "value": state.best_metric}}
         return {
             **self.data,
-            "hyper_parameters": {key: getattr(self.config, key) for key in _HYPER_PARAMETERS},
+            "hyper_parameters": self.config.card_settings(),
             "steps": state.step,
             "selection": chosen.get(name),
             "compute": {
@@ -403,7 +435,7 @@ class _Run:
                 "processes": self.accelerator.num_processes,
                 "mixed_precision": self.accelerator.mixed_precision,
                 "seconds": round(state.seconds, 1),
-                "peak_memory_bytes": _peak_memory(self.accelerator),
+                "peak_memory_bytes": peak_memory(device),
             },
             "versions": versions("transformers", "torch", "python"),
             "date": datetime.date.today().isoformat(),
@@ -411,9 +443,9 @@ class _Run:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[list]:
-    """A list that is no longer empty once Ctrl-C or a termination signal has come; a second Ctrl-C stops at once."""
-    received: list = []
+def _stop_on_signal() -> Iterator[list[int]]:
+    """Yield a list that collects interrupt and termination signals; a second Ctrl-C stops at once."""
+    received: list[int] = []
 
     def handle(number, frame):
         if received and number == signal.SIGINT:
@@ -424,26 +456,13 @@ def _stop_on_signal() -> Iterator[list]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, handle)
-    except ValueError:  # not in the main thread: nobody sends us signals
+    except ValueError:  # outside the main thread, which alone receives signals
         pass
     try:
         yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _make_accelerator(config: TrainingConfig) -> Accelerator:
-    if config.mixed_precision is not None and AcceleratorState._shared_state:
-        # evaluated before in this process: accelerate keeps the precision of then, and would refuse another
-        AcceleratorState._reset_state()
-    return Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        mixed_precision=config.mixed_precision,
-        log_with=config.report_to or None,
-        project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=f"{config.output_dir}/logs"),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
 
 
 def _make_optimizer(model: VCPCLIPModel, config: TrainingConfig) -> torch.optim.Adam:
@@ -459,34 +478,34 @@ def _make_optimizer(model: VCPCLIPModel, config: TrainingConfig) -> torch.optim.
     )
 
 
-def _features_fingerprint(dataset, image_processor: VCPCLIPImageProcessor) -> str:
-    """Stands for the images and for how they are prepared: features of others must not be taken for theirs."""
+def _features_fingerprint(dataset: Records, image_processor: VCPCLIPImageProcessor) -> str:
+    """Return a string that changes with the images and with their preprocessing."""
     fingerprint = getattr(dataset, "_fingerprint", None)
     if fingerprint is None:
         raise ValueError(
-            f"image_feature_dir needs a Hugging Face Dataset, whose fingerprint says which images it holds; got"
+            "image_feature_dir needs a Hugging Face Dataset, whose fingerprint identifies its images; got"
             f" {type(dataset).__name__}."
         )
     return f"{fingerprint} {image_processor.to_json_string()}"
 
 
 def _step_seed(seed: int, state: TrainingState, micro_step: int, accelerator: Accelerator) -> int:
-    place = (seed, state.epoch, state.step_in_epoch, micro_step % accelerator.gradient_accumulation_steps)
-    sequence = np.random.SeedSequence((*place, accelerator.process_index))
+    position = (seed, state.epoch, state.step_in_epoch, micro_step % accelerator.gradient_accumulation_steps)
+    sequence = np.random.SeedSequence((*position, accelerator.process_index))
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
-def _data_facts(config: TrainingConfig, dataset, validation_dataset) -> dict[str, Any]:
-    """What was trained on, and what was held out."""
+def _data_facts(config: TrainingConfig, dataset: Records, validation_dataset: Records | None) -> dict[str, Any]:
+    """Return what the model card says about the training data and the held-out products."""
 
-    def columns(records) -> tuple[np.ndarray, list[str]]:
+    def columns(records: Records | None) -> tuple[np.ndarray, list[str]]:
         if not hasattr(records, "column_names"):
             return np.empty(0, int), []
         return np.array(records["label"]), sorted(set(records["product"]))
 
     labels, products = columns(dataset)
     _, held_out = columns(validation_dataset)
-    # paths say nothing to others
+    # Strings are paths of this machine
     options = {name: value for name, value in config.dataset_options.items() if not isinstance(value, str)}
     return {
         "dataset": config.dataset,
@@ -499,16 +518,8 @@ def _data_facts(config: TrainingConfig, dataset, validation_dataset) -> dict[str
 
 
 def _flat(config: TrainingConfig) -> dict[str, Any]:
-    """The settings as trackers take them: numbers and strings."""
+    """Return the settings as numbers and strings, which is all that trackers take."""
     return {
         name: value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
         for name, value in dataclasses.asdict(config).items()
     }
-
-
-def _peak_memory(accelerator: Accelerator) -> int:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(accelerator.device)
-    import resource  # not on Windows, where CPU training is the exception
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""What a training run needs, from a YAML or JSON file and the command line."""
+"""Settings of a training run, from a YAML or JSON file and the command line."""
 
 import argparse
 import dataclasses
@@ -18,123 +18,198 @@ import yaml
 __all__ = ["TrainingConfig"]
 
 
+# Headings of `vcp-clip train --help`
+_MODEL = "Model and output"
+_DATA = "Auxiliary dataset"
+_AUGMENTATION = "Augmentation"
+_OPTIMIZATION = "Optimization"
+_RESOURCES = "Speed and memory"
+_RECORDS = "Checkpoints and logs"
+
+
+def _about(
+    group: str,
+    help: str,
+    fixed: bool = False,
+    card: bool = False,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> dict[str, Any]:
+    """
+    Return the metadata of a field of [`TrainingConfig`].
+
+    Args:
+        group (`str`): heading in the help.
+        help (`str`): one line for the help, without the default.
+        fixed (`bool`):
+            Whether the order of the data, the random numbers or the arithmetic depend on it. A resumed run must have
+            the same value.
+        card (`bool`): whether the model card shows it.
+        minimum, maximum (`float`, *optional*): smallest and largest value allowed.
+    """
+    return {"group": group, "help": help, "fixed": fixed, "card": card, "minimum": minimum, "maximum": maximum}
+
+
 @dataclass
 class TrainingConfig:
     """
-    A training run. The defaults are the paper's with VisA as auxiliary set (appendix A.1).
+    Settings of a training run. The defaults are the paper's with VisA as auxiliary set (appendix A.1).
 
-    The architecture is not here: it is in the `config.json` of the folder `model`, and the image preprocessing in its
+    Each field is explained where it is declared; `vcp-clip train --help` prints the same. The architecture is not
+    here: it is in the `config.json` of the folder `model`, and the image preprocessing in its
     `preprocessor_config.json`.
 
-    Args:
-        model (`str`):
-            Folder (or Hub repository) with the `config.json` of the checkpoint to train, such as
-            `hub_configs/vcp-clip-vit-large-patch14-336-visa`. If it holds trained weights, training goes on from them.
-            In a file, a relative folder is meant from the file's own place; default: that place.
-        backbone (`str`, *optional*): CLIP's repository or folder, instead of the one that `config.json` names.
-        output_dir (`str`): where everything is written.
-        dataset (`str`): auxiliary dataset, a name that `load_anomaly_dataset` knows.
-        data_dir (`str`, *optional*): where it was unpacked.
-        dataset_options (`dict`, *optional*): further arguments of `load_anomaly_dataset`.
-        split (`str`, *optional*, defaults to `"test"`): the part with annotated defects.
-        products (`list[str]`, *optional*): train on these only; default all.
-        validation_products (`list[str]` or `int`, *optional*, defaults to 0):
-            Auxiliary products that are held out and evaluated after each epoch, by name, or how many (the last ones
-            in alphabetical order). Never a product of the datasets the checkpoint is compared on: choosing an epoch
-            on those leaks.
-        evaluation_targets (`list[str]`, *optional*):
-            Datasets the checkpoint will be evaluated on. Training on one of them is refused.
-        allow_training_on_target (`bool`, *optional*, defaults to `False`): train on it nevertheless.
-        augmentation (`bool`, *optional*, defaults to `True`): rotation, brightness, noise, blur.
-        mosaic_probability (`float`, *optional*, defaults to 0):
-            Of a 2 x 2 mosaic of four images of one product; the authors take 0.2 with MVTec-AD.
-        synthetic_anomaly_probability (`float`, *optional*, defaults to 0):
-            Of painting an anomaly on a normal image. 1 trains from normal images alone.
-        image_feature_dir (`str`, *optional*):
-            Keep the frozen image tower's features in this folder and reuse them in every epoch, and in other runs on
-            the same images; how much that takes is said first. Only without augmentation: with it, no image comes
-            twice.
-        learning_rate (`float`, *optional*, defaults to 4e-5): of everything learned but the temperatures; 2e-5 with
-            MVTec-AD.
-        temperature_learning_rate (`float`, *optional*, defaults to 1e-2): of both temperatures.
-        adam_beta1, adam_beta2 (`float`, *optional*, defaults to 0.5, 0.999): of Adam.
-        num_train_epochs (`int`, *optional*, defaults to 10): passes over the data.
-        max_train_steps (`int`, *optional*): stop after so many optimiser steps.
-        per_device_train_batch_size (`int`, *optional*, defaults to 32): images per process and step.
-        per_device_eval_batch_size (`int`, *optional*, defaults to 8): images per process in the validation.
-        gradient_accumulation_steps (`int`, *optional*, defaults to 1): batches that make one optimiser step.
-        mixed_precision (`"no"`, `"fp16"` or `"bf16"`, *optional*): default: as `accelerate launch` says.
-        gradient_checkpointing (`bool`, *optional*, defaults to `False`): of the text tower.
-        seed (`int`, *optional*, defaults to 333): of initialisation, order, augmentation and dropout.
-        dataloader_num_workers (`int`, *optional*, defaults to 2): processes that read and augment images.
-        checkpointing_steps (`int`, *optional*, defaults to 200): optimiser steps between checkpoints.
-        checkpoints_total_limit (`int`, *optional*, defaults to 2): newest checkpoints kept.
-        resume (`str`, *optional*): `"latest"`, or the folder of a checkpoint. With `"latest"` and no checkpoint yet, a
-            fresh start.
-        metric_for_best_model (`str`, *optional*, defaults to `"pixel_ap"`): on held-out products; higher is better.
-        save_adapter_only (`bool`, *optional*, defaults to `False`): leave CLIP out of what is saved, and name it.
-        report_to (`list[str]`, *optional*): trackers, such as `["tensorboard"]`.
-        logging_steps (`int`, *optional*, defaults to 10): optimiser steps between records of the loss.
+    - `model`: if the folder holds trained weights, training continues from them. In a file, a relative folder is
+      relative to the file; the default is the folder of the file.
+    - `validation_products`: names, or how many (the last ones in alphabetical order). Never hold out a product of the
+      datasets that the checkpoint is compared on: choosing an epoch on those leaks.
+    - `image_feature_dir`: other runs on the same images use the features too. The required disk space is logged
+      first. It excludes augmentation, with which no image comes twice.
+    - `resume`: with `"latest"` and no checkpoint yet, the run starts from the beginning.
 
     Raises:
         ValueError: an unknown name (with the nearest known one), a value of the wrong type, or values that
             contradict each other.
     """
 
-    output_dir: str
-    dataset: str
-    model: str = "."
-    backbone: str | None = None
-    data_dir: str | None = None
-    dataset_options: dict[str, Any] = field(default_factory=dict)
-    split: str = "test"
-    products: list[str] | None = None
-    validation_products: list[str] | int = 0
-    evaluation_targets: list[str] = field(default_factory=list)
-    allow_training_on_target: bool = False
-    augmentation: bool = True
-    mosaic_probability: float = 0.0
-    synthetic_anomaly_probability: float = 0.0
-    image_feature_dir: str | None = None
-    learning_rate: float = 4e-5
-    temperature_learning_rate: float = 1e-2
-    adam_beta1: float = 0.5
-    adam_beta2: float = 0.999
-    num_train_epochs: int = 10
-    max_train_steps: int | None = None
-    per_device_train_batch_size: int = 32
-    per_device_eval_batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    gradient_checkpointing: bool = False
-    seed: int = 333
-    dataloader_num_workers: int = 2
-    checkpointing_steps: int = 200
-    checkpoints_total_limit: int = 2
-    resume: str | None = None
-    metric_for_best_model: str = "pixel_ap"
-    save_adapter_only: bool = False
-    report_to: list[str] = field(default_factory=list)
-    logging_steps: int = 10
+    output_dir: str = field(metadata=_about(_MODEL, "folder to write"))
+    dataset: str = field(metadata=_about(_DATA, "name of a dataset, see `vcp-clip info --datasets`", fixed=True))
+    model: str = field(
+        default=".",
+        metadata=_about(_MODEL, "folder or Hub repository with the config.json of the checkpoint to train"),
+    )
+    backbone: str | None = field(
+        default=None, metadata=_about(_MODEL, "CLIP's repository or folder, instead of the one that config.json names")
+    )
+    data_dir: str | None = field(default=None, metadata=_about(_DATA, "folder where the dataset was unpacked"))
+    dataset_options: dict[str, Any] = field(
+        default_factory=dict, metadata=_about(_DATA, "further arguments of load_anomaly_dataset", fixed=True)
+    )
+    split: str = field(
+        default="test", metadata=_about(_DATA, "part of the dataset; must have annotated defects", fixed=True)
+    )
+    products: list[str] | None = field(
+        default=None, metadata=_about(_DATA, "products to train on; null takes all of them", fixed=True)
+    )
+    validation_products: list[str] | int = field(
+        default=0,
+        metadata=_about(_DATA, "products (names or number) held out and evaluated after each epoch", fixed=True),
+    )
+    evaluation_targets: list[str] = field(
+        default_factory=list,
+        metadata=_about(_DATA, "datasets to evaluate on later; training on one of them is refused"),
+    )
+    allow_training_on_target: bool = field(
+        default=False, metadata=_about(_DATA, "train on an evaluation target nevertheless")
+    )
+    augmentation: bool = field(
+        default=True, metadata=_about(_AUGMENTATION, "rotation, brightness, noise and blur", fixed=True, card=True)
+    )
+    mosaic_probability: float = field(
+        default=0.0,
+        metadata=_about(
+            _AUGMENTATION,
+            "probability of a 2 x 2 mosaic of images of one product; the authors take 0.2 with MVTec-AD",
+            fixed=True,
+            card=True,
+            minimum=0,
+            maximum=1,
+        ),
+    )
+    synthetic_anomaly_probability: float = field(
+        default=0.0,
+        metadata=_about(
+            _AUGMENTATION,
+            "probability of painting an anomaly on a normal image; 1 trains from normal images alone",
+            fixed=True,
+            card=True,
+            minimum=0,
+            maximum=1,
+        ),
+    )
+    image_feature_dir: str | None = field(
+        default=None,
+        metadata=_about(_RESOURCES, "folder for features of the image tower, computed once; needs augmentation=false"),
+    )
+    learning_rate: float = field(
+        default=4e-5,
+        metadata=_about(
+            _OPTIMIZATION,
+            "learning rate of everything but the temperatures; 2e-5 with MVTec-AD",
+            fixed=True,
+            card=True,
+        ),
+    )
+    temperature_learning_rate: float = field(
+        default=1e-2, metadata=_about(_OPTIMIZATION, "learning rate of both temperatures", fixed=True, card=True)
+    )
+    adam_beta1: float = field(
+        default=0.5, metadata=_about(_OPTIMIZATION, "first decay rate of Adam", fixed=True, card=True)
+    )
+    adam_beta2: float = field(
+        default=0.999, metadata=_about(_OPTIMIZATION, "second decay rate of Adam", fixed=True, card=True)
+    )
+    num_train_epochs: int = field(
+        default=10, metadata=_about(_OPTIMIZATION, "passes over the data", card=True, minimum=1)
+    )
+    max_train_steps: int | None = field(
+        default=None,
+        metadata=_about(_OPTIMIZATION, "optimizer steps after which to stop; null runs all epochs", card=True),
+    )
+    per_device_train_batch_size: int = field(
+        default=32, metadata=_about(_OPTIMIZATION, "images per process and batch", fixed=True, card=True, minimum=1)
+    )
+    per_device_eval_batch_size: int = field(
+        default=8, metadata=_about(_RESOURCES, "images per process and batch of the validation", minimum=1)
+    )
+    gradient_accumulation_steps: int = field(
+        default=1, metadata=_about(_OPTIMIZATION, "batches per optimizer step", fixed=True, card=True, minimum=1)
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = field(
+        default=None,
+        metadata=_about(_RESOURCES, "number format of the arithmetic; null takes that of `accelerate launch`"),
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata=_about(_RESOURCES, "recompute the text tower's activations instead of keeping them")
+    )
+    seed: int = field(
+        default=333,
+        metadata=_about(
+            _OPTIMIZATION, "seed of initialization, order, augmentation and dropout", fixed=True, card=True
+        ),
+    )
+    dataloader_num_workers: int = field(
+        default=2, metadata=_about(_RESOURCES, "worker processes that read and augment images", minimum=0)
+    )
+    checkpointing_steps: int = field(
+        default=200, metadata=_about(_RECORDS, "optimizer steps between checkpoints", minimum=1)
+    )
+    checkpoints_total_limit: int = field(
+        default=2, metadata=_about(_RECORDS, "number of newest checkpoints to keep", minimum=1)
+    )
+    resume: str | None = field(
+        default=None,
+        metadata=_about(_RECORDS, "checkpoint to continue from: `latest` or its folder; null starts a new run"),
+    )
+    metric_for_best_model: str = field(
+        default="pixel_ap",
+        metadata=_about(_RECORDS, "metric on held-out products that selects best/; higher is better"),
+    )
+    save_adapter_only: bool = field(
+        default=False,
+        metadata=_about(_MODEL, "save only the learned part, with the name of the backbone instead of CLIP's weights"),
+    )
+    report_to: list[str] = field(default_factory=list, metadata=_about(_RECORDS, "trackers, such as [tensorboard]"))
+    logging_steps: int = field(
+        default=10, metadata=_about(_RECORDS, "optimizer steps between records of the loss", minimum=1)
+    )
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
         for entry in dataclasses.fields(self):
-            setattr(self, entry.name, _checked(entry.name, getattr(self, entry.name), hints[entry.name]))
-        for name in (
-            "num_train_epochs",
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-            "checkpointing_steps",
-            "checkpoints_total_limit",
-            "logging_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("mosaic_probability", "synthetic_anomaly_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+            value = _checked(entry.name, getattr(self, entry.name), hints[entry.name])
+            _check_range(entry, value)
+            setattr(self, entry.name, value)
         if self.image_feature_dir is not None and (
             self.augmentation or self.mosaic_probability or self.synthetic_anomaly_probability
         ):
@@ -153,9 +228,20 @@ class TrainingConfig:
             if unknown:
                 raise ValueError(f"validation_products={unknown} are not among products={self.products}.")
 
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return the settings that a resumed run must have unchanged."""
+        return self._marked("fixed")
+
+    def card_settings(self) -> dict[str, Any]:
+        """Return the hyperparameters that a model card shows."""
+        return self._marked("card")
+
+    def _marked(self, mark: str) -> dict[str, Any]:
+        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.metadata[mark]}
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingConfig":
-        """From plain values; an unknown name is an error that names the nearest known one."""
+        """Make a configuration from plain values; an unknown name is an error that names the nearest known one."""
         known = [entry.name for entry in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
@@ -167,24 +253,26 @@ class TrainingConfig:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, **overrides: Any) -> "TrainingConfig":
-        """From a YAML or JSON file; `overrides` win."""
+        """Read a YAML or JSON file; `overrides` replace its values."""
         return cls.from_dict({**_read(path), **overrides})
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str] | None = None, **parser_options: Any) -> "TrainingConfig":
         """
-        From a command line: `--config FILE` and `--name value` for every setting. Values are read as YAML, so that
-        `--products "[pcb1, pcb2]"` is a list and `--max_train_steps null` unsets.
+        Parse a command line: `--config FILE`, and `--name value` for every setting, its name spelled with hyphens or
+        underscores. Values are read as YAML, so that `--products "[pcb1, pcb2]"` is a list and `--max-train-steps
+        null` unsets. A mistake ends the program with status 2.
+
+        Args:
+            arguments (`Sequence[str]`, *optional*): command-line arguments; `sys.argv[1:]` by default.
+            parser_options: arguments of `argparse.ArgumentParser`.
         """
-        parser = argparse.ArgumentParser(allow_abbrev=False, **parser_options)
-        parser.add_argument("--config", help="YAML or JSON file with settings; those of the command line win")
-        for entry in dataclasses.fields(cls):
-            parser.add_argument(f"--{entry.name}", metavar="VALUE", help=_help_of(entry))
+        parser = _make_parser(cls, **parser_options)
         options, unknown = parser.parse_known_args(arguments)
         for name in unknown:
             if name.startswith("--"):
-                known = [f"--{entry.name}" for entry in dataclasses.fields(cls)]
-                parser.error(f"unknown setting {name}{_did_you_mean(name.split('=')[0], known)}")
+                known = [_option_string(entry.name) for entry in dataclasses.fields(cls)]
+                parser.error(f"unknown setting {name}{_did_you_mean(_option_string(name.split('=')[0][2:]), known)}")
         if unknown:
             parser.error(f"unexpected {' '.join(unknown)}")
         given = {name: yaml.safe_load(value) for name, value in vars(options).items() if value is not None}
@@ -195,7 +283,7 @@ class TrainingConfig:
             parser.error(str(error))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return all settings as plain values."""
         return dataclasses.asdict(self)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -204,6 +292,7 @@ class TrainingConfig:
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a file of settings; a relative `model` becomes absolute."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No such configuration file: {str(path)!r}.")
@@ -214,10 +303,10 @@ def _read(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path} could not be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, expected settings as `name: value`.")
-    # `model` is meant from the file's own place, unless it is a Hub repository
+    # A relative `model` is relative to the file, unless it names a Hub repository
     model = str(values.get("model", "."))
-    beside = (path.parent / model).resolve()
-    values["model"] = str(beside) if beside.is_dir() else model
+    local = (path.parent / model).resolve()
+    values["model"] = str(local) if local.is_dir() else model
     return values
 
 
@@ -226,19 +315,74 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f". Known are: {', '.join(known)}."
 
 
+def _make_parser(config_class: type[TrainingConfig], **options: Any) -> argparse.ArgumentParser:
+    """Return a parser with one option for each field; the spelling with underscores works too, unlisted."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=48),
+        allow_abbrev=False,
+        **options,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML or JSON file of settings; the command line overrides it"
+    )
+    hints = typing.get_type_hints(config_class)
+    groups = {}
+    for entry in dataclasses.fields(config_class):
+        name = entry.metadata["group"]
+        if name not in groups:
+            groups[name] = parser.add_argument_group(name)
+        group = groups[name]
+        group.add_argument(_option_string(entry.name), metavar=_metavar(hints[entry.name]), help=_help_of(entry))
+        if "_" in entry.name:
+            group.add_argument(f"--{entry.name}", dest=entry.name, help=argparse.SUPPRESS)
+    return parser
+
+
+def _option_string(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _help_of(entry: dataclasses.Field) -> str:
-    default = entry.default if entry.default is not dataclasses.MISSING else None
-    return "required" if entry.name in ("output_dir", "dataset") else f"default: {default}"
+    if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+        note = " (required)"
+    elif entry.default in (None, dataclasses.MISSING):
+        note = ""
+    else:
+        note = f" (default: {json.dumps(entry.default)})"
+    return (entry.metadata["help"] + note).replace("%", "%%")
+
+
+def _metavar(hint: Any) -> str:
+    return "|".join(_metavar_of_type(option) for option in _alternatives(hint) if option is not type(None))
+
+
+def _metavar_of_type(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return "|".join(typing.get_args(hint))
+    return {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT", list: "[NAME, ...]", dict: "{NAME: VALUE}"}[
+        origin or hint
+    ]
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _check_range(entry: dataclasses.Field, value: Any) -> None:
+    minimum, maximum = entry.metadata["minimum"], entry.metadata["maximum"]
+    if maximum is not None and not minimum <= value <= maximum:
+        raise ValueError(f"{entry.name}={value} must lie in [{minimum}, {maximum}].")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{entry.name}={value} must be at least {minimum}.")
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
-    """The value, converted where YAML leaves doubt (1e-5 is a string to it), or a ValueError that names the type."""
-    options = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
-    for option in options:
+    """Return the value, converted where YAML is ambiguous (it reads 1e-5 as a string), or raise a ValueError."""
+    for option in _alternatives(hint):
         origin = typing.get_origin(option)
         if option is type(None):
             if value is None:

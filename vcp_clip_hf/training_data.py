@@ -1,12 +1,13 @@
 """The auxiliary dataset of a training run: held-out products, augmentation, and an order that can be resumed."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from .data import load_anomaly_dataset
 from .data.augmentation import AugmentationConfig, AugmentedDataset
@@ -15,7 +16,17 @@ from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .training_config import TrainingConfig
 
 
-__all__ = ["EpochSampler", "check_training_data", "load_training_data", "training_examples"]
+__all__ = [
+    "EpochSampler",
+    "Records",
+    "check_training_data",
+    "collate_examples",
+    "load_training_data",
+    "training_examples",
+]
+
+# Rows as `load_anomaly_dataset` returns them: dicts with `image`, `mask`, `label`, `product`, ...
+Records = datasets.Dataset | Sequence[dict[str, Any]]
 
 _AUGMENTATION_PROBABILITIES = tuple(
     entry.name
@@ -90,6 +101,17 @@ def training_examples(dataset, image_processor: VCPCLIPImageProcessor, config: T
     return AugmentedDataset(
         dataset, AugmentationConfig(**options), seed=config.seed, transform=_ToTensors(image_processor)
     )
+
+
+def collate_examples(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """
+    Stack examples to a batch; `has_mask` becomes a list of booleans.
+
+    Lists stay on the CPU when accelerate moves a batch to the device. The loss depends on `has_mask`, and reading it
+    back would make every step wait for the device.
+    """
+    tensors = [{name: value for name, value in example.items() if name != "has_mask"} for example in examples]
+    return {**default_collate(tensors), "has_mask": [bool(example["has_mask"]) for example in examples]}
 
 
 class _ToTensors:

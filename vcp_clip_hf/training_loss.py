@@ -1,0 +1,47 @@
+"""Training loss of a batch in which some masks may be unknown."""
+
+import torch
+
+from .losses import segmentation_loss
+from .modeling_vcp_clip import VCPCLIPOutput
+
+
+__all__ = ["image_level_loss", "training_loss"]
+
+# Fraction of the pixels that represents an anomalous image whose mask is unknown
+_IMAGE_LEVEL_FRACTION = 0.01
+
+
+def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Equation 10 for images with a mask, the image-level loss for anomalous images without, weighted by their numbers.
+
+    Args:
+        outputs ([`VCPCLIPOutput`]): outputs with layer maps.
+        labels (`torch.Tensor` of shape `(batch_size, height, width)`): 0 or 1; ignored where there is no mask.
+        has_mask (`torch.BoolTensor` of shape `(batch_size,)`):
+            Which images have a known mask; that of a normal image is known to be empty. On the CPU, so that looking at
+            it does not wait for the device.
+    """
+    branches = [maps for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps) if maps is not None]
+    masked = has_mask.float().mean()
+    if masked == 1:
+        return sum(segmentation_loss(maps, labels) for maps in branches)
+    loss = (1 - masked) * sum(image_level_loss(maps[~has_mask]) for maps in branches)
+    if masked > 0:
+        loss = loss + masked * sum(segmentation_loss(maps[has_mask], labels[has_mask]) for maps in branches)
+    return loss
+
+
+def image_level_loss(layer_maps: torch.Tensor) -> torch.Tensor:
+    """
+    Image-level loss for anomalous images without a mask: -log of the mean of the top 1 % of each map, averaged over
+    the images and summed over the layers, as the pixel loss is.
+
+    Args:
+        layer_maps (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, height, width)`):
+            Probabilities, in [0, 1].
+    """
+    values = layer_maps.flatten(2)
+    top = values.topk(max(1, round(_IMAGE_LEVEL_FRACTION * values.shape[-1])), dim=-1).values.mean(dim=-1)
+    return -top.clamp_min(1e-5).log().mean(dim=0).sum()
