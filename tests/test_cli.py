@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.common import golden, tiny_model, tiny_tokenizer
 from tests.training_run import make_model_folder, make_records
-from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel, __version__
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel, __version__
 from vcp_clip_hf.cli import main
 from vcp_clip_hf.prediction import list_inputs, read_predictions
 
@@ -268,7 +268,6 @@ def test_train_and_convert(tmp_path):
     )
     assert VCPCLIPModel.from_pretrained(tmp_path / "run" / "last")
     assert "did you mean '--seed'" in run("train", "--sed", 1, check=2).stderr
-    assert "--learning_rate" in run("train", "--help").stdout
 
     values = golden("official_a")
     values.backbone.save_pretrained(tmp_path / "clip")
@@ -290,13 +289,57 @@ def test_info(checkpoint):
     assert run("--version").stdout.strip() == __version__
 
 
-def test_help_is_helpful():
+def test_the_help_lists_verbs_and_options():
     text = run("--help").stdout
     for verb in ("predict", "calibrate", "evaluate", "train", "convert", "info"):
         assert verb in text
     text = run("predict", "--help").stdout
-    for option in ("--threshold", "--tile-size", "--format", "--roi-mask", "--abnormal"):
+    for option in ("--threshold", "--tile-size", "--format", "--roi-mask", "--abnormal", "the embedded vcp-clip-tiny"):
         assert option in text
+    text = run("train", "--help").stdout
+    assert "Optimization:" in text and "--learning-rate FLOAT" in text
+
+
+def test_help_and_version_need_neither_torch_nor_transformers():
+    """The module and the help of its verbs, without the package's `__init__`, which imports the model."""
+    program = """
+import sys, types
+package = types.ModuleType("vcp_clip_hf")
+package.__path__ = ["vcp_clip_hf"]
+sys.modules["vcp_clip_hf"] = package
+from vcp_clip_hf.cli import main
+for arguments in (["--help"], ["--version"], ["predict", "--help"], ["train", "--help"]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, arguments
+heavy = {"accelerate", "datasets", "numpy", "torch", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert __version__ in done.stdout
+
+
+def test_options_and_verbs_are_spelled_with_hyphens_or_underscores(checkpoint, images, tmp_path):
+    spellings = [("out-1", "--batch-size", "--no-overlays"), ("out_2", "--batch_size", "--no_overlays")]
+    for name, batch_size, no_overlays in spellings:
+        options = [batch_size, 3, no_overlays, "--num-workers=0", "--image_threshold=0.2", "--normal", "un_used-word"]
+        run("predict", images / "a.png", "-o", tmp_path / name, "-m", checkpoint, *options, "--abnormal", "bad_word")
+    first, second = (read_predictions(tmp_path / name) for name, _, _ in spellings)
+    assert first == second and first[0]["image_threshold"] == 0.2 and "overlay" not in first[0]
+    for verb in ("push-dataset", "push_dataset"):
+        assert "Part of the dataset" in run(verb, "--help").stdout
+    for option in ("--image-size", "--image_size"):
+        message = run("convert", "--checkpoint", "gone.pth", "--output", tmp_path, option, "8", check=1).stderr
+        assert "gone.pth" in message
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch, tmp_path):
+    """Only mistakes of the user end in one line."""
+    monkeypatch.setattr(VCPCLIPConfig, "from_pretrained", lambda *_: len(3))
+    with pytest.raises(TypeError, match="has no len"):
+        main(["info"])
 
 
 @pytest.mark.parametrize(

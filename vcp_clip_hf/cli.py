@@ -1,4 +1,7 @@
-"""The command `vcp-clip`: predict, calibrate, evaluate, train, push, ... Thin: the work is done elsewhere."""
+"""The command `vcp-clip`: predict, calibrate, evaluate, train, push, ... Verbs parse options; the work is elsewhere.
+
+Each verb imports what it needs, so that `vcp-clip --help` does not wait for torch and transformers.
+"""
 
 import json
 import platform
@@ -6,28 +9,50 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from transformers import pipeline
-from transformers.utils import logging
+from typer.core import TyperCommand
 
-from .version import EMBEDDED_CHECKPOINT, __version__
+from .version import EMBEDDED_CHECKPOINT, __version__, versions
 
+
+if TYPE_CHECKING:
+    from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="vcp-clip",
-    help="Find and outline defects on products that no one has labelled (VCP-CLIP, zero-shot).",
+    help="Find and outline defects in images of products, without training on them (VCP-CLIP, zero-shot).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # Options and verbs may be spelled with underscores; values are not normalized
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+    },
 )
 
 
+def _hide_progress_bars(context: typer.Context) -> None:
+    """Hide the progress bars of transformers, unless `--verbose` is given."""
+    if not context.find_root().params["verbose"]:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
+class _Verb(TyperCommand):
+    """A verb that hides progress bars when it runs, which is after `--help` has been answered."""
+
+    def invoke(self, context: typer.Context) -> Any:
+        _hide_progress_bars(context)
+        return super().invoke(context)
+
+
 class MapFormat(str, Enum):
-    """How maps are written."""
+    """File formats of anomaly maps."""
 
     png = "png"
     npy = "npy"
@@ -35,7 +60,7 @@ class MapFormat(str, Enum):
 
 
 class ExportFormat(str, Enum):
-    """What a model can be exported to."""
+    """Formats that a model can be exported to."""
 
     onnx = "onnx"
     openvino = "openvino"
@@ -43,21 +68,31 @@ class ExportFormat(str, Enum):
 
 
 class RecordFormat(str, Enum):
-    """Tables beside the records."""
+    """Formats written beside the records."""
 
     jsonl = "jsonl"
     csv = "csv"
     coco = "coco"
 
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Checkpoint: a folder or a Hub repository.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the first accelerator.")]
+# Settings of the verbs that parse their arguments and `--help` themselves
+_UNPARSED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="Checkpoint: a folder or a Hub repository.", show_default="the embedded vcp-clip-tiny"
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; default: the first accelerator.")]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
-NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
+NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead of the model.")]
+NamedDataset = Annotated[str, typer.Argument(help="NAME or NAME=FOLDER; names: `vcp-clip info --datasets`.")]
+Products = Annotated[list[str] | None, typer.Option(help="Products to restrict to; repeat for several.")]
 
 
-def _tell_if_embedded(model: str) -> None:
+def _announce_embedded(model: str) -> None:
     if model == EMBEDDED_CHECKPOINT:
         typer.echo(
             "No --model given: using the embedded vcp-clip-tiny, for demonstrations; it was trained on generated"
@@ -66,73 +101,84 @@ def _tell_if_embedded(model: str) -> None:
         )
 
 
-def _make_pipeline(model: str, device: str | None, dtype: str):
-    _tell_if_embedded(model)
+def _make_pipeline(model: str, device: str | None, dtype: str) -> "AnomalySegmentationPipeline":
+    from transformers import pipeline
+
+    _announce_embedded(model)
     try:
         return pipeline("anomaly-segmentation", model=model, device=device, dtype=dtype)
     except OSError as error:
         raise OSError(f"{model!r} could not be loaded. {error}") from error
 
 
-@app.command()
+@app.command(cls=_Verb)
 def predict(
     sources: Annotated[list[str], typer.Argument(help="Images, folders, patterns (in quotes) or URLs.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     model: Model = EMBEDDED_CHECKPOINT,
-    threshold: Annotated[float | None, typer.Option(help="Pixels at or above it are abnormal.")] = None,
-    image_threshold: Annotated[float | None, typer.Option(help="Images at or above it are anomalous.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Pixel threshold of the mask; scores at or above are abnormal.")
+    ] = None,
+    image_threshold: Annotated[
+        float | None, typer.Option(help="Image threshold of the label; scores at or above are anomalous.")
+    ] = None,
     maps: Annotated[
-        MapFormat, typer.Option(help="16-bit PNG (value x 65535), float32 .npy, or none.")
+        MapFormat, typer.Option(help="Anomaly maps: 16-bit PNG (value x 65535), float32 .npy, or none.")
     ] = MapFormat.png,
-    masks: Annotated[bool, typer.Option(help="Write masks, where a threshold is known.")] = True,
-    overlays: Annotated[bool, typer.Option(help="Write the images under their maps.")] = True,
+    masks: Annotated[bool, typer.Option(help="Write masks if a threshold is known.")] = True,
+    overlays: Annotated[bool, typer.Option(help="Write the images with their maps drawn over them.")] = True,
     record_format: Annotated[
-        RecordFormat, typer.Option("--format", help="csv is always written; coco adds regions as annotations.")
+        RecordFormat,
+        typer.Option(
+            "--format", help="Records; jsonl and csv are always written, coco adds COCO annotations of the regions."
+        ),
     ] = RecordFormat.jsonl,
     regions: Annotated[bool, typer.Option(help="Add regions (box, polygon, area, score) to the records.")] = False,
-    min_area: Annotated[int, typer.Option(min=0, help="Drop regions of fewer pixels.")] = 0,
+    min_area: Annotated[int, typer.Option(min=0, help="Smallest region to keep, in pixels.")] = 0,
     tile_size: Annotated[
-        int | None, typer.Option(min=1, help="Look at large images in tiles of so many pixels.")
+        int | None, typer.Option(min=1, help="Side of the tiles that large images are cut into, in pixels.")
     ] = None,
     tile_overlap: Annotated[
-        int | None, typer.Option(min=0, help="Pixels that tiles share (default: a quarter).")
+        int | None, typer.Option(min=0, help="Overlap of tiles in pixels; default: a quarter of the side.")
     ] = None,
-    roi_mask: Annotated[Path | None, typer.Option(help="Picture of the images' size, non-zero where to look.")] = None,
-    normal: Annotated[list[str] | None, typer.Option(help="Other state word or template, e.g. 'flawless'.")] = None,
-    abnormal: Annotated[list[str] | None, typer.Option(help="Its counterpart, e.g. 'scratched'.")] = None,
+    roi_mask: Annotated[
+        Path | None, typer.Option(help="Mask of the images' size; only its non-zero pixels are inspected.")
+    ] = None,
+    normal: Annotated[
+        list[str] | None,
+        typer.Option(help="State word or template of normal products, e.g. 'flawless'; repeat for several."),
+    ] = None,
+    abnormal: Annotated[
+        list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
+    ] = None,
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
     device: Device = None,
     dtype: DType = "auto",
-    overwrite: Annotated[bool, typer.Option(help="Segment again what is recorded already.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Segment again the images that have been segmented before.")] = False,
 ) -> None:
     """
-    Segment images: maps, masks, overlays, and one record for each image.
+    Segment images: maps, masks, overlays, and one record per image.
 
-    Finished images are skipped when the command is run again. Images that cannot be read are listed at the end, with
-    exit status 1; the others are done. `accelerate launch -m vcp_clip_hf.cli predict ...` shares the work.
+    When the command is run again, finished images are skipped. Images that cannot be read are skipped, and listed at
+    the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among processes.
     """
     from .prediction import predict_files, read_predictions, write_coco
 
-    options = {"min_area": min_area}
-    for name, value in (
-        ("threshold", threshold),
-        ("image_threshold", image_threshold),
-        ("tile_overlap", tile_overlap),
-    ):
-        if value is not None:
-            options[name] = value
-    if tile_size is not None:
-        options["tile_size"] = tile_size
-    if roi_mask is not None:
-        options["roi_mask"] = str(roi_mask)
-    if normal or abnormal:
-        options["prompts"] = {"normal": normal or [], "abnormal": abnormal or []}
+    with_regions = regions or record_format is RecordFormat.coco
+    options = {
+        "min_area": min_area,
+        "threshold": threshold,
+        "image_threshold": image_threshold,
+        "tile_size": tile_size,
+        "tile_overlap": tile_overlap,
+        "roi_mask": None if roi_mask is None else str(roi_mask),
+        "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
+        "regions": with_regions or None,
+    }
     pipe = _make_pipeline(model, device, dtype)
-    if record_format is RecordFormat.coco or regions:
-        options["regions"] = True
-        if threshold is None and pipe.image_processor.threshold is None:
-            raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
+    if with_regions and threshold is None and pipe.image_processor.threshold is None:
+        raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
     summary = predict_files(
         pipe,
         sources,
@@ -143,14 +189,14 @@ def predict(
         batch_size,
         num_workers,
         overwrite,
-        **options,
+        **{name: value for name, value in options.items() if value is not None},
     )
     if not _is_main_process():
         return
     if record_format is RecordFormat.coco:
         write_coco(read_predictions(output), output / "predictions.coco.json")
     typer.echo(
-        f"{summary.predicted} images segmented ({summary.images_per_second:.2f} images/s a process),"
+        f"{summary.predicted} images segmented ({summary.images_per_second:.2f} images/s per process),"
         f" {summary.skipped} done before, {len(summary.errors)} failed; records in {summary.records}"
     )
     for path, error in summary.errors:
@@ -159,58 +205,63 @@ def predict(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=_Verb)
 def calibrate(
-    images: Annotated[list[str], typer.Argument(help="Normal images (files, folders, patterns), like those to come.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Normal images (files, folders, patterns), taken like those to inspect.")
+    ],
     model: Model = EMBEDDED_CHECKPOINT,
     defects: Annotated[
-        list[str] | None, typer.Option(help="Images with defects too: then the threshold with the best F1 is taken.")
+        list[str] | None,
+        typer.Option(help="Images with defects; with them, the threshold with the best F1 is chosen."),
     ] = None,
-    false_alarm_rate: Annotated[float, typer.Option(help="Wished rate of normal images flagged.")] = 0.01,
+    false_alarm_rate: Annotated[float, typer.Option(help="Target false-alarm rate on normal images.")] = 0.01,
     pixel_false_alarm_rate: Annotated[
-        float | None, typer.Option(help="Wished part of normal pixels flagged, for masks.")
+        float | None, typer.Option(help="Target false-alarm rate on normal pixels, for masks.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to save; default: into the checkpoint's folder.")
+        Path | None, typer.Option("--output", "-o", help="Folder to save to; default: the checkpoint's own folder.")
     ] = None,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: DType = "auto",
 ) -> None:
-    """Set the thresholds of a checkpoint from normal images alone, with a stated false-alarm rate."""
+    """Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too."""
     from .checkpoint_folder import CheckpointParts, save_calibration
     from .prediction import list_inputs
 
     if output is None:
         if model == EMBEDDED_CHECKPOINT or not Path(model).is_dir():
-            raise typer.BadParameter(f"give --output: {model} is not a folder of yours to change")
+            raise typer.BadParameter(f"give --output: {model} is not a folder that can be changed")
         output = Path(model)
     pipe = _make_pipeline(model, device, dtype)
-    normal = [image.path for image in list_inputs(images)]
-    labels = None
-    if defects:
-        broken = [image.path for image in list_inputs(defects)]
-        labels = [0] * len(normal) + [1] * len(broken)
-        normal += broken
-    calibration = pipe.calibrate(normal, labels, false_alarm_rate, pixel_false_alarm_rate, batch_size=batch_size)
+    normal, abnormal = ([image.path for image in list_inputs(sources)] for sources in (images, defects or ()))
+    labels = [0] * len(normal) + [1] * len(abnormal) if defects else None
+    calibration = pipe.calibrate(
+        normal + abnormal, labels, false_alarm_rate, pixel_false_alarm_rate, batch_size=batch_size
+    )
     save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer))
     typer.echo(calibration.describe())
     typer.echo(f"saved in {output}")
 
 
-@app.command()
+@app.command(cls=_Verb)
 def evaluate(
     dataset: Annotated[list[str], typer.Argument(help="NAME or NAME=FOLDER; names: `vcp-clip info --datasets`.")],
     model: Model = EMBEDDED_CHECKPOINT,
     split: Annotated[str, typer.Option(help="Part of the dataset.")] = "test",
-    products: Annotated[list[str] | None, typer.Option(help="Only these.")] = None,
-    protocol: Annotated[str, typer.Option(help="default, authors or native.")] = "default",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="For tables and sheets of pictures.")] = None,
+    products: Products = None,
+    protocol: Annotated[
+        str, typer.Option(help="Protocol of the measurement: default, authors or native.")
+    ] = "default",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for tables and sheets of pictures.")
+    ] = None,
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
     dtype: DType = "auto",
 ) -> None:
-    """Measure a checkpoint on annotated datasets: per-product table, beside the paper's numbers."""
+    """Measure a checkpoint on annotated datasets: a table per product, beside the paper's numbers."""
     from accelerate import Accelerator
     from transformers import AutoImageProcessor, AutoModel
 
@@ -223,9 +274,9 @@ def evaluate(
     accelerator = Accelerator()
     datasets = {}
     for entry in dataset:
-        name, _, folder = entry.partition("=")
+        name, folder = _name_and_folder(entry)
         with accelerator.main_process_first():
-            datasets[name] = load_anomaly_dataset(name, data_dir=folder or None, split=split, products=products)
+            datasets[name] = load_anomaly_dataset(name, data_dir=folder, split=split, products=products)
     report = run(
         AutoModel.from_pretrained(model, dtype=dtype),
         AutoImageProcessor.from_pretrained(model),
@@ -243,13 +294,27 @@ def evaluate(
             typer.echo(f"results and sheets in {output}")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def _name_and_folder(entry: str) -> tuple[str, str | None]:
+    """Split NAME=FOLDER or NAME."""
+    name, _, folder = entry.partition("=")
+    return name, folder or None
+
+
+@app.command(context_settings=_UNPARSED)
 def train(context: typer.Context) -> None:
-    """Train a checkpoint: `--config FILE` and `--name value` for every setting; see `vcp-clip train --help`."""
-    from .training import train as run
+    """Train a checkpoint: `--config FILE` and `--SETTING VALUE`; see `vcp-clip train --help`."""
     from .training_config import TrainingConfig
 
-    config = TrainingConfig.from_arguments(context.args, prog="vcp-clip train", description=TrainingConfig.__doc__)
+    config = TrainingConfig.from_arguments(
+        context.args,
+        prog="vcp-clip train",
+        description="Train the learned part of a checkpoint on an auxiliary dataset. Settings come from a file"
+        " (`learning_rate: 4e-5`) and from the command line (`--learning-rate 4e-5`), which overrides the file. The"
+        " defaults are the paper's with VisA as auxiliary dataset.",
+    )
+    _hide_progress_bars(context)
+    from .training import train as run
+
     result = run(config)
     if _is_main_process():
         typer.echo(f"step {result.state.step}, loss {result.loss:.4f}, {result.images_per_second:.1f} images/s")
@@ -260,39 +325,47 @@ def train(context: typer.Context) -> None:
         raise typer.Exit(130)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+@app.command(context_settings=_UNPARSED)
 def convert(context: typer.Context) -> None:
     """Convert the authors' .pth checkpoint into a folder for from_pretrained; see `vcp-clip convert --help`."""
     from .convert_vcp_clip_to_hf import main as run
 
-    run(context.args)
+    _hide_progress_bars(context)
+    run([_with_underscores(argument) for argument in context.args])
 
 
-@app.command()
+def _with_underscores(argument: str) -> str:
+    """Spell the name of a long option as the converter does; leave values alone."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return "--" + name.replace("-", "_") + equals + value
+
+
+@app.command(cls=_Verb)
 def export(
-    output: Annotated[Path, typer.Option("--output", "--output_dir", "-o", help="Folder to write.")],
-    format: Annotated[ExportFormat, typer.Option(help="What to write.")] = ExportFormat.onnx,
+    output: Annotated[Path, typer.Option("--output", "--output-dir", "-o", help="Folder to write.")],
+    format: Annotated[ExportFormat, typer.Option(help="Format to write.")] = ExportFormat.onnx,
     model: Model = EMBEDDED_CHECKPOINT,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of images to compare model and export on (default: generated ones).")
+        Path | None,
+        typer.Option(help="Folder of images for the comparison of export and model; default: generated ones."),
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Largest difference allowed (default: 1e-4; with --int8, give one).")
+        float | None, typer.Option(help="Largest difference allowed; default: 1e-4. Required with --int8.")
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise to 8 bits (onnx only).")] = False,
-    calibration_images: Annotated[
-        Path | None, typer.Option("--calibration-images", "--calibration_images", help="Folder of images for --int8.")
-    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantize to 8 bits (onnx only).")] = False,
+    calibration_images: Annotated[Path | None, typer.Option(help="Folder of images for --int8.")] = None,
     image_size: Annotated[
-        int | None, typer.Option("--image-size", "--image_size", min=1, help="Other side of the square input.")
+        int | None, typer.Option(min=1, help="Side of the square input in pixels; default: the checkpoint's.")
     ] = None,
 ) -> None:
-    """Export to ONNX, OpenVINO or a torch program; nothing is written unless it answers as the model does."""
+    """Export to ONNX, OpenVINO or a torch program; nothing is written unless its results equal the model's."""
     from .export import export_model
     from .image_processing_vcp_clip import VCPCLIPImageProcessor
     from .modeling_vcp_clip import VCPCLIPModel
 
-    _tell_if_embedded(model)
+    _announce_embedded(model)
     report = export_model(
         VCPCLIPModel.from_pretrained(model, dtype="float32"),
         VCPCLIPImageProcessor.from_pretrained(model),
@@ -307,7 +380,7 @@ def export(
     typer.echo(report.describe())
 
 
-@app.command()
+@app.command(cls=_Verb)
 def card(
     model: Annotated[
         Path, typer.Option("--model", "-m", exists=True, file_okay=False, help="Folder of the checkpoint.")
@@ -317,18 +390,20 @@ def card(
         typer.Option(help="results.json of `vcp-clip evaluate --output`, made with this checkpoint."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
-    description: Annotated[str | None, typer.Option(help="A sentence or two below it.")] = None,
-    license: Annotated[str | None, typer.Option(help="Of the weights: apache-2.0, other, ...")] = None,
-    license_note: Annotated[str | None, typer.Option(help="What else there is to say on it.")] = None,
-    backbone_note: Annotated[str | None, typer.Option(help="Where CLIP comes from, if not from the Hub.")] = None,
+    description: Annotated[str | None, typer.Option(help="One or two sentences below the title.")] = None,
+    license: Annotated[str | None, typer.Option(help="License of the weights: apache-2.0, other, ...")] = None,
+    license_note: Annotated[str | None, typer.Option(help="Remark on the license.")] = None,
+    backbone_note: Annotated[str | None, typer.Option(help="Origin of CLIP, if it is not from the Hub.")] = None,
     repository: Annotated[str | None, typer.Option(help="Address of the code.")] = None,
     repo_id: Annotated[str | None, typer.Option(help="The Hub repository that the card is for.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: README.md in the folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; default: README.md in the folder.")
+    ] = None,
 ) -> None:
     """
-    Write the model card of a checkpoint's folder from its facts, after keeping new ones beside it.
+    Write the model card of a checkpoint's folder from its facts; new facts are stored in the folder first.
 
-    A README that a person wrote or edited stays as it is.
+    A README that a person wrote or edited is not changed.
     """
     from .checkpoint_facts import add_results, set_statements
     from .model_card import write_model_card
@@ -350,24 +425,28 @@ def card(
     typer.echo(f"wrote {written}")
 
 
-RepoId = Annotated[str, typer.Argument(help="Hub repository: owner/name. Made if missing.")]
-Revision = Annotated[str | None, typer.Option(help="Branch to push to; made if missing.")]
-Tag = Annotated[str | None, typer.Option(help="To name the commit with, v1.0 say.")]
-Private = Annotated[bool | None, typer.Option("--private/--public", help="For a repository that is made.")]
-Message = Annotated[str | None, typer.Option("--message", help="Of the commit.")]
+RepoId = Annotated[str, typer.Argument(help="Hub repository: owner/name. Created if missing.")]
+Revision = Annotated[str | None, typer.Option(help="Branch to push to; created if missing.")]
+Tag = Annotated[str | None, typer.Option(help="Tag for the commit, e.g. v1.0.")]
+Private = Annotated[
+    bool | None, typer.Option("--private/--public", help="Visibility of a repository that is created.")
+]
+Message = Annotated[str | None, typer.Option("--message", help="Commit message.")]
 
 
-@app.command()
+@app.command(cls=_Verb)
 def push(
     repo_id: RepoId,
     model: Model = EMBEDDED_CHECKPOINT,
     adapter_only: Annotated[
         bool | None,
-        typer.Option("--adapter-only/--full", help="Only the learned part, or CLIP too; default: as it is stored."),
+        typer.Option("--adapter-only/--full", help="Push the learned part only, or CLIP too; default: as stored."),
     ] = None,
     code: Annotated[bool, typer.Option("--code/--no-code", help="Push the code too, for trust_remote_code.")] = True,
-    backbone: Annotated[str | None, typer.Option(help="Hub repository of CLIP, with --adapter-only.")] = None,
-    backbone_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of that.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Hub repository of CLIP, for --adapter-only.")] = None,
+    backbone_revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the backbone's repository.")
+    ] = None,
     revision: Revision = None,
     tag: Tag = None,
     private: Private = None,
@@ -395,12 +474,12 @@ def push(
     typer.echo(commit.commit_url)
 
 
-@app.command()
+@app.command(cls=_Verb)
 def push_dataset(
-    dataset: Annotated[str, typer.Argument(help="NAME or NAME=FOLDER; names: `vcp-clip info --datasets`.")],
+    dataset: NamedDataset,
     repo_id: RepoId,
-    split: Annotated[str | None, typer.Option(help="Only this part.")] = None,
-    products: Annotated[list[str] | None, typer.Option(help="Only these.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the dataset; default: all parts.")] = None,
+    products: Products = None,
     revision: Revision = None,
     tag: Tag = None,
     private: Private = None,
@@ -409,24 +488,24 @@ def push_dataset(
     """
     Push a dataset to the Hub as parquet with a card, for plain `datasets.load_dataset`.
 
-    Mind its licence: to be allowed to use images is not to be allowed to publish them.
+    Check the dataset's license first: a permission to use images is not a permission to publish them.
     """
     from .data import load_anomaly_dataset
     from .hub import push_dataset as run
 
-    name, _, folder = dataset.partition("=")
-    records = load_anomaly_dataset(name, data_dir=folder or None, split=split, products=products)
+    name, folder = _name_and_folder(dataset)
+    records = load_anomaly_dataset(name, data_dir=folder, split=split, products=products)
     commit = run(records, repo_id, revision=revision, tag=tag, private=private, commit_message=message)
     typer.echo(commit.commit_url)
 
 
-@app.command()
+@app.command(cls=_Verb)
 def info(
     model: Model = EMBEDDED_CHECKPOINT,
     datasets: Annotated[bool, typer.Option("--datasets", help="List the datasets that can be read.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Versions, device and the facts of a checkpoint, for bug reports."""
+    """Print versions, device and the facts of a checkpoint, for bug reports."""
     if datasets:
         from .data import list_datasets
 
@@ -442,13 +521,8 @@ def info(
         typer.echo(f"{name:<22}{value}")
 
 
-def _facts(model: str) -> dict[str, object]:
-    import accelerate
-    import huggingface_hub
-    import numpy
-    import PIL
+def _facts(model: str) -> dict[str, Any]:
     import torch
-    import transformers
 
     from .configuration_vcp_clip import VCPCLIPConfig
     from .image_processing_vcp_clip import VCPCLIPImageProcessor
@@ -457,14 +531,8 @@ def _facts(model: str) -> dict[str, object]:
     processor = VCPCLIPImageProcessor.from_pretrained(model)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
-        "vcp_clip_hf": __version__,
+        **versions("torch", "transformers", "accelerate", "huggingface_hub", "numpy", "pillow"),
         "python": f"{platform.python_version()} on {platform.platform()}",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-        "huggingface_hub": huggingface_hub.__version__,
-        "numpy": numpy.__version__,
-        "pillow": PIL.__version__,
         "device": str(accelerator) if accelerator is not None else f"cpu, {torch.get_num_threads()} threads",
         "checkpoint": model,
         "backbone": f"{config.backbone_name_or_path} ({'included' if config.backbone_included else 'not included'})",
@@ -489,21 +557,24 @@ def _is_main_process() -> bool:
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what is loaded and from where.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress bars of loading, and tracebacks.")] = False,
 ) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit()
-    if not verbose:
-        logging.disable_progress_bar()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; mistakes of the user end in one line, not in a traceback (with `--verbose` they do)."""
+    """
+    Run the command line. A mistake of the user ends in one line, with `--verbose` in a traceback.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): arguments after the name of the program; `sys.argv[1:]` by default.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         app(arguments)
-    except (ValueError, OSError, TypeError, ImportError) as error:  # of imports: a missing extra
+    except (ValueError, OSError, ImportError) as error:  # ImportError: an extra is not installed
         if "--verbose" in arguments:
             raise
         typer.echo(f"error: {error}", err=True)
