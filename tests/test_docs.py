@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from vcp_clip_hf.cli import main as vcp_clip
@@ -111,6 +112,7 @@ def test_the_blocks_of_a_page_run_in_order(page, workplace, monkeypatch):
 
 def run(words: list[str], monkeypatch) -> None:
     """One command, in this process: starting Python anew takes seconds."""
+    AcceleratorState._reset_state()  # a process keeps its first mixed precision; each command is a process of its own
     program, *arguments = words
     if program == "python":
         # what the shell would have expanded

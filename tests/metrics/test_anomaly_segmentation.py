@@ -1,4 +1,5 @@
 import math
+import sys
 
 import evaluate
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from tests.metrics import brute_force
+from vcp_clip_hf import metrics
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator, AnomalySegmentationMetric
 
 
@@ -110,6 +112,14 @@ def test_states_of_metrics_merge(images):
 def test_processes_of_evaluate_are_refused():
     with pytest.raises(ValueError, match=r"num_process=2 .*state_dict"):
         AnomalySegmentationMetric(num_process=2, process_id=0, experiment_id="x")
+
+
+def test_without_the_library_the_message_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evaluate", None)  # as where it is not installed: importing it fails
+    monkeypatch.delitem(sys.modules, "vcp_clip_hf.metrics.anomaly_segmentation")
+    with pytest.raises(ImportError, match=r'pip install "vcp-clip-hf\[evaluate\]"'):
+        metrics.AnomalySegmentationMetric  # noqa: B018
+    assert metrics.AnomalySegmentationEvaluator().metrics, "the evaluator does without"
 
 
 def test_it_describes_itself():

@@ -253,6 +253,11 @@ def test_fpr_limit_is_checked(fpr_limit):
             function(ranked, fpr_limit=fpr_limit)
 
 
+def test_f1_max_is_computed_once():
+    ranked = RankedScores.from_maps(*brute_force.example("random"))
+    assert f1_max(ranked) is f1_max(ranked)
+
+
 def test_inputs_are_not_changed():
     maps, masks = brute_force.example("random")
     before = maps.copy()

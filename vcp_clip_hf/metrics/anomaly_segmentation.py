@@ -3,9 +3,17 @@
 from collections.abc import Sequence
 
 import datasets
-import evaluate
 
 from .evaluator import AnomalySegmentationEvaluator
+
+
+try:
+    import evaluate
+except ImportError as error:
+    raise ImportError(
+        'AnomalySegmentationMetric needs the library evaluate: pip install "vcp-clip-hf[evaluate]".'
+        " AnomalySegmentationEvaluator computes the same without it."
+    ) from error
 
 
 __all__ = ["AnomalySegmentationMetric"]

@@ -8,6 +8,7 @@ The functions work on images as well, a score for each, apart from the per-regio
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -159,6 +160,15 @@ class RankedScores:
         """Normal pixels."""
         return len(self.negatives)
 
+    @cached_property
+    def best_f1(self) -> tuple[float, float]:
+        """Result of [`f1_max`], which three metrics need: computed once."""
+        _need_both(self)
+        # A normal pixel's score is never a better threshold than the next abnormal one's: same hits, more alarms
+        f1 = 2 * self.true_positives / (self.true_positives + self.false_positives + self.num_positives)
+        best = np.flatnonzero(f1 == f1.max())[-1]
+        return float(f1[best]), float(self.thresholds[best])
+
 
 def split_scores(anomaly_map: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """
@@ -206,11 +216,7 @@ def f1_max(ranked: RankedScores) -> tuple[float, float]:
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal (then any scores would reach 1).
     """
-    _need_both(ranked)
-    # A threshold at a normal pixel's score is never better than the next abnormal one's: the same hits, more alarms
-    f1 = 2 * ranked.true_positives / (ranked.true_positives + ranked.false_positives + ranked.num_positives)
-    best = np.flatnonzero(f1 == f1.max())[-1]
-    return float(f1[best]), float(ranked.thresholds[best])
+    return ranked.best_f1
 
 
 def iou(ranked: RankedScores, threshold: float) -> float:

@@ -270,38 +270,48 @@ class AnomalySegmentationEvaluator:
         """Check a whole batch before anything of it is counted."""
         maps = as_images(maps, "maps")
         count = len(maps)
+        masks = [None] * count if masks is None else as_images(masks, "masks")
+        products = [products] * count if isinstance(products, str) else list(products)
+        image_scores = [None] * count if image_scores is None else as_scores(image_scores, "image_scores")
+        labels = [None] * count if labels is None else as_labels(labels, "labels")
+        image_ids = [None] * count if image_ids is None else list(image_ids)
         columns = {
-            "masks": [None] * count if masks is None else as_images(masks, "masks"),
-            "products": [products] * count if isinstance(products, str) else list(products),
-            "image_scores": [None] * count if image_scores is None else as_scores(image_scores, "image_scores"),
-            "labels": [None] * count if labels is None else as_labels(labels, "labels"),
-            "image_ids": [None] * count if image_ids is None else list(image_ids),
+            "masks": masks,
+            "products": products,
+            "image_scores": image_scores,
+            "labels": labels,
+            "image_ids": image_ids,
         }
         for name, column in columns.items():
             if len(column) != count:
                 raise ValueError(f"{count} maps came with {len(column)} {name}; there must be one for each.")
 
         images, problems = [], []
-        for number, row in enumerate(zip(maps, *columns.values(), strict=True)):
-            product, image_id = row[2], row[5]
+        rows = zip(maps, masks, products, image_scores, labels, image_ids, strict=True)
+        for number, (anomaly_map, mask, product, score, label, image_id) in enumerate(rows):
             try:
-                image = _read_image(*row)
+                image = _read_image(anomaly_map, mask, product, score, label, image_id)
                 if self.mode == "streaming":
                     self.grid.check(image.anomaly_map)
                 images.append(image)
             except ValueError as error:
                 name = f"image {number} of the batch" if image_id is None else f"image {image_id!r}"
                 problems.append(f"{name} (product {product!r}): {error}")
-        seen = Counter((image.product, image.image_id) for image in images if image.image_id is not None)
-        for (product, image_id), times in seen.items():
-            known = product in self._products and image_id in self._products[product].image_ids
-            if times > 1 or known:
-                problems.append(f"image {image_id!r} (product {product!r}): it has been added before")
+        problems += self._added_before(images)
         if problems:
             raise ValueError(
                 f"{len(problems)} of {count} images cannot be evaluated, none was added: {_first_few(problems)}"
             )
         return images
+
+    def _added_before(self, images: "list[_Image]") -> list[str]:
+        """A message for each image whose id occurs twice, here or in earlier batches of its product."""
+        counts = Counter((image.product, image.image_id) for image in images if image.image_id is not None)
+        return [
+            f"image {image_id!r} (product {product!r}): it has been added before"
+            for (product, image_id), count in counts.items()
+            if count > 1 or (product in self._products and image_id in self._products[product].image_ids)
+        ]
 
     def _compute_product(self, product: "_Product") -> tuple[dict, dict, dict]:
         """Values, bounds and reasons of one product, by metric."""
