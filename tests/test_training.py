@@ -211,7 +211,7 @@ def test_a_changed_run_cannot_be_resumed(finished, folder, records):
         train(settings(folder, "finished", resume="latest", learning_rate=0.5), records)
     with pytest.raises(ValueError, match="per_device_train_batch_size: 4 then, 8 now"):
         train(settings(folder, "finished", resume="latest", per_device_train_batch_size=8), records)
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+    with pytest.raises(FileNotFoundError, match="not a complete checkpoint"):
         train(settings(folder, "other", resume=str(folder / "nowhere")), records)
 
 

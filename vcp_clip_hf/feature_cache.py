@@ -1,4 +1,4 @@
-"""Image features on disk: without augmentation, the frozen tower sees every image once, not once in every epoch."""
+"""Image features on disk: without augmentation, the frozen tower sees every image once instead of once per epoch."""
 
 import hashlib
 import json
@@ -27,14 +27,14 @@ _FACTS = "features.json"
 
 
 def feature_cache_size(num_images: int, config: VCPCLIPConfig) -> int:
-    """Bytes on disk for so many images: patch tokens of the feature layers in float16, and the masks."""
+    """Return the bytes on disk that the features and masks of `num_images` images take."""
     return num_images * sum(
         int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in _arrays(config).values()
     )
 
 
 def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
-    """What is kept of an image."""
+    """Return name -> (shape, dtype) of the arrays that are stored for an image."""
     height, width = config.input_size
     patches = (height // config.vision_config.patch_size) * (width // config.vision_config.patch_size)
     return {
@@ -47,10 +47,10 @@ def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
 
 class CachedFeatures(Dataset):
     """
-    What [`cache_image_features`] wrote, as training examples.
+    Training examples that [`cache_image_features`] wrote.
 
     Args:
-        folder (`str`): where.
+        folder (`str`): folder of the features.
 
     Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8 and
     `has_mask`.
@@ -65,7 +65,7 @@ class CachedFeatures(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if self._opened is None:  # in each worker
+        if self._opened is None:  # each DataLoader worker opens the files itself
             self._opened = {
                 path.stem: np.lib.format.open_memmap(path, mode="r") for path in sorted(self.folder.glob("*.npy"))
             }
@@ -85,68 +85,38 @@ def cache_image_features(
     data_fingerprint: str,
 ) -> CachedFeatures:
     """
-    Run the image tower once over all examples, on as many processes as there are, and keep what comes out.
+    Run the image tower once over all examples, divided among the processes, and keep its features.
 
-    What is found in `folder` is used again if it was made by the same tower from the same data, else made anew.
+    Features that `folder` already holds are used if the same tower computed them from the same data; otherwise they
+    are replaced.
 
     Args:
-        model ([`VCPCLIPModel`]): whose image tower it is.
+        model ([`VCPCLIPModel`]): model whose image tower computes the features.
         examples (`Dataset`): items with `pixel_values`, `labels` and `has_mask`, the same ones each time.
-        folder (`str`): where to write.
-        batch_size, num_workers (`int`): of each process.
-        accelerator (`Accelerator`): the processes.
-        data_fingerprint (`str`): stands for the examples; another one means other examples.
+        folder (`str`): folder to write.
+        batch_size, num_workers (`int`): batch size and DataLoader workers of each process.
+        accelerator (`Accelerator`): accelerator of the processes that share the work.
+        data_fingerprint (`str`): string that differs for other examples.
 
     Raises:
-        OSError: the disk has not enough room; says how much is needed.
+        OSError: the disk has not enough room; the message says how much is needed.
     """
     folder = Path(folder)
     facts = {"images": len(examples), "tower": _tower_fingerprint(model), "data": data_fingerprint}
-    # one process looks and all do as it says: they must not part ways before the barriers
+    # One process reads and all follow its answer, since they must reach the same barriers
     found = broadcast_object_list([_read_facts(folder) == facts])[0]
     if found:
         logger.info(f"Image features are taken from {folder}.")
         return CachedFeatures(folder)
 
-    size = feature_cache_size(len(examples), model.config)
     arrays = _arrays(model.config)
     if accelerator.is_main_process:
-        logger.warning(f"Image features of {len(examples)} images take {size / 2**30:.2f} GiB in {folder}.")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        free = shutil.disk_usage(folder).free
-        if size > free:
-            raise OSError(
-                f"The image features of {len(examples)} images take {size / 2**30:.2f} GiB, and {folder} has"
-                f" {free / 2**30:.2f} GiB left. Take an image_feature_dir on another disk, or none."
-            )
-        for name, (shape, dtype) in arrays.items():
-            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (len(examples), *shape)).flush()
+        _create_files(folder, len(examples), model.config)
     accelerator.wait_for_everyone()
-    opened = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in arrays}
-    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
-    loader = DataLoader(Subset(examples, mine), batch_size, num_workers=num_workers)
-    bar = tqdm(total=len(mine), desc="image features", disable=not accelerator.is_local_main_process)
-    place = 0
-    for batch in loader:
-        with accelerator.autocast():
-            patch_tokens, image_embeds = model.encode_image(batch["pixel_values"].to(accelerator.device))
-        values = {
-            "patch_tokens": torch.stack(patch_tokens, dim=1).half(),
-            "image_embeds": image_embeds.float(),
-            "labels": batch["labels"],
-            "has_mask": batch["has_mask"],
-        }
-        indices = list(mine[place : place + len(image_embeds)])
-        for name, value in values.items():
-            opened[name][indices] = value.cpu().numpy()
-        place += len(indices)
-        bar.update(len(indices))
-    bar.close()
-    for array in opened.values():
-        array.flush()
+    files = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in arrays}
+    _fill(files, model, examples, batch_size, num_workers, accelerator)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:  # last: without it, the folder counts as unfinished
+    if accelerator.is_main_process:  # last, since a folder without it counts as unfinished
         (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
     accelerator.wait_for_everyone()
     return CachedFeatures(folder)
@@ -159,8 +129,55 @@ def _read_facts(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _create_files(folder: Path, num_images: int, config: VCPCLIPConfig) -> None:
+    """Replace the folder by empty arrays, after checking that the disk has room for them."""
+    size = feature_cache_size(num_images, config)
+    logger.warning(f"Image features of {num_images} images take {size / 2**30:.2f} GiB in {folder}.")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(
+            f"The image features of {num_images} images take {size / 2**30:.2f} GiB, and {folder} has"
+            f" {free / 2**30:.2f} GiB left. Use an image_feature_dir on another disk, or none."
+        )
+    for name, (shape, dtype) in _arrays(config).items():
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (num_images, *shape)).flush()
+
+
+def _fill(
+    files: dict[str, np.ndarray],
+    model: VCPCLIPModel,
+    examples: Dataset,
+    batch_size: int,
+    num_workers: int,
+    accelerator: Accelerator,
+) -> None:
+    """Compute this process's share of the features and write them to the files."""
+    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
+    loader = DataLoader(Subset(examples, mine), batch_size, num_workers=num_workers)
+    done = 0
+    with tqdm(total=len(mine), desc="image features", disable=not accelerator.is_local_main_process) as bar:
+        for batch in loader:
+            with torch.no_grad(), accelerator.autocast():
+                patch_tokens, image_embeds = model.encode_image(batch["pixel_values"].to(accelerator.device))
+            values = {
+                "patch_tokens": torch.stack(patch_tokens, dim=1).half(),
+                "image_embeds": image_embeds.float(),
+                "labels": batch["labels"],
+                "has_mask": batch["has_mask"],
+            }
+            indices = list(mine[done : done + len(image_embeds)])
+            for name, value in values.items():
+                files[name][indices] = value.cpu().numpy()
+            done += len(indices)
+            bar.update(len(indices))
+    for array in files.values():
+        array.flush()
+
+
 def _tower_fingerprint(model: VCPCLIPModel) -> str:
-    """Changes with every weight of the image tower, with the size it works at, and with the layers that are read."""
+    """Return a hash of the image tower's weights, its input size, and the layers that are read."""
     digest = hashlib.sha256(repr((model.config.input_size, tuple(model.config.feature_layers))).encode())
     for module in (model.clip.vision_model, model.clip.visual_projection):
         for name, value in sorted(module.state_dict().items()):

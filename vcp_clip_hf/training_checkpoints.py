@@ -1,7 +1,6 @@
-"""Checkpoints of a training run: the learned part, the optimiser and the place in the data; safetensors and JSON only.
+"""Checkpoints of a training run: learned part, optimizer and position in the data, as safetensors and JSON.
 
-A checkpoint is written beside its final place and then renamed, so that it is there as a whole or not at all, whenever
-the process is killed.
+A checkpoint is written under a temporary name and then renamed, so that a killed process leaves no incomplete one.
 """
 
 import json
@@ -25,16 +24,17 @@ _WEIGHTS, _OPTIMIZER, _STATE = "learned.safetensors", "optimizer.safetensors", "
 @dataclass
 class TrainingState:
     """
-    Where a run stands.
+    Position of a training run.
 
     Args:
-        step (`int`): optimiser steps done.
-        epoch (`int`): passes over the data done.
-        step_in_epoch (`int`): optimiser steps done of the pass under way.
-        best_metric (`float`, *optional*), best_step (`int`, *optional*): on the held-out products, so far.
-        settings (`dict`): those that the order of data and the arithmetic depend on; a resumed run must have the same.
-        scaler (`dict`, *optional*): of mixed precision with float16.
-        seconds (`float`): spent on the steps, up to the last pass or stop.
+        step (`int`): optimizer steps done.
+        epoch (`int`): passes over the data completed.
+        step_in_epoch (`int`): optimizer steps done in the current pass.
+        best_metric (`float`, *optional*): best value so far on the held-out products.
+        best_step (`int`, *optional*): step that reached it.
+        settings (`dict`): settings that a resumed run must have too, since order and arithmetic depend on them.
+        scaler (`dict`, *optional*): state of the gradient scaler of mixed precision with float16.
+        seconds (`float`): time spent on the steps, up to the end of the last pass or the last interruption.
     """
 
     step: int = 0
@@ -54,7 +54,19 @@ def _learned_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]
 def save_checkpoint(
     folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int
 ) -> Path:
-    """Write `folder/step-<n>` and remove all but the newest `keep`."""
+    """
+    Write `folder/step-<n>` and remove all but the newest checkpoints.
+
+    Args:
+        folder (`Path`): folder of all checkpoints of the run.
+        model (`torch.nn.Module`): model, not wrapped.
+        optimizer (`torch.optim.Optimizer`): optimizer, not wrapped.
+        state ([`TrainingState`]): position of the run.
+        keep (`int`): number of checkpoints to keep.
+
+    Returns:
+        The new checkpoint's folder.
+    """
     optimizer_tensors = {
         f"{name}.{key}": value.detach().clone().reshape(value.shape)
         for name, parameter in _learned_parameters(model).items()
@@ -76,15 +88,24 @@ def load_checkpoint(
     checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: dict
 ) -> TrainingState:
     """
-    Put a checkpoint into model and optimiser.
+    Load a checkpoint into model and optimizer.
+
+    Args:
+        checkpoint (`Path`): folder of the checkpoint.
+        model (`torch.nn.Module`): model, not wrapped.
+        optimizer (`torch.optim.Optimizer`): optimizer, not wrapped.
+        settings (`dict`): settings of the present run, see [`TrainingState`].
+
+    Returns:
+        The state that was saved with it.
 
     Raises:
-        FileNotFoundError: no such checkpoint, or an incomplete one.
+        FileNotFoundError: the checkpoint does not exist or is incomplete.
         ValueError: it belongs to a run with other settings, or to another architecture; the message names them.
     """
     missing = [name for name in (_STATE, _WEIGHTS, _OPTIMIZER) if not (checkpoint / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{checkpoint} is no complete checkpoint: {', '.join(missing)} not there.")
+        raise FileNotFoundError(f"{checkpoint} is not a complete checkpoint: {', '.join(missing)} missing.")
     state = TrainingState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
     changed = [
         f"{name}: {before!r} then, {settings.get(name)!r} now"
@@ -93,8 +114,8 @@ def load_checkpoint(
     ]
     if changed:
         raise ValueError(
-            f"{checkpoint} belongs to a run with other settings ({'; '.join(changed)}). Resume with the same, or start"
-            " afresh in another output_dir."
+            f"{checkpoint} belongs to a run with other settings ({'; '.join(changed)}). Resume with the same settings,"
+            " or start a new run in another output_dir."
         )
     weights = load_file(checkpoint / _WEIGHTS)
     differences = weights.keys() ^ learned_state(model.state_dict()).keys()
@@ -106,7 +127,7 @@ def load_checkpoint(
     for name, parameter in _learned_parameters(model).items():
         entries = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if _owner(key) == name}
         optimizer.state[parameter] = {
-            # the step count of Adam lives on the CPU unless it is fused
+            # Adam keeps its step count on the CPU unless it is fused
             key: value if key == "step" else value.to(parameter.device)
             for key, value in entries.items()
         }
@@ -118,7 +139,7 @@ def _owner(key: str) -> str:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder, if there is one."""
+    """Return the newest complete checkpoint in a folder, or `None`."""
     found = _checkpoints(folder)
     return found[-1] if found else None
 

@@ -1,4 +1,4 @@
-"""The auxiliary dataset of a training run: held-out products, augmentation, and an order that can be resumed."""
+"""Auxiliary dataset of a training run: held-out products, augmentation, and an order that can be resumed."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -35,8 +35,16 @@ _AUGMENTATION_PROBABILITIES = tuple(
 )
 
 
-def load_training_data(config: TrainingConfig):
-    """The auxiliary dataset of a configuration, split by products: training records, and validation's or `None`."""
+def load_training_data(config: TrainingConfig) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """
+    Load the auxiliary dataset of a configuration and split it by products.
+
+    Returns:
+        Training records, and those of the held-out products (`None` without any).
+
+    Raises:
+        ValueError: a held-out product does not exist, or no product is left to train on.
+    """
     dataset = load_anomaly_dataset(
         config.dataset,
         data_dir=config.data_dir,
@@ -63,13 +71,15 @@ def load_training_data(config: TrainingConfig):
     inside = np.isin(column, held_out)
     if inside.all():
         raise ValueError(
-            f"validation_products={held_out} are all the products there are; nothing is left to train on."
+            f"validation_products={held_out} are all the products of the dataset; nothing is left to train on."
         )
     return dataset.select(np.flatnonzero(~inside)), dataset.select(np.flatnonzero(inside))
 
 
-def check_training_data(dataset, config: TrainingConfig) -> None:
+def check_training_data(dataset: Records, config: TrainingConfig) -> None:
     """
+    Check that there are images, that they have labels, and that some are anomalous or will be made so.
+
     Raises:
         ValueError: nothing to train on, images without a label, or no anomaly to learn from.
     """
@@ -81,17 +91,19 @@ def check_training_data(dataset, config: TrainingConfig) -> None:
     if (labels == -1).any():
         raise ValueError(
             f"{int((labels == -1).sum())} of {len(labels)} images have no label. Sort them into good and bad, or train"
-            " on normal ones with synthetic_anomaly_probability."
+            " on normal images alone, with synthetic_anomaly_probability."
         )
     if not (labels == 1).any() and config.synthetic_anomaly_probability == 0:
         raise ValueError(
             f"All {len(labels)} images are normal: there is nothing to learn anomalies from. Set"
-            " synthetic_anomaly_probability, 0.5 say."
+            " synthetic_anomaly_probability, for example to 0.5."
         )
 
 
-def training_examples(dataset, image_processor: VCPCLIPImageProcessor, config: TrainingConfig) -> AugmentedDataset:
-    """Records -> augmented examples: `pixel_values` (3, H, W), `labels` (H, W) uint8, `has_mask`."""
+def training_examples(
+    dataset: Records, image_processor: VCPCLIPImageProcessor, config: TrainingConfig
+) -> AugmentedDataset:
+    """Make augmented examples of records: `pixel_values` (3, H, W), `labels` (H, W) uint8 and `has_mask`."""
     probability = config.synthetic_anomaly_probability
     if probability > 0:
         dataset = _WithSyntheticAnomalies(dataset, probability, config.seed)
@@ -115,7 +127,7 @@ def collate_examples(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, A
 
 
 class _ToTensors:
-    """A record -> what the model trains on."""
+    """Converts a record to tensors: image and mask as the model takes them, and whether the mask is known."""
 
     def __init__(self, image_processor: VCPCLIPImageProcessor):
         self.image_processor = image_processor
@@ -125,20 +137,20 @@ class _ToTensors:
         return {
             "pixel_values": torch.from_numpy(inputs["pixel_values"][0]),
             "labels": torch.from_numpy(inputs["labels"][0]).to(torch.uint8),
-            # a normal image's mask is known: it is empty
+            # The mask of a normal image is known to be empty
             "has_mask": torch.tensor(record["mask"] is not None or record["label"] == 0),
         }
 
 
 class _WithSyntheticAnomalies(Dataset):
-    """Paints an anomaly on some of the normal images, other ones in each epoch."""
+    """Paints an anomaly on some of the normal images, chosen anew in each epoch."""
 
-    def __init__(self, dataset, probability: float, seed: int):
+    def __init__(self, dataset: Records, probability: float, seed: int):
         self.dataset, self.probability, self.seed = dataset, probability, seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Reaches workers that are already running."""
+        """Set the epoch, in shared memory, so that running DataLoader workers see it."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -157,16 +169,16 @@ class _WithSyntheticAnomalies(Dataset):
 
 class EpochSampler(Sampler):
     """
-    The order of an epoch: a permutation from seed and epoch, begun at any batch.
+    Order of the images in an epoch: a permutation that seed and epoch determine, started at any batch.
 
-    With several processes it is filled up to whole rounds of batches from its own beginning, so that a resumed epoch
-    ends with the same images.
+    With several processes, images from the start of the permutation fill the last round of batches, so that a resumed
+    epoch ends with the same images.
 
     Args:
-        length (`int`): images of the dataset.
-        seed (`int`): another seed gives another order.
-        batch_size (`int`): of each process.
-        num_processes (`int`, *optional*, defaults to 1): which take batches in turn.
+        length (`int`): number of images.
+        seed (`int`): seed of the permutations.
+        batch_size (`int`): images per batch of one process.
+        num_processes (`int`, *optional*, defaults to 1): processes that take batches in turn.
     """
 
     def __init__(self, length: int, seed: int, batch_size: int, num_processes: int = 1):
@@ -175,7 +187,7 @@ class EpochSampler(Sampler):
         self.epoch, self.first = 0, 0
 
     def set_place(self, epoch: int, batches: int) -> None:
-        """Go on in `epoch` after so many batches of each process."""
+        """Continue in `epoch` after `batches` batches of each process."""
         self.epoch, self.first = epoch, batches * self.round_size
 
     def _total(self) -> int:
@@ -185,7 +197,7 @@ class EpochSampler(Sampler):
 
     @property
     def num_batches(self) -> int:
-        """Batches of each process in a whole epoch."""
+        """Number of batches per process in a whole epoch."""
         return -(-self._total() // self.round_size)
 
     def __len__(self) -> int:
