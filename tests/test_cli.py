@@ -20,7 +20,7 @@ from tests.common import golden, tiny_model, tiny_tokenizer
 from tests.training_run import make_model_folder, make_records
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel, __version__
 from vcp_clip_hf.cli import main
-from vcp_clip_hf.prediction import list_inputs, read_predictions
+from vcp_clip_hf.prediction import list_inputs, read_predictions, write_csv
 
 
 ROOT = Path(__file__).parent.parent
@@ -222,6 +222,15 @@ def test_names_are_unique_and_stay(images, tmp_path):
     assert again[str(images / "line_1" / "a.bmp")] == "line_1/a-2"
     assert [image.name for image in list_inputs([images / "a.png", images / "a.png"])] == ["a"]
     assert list_inputs(["https://example.org/x/part.png?size=1"])[0].name == "part"
+
+
+def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path):
+    path = tmp_path / "predictions.csv"
+    write_csv([{"image": "a.png", "score": 0.5}], path)
+    before = path.read_text()
+    with pytest.raises(UnicodeEncodeError):
+        write_csv([{"image": "b.png"}, {"image": "not UTF-8: \udcff.png"}], path)
+    assert path.read_text() == before and before.splitlines()[1].startswith("a.png,0.5,")
 
 
 # --- the other verbs ----------------------------------------------------------------------------------------------

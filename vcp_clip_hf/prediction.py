@@ -1,19 +1,20 @@
-"""Segment many image files: maps, masks and overlays on disk, one record for each image, nothing done twice.
+"""Segment many image files: maps, masks and overlays on disk, one record per image; resumable.
 
-Records are appended to `predictions.jsonl` as soon as the files they name are written. A run that is interrupted and
-started again skips what is recorded there; a file that cannot be read is recorded as an error, tried again by the next
-run, and holds up nothing else.
+A record is appended to `predictions.jsonl` after the files that it names have been written. When an interrupted run is
+started again, images with a record are skipped. A file that cannot be read is recorded as an error, and the next run
+tries it again; the other images are not affected.
 """
 
 import csv
 import glob
+import io
 import itertools
 import json
 import os
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,13 +50,13 @@ logger = logging.get_logger(__name__)
 
 _RECORDS = "predictions.jsonl"
 _PICTURE_FOLDERS = ("maps", "masks", "overlays")
-# Threads that draw and write pictures, which takes longer than the model on a GPU
+# Threads that draw and write pictures, which takes longer than a GPU takes for the model
 _WRITERS = max(2, min(8, (os.cpu_count() or 1) // 2))
 
 
 @dataclass(frozen=True)
 class InputImage:
-    """An image to segment: where it is, and its name below the output folders, without extension."""
+    """An image to segment: its path or URL, and its file name in the output folders, without extension."""
 
     path: str
     name: str
@@ -64,12 +65,13 @@ class InputImage:
 @dataclass
 class PredictionSummary:
     """
-    What a run of [`predict_files`] came to.
+    Outcome of a run of [`predict_files`].
 
     Args:
-        predicted, skipped (`int`): images segmented now, and already before.
+        predicted (`int`): images segmented by this run.
+        skipped (`int`): images segmented by earlier runs.
         errors (`list[tuple[str, str]]`): path and message of each image that could not be segmented.
-        seconds (`float`), images_per_second (`float`): of this process.
+        seconds (`float`): duration in this process.
         records (`Path`): `predictions.jsonl`.
     """
 
@@ -81,7 +83,7 @@ class PredictionSummary:
 
     @property
     def images_per_second(self) -> float:
-        """Segmented now, by the time it took."""
+        """Throughput of this run."""
         return self.predicted / self.seconds if self.seconds else 0.0
 
 
@@ -164,30 +166,35 @@ def predict_files(
     **options: Any,
 ) -> PredictionSummary:
     """
-    Segment image files, on as many processes as `accelerate launch` has started.
+    Segment image files, divided among the processes that `accelerate launch` has started.
 
     Args:
-        pipe ([`AnomalySegmentationPipeline`]): does it.
+        pipe ([`AnomalySegmentationPipeline`]): the pipeline to run.
         sources (iterable of `str`): files, folders, glob patterns or URLs, see [`list_inputs`].
-        output_dir (`str`): written to: `predictions.jsonl`, `maps/`, `masks/`, `overlays/`.
+        output_dir (`str`):
+            Folder to write: `predictions.jsonl`, `predictions.csv`, `maps/`, `masks/` and `overlays/`.
         save_maps (`"png"`, `"npy"` or `None`): 16-bit PNG (value times 65535) or float32 NumPy arrays.
-        save_masks (`bool`): 8-bit PNG, 0 and 255; only where a threshold is known.
-        save_overlays (`bool`): the image under its map on the fixed scale, JPEG.
-        batch_size, num_workers (`int`): of the pipeline.
-        overwrite (`bool`): segment again what is recorded already.
-        progress (`bool`): show a bar.
-        options: arguments of the pipeline's call; `output_image` is set by `save_overlays`.
+        save_masks (`bool`): whether to write masks, 8-bit PNG, 0 and 255; needs a threshold.
+        save_overlays (`bool`): whether to write the images with their maps drawn over them, JPEG, on a fixed scale.
+        batch_size, num_workers (`int`): arguments of the pipeline's call.
+        overwrite (`bool`): whether to segment recorded images again.
+        progress (`bool`): whether to show a progress bar.
+        options: further arguments of the pipeline's call; `output_image` is set by `save_overlays`.
 
     Returns:
-        [`PredictionSummary`], over all processes.
+        [`PredictionSummary`] over all processes.
+
+    Raises:
+        ValueError: `save_maps` is none of its values.
+        FileNotFoundError: a source does not exist, or has no image.
     """
     if save_maps not in ("png", "npy", None):
         raise ValueError(f"save_maps={save_maps!r} must be 'png', 'npy' or None.")
     output_dir = Path(output_dir)
     state = process_state()
     if overwrite and state.is_main_process:
-        for part in _parts(output_dir):
-            part.unlink()
+        for file in _record_files(output_dir):
+            file.unlink()
     state.wait_for_everyone()
     records = read_predictions(output_dir)
     names = {record["image"]: record["name"] for record in records}
@@ -199,23 +206,18 @@ def predict_files(
     state.wait_for_everyone()
 
     output_dir.mkdir(parents=True, exist_ok=True)
-    part = _RECORDS if state.num_processes == 1 else f"predictions-{state.process_index:03d}.jsonl"
-    _end_last_line(output_dir / part)
+    name = _RECORDS if state.num_processes == 1 else f"predictions-{state.process_index:03d}.jsonl"
+    _end_last_line(output_dir / name)
     writer = PictureWriter(output_dir, save_maps, save_masks, save_overlays)
+    results = _results(pipe, mine, batch_size, num_workers, {**options, "output_image": save_overlays})
     started, summary = time.perf_counter(), PredictionSummary(skipped=len(inputs) - len(todo))
-    bar = tqdm(total=len(mine), desc="predict", disable=not (progress and state.is_local_main_process), unit="image")
-    results = iter(
-        pipe(
-            _Paths(mine),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            on_error="return",
-            **{**options, "output_image": save_overlays},
-        )
-        if mine
-        else ()
-    )
-    with open(output_dir / part, "a", encoding="utf-8") as file, ThreadPoolExecutor(_WRITERS) as pool:
+    with (
+        open(output_dir / name, "a", encoding="utf-8") as file,
+        ThreadPoolExecutor(_WRITERS) as pool,
+        tqdm(
+            total=len(mine), desc="predict", disable=not (progress and state.is_local_main_process), unit="image"
+        ) as bar,
+    ):
         for record in _in_order(pool, writer, mine, results, ahead=4 * batch_size):
             file.write(json.dumps(record) + "\n")
             file.flush()
@@ -224,14 +226,28 @@ def predict_files(
             else:
                 summary.predicted += 1
             bar.update()
-    bar.close()
     summary.seconds = time.perf_counter() - started
     state.wait_for_everyone()
-    _collect(summary, output_dir, inputs, state)
+    _merge_records(summary, output_dir, inputs, state)
     return summary
 
 
+def _results(
+    pipe: AnomalySegmentationPipeline,
+    images: Sequence[InputImage],
+    batch_size: int,
+    num_workers: int,
+    options: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Run the pipeline lazily; an image that fails gives a result with `error`."""
+    if not images:
+        return iter(())
+    return iter(pipe(_Paths(images), batch_size=batch_size, num_workers=num_workers, on_error="return", **options))
+
+
 class _Paths(torch.utils.data.Dataset):
+    """Paths of images, for the pipeline's DataLoader."""
+
     def __init__(self, images: Sequence[InputImage]):
         self.images = images
 
@@ -244,7 +260,12 @@ class _Paths(torch.utils.data.Dataset):
 
 @dataclass
 class PictureWriter:
-    """Writes one result's pictures; returns its record. Arguments as of [`predict_files`]."""
+    """
+    Writes the pictures of one result and returns its record.
+
+    Args:
+        output_dir, save_maps, save_masks, save_overlays: see [`predict_files`].
+    """
 
     output_dir: Path
     save_maps: str | None
@@ -252,7 +273,16 @@ class PictureWriter:
     save_overlays: bool
 
     def __call__(self, image: InputImage, result: dict[str, Any]) -> dict[str, Any]:
-        """An image and what the pipeline gave for it, with `output_image` for overlays -> its record."""
+        """
+        Write the pictures of an image.
+
+        Args:
+            image ([`InputImage`]): the image.
+            result (`dict`): the pipeline's result for it, with `output_image=True` if overlays are written.
+
+        Returns:
+            The image's record, as plain values.
+        """
         if "error" in result:
             return {"image": image.path, "name": image.name, "error": result["error"]}
         anomaly_map = result["anomaly_map"]
@@ -268,21 +298,22 @@ class PictureWriter:
         }
         if self.save_maps == "png":
             levels = np.rint(anomaly_map.clip(0, 1) * 65535).astype(np.uint16)
-            # run lengths only: five times faster for maps than zlib's default, and a twentieth larger
+            # Run lengths only: for maps, five times faster than zlib's default and 5 % larger
             save = partial(Image.fromarray(levels).save, compress_type=zlib.Z_RLE)
-            record["map"] = self._path("maps", image, ".png", save)
+            record["map"] = self._save("maps", image, ".png", save)
         elif self.save_maps == "npy":
-            record["map"] = self._path("maps", image, ".npy", lambda path: np.save(path, anomaly_map))
+            record["map"] = self._save("maps", image, ".npy", lambda path: np.save(path, anomaly_map))
         if self.save_masks and result["mask"] is not None:
-            record["mask"] = self._path("masks", image, ".png", result["mask"].save)
+            record["mask"] = self._save("masks", image, ".png", result["mask"].save)
         if self.save_overlays:
             picture = overlay(result["image"], anomaly_map, result["mask"])
-            record["overlay"] = self._path("overlays", image, ".jpg", partial(picture.save, quality=90))
+            record["overlay"] = self._save("overlays", image, ".jpg", partial(picture.save, quality=90))
         if "regions" in result:
             record["regions"] = result["regions"]
         return record
 
-    def _path(self, kind: str, image: InputImage, extension: str, save) -> str:
+    def _save(self, kind: str, image: InputImage, extension: str, save: Callable[[Path], None]) -> str:
+        """Call `save` with the file's path; return the path relative to the output folder."""
         relative = Path(kind) / (image.name + extension)
         path = self.output_dir / relative
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +324,7 @@ class PictureWriter:
 def _in_order(
     pool: ThreadPoolExecutor, writer: PictureWriter, images: Sequence[InputImage], results: Iterator[dict], ahead: int
 ) -> Iterator[dict]:
-    """Write in threads while the model goes on; records come out in order, and at most `ahead` results are held."""
+    """Write in threads while the model runs; yield records in order, holding at most `ahead` results."""
     waiting: list[Future] = []
     for image, result in zip(images, results, strict=True):
         waiting.append(pool.submit(writer, image, result))
@@ -304,12 +335,12 @@ def _in_order(
 
 
 def process_state() -> PartialState:
-    """Which of how many processes this is. (Left to itself, `PartialState` overlooks processes on the CPU.)"""
+    """Return the state of this process among those launched, also on CPUs, which `PartialState` alone overlooks."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _end_last_line(path: Path) -> None:
-    """After a kill the last record may be torn; the next one must not be glued to it."""
+    """End an incomplete last record, as a killed process leaves, so that the next record starts on its own line."""
     if path.is_file() and path.stat().st_size:
         with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)
@@ -317,37 +348,42 @@ def _end_last_line(path: Path) -> None:
                 file.write(b"\n")
 
 
-def _parts(output_dir: Path) -> list[Path]:
+def _record_files(output_dir: Path) -> list[Path]:
+    """Return the files of records: one, and while several processes run, or after a kill, one of each process."""
     return sorted(output_dir.glob("predictions*.jsonl")) if output_dir.is_dir() else []
 
 
 def read_predictions(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a folder, of all its processes; the newest of each image, half-written lines left out."""
+    """
+    Return the newest record of each image in the output folder of [`predict_files`], from all processes.
+
+    Incomplete lines, as a killed process leaves, are skipped.
+    """
     records: dict[str, dict] = {}
-    for part in _parts(Path(output_dir)):
-        for line in part.read_text(encoding="utf-8").splitlines():
+    for file in _record_files(Path(output_dir)):
+        for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
-                continue  # the process was killed while writing it
+                continue
             records[record["image"]] = record
     return list(records.values())
 
 
-def _collect(summary: PredictionSummary, output_dir: Path, inputs: list[InputImage], state: PartialState) -> None:
-    """One file of records from all processes', in the order of the inputs, and the table beside it."""
+def _merge_records(
+    summary: PredictionSummary, output_dir: Path, inputs: list[InputImage], state: PartialState
+) -> None:
+    """Write one file of the records of all processes, in the order of the inputs, and the table; fill the summary."""
     records = {record["image"]: record for record in read_predictions(output_dir)}
     state.wait_for_everyone()
     if state.is_main_process:
         known = [image.path for image in inputs if image.path in records]
-        known += sorted(records.keys() - set(known))
-        unfinished = output_dir / f".{_RECORDS}.unfinished"
-        unfinished.write_text("".join(json.dumps(records[path]) + "\n" for path in known), encoding="utf-8")
-        os.replace(unfinished, output_dir / _RECORDS)
-        for part in _parts(output_dir):
-            if part.name != _RECORDS:
-                part.unlink()
-        write_csv([records[path] for path in known], output_dir / "predictions.csv")
+        ordered = [records[path] for path in [*known, *sorted(records.keys() - set(known))]]
+        _write_whole(output_dir / _RECORDS, "".join(json.dumps(record) + "\n" for record in ordered))
+        for file in _record_files(output_dir):
+            if file.name != _RECORDS:
+                file.unlink()
+        write_csv(ordered, output_dir / "predictions.csv")
     state.wait_for_everyone()
     summary.records = output_dir / _RECORDS
     if state.num_processes > 1:
@@ -358,17 +394,37 @@ def _collect(summary: PredictionSummary, output_dir: Path, inputs: list[InputIma
         summary.predicted = len(inputs) - summary.skipped - len(summary.errors)
 
 
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it, so that it is never incomplete."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8", newline="")
+    os.replace(unfinished, path)
+
+
 def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """One line for each image, without regions."""
+    """
+    Write a table with one line per image, without regions.
+
+    Args:
+        records (sequence of `dict`): records as [`read_predictions`] returns them.
+        path (`Path`): file to write.
+    """
     columns = ["image", "score", "label", "threshold", "image_threshold", "height", "width", "map", "mask", "overlay"]
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*columns, "error"], extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*columns, "error"], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    _write_whole(path, text.getvalue())
 
 
 def write_coco(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Regions as COCO annotations: `bbox` [x, y, width, height], `segmentation` polygons, `score`."""
+    """
+    Write the regions as COCO annotations: `bbox` [x, y, width, height], `segmentation` polygons, `score`.
+
+    Args:
+        records (sequence of `dict`): records as [`read_predictions`] returns them; errors are left out.
+        path (`Path`): file to write.
+    """
     images, annotations = [], []
     for number, record in enumerate(record for record in records if "error" not in record):
         images.append(
@@ -389,4 +445,4 @@ def write_coco(records: Sequence[dict[str, Any]], path: Path) -> None:
                 }
             )
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "anomaly"}]}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    _write_whole(path, json.dumps(content))
