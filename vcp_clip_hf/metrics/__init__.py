@@ -1,6 +1,6 @@
-"""Metrics of anomaly segmentation: exact or in constant memory, per product, mergeable. They know no model."""
+"""Metrics of anomaly segmentation, independent of any model: exact or in constant memory, per product, mergeable."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .curves import (
     RankedScores,
@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    # `evaluate` takes seconds to import; the evaluator does without
+def __getattr__(name: str) -> Any:
+    # The library evaluate is optional and takes seconds to import
     if name == "AnomalySegmentationMetric":
         from .anomaly_segmentation import AnomalySegmentationMetric
 

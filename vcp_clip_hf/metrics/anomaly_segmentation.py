@@ -1,10 +1,12 @@
-"""The metrics as an `evaluate.Metric`."""
+"""Anomaly segmentation metrics as an `evaluate.Metric`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 
 from .evaluator import AnomalySegmentationEvaluator
+from .inputs import Image, Images, Values
 
 
 try:
@@ -49,19 +51,19 @@ _CITATION = """\
 
 class AnomalySegmentationMetric(evaluate.Metric):
     """
-    [`AnomalySegmentationEvaluator`] behind the interface of the `evaluate` library.
+    [`AnomalySegmentationEvaluator`] with the interface of the `evaluate` library.
 
-    Each batch is reduced as it comes. Nothing goes through `evaluate`'s Arrow files, which would hand every map back
+    Each batch is reduced when it is added. `evaluate`'s Arrow files are not used, since they would return every map
     as nested Python lists (13 MB for 518 x 518 pixels), and nothing is written to its cache folder.
 
     Args:
-        metrics, mode, fpr_limit, score_range, mantissa_bits, skip_undefined: as of [`AnomalySegmentationEvaluator`].
-        kwargs: as of `evaluate.Metric`. Those about files (`cache_dir`, `keep_in_memory`, ...) have no effect.
+        metrics, mode, fpr_limit, score_range, mantissa_bits, skip_undefined: see [`AnomalySegmentationEvaluator`].
+        kwargs: arguments of `evaluate.Metric`. Those about files (`cache_dir`, `keep_in_memory`, ...) have no effect.
 
     Raises:
         ValueError: `num_process` is not 1. `evaluate` joins its processes through locked files, which hangs as soon as
-            one of them has no samples. Let each process have a metric of its own and merge their states instead, as
-            the example shows.
+            one of them has no samples. Use one metric in each process and merge their states instead, as the example
+            shows.
 
     ```python
     >>> metric = AnomalySegmentationMetric(mode="streaming")
@@ -85,7 +87,7 @@ class AnomalySegmentationMetric(evaluate.Metric):
         score_range: tuple[float, float] = (0.0, 1.0),
         mantissa_bits: int = 11,
         skip_undefined: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         if kwargs.get("num_process", 1) != 1:
             raise ValueError(
@@ -103,11 +105,18 @@ class AnomalySegmentationMetric(evaluate.Metric):
         )
 
     def __len__(self) -> int:
-        """How many images have been added since the last `compute`."""
+        """Return the number of images added since the last `compute`."""
         return self.evaluator.num_images
 
     def add_batch(
-        self, *, predictions, references=None, products="all", image_scores=None, labels=None, image_ids=None
+        self,
+        *,
+        predictions: Images,
+        references: Images | Sequence[Any] | None = None,
+        products: str | Sequence[str] = "all",
+        image_scores: Values | None = None,
+        labels: Values | None = None,
+        image_ids: Sequence[str] | None = None,
     ) -> None:
         """Add a batch of anomaly maps and masks, and reduce it at once."""
         self.evaluator.add(
@@ -120,7 +129,14 @@ class AnomalySegmentationMetric(evaluate.Metric):
         )
 
     def add(
-        self, *, prediction, reference=None, product: str = "all", image_score=None, label=None, image_id=None
+        self,
+        *,
+        prediction: Image,
+        reference: Image | None = None,
+        product: str = "all",
+        image_score: float | None = None,
+        label: int | None = None,
+        image_id: str | None = None,
     ) -> None:
         """Add one anomaly map and its mask, and reduce it at once."""
         self.evaluator.add(
@@ -132,14 +148,16 @@ class AnomalySegmentationMetric(evaluate.Metric):
             image_ids=None if image_id is None else [image_id],
         )
 
-    def compute(self, *, predictions=None, references=None, **kwargs) -> dict:
-        """Compute everything over all that was added, these inputs included, and start anew."""
+    def compute(
+        self, *, predictions: Images | None = None, references: Images | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Add these inputs, compute the metrics of all images added, and forget the images."""
         inputs = {"references": references, **kwargs}
         given = [name for name, values in inputs.items() if values is not None]
         if predictions is not None:
             self.add_batch(predictions=predictions, **inputs)
         elif given:
-            raise ValueError(f"{', '.join(given)} came without predictions.")
+            raise ValueError(f"{', '.join(given)} came without predictions; pass both.")
         result = self.evaluator.compute()
         self.evaluator.reset()
         return result
@@ -156,5 +174,5 @@ class AnomalySegmentationMetric(evaluate.Metric):
         )
 
     def _build_data_dir(self) -> str:
-        # The base class would create it, also where the home folder cannot be written to
+        # The base class would create the folder, which fails if the home folder is read-only
         return self._data_dir_root

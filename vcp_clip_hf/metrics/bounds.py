@@ -1,8 +1,8 @@
-"""What a histogram of scores proves about the metrics.
+"""Bounds of the metrics, from a histogram of scores.
 
-A histogram forgets the order of different scores within a bin and nothing else. Each function here therefore gives
-three numbers: the metric under the worst and under the best order within every bin, between which the exact value must
-lie, and an estimate between the two. A bin whose scores are all equal forgets nothing. The exact definitions are in
+A histogram loses the order of different scores within a bin and nothing else. Each function here therefore returns
+three numbers: the metric for the worst and for the best order within every bin, between which the exact value must
+lie, and an estimate between the two. A bin whose scores are all equal loses nothing. The exact definitions are in
 `curves.py`.
 """
 
@@ -28,12 +28,12 @@ __all__ = [
 ]
 
 
-# Sums over all the pixels of a data set round; that must not lead out of the bounds
+# Rounding error of sums over all pixels of a dataset, by which the bounds are widened
 _ROUNDING = 1e-9
 
 
 class BoundedValue(NamedTuple):
-    """An estimate, and the two numbers between which the exact value lies."""
+    """An estimate, and two numbers between which the exact value lies."""
 
     value: float
     lower: float
@@ -43,16 +43,16 @@ class BoundedValue(NamedTuple):
 @dataclass(frozen=True)
 class RankedBins:
     """
-    The occupied bins from the highest score down, K of them.
+    The K occupied bins, from the highest score down.
 
     Args:
-        index (`Callable`): scores -> numbers of their bins.
-        lower_edge (`Callable`): number of a bin -> its smallest score.
+        index (`Callable`): function from scores to the numbers of their bins.
+        lower_edge (`Callable`): function from the number of a bin to its smallest score.
         bins (`np.ndarray` of shape `(K,)`): numbers of the bins, descending.
-        values (`np.ndarray` of shape `(K,)`): the score of all pixels in a bin, NaN where they differ.
-        positives, negatives (`np.ndarray` of shape `(K,)`): abnormal and normal pixels in each.
+        values (`np.ndarray` of shape `(K,)`): common score of all pixels in a bin, NaN if they differ.
+        positives, negatives (`np.ndarray` of shape `(K,)`): number of abnormal and normal pixels in each bin.
         overlap (`np.ndarray` of shape `(K,)`): mean over the regions of their fraction in this bin or above.
-        lowest, highest (`np.floating`): of all scores, exact.
+        lowest, highest (`np.floating`): extremes of all scores, exact.
     """
 
     index: Callable[[np.ndarray], np.ndarray]
@@ -67,12 +67,12 @@ class RankedBins:
 
     @cached_property
     def true_positives(self) -> np.ndarray:
-        """Abnormal pixels in this bin or above, int64 `(K,)`."""
+        """Number of abnormal pixels in this bin or above, int64 `(K,)`."""
         return np.cumsum(self.positives)
 
     @cached_property
     def false_positives(self) -> np.ndarray:
-        """Normal pixels in this bin or above, int64 `(K,)`."""
+        """Number of normal pixels in this bin or above, int64 `(K,)`."""
         return np.cumsum(self.negatives)
 
     @cached_property
@@ -82,12 +82,12 @@ class RankedBins:
 
     @property
     def num_positives(self) -> int:
-        """Abnormal pixels."""
+        """Number of abnormal pixels."""
         return int(self.positives.sum())
 
     @property
     def num_negatives(self) -> int:
-        """Normal pixels."""
+        """Number of normal pixels."""
         return int(self.negatives.sum())
 
     def need_both(self) -> None:
@@ -100,8 +100,8 @@ class RankedBins:
 
 def auroc_bounds(ranked: RankedBins) -> BoundedValue:
     """
-    AUROC. The pairs of an abnormal and a normal pixel in one bin are all lost or all won at the bounds; the estimate
-    counts them half, as ties.
+    Return bounds of AUROC. At the bounds, all pairs of an abnormal and a normal pixel in one bin are lost, or all are
+    won; the estimate counts them half, as ties.
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal.
@@ -118,8 +118,8 @@ def auroc_bounds(ranked: RankedBins) -> BoundedValue:
 
 def average_precision_bounds(ranked: RankedBins) -> BoundedValue:
     """
-    Average precision. Best order: in every bin the abnormal pixels first, all with one score. Worst: the normal pixels
-    first, then the abnormal ones with a score each. The estimate is the middle.
+    Return bounds of average precision. Best order in every bin: the abnormal pixels first, all with one score. Worst
+    order: the normal pixels first, then the abnormal ones, each with another score. The estimate is the middle.
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal.
@@ -129,8 +129,9 @@ def average_precision_bounds(ranked: RankedBins) -> BoundedValue:
     found = ranked.positives[here].astype(np.float64)
     hits, alarms = ranked.true_positives[here].astype(np.float64), ranked.false_positives[here].astype(np.float64)
     best = found * hits / (hits + alarms - ranked.negatives[here])
-    # Worst, the i-th of n has the precision f(i) = (h + i) / (h + i + c), with h hits above the bin and c alarms down
-    # to its end. f is concave, hence f(i) >= mean of f over [i - 1/2, i + 1/2], and the sum is at least an integral.
+    # At worst, the i-th of n has the precision f(i) = (h + i) / (h + i + c), with h hits above the bin and c alarms
+    # down to its end. f is concave, hence f(i) >= mean of f over [i - 1/2, i + 1/2], and the sum is at least an
+    # integral.
     worst = found - alarms * np.log1p(found / (hits - found + alarms + 0.5))
     tied = ranked.tied[here]
     best[tied] = worst[tied] = (found * hits / (hits + alarms))[tied]
@@ -140,9 +141,9 @@ def average_precision_bounds(ranked: RankedBins) -> BoundedValue:
 
 def f1_max_bounds(ranked: RankedBins) -> tuple[BoundedValue, BoundedValue]:
     """
-    F1-max, and its threshold. The lower bound of F1-max is reached at the estimated threshold, the edge of a bin, and
-    is the estimate too. At the upper bound a threshold inside of a bin parts its abnormal pixels from its normal ones.
-    The exact threshold lies in one of the bins that could win that way.
+    Return bounds of F1-max, and of its threshold. The lower bound of F1-max, which is also the estimate, is reached at
+    the estimated threshold, the edge of a bin. At the upper bound, a threshold inside a bin separates its abnormal
+    pixels from its normal ones. The exact threshold lies in one of the bins that could reach the maximum that way.
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal.
@@ -156,8 +157,9 @@ def f1_max_bounds(ranked: RankedBins) -> tuple[BoundedValue, BoundedValue]:
 
 def iou_bounds(ranked: RankedBins) -> BoundedValue:
     """
-    Intersection over union at the threshold of F1-max, for scores above it. The exact threshold may lie anywhere in
-    the bins that [`f1_max_bounds`] leaves open. The estimate is the value at the edge that reaches the F1.
+    Return bounds of the intersection over union at the threshold of F1-max, for scores above it. The exact threshold
+    may lie anywhere in the bins that [`f1_max_bounds`] leaves open. The estimate is the value at the edge that reaches
+    the F1.
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal.
@@ -176,8 +178,9 @@ def iou_bounds(ranked: RankedBins) -> BoundedValue:
 
 def pro_bounds(ranked: RankedBins, fpr_limit: float = 0.3) -> BoundedValue:
     """
-    Per-region overlap up to a false positive rate, divided by that rate. Within a bin the curve runs from one corner
-    of a rectangle to the opposite one: below it at the lower bound, above at the upper. The estimate is the middle.
+    Return bounds of the per-region overlap up to a false positive rate, divided by that rate. Within a bin, the curve
+    runs from one corner of a rectangle to the opposite one: along the lower edges at the lower bound, along the upper
+    edges at the upper. The estimate is the middle.
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal.
@@ -188,7 +191,7 @@ def pro_bounds(ranked: RankedBins, fpr_limit: float = 0.3) -> BoundedValue:
     limit = fpr_limit * ranked.num_negatives
     widths = np.diff(np.minimum(ranked.false_positives, limit), prepend=0.0)
     floor, ceiling = np.append(0.0, ranked.overlap[:-1]), ranked.overlap
-    # Through equal scores the curve is a straight line, cut where the limit falls into it
+    # Through equal scores the curve is a straight line, which the limit may cut
     share = np.divide(widths, ranked.negatives, out=np.zeros_like(widths), where=ranked.negatives > 0)
     straight = floor + (ceiling - floor) * share / 2
     lower = widths @ np.where(ranked.tied, straight, floor) / limit
@@ -198,8 +201,8 @@ def pro_bounds(ranked: RankedBins, fpr_limit: float = 0.3) -> BoundedValue:
 
 def pro_200_steps_bounds(ranked: RankedBins, fpr_limit: float = 0.3, steps: int = 200) -> BoundedValue:
     """
-    PRO as the VCP-CLIP authors compute it, see `pro_200_steps`. The thresholds are known exactly, and each leaves only
-    its own bin open. The bounds hold where the exact estimator has a value at all.
+    Return bounds of PRO as the VCP-CLIP authors compute it, see `pro_200_steps`. The thresholds are known exactly, and
+    each leaves only its own bin open. The bounds hold if the exact estimator has a value.
 
     Raises:
         UndefinedMetricError: as `pro_200_steps`.
@@ -211,7 +214,7 @@ def pro_200_steps_bounds(ranked: RankedBins, fpr_limit: float = 0.3, steps: int 
     bins = ranked.index(thresholds)
     surely = np.searchsorted(-ranked.bins, -bins, side="left")
     possibly = np.searchsorted(-ranked.bins, -bins, side="right")
-    # Comparing with the one score of a tied bin settles it; a comparison with NaN is false
+    # In a tied bin, comparing with its one score decides; a comparison with NaN is false
     values = np.append(ranked.values, np.nan)[surely]
     occupied = possibly > surely
     possibly = np.where(occupied & (values <= thresholds), surely, possibly)
@@ -220,7 +223,7 @@ def pro_200_steps_bounds(ranked: RankedBins, fpr_limit: float = 0.3, steps: int 
     overlaps = np.append(0.0, ranked.overlap)
     few, many = rates[surely], rates[possibly]
 
-    # Where the limit falls into a bin, there is a choice of thresholds that are the first below it
+    # If the limit falls into a bin, several thresholds may be the first below it
     first = np.count_nonzero(few >= fpr_limit)
     last = min(np.count_nonzero(many >= fpr_limit), len(bins) - 2)
     bounds = [
@@ -245,11 +248,12 @@ def _stretched_area_bounds(
     few: np.ndarray, many: np.ndarray, little: np.ndarray, much: np.ndarray, fpr_limit: float
 ) -> tuple[float, float]:
     """
-    Bounds of `stretched_area`, all points kept, for rates in [few, many] and overlaps in [little, much].
+    Return bounds of `stretched_area`, with all points kept, for rates in [few, many] and overlaps in [little, much].
 
-    The area over the width is a mean of overlaps, weighted with the steps of the rate. It grows with every overlap; it
-    grows with the largest rate, where overlaps are largest, and with the smallest, where it drops the smallest ones;
-    and it shrinks when a rate in between grows, since that moves weight from larger overlaps to smaller ones.
+    The area divided by the width is a mean of overlaps, weighted with the steps of the rate. It grows with every
+    overlap. It grows with the largest rate, where overlaps are largest, and with the smallest rate, since that drops
+    the smallest overlaps. It shrinks when a rate in between grows, since that moves weight from larger overlaps to
+    smaller ones.
     """
     lower, upper = little[-1], much[0]
 
@@ -272,8 +276,8 @@ def _mean_overlap(rates: np.ndarray, overlaps: np.ndarray) -> float:
 
 def _f1_of_bins(ranked: RankedBins) -> tuple[int, np.ndarray, float, float]:
     """
-    Position of the bin whose lower edge reaches the largest F1, positions of the bins that could hold the exact
-    maximum, the F1 reached, and the most that it could be.
+    Return the position of the bin whose lower edge reaches the largest F1, the positions of the bins that could hold
+    the exact maximum, the F1 reached, and its largest possible value.
     """
     ranked.need_both()
     here = np.flatnonzero(ranked.positives)
@@ -286,7 +290,7 @@ def _f1_of_bins(ranked: RankedBins) -> tuple[int, np.ndarray, float, float]:
 
 
 def _lower_edge(ranked: RankedBins, position: int) -> float:
-    """The smallest score that a bin can hold, in the precision of the scores."""
+    """Return the smallest score that a bin can hold, in the precision of the scores."""
     if ranked.tied[position]:
         return float(ranked.values[position])
     edge = max(ranked.lower_edge(int(ranked.bins[position])), float(ranked.lowest))
@@ -296,7 +300,7 @@ def _lower_edge(ranked: RankedBins, position: int) -> float:
 
 
 def _upper_edge(ranked: RankedBins, position: int) -> float:
-    """No score in a bin is larger than this."""
+    """Return a number that no score in a bin exceeds."""
     if ranked.tied[position]:
         return float(ranked.values[position])
     if position == 0:

@@ -1,10 +1,10 @@
 """Exact metrics of anomaly scores: AUROC, average precision, F1-max, IoU and per-region overlap (PRO).
 
-All of them follow from one table, [`RankedScores`]: for every distinct score of an abnormal pixel, how many abnormal
-and how many normal pixels score as much. Scores of normal pixels in between change none of the metrics, so only they
-are sorted by value alone, which is the fastest sort there is; the few abnormal ones carry their regions along.
+All of them follow from one table, [`RankedScores`]: for every distinct score of an abnormal pixel, the number of
+abnormal and of normal pixels with at least that score. Scores of normal pixels in between change none of the metrics.
+The many normal pixels are therefore sorted by value alone, which is fast; the few abnormal ones with their regions.
 
-The functions work on images as well, a score for each, apart from the per-region ones.
+The functions work on one score per image as well, except for the per-region ones.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from ..connected_components import region_sizes
-from .inputs import as_images, as_labels, as_map, as_mask, as_scores
+from .inputs import Images, Values, as_images, as_labels, as_map, as_mask, as_scores
 
 
 __all__ = [
@@ -32,23 +32,23 @@ __all__ = [
 
 
 class UndefinedMetricError(ValueError):
-    """A metric has no value for these data; the message says why."""
+    """Raised if a metric has no value for the data; the message says why."""
 
 
 @dataclass(frozen=True)
 class RankedScores:
     """
-    What all metrics are computed from.
+    Table that all metrics are computed from.
 
     Args:
         negatives (`np.ndarray` of shape `(N,)`): scores of the normal pixels (or images), ascending.
         thresholds (`np.ndarray` of shape `(D,)`): the distinct scores of the abnormal ones, descending.
-        true_positives (`np.ndarray` of shape `(D,)`): abnormal ones with a score >= threshold.
-        false_positives (`np.ndarray` of shape `(D,)`): normal ones with a score >= threshold.
-        false_positives_above (`np.ndarray` of shape `(D,)`): normal ones with a score > threshold.
+        true_positives (`np.ndarray` of shape `(D,)`): number of abnormal ones with a score >= threshold.
+        false_positives (`np.ndarray` of shape `(D,)`): number of normal ones with a score >= threshold.
+        false_positives_above (`np.ndarray` of shape `(D,)`): number of normal ones with a score > threshold.
         overlap (`np.ndarray` of shape `(D,)`, *optional*):
             Mean over all regions of the fraction of a region with a score >= threshold, in [0, 1].
-        unit (`str`): "pixels" or "images", for messages.
+        unit (`str`): unit in messages, "pixels" or "images".
     """
 
     negatives: np.ndarray
@@ -69,13 +69,14 @@ class RankedScores:
         unit: str = "pixels",
     ) -> "RankedScores":
         """
-        Rank scores that are already apart. Sorts `negatives` in place.
+        Rank scores that are already separated. Sorts `negatives` in place.
 
         Args:
             negatives (`np.ndarray` of shape `(N,)`): finite scores of the normal pixels.
             positives (`np.ndarray` of shape `(P,)`): finite scores of the abnormal pixels, of the same dtype.
             sizes (`np.ndarray` of shape `(P,)`, *optional*): size of the region of each abnormal pixel.
-            num_regions (`int`): how many regions there are, for the mean over them.
+            num_regions (`int`): number of regions, for the mean over them.
+            unit (`str`): unit in messages, "pixels" or "images".
         """
         negatives.sort()
         overlap = None
@@ -88,7 +89,7 @@ class RankedScores:
         last_of_equals = np.flatnonzero(np.append(positives[1:] != positives[:-1], True)[: len(positives)])
         thresholds = positives[last_of_equals]
         total = len(negatives)
-        # Ascending needles walk through `negatives` once, without cache misses
+        # Ascending needles pass through `negatives` once, without cache misses
         needles = thresholds[::-1]
         return cls(
             negatives=negatives,
@@ -96,22 +97,23 @@ class RankedScores:
             true_positives=last_of_equals + 1,
             false_positives=total - np.searchsorted(negatives, needles, side="left")[::-1],
             false_positives_above=total - np.searchsorted(negatives, needles, side="right")[::-1],
-            # Sums of fractions may pass 1 by a rounding error
+            # Sums of fractions may exceed 1 by a rounding error
             overlap=None if overlap is None else np.minimum(overlap[last_of_equals], 1.0),
             unit=unit,
         )
 
     @classmethod
-    def from_labels(cls, scores, labels, unit: str = "images") -> "RankedScores":
+    def from_labels(cls, scores: Values, labels: Values, unit: str = "images") -> "RankedScores":
         """
         Rank one score per image (or per pixel, without regions).
 
         Args:
             scores (`np.ndarray`, `torch.Tensor` or sequence of shape `(length,)`): finite, higher is more abnormal.
-            labels (`np.ndarray`, `torch.Tensor` or sequence of shape `(length,)`): 0 or False normal, 1 or True not.
+            labels (`np.ndarray`, `torch.Tensor` or sequence of shape `(length,)`): 0 or 1, 1 where abnormal.
+            unit (`str`): unit in messages, "pixels" or "images".
 
         Raises:
-            ValueError: different lengths, scores that are not finite, labels other than 0 and 1.
+            ValueError: lengths differ, scores are not finite, or labels are not 0 and 1.
         """
         scores, labels = as_scores(scores, "scores"), as_labels(labels, "labels")
         if len(scores) != len(labels):
@@ -119,7 +121,7 @@ class RankedScores:
         return cls.from_split(scores[~labels], scores[labels], unit=unit)
 
     @classmethod
-    def from_maps(cls, maps, masks) -> "RankedScores":
+    def from_maps(cls, maps: Images, masks: Images) -> "RankedScores":
         """
         Rank all pixels of a set of images together.
 
@@ -130,7 +132,7 @@ class RankedScores:
                 Booleans or 0/1, 1 where abnormal.
 
         Raises:
-            ValueError: shapes that differ, masks of other values, or maps with NaN; names the image.
+            ValueError: shapes differ, masks have other values, or maps have NaN; the message names the image.
         """
         maps, masks = as_images(maps, "maps"), as_images(masks, "masks")
         if len(maps) != len(masks):
@@ -152,12 +154,12 @@ class RankedScores:
 
     @property
     def num_positives(self) -> int:
-        """Abnormal pixels."""
+        """Number of abnormal pixels."""
         return int(self.true_positives[-1]) if len(self.true_positives) else 0
 
     @property
     def num_negatives(self) -> int:
-        """Normal pixels."""
+        """Number of normal pixels."""
         return len(self.negatives)
 
     @cached_property
@@ -172,9 +174,11 @@ class RankedScores:
 
 def split_scores(anomaly_map: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """
-    One checked map and its mask -> scores of the normal pixels, scores of the abnormal pixels, the size in pixels of
-    the region of each abnormal pixel (int32), and the number of regions. New arrays, all one-dimensional. Without a
-    mask all pixels are normal.
+    Split the scores of one checked map by its mask. Without a mask, all pixels are normal.
+
+    Returns:
+        Scores of the normal pixels; scores of the abnormal pixels; size in pixels of the region of each abnormal pixel
+        (int32); number of regions. The arrays are new and one-dimensional.
     """
     if mask is None or not mask.any():
         return anomaly_map.flatten(), np.empty(0, anomaly_map.dtype), np.empty(0, np.int32), 0
@@ -183,7 +187,8 @@ def split_scores(anomaly_map: np.ndarray, mask: np.ndarray | None) -> tuple[np.n
 
 def auroc(ranked: RankedScores) -> float:
     """
-    Area under the ROC curve: the chance that an abnormal pixel scores higher than a normal one, ties counted half.
+    Return the area under the ROC curve: the probability that an abnormal pixel has a higher score than a normal one,
+    with ties counted half.
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal.
@@ -196,8 +201,8 @@ def auroc(ranked: RankedScores) -> float:
 
 def average_precision(ranked: RankedScores) -> float:
     """
-    Area under the precision-recall curve as a sum of steps, without interpolation: over all thresholds, precision
-    times the recall gained. Equal to scikit-learn's `average_precision_score`.
+    Return the area under the precision-recall curve as a sum of steps, without interpolation: over all thresholds,
+    precision times the recall gained. Equal to scikit-learn's `average_precision_score`.
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal (then any scores would reach 1).
@@ -210,8 +215,8 @@ def average_precision(ranked: RankedScores) -> float:
 
 def f1_max(ranked: RankedScores) -> tuple[float, float]:
     """
-    The largest F1 of "abnormal where score >= threshold" over all thresholds, and the lowest threshold that reaches
-    it.
+    Return the largest F1 of "abnormal where score >= threshold" over all thresholds, and the lowest threshold that
+    reaches it.
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal (then any scores would reach 1).
@@ -221,14 +226,14 @@ def f1_max(ranked: RankedScores) -> tuple[float, float]:
 
 def iou(ranked: RankedScores, threshold: float) -> float:
     """
-    Intersection over union of the mask and "abnormal where score > threshold", over all pixels together. The
-    comparison is strict, as in the VCP-CLIP authors' code.
+    Return the intersection over union of the mask and "abnormal where score > threshold", over all pixels together.
+    The comparison is strict, as in the VCP-CLIP authors' code.
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal.
     """
     _need_both(ranked)
-    # In the scores' own precision, as NumPy compares an array with a number; it also saves a copy of all scores
+    # In the precision of the scores, as NumPy compares an array with a number; this also saves a copy of all scores
     threshold = ranked.negatives.dtype.type(threshold)
     above = np.searchsorted(-ranked.thresholds, -threshold, side="left")
     hits = int(ranked.true_positives[above - 1]) if above else 0
@@ -238,12 +243,13 @@ def iou(ranked: RankedScores, threshold: float) -> float:
 
 def pro(ranked: RankedScores, fpr_limit: float = 0.3) -> float:
     """
-    Area under the per-region overlap curve (Bergmann et al., MVTec AD, IJCV 2021) up to a false positive rate, divided
-    by that rate. Exact: every distinct score is a threshold, the curve is linear between two of them and is cut by
-    interpolation.
+    Return the area under the per-region overlap curve (Bergmann et al., MVTec AD, IJCV 2021) up to a false positive
+    rate, divided by that rate. Exact: every distinct score is a threshold, the curve is linear between two of them and
+    is cut by interpolation.
 
     Args:
-        fpr_limit (`float`, *optional*, defaults to 0.3): in (0, 1].
+        ranked ([`RankedScores`]): scores ranked with regions.
+        fpr_limit (`float`, *optional*, defaults to 0.3): largest false positive rate, in (0, 1].
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal.
@@ -263,12 +269,12 @@ def pro(ranked: RankedScores, fpr_limit: float = 0.3) -> float:
 
 def pro_200_steps(ranked: RankedScores, fpr_limit: float = 0.3, steps: int = 200) -> float:
     """
-    PRO as the VCP-CLIP authors (and APRIL-GAN, AnomalyCLIP, ...) compute it: 200 evenly spaced thresholds between the
-    lowest and the highest score, those with a false positive rate below the limit kept, and the rates of these
-    stretched so that they run from 0 to 1.
+    Return PRO as the VCP-CLIP authors (and APRIL-GAN, AnomalyCLIP, ...) compute it: of 200 evenly spaced thresholds
+    between the lowest and the highest score, those with a false positive rate below the limit are kept, and their
+    rates are stretched to run from 0 to 1.
 
-    It is here for comparison with published tables. It changes when scores are rescaled, even though their order does
-    not; [`pro`] does not.
+    This estimator is for comparison with published tables. It changes when scores are rescaled without changing their
+    order; [`pro`] does not.
 
     Raises:
         UndefinedMetricError: all pixels are normal, or all abnormal; all scores are equal; or none or only one false
@@ -286,8 +292,8 @@ def pro_200_steps(ranked: RankedScores, fpr_limit: float = 0.3, steps: int = 200
 
 def even_thresholds(lowest: np.floating, highest: np.floating, steps: int) -> np.ndarray:
     """
-    The authors' thresholds, for "score > threshold". They are steps of float64 between extremes in the precision of
-    the scores; here they come rounded down to that precision, which decides every comparison the same way.
+    Return the authors' thresholds, for "score > threshold". They are steps of float64 between extremes in the
+    precision of the scores; here they are rounded down to that precision, which decides every comparison the same way.
     """
     if lowest == highest:
         raise UndefinedMetricError(f"all scores are equal ({float(lowest):g}), there are no steps between them")
@@ -302,7 +308,7 @@ def even_thresholds(lowest: np.floating, highest: np.floating, steps: int) -> np
 
 
 def stretched_area(rate: np.ndarray, overlap: np.ndarray, fpr_limit: float) -> float:
-    """Area under (rate, overlap), both descending, for rates below the limit, stretched to the width 1."""
+    """Return the area under (rate, overlap), both descending, for rates below the limit, stretched to a width of 1."""
     kept = rate < fpr_limit
     if not kept.any():
         raise UndefinedMetricError(f"no threshold has a false positive rate below {fpr_limit:g}")
@@ -332,7 +338,7 @@ def _need_regions(ranked: RankedScores, fpr_limit: float) -> None:
 
 
 def _cut(x: np.ndarray, y: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """The part of a curve (x ascending) up to the limit, its end interpolated."""
+    """Return the part of a curve (x ascending) up to the limit, with an interpolated end."""
     inside = np.searchsorted(x, limit, side="right")
     if inside == len(x):
         return x, y
@@ -346,5 +352,5 @@ def _area(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _clip(value: float) -> float:
-    """Rounding errors of sums must not lead out of [0, 1]."""
+    """Clip rounding errors of sums to [0, 1]."""
     return float(min(max(value, 0.0), 1.0))

@@ -1,4 +1,4 @@
-"""Metrics per product and their mean over products, fed batch by batch; NumPy is all it needs."""
+"""Metrics per product and their mean over products, computed from batches of maps and masks."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from . import bounds, curves
 from .bounds import BoundedValue, RankedBins
 from .curves import RankedScores, UndefinedMetricError
 from .exact_scores import ExactScores
-from .inputs import as_images, as_labels, as_map, as_mask, as_scores
+from .inputs import Image, Images, Values, as_images, as_labels, as_map, as_mask, as_scores
 from .score_histogram import ScoreGrid, ScoreHistogram
 
 
@@ -30,7 +30,7 @@ PIXEL_METRICS = (
 )
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max", "image_f1_threshold")
 
-# One product's threshold says nothing about another's: there is no mean of them
+# Thresholds of different products are not comparable, so they have no mean
 _THRESHOLDS = ("pixel_f1_threshold", "image_f1_threshold")
 
 _STATE_VERSION = 1
@@ -41,32 +41,32 @@ class AnomalySegmentationEvaluator:
     Computes the metrics of anomaly segmentation and detection, per product and as their mean over products, which is
     the convention of VCP-CLIP (ECCV 2024) and of the tables it compares with.
 
-    | name | what it is |
+    | name | meaning |
     |---|---|
     | `pixel_auroc`, `pixel_ap` | area under the ROC curve; average precision, over all pixels of a product |
     | `pixel_f1_max`, `pixel_f1_threshold` | the largest F1 of score >= threshold; the lowest such threshold |
     | `pixel_iou` | intersection over union for scores > that threshold |
     | `pixel_pro` | per-region overlap, exact, up to `fpr_limit`, divided by it |
-    | `pixel_pro_200` | the same as the authors estimate it, from 200 thresholds; published numbers are these |
-    | `image_auroc`, `image_ap`, `image_f1_max`, `image_f1_threshold` | the same of one score per image |
+    | `pixel_pro_200` | per-region overlap as the authors estimate it, from 200 thresholds, as in published tables |
+    | `image_auroc`, `image_ap`, `image_f1_max`, `image_f1_threshold` | the same for one score per image |
 
-    All but the thresholds lie in [0, 1]. Where a metric has no value (no abnormal pixels, no normal images, ...) it is
-    NaN, and the result says why.
+    All but the thresholds lie in [0, 1]. A metric without a value (no abnormal pixels, no normal images, ...) is NaN,
+    and the result says why.
 
     Args:
-        metrics (`Sequence[str]`, *optional*, defaults to all): names from the table. Without pixel metrics no pixels
-            are kept.
+        metrics (`Sequence[str]`, *optional*, defaults to all):
+            Names from the table. Without pixel metrics, no pixels are kept.
         mode (`"exact"` or `"streaming"`, *optional*, defaults to `"exact"`):
             "exact" keeps the scores, 4 bytes per pixel of float32 maps. "streaming" counts them in a fine histogram,
-            4 MB per product whatever the number of images, and gives bounds between which the exact values lie. The
+            4 MB per product for any number of images, and returns bounds between which the exact values lie. The
             image metrics are exact in both.
         fpr_limit (`float`, *optional*, defaults to 0.3): false positive rate up to which PRO is integrated.
-        score_range (`tuple[float, float]`, *optional*, defaults to (0, 1)): streaming only, the range of all maps.
+        score_range (`tuple[float, float]`, *optional*, defaults to (0, 1)): range of all maps, for streaming.
         mantissa_bits (`int`, *optional*, defaults to 11):
-            Streaming only, the fineness of the histogram. One more halves the bounds and doubles the memory.
+            Fineness of the histogram, for streaming. One more bit halves the bounds and doubles the memory.
         skip_undefined (`bool`, *optional*, defaults to `False`):
-            Whether means leave out products for which a metric is undefined. If not, the mean is NaN as well. Either
-            way the result's `reasons` name the products.
+            Whether means leave out products for which a metric is undefined. Otherwise the mean is NaN as well. In
+            both cases, the result's `reasons` name the products.
 
     ```python
     >>> evaluator = AnomalySegmentationEvaluator()
@@ -74,7 +74,7 @@ class AnomalySegmentationEvaluator:
     >>> evaluator.compute()["mean"]["pixel_auroc"]
     ```
 
-    Each process or node can feed an evaluator of its own and hand over its state, a dict of arrays:
+    Each process or node can use its own evaluator and pass on its state, a dict of arrays:
 
     ```python
     >>> states = gather_object([evaluator.state_dict()])  # of accelerate.utils
@@ -94,15 +94,17 @@ class AnomalySegmentationEvaluator:
         skip_undefined: bool = False,
     ):
         known = PIXEL_METRICS + IMAGE_METRICS
-        wanted = known if metrics is None else ([metrics] if isinstance(metrics, str) else list(metrics))
-        unknown = [name for name in wanted if name not in known]
-        if unknown or not wanted:
-            raise ValueError(f"metrics={wanted} must be names among {', '.join(known)}; unknown: {unknown or 'none'}.")
+        requested = known if metrics is None else ([metrics] if isinstance(metrics, str) else list(metrics))
+        unknown = [name for name in requested if name not in known]
+        if unknown or not requested:
+            raise ValueError(
+                f"metrics={requested} must be names among {', '.join(known)}; unknown: {unknown or 'none'}."
+            )
         if mode not in ("exact", "streaming"):
             raise ValueError(f"mode={mode!r} must be 'exact' or 'streaming'.")
         if not 0 < fpr_limit <= 1:
             raise ValueError(f"fpr_limit={fpr_limit} must be in (0, 1].")
-        self.metrics = tuple(name for name in known if name in wanted)
+        self.metrics = tuple(name for name in known if name in requested)
         self.mode = mode
         self.fpr_limit = float(fpr_limit)
         self.grid = ScoreGrid(float(score_range[0]), float(score_range[1]), mantissa_bits)
@@ -111,20 +113,20 @@ class AnomalySegmentationEvaluator:
 
     @property
     def num_images(self) -> int:
-        """How many images have been added."""
+        """Number of images added."""
         return sum(len(product.labels) for product in self._products.values())
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Remove all images."""
         self._products = {}
 
     def add(
         self,
-        maps,
-        masks,
+        maps: Images,
+        masks: Images | Sequence[Image | None] | None,
         products: str | Sequence[str] = "all",
-        image_scores=None,
-        labels=None,
+        image_scores: Values | None = None,
+        labels: Values | None = None,
         image_ids: Sequence[str] | None = None,
     ) -> None:
         """
@@ -135,18 +137,18 @@ class AnomalySegmentationEvaluator:
                 Anomaly maps, higher is more abnormal. Sizes may differ between the images of a list.
             masks (the same, each of the shape of its map; or `None`):
                 Booleans or 0/1, 1 where abnormal. `None`, also in a list, stands for a normal image without a mask,
-                and for an anomalous one whose mask is unknown (it then counts for the image metrics only); which of
-                the two `labels` must say.
-            products (`str` or `Sequence[str]`, *optional*, defaults to "all"): one for each image, or one for all.
-            image_scores (sequence or 1-D array of length B, *optional*): by default the maximum of each map.
+                or for an anomalous one whose mask is unknown (which counts for the image metrics only); `labels` must
+                then say which.
+            products (`str` or `Sequence[str]`, *optional*, defaults to "all"): product of each image, or of all.
+            image_scores (sequence or 1-D array of length B, *optional*): by default, the maximum of each map.
             labels (sequence or 1-D array of length B, *optional*):
-                0 normal, 1 anomalous. By default 1 where the mask marks any pixel.
+                0 for normal, 1 for anomalous images; by default 1 if the mask marks any pixel.
             image_ids (`Sequence[str]`, *optional*):
-                Names, for messages; an image that comes twice within a product is then refused, as happens where
-                processes get the same images to fill up their last batches.
+                Names, for messages. An image that occurs twice within a product is then refused, as happens if
+                processes receive the same images to fill up their last batches.
 
         Raises:
-            ValueError: anything does not fit; the message names the first few images, and nothing has been added.
+            ValueError: the arguments do not fit together; the message names the first few images, and none is added.
         """
         images = self._read(maps, masks, products, image_scores, labels, image_ids)
         for image in images:
@@ -157,25 +159,28 @@ class AnomalySegmentationEvaluator:
 
     def merge(self, other: "AnomalySegmentationEvaluator") -> "AnomalySegmentationEvaluator":
         """
-        Add all images of another evaluator with the same settings, which stays as it is. Returns this one.
+        Add all images of another evaluator with the same settings, which is not changed.
+
+        Returns:
+            This evaluator.
 
         Raises:
-            ValueError: other settings, or an image (by its id) that both have seen.
+            ValueError: the settings differ, or an image (by its id) is in both.
         """
         if other._settings() != self._settings():
             raise ValueError(
                 f"Evaluators with different settings cannot be merged: {self._settings()} and {other._settings()}."
             )
-        twice = [
+        in_both = [
             f"{name}/{image_id}"
             for name, product in other._products.items()
             if name in self._products
             for image_id in product.image_ids
             if image_id in self._products[name].image_ids
         ]
-        if twice:
+        if in_both:
             raise ValueError(
-                f"{len(twice)} images are in both evaluators, and would count twice: {_first_few(twice)}. Give each"
+                f"{len(in_both)} images are in both evaluators and would count twice: {_first_few(in_both)}. Give each"
                 " process its own images (with accelerate: `even_batches=False`)."
             )
         for name, product in other._products.items():
@@ -186,7 +191,7 @@ class AnomalySegmentationEvaluator:
 
     def compute(self) -> dict:
         """
-        Compute everything asked for. Can be called again, also after more images.
+        Compute the requested metrics. Can be called again, also after more images.
 
         Returns:
             `dict`, of plain floats, strings and dicts:
@@ -197,7 +202,7 @@ class AnomalySegmentationEvaluator:
             - `counts`: product -> images, anomalous_images, unmasked_images (anomalous without a mask), pixels,
               anomalous_pixels, regions.
             - `reasons`: product or "mean" -> metric -> why it is NaN, or which products a mean leaves out.
-            - `settings`: how all this was computed.
+            - `settings`: settings of the evaluator.
 
         Raises:
             ValueError: no images have been added.
@@ -224,8 +229,8 @@ class AnomalySegmentationEvaluator:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """
-        Everything, as a flat dict of arrays without objects: for `gather_object`, `pickle` or `np.savez`. In exact
-        mode it holds the scores of all pixels, in streaming mode the occupied bins.
+        Return the whole state, as a flat dict of arrays without objects, for `gather_object`, `pickle` or `np.savez`.
+        In exact mode it holds the scores of all pixels, in streaming mode the occupied bins.
         """
         state = {
             "version": np.int64(_STATE_VERSION),
@@ -238,7 +243,7 @@ class AnomalySegmentationEvaluator:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, np.ndarray]) -> "AnomalySegmentationEvaluator":
-        """The evaluator that `state_dict` came from; also from an open `.npz` file."""
+        """Make an evaluator from a `state_dict`, which may be an open `.npz` file."""
         if int(state["version"]) != _STATE_VERSION:
             raise ValueError(f"The state has version {state['version']}, this package reads {_STATE_VERSION}.")
         evaluator = cls(**json.loads(str(state["settings"])))
@@ -267,7 +272,7 @@ class AnomalySegmentationEvaluator:
         return ExactScores() if self.mode == "exact" else ScoreHistogram(self.grid)
 
     def _read(self, maps, masks, products, image_scores, labels, image_ids) -> "list[_Image]":
-        """Check a whole batch before anything of it is counted."""
+        """Check a whole batch, before any of its images is counted."""
         maps = as_images(maps, "maps")
         count = len(maps)
         masks = [None] * count if masks is None else as_images(masks, "masks")
@@ -314,7 +319,7 @@ class AnomalySegmentationEvaluator:
         ]
 
     def _compute_product(self, product: "_Product") -> tuple[dict, dict, dict]:
-        """Values, bounds and reasons of one product, by metric."""
+        """Return values, bounds and reasons of one product, by metric."""
         functions = _image_functions(product.rank_images())
         if product.scores is not None:
             functions |= _pixel_functions(product.scores.rank(), self.fpr_limit)
@@ -332,7 +337,7 @@ class AnomalySegmentationEvaluator:
         return values, limits, reasons
 
     def _average(self, values: dict, limits: dict, reasons: dict) -> tuple[dict, dict, dict]:
-        """The mean over products of values and bounds, and what is to be said about it."""
+        """Return the means of values and bounds over products, and the reasons for undefined ones."""
         mean, mean_limits, why = {}, {}, {}
         for name in self.metrics:
             if name in _THRESHOLDS:
@@ -352,7 +357,7 @@ class AnomalySegmentationEvaluator:
 
 @dataclass
 class _Image:
-    """One image, checked."""
+    """A checked image."""
 
     anomaly_map: np.ndarray
     mask: np.ndarray | None
@@ -363,7 +368,7 @@ class _Image:
 
 
 class _Product:
-    """What an evaluator keeps of one product."""
+    """Scores, labels and counts of one product."""
 
     def __init__(self, scores: ExactScores | ScoreHistogram | None):
         self.scores = scores
@@ -449,7 +454,7 @@ def _read_image(anomaly_map, mask, product, score, label, image_id) -> _Image:
 
 
 def _pixel_functions(ranked: RankedScores | RankedBins, fpr_limit: float) -> dict[str, Callable]:
-    """Name of a pixel metric -> what computes it, exactly or with bounds."""
+    """Return the function of each pixel metric, by name: exact, or with bounds for a histogram."""
     if isinstance(ranked, RankedScores):
         return {
             "pixel_auroc": lambda: curves.auroc(ranked),
@@ -472,7 +477,7 @@ def _pixel_functions(ranked: RankedScores | RankedBins, fpr_limit: float) -> dic
 
 
 def _image_functions(ranked: RankedScores) -> dict[str, Callable]:
-    """Name of an image metric -> what computes it."""
+    """Return the function of each image metric, by name."""
     return {
         "image_auroc": lambda: curves.auroc(ranked),
         "image_ap": lambda: curves.average_precision(ranked),

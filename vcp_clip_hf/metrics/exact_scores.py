@@ -1,4 +1,4 @@
-"""Scores of any number of pixels, all of them kept: 4 bytes per normal pixel of a float32 map, 8 per abnormal one."""
+"""Storage of all pixel scores: 4 bytes per normal pixel of a float32 map, 8 per abnormal one."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ class ExactScores:
     constant memory.
 
     Attributes:
-        num_regions (`int`): 8-connected regions seen.
+        num_regions (`int`): number of 8-connected regions added.
     """
 
     def __init__(self):
@@ -31,25 +31,25 @@ class ExactScores:
 
     @property
     def num_pixels(self) -> int:
-        """Pixels seen."""
+        """Number of pixels added."""
         return len(self._negatives.values) + len(self._positives.values)
 
     @property
     def num_abnormal_pixels(self) -> int:
-        """Abnormal pixels seen."""
+        """Number of abnormal pixels added."""
         return len(self._positives.values)
 
     def add(self, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:
-        """Keep one checked map, float (height, width), with its mask, bool, or None if all pixels are normal."""
+        """Add one checked map, float (height, width), with its mask, bool, or `None` if all pixels are normal."""
         negatives, positives, sizes, num_regions = split_scores(anomaly_map, mask)
         self._extend(negatives, positives, sizes, num_regions)
 
     def merge(self, other: "ExactScores") -> None:
-        """Add what another one has collected, which stays as it is."""
+        """Add the scores of another collection, which is not changed."""
         self._extend(other._negatives.values, other._positives.values, other._sizes.values, other.num_regions)
 
     def rank(self) -> RankedScores:
-        """Sort: what the metrics are computed from."""
+        """Sort the scores into the table that the metrics are computed from."""
         dtype = np.promote_types(self._negatives.values.dtype, self._positives.values.dtype)
         return RankedScores.from_split(
             negatives=self._negatives.values.astype(dtype, copy=False),
@@ -59,7 +59,7 @@ class ExactScores:
         )
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """All scores, as arrays that share memory with this object; more images do not change them."""
+        """Return all scores, as arrays that share memory with this object; later images do not change them."""
         return {
             "negatives": self._negatives.values,
             "positives": self._positives.values,
@@ -68,7 +68,7 @@ class ExactScores:
         }
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state_dict` gave."""
+        """Replace all scores by those of a `state_dict`."""
         self.reset()
         self._extend(state["negatives"], state["positives"], state["sizes"], int(state["num_regions"]))
 
@@ -80,7 +80,7 @@ class ExactScores:
 
 
 class _GrowingArray:
-    """A one-dimensional array that grows at its end, at no time in memory twice."""
+    """A one-dimensional array that grows at its end, without a second copy in memory while it grows."""
 
     def __init__(self, dtype: np.dtype):
         self._data = np.empty(0, dtype)
@@ -98,9 +98,9 @@ class _GrowingArray:
         if end > len(self._data):
             capacity = max(end, len(self._data) * 9 // 8)
             try:
-                # For large arrays the system moves pages, not bytes
+                # For large arrays, the operating system remaps pages instead of copying bytes
                 self._data.resize(capacity)
-            except ValueError:  # someone holds a view of it
+            except ValueError:  # a view of the array exists
                 data = np.empty(capacity, dtype)
                 data[: self._length] = self.values
                 self._data = data

@@ -1,4 +1,4 @@
-"""Anomaly maps and masks as the metrics take them: checked, on the CPU, in NumPy."""
+"""Conversion of anomaly maps, masks and scores to checked NumPy arrays on the CPU."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,16 @@ import numpy as np
 import torch
 
 
-__all__ = ["as_images", "as_labels", "as_map", "as_mask", "as_scores"]
+__all__ = ["Image", "Images", "Values", "as_images", "as_labels", "as_map", "as_mask", "as_scores"]
+
+# One image, (height, width); a batch of them, (batch_size, height, width) or a list; one value per image
+Image = np.ndarray | torch.Tensor
+Images = np.ndarray | torch.Tensor | Sequence[Image]
+Values = np.ndarray | torch.Tensor | Sequence[float]
 
 
-def as_images(images, name: str) -> list:
-    """A batch, `(batch_size, height, width)` or a sequence of `(height, width)`, as a list; nothing is copied."""
+def as_images(images: Images | Sequence[Image | None], name: str) -> list[Image | None]:
+    """Return a batch, `(batch_size, height, width)` or a sequence of `(height, width)`, as a list, without a copy."""
     if isinstance(images, (np.ndarray, torch.Tensor)):
         if images.ndim == 2:
             raise ValueError(f"{name} is one image of shape {tuple(images.shape)}; pass a batch: `{name}[None]`.")
@@ -18,7 +23,7 @@ def as_images(images, name: str) -> list:
             raise ValueError(f"{name} has shape {tuple(images.shape)}; drop the channel: `{name}[:, 0]`.")
         if images.ndim != 3:
             raise ValueError(f"{name} has shape {tuple(images.shape)}, expected (batch_size, height, width).")
-        # One transfer for the batch, not one for each image
+        # One transfer from the device for the batch instead of one per image
         return list(_to_numpy(images))
     if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
         raise TypeError(
@@ -28,40 +33,40 @@ def as_images(images, name: str) -> list:
     return list(images)
 
 
-def as_map(anomaly_map) -> np.ndarray:
+def as_map(anomaly_map: Image) -> np.ndarray:
     """
-    Check one anomaly map.
+    Convert and check one anomaly map.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: float32, or float64 where float32 would not hold the values exactly.
 
     Raises:
-        ValueError: not two-dimensional, empty, not numbers, NaN or infinite.
+        ValueError: the map is not two-dimensional, is empty, or has values that are not finite numbers.
     """
     values = _to_float(_to_numpy(anomaly_map), "the anomaly map")
     if values.ndim != 2 or not values.size:
         raise ValueError(f"the anomaly map has shape {values.shape}, expected (height, width), not empty")
-    # Minimum and maximum are NaN as soon as one pixel is; they are several times faster than np.isfinite
+    # One NaN pixel makes minimum and maximum NaN; they are several times faster than np.isfinite
     if not (np.isfinite(values.min()) and np.isfinite(values.max())):
         count = int((~np.isfinite(values)).sum())
         raise ValueError(f"the anomaly map has {count} of {values.size} pixels that are NaN or infinite")
     return values
 
 
-def as_mask(mask, shape: tuple[int, int]) -> np.ndarray:
+def as_mask(mask: Image, shape: tuple[int, int]) -> np.ndarray:
     """
-    Check one mask against the shape of its anomaly map.
+    Convert one mask and check it against the shape of its anomaly map.
 
     Returns:
         `np.ndarray` of shape `(height, width)`, bool: True where abnormal.
 
     Raises:
-        ValueError: another shape, or values other than 0 and 1.
+        ValueError: the shapes differ, or the mask has values other than 0 and 1.
     """
     values = _to_numpy(mask)
     if values.shape != shape:
         raise ValueError(
-            f"the mask has shape {values.shape} and the anomaly map {shape}; resize one to the other's size first"
+            f"the mask has shape {values.shape} and the anomaly map {shape}; resize one to the size of the other first"
         )
     if values.dtype == bool:
         return values
@@ -76,8 +81,8 @@ def as_mask(mask, shape: tuple[int, int]) -> np.ndarray:
     return abnormal
 
 
-def as_scores(scores, name: str) -> np.ndarray:
-    """A sequence of finite numbers -> `(length,)`, float32 or float64."""
+def as_scores(scores: Values, name: str) -> np.ndarray:
+    """Convert a sequence of finite numbers to `(length,)`, float32 or float64."""
     values = _to_float(_to_numpy(scores), name)
     if values.ndim != 1:
         raise ValueError(f"{name} has shape {values.shape}, expected (length,).")
@@ -88,8 +93,8 @@ def as_scores(scores, name: str) -> np.ndarray:
     return values
 
 
-def as_labels(labels, name: str) -> np.ndarray:
-    """A sequence of 0 (normal) and 1 (abnormal) -> `(length,)`, bool."""
+def as_labels(labels: Values, name: str) -> np.ndarray:
+    """Convert a sequence of 0 (normal) and 1 (abnormal) to `(length,)`, bool."""
     values = _to_numpy(labels)
     if values.ndim != 1:
         raise ValueError(f"{name} has shape {values.shape}, expected (length,).")
@@ -98,16 +103,16 @@ def as_labels(labels, name: str) -> np.ndarray:
     return values.astype(bool)
 
 
-def _to_numpy(values) -> np.ndarray:
+def _to_numpy(values: Image | Images | Values) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         values = values.detach()
-        # NumPy has no bfloat16; float32 holds all its values
+        # NumPy has no bfloat16; float32 represents all its values
         return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
     return np.asarray(values)
 
 
 def _to_float(values: np.ndarray, name: str) -> np.ndarray:
-    """The smaller of float32 and float64 that changes no value."""
+    """Convert to the smaller of float32 and float64 that represents all values exactly."""
     if values.dtype in (np.float32, np.float64):
         return values
     if values.dtype.kind not in "biuf":

@@ -1,4 +1,4 @@
-"""Scores of any number of pixels in constant memory: a histogram with bins where probabilities need them."""
+"""Histogram of pixel scores, in constant memory, with the finest bins where probabilities crowd."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .bounds import RankedBins
 __all__ = ["ScoreGrid", "ScoreHistogram"]
 
 
-# Distances from the ends of the range, as shares of it, below which all scores are in one bin: 2 ** -32
+# Scores closer than 2 ** -32 of the range to one of its ends share one bin
 _SMALLEST_EXPONENT = -32
 
 
@@ -21,13 +21,13 @@ class ScoreGrid:
     """
     Bins for scores of a known range, finer towards both ends, where probabilities crowd.
 
-    A score x is first scaled to p in [0, 1]. A bin is at most `2 ** -mantissa_bits` of the distance of p from the
-    nearer end wide: the bins are float32 numbers with a shorter mantissa, once counted from 0 and once from 1.
+    A score x is first scaled to p in [0, 1]. The width of a bin is at most `2 ** -mantissa_bits` of the distance of p
+    from the nearer end: the bins are float32 numbers with a shorter mantissa, counted from 0 and from 1.
 
     Args:
-        low, high (`float`, *optional*, default to 0 and 1): the range of the scores.
+        low, high (`float`, *optional*, default to 0 and 1): range of the scores.
         mantissa_bits (`int`, *optional*, defaults to 11):
-            4 to 16. There are `62 * 2 ** mantissa_bits + 1` bins, 127 thousand by default, of 29 bytes each.
+            Fineness, 4 to 16. There are `62 * 2 ** mantissa_bits + 1` bins, 127 thousand by default, of 29 bytes each.
     """
 
     low: float = 0.0
@@ -42,11 +42,11 @@ class ScoreGrid:
 
     @property
     def num_bins(self) -> int:
-        """How many bins there are."""
+        """Number of bins."""
         return (2 * (-_SMALLEST_EXPONENT - 1) << self.mantissa_bits) + 1
 
     def check(self, scores: np.ndarray) -> None:
-        """Raise a ValueError if scores are out of range, more than by rounding (1.0000001 is still a probability)."""
+        """Raise a ValueError if scores are out of range by more than rounding (1.0000001 is still a probability)."""
         lowest, highest = float(scores.min()), float(scores.max())
         slack = 1e-6 * (self.high - self.low)
         if lowest < self.low - slack or highest > self.high + slack:
@@ -57,8 +57,8 @@ class ScoreGrid:
 
     def index(self, scores: np.ndarray) -> np.ndarray:
         """
-        Bins of scores, of any shape, as intp of the same shape. Never decreases where the scores increase, in spite of
-        rounding; out of range falls into the first or last bin.
+        Return the bins of scores of any shape, as intp of the same shape. A larger score never has a smaller bin, in
+        spite of rounding; scores out of range are in the first or last bin.
         """
         scores = np.asarray(scores)
         if (self.low, self.high) != (0.0, 1.0):
@@ -69,13 +69,13 @@ class ScoreGrid:
 
     def lower_edge(self, number: int) -> float:
         """
-        The smallest score of a bin, -inf for the first: `score >= lower_edge(number)` says the same as
+        Return the smallest score of a bin, -inf for the first: `score >= lower_edge(number)` is equivalent to
         `index(score) >= number`.
         """
         if number <= 0:
             return -np.inf
         below, edge = self.low - (self.high - self.low), self.high
-        while True:  # bisection down to neighbouring numbers, so that no rounding in `index` is left out
+        while True:  # bisection down to neighboring numbers, so that the rounding in `index` is accounted for
             middle = (below + edge) / 2
             if not below < middle < edge:
                 return float(edge)
@@ -85,7 +85,7 @@ class ScoreGrid:
                 below = middle
 
     def _key(self, distances: np.ndarray) -> np.ndarray:
-        """Number of a bin counted from its end: exponent and first mantissa bits of the distance from that end."""
+        """Return bin numbers counted from the nearer end: exponent and first mantissa bits of the distance from it."""
         smallest = np.float32(2.0**_SMALLEST_EXPONENT)
         shift = np.uint32(23 - self.mantissa_bits)
         # The maximum also replaces -0.0, whose bits would be those of a large number
@@ -95,16 +95,19 @@ class ScoreGrid:
 
 class ScoreHistogram:
     """
-    The scores of any number of pixels, counted in the bins of a grid.
+    Counts of pixel scores in the bins of a grid.
+
+    Args:
+        grid ([`ScoreGrid`]): the bins.
 
     Attributes:
-        total (`np.ndarray` of shape `(num_bins,)`): pixels, int64.
-        abnormal (`np.ndarray` of shape `(num_bins,)`): abnormal pixels, int64.
+        total (`np.ndarray` of shape `(num_bins,)`): number of pixels, int64.
+        abnormal (`np.ndarray` of shape `(num_bins,)`): number of abnormal pixels, int64.
         overlap (`np.ndarray` of shape `(num_bins,)`): sum of 1 / (size of its region) over the abnormal pixels.
-        values (`np.ndarray` of shape `(num_bins,)`): a score out of each bin, NaN in empty ones.
+        values (`np.ndarray` of shape `(num_bins,)`): one score of each bin, NaN in empty ones.
         mixed (`np.ndarray` of shape `(num_bins,)`): whether a bin holds different scores, bool.
-        num_regions (`int`): 8-connected regions seen.
-        lowest, highest (`float`): of all scores, exact.
+        num_regions (`int`): number of 8-connected regions added.
+        lowest, highest (`float`): extremes of all scores, exact.
     """
 
     def __init__(self, grid: ScoreGrid):
@@ -124,16 +127,16 @@ class ScoreHistogram:
 
     @property
     def num_pixels(self) -> int:
-        """Pixels seen."""
+        """Number of pixels added."""
         return int(self.total.sum())
 
     @property
     def num_abnormal_pixels(self) -> int:
-        """Abnormal pixels seen."""
+        """Number of abnormal pixels added."""
         return int(self.abnormal.sum())
 
     def add(self, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:
-        """Count one checked map, float (height, width), with its mask, bool, or None if all pixels are normal."""
+        """Count one checked map, float (height, width), with its mask, bool, or `None` if all pixels are normal."""
         bins = self.grid.index(anomaly_map)
         self.total += np.bincount(bins.ravel(), minlength=self.grid.num_bins)
         self._note_values(bins.ravel(), anomaly_map.ravel())
@@ -147,7 +150,7 @@ class ScoreHistogram:
             self.num_regions += num_regions
 
     def merge(self, other: "ScoreHistogram") -> None:
-        """Add what another histogram on the same grid has counted."""
+        """Add the counts of another histogram on the same grid."""
         if other.grid != self.grid:
             raise ValueError(f"Histograms on different grids cannot be merged: {self.grid} and {other.grid}.")
         self.total += other.total
@@ -160,7 +163,7 @@ class ScoreHistogram:
         self._note_values(filled, other.values[filled])
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The occupied bins and the rest of the state, as arrays."""
+        """Return the occupied bins and the rest of the state, as arrays."""
         bins = np.flatnonzero(self.total)
         return {
             "bins": bins,
@@ -174,7 +177,7 @@ class ScoreHistogram:
         }
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state_dict` gave, on the same grid."""
+        """Replace all counts by those of a `state_dict` on the same grid."""
         bins = np.asarray(state["bins"])
         self.reset()
         self.values = self.values.astype(state["values"].dtype)
@@ -184,7 +187,7 @@ class ScoreHistogram:
         self.lowest, self.highest = (float(value) for value in state["extremes"])
 
     def rank(self) -> RankedBins:
-        """The table that the bounds are computed from."""
+        """Return the table that the bounds are computed from."""
         bins = np.flatnonzero(self.total)[::-1]
         positives = self.abnormal[bins]
         return RankedBins(
@@ -200,7 +203,7 @@ class ScoreHistogram:
         )
 
     def _note_values(self, bins: np.ndarray, scores: np.ndarray) -> None:
-        """Which bins hold different scores? Bins that are known to are not looked at again."""
+        """Mark bins that hold different scores; bins already marked are skipped."""
         self.values = self.values.astype(np.promote_types(scores.dtype, self.values.dtype), copy=False)
         open_ = np.flatnonzero(~self.mixed[bins])
         bins, scores = bins[open_], scores[open_]
