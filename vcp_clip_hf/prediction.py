@@ -7,7 +7,6 @@ tries it again; the other images are not affected.
 
 import csv
 import glob
-import io
 import itertools
 import json
 import os
@@ -29,6 +28,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from .atomic_write import atomic_file
 from .image_files import IMAGE_SUFFIXES, find_images, lies_in
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .visualization import overlay
@@ -198,7 +198,7 @@ def predict_files(
     state.wait_for_everyone()
     records = read_predictions(output_dir)
     names = {record["image"]: record["name"] for record in records}
-    # the subfolders too: the output folder may be the input folder
+    # The subfolders too, since the output folder may be the input folder
     inputs = list_inputs(sources, names, exclude=[output_dir, *(output_dir / kind for kind in _PICTURE_FOLDERS)])
     done = {record["image"] for record in records if "error" not in record}
     todo = [image for image in inputs if image.path not in done]
@@ -379,7 +379,8 @@ def _merge_records(
     if state.is_main_process:
         known = [image.path for image in inputs if image.path in records]
         ordered = [records[path] for path in [*known, *sorted(records.keys() - set(known))]]
-        _write_whole(output_dir / _RECORDS, "".join(json.dumps(record) + "\n" for record in ordered))
+        with atomic_file(output_dir / _RECORDS) as path:
+            path.write_text("".join(json.dumps(record) + "\n" for record in ordered), encoding="utf-8")
         for file in _record_files(output_dir):
             if file.name != _RECORDS:
                 file.unlink()
@@ -394,13 +395,6 @@ def _merge_records(
         summary.predicted = len(inputs) - summary.skipped - len(summary.errors)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that it is never incomplete."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8", newline="")
-    os.replace(unfinished, path)
-
-
 def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
     """
     Write a table with one line per image, without regions.
@@ -410,11 +404,10 @@ def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
         path (`Path`): file to write.
     """
     columns = ["image", "score", "label", "threshold", "image_threshold", "height", "width", "map", "mask", "overlay"]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [*columns, "error"], extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    _write_whole(path, text.getvalue())
+    with atomic_file(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*columns, "error"], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
 
 
 def write_coco(records: Sequence[dict[str, Any]], path: Path) -> None:
@@ -445,4 +438,5 @@ def write_coco(records: Sequence[dict[str, Any]], path: Path) -> None:
                 }
             )
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "anomaly"}]}
-    _write_whole(path, json.dumps(content))
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content), encoding="utf-8")

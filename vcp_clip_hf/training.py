@@ -29,12 +29,7 @@ from .feature_cache import cache_image_features
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .modeling_vcp_clip import VCPCLIPModel
 from .peak_memory import peak_memory
-from .training_checkpoints import (
-    TrainingState,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from .training_checkpoints import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from .training_config import TrainingConfig
 from .training_data import (
     EpochSampler,
@@ -323,7 +318,7 @@ class _Run:
                 f"Interrupted after step {self.state.step} of {self.total_steps}; resume=latest continues from there."
             )
         else:
-            last = self.save("last", self.state)
+            last = self.save("last")
         if self.config.report_to:
             self.accelerator.end_training()
         return TrainingResult(
@@ -408,33 +403,32 @@ class _Run:
             )
         if np.isfinite(metric) and (self.state.best_metric is None or metric > self.state.best_metric):
             self.state.best_metric, self.state.best_step = metric, self.state.step
-            self.save("best", self.state)
+            self.save("best")
 
-    def save(self, name: str, state: TrainingState) -> Path:
+    def save(self, name: str) -> Path:
         """Write the Hub-ready folder `output_dir/name`."""
         folder = self.output_dir / name
         if self.accelerator.is_main_process:
             parts = CheckpointParts(self.model, self.image_processor, self.tokenizer)
             with atomic_folder(folder) as path:
-                facts = self.facts(name, state)
-                save_parts(path, parts, adapter_only=self.config.save_adapter_only, training_facts=facts)
+                save_parts(path, parts, adapter_only=self.config.save_adapter_only, training_facts=self.facts(name))
         self.accelerator.wait_for_everyone()
         return folder
 
-    def facts(self, name: str, state: TrainingState) -> dict[str, Any]:
+    def facts(self, name: str) -> dict[str, Any]:
         """Return what the model card says about the run; paths of this machine are left out."""
         device = self.accelerator.device
-        chosen = {"best": {"metric": self.config.metric_for_best_model, "value": state.best_metric}}
+        chosen = {"best": {"metric": self.config.metric_for_best_model, "value": self.state.best_metric}}
         return {
             **self.data,
             "hyper_parameters": self.config.card_settings(),
-            "steps": state.step,
+            "steps": self.state.step,
             "selection": chosen.get(name),
             "compute": {
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
                 "processes": self.accelerator.num_processes,
                 "mixed_precision": self.accelerator.mixed_precision,
-                "seconds": round(state.seconds, 1),
+                "seconds": round(self.state.seconds, 1),
                 "peak_memory_bytes": peak_memory(device),
             },
             "versions": versions("transformers", "torch", "python"),
