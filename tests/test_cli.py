@@ -1,4 +1,4 @@
-"""The command line, as a command: every verb, every option, every mistake."""
+"""Command line: verbs, options and error messages."""
 
 import contextlib
 import csv
@@ -34,7 +34,7 @@ class Done:
 
 
 def run(*arguments, check: int = 0) -> Done:
-    """The command line in this process, which saves the seconds that Python takes to import everything."""
+    """Run the command line in this process, which saves the seconds that the imports take."""
     stdout, stderr, status = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
@@ -47,7 +47,7 @@ def run(*arguments, check: int = 0) -> Done:
 
 
 def command(*arguments, launch: tuple = (), check: int | None = 0, **environment) -> Done:
-    """The command line as a command."""
+    """Run the command line as a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", *launch, "vcp_clip_hf.cli", *map(str, arguments)],
         cwd=ROOT,
@@ -80,7 +80,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Seven images in two folders, of three formats and several sizes."""
+    """Seven images in several folders, of three formats and several sizes."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     (folder / "line_1" / "deep").mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_predict_from_files_patterns_and_with_options(checkpoint, images, tmp_pa
     assert annotation["area"] >= 3 and len(annotation["segmentation"][0]) % 2 == 0 and len(annotation["bbox"]) == 4
 
 
-def test_a_bad_file_loses_nothing_else_and_is_tried_again(checkpoint, images, tmp_path):
+def test_an_unreadable_file_is_listed_and_tried_again(checkpoint, images, tmp_path):
     broken = tmp_path / "in" / "m_broken.png"
     broken.parent.mkdir()
     for name in ("a.png", "z.png"):
@@ -155,7 +155,7 @@ def test_a_bad_file_loses_nothing_else_and_is_tried_again(checkpoint, images, tm
     assert not [record for record in read_predictions(tmp_path / "out") if "error" in record]
 
 
-def test_interrupted_and_started_again_it_finishes_the_rest(checkpoint, tmp_path):
+def test_a_killed_run_is_completed_by_the_next(checkpoint, tmp_path):
     (tmp_path / "in").mkdir()
     generator = np.random.default_rng(1)
     for index in range(300):
@@ -181,7 +181,7 @@ def test_interrupted_and_started_again_it_finishes_the_rest(checkpoint, tmp_path
     before = len(read_predictions(tmp_path / "out"))
     assert 20 < before < 300
     with open(records, "a") as file:
-        file.write('{"image": "half a rec')  # what a kill can leave
+        file.write('{"image": "half a rec')  # as a killed process can leave it
     done = run(*arguments)
     assert f"{300 - before} images segmented" in done.stdout and f"{before} done before" in done.stdout
     assert len(read_predictions(tmp_path / "out")) == 300 and len(records.read_text().splitlines()) == 300
@@ -211,11 +211,11 @@ def test_two_processes_share_the_work(checkpoint, images, tmp_path):
         assert ours[record["image"]]["score"] == pytest.approx(record["score"], abs=1e-5)
 
 
-def test_names_are_unique_and_stay(images, tmp_path):
+def test_names_are_unique_and_do_not_change(images, tmp_path):
     inputs = list_inputs([images])
     names = {Path(image.path).relative_to(images).as_posix(): image.name for image in inputs}
     assert names["line_1/a.bmp"] == "line_1/a" and names["line_1/a.png"] == "line_1/a-2" and names["a.png"] == "a"
-    # a name that was given is kept, whatever comes later
+    # A name that was given before is kept
     kept = {str(images / "line_1" / "a.png"): "line_1/a"}
     again = {image.path: image.name for image in list_inputs([images], kept)}
     assert again[str(images / "line_1" / "a.png")] == "line_1/a"
@@ -242,9 +242,9 @@ def test_calibrate_on_normal_images_and_with_defects(checkpoint, images, tmp_pat
     saved = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
     assert saved["calibration"]["image"]["num_images"] == 7 and saved["threshold"] == saved["image_threshold"]
     assert "calibration" in run("info", "-m", tmp_path / "tuned").stdout
-    # into the folder itself, and with a wish that seven images cannot promise
+    # Into the folder itself, and with a rate that seven images cannot guarantee
     done = run("calibrate", images, "-m", tmp_path / "tuned", "--pixel-false-alarm-rate", 0.3)
-    assert "cannot be promised" in done.stdout
+    assert "so few images" in done.stdout
     again = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
     assert again["calibration"]["pixel"]["method"] == "conformal_risk_control"
     done = run("calibrate", images / "a.png", "-m", tmp_path / "tuned", "--defects", images / "line_1")
@@ -310,7 +310,7 @@ def test_the_help_lists_verbs_and_options():
 
 
 def test_help_and_version_need_neither_torch_nor_transformers():
-    """The module and the help of its verbs, without the package's `__init__`, which imports the model."""
+    """Import the module without the package's `__init__`, which imports the model, and run the help of verbs."""
     program = """
 import sys, types
 package = types.ModuleType("vcp_clip_hf")
@@ -371,7 +371,7 @@ def test_mistakes_end_in_one_line(checkpoint, images, tmp_path, arguments, statu
     assert message in done.stderr
 
 
-def test_a_mistake_in_a_real_command(images, tmp_path):
+def test_a_mistake_in_a_real_process(images, tmp_path):
     done = command("predict", images, "-o", tmp_path, "-m", "nobody/nothing", check=1)
     assert "error: 'nobody/nothing' could not be loaded" in done.stderr
 

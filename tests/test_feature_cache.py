@@ -1,4 +1,4 @@
-"""Cached image features train as fresh ones do, and are never those of another tower or other images."""
+"""Cached image features: training with them, and their replacement when tower, images or preprocessing change."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_training_on_cached_features_equals_training_on_images(folder):
     assert (ours - theirs).norm() < 0.05 * moved
 
 
-def test_what_was_written_is_used_again_and_its_size_was_said(folder, caplog, monkeypatch):
+def test_the_cache_has_the_predicted_size_and_is_reused(folder, caplog, monkeypatch):
     features = folder / "features"
     run(folder, "out", image_feature_dir=str(features), max_train_steps=1)
     data = CachedFeatures(features)
@@ -58,18 +58,18 @@ def test_what_was_written_is_used_again_and_its_size_was_said(folder, caplog, mo
     assert sum(path.stat().st_size for path in features.glob("*.npy")) == size + headers
     assert data[3]["patch_tokens"].shape == (4, 36, 64) and data[3]["labels"].max() == 1
 
-    monkeypatch.setattr(VCPCLIPModel, "encode_image", None)  # would fail if called
+    monkeypatch.setattr(VCPCLIPModel, "encode_image", None)  # calling it would fail
     run(folder, "out", image_feature_dir=str(features), max_train_steps=2, resume="latest")
 
 
-def test_two_processes_fill_one_cache_and_train_as_one_does(tmp_path):
+def test_two_processes_share_a_cache_and_train_like_one(tmp_path):
     make_model_folder(tmp_path, deep_prompt_dropout=0.0)
     one_folder = tmp_path / "of_one"
     config = settings(tmp_path, "one", **{**ONE_RANK, **on_cached_features(one_folder)})
     one = train(config, make_records(), accelerator=Accelerator(cpu=True))
 
-    said = launch_two_ranks(tmp_path, "two", "two_ranks_cached")
-    assert said.count("GiB in") == 1, "one process speaks"
+    output = launch_two_ranks(tmp_path, "two", "two_ranks_cached")
+    assert output.count("GiB in") == 1, "only one process logs"
     theirs, ours = CachedFeatures(tmp_path / "features"), CachedFeatures(one_folder / "features")
     assert len(ours) == len(theirs) == len(make_records())
     for index in range(len(ours)):
@@ -96,7 +96,7 @@ def _examples(values):
     return [{"pixel_values": value.expand(3, 48, 48), **example} for value in values]
 
 
-def test_another_tower_or_other_images_are_cached_anew(folder, tmp_path):
+def test_the_cache_is_replaced_for_another_tower_or_other_images(folder, tmp_path):
     model = VCPCLIPModel.from_clip(folder / "clip", config=VCPCLIPConfig.from_pretrained(folder / "model"))
     accelerator, target = Accelerator(cpu=True), tmp_path / "features"
 
@@ -105,7 +105,7 @@ def test_another_tower_or_other_images_are_cached_anew(folder, tmp_path):
         return cache_image_features(model, examples, target, 2, 0, accelerator, fingerprint)[0]["patch_tokens"]
 
     ones = first(torch.ones(3), "ones")
-    assert torch.equal(first(torch.zeros(3), "ones"), ones), "the fingerprint says they are the same"
+    assert torch.equal(first(torch.zeros(3), "ones"), ones), "the fingerprint is the same"
     zeros = first(torch.zeros(3), "zeros")
     assert not torch.equal(zeros, ones)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_another_tower_or_other_images_are_cached_anew(folder, tmp_path):
     assert torch.equal(first(torch.ones(3), "zeros"), first(torch.ones(3), "zeros"))
 
 
-def test_a_full_disk_is_said_before_anything_is_computed(folder, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_any_computation(folder, tmp_path, monkeypatch):
     model = VCPCLIPModel.from_clip(folder / "clip", config=VCPCLIPConfig.from_pretrained(folder / "model"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match=r"take 0\.00 GiB.*image_feature_dir"):
@@ -127,7 +127,7 @@ def test_augmentation_and_cached_features_exclude_each_other(folder):
         settings(folder, augmentation=True, image_feature_dir=str(folder))
 
 
-def test_features_need_both_parts(folder):
+def test_the_model_needs_both_kinds_of_features(folder):
     model = VCPCLIPModel.from_clip(folder / "clip", config=VCPCLIPConfig.from_pretrained(folder / "model")).eval()
     pixel_values = torch.randn(2, 3, 48, 48)
     tokens, embeds = model.encode_image(pixel_values)
@@ -140,13 +140,13 @@ def test_features_need_both_parts(folder):
         model()
 
 
-def test_features_need_a_dataset_that_says_which_images_it_holds(folder):
+def test_the_cache_needs_a_dataset_with_a_fingerprint(folder):
     with pytest.raises(ValueError, match="needs a Hugging Face Dataset"):
         config = settings(folder, augmentation=False, image_feature_dir=str(folder / "features"))
         train(config, list(make_records()), accelerator=Accelerator(cpu=True))
 
 
-def test_another_preparation_is_another_set_of_features():
+def test_the_fingerprint_changes_with_the_preprocessing():
     records, processor = make_records(), VCPCLIPImageProcessor()
     plain = _features_fingerprint(records, processor)
     assert plain == _features_fingerprint(records, VCPCLIPImageProcessor())

@@ -1,4 +1,4 @@
-"""Training: it learns, resumes exactly after any kill, spreads over processes, and leaves what the Hub takes."""
+"""Training: learning, exact resuming after any kill, several processes, and Hub-ready results."""
 
 import json
 import os
@@ -51,8 +51,8 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path / "model.safetensors")
 
 
-# A constant on a whole category token, which the first LayerNorm removes: its gradient is rounding noise, and Adam
-# makes full steps of that
+# This bias adds a constant to a whole category token, which the first LayerNorm removes: its gradient is rounding
+# noise, of which Adam makes full steps
 WITHOUT_EFFECT = "pre_vcp.mini_net.bias"
 
 
@@ -64,16 +64,16 @@ def assert_same_weights(first: Path, second: Path, atol: float = 0.0):
         assert difference <= atol, f"{name} differs by {difference}"
 
 
-# Of the best epoch on the held-out images. Over 24 seeds of this run, pixel AP had a mean of 0.931 with a standard
-# deviation of 0.026, pixel AUROC 0.9943 and 0.0022; without learning, pixel AP had a mean of 0.09, at most 0.54.
-# The limits are 5 standard deviations below the means.
+# Limits for the best epoch on the held-out images: 5 standard deviations below the mean over 24 seeds of this run,
+# which was 0.931 +- 0.026 for pixel AP and 0.9943 +- 0.0022 for pixel AUROC. Without learning, the mean pixel AP was
+# 0.09.
 MIN_PIXEL_AP, MIN_PIXEL_AUROC = 0.80, 0.983
 
 
 # --- one run --------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_and_leaves_hub_ready_folders(finished, folder, records):
+def test_training_learns_and_writes_hub_ready_folders(finished, folder, records):
     assert finished.state.step == 18 and not finished.interrupted
     log = [json.loads(line) for line in (folder / "finished" / "log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]
@@ -92,19 +92,19 @@ def test_it_learns_and_leaves_hub_ready_folders(finished, folder, records):
     assert result["anomaly_map"][inside].mean() > result["anomaly_map"][~inside].mean()
 
 
-def test_clip_is_untouched(finished, folder):
+def test_training_does_not_change_clip(finished, folder):
     before, after = load_file(folder / "clip" / "model.safetensors"), weights_of(finished.last)
     for name, value in before.items():
         assert torch.equal(after[f"clip.{name}"], value), name
 
 
-def test_adapter_only(folder, records):
+def test_the_learned_part_alone_can_be_saved(folder, records):
     result = train(settings(folder, "adapter", max_train_steps=1, save_adapter_only=True), records)
     assert not any(name.startswith("clip.") for name in weights_of(result.last))
     assert VCPCLIPModel.from_pretrained(result.last) and result.best is None
 
 
-def test_a_trained_model_can_be_trained_on(finished, folder, records):
+def test_a_trained_model_can_be_trained_further(finished, folder, records):
     config = settings(folder, "further", model=str(finished.last), max_train_steps=1, learning_rate=1e-9)
     result = train(config, records)
     before, after = weights_of(finished.last), weights_of(result.last)
@@ -123,7 +123,7 @@ def test_without_dropout_accumulation_and_checkpointing_change_nothing(tmp_path,
     assert_same_weights(whole.last, less.last, atol=1e-6)
 
 
-def test_tensorboard(folder, records):
+def test_losses_are_reported_to_tensorboard(folder, records):
     train(settings(folder, "tracked", max_train_steps=1, logging_steps=1, report_to=["tensorboard"]), records)
     assert list((folder / "tracked" / "logs").rglob("events*"))
 
@@ -131,7 +131,7 @@ def test_tensorboard(folder, records):
 # --- resuming -----------------------------------------------------------------------------------------------------
 
 
-def test_resumed_from_the_middle_of_an_epoch_it_ends_the_same(finished, folder, records):
+def test_a_run_resumed_within_an_epoch_ends_with_the_same_weights(finished, folder, records):
     first = train(settings(folder, "two_parts", max_train_steps=8), records, records.select(range(4)))
     assert first.state.step == 8 and first.state.epoch == 1 and first.state.step_in_epoch == 2
     second = train(settings(folder, "two_parts", resume="latest"), records, records.select(range(4)))
@@ -141,7 +141,7 @@ def test_resumed_from_the_middle_of_an_epoch_it_ends_the_same(finished, folder, 
     assert second.state == finished.state
 
 
-def test_a_signal_saves_and_stops(folder, records):
+def test_a_signal_saves_a_checkpoint_and_stops_the_run(folder, records):
     timer = threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     result = train(settings(folder, "stopped", num_train_epochs=500, checkpointing_steps=1000), records)
@@ -152,8 +152,8 @@ def test_a_signal_saves_and_stops(folder, records):
 
 
 @pytest.mark.slow
-def test_killed_ten_times_at_random_moments_it_ends_the_same(folder, records):
-    """kill -9, whatever the process is doing: imports, loading, steps, checkpoints, validation. Then resume=latest."""
+def test_a_run_killed_ten_times_ends_with_the_same_weights(folder, records):
+    """kill -9 at random moments: during imports, loading, steps, checkpoints, validation. Then resume=latest."""
     expected = train(settings(folder, "unharmed", **LONG), records, records.select(range(4)))
     command = [sys.executable, "-m", "tests.training_run", str(folder), "killed", "long"]
     generator = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
@@ -161,7 +161,7 @@ def test_killed_ten_times_at_random_moments_it_ends_the_same(folder, records):
     for _ in range(10):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(generator.uniform(3, 12))
-        assert process.poll() is None, "the run was over before it could be killed"
+        assert process.poll() is None, "the run ended before it could be killed"
         process.kill()
         process.wait()
         latest = latest_checkpoint(folder / "killed" / "checkpoints")
@@ -201,12 +201,12 @@ def test_a_checkpoint_of_version_0_1_0_is_resumed(folder, records):
     assert_same_weights(expected.last, resumed.last)
 
 
-def test_nothing_is_overwritten_by_accident(finished, folder, records):
+def test_a_new_run_does_not_overwrite_an_earlier_one(finished, folder, records):
     with pytest.raises(ValueError, match="resume=latest"):
         train(settings(folder, "finished"), records)
 
 
-def test_a_changed_run_cannot_be_resumed(finished, folder, records):
+def test_a_run_with_other_settings_cannot_be_resumed(finished, folder, records):
     with pytest.raises(ValueError, match=r"learning_rate: 0\.01 then, 0\.5 now"):
         train(settings(folder, "finished", resume="latest", learning_rate=0.5), records)
     with pytest.raises(ValueError, match="per_device_train_batch_size: 4 then, 8 now"):
@@ -215,12 +215,12 @@ def test_a_changed_run_cannot_be_resumed(finished, folder, records):
         train(settings(folder, "other", resume=str(folder / "nowhere")), records)
 
 
-def test_latest_without_a_checkpoint_starts_afresh(folder, records):
+def test_latest_without_a_checkpoint_starts_a_new_run(folder, records):
     result = train(settings(folder, "fresh", resume="latest", max_train_steps=1), records)
     assert result.state.step == 1
 
 
-def test_an_unfinished_checkpoint_is_no_checkpoint(folder, records):
+def test_an_unfinished_checkpoint_is_ignored(folder, records):
     train(settings(folder, "torn", max_train_steps=2), records)
     torn = folder / "torn" / "checkpoints" / ".step-00000099.unfinished"
     torn.mkdir()
@@ -232,16 +232,16 @@ def test_an_unfinished_checkpoint_is_no_checkpoint(folder, records):
 
 
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, records):
-    """Losses to 1e-3; weights to 1 % of the way they went (Adam makes full steps of rounding noise, too)."""
+    """Losses agree to 1e-3; weights to 1 % of their change, since Adam makes full steps of rounding noise too."""
     make_model_folder(tmp_path, deep_prompt_dropout=0.0)
     start = train(settings(tmp_path, "start", **{**ONE_RANK, "max_train_steps": 1, "learning_rate": 1e-9}), records)
     one = train(settings(tmp_path, "one", **ONE_RANK), records, records.select(range(5)))
     launch_two_ranks(tmp_path, "two", "two_ranks")
     before, ours, theirs = (weights_of(path) for path in (start.last, one.last, tmp_path / "two" / "last"))
     names = learned_state(VCPCLIPModel.from_pretrained(one.last).state_dict()).keys() - {WITHOUT_EFFECT}
-    way = sum((ours[name] - before[name]).square().sum() for name in names).sqrt()
-    apart = sum((ours[name] - theirs[name]).square().sum() for name in names).sqrt()
-    assert apart < 0.01 * way
+    change = sum((ours[name] - before[name]).square().sum() for name in names).sqrt()
+    difference = sum((ours[name] - theirs[name]).square().sum() for name in names).sqrt()
+    assert difference < 0.01 * change
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("two", "one")]
     for entry, expected in zip(*logs, strict=True):
         assert json.loads(entry) == pytest.approx(json.loads(expected), abs=1e-3)
@@ -250,7 +250,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, records):
 # --- order and examples -------------------------------------------------------------------------------------------
 
 
-def test_the_order_is_a_permutation_that_can_be_begun_anywhere():
+def test_the_order_is_a_permutation_that_can_start_anywhere():
     sampler = EpochSampler(10, seed=1, batch_size=2)
     sampler.set_place(0, 0)
     whole = list(sampler)
@@ -265,7 +265,7 @@ def test_the_order_is_a_permutation_that_can_be_begun_anywhere():
     assert list(several)[10:] == whole[:2]
 
 
-def test_examples(folder, records):
+def test_examples_are_preprocessed_and_augmented_by_epoch(folder, records):
     config = settings(folder, augmentation=False)
     processor = VCPCLIPImageProcessor.from_pretrained(folder / "model")
     examples = training_examples(records, processor, config)
@@ -273,7 +273,7 @@ def test_examples(folder, records):
     expected = processor(records[1]["image"], records[1]["mask"], return_tensors="pt")
     assert torch.equal(example["pixel_values"], expected.pixel_values[0])
     assert torch.equal(example["labels"].long(), expected.labels[0])
-    assert example["has_mask"] and examples[0]["has_mask"], "a normal image's mask is known"
+    assert example["has_mask"] and examples[0]["has_mask"], "the mask of a normal image is known to be empty"
     augmented = training_examples(records, processor, settings(folder))
     first = augmented[1]["pixel_values"]
     assert not torch.equal(first, example["pixel_values"]) and torch.equal(first, augmented[1]["pixel_values"])
@@ -281,7 +281,7 @@ def test_examples(folder, records):
     assert not torch.equal(first, augmented[1]["pixel_values"])
 
 
-def test_normal_images_alone_are_enough_with_synthetic_anomalies(folder, records):
+def test_normal_images_suffice_with_synthetic_anomalies(folder, records):
     good = records.filter(lambda row: row["label"] == 0)
     with pytest.raises(ValueError, match="synthetic_anomaly_probability"):
         train(settings(folder, "good_only"), good)
@@ -289,7 +289,7 @@ def test_normal_images_alone_are_enough_with_synthetic_anomalies(folder, records
     assert result.state.step == 12 and np.isfinite(result.loss)
 
 
-def test_images_without_a_mask_train_with_their_label(folder, records):
+def test_images_without_masks_train_with_their_labels(folder, records):
     unmasked = records.map(lambda row: {"mask": None})
     result = train(settings(folder, "labels_only", num_train_epochs=4), unmasked)
     inspect = pipeline("anomaly-segmentation", model=str(result.last))
@@ -297,7 +297,7 @@ def test_images_without_a_mask_train_with_their_label(folder, records):
     assert np.mean(scores[1::2]) > np.mean(scores[::2])
 
 
-def test_held_out_products_and_their_mistakes(tmp_path):
+def test_products_are_held_out_by_number_or_name(tmp_path):
     options = {"num_images": 40, "num_test_images": 0, "size": 32, "cache_dir": str(tmp_path)}
     config = settings(
         tmp_path, products=["nut", "washer", "gear"], split="train", validation_products=1, dataset_options=options
@@ -351,20 +351,20 @@ def test_an_accelerator_must_accumulate_as_the_configuration_says(folder, record
         train(settings(folder, gradient_accumulation_steps=2), records, accelerator=Accelerator())
 
 
-def test_a_loss_that_explodes_stops_the_run(folder, records):
+def test_a_loss_that_is_not_finite_stops_the_run(folder, records):
     with pytest.raises(FloatingPointError, match="learning rates"):
         train(settings(folder, "exploded", learning_rate=1e38, logging_steps=1), records)
 
 
-def test_learned_state_is_what_requires_gradients():
+def test_the_learned_state_is_the_parameters_with_gradients():
     model = tiny_model()
     assert learned_state(model.state_dict()).keys() == {
         name for name, value in model.named_parameters() if value.requires_grad
     }
 
 
-def test_the_example_program(folder, tmp_path):
-    """The real command, on generated data: train, resume, refuse a typo."""
+def test_the_example_program_trains_and_refuses_a_typo(folder, tmp_path):
+    """Run the real command on generated data, then once more with a misspelled option."""
     command = [sys.executable, str(ROOT / "examples" / "train.py"), "--model", str(folder / "model")]
     options = "{num_images: 16, num_test_images: 0, size: 48, cache_dir: %s}" % (tmp_path / "cache")
     command += ["--dataset", "synthetic", "--split", "train", "--dataset_options", options, "--num_train_epochs", "1"]

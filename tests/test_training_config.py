@@ -1,4 +1,4 @@
-"""Settings of a run: files, command line, mistakes."""
+"""Settings of a training run: files, command line, error messages."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ def test_the_defaults_are_the_papers():
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
-def test_from_a_file_with_overrides(tmp_path, suffix):
+def test_a_file_is_read_and_overridden(tmp_path, suffix):
     path = tmp_path / f"train.{suffix}"
     text = "output_dir: out\ndataset: visa\nlearning_rate: 2e-5\nmixed_precision: no\nproducts: [a, b]\n"
     values = {
@@ -36,20 +36,20 @@ def test_from_a_file_with_overrides(tmp_path, suffix):
     assert config.learning_rate == 2e-5, "YAML reads 2e-5 as a string"
     assert config.mixed_precision == "no", "YAML reads no as false"
     assert (config.products, config.seed) == (["a", "b"], 7)
-    # the model is the folder of the file, unless it says otherwise
+    # The default model is the folder of the file
     assert config.model == str(tmp_path.resolve())
     config.save(tmp_path / "saved.yaml")
     assert TrainingConfig.from_file(tmp_path / "saved.yaml") == config
 
 
-def test_a_model_is_meant_from_the_place_of_the_file(tmp_path):
+def test_a_relative_model_is_relative_to_the_file(tmp_path):
     (tmp_path / "other").mkdir()
     for model, expected in (("other", str((tmp_path / "other").resolve())), ("someone/hub-name", "someone/hub-name")):
         (tmp_path / "train.yaml").write_text(f"output_dir: o\ndataset: visa\nmodel: {model}\n")
         assert TrainingConfig.from_file(tmp_path / "train.yaml").model == expected
 
 
-def test_from_a_command_line(tmp_path):
+def test_a_command_line_overrides_a_file(tmp_path):
     (tmp_path / "train.yaml").write_text("output_dir: out\ndataset: visa\nseed: 1\n")
     config = TrainingConfig.from_arguments(
         [
@@ -147,12 +147,12 @@ def test_wrong_values_are_explained(settings, message):
         make(**settings)
 
 
-def test_training_on_the_target_must_be_asked_for():
+def test_training_on_the_target_must_be_requested():
     assert make(evaluation_targets=["visa"], allow_training_on_target=True).dataset == "visa"
     assert make(evaluation_targets=["mvtec_ad"])
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_unreadable_files_are_explained(tmp_path):
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(ValueError, match="list, expected settings"):
         TrainingConfig.from_file(tmp_path / "list.yaml")

@@ -1,4 +1,4 @@
-"""A small training run for the tests, also as a program that can be killed and started again."""
+"""A small training run for tests, also as a program that can be killed and started again."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from vcp_clip_hf.training_config import TrainingConfig
 
 
 def make_model_folder(folder: Path, **fields) -> Path:
-    """A backbone and the configuration of a model on it."""
+    """Write a backbone and the configuration of a model with it; return the model's folder."""
     torch.manual_seed(0)
     tiny_clip().save_pretrained(folder / "clip")
     tiny_tokenizer().save_pretrained(folder / "clip")
@@ -30,7 +30,7 @@ def make_model_folder(folder: Path, **fields) -> Path:
 
 
 def make_records(count: int = 24, seed: int = 0) -> Dataset:
-    """Grey noise of three products; bright squares are defects."""
+    """Return images of three products: gray noise, with bright squares as defects."""
     generator = np.random.default_rng(seed)
     rows = []
     for index in range(count):
@@ -56,7 +56,7 @@ def make_records(count: int = 24, seed: int = 0) -> Dataset:
 
 
 def settings(folder: Path, output: str = "out", **changes) -> TrainingConfig:
-    """Of a run of a few seconds."""
+    """Return the settings of a run of a few seconds."""
     return TrainingConfig(
         **{
             "output_dir": str(folder / output),
@@ -72,20 +72,20 @@ def settings(folder: Path, output: str = "out", **changes) -> TrainingConfig:
     )
 
 
-# Settings of the runs that tests start as programs, and of one process with the same global batch as two
+# Settings of the runs that tests start as programs; ONE_RANK has the global batch of TWO_RANKS in one process
 TWO_RANKS = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "learning_rate": 1e-3}
 ONE_RANK = {**TWO_RANKS, "per_device_train_batch_size": 2 * TWO_RANKS["per_device_train_batch_size"]}
 LONG = {"num_train_epochs": 500, "checkpointing_steps": 5}
 
 
 def on_cached_features(folder: Path) -> dict:
-    """Settings for training on image features that are kept in the folder."""
+    """Return settings for training on image features stored in the folder."""
     return {"augmentation": False, "image_feature_dir": str(folder / "features")}
 
 
 def launch_two_ranks(folder: Path, output: str, kind: str) -> str:
-    """Run `main` in two processes of this machine; -> what they printed, standard error included."""
-    # plain `--cpu --num_processes 2` would start one process only
+    """Run `main` in two processes of this machine; return their output, with standard error."""
+    # `--cpu --num_processes 2` would start only one process
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "tests.training_run"]
     done = subprocess.run(
         [sys.executable, "-m", *launch, str(folder), output, kind],
@@ -102,7 +102,7 @@ def launch_two_ranks(folder: Path, output: str, kind: str) -> str:
 
 
 def main(folder: str, output: str, kind: str) -> None:
-    """`python -m tests.training_run FOLDER OUTPUT two_ranks|two_ranks_cached|long`"""
+    """Run `python -m tests.training_run FOLDER OUTPUT two_ranks|two_ranks_cached|long`."""
     torch.set_num_threads(1)
     changes, count = {
         "two_ranks": (TWO_RANKS, 5),

@@ -75,6 +75,7 @@ class RecordFormat(str, Enum):
     coco = "coco"
 
 
+_DATASET_HELP = "NAME or NAME=FOLDER; names: `vcp-clip info --datasets`."
 # Settings of the verbs that parse their arguments and `--help` themselves
 _UNPARSED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -88,7 +89,6 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; defa
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead of the model.")]
-NamedDataset = Annotated[str, typer.Argument(help="NAME or NAME=FOLDER; names: `vcp-clip info --datasets`.")]
 Products = Annotated[list[str] | None, typer.Option(help="Products to restrict to; repeat for several.")]
 
 
@@ -247,7 +247,7 @@ def calibrate(
 
 @app.command(cls=_Verb)
 def evaluate(
-    dataset: Annotated[list[str], typer.Argument(help="NAME or NAME=FOLDER; names: `vcp-clip info --datasets`.")],
+    dataset: Annotated[list[str], typer.Argument(help=_DATASET_HELP)],
     model: Model = EMBEDDED_CHECKPOINT,
     split: Annotated[str, typer.Option(help="Part of the dataset.")] = "test",
     products: Products = None,
@@ -476,7 +476,7 @@ def push(
 
 @app.command(cls=_Verb)
 def push_dataset(
-    dataset: NamedDataset,
+    dataset: Annotated[str, typer.Argument(help=_DATASET_HELP)],
     repo_id: RepoId,
     split: Annotated[str | None, typer.Option(help="Part of the dataset; default: all parts.")] = None,
     products: Products = None,

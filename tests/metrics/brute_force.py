@@ -1,6 +1,6 @@
-"""The definitions of the metrics, word for word: every distinct score is a threshold, every region is looked at.
+"""The metrics as literally defined: every distinct score is a threshold, every region is visited.
 
-Slow on purpose, and written without anything of the package.
+Slow, and independent of the package.
 """
 
 import numpy as np
@@ -11,7 +11,10 @@ KINDS = ("random", "tied", "skewed", "saturated", "sparse", "many_regions", "hal
 
 
 def example(kind: str, seed: int = 0, images: int = 4, side: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """Maps float32 (images, side, side) in [0, 1] and masks bool, the first image normal; scores rise in defects."""
+    """
+    Return maps, float32 (images, side, side) in [0, 1], and masks, bool. The first image is normal; defects have
+    larger scores.
+    """
     generator = np.random.default_rng(seed)
     masks = ndimage.gaussian_filter(generator.standard_normal((images, side, side)), (0, 1.5, 1.5)) > 0.25
     if kind == "sparse":
@@ -66,7 +69,7 @@ def iou(scores: np.ndarray, labels: np.ndarray, threshold: float) -> float:
 
 
 def regions(masks: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Number of the image, and the region as a mask, for all 8-connected regions."""
+    """Return (number of the image, region as a mask) for each 8-connected region."""
     found = []
     for number, mask in enumerate(masks):
         labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
@@ -94,7 +97,7 @@ def pro(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
 
 
 def pro_200_steps(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
-    """The loop of the authors' code, with the precisions that NumPy 2 gives it; NaN where it divides zero by zero."""
+    """Run the loop of the authors' code, in the precisions of NumPy 2; NaN if it divides zero by zero."""
     parts = regions(masks)
     rates, overlaps = [], []
     step = (maps.max() - maps.min()) / maps.dtype.type(200)
@@ -111,7 +114,7 @@ def pro_200_steps(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -
 
 
 def pixel_metrics(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> dict[str, float]:
-    """All pixel metrics, by the names of the package."""
+    """Return all pixel metrics, by the names of the package."""
     scores, labels = maps.ravel(), masks.ravel()
     best, threshold = f1_max(scores, labels)
     return {

@@ -24,7 +24,7 @@ def expected(images, **options) -> dict:
 
 
 @pytest.mark.parametrize("mode", ["exact", "streaming"])
-def test_all_ways_in_lead_to_the_same(images, mode):
+def test_all_ways_to_add_images_give_the_same_result(images, mode):
     maps, masks, products = images
     metric = AnomalySegmentationMetric(mode=mode, skip_undefined=True)
     assert isinstance(metric, evaluate.Metric)
@@ -53,7 +53,7 @@ def test_all_ways_in_lead_to_the_same(images, mode):
         assert result["counts"] == reference["counts"]
 
 
-def test_compute_starts_anew_but_not_after_an_error(images):
+def test_compute_forgets_the_images_except_after_an_error(images):
     maps, masks, products = images
     metric = AnomalySegmentationMetric()
     metric.add_batch(predictions=maps, references=masks, products=products)
@@ -68,7 +68,7 @@ def test_compute_starts_anew_but_not_after_an_error(images):
         metric.compute(references=masks, products=products)
 
 
-def test_optional_inputs_arrive(images):
+def test_optional_inputs_are_passed_on(images):
     maps = images[0]
     metric = AnomalySegmentationMetric(["image_auroc"])
     scores = np.arange(6.0)
@@ -86,7 +86,7 @@ def test_optional_inputs_arrive(images):
     assert metric.compute()["per_product"]["bottle"]["image_auroc"] == pytest.approx(8 / 9)
 
 
-def test_maps_are_reduced_at_once_and_nothing_is_written(images, tmp_path):
+def test_maps_are_reduced_when_added_and_nothing_is_written(images, tmp_path):
     maps, masks, _ = images
     metric = AnomalySegmentationMetric(mode="streaming", cache_dir=str(tmp_path / "cache"))
     metric.add_batch(predictions=maps, references=masks)
@@ -96,7 +96,7 @@ def test_maps_are_reduced_at_once_and_nothing_is_written(images, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_states_of_metrics_merge(images):
+def test_states_of_metrics_can_be_merged(images):
     maps, masks, products = images
     metrics = [AnomalySegmentationMetric(skip_undefined=True) for _ in range(2)]
     for metric, rows in zip(metrics, (slice(0, None, 2), slice(1, None, 2)), strict=True):
@@ -109,20 +109,20 @@ def test_states_of_metrics_merge(images):
         assert total.compute()["per_product"][name] == pytest.approx(values, abs=1e-13, rel=0, nan_ok=True)
 
 
-def test_processes_of_evaluate_are_refused():
+def test_several_processes_of_evaluate_are_refused():
     with pytest.raises(ValueError, match=r"num_process=2 .*state_dict"):
         AnomalySegmentationMetric(num_process=2, process_id=0, experiment_id="x")
 
 
 def test_without_the_library_the_message_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "evaluate", None)  # as where it is not installed: importing it fails
+    monkeypatch.setitem(sys.modules, "evaluate", None)  # as if not installed: importing it fails
     monkeypatch.delitem(sys.modules, "vcp_clip_hf.metrics.anomaly_segmentation")
     with pytest.raises(ImportError, match=r'pip install "vcp-clip-hf\[evaluate\]"'):
         metrics.AnomalySegmentationMetric  # noqa: B018
-    assert metrics.AnomalySegmentationEvaluator().metrics, "the evaluator does without"
+    assert metrics.AnomalySegmentationEvaluator().metrics, "the evaluator works without it"
 
 
-def test_it_describes_itself():
+def test_the_metric_describes_itself():
     metric = AnomalySegmentationMetric()
     assert metric.name == "anomaly_segmentation_metric"
     assert set(metric.features) == {"predictions", "references"}

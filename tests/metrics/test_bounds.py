@@ -1,4 +1,4 @@
-"""The bounds of the streaming mode must hold for whatever order the scores have within a bin."""
+"""Bounds of the streaming mode, which must hold for any order of the scores within a bin."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from vcp_clip_hf.metrics.score_histogram import ScoreGrid
 
 
 def streamed(maps, masks, mantissa_bits: int = 11, score_range=(0.0, 1.0), fpr_limit: float = 0.3) -> dict:
-    """Name of a pixel metric -> (lower bound, value, upper bound)."""
+    """Return (lower bound, value, upper bound) by pixel metric."""
     evaluator = AnomalySegmentationEvaluator(
         PIXEL_METRICS, mode="streaming", mantissa_bits=mantissa_bits, score_range=score_range, fpr_limit=fpr_limit
     )
@@ -46,7 +46,7 @@ def test_bounds_with_other_limits(kind, fpr_limit):
 
 
 def exact(maps, masks, fpr_limit: float = 0.3) -> dict:
-    """All pixel metrics, by the exact mode, which the definitions have been held against."""
+    """Return all pixel metrics of the exact mode, which other tests compare with the definitions."""
     evaluator = AnomalySegmentationEvaluator(PIXEL_METRICS, fpr_limit=fpr_limit)
     evaluator.add(maps, masks)
     return evaluator.compute()["per_product"]["all"]
@@ -54,21 +54,24 @@ def exact(maps, masks, fpr_limit: float = 0.3) -> dict:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_bounds_contain_the_exact_values_of_crowded_bins(seed):
-    """Few and wide bins, with many scores in each, in an order that may favour either side."""
+    """Few and wide bins, with many scores in each, in an order that may favor either side."""
     generator = np.random.default_rng(seed)
     masks = generator.random((3, 16, 16)) < generator.choice([0.01, 0.1, 0.5])
     masks[0, 0, 0] = True
-    favour = generator.uniform(-0.02, 0.02)
-    maps = generator.beta(*generator.uniform(0.3, 5, 2), masks.shape) + favour * masks
+    favor = generator.uniform(-0.02, 0.02)
+    maps = generator.beta(*generator.uniform(0.3, 5, 2), masks.shape) + favor * masks
     maps = maps.clip(0, 1).astype(generator.choice([np.float32, np.float64]))
     if seed % 3 == 0:
-        maps = np.round(maps, 2)  # some bins hold one score, some several
+        maps = np.round(maps, 2)  # some bins hold one score, others several
     fpr_limit = generator.choice([0.02, 0.3, 1.0])
     assert_contains(streamed(maps, masks, 4, fpr_limit=fpr_limit), exact(maps, masks, fpr_limit))
 
 
 def reordered(maps: np.ndarray, masks: np.ndarray, grid: ScoreGrid, abnormal_first: bool) -> np.ndarray:
-    """The same histogram; in each bin the abnormal pixels come first, with one score, or last, with many."""
+    """
+    Return maps with the same histogram. In each bin, the abnormal pixels are first, with one score, or last, with
+    many.
+    """
     bins = grid.index(maps)
     result = np.empty(maps.shape, np.float64)
     for number in np.unique(bins):
@@ -84,7 +87,7 @@ def reordered(maps: np.ndarray, masks: np.ndarray, grid: ScoreGrid, abnormal_fir
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_bound_could_be_narrower(seed):
     maps, masks = brute_force.example("random", seed)
-    maps = (0.02 + 0.96 * maps).astype(np.float64)  # off the two outermost bins
+    maps = (0.02 + 0.96 * maps).astype(np.float64)  # outside the two outermost bins
     grid = ScoreGrid(mantissa_bits=4)
     best, worst = reordered(maps, masks, grid, True), reordered(maps, masks, grid, False)
     exact_best, exact_worst = exact(best, masks), exact(worst, masks)
@@ -113,7 +116,7 @@ def test_bounds_are_narrow_by_default_and_narrower_with_more_bins():
 
 
 @pytest.mark.parametrize("kind", ["tied", "half_precision", "two_levels"])
-def test_scores_with_bins_of_their_own_are_exact(kind):
+def test_bounds_are_exact_if_each_score_has_its_own_bin(kind):
     maps, masks = brute_force.example(kind)
     for name, (lower, value, upper) in streamed(maps, masks).items():
         expected = exact(maps, masks)[name]
@@ -166,7 +169,7 @@ def test_bins_keep_the_order(score_range, dtype):
 
 
 @pytest.mark.parametrize("score_range", [(0.0, 1.0), (-3.0, 5.0)])
-def test_edges_say_the_same_as_bins(score_range):
+def test_edges_agree_with_bins(score_range):
     grid = ScoreGrid(*score_range, mantissa_bits=4)
     for number in (1, 2, 17, 400, 496, 497, 700, grid.num_bins - 1):
         edge = grid.lower_edge(number)
@@ -194,12 +197,12 @@ def test_scores_at_and_just_beyond_the_ends():
         {"mantissa_bits": 17},
     ],
 )
-def test_impossible_grids(arguments):
+def test_invalid_grids_are_refused(arguments):
     with pytest.raises(ValueError, match="must be"):
         ScoreGrid(**arguments)
 
 
-def test_undefined_says_the_same_as_in_exact_mode():
+def test_undefined_metrics_have_the_reasons_of_the_exact_mode():
     masks = np.zeros((2, 6, 6), bool)
     masks[0, 0] = True
     perfect = np.where(masks, 1.0, 0.0).astype(np.float32)
@@ -221,10 +224,10 @@ def test_undefined_says_the_same_as_in_exact_mode():
         assert reasons[0] == reasons[1]
 
 
-def test_the_lowest_of_equally_good_thresholds():
+def test_the_lowest_of_equally_good_thresholds_is_chosen():
     maps, masks = np.array([[[0.9, 0.7, 0.6, 0.5, 0.1]]]), np.array([[[True, False, False, True, False]]])
     assert streamed(maps, masks)["pixel_f1_threshold"][1] == 0.5
 
 
-def test_undefined_is_an_error_of_its_own():
+def test_an_undefined_metric_is_a_value_error():
     assert issubclass(UndefinedMetricError, ValueError)

@@ -37,7 +37,7 @@ def pixel_metrics(ranked: RankedScores, fpr_limit: float = 0.3) -> dict[str, flo
 
 
 @pytest.mark.parametrize("name", ["metrics_a", "metrics_ties"])
-def test_golden(name):
+def test_equal_to_the_golden_values(name):
     tensors = load_file(FIXTURES / name / "maps.safetensors")
     maps, masks = tensors["maps"], tensors["masks"]
     pixels = RankedScores.from_maps(maps, masks)
@@ -92,7 +92,7 @@ def test_perfect_scores():
     assert auroc(ranked) == average_precision(ranked) == pro(ranked) == 1.0
     assert f1_max(ranked) == (1.0, lowest_hit)
     assert iou(ranked, 0.5) == 1.0
-    # Strictly above the threshold of F1-max, the pixel that has it is lost
+    # Strictly above the threshold of F1-max, the pixel with that score is missed
     assert iou(ranked, lowest_hit) == pytest.approx(9 / 10)
 
 
@@ -102,19 +102,19 @@ def test_inverted_scores():
     maps = np.where(masks, 0.1, 0.9) + np.random.default_rng(0).random(masks.shape) * 0.1
     ranked = RankedScores.from_maps(maps, masks)
     assert auroc(ranked) == pro(ranked) == 0.0
-    # All pixels found is then the best there is
+    # The best threshold then marks all pixels
     assert f1_max(ranked)[0] == pytest.approx(2 * 0.2 / 1.2)
     hits = np.arange(1, 21)
     assert average_precision(ranked) == pytest.approx((hits / (80 + hits)).mean())
 
 
-def test_scores_that_know_nothing():
+def test_random_scores():
     generator = np.random.default_rng(0)
     masks = generator.random((20, 100, 100)) < 0.05
     ranked = RankedScores.from_maps(generator.random(masks.shape, dtype=np.float32), masks)
     assert auroc(ranked) == pytest.approx(0.5, abs=0.01)
     assert average_precision(ranked) == pytest.approx(0.05, abs=0.005)
-    # The overlap grows as the false positive rate: a triangle of height 0.3
+    # The overlap equals the false positive rate: a triangle of height 0.3
     assert pro(ranked) == pytest.approx(0.15, abs=0.01)
     assert pro(ranked, fpr_limit=1.0) == pytest.approx(0.5, abs=0.01)
 
@@ -154,7 +154,7 @@ def test_pro_is_cut_by_interpolation():
     assert pro(ranked, fpr_limit=1.0) == pytest.approx(0.125 + 0.25 * 0.75 + 0.5)
 
 
-def test_only_the_authors_estimator_minds_rescaling():
+def test_only_the_authors_estimator_changes_with_rescaling():
     maps, masks = brute_force.example("random")
     ranked, rescaled = (
         RankedScores.from_maps(maps, masks),
@@ -164,14 +164,14 @@ def test_only_the_authors_estimator_minds_rescaling():
     assert abs(pro_200_steps(rescaled) - pro_200_steps(ranked)) > 0.02
 
 
-def test_the_lowest_of_equally_good_thresholds():
+def test_the_lowest_of_equally_good_thresholds_is_chosen():
     maps, masks = np.array([[[0.9, 0.7, 0.6, 0.5, 0.1]]]), np.array([[[True, False, False, True, False]]])
     # One of two found without a false alarm, or both with two: 2 / 3 either way
     assert f1_max(RankedScores.from_maps(maps, masks)) == (2 / 3, 0.5)
 
 
 def test_the_authors_thresholds_are_not_rounded():
-    # Scores next to the thresholds, which are float64: rounding these to float32 would move them to the other side
+    # The scores are next to the float64 thresholds, which rounding to float32 would move to the other side
     lowest, highest = np.float32(0.1), np.float32(0.9)
     maps = np.arange(lowest, highest, (highest - lowest) / np.float32(200)).astype(np.float32).reshape(1, 10, -1)
     maps[0, -1, -1] = highest
@@ -188,7 +188,7 @@ def test_scores_may_have_any_range(kind):
     assert computed == pytest.approx(brute_force.pixel_metrics(maps, masks), abs=1e-12, rel=0)
 
 
-def test_close_float64_scores_are_told_apart():
+def test_close_float64_scores_are_distinguished():
     maps = np.array([[[0.5, 0.5 + 1e-12, 0.5 - 1e-12]]])
     masks = np.array([[[False, True, False]]])
     assert auroc(RankedScores.from_maps(maps, masks)) == 1.0
@@ -196,14 +196,14 @@ def test_close_float64_scores_are_told_apart():
 
 
 @pytest.mark.parametrize("convert", [torch.from_numpy, lambda a: list(torch.from_numpy(a)), list])
-def test_containers(convert):
+def test_arrays_tensors_and_lists_are_accepted(convert):
     maps, masks = brute_force.example("random")
     expected = pixel_metrics(RankedScores.from_maps(maps, masks))
     assert pixel_metrics(RankedScores.from_maps(convert(maps), convert(masks))) == expected
     assert pixel_metrics(RankedScores.from_maps(convert(maps), convert(masks.astype(np.uint8)))) == expected
 
 
-def test_images_of_different_sizes():
+def test_images_may_differ_in_size():
     generator = np.random.default_rng(0)
     shapes = [(5, 9), (12, 3), (7, 7)]
     maps = [generator.random(shape) for shape in shapes]
@@ -224,7 +224,7 @@ def test_both_classes_are_needed(function, abnormal, reason):
         function(ranked)
 
 
-def test_the_authors_estimator_can_have_nothing_to_stretch():
+def test_the_authors_estimator_may_be_undefined():
     masks = np.zeros((1, 4, 4), bool)
     masks[0, 0] = True
     with pytest.raises(UndefinedMetricError, match="cannot be stretched"):
@@ -233,13 +233,13 @@ def test_the_authors_estimator_can_have_nothing_to_stretch():
         pro_200_steps(RankedScores.from_maps(np.where(masks, 0.0, 1.0), masks))
 
 
-def test_scores_too_close_for_200_steps():
+def test_scores_too_close_for_200_steps_are_refused():
     maps = np.array([[[1.0, 1.0, np.nextafter(np.float32(1), np.float32(2))]]], np.float32)
     with pytest.raises(UndefinedMetricError, match="200 steps"):
         pro_200_steps(RankedScores.from_maps(maps, np.array([[[True, False, False]]])))
 
 
-def test_regions_need_maps():
+def test_pro_needs_maps():
     ranked = RankedScores.from_labels([0.1, 0.9], [0, 1])
     with pytest.raises(ValueError, match="from_maps"):
         pro(ranked)

@@ -31,7 +31,7 @@ def fed(maps, masks, products="all", batch_size: int = 3, **options) -> AnomalyS
 
 
 def assert_same(result, expected, tolerance: float = 0.0) -> None:
-    """Equal results, NaN equal to NaN."""
+    """Compare results, with NaN equal to NaN."""
     if isinstance(expected, dict):
         assert result.keys() == expected.keys()
         for key in expected:
@@ -47,7 +47,7 @@ def assert_same(result, expected, tolerance: float = 0.0) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["metrics_a", "metrics_ties"])
-def test_golden(name, mode):
+def test_equal_to_the_golden_values(name, mode):
     tensors = load_file(FIXTURES / name / "maps.safetensors")
     expected = json.loads((FIXTURES / name / "expected.json").read_text())
     names = {
@@ -69,7 +69,7 @@ def test_golden(name, mode):
             assert abs(value - golden) <= max(upper - lower, 1e-8) and upper - lower < 1e-3, metric
 
 
-def test_products_are_separate_and_their_mean_is_plain():
+def test_products_are_separate_and_their_mean_is_unweighted():
     maps, masks, products = three_products()
     result = fed(maps, masks, products).compute()
     assert list(result["per_product"]) == ["bottle", "cable", "tile"]
@@ -88,7 +88,7 @@ def test_products_are_separate_and_their_mean_is_plain():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_results_are_plain_and_in_range(mode):
+def test_results_are_plain_numbers_in_range(mode):
     maps, masks, products = three_products()
     result = fed(maps, masks, products, mode=mode).compute()
     assert json.loads(json.dumps(result))["counts"]["cable"] == {
@@ -115,7 +115,7 @@ def test_batches_and_order_do_not_matter(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_two_halves_merged_are_the_whole(mode):
+def test_two_merged_halves_equal_the_whole(mode):
     maps, masks, products = three_products()
     whole = fed(maps, masks, products, mode=mode).compute()
     rows = np.arange(12) % 5 < 2
@@ -127,11 +127,11 @@ def test_two_halves_merged_are_the_whole(mode):
     merged = halves[0].merge(halves[1])
     assert merged is halves[0]
     assert_same(merged.compute(), whole, 1e-13)
-    assert_same(halves[1].compute(), before)  # the other one stays as it is
+    assert_same(halves[1].compute(), before)  # the other one is not changed
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_product_that_only_one_has_seen(mode):
+def test_evaluators_of_different_products_are_merged(mode):
     maps, masks, products = three_products()
     whole = fed(maps, masks, products, mode=mode).compute()
     merged = AnomalySegmentationEvaluator(mode=mode)
@@ -142,7 +142,7 @@ def test_a_product_that_only_one_has_seen(mode):
 
 @pytest.mark.parametrize("carry", ["npz", "pickle"])
 @pytest.mark.parametrize("mode", MODES)
-def test_states_survive_a_journey(mode, carry, tmp_path):
+def test_states_survive_serialization(mode, carry, tmp_path):
     maps, masks, products = three_products()
     evaluator = AnomalySegmentationEvaluator(mode=mode, fpr_limit=0.1, metrics=("pixel_pro", "pixel_ap", "image_ap"))
     evaluator.add(maps, masks, products, image_ids=[f"{i:03}" for i in range(12)])
@@ -160,7 +160,7 @@ def test_states_survive_a_journey(mode, carry, tmp_path):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_state_is_of_its_time(mode):
+def test_later_images_do_not_change_a_state(mode):
     maps, masks = brute_force.example("random", images=6)
     evaluator = fed(maps[:4], masks[:4], mode=mode)
     expected, state = evaluator.compute(), evaluator.state_dict()
@@ -191,7 +191,7 @@ def _share(rank: int, world_size: int, folder) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_make_the_whole(tmp_path):
+def test_two_processes_equal_one(tmp_path):
     torch.multiprocessing.start_processes(_share, args=(2, tmp_path), nprocs=2, start_method="fork")
     maps, masks, products = three_products()
     whole = json.loads(json.dumps(fed(maps, masks, products, mode="streaming").compute()))
@@ -203,7 +203,7 @@ def test_two_processes_make_the_whole(tmp_path):
     "options",
     [{"fpr_limit": 0.2}, {"metrics": ["pixel_ap"]}, {"mode": "streaming"}],
 )
-def test_other_settings_do_not_merge(options):
+def test_evaluators_with_other_settings_do_not_merge(options):
     with pytest.raises(ValueError, match="different settings"):
         AnomalySegmentationEvaluator().merge(AnomalySegmentationEvaluator(**options))
     streaming = AnomalySegmentationEvaluator(mode="streaming")
@@ -212,7 +212,7 @@ def test_other_settings_do_not_merge(options):
             streaming.merge(AnomalySegmentationEvaluator(mode="streaming", **other))
 
 
-def test_streaming_takes_the_same_memory_for_any_number_of_images():
+def test_streaming_needs_the_same_memory_for_any_number_of_images():
     generator = np.random.default_rng(0)
     kept = {}
     for mode in MODES:
@@ -231,7 +231,7 @@ def test_streaming_takes_the_same_memory_for_any_number_of_images():
     assert kept["streaming", 20] < 29 * evaluator.grid.num_bins + 20_000
 
 
-def test_computing_does_not_end_it():
+def test_images_can_be_added_after_computing():
     maps, masks = brute_force.example("random")
     for mode in MODES:
         evaluator = fed(maps[:2], masks[:2], mode=mode)
@@ -258,7 +258,7 @@ def test_maps_need_not_be_float32(mode):
     assert_same(mixed.compute(), expected, 1e-13)
 
 
-def test_image_scores_and_labels_of_ones_own():
+def test_image_scores_and_labels_can_be_given():
     maps, masks = brute_force.example("random")
     evaluator = AnomalySegmentationEvaluator(IMAGE_METRICS)
     evaluator.add(maps, masks, image_scores=[5.0, 2.0, 3.0, 4.0])
@@ -280,7 +280,7 @@ def test_images_without_a_mask(mode):
     evaluator = AnomalySegmentationEvaluator(mode=mode)
     evaluator.add(maps, [None, None, *masks[2:]], labels=[0, 1, 1, 1, 1])
     result = evaluator.compute()
-    # The first is normal throughout; of the second only the image score is known
+    # All pixels of the first are normal; of the second, only the image score is known
     rows = [0, 2, 3, 4]
     expected = fed(maps[rows], masks[rows], mode=mode).compute()
     assert_same(
@@ -311,7 +311,7 @@ def test_an_anomalous_image_may_have_an_empty_mask():
     )
 
 
-def test_only_what_is_asked_for():
+def test_only_requested_metrics_are_computed():
     maps, masks = brute_force.example("random")
     result = fed(maps, masks, metrics=["image_ap", "pixel_pro"]).compute()
     assert list(result["mean"]) == ["pixel_pro", "image_ap"]
@@ -359,7 +359,7 @@ def test_undefined_metrics_are_nan_with_a_reason(mode):
     assert reasons["mean"]["pixel_auroc"].startswith("undefined for 3 of 7 products: all bad (no normal pixels)")
 
 
-def test_means_may_leave_out_what_is_undefined():
+def test_means_may_leave_out_undefined_products():
     maps, masks = brute_force.example("random")
     evaluator = AnomalySegmentationEvaluator(skip_undefined=True)
     evaluator.add(maps, masks, "fine")
@@ -375,7 +375,7 @@ def test_means_may_leave_out_what_is_undefined():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_bad_images_are_named_and_nothing_is_lost(mode):
+def test_bad_images_are_named_and_none_is_added(mode):
     maps, masks = brute_force.example("random", images=8)
     evaluator = fed(maps[:4], masks[:4], "cable", mode=mode)
     before = evaluator.compute()
@@ -415,7 +415,7 @@ def test_an_image_counts_once():
     maps, masks = brute_force.example("random")
     evaluator = AnomalySegmentationEvaluator()
     evaluator.add(maps[:2], masks[:2], "cable", image_ids=["000", "001"])
-    evaluator.add(maps[:2], masks[:2], "bottle", image_ids=["000", "001"])  # numbers start anew in each product
+    evaluator.add(maps[:2], masks[:2], "bottle", image_ids=["000", "001"])  # ids are unique per product
     with pytest.raises(ValueError, match=r"image '001' \(product 'cable'\): it has been added before"):
         evaluator.add(maps[1:3], masks[1:3], "cable", image_ids=["001", "002"])
     assert evaluator.num_images == 4
@@ -428,7 +428,7 @@ def test_an_image_counts_once():
         evaluator.merge(other)
 
 
-def test_streaming_says_when_the_range_is_wrong():
+def test_streaming_refuses_maps_out_of_range():
     maps, masks = brute_force.example("random")
     evaluator = AnomalySegmentationEvaluator(mode="streaming")
     with pytest.raises(ValueError, match=r"outside score_range=\(0, 1\)"):
@@ -439,7 +439,7 @@ def test_streaming_says_when_the_range_is_wrong():
     assert_same(wide["mean"], expected["mean"], 1e-12)
 
 
-def test_nothing_to_evaluate():
+def test_an_evaluator_without_images_is_refused():
     for mode in MODES:
         evaluator = AnomalySegmentationEvaluator(mode=mode)
         evaluator.add([], [])

@@ -24,12 +24,12 @@ def test_maps_become_floats_without_loss(dtype, expected):
     np.testing.assert_array_equal(read, values)
 
 
-def test_bfloat16_maps():
+def test_bfloat16_maps_are_converted():
     values = torch.rand(3, 4).to(torch.bfloat16)
     assert torch.equal(torch.from_numpy(as_map(values)), values.float())
 
 
-def test_maps_that_need_gradients():
+def test_maps_that_require_gradients_are_converted():
     assert as_map(torch.rand(3, 4, requires_grad=True)).shape == (3, 4)
 
 
@@ -44,13 +44,13 @@ def test_maps_must_be_finite(value):
 @pytest.mark.parametrize(
     "values", [np.zeros(3), np.zeros((0, 4)), np.zeros((1, 2, 3)), np.array([["a"]]), 1j * np.eye(2)]
 )
-def test_what_is_no_map(values):
+def test_invalid_maps_are_refused(values):
     with pytest.raises(ValueError, match=r"anomaly map has (shape|dtype)"):
         as_map(values)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
-def test_masks_of_zeros_and_ones(dtype):
+def test_masks_of_zeros_and_ones_are_converted(dtype):
     mask = np.array([[0, 1, 0]])
     read = as_mask(mask.astype(dtype), (1, 3))
     assert read.dtype == bool
@@ -63,12 +63,12 @@ def test_other_masks_are_refused(values):
         as_mask(np.array(values), (1, 2))
 
 
-def test_masks_have_the_size_of_the_map():
+def test_masks_must_have_the_size_of_the_map():
     with pytest.raises(ValueError, match=r"\(4, 5\) and the anomaly map \(8, 10\)"):
         as_mask(np.zeros((4, 5)), (8, 10))
 
 
-def test_batches():
+def test_batches_are_arrays_tensors_or_sequences():
     assert len(as_images(np.zeros((3, 4, 5)), "maps")) == 3
     assert len(as_images((np.zeros((4, 5)), np.zeros((2, 2))), "maps")) == 2
     assert as_images([], "maps") == []
@@ -83,7 +83,7 @@ def test_batches():
             as_images(wrong, "maps")
 
 
-def test_scores_and_labels():
+def test_scores_and_labels_are_vectors():
     assert as_scores(torch.tensor([0.5, 2.0]), "scores").tolist() == [0.5, 2.0]
     assert as_labels([0, 1], "labels").tolist() == [False, True]
     assert as_labels(torch.tensor([True, False]), "labels").tolist() == [True, False]
