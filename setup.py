@@ -24,7 +24,7 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS = {
-    # AnomalySegmentationMetric; the evaluator does without
+    # AnomalySegmentationMetric; AnomalySegmentationEvaluator works without it
     "evaluate": ["evaluate>=0.4.6"],
     # CrackForest (Road) where only .mat files are left
     "matlab": ["scipy>=1.11"],
