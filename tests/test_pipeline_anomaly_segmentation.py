@@ -18,6 +18,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 import vcp_clip_hf
 from tests.common import tiny_model, tiny_tokenizer
 from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
+from vcp_clip_hf.accelerated_inference import AcceleratedVCPCLIPModel
 from vcp_clip_hf.anomaly_result import finish
 from vcp_clip_hf.call_arguments import argument_names
 
@@ -511,3 +512,30 @@ def test_saved_without_code_nothing_needs_to_be_trusted(inspect, pictures, tmp_p
     assert "custom_pipelines" not in config and "auto_map" not in config
     assert not list(tmp_path.glob("*.py"))
     assert_same(pipeline("anomaly-segmentation", model=str(tmp_path))(pictures[0]), inspect(pictures[0]))
+
+
+# --- the accelerated copy -------------------------------------------------------------------------------------------
+
+
+def test_the_pipeline_computes_with_a_fast_copy_of_the_model_as_it_is_now(fresh, checkpoint):
+    pipe, plain = fresh, pipeline("anomaly-segmentation", model=str(checkpoint), accelerate=False)
+    image = picture(60, 80)
+
+    def check() -> AcceleratedVCPCLIPModel:
+        fast, expected = pipe(image)["anomaly_map"], plain(image)["anomaly_map"]
+        np.testing.assert_allclose(fast, expected, atol=1e-5)
+        assert plain._network is plain.model
+        return pipe._network
+
+    first = check()
+    assert isinstance(first, AcceleratedVCPCLIPModel) and check() is first
+    for each in (pipe, plain):
+        each.model.set_prompts(["a fine {} here"], ["bad {}"], tiny_tokenizer())
+    assert check() is not first
+    # tiles
+    tiled = [each(image, tile_size=24)["anomaly_map"] for each in (pipe, plain)]
+    np.testing.assert_allclose(*tiled, atol=1e-5)
+    # a hook that comes later fires, in the plain model
+    calls = []
+    pipe.model.clip.vision_model.encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    assert check() is pipe.model and calls

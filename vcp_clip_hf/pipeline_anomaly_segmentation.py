@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
+from .accelerated_inference import accelerated_or_plain
 from .anomaly_result import Thresholds, as_segments, finish, load_region_of_interest
 from .anomaly_scoring import AnomalyScoring, resize_map
 from .calibration import Calibration, from_labeled_scores, from_normal_maps, from_normal_scores
@@ -50,6 +51,9 @@ class AnomalySegmentationPipeline(Pipeline):
 
     - **reference_images** (`list`, *optional*): normal images to calibrate the thresholds on, see `calibrate`;
     - **false_alarm_rate** (`float`, *optional*, defaults to 0.01): target rate of that calibration;
+    - **accelerate** (`bool`, *optional*, defaults to `True`): compute with a fast copy of the model, see
+      [`accelerate_inference`]. `pipe.model` stays the plain model: after a change of it, the copy is made anew, and
+      where a copy would ignore hooks, adapters or quantized layers, the plain model computes, with a warning;
 
     and every argument of a call, as a default for all calls.
     """
@@ -61,8 +65,15 @@ class AnomalySegmentationPipeline(Pipeline):
     _load_tokenizer = None  # optional: only other prompts need it
 
     def __init__(
-        self, *args: Any, reference_images: Images | None = None, false_alarm_rate: float = 0.01, **kwargs: Any
+        self,
+        *args: Any,
+        reference_images: Images | None = None,
+        false_alarm_rate: float = 0.01,
+        accelerate: bool = True,
+        **kwargs: Any,
     ):
+        self.accelerate = accelerate
+        self._network: PreTrainedModel | None = None
         super().__init__(*args, **kwargs)
         if self.device.type == "cpu" and self.model.dtype == torch.float16:
             logger.warning_once("float16 is several times slower than float32 on a CPU; computing in float32.")
@@ -70,6 +81,11 @@ class AnomalySegmentationPipeline(Pipeline):
         if reference_images is not None:
             calibration = self.calibrate(reference_images, false_alarm_rate=false_alarm_rate)
             (logger.info if calibration.reached else logger.warning)(calibration.describe())
+
+    def _inference_model(self) -> PreTrainedModel:
+        """Return what computes: the fast copy of the model as it is now, or the model itself."""
+        self._network = accelerated_or_plain(self.model, self._network) if self.accelerate else self.model
+        return self._network
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         steps = (
@@ -262,7 +278,8 @@ class AnomalySegmentationPipeline(Pipeline):
         uncertainty: bool,
     ) -> list[dict[str, Any]]:
         """Segment a batch of images, each as a whole."""
-        outputs = self.model(pixel_values, prompt_input_ids=prompt_input_ids, output_layer_maps=layers or uncertainty)
+        network = self._inference_model()
+        outputs = network(pixel_values, prompt_input_ids=prompt_input_ids, output_layer_maps=layers or uncertainty)
         sizes = [(image.height, image.width) for image in images]
         results = self.image_processor.post_process_anomaly_segmentation(
             outputs, sizes, None if all(mask is None for mask in roi_masks) else roi_masks, **settings
@@ -283,7 +300,7 @@ class AnomalySegmentationPipeline(Pipeline):
         """Segment one image in tiles."""
         scoring = self.image_processor.scoring(**settings)
         maps = segment_tiles(
-            self.model,
+            self._inference_model(),
             self.image_processor,
             image,
             tiling,
