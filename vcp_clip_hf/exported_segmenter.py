@@ -75,8 +75,7 @@ class _OpenVINOBackend:
         options = {"INFERENCE_PRECISION_HINT": "f32"}
         if num_threads is not None:
             options["INFERENCE_NUM_THREADS"] = num_threads
-        (device,) = providers or ("CPU",)
-        self._compiled = openvino.Core().compile_model(graph, device, options)
+        self._compiled = openvino.Core().compile_model(graph, (providers or ("CPU",))[0], options)
         shape = self._compiled.input(0).get_partial_shape()
         self.input_shape = [shape[axis].get_length() for axis in (1, 2, 3)]
 
