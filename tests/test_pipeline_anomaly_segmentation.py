@@ -490,8 +490,10 @@ class Hide:
             raise ImportError("hidden")
 sys.meta_path.insert(0, Hide())
 import numpy as np
-from transformers import pipeline
+from transformers import AutoProcessor, pipeline
 pipe = pipeline("anomaly-segmentation", model={str(folder)!r}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)
+assert processor.to_dict() == pipe.image_processor.to_dict(), processor
 result = pipe({str(tmp_path / "image.png")!r}, threshold=0.5, regions=True, heatmap=True)
 np.save({str(tmp_path / "map.npy")!r}, result["anomaly_map"])
 assert "vcp_clip_hf" not in sys.modules

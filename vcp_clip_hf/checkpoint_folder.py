@@ -256,7 +256,9 @@ def _add_code(folder: Path) -> None:
     pipelines = {_TASK: {"impl": names[_TASK], "pt": ["AutoModel"], "type": task["type"]}}
     auto_map = {key: names[key] for key in ("AutoConfig", "AutoModel")}
     _add_fields(folder / _CONFIG, auto_map=auto_map, custom_pipelines=pipelines)
-    _add_fields(folder / _PROCESSOR_CONFIG, auto_map={"AutoImageProcessor": names["AutoImageProcessor"]})
+    # AutoProcessor would return the tokenizer if this entry was missing
+    processors = dict.fromkeys(("AutoImageProcessor", "AutoProcessor"), names["AutoImageProcessor"])
+    _add_fields(folder / _PROCESSOR_CONFIG, auto_map=processors)
 
 
 def _add_fields(path: Path, **fields: Any) -> None:
