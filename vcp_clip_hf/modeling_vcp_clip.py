@@ -169,11 +169,12 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         # 1. the configuration, with overrides among the keyword arguments; the rest says how to build the model
         loading = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
         if not isinstance(config, PreTrainedConfig):
-            attention = {name: loading.pop(name) for name in ("attn_implementation",) if name in loading}
+            # Arguments that a configuration would take as its own fields
+            building = {name: loading.pop(name) for name in ("attn_implementation", "dtype") if name in loading}
             config, loading = cls.config_class.from_pretrained(
                 config or location, return_unused_kwargs=True, **hub_arguments, **loading
             )
-            loading.update(attention)
+            loading.update(building)
         # 2. the learned part, 3. the frozen backbone, 4. both together
         state_dict = load_adapter_weights(location, variant, hub_arguments)
         state_dict.update(load_backbone_weights(config, location, hub_arguments))
