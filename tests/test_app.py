@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page():
-    from examples import app
+    from examples.space import app
 
     return app
 

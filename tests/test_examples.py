@@ -10,17 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from examples import (
-    ablation,
-    benchmark,
-    calibrate,
-    compare_with_rivals,
-    demo,
-    demo_train,
-    embedded_checkpoint,
-    predict,
-    pretrain_clip,
-)
+from examples import calibrate, demo, demo_train, predict
+from examples.research import ablation, compare_with_rivals, embedded_checkpoint, pretrain_clip
+from examples.research.benchmark.__main__ import main as benchmark
+from examples.research.benchmark.floor import image_encoder_flops
 from tests.common import tiny_model, tiny_tokenizer
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
@@ -72,7 +65,7 @@ def test_demo_train_trains_evaluates_saves_reloads_and_segments(tmp_path, capsys
 def test_benchmark(checkpoint, tmp_path, what):
     options = ["--what", what, "--model", str(checkpoint), "--batch_sizes", "2", "--rounds", "1", "--images", "2"]
     options += ["--dtypes", "float32", "--file_size", "64", "--num_workers", "0", "--output_dir", str(tmp_path)]
-    rows = benchmark.main(options)
+    rows = benchmark(options)
     assert json.loads((tmp_path / "benchmark.json").read_text())["rows"] == rows
     assert all(row["ms_per_image"] > 0 for row in rows)
     if what == "inference":
@@ -85,7 +78,7 @@ def test_benchmark(checkpoint, tmp_path, what):
 
 def test_the_floor_counts_what_the_method_says():
     config = VCPCLIPConfig()  # ViT-L/14
-    assert benchmark.image_encoder_flops(config, 518) / 1e9 == pytest.approx(1013.6, rel=2e-3)
+    assert image_encoder_flops(config, 518) / 1e9 == pytest.approx(1013.6, rel=2e-3)
 
 
 def test_ablation_rows_and_their_runs(checkpoint, tmp_path, capsys):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from examples import attention_maps as attention_example
-from examples import text_embedding_tsne as tsne_example
+from examples.research import attention_maps as attention_example
+from examples.research import text_embedding_tsne as tsne_example
 from tests.common import tiny_model
 from vcp_clip_hf import VCPCLIPImageProcessor
 

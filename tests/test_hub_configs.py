@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from examples import write_hub_configs
+from examples.research import write_hub_configs
 from tests.common import tiny_clip
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import list_datasets

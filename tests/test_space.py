@@ -8,7 +8,7 @@ from huggingface_hub import SpaceCard
 
 
 ROOT = Path(__file__).parent.parent
-SPACE = ROOT / "hub_configs" / "space"
+SPACE = ROOT / "examples" / "space"
 
 
 def setup_constant(name: str):
@@ -38,11 +38,11 @@ def test_its_requirements_are_the_packages():
 def test_the_files_it_is_made_from_are_there():
     text = (SPACE / "README.md").read_text(encoding="utf-8")
     uploads = [line.split() for line in text.splitlines() if line.strip().startswith("hf upload")]
-    assert [words[4] for words in uploads] == [".", "app.py", "vcp_clip_hf"]
+    assert [words[4] for words in uploads] == [".", "vcp_clip_hf"]
     for words in uploads:
         assert (ROOT / words[3]).exists(), words
     # what the example imports beside the package and its requirements comes with the Space's SDK
-    tree = ast.parse((ROOT / "examples" / "app.py").read_text(encoding="utf-8"))
+    tree = ast.parse((SPACE / "app.py").read_text(encoding="utf-8"))
     imported = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {
         name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from examples import contact_sheet as example
+from examples.research import contact_sheet as example
 from vcp_clip_hf.data import load_anomaly_dataset
 
 from . import trees

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("sklearn.metrics")
 pytest.importorskip("skimage.measure")
 
-from examples import benchmark_metrics
+from examples.research import benchmark_metrics
 
 
 @pytest.fixture(scope="module")

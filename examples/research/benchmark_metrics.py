@@ -1,7 +1,7 @@
 """How fast are the pixel metrics, and how much memory do they take?
 
-    python examples/benchmark_metrics.py                  # 83 maps of 518 x 518, like the largest product of MVTec AD
-    python examples/benchmark_metrics.py --images 8 --size 128
+    python -m examples.research.benchmark_metrics                  # 83 maps of 518 x 518, like the largest product of MVTec AD
+    python -m examples.research.benchmark_metrics --images 8 --size 128
 
 Three ways to the same numbers, each in a process of its own so that its peak memory is its own: scikit-learn and
 scikit-image, as evaluation code for anomaly segmentation usually has it (pip install scikit-learn scikit-image scipy),
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 
+ROOT = Path(__file__).parents[2]
 METHODS = ("reference", "exact", "streaming")
 FPR_LIMIT = 0.3
 
@@ -174,9 +175,17 @@ def peak_memory() -> float:
 
 
 def measure_in_a_process(method: str, folder: Path, as_the_authors: bool) -> dict:
-    command = [sys.executable, __file__, "--method", method, "--folder", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "examples.research.benchmark_metrics",
+        "--method",
+        method,
+        "--folder",
+        str(folder),
+    ]
     command += ["--as-the-authors"] if as_the_authors else []
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
     return json.loads(output.splitlines()[-1])
 
 

@@ -1,6 +1,6 @@
 """Pretrain a tiny CLIP on generated pictures and captions: the backbone of the embedded checkpoint.
 
-python examples/pretrain_clip.py --output_dir runs/clip-tiny
+python -m examples.research.pretrain_clip --output_dir runs/clip-tiny
 
 No pretrained CLIP can be had without a download, so this makes one, honestly small: a byte-level BPE vocabulary from
 the generator's captions, a vision tower on 8 x 8 patches, and transformers' own contrastive loss. Every scene is seen
@@ -46,7 +46,7 @@ from vcp_clip_hf.data.synthetic_defects import (
 )
 
 
-TOKENIZER = Path(__file__).parent.parent / "hub_configs" / "vcp-clip-tiny"
+TOKENIZER = Path(__file__).parents[2] / "hub_configs" / "vcp-clip-tiny"
 CONTEXT_LENGTH = 48  # of the model; prompts may be longer than captions
 CAPTION_LENGTH = 44
 PRODUCTS_PER_BATCH = 8

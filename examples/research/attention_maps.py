@@ -2,7 +2,7 @@
 
 The paper's figure 4. Needs matplotlib (`pip install "vcp-clip-hf[figures]"`).
 
-    python examples/attention_maps.py part.png other.png --model vcp-clip-visa --output attention.png
+    python -m examples.research.attention_maps part.png other.png --model vcp-clip-visa --output attention.png
 
 Without pictures, generated ones are shown. Values are multiples of even attention: 1 is what every patch would get if
 none were preferred. All maps of a figure share one scale.

@@ -1,6 +1,6 @@
 """Which part of VCP-CLIP brings what? The paper's table 3 on the embedded checkpoint's backbone and generated images.
 
-    python examples/ablation.py --output_dir runs/ablation
+    python -m examples.research.ablation --output_dir runs/ablation
 
 Every combination of deep text prompting (DTP), Pre-VCP and Post-VCP is trained on the seen families and evaluated on
 the unseen ones, with several seeds; the table states mean and standard deviation. Image features are computed once for
@@ -11,14 +11,10 @@ import argparse
 import itertools
 import json
 import statistics
-import sys
 from pathlib import Path
 
 from accelerate import Accelerator
 from transformers.utils import logging
-
-
-sys.path.append(str(Path(__file__).parent.parent))
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
@@ -28,7 +24,7 @@ from vcp_clip_hf.training import train
 from vcp_clip_hf.training_config import TrainingConfig
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PARTS = {
     "DTP": {"num_deep_prompt_tokens": 0},
     "Pre-VCP": {"use_pre_vcp": False},

@@ -1,7 +1,7 @@
 """Make the embedded checkpoint, from nothing: everything that `vcp_clip_hf/assets/vcp-clip-tiny` holds.
 
-    python examples/embedded_checkpoint.py --output_dir runs/embedded              # into runs/embedded/checkpoint
-    python examples/embedded_checkpoint.py --output_dir runs/embedded --rivals     # and what it is compared with
+    python -m examples.research.embedded_checkpoint --output_dir runs/embedded              # into runs/embedded/checkpoint
+    python -m examples.research.embedded_checkpoint --output_dir runs/embedded --rivals     # and what it is compared with
 
 1. pretrain a tiny CLIP on generated pictures and captions (`pretrain_clip.py`);
 2. train VCP-CLIP on it, on generated defects (`hub_configs/vcp-clip-tiny/train.yaml`);
@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +23,6 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPModel
 
-
-sys.path.append(str(Path(__file__).parent.parent))
-
-from examples import pretrain_clip
-from examples.write_hub_configs import KEPT_OUT
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.atomic_write import atomic_folder
 from vcp_clip_hf.checkpoint_facts import TRAINING_FILE, add_results, set_statements
@@ -39,8 +33,11 @@ from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipelin
 from vcp_clip_hf.training import make_accelerator, train
 from vcp_clip_hf.training_config import TrainingConfig
 
+from . import pretrain_clip
+from .write_hub_configs import KEPT_OUT
 
-ROOT = Path(__file__).parent.parent
+
+ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "hub_configs" / "vcp-clip-tiny"
 FALSE_ALARM_RATE = 0.05
 PIXEL_FALSE_ALARM_RATE = 0.005
@@ -97,7 +94,7 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
             " use ViT-L/14-336 with pretrained CLIP weights.",
             license="apache-2.0",
             license_note="CLIP and the learned part were both trained on images that this package generates.",
-            backbone="a tiny CLIP pretrained by `examples/pretrain_clip.py` on generated pictures, captions and masks",
+            backbone="a tiny CLIP pretrained by `examples/research/pretrain_clip.py` on generated pictures, captions and masks",
         )
         add_results(path, evaluate(model, processor, {"synthetic": test}, "default", batch_size=16))
         write_model_card(path)

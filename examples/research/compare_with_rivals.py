@@ -1,6 +1,6 @@
 """What does a checkpoint do better than simple rivals, and where does it not? One table over several datasets.
 
-    python examples/compare_with_rivals.py --model vcp_clip_hf/assets/vcp-clip-tiny --dataset synthetic \
+    python -m examples.research.compare_with_rivals --model vcp_clip_hf/assets/vcp-clip-tiny --dataset synthetic \
         --dataset folder=my_images --rival "untrained backbone=runs/untrained/last"
 
 `--int8` adds the checkpoint with its backbone in 8 bits (torchao): the weights, and weights and activations.
@@ -12,15 +12,11 @@ could do: it is a strong rival. All are measured on the same images at the model
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel, TorchAoConfig
-
-
-sys.path.append(str(Path(__file__).parent.parent))
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth

@@ -1,7 +1,7 @@
 """A web page that finds defects on pictures (Gradio; `pip install "vcp-clip-hf[demo]"`).
 
-python examples/app.py                              # the embedded checkpoint, on http://127.0.0.1:7860
-python examples/app.py --model vcp-clip-visa --host 0.0.0.0 --port 8000
+python examples/space/app.py                        # the embedded checkpoint, on http://127.0.0.1:7860
+python examples/space/app.py --model vcp-clip-visa --host 0.0.0.0 --port 8000
 
 The model is loaded once. A picture is segmented once: threshold, regions and the verdict are read from the map that is
 kept for the visitor. Everything that belongs to a visitor (picture, thresholds, words) stays with the visitor.

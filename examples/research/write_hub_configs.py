@@ -1,27 +1,24 @@
 """Write `hub_configs/`: one folder for each setting of the paper and each ablation.
 
-python examples/write_hub_configs.py
+python -m examples.research.write_hub_configs
 
 Every folder has the `config.json` of a checkpoint (loadable with `VCPCLIPConfig.from_pretrained`), its
 `preprocessor_config.json` and a `train.yaml` (for `examples/train.py --config`). What differs from the paper's main
 setting is written here once; the folders are made from it, and a test holds them against it.
 """
 
-import sys
 from pathlib import Path
 
 import yaml
 
-
-sys.path.append(str(Path(__file__).parent.parent))  # behind everything else: to find the other examples
-
-from examples import pretrain_clip
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor
 from vcp_clip_hf.data.synthetic_defects import possible_defects, select_products
 from vcp_clip_hf.prompts import tokenize_prompts
 
+from . import pretrain_clip
 
-ROOT = Path(__file__).parent.parent / "hub_configs"
+
+ROOT = Path(__file__).parents[2] / "hub_configs"
 
 # Ids in the vocabulary of OpenAI's CLIP; 49408 is the category slot
 _START, _SLOT, _END = 49406, 49408, 49407
