@@ -1,6 +1,6 @@
 """How fast are the pixel metrics, and how much memory do they take?
 
-    python -m examples.research.benchmark_metrics                  # 83 maps of 518 x 518, like the largest product of MVTec AD
+    python -m examples.research.benchmark_metrics      # 83 maps of 518 x 518, as in MVTec AD's largest product
     python -m examples.research.benchmark_metrics --images 8 --size 128
 
 Three ways to the same numbers, each in a process of its own so that its peak memory is its own: scikit-learn and
@@ -175,15 +175,8 @@ def peak_memory() -> float:
 
 
 def measure_in_a_process(method: str, folder: Path, as_the_authors: bool) -> dict:
-    command = [
-        sys.executable,
-        "-m",
-        "examples.research.benchmark_metrics",
-        "--method",
-        method,
-        "--folder",
-        str(folder),
-    ]
+    command = [sys.executable, "-m", "examples.research.benchmark_metrics"]
+    command += ["--method", method, "--folder", str(folder)]
     command += ["--as-the-authors"] if as_the_authors else []
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
     return json.loads(output.splitlines()[-1])

@@ -1,6 +1,6 @@
 """A grid of a dataset's images with the outlines of their masks: look before you train.
 
-python -m examples.research.contact_sheet mvtec_ad datasets/mvtec --split test --products bottle cable --output sheet.png
+python -m examples.research.contact_sheet mvtec_ad datasets/mvtec --split test --products bottle --output sheet.png
 python -m examples.research.contact_sheet folder photos/gaskets --output sheet.png
 """
 

@@ -6,7 +6,7 @@ last Post-VCP. The cross is the embedding without visual context (the image feat
 
 Needs matplotlib and scikit-learn (`pip install "vcp-clip-hf[figures]"`).
 
-    python -m examples.research.text_embedding_tsne --model vcp-clip-visa --dataset mvtec_ad=datasets/mvtec --output tsne.png
+    python -m examples.research.text_embedding_tsne --model vcp-clip-visa --dataset mvtec_ad=D/mvtec --output tsne.png
 """
 
 import argparse
