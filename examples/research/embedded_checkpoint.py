@@ -1,6 +1,6 @@
 """Make the embedded checkpoint, from nothing: everything that `vcp_clip_hf/assets/vcp-clip-tiny` holds.
 
-    python -m examples.research.embedded_checkpoint --output_dir runs/embedded           # writes runs/embedded/checkpoint
+    python -m examples.research.embedded_checkpoint --output_dir runs/embedded   # writes runs/embedded/checkpoint
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded --rivals  # and its rivals
 
 1. pretrain a tiny CLIP on generated pictures and captions (`pretrain_clip.py`);
@@ -94,8 +94,8 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
             " use ViT-L/14-336 with pretrained CLIP weights.",
             license="apache-2.0",
             license_note="CLIP and the learned part were both trained on images that this package generates.",
-            backbone="a tiny CLIP pretrained by `examples/research/pretrain_clip.py` on generated pictures, captions and"
-            " masks",
+            backbone="a tiny CLIP pretrained by `examples/research/pretrain_clip.py` on generated pictures, captions"
+            " and masks",
         )
         add_results(path, evaluate(model, processor, {"synthetic": test}, "default", batch_size=16))
         write_model_card(path)

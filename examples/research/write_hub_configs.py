@@ -1,10 +1,10 @@
-"""Write `hub_configs/`: one folder for each setting of the paper and each ablation.
+"""Write the folders of `hub_configs/`: one for each named checkpoint.
 
-python -m examples.research.write_hub_configs
+    python -m examples.research.write_hub_configs
 
 Every folder has the `config.json` of a checkpoint (loadable with `VCPCLIPConfig.from_pretrained`), its
-`preprocessor_config.json` and a `train.yaml` (for `examples/train.py --config`). What differs from the paper's main
-setting is written here once; the folders are made from it, and a test holds them against it.
+`preprocessor_config.json`, and a `train.yaml` (for `examples/train.py --config`). This file states what differs from
+the paper's main setting; a test compares the folders with it. The ablations are fields in `hub_configs/ablations.yaml`.
 """
 
 from pathlib import Path
@@ -19,32 +19,6 @@ from . import pretrain_clip
 
 
 ROOT = Path(__file__).parents[2] / "hub_configs"
-
-# Ids in the vocabulary of OpenAI's CLIP; 49408 is the category slot
-_START, _SLOT, _END = 49406, 49408, 49407
-_WORDS = {
-    "good": 886,
-    "damaged": 13568,
-    "perfect": 1878,
-    "flawed": 35136,
-    "normal": 5967,
-    "abnormal": 40934,
-    "flawless": 15531,
-    "imperfect": 46034,
-    "pristine": 30618,
-    "broken": 5107,
-}
-_PAIRS = [
-    ("perfect", "flawed"),
-    ("normal", "abnormal"),
-    ("flawless", "imperfect"),
-    ("pristine", "broken"),
-    ("good", "damaged"),
-]
-_TEMPLATES = {
-    "a-photo-of-a": ("a photo of a {state} {{}}", lambda word: [320, 1125, 539, 320, word]),
-    "this-is-a": ("this is a {state} photo of {{}}", lambda word: [589, 533, 320, word, 1125, 539]),
-}
 
 _BACKBONES = {
     "vit-large-patch14-336": "openai/clip-vit-large-patch14-336",
@@ -91,51 +65,16 @@ _MVTEC = {
 }
 
 
-def prompts(template: str, normal: str, abnormal: str) -> dict:
-    """Strings and ids of one pair of state words in one template."""
-    text, ids = _TEMPLATES[template]
-    fields = {}
-    for state, word in (("normal", normal), ("abnormal", abnormal)):
-        fields[f"{state}_prompts"] = [text.format(state=word)]
-        row = [_START, *ids(_WORDS[word])]
-        fields[f"{state}_prompt_input_ids"] = [[*row, _SLOT, _END]]
-    return fields
-
-
-def settings() -> dict[str, tuple[dict, dict, dict]]:
-    """Folder -> what differs in the configuration, in the image processor, and in the training."""
+def settings() -> dict[str, tuple[dict, dict]]:
+    """Return folder -> fields that differ from the paper's main configuration, and settings of the training."""
     main = "vcp-clip-vit-large-patch14-336"
-    found = {
-        f"{main}-visa": ({}, {}, _VISA),
-        f"{main}-mvtec-ad": ({}, {}, _MVTEC),
-        "vcp-clip-vit-large-patch14-224": (_TOWERS["vit-large-patch14-224"], {}, _VISA),
-        "vcp-clip-vit-base-patch16-224": (_TOWERS["vit-base-patch16-224"], {}, _VISA),
-        "vcp-clip-baseline": ({"use_pre_vcp": False, "use_post_vcp": False}, {}, _VISA),
-        "ablation-without-dtp": ({"num_deep_prompt_tokens": 0}, {}, _VISA),
-        "ablation-without-pre-vcp": ({"use_pre_vcp": False}, {}, _VISA),
-        "ablation-without-post-vcp": ({"use_post_vcp": False}, {}, _VISA),
-        "ablation-dtp-end": ({"deep_prompt_position": "end"}, {}, _VISA),
+    return {
+        f"{main}-visa": ({}, _VISA),
+        f"{main}-mvtec-ad": ({}, _MVTEC),
+        "vcp-clip-vit-large-patch14-224": (_TOWERS["vit-large-patch14-224"], _VISA),
+        "vcp-clip-vit-base-patch16-224": (_TOWERS["vit-base-patch16-224"], _VISA),
+        "vcp-clip-baseline": ({"use_pre_vcp": False, "use_post_vcp": False}, _VISA),
     }
-    for layers in ([6], [12], [18], [24], [6, 12], [6, 12, 18]):
-        name = "ablation-layers-" + "-".join(map(str, layers))
-        found[name] = ({"feature_layers": layers}, {}, _VISA)
-    for template in _TEMPLATES:
-        for normal, abnormal in _PAIRS:
-            if (template, normal) != ("a-photo-of-a", "good"):  # the main setting
-                name = f"ablation-prompt-{template}-{normal}-{abnormal}"
-                found[name] = (prompts(template, normal, abnormal), {}, _VISA)
-    # the paper's table gives these sizes as a picture; 518 is the main setting
-    for size in (224, 336, 700, 798):
-        found[f"ablation-resolution-{size}"] = ({"image_size": size}, {"smoothing_sigma": 8 * size / 518}, _VISA)
-    for r in (1, 3, 4):
-        found[f"ablation-category-tokens-{r}"] = ({"num_category_tokens": r}, {}, _VISA)
-    for n in (2, 3, 4):
-        found[f"ablation-deep-prompt-tokens-{n}"] = ({"num_deep_prompt_tokens": n}, {}, _VISA)
-    for heads in (1, 2, 4, 16):
-        found[f"ablation-heads-{heads}"] = ({"post_vcp_num_heads": heads}, {}, _VISA)
-    for weight in (0.0, 0.25, 0.5, 1.0):
-        found[f"ablation-fusion-weight-{weight}"] = ({"fusion_weight": weight}, {}, _VISA)
-    return found
 
 
 # Families that look like the products of the real data sets on which the embedded checkpoint is compared: it is not
@@ -195,11 +134,11 @@ _EMBEDDED_RUN = {
 
 def write(root: Path = ROOT) -> None:
     """All folders."""
-    for name, (fields, processing, training) in settings().items():
+    for name, (fields, training) in settings().items():
         backbone = next((key for key in _BACKBONES if name.endswith(key)), "vit-large-patch14-336")
         config = VCPCLIPConfig(**{"backbone_name_or_path": _BACKBONES[backbone], **fields})
         run = {"output_dir": f"runs/{name}", **training, "validation_products": 2}
-        _write_folder(root / name, config, processing, run)
+        _write_folder(root / name, config, {}, run)
     config = embedded_config()
     _write_folder(root / "vcp-clip-tiny", config, {"smoothing_sigma": 3.5}, _EMBEDDED_RUN)
 
