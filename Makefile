@@ -22,11 +22,11 @@ $(VENV)/.installed: setup.py
 
 # The embedded checkpoint on pictures of products it was not trained on: tables and pictures in demo_output/
 demo: setup
-	$(BIN)/python examples/demo.py --output_dir demo_output
+	$(BIN)/python examples/demo.py demo_output
 
 # Trains on generated defects, evaluates, saves, reloads and segments: demo_train_output/
 demo-train: setup
-	$(BIN)/python examples/demo_train.py --output_dir demo_train_output
+	$(BIN)/python examples/demo_train.py demo_train_output
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
-"""The examples do what they say, on small settings: each `main` is run as it stands."""
+"""Each example runs on small settings, by its own `main`."""
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from examples import calibrate, demo, demo_train, predict
+from examples import calibrate, demo, demo_train, evaluate, export, predict, train
 from examples.research import ablation, compare_with_rivals, embedded_checkpoint, pretrain_clip
 from examples.research.benchmark.__main__ import main as benchmark
 from examples.research.benchmark.floor import image_encoder_flops
 from tests.common import tiny_model, tiny_tokenizer
+from tests.training_run import make_model_folder
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.data.synthetic_defects import render_sample
@@ -39,21 +41,18 @@ def checkpoint(tmp_path_factory):
 
 
 def test_demo(tmp_path, capsys):
-    demo.main(["--output_dir", str(tmp_path), "--num_images", "20", "--size", "64"])
+    demo.main(str(tmp_path), num_images=20, size=64)
     out = capsys.readouterr().out
     assert "Measured on 20 generated pictures" in out and "defective pictures are flagged" in out
     assert len(list((tmp_path / "overlays").iterdir())) == 20
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 21
     sheets = sorted((tmp_path / "sheets").rglob("*.png"))
     assert sheets and Image.open(sheets[0]).width > 4 * 200
-    demo.main(
-        ["--output_dir", str(tmp_path), "--num_images", "20", "--size", "64"]
-    )  # again: nothing stands in its way
+    demo.main(str(tmp_path), num_images=20, size=64)  # earlier results do not stand in the way
 
 
 def test_demo_train_trains_evaluates_saves_reloads_and_segments(tmp_path, capsys):
-    counts = ["--num_images", "48", "--num_test_images", "20", "--num_train_epochs", "1", "--size", "64"]
-    report = demo_train.main(["--output_dir", str(tmp_path), *counts])
+    report = demo_train.main(str(tmp_path), num_images=48, num_test_images=20, size=64, num_train_epochs=1)
     assert 0 < report.results["unseen products"]["mean"]["pixel_auroc"] < 1
     assert Image.open(tmp_path / "overlay.png").width >= 64
     start, last = (VCPCLIPModel.from_pretrained(tmp_path / "last"), tmp_path / "last")
@@ -220,7 +219,7 @@ def normal_images(tmp_path_factory):
 
 
 def test_predict(normal_images, tmp_path, capsys):
-    predict.main([str(normal_images), "--output_dir", str(tmp_path), "--tile_size", "48"])
+    predict.main(str(normal_images), str(tmp_path))
     out = capsys.readouterr().out
     assert "12 segmented, 0 done before, 0 failed" in out and out.count("marble") == 0
     scores = [float(line.split()[0]) for line in out.splitlines() if line[:2] in ("0.", "1.")]
@@ -228,7 +227,35 @@ def test_predict(normal_images, tmp_path, capsys):
 
 
 def test_calibrate(normal_images, tmp_path, capsys):
-    calibrate.main([str(normal_images), "--false_alarm_rate", "0.2", "--output_dir", str(tmp_path)])
+    calibrate.main(str(normal_images), str(tmp_path))
     out = capsys.readouterr().out
     assert "from 9 normal images" in out and "Of 3 further normal images" in out
     assert VCPCLIPImageProcessor.from_pretrained(tmp_path).calibration["image"]["num_images"] == 9
+
+
+def test_evaluate(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "MODEL", checkpoint)
+    monkeypatch.setattr(evaluate, "DATASETS", {"synthetic": {"num_images": 0, "num_test_images": 20, "size": 48}})
+    evaluate.main(str(tmp_path))
+    assert "AUROC" in capsys.readouterr().out and (tmp_path / "results.md").is_file()
+    assert list((tmp_path / "sheets" / "synthetic").iterdir())
+
+
+def test_export(checkpoint, normal_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "MODEL", checkpoint)
+    image = str(normal_images / "00.png")
+    export.main(image, str(tmp_path / "exported"))
+    assert f"{image}: score 0." in capsys.readouterr().out
+    assert (tmp_path / "exported" / "model.onnx").is_file()
+
+
+def test_train_takes_an_ablation(tmp_path, monkeypatch, capsys):
+    make_model_folder(tmp_path)
+    options = ["--model", str(tmp_path / "model"), "--ablation", "fusion-weight-0.5", "--max_train_steps", "1"]
+    options += ["--dataset", "synthetic", "--split", "train", "--per_device_train_batch_size", "4"]
+    options += ["--dataset_options", f"{{num_images: 4, num_test_images: 0, size: 48, cache_dir: {tmp_path}}}"]
+    options += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["train.py", *options])
+    assert train.main() == 0
+    assert "step 1, loss" in capsys.readouterr().out
+    assert VCPCLIPModel.from_pretrained(tmp_path / "run" / "last").config.fusion_weight == 0.5

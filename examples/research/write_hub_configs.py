@@ -4,7 +4,7 @@
 
 Every folder has the `config.json` of a checkpoint (loadable with `VCPCLIPConfig.from_pretrained`), its
 `preprocessor_config.json`, and a `train.yaml` (for `examples/train.py --config`). This file states what differs from
-the paper's main setting; a test compares the folders with it. The ablations are fields in `hub_configs/ablations.yaml`.
+the paper's main setting; a test compares the folders with it. The ablations stand in `hub_configs/ablations.yaml`.
 """
 
 from pathlib import Path
