@@ -47,7 +47,7 @@ test-slow: setup
 # Debian. In an environment of its own, since Gradio wants an older Pillow
 test-app: $(APP_VENV)/.installed
 	@command -v chromedriver >/dev/null || { echo "chromedriver is missing: apt-get install chromium chromium-driver"; exit 1; }
-	$(APP_VENV)/bin/python -m pytest -m app tests/test_app.py
+	$(APP_VENV)/bin/python -m pytest -m app tests/space
 
 $(APP_VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(APP_VENV)

@@ -1,13 +1,14 @@
 """The Space: its card says what the Hub asks for, its requirements are the package's, and its app is the example."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import SpaceCard
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "examples" / "space"
 
 
@@ -41,10 +42,17 @@ def test_the_files_it_is_made_from_are_there():
     assert [words[4] for words in uploads] == [".", "vcp_clip_hf"]
     for words in uploads:
         assert (ROOT / words[3]).exists(), words
-    # what the example imports beside the package and its requirements comes with the Space's SDK
-    tree = ast.parse((SPACE / "app.py").read_text(encoding="utf-8"))
-    imported = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    imported |= {
-        name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
-    }
-    assert {"gradio", "vcp_clip_hf"} <= imported and "examples" not in imported and "tests" not in imported
+
+
+def test_its_files_import_only_each_other_and_what_a_space_installs():
+    imported = set()
+    for path in SPACE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path.name}: a Space runs app.py as a program, without a package around it"
+                imported.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+    own = {path.stem for path in SPACE.glob("*.py")} - {"app"}
+    installed = {"gradio", "numpy", "PIL", "transformers", "vcp_clip_hf"}
+    assert imported - sys.stdlib_module_names == own | installed
