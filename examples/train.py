@@ -1,6 +1,6 @@
 """Train VCP-CLIP, on as many processes as `accelerate launch` starts.
 
-    accelerate launch examples/train.py --config hub_configs/<name>/train.yaml --data_dir datasets/visa
+    accelerate launch examples/train.py --config hub_configs/vcp-clip-baseline/train.yaml --data_dir datasets/visa
     accelerate launch examples/train.py --ablation heads-4 --data_dir datasets/visa
 
 The command line overrides the settings of the file; `--help` lists them. Ctrl-C saves a checkpoint, and

@@ -83,7 +83,8 @@ def to_markdown(rows: list[tuple[tuple[str, ...], list[dict]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> str:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="whose backbone and settings are used")
     parser.add_argument("--config", type=Path, default=ROOT / "hub_configs" / "vcp-clip-tiny" / "train.yaml")
@@ -92,7 +93,11 @@ def main(arguments: list[str] | None = None) -> str:
     parser.add_argument("--num_images", type=int, default=2000, help="to train on")
     parser.add_argument("--num_test_images", type=int, default=400, help="of unseen families")
     parser.add_argument("--num_train_epochs", type=int, default=3)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> str:
+    options = make_parser().parse_args(arguments)
 
     logging.set_verbosity_error()
     settings = TrainingConfig.from_file(options.config)

@@ -87,13 +87,18 @@ def draw(images: Sequence[Image.Image], maps: Sequence[np.ndarray], names: Seque
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="*", help="pictures; default: generated ones")
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
     parser.add_argument("--layer", type=int, help="feature layer (default: the last)")
     parser.add_argument("--output", type=Path, default=Path("attention_maps.png"), help="png, pdf or svg")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
 
     model, processor = AutoModel.from_pretrained(options.model), AutoImageProcessor.from_pretrained(options.model)
     try:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,8 @@ def measure_in_a_process(method: str, folder: Path, as_the_authors: bool) -> dic
     return json.loads(output.splitlines()[-1])
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=83)
     parser.add_argument("--size", type=int, default=518, help="side of the maps in pixels")
@@ -194,27 +196,31 @@ def main() -> None:
     )
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.method:
-        print(json.dumps(measure_method(arguments.method, arguments.folder, arguments.as_the_authors)))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    if options.method:
+        print(json.dumps(measure_method(options.method, options.folder, options.as_the_authors)))
         return
 
     results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        maps, masks = make_images(arguments.images, arguments.size)
+        maps, masks = make_images(options.images, options.size)
         np.save(folder / "maps.npy", maps)
         np.save(folder / "masks.npy", masks)
         print(
-            f"{len(maps)} maps of {arguments.size} x {arguments.size}, {maps.nbytes / 1e6:.0f} MB;"
+            f"{len(maps)} maps of {options.size} x {options.size}, {maps.nbytes / 1e6:.0f} MB;"
             f" {masks.mean():.1%} of the pixels and {masks.any(axis=(1, 2)).mean():.0%} of the images are abnormal;"
             f" {os.cpu_count()} cores, NumPy {np.__version__}\n"
         )
         del maps, masks
         for method in METHODS:
             runs = [
-                measure_in_a_process(method, folder, arguments.as_the_authors)
-                for _ in range(1 if method == "reference" else arguments.repeat)
+                measure_in_a_process(method, folder, options.as_the_authors)
+                for _ in range(1 if method == "reference" else options.repeat)
             ]
             results[method] = min(runs, key=lambda run: sum(run["seconds"].values()))
         # Constant memory is a claim about more images

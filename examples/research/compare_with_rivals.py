@@ -106,7 +106,8 @@ def to_markdown(table: dict[str, dict[str, dict[str, float]]], in_mean: list[str
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> dict:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
     parser.add_argument("--rival", action="append", default=[], metavar="TITLE=CHECKPOINT", help="another one")
@@ -117,7 +118,11 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--num_test_images", type=int, default=500, help="of generated datasets")
     parser.add_argument("--int8", action="store_true", help="the checkpoint in 8 bits too; needs torchao")
     parser.add_argument("--output_file", type=Path, help="JSON")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    options = make_parser().parse_args(arguments)
 
     datasets = {}
     for entry in options.dataset:

@@ -7,6 +7,7 @@ python -m examples.research.contact_sheet folder photos/gaskets --output sheet.p
 import argparse
 import itertools
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -90,7 +91,8 @@ def option(text: str) -> tuple:
         return name, value
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="a dataset of vcp_clip_hf.data.list_datasets()")
     parser.add_argument("data_dir", nargs="?")
@@ -103,23 +105,27 @@ def main() -> None:
     parser.add_argument("--option", nargs="*", default=[], metavar="NAME=VALUE", help="of the dataset: num_images=24")
     parser.add_argument("--skip-errors", action="store_true")
     parser.add_argument("--output", default="contact_sheet.png")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
 
     builder = dataset_builder(
-        arguments.name,
-        arguments.data_dir,
-        products=arguments.products,
-        on_error="skip" if arguments.skip_errors else "raise",
-        **dict(map(option, arguments.option)),
+        options.name,
+        options.data_dir,
+        products=options.products,
+        on_error="skip" if options.skip_errors else "raise",
+        **dict(map(option, options.option)),
     )
     builder.download_and_prepare()
     print(builder.describe())
     for problem in builder.left_out:
         print("left out:", problem)
-    dataset = builder.as_dataset(arguments.split or "all")
-    sheet = contact_sheet(dataset, arguments.count, arguments.columns, arguments.side, arguments.zoom)
-    sheet.save(arguments.output)
-    print(f"{arguments.output}: {min(arguments.count, len(dataset))} of {len(dataset)} images")
+    dataset = builder.as_dataset(options.split or "all")
+    sheet = contact_sheet(dataset, options.count, options.columns, options.side, options.zoom)
+    sheet.save(options.output)
+    print(f"{options.output}: {min(options.count, len(dataset))} of {len(dataset)} images")
 
 
 if __name__ == "__main__":

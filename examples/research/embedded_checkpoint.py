@@ -136,11 +136,16 @@ def timed(times: Path, name: str, step: Callable[[], object]) -> None:
         times.write_text(json.dumps(known, indent=2) + "\n")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--rivals", action="store_true", help="also train what compare_with_rivals.py compares with")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
     output_dir = options.output_dir
     # a process has one mixed precision; the evaluation, which may come first, must not choose another
     make_accelerator(TrainingConfig.from_file(SETTINGS / "train.yaml"))

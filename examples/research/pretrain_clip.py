@@ -410,7 +410,8 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     return model
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--steps", type=int, default=1900)
@@ -435,7 +436,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mixed_precision", default="bf16", choices=("no", "bf16", "fp16"))
     parser.add_argument("--dataloader_num_workers", type=int, default=1)
     parser.add_argument("--checkpointing_steps", type=int, default=100)
-    return parser.parse_args(arguments)
+    return parser
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    return make_parser().parse_args(arguments)
 
 
 if __name__ == "__main__":

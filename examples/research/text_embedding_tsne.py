@@ -117,7 +117,8 @@ def _colors(count: int) -> np.ndarray:
     return colormaps["turbo"](np.linspace(0, 1, count))[:, :3]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
     parser.add_argument("--dataset", default="synthetic", metavar="NAME[=FOLDER]", help="default: generated pictures")
@@ -127,7 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0, help="of t-SNE")
     parser.add_argument("--output", type=Path, default=Path("text_embedding_tsne.png"), help="png, pdf or svg")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
 
     name, _, folder = options.dataset.partition("=")
     generated = {}
