@@ -15,11 +15,12 @@ from examples import calibrate, demo, demo_train, evaluate, export, predict, tra
 from examples.research import ablation, compare_with_rivals, embedded_checkpoint, pretrain_clip
 from examples.research.benchmark.__main__ import main as benchmark
 from examples.research.benchmark.floor import image_encoder_flops
+from examples.research.captioned_views import load_tokenizer
 from tests.common import tiny_model, tiny_tokenizer
 from tests.training_run import make_model_folder
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
-from vcp_clip_hf.data.synthetic_defects import render_sample
+from vcp_clip_hf.data.synthetic_defects import render_sample, select_products
 
 
 @pytest.fixture(autouse=True)
@@ -149,14 +150,14 @@ def test_pretraining_is_resumed_where_it_was(tmp_path):
 
 def test_the_tokenizer_spells_what_it_does_not_know(tmp_path):
     options = pretrain_clip.parse(["--output_dir", "", "--tokenizer", str(tmp_path)])
-    for tokenizer in (pretrain_clip.load_tokenizer(options), pretrain_clip.load_tokenizer(options)):  # made, kept
+    for tokenizer in (load_tokenizer(options), load_tokenizer(options)):  # made, kept
         assert 600 < len(tokenizer) <= 1024
         known = tokenizer("a photo of a damaged screw").input_ids
         assert known[0] == tokenizer.bos_token_id and known[-1] == tokenizer.eos_token_id
         assert len(tokenizer("damaged").input_ids) == 3, "a word of the captions is one token"
         unknown = tokenizer("zyzzyva").input_ids
         assert len(unknown) > 4 and tokenizer.decode(unknown, skip_special_tokens=True).strip() == "zyzzyva"
-    kept = pretrain_clip.load_tokenizer(pretrain_clip.parse(["--output_dir", ""]))
+    kept = load_tokenizer(pretrain_clip.parse(["--output_dir", ""]))
     assert kept.get_vocab() == CLIPTokenizer.from_pretrained(EMBEDDED_CHECKPOINT).get_vocab()
 
 
@@ -204,7 +205,7 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
 
 
 def test_generated_data_of_the_examples_is_that_of_the_hub_config():
-    products = pretrain_clip.select_products("seen")
+    products = select_products("seen")
     assert not set(embedded_checkpoint.KEPT_OUT) - set(products)
     data = load_anomaly_dataset("synthetic", split="test", num_images=0, num_test_images=20, size=48)
     assert not set(data["product"]) & set(products)

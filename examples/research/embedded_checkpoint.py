@@ -34,6 +34,7 @@ from vcp_clip_hf.training import make_accelerator, train
 from vcp_clip_hf.training_config import TrainingConfig
 
 from . import pretrain_clip
+from .captioned_views import load_tokenizer
 from .write_hub_configs import KEPT_OUT
 
 
@@ -107,7 +108,7 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
 def make_rivals(output_dir: Path) -> dict[str, Path]:
     """Title -> checkpoint: an untrained backbone, and the baseline without VCP, each trained in the same way."""
     options = pretrain_clip.parse(["--output_dir", ""])
-    tokenizer = pretrain_clip.load_tokenizer(options)
+    tokenizer = load_tokenizer(options)
     untrained = output_dir / "untrained-clip"
     if not untrained.is_dir():
         torch.manual_seed(options.seed)

@@ -1,261 +1,50 @@
 """Pretrain a tiny CLIP on generated pictures and captions: the backbone of the embedded checkpoint.
 
-python -m examples.research.pretrain_clip --output_dir runs/clip-tiny
+    python -m examples.research.pretrain_clip --output_dir runs/clip-tiny
 
-No pretrained CLIP can be had without a download, so this makes one, honestly small: a byte-level BPE vocabulary from
-the generator's captions, a vision tower on 8 x 8 patches, and transformers' own contrastive loss. Every scene is seen
-twice in a batch, whole and damaged, in the same crop and light: the captions differ in what is wrong, and where.
+A pretrained CLIP would have to be downloaded; this one is small and made from generated data only: a byte-level BPE
+vocabulary from the generator's captions, a vision tower on 8 x 8 patches, and transformers' own contrastive loss over
+pairs of views (`captioned_views.py`).
 
-CLIP learns what patches show from hundreds of millions of images. This one sees some hundred thousand, so it is told:
-a second loss asks of every patch whether it is nearer to the words of the damaged view or to those of the whole one,
-and holds the answer against the generator's mask. The last steps see larger pictures, so that attention over many
-patches is learned too. Interrupted, it goes on from the last checkpoint when it is started again.
+CLIP learns what patches show from hundreds of millions of images. This model sees some hundred thousand, and gets a
+second loss: each patch is classified by whether it is nearer to the caption of the damaged view or to that of the
+whole view, with the generator's mask as target. The last steps use larger pictures, so that the model learns attention
+over many patches. Started again after an interruption, the program continues from the last checkpoint.
 """
 
 import argparse
-import colorsys
 import json
 import math
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from PIL import Image, ImageFilter
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vcp_clip_hf.atomic_write import atomic_folder
-from vcp_clip_hf.data.synthetic_defects import (
-    PRODUCTS,
-    SEEN_DEFECTS,
-    caption,
-    caption_words,
-    possible_defects,
-    render_sample,
-    select_products,
-)
+from vcp_clip_hf.data.synthetic_defects import PRODUCTS, select_products
 
+from .captioned_views import Sizes, Views, load_tokenizer, render_pool
+
+
+__all__ = ["make_config", "make_parser", "parse", "patch_alignment", "pretrain", "save"]
 
 TOKENIZER = Path(__file__).parents[2] / "hub_configs" / "vcp-clip-tiny"
-CONTEXT_LENGTH = 48  # of the model; prompts may be longer than captions
-CAPTION_LENGTH = 44
-PRODUCTS_PER_BATCH = 8
-CROPS = (0.2, 0.8)  # shares of a scene's side; with 64 pixels, patches cover what they do of a whole scene at 224
-LARGE_CROPS = (0.5, 1.0)
-PATCH_SHARE = 0.15  # a patch with more damage than this is damaged
-DAMAGED_WEIGHT = 4.0  # for there are many more whole patches
-PLACES = [
-    ["in the upper left", "at the top", "in the upper right"],
-    ["on the left", "in the center", "on the right"],
-    ["in the lower left", "at the bottom", "in the lower right"],
-]
-EXTENTS = ((0.004, "tiny"), (0.02, "small"), (0.08, "medium"), (1.01, "large"))
-BRIGHTNESS = ((60, "dark"), (120, "dim"), (180, "light"), (256, "bright"))
-COLORS = ("reddish", "yellowish", "greenish", "cyan", "bluish", "purple")
-# Words to ask with, beyond those of the captions
-FURTHER_WORDS = ("a photo of this is there it with without", "no not in on the an object product part thing")
-
-
-def make_tokenizer(vocab_size: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges come from the captions' words; every other word is spelt in bytes."""
-    words = sorted(
-        {*caption_words(), *FURTHER_WORDS, *(word for row in PLACES for place in row for word in place.split())}
-    )
-    words += [name for _, name in EXTENTS]
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2 - len(alphabet),
-        initial_alphabet=sorted(alphabet),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(words, trainer)
-    learned = json.loads(tokenizer.to_str())["model"]
-    letters = sorted(alphabet)
-    entries = [*letters, *(letter + "</w>" for letter in letters)]
-    merges = [tuple(pair) for pair in learned["merges"]]
-    for first, second in merges:
-        if first + second not in entries:
-            entries.append(first + second)
-    entries = [*entries[: vocab_size - 2], "<|startoftext|>", "<|endoftext|>"]
-    known = set(entries)
-    merges = [pair for pair in merges if pair[0] in known and pair[1] in known and "".join(pair) in known]
-    return CLIPTokenizer(vocab={entry: index for index, entry in enumerate(entries)}, merges=merges)
-
-
-def load_tokenizer(options: argparse.Namespace) -> CLIPTokenizer:
-    """The one that is kept (training a vocabulary breaks ties at random), or a new one where there is none."""
-    folder = Path(options.tokenizer)
-    if not (folder / "tokenizer.json").is_file():
-        make_tokenizer(options.vocab_size).save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
-
-
-# --- scenes ---------------------------------------------------------------------------------------------------------
-
-
-def _render(task: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
-    family, seed, index, size = task
-    sample = render_sample(family, seed, index, size, "auto", SEEN_DEFECTS, pair=True)
-    facts = {"product": sample.product, "defect": sample.defect}
-    return np.asarray(sample.image), np.asarray(sample.normal), np.asarray(sample.mask) > 0, facts
-
-
-def render_pool(folder: Path, products: list[str], count: int, size: int, seed: int, workers: int) -> None:
-    """Render `count` scenes, whole and damaged, into arrays on disk; done once."""
-    if (folder / "facts.json").is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    shape = (count, size, size, 3)
-    damaged = np.lib.format.open_memmap(folder / "damaged.npy", "w+", np.uint8, shape)
-    whole = np.lib.format.open_memmap(folder / "whole.npy", "w+", np.uint8, shape)
-    masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", bool, shape[:3])
-    able = [name for name in products if possible_defects(name, SEEN_DEFECTS)]
-    tasks = [(able[index % len(able)], seed, index // len(able), size) for index in range(count)]
-    facts = []
-    with ProcessPoolExecutor(workers) as pool:
-        for index, (image, normal, mask, fact) in enumerate(
-            tqdm(pool.map(_render, tasks, chunksize=16), total=count, desc="render")
-        ):
-            damaged[index], whole[index], masks[index] = image, normal, mask
-            facts.append(fact)
-    for array in (damaged, whole, masks):
-        array.flush()
-    (folder / "facts.json").write_text(json.dumps(facts))
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the pictures of a step are like: small ones first, larger ones at the end."""
-
-    steps: int
-    large_steps: int
-    image_size: int
-    large_image_size: int
-    batch_size: int
-    large_batch_size: int
-    patch_size: int
-
-    def at(self, step: int) -> tuple[int, int, tuple[float, float]]:
-        """-> side in pixels, pairs in the batch, range of crops."""
-        if step < self.steps - self.large_steps:
-            return self.image_size, self.batch_size // 2, CROPS
-        return self.large_image_size, self.large_batch_size // 2, LARGE_CROPS
-
-    def batches(self, start: int) -> list[list[tuple[int, int]]]:
-        """The places of every batch from `start` on."""
-        return [[(step, index) for index in range(self.at(step)[1])] for step in range(start, self.steps)]
-
-
-class Views(Dataset):
-    """
-    Pairs of views of one scene: damaged and whole, in the same crop; items are functions of seed and place alone.
-
-    The pairs of one batch show a few products only: what they are is then soon told apart, and what is wrong with them
-    is what is left to learn.
-    """
-
-    def __init__(self, pool: Path, sizes: "Sizes", tokenizer: CLIPTokenizer, seed: int):
-        self.pool, self.sizes, self.tokenizer, self.seed = pool, sizes, tokenizer, seed
-        self.facts = json.loads((pool / "facts.json").read_text())
-        self.scenes: dict[str, list[int]] = {}
-        for scene, fact in enumerate(self.facts):
-            self.scenes.setdefault(fact["product"], []).append(scene)
-        self.arrays, self.patch_size = None, sizes.patch_size
-        self.mean, self.std = (np.array(value, np.float32) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        step, index = place
-        size, _, crops = self.sizes.at(step)
-        if self.arrays is None:  # opened in each worker
-            self.arrays = [np.load(self.pool / f"{name}.npy", mmap_mode="r") for name in ("damaged", "whole", "masks")]
-        rng = np.random.default_rng((self.seed, step, index))
-        batch = np.random.default_rng((self.seed, step))
-        products = batch.choice(sorted(self.scenes), min(PRODUCTS_PER_BATCH, len(self.scenes)), replace=False)
-        scene = int(rng.choice(self.scenes[str(rng.choice(products))]))
-        damaged, whole, mask = (array[scene] for array in self.arrays)
-        side = len(mask)
-
-        # 1. one crop for both: often around the defect, mostly small, so that words are tied to places
-        crop = int(side * math.exp(rng.uniform(math.log(crops[0]), math.log(crops[1]))))
-        top, left = (int(rng.integers(side - crop + 1)) for _ in range(2))
-        if rng.random() < 0.7:
-            rows, columns = np.nonzero(mask)
-            chosen = int(rng.integers(len(rows)))
-            top = int(np.clip(rows[chosen] - rng.integers(crop), 0, side - crop))
-            left = int(np.clip(columns[chosen] - rng.integers(crop), 0, side - crop))
-        window = (slice(top, top + crop), slice(left, left + crop))
-        turn, flip = int(rng.integers(4)), rng.random() < 0.5
-        gray, contrast, brightness = rng.random() < 0.2, rng.uniform(0.7, 1.3), rng.uniform(-30, 30)
-        blur = rng.uniform(0.3, 1.2) if rng.random() < 0.3 else 0.0
-        noise = rng.normal(0, rng.uniform(0, 10), (size, size, 3)) if rng.random() < 0.4 else 0.0
-
-        # 2. pictures
-        pictures = []
-        for source in (damaged, whole):
-            picture = Image.fromarray(source[window]).resize((size, size), Image.Resampling.BICUBIC)
-            picture = picture.filter(ImageFilter.GaussianBlur(blur)) if blur else picture
-            pixels = np.rot90(np.asarray(picture.convert("L").convert("RGB") if gray else picture, np.float32), turn)
-            pixels = pixels[:, ::-1] if flip else pixels
-            pixels = ((pixels - 128) * contrast + 128 + brightness + noise).clip(0, 255)
-            pictures.append(pixels)
-
-        # 3. captions: what is wrong if it can be seen here, and where
-        seen = np.rot90(mask[window], turn)
-        seen = seen[:, ::-1] if flip else seen
-        share = float(seen.mean())
-        product = self.facts[scene]["product"]
-        visible = share > 0.0008 or seen.sum() > 0.25 * mask.sum()
-        texts = [
-            caption({"product": product, "defect": self.facts[scene]["defect"] if visible else "good"}, rng),
-            caption({"product": product, "defect": "good"}, rng),
-        ]
-        if visible and rng.random() < 0.7:
-            row, column = (int(3 * position.mean() / crop) for position in np.nonzero(seen))
-            extent = next(name for limit, name in EXTENTS if share < limit)
-            texts[0] += f" , {extent} , {PLACES[row][column]}"
-        if rng.random() < 0.5:
-            looks = _looks(pictures[1])
-            texts = [f"{text} , {looks}" for text in texts]
-        pictures = [((pixels / 255 - self.mean) / self.std).transpose(2, 0, 1) for pixels in pictures]
-        ids = self.tokenizer(texts, padding="max_length", max_length=CAPTION_LENGTH, truncation=True).input_ids
-
-        # 4. which patches are damaged; -1 in both views if their captions do not differ
-        grid = size // self.patch_size
-        shares = Image.fromarray(seen.astype(np.float32)).resize((grid, grid), Image.Resampling.BOX)
-        patches = np.stack([np.asarray(shares) > PATCH_SHARE, np.zeros((grid, grid), bool)]).astype(np.int8)
-        if not visible:
-            patches[:] = -1
-        return torch.from_numpy(np.stack(pictures).astype(np.float32)), torch.tensor(ids), torch.from_numpy(patches)
-
-
-def _looks(pixels: np.ndarray) -> str:
-    """How bright, and of what colour, a picture is on the whole: so that whole products differ in words too."""
-    red, green, blue = pixels.mean(axis=(0, 1))
-    brightness = next(name for limit, name in BRIGHTNESS if (red + green + blue) / 3 < limit)
-    hue, saturation, _ = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
-    return f"{brightness} , {'gray' if saturation < 0.12 else COLORS[round(hue * 6) % 6]}"
-
-
-# --- training -----------------------------------------------------------------------------------------------------
+CONTEXT_LENGTH = 48  # tokens; prompts may be longer than captions
+DAMAGED_WEIGHT = 4.0  # weight of damaged patches, which are much rarer than whole ones
+LOGGING_STEPS = 20
 
 
 def make_config(tokenizer: CLIPTokenizer, options: argparse.Namespace) -> CLIPConfig:
+    """Return the configuration of the tiny CLIP."""
     return CLIPConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -285,24 +74,24 @@ def make_config(tokenizer: CLIPTokenizer, options: argparse.Namespace) -> CLIPCo
 
 
 def learning_rate(step: int, options: argparse.Namespace) -> float:
-    """Linear warm-up, then half a cosine down to 2 %."""
+    """Return the learning rate of a step: linear warm-up, then half a cosine down to 2 %."""
     if step < options.warmup_steps:
         return options.learning_rate * (step + 1) / options.warmup_steps
     progress = (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
     return options.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def patch_alignment(model: CLIPModel, outputs, patches: torch.Tensor) -> tuple[torch.Tensor, float]:
+def patch_alignment(model: CLIPModel, outputs: Any, patches: torch.Tensor) -> tuple[torch.Tensor, float]:
     """
-    Is every patch nearer to the words of the damaged view, or to those of the whole one?
+    Classify each patch by whether it is nearer to the caption of the damaged or of the whole view.
 
     Args:
-        model: whose projection takes patch tokens to the space of the words.
-        outputs (`CLIPOutput`): of pairs of views, damaged and whole in turn.
-        patches (`torch.Tensor` of shape `(batch_size, grid, grid)`): 1 damaged, 0 whole, -1 not asked.
+        model (`CLIPModel`): model whose projection takes patch tokens to the joint space.
+        outputs (`CLIPOutput`): outputs for pairs of views, damaged and whole alternating.
+        patches (`torch.Tensor` of shape `(batch_size, grid, grid)`): 1 damaged, 0 whole, -1 ignored.
 
     Returns:
-        The weighted cross-entropy, and for the log the AUROC of the patches of damaged views.
+        `tuple[torch.Tensor, float]`: weighted cross-entropy, and the AUROC of the patches of damaged views.
     """
     tokens = model.vision_model.post_layernorm(outputs.vision_model_output.last_hidden_state[:, 1:])
     tokens = torch.nn.functional.normalize(model.visual_projection(tokens), dim=-1)
@@ -322,6 +111,7 @@ def patch_alignment(model: CLIPModel, outputs, patches: torch.Tensor) -> tuple[t
 
 
 def save(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write a checkpoint: weights, moments of the optimizer, number of finished steps."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     moments = {
         f"{names[parameter]}.{key}": value.detach().clone()
@@ -335,6 +125,7 @@ def save(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer, step:
 
 
 def resume(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer) -> int:
+    """Load the checkpoint, if there is one; return the number of finished steps."""
     if not (folder / "step.json").is_file():
         return 0
     model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -347,6 +138,7 @@ def resume(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer) -> 
 
 
 def pretrain(options: argparse.Namespace) -> CLIPModel:
+    """Pretrain and save a CLIP in `--output_dir`."""
     set_seed(options.seed)
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
     output_dir = Path(options.output_dir)
@@ -386,17 +178,13 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
         with torch.no_grad():
             accelerator.unwrap_model(model).logit_scale.clamp_(0, math.log(100))
         bar.update()
-        if (step + 1) % 20 == 0:
-            logits = outputs.logits_per_image.detach().float()
-            # damaged (even) and whole (odd) views of one scene: is each nearer to its own words than to the other's?
-            own, other = logits.diagonal(), logits[torch.arange(len(logits)), torch.arange(len(logits)) ^ 1]
+        if (step + 1) % LOGGING_STEPS == 0:
             record = {
                 "step": step + 1,
                 "loss": outputs.loss.item(),
                 "patch_loss": patch_loss.item(),
                 "patch_auroc": patch_auroc,
-                "right_image": (logits.argmax(dim=1).cpu() == torch.arange(len(logits))).float().mean().item(),
-                "right_of_pair": (own > other).float().mean().item(),
+                **_accuracies(outputs.logits_per_image.detach().float()),
                 "images_per_second": images / (time.perf_counter() - began),
             }
             log.write(json.dumps(record) + "\n")
@@ -410,13 +198,29 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     return model
 
 
+def _accuracies(logits: torch.Tensor) -> dict[str, float]:
+    """
+    Return how often an image is nearest to its own caption: among all captions, and among the two of its pair.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, batch_size)`): images x captions; views of a pair are
+            neighbors.
+    """
+    index = torch.arange(len(logits))
+    own, other = logits.diagonal(), logits[index, index ^ 1]
+    return {
+        "right_image": (logits.argmax(dim=1).cpu() == index).float().mean().item(),
+        "right_of_pair": (own > other).float().mean().item(),
+    }
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--steps", type=int, default=1900)
-    parser.add_argument("--batch_size", type=int, default=128, help="images, in pairs")
-    parser.add_argument("--large_steps", type=int, default=300, help="the last steps, with larger pictures")
+    parser.add_argument("--batch_size", type=int, default=128, help="number of images, two per pair")
+    parser.add_argument("--large_steps", type=int, default=300, help="number of last steps, with larger pictures")
     parser.add_argument("--large_image_size", type=int, default=160)
     parser.add_argument("--large_batch_size", type=int, default=32)
     parser.add_argument("--patch_loss_weight", type=float, default=4.0)
@@ -427,8 +231,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--projection_dim", type=int, default=128)
-    parser.add_argument("--tokenizer", default=str(TOKENIZER), help="folder; made if there is none in it")
-    parser.add_argument("--vocab_size", type=int, default=1024, help="of a new tokenizer, at most")
+    parser.add_argument("--tokenizer", default=str(TOKENIZER), help="folder of the tokenizer; made if it has none")
+    parser.add_argument("--vocab_size", type=int, default=1024, help="largest vocabulary of a new tokenizer")
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument("--scene_size", type=int, default=160)
     parser.add_argument("--exclude", nargs="*", default=[], help="product families to keep out")
@@ -440,6 +244,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, or `arguments`."""
     return make_parser().parse_args(arguments)
 
 

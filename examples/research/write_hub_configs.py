@@ -16,6 +16,7 @@ from vcp_clip_hf.data.synthetic_defects import possible_defects, select_products
 from vcp_clip_hf.prompts import tokenize_prompts
 
 from . import pretrain_clip
+from .captioned_views import load_tokenizer
 
 
 ROOT = Path(__file__).parents[2] / "hub_configs"
@@ -99,7 +100,7 @@ def embedded_products() -> list[str]:
 def embedded_config() -> VCPCLIPConfig:
     """The embedded checkpoint: VCP-CLIP on the CLIP of `pretrain_clip.py`."""
     options = pretrain_clip.parse(["--output_dir", ""])
-    tokenizer = pretrain_clip.load_tokenizer(options)
+    tokenizer = load_tokenizer(options)
     clip = pretrain_clip.make_config(tokenizer, options)
     states = {"normal": ["a photo of a good {}"], "abnormal": ["a photo of a damaged {}"]}
     fields = {}
