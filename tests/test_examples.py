@@ -20,7 +20,7 @@ from tests.common import tiny_model, tiny_tokenizer
 from tests.training_run import make_model_folder
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
-from vcp_clip_hf.data.synthetic_defects import render_sample, select_products
+from vcp_clip_hf.generator import render_sample, select_products
 
 
 @pytest.fixture(autouse=True)

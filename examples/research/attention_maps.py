@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.anomaly_scoring import resize_map
-from vcp_clip_hf.data.synthetic_defects import render_sample
+from vcp_clip_hf.generator import render_sample
 from vcp_clip_hf.image_loading import load_image
 
 

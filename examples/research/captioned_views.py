@@ -21,13 +21,8 @@ from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from vcp_clip_hf.data.synthetic_defects import (
-    SEEN_DEFECTS,
-    caption,
-    caption_words,
-    possible_defects,
-    render_sample,
-)
+from vcp_clip_hf.generator import SEEN_DEFECTS, possible_defects, render_sample
+from vcp_clip_hf.generator.captions import caption, caption_words
 
 
 __all__ = ["CROPS", "LARGE_CROPS", "Sizes", "Views", "load_tokenizer", "render_pool"]

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from vcp_clip_hf.atomic_write import atomic_folder
-from vcp_clip_hf.data.synthetic_defects import PRODUCTS, select_products
+from vcp_clip_hf.generator import PRODUCTS, select_products
 
 from .captioned_views import Sizes, Views, load_tokenizer, render_pool
 

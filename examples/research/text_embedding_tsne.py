@@ -25,7 +25,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
-from vcp_clip_hf.data.synthetic_defects import UNSEEN_PRODUCTS
+from vcp_clip_hf.generator import UNSEEN_PRODUCTS
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor
-from vcp_clip_hf.data.synthetic_defects import possible_defects, select_products
+from vcp_clip_hf.generator import possible_defects, select_products
 from vcp_clip_hf.prompts import tokenize_prompts
 
 from . import pretrain_clip

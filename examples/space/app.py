@@ -27,7 +27,7 @@ from style import ACCESS, STYLE
 from transformers import pipeline
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, AnomalySegmentationPipeline
-from vcp_clip_hf.data.synthetic_defects import render_sample
+from vcp_clip_hf.generator import render_sample
 
 
 __all__ = ["EXAMPLES", "build_app", "example_images", "launch_options", "main"]

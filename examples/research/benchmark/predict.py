@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, AnomalySegmentationPipeline
-from vcp_clip_hf.data.synthetic_defects import render_sample, select_products
+from vcp_clip_hf.generator import render_sample, select_products
 from vcp_clip_hf.prediction import InputImage, PictureWriter, predict_files
 
 from .clock import PartClock, time_in_turns
