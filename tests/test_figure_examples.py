@@ -53,7 +53,7 @@ def test_attention_maps_are_the_models(checkpoint):
             attention.unflatten(-1, (6, 6)) * 36, size=(48, 48), mode="bilinear", align_corners=False
         )
         np.testing.assert_allclose(maps, expected, atol=1e-5)
-    with pytest.raises(ValueError, match=r"layer=9 is none of the feature layers \[1, 2, 3, 4\]"):
+    with pytest.raises(ValueError, match=r"layer=9 is not one of the feature layers \[1, 2, 3, 4\]"):
         attention_example.attention_maps(model, processor, image, 9)
     with pytest.raises(ValueError, match="no Post-VCP"):
         attention_example.attention_maps(tiny_model(use_post_vcp=False), processor, image)
@@ -123,7 +123,7 @@ def test_tsne_figure(checkpoint, tmp_path, capsys):
     assert "8 pictures of 2 products" in capsys.readouterr().out
     with Image.open(output) as drawn:
         assert drawn.width > 1000 and np.asarray(drawn.convert("L")).std() > 5
-    with pytest.raises(SystemExit, match="it takes two products"):
+    with pytest.raises(SystemExit, match="at least two products"):
         tsne_example.main(["--model", checkpoint, "--products", "marble", "--images_per_product", "4"])
     with pytest.raises(SystemExit, match="error:"):
         tsne_example.main(["--model", checkpoint, "--products", "nothing"])

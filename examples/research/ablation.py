@@ -1,10 +1,10 @@
-"""Which part of VCP-CLIP brings what? The paper's table 3 on the embedded checkpoint's backbone and generated images.
+"""The components of VCP-CLIP: the paper's table 3 on the embedded checkpoint's backbone and generated images.
 
     python -m examples.research.ablation --output_dir runs/ablation
 
 Every combination of deep text prompting (DTP), Pre-VCP and Post-VCP is trained on the seen families and evaluated on
 the unseen ones, with several seeds; the table states mean and standard deviation. Image features are computed once for
-all runs. What is finished is kept in the output folder: started again, the program goes on from there.
+all runs. Finished runs are kept in the output folder; started again, the program continues with the remaining ones.
 """
 
 import argparse
@@ -24,6 +24,8 @@ from vcp_clip_hf.training import train
 from vcp_clip_hf.training_config import TrainingConfig
 
 
+__all__ = ["METRICS", "PARTS", "main", "make_parser", "variants"]
+
 ROOT = Path(__file__).parents[2]
 PARTS = {
     "DTP": {"num_deep_prompt_tokens": 0},
@@ -35,7 +37,7 @@ PROTOCOL = EvaluationProtocol(metrics=METRICS, mode="streaming", skip_undefined=
 
 
 def variants() -> list[tuple[tuple[str, ...], dict]]:
-    """Which parts are in, and what the configuration says then; from none to all."""
+    """Return (included components, configuration fields) for every combination, from none to all."""
     found = []
     for count in range(len(PARTS) + 1):
         for chosen in itertools.combinations(PARTS, count):
@@ -45,7 +47,7 @@ def variants() -> list[tuple[tuple[str, ...], dict]]:
 
 
 def run_one(options: argparse.Namespace, folder: Path, fields: dict, seed: int, train_data, test_data) -> dict:
-    """Train and evaluate one variant with one seed. -> metric -> value in [0, 1], mean over unseen families."""
+    """Train and evaluate one variant with one seed; return metric -> value in [0, 1], mean over unseen families."""
     results = folder / "results.json"
     if results.is_file():
         return json.loads(results.read_text())
@@ -70,7 +72,7 @@ def run_one(options: argparse.Namespace, folder: Path, fields: dict, seed: int, 
 
 
 def to_markdown(rows: list[tuple[tuple[str, ...], list[dict]]]) -> str:
-    """Mean and standard deviation over seeds, in percent."""
+    """Return a table of mean and standard deviation over seeds, in percent."""
     lines = ["| " + " | ".join([*PARTS, *(METRIC_TITLES[metric] for metric in METRICS)]) + " |"]
     lines.append("|" + ":-:|" * len(PARTS) + "---:|" * len(METRICS))
     for chosen, runs in rows:
@@ -86,17 +88,18 @@ def to_markdown(rows: list[tuple[tuple[str, ...], list[dict]]]) -> str:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="whose backbone and settings are used")
+    parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint that gives backbone and settings")
     parser.add_argument("--config", type=Path, default=ROOT / "hub_configs" / "vcp-clip-tiny" / "train.yaml")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--num_seeds", type=int, default=3)
-    parser.add_argument("--num_images", type=int, default=2000, help="to train on")
-    parser.add_argument("--num_test_images", type=int, default=400, help="of unseen families")
+    parser.add_argument("--num_images", type=int, default=2000, help="number of training images")
+    parser.add_argument("--num_test_images", type=int, default=400, help="number of test images, of unseen families")
     parser.add_argument("--num_train_epochs", type=int, default=3)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> str:
+    """Run all variants; return the table in Markdown."""
     options = make_parser().parse_args(arguments)
 
     logging.set_verbosity_error()

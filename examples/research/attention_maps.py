@@ -1,11 +1,11 @@
-"""Where Post-VCP looks: its attention over the picture, head by head, for the normal and the abnormal prompt.
+"""Draw the attention of Post-VCP over the picture, per head, for the normal and the abnormal prompt.
 
 The paper's figure 4. Needs matplotlib (`pip install "vcp-clip-hf[figures]"`).
 
     python -m examples.research.attention_maps part.png other.png --model vcp-clip-visa --output attention.png
 
-Without pictures, generated ones are shown. Values are multiples of even attention: 1 is what every patch would get if
-none were preferred. All maps of a figure share one scale.
+Without pictures, generated ones are used. Values are multiples of uniform attention, in which every patch would have
+the value 1. All maps of a figure share one scale.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from vcp_clip_hf.generator import render_sample
 from vcp_clip_hf.image_loading import load_image
 
 
+__all__ = ["attention_maps", "draw", "main", "make_parser"]
+
 STATES = ("normal", "abnormal")
 GENERATED = ("saw_blade", "marble")
 
@@ -34,27 +36,27 @@ def attention_maps(
     model: VCPCLIPModel, processor: VCPCLIPImageProcessor, image: Image.Image, layer: int | None = None
 ) -> np.ndarray:
     """
-    Post-VCP attention over one image.
+    Return the Post-VCP attention over one image.
 
     Args:
-        model ([`VCPCLIPModel`]): with Post-VCP.
-        processor ([`VCPCLIPImageProcessor`]): its processor.
-        image (`PIL.Image.Image`): the picture.
-        layer (`int`, *optional*): a feature layer of the configuration; the last one by default.
+        model ([`VCPCLIPModel`]): model with Post-VCP.
+        processor ([`VCPCLIPImageProcessor`]): image processor of the model.
+        image (`PIL.Image.Image`): picture.
+        layer (`int`, *optional*): feature layer of the configuration; the last one by default.
 
     Returns:
-        `np.ndarray` of shape `(heads, 2, height, width)`, float32: at the image's size, multiples of even attention;
-        normal first.
+        `np.ndarray` of shape `(heads, 2, height, width)`, float32: multiples of uniform attention at the image's size,
+        normal prompt first.
 
     Raises:
-        ValueError: a model without Post-VCP, or a layer that is none of its feature layers.
+        ValueError: the model has no Post-VCP, or `layer` is not one of its feature layers.
     """
     layers = model.config.feature_layers
     if not model.config.use_post_vcp:
-        raise ValueError("This checkpoint has no Post-VCP (use_post_vcp=False), and so no attention to show.")
+        raise ValueError("This checkpoint has no Post-VCP (use_post_vcp=False), and therefore no attention to draw.")
     layer = layers[-1] if layer is None else layer
     if layer not in layers:
-        raise ValueError(f"layer={layer} is none of the feature layers {list(layers)}.")
+        raise ValueError(f"layer={layer} is not one of the feature layers {list(layers)}.")
     pixel_values = processor(image, return_tensors="pt").pixel_values.to(model.device)
     attention = model(pixel_values, output_attentions=True).attentions[layers.index(layer)][0].float().cpu()
     height, width = pixel_values.shape[-2:]
@@ -66,7 +68,7 @@ def attention_maps(
 
 
 def draw(images: Sequence[Image.Image], maps: Sequence[np.ndarray], names: Sequence[str], title: str) -> Figure:
-    """Two rows for each image, normal and abnormal; the picture, the mean over heads, then every head."""
+    """Draw two rows per image, normal and abnormal, with the picture, the mean over heads, and every head."""
     heads = maps[0].shape[0]
     highest = max(1.0, *(float(each.max()) for each in maps))
     figure = Figure(figsize=(1.5 * (heads + 2) + 1, 3.3 * len(images) + 0.6), layout="constrained")
@@ -83,21 +85,24 @@ def draw(images: Sequence[Image.Image], maps: Sequence[np.ndarray], names: Seque
             for axis, (label, both) in zip(row[1:], columns, strict=True):
                 shown = axis.imshow(both[state], cmap="inferno", vmin=0, vmax=highest)
                 axis.set_title(label, fontsize=8)
-    figure.colorbar(shown, ax=axes, shrink=0.6, label="times even attention")
+    figure.colorbar(shown, ax=axes, shrink=0.6, label="times uniform attention")
     return figure
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", help="pictures; default: generated ones")
+    parser.add_argument("images", nargs="*", help="image files (default: generated pictures)")
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
     parser.add_argument("--layer", type=int, help="feature layer (default: the last)")
-    parser.add_argument("--output", type=Path, default=Path("attention_maps.png"), help="png, pdf or svg")
+    parser.add_argument(
+        "--output", type=Path, default=Path("attention_maps.png"), help="figure to write: png, pdf or svg"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw the figure from the command line."""
     options = make_parser().parse_args(arguments)
 
     model, processor = AutoModel.from_pretrained(options.model), AutoImageProcessor.from_pretrained(options.model)

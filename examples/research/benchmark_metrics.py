@@ -1,11 +1,11 @@
-"""How fast are the pixel metrics, and how much memory do they take?
+"""Measure time and memory of the pixel metrics.
 
     python -m examples.research.benchmark_metrics      # 83 maps of 518 x 518, as in MVTec AD's largest product
     python -m examples.research.benchmark_metrics --images 8 --size 128
 
-Three ways to the same numbers, each in a process of its own so that its peak memory is its own: scikit-learn and
-scikit-image, as evaluation code for anomaly segmentation usually has it (pip install scikit-learn scikit-image scipy),
-and this package, exact and streaming. The values are compared too; a difference ends the program with an error.
+Three methods compute the same metrics, each in its own process because of its peak memory: scikit-learn and
+scikit-image, as usual in evaluation code for anomaly segmentation (pip install scikit-learn scikit-image scipy), and
+this package, exact and streaming. The values are compared too; a difference ends the program with an error.
 """
 
 import argparse
@@ -22,13 +22,23 @@ from pathlib import Path
 import numpy as np
 
 
+__all__ = [
+    "main",
+    "make_images",
+    "make_parser",
+    "measure_in_a_process",
+    "measure_method",
+    "run_package",
+    "run_reference",
+]
+
 ROOT = Path(__file__).parents[2]
 METHODS = ("reference", "exact", "streaming")
 FPR_LIMIT = 0.3
 
 
 def make_images(images: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth random maps in [0, 1], float32, and masks, bool: in three of four images a few defects, partly found."""
+    """Return smooth random maps (float32 in [0, 1]) and masks (bool); three of four images have defects."""
     from scipy.ndimage import gaussian_filter, zoom
 
     generator = np.random.default_rng(seed)
@@ -48,7 +58,7 @@ def make_images(images: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.n
 
 
 def reference_ranking(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """AUROC, average precision, F1-max and IoU with scikit-learn."""
+    """Compute AUROC, average precision, F1-max and IoU with scikit-learn."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
     precision, recall, thresholds = precision_recall_curve(labels, scores)
@@ -65,7 +75,7 @@ def reference_ranking(scores: np.ndarray, labels: np.ndarray) -> dict[str, float
 
 
 def reference_pro(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    """Exact PRO: all pixels sorted, as in the evaluation code of MVTec AD; regions from scikit-image."""
+    """Compute the exact PRO from sorted pixels, as MVTec AD's evaluation code does, with regions of scikit-image."""
     from skimage import measure
     from sklearn.metrics import auc
 
@@ -85,7 +95,7 @@ def reference_pro(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
 
 
 def reference_pro_200(maps: np.ndarray, masks: np.ndarray, as_the_authors: bool) -> dict[str, float]:
-    """The authors' estimator. They find the regions anew for each threshold; once would do, and is the default."""
+    """Compute the authors' estimate. They find the regions again for each threshold; by default this is done once."""
     from skimage import measure
     from sklearn.metrics import auc
 
@@ -107,7 +117,7 @@ def reference_pro_200(maps: np.ndarray, masks: np.ndarray, as_the_authors: bool)
 
 
 def run_reference(folder: Path, as_the_authors: bool) -> tuple[dict, dict]:
-    """Metrics, and seconds by part."""
+    """Return metrics, and seconds per part."""
     maps, masks = np.load(folder / "maps.npy"), np.load(folder / "masks.npy")
     parts = {
         "ranking": lambda: reference_ranking(maps.ravel(), masks.ravel()),
@@ -123,7 +133,7 @@ def run_reference(folder: Path, as_the_authors: bool) -> tuple[dict, dict]:
 
 
 def run_package(folder: Path, mode: str) -> tuple[dict, dict]:
-    """Metrics, and seconds by part. Images are read one by one, as a model would make them."""
+    """Return metrics, and seconds per part; images are read one by one, as a model would produce them."""
     from vcp_clip_hf.metrics import PIXEL_METRICS, AnomalySegmentationEvaluator
 
     evaluator = AnomalySegmentationEvaluator(PIXEL_METRICS, mode=mode, fpr_limit=FPR_LIMIT)
@@ -150,7 +160,7 @@ def run_package(folder: Path, mode: str) -> tuple[dict, dict]:
 
 
 def measure_method(method: str, folder: Path, as_the_authors: bool) -> dict:
-    """Run one method here; what it took is counted from after the imports."""
+    """Run one method in this process; time and memory are counted from after the imports."""
     if method == "reference":
         import skimage.measure  # noqa: F401
         import sklearn.metrics  # noqa: F401
@@ -166,9 +176,9 @@ def measure_method(method: str, folder: Path, as_the_authors: bool) -> dict:
 
 
 def peak_memory() -> float:
-    """The most that this process has held so far, in MB."""
+    """Return the peak memory of this process in MB."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, where the figure of getrusage is never less than what the parent process had
+    if status.exists():  # Linux, where getrusage starts from the peak of the parent process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
@@ -176,6 +186,7 @@ def peak_memory() -> float:
 
 
 def measure_in_a_process(method: str, folder: Path, as_the_authors: bool) -> dict:
+    """Run one method in a new process."""
     command = [sys.executable, "-m", "examples.research.benchmark_metrics"]
     command += ["--method", method, "--folder", str(folder)]
     command += ["--as-the-authors"] if as_the_authors else []
@@ -192,7 +203,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--as-the-authors",
         action="store_true",
-        help="let the reference find the regions anew for each of the 200 thresholds, as the authors' code does",
+        help="let the reference find the regions again for each of the 200 thresholds, as the authors' code does",
     )
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -200,6 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all methods and print two tables."""
     options = make_parser().parse_args(arguments)
     if options.method:
         print(json.dumps(measure_method(options.method, options.folder, options.as_the_authors)))
@@ -223,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for _ in range(1 if method == "reference" else options.repeat)
             ]
             results[method] = min(runs, key=lambda run: sum(run["seconds"].values()))
-        # Constant memory is a claim about more images
+        # constant memory has to be shown with more images
         more, masks = (np.concatenate([np.load(folder / f"{kind}.npy")] * 3) for kind in ("maps", "masks"))
         np.save(folder / "maps.npy", more)
         np.save(folder / "masks.npy", masks)

@@ -1,13 +1,14 @@
-"""What does a checkpoint do better than simple rivals, and where does it not? One table over several datasets.
+"""Compare a checkpoint with simpler methods, and with itself in 8 bits, in one table over several datasets.
 
     python -m examples.research.compare_with_rivals --model vcp_clip_hf/assets/vcp-clip-tiny --dataset synthetic \
         --dataset folder=my_images --rival "untrained backbone=runs/untrained/last"
 
-`--int8` adds the checkpoint with its backbone in 8 bits (torchao): the weights, and weights and activations.
+`--int8` adds the checkpoint with its backbone in 8 bits (torchao): with int8 weights, and with int8 weights and
+activations.
 
-Beside the checkpoints stands a filter that has learned nothing: local contrast, |image - blurred image|, smoothed as
-the maps are, at several scales. Its best scale is chosen for each dataset by the numbers themselves, which no user
-could do: it is a strong rival. All are measured on the same images at the model's input size.
+The table also has a filter without learned parameters: local contrast, |image - blurred image|, smoothed as the maps
+are, at several scales. Its best scale is chosen per dataset by the metrics themselves, which a user could not do: this
+makes it a strong rival. All methods are measured on the same images at the model's input size.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from vcp_clip_hf.evaluation_report import METRIC_TITLES, EvaluationProtocol
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
 
 
+__all__ = ["LOCAL_CONTRAST", "compare", "in_int8", "local_contrast", "main", "make_parser", "to_markdown"]
+
 METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap")
 SCALES = (1, 2, 4, 8, 16)
 PROTOCOL = EvaluationProtocol(metrics=METRICS, skip_undefined=True)
@@ -33,7 +36,7 @@ LOCAL_CONTRAST = "local contrast, best scale"
 
 
 def local_contrast(dataset, image_processor: VCPCLIPImageProcessor) -> dict[str, float]:
-    """Means over products of the best of several scales, the one with the highest AUROC."""
+    """Return the metrics of the scale with the highest AUROC, as means over products."""
     evaluators = {scale: AnomalySegmentationEvaluator(metrics=METRICS, skip_undefined=True) for scale in SCALES}
     mean, std = (
         torch.tensor(value).view(3, 1, 1) for value in (image_processor.image_mean, image_processor.image_std)
@@ -51,7 +54,7 @@ def local_contrast(dataset, image_processor: VCPCLIPImageProcessor) -> dict[str,
 
 
 def in_int8(folder: str) -> dict[str, VCPCLIPModel]:
-    """Title -> the checkpoint, quantised by torchao while it is loaded."""
+    """Return title -> the checkpoint, quantized by torchao while it is loaded."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 
     ways = {
@@ -68,12 +71,16 @@ def compare(
     models: dict[str, str | VCPCLIPModel], datasets: dict, image_processor: VCPCLIPImageProcessor, batch_size: int = 16
 ) -> dict[str, dict[str, dict[str, float]]]:
     """
-    Dataset -> method -> metric, means over products, in [0, 1].
+    Evaluate all methods.
 
     Args:
-        models (`dict`): title -> checkpoint, or a model.
-        datasets (`dict`): name -> its test images.
-        image_processor ([`VCPCLIPImageProcessor`]): of the models given, and of the filter that has learned nothing.
+        models (`dict[str, str | VCPCLIPModel]`): title -> checkpoint, or a model.
+        datasets (`dict[str, Dataset]`): name -> test images.
+        image_processor ([`VCPCLIPImageProcessor`]): processor of the given models and of the local contrast.
+        batch_size (`int`, *optional*, defaults to 16): images in one forward pass.
+
+    Returns:
+        `dict`: dataset -> method -> metric, means over products, in [0, 1].
     """
     table: dict[str, dict] = {name: {} for name in datasets}
     for title, model in models.items():
@@ -90,7 +97,7 @@ def compare(
 
 
 def to_markdown(table: dict[str, dict[str, dict[str, float]]], in_mean: list[str]) -> str:
-    """A row for each dataset; the last one is the mean over those of `in_mean`."""
+    """Return a table with a row per dataset; the last row is the mean over the datasets in `in_mean`."""
     methods = list(next(iter(table.values())))
     header = ["dataset", *(f"{method}: {'/'.join(METRIC_TITLES[metric] for metric in METRICS)}" for method in methods)]
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * len(methods)]
@@ -110,18 +117,21 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
-    parser.add_argument("--rival", action="append", default=[], metavar="TITLE=CHECKPOINT", help="another one")
+    parser.add_argument(
+        "--rival", action="append", default=[], metavar="TITLE=CHECKPOINT", help="checkpoint to compare with"
+    )
     parser.add_argument(
         "--dataset", action="append", required=True, metavar="NAME[=FOLDER]", help="several folders: folder=A folder=B"
     )
     parser.add_argument("--split", default="test")
-    parser.add_argument("--num_test_images", type=int, default=500, help="of generated datasets")
-    parser.add_argument("--int8", action="store_true", help="the checkpoint in 8 bits too; needs torchao")
-    parser.add_argument("--output_file", type=Path, help="JSON")
+    parser.add_argument("--num_test_images", type=int, default=500, help="number of images of generated datasets")
+    parser.add_argument("--int8", action="store_true", help="add the checkpoint in 8 bits; needs torchao")
+    parser.add_argument("--output_file", type=Path, help="JSON file for the table")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> dict:
+    """Compare, print and save; return the table."""
     options = make_parser().parse_args(arguments)
 
     datasets = {}

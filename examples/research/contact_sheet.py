@@ -1,4 +1,4 @@
-"""A grid of a dataset's images with the outlines of their masks: look before you train.
+"""Draw a grid of a dataset's images with the outlines of their masks, to check labels before training.
 
 python -m examples.research.contact_sheet mvtec_ad datasets/mvtec --split test --products bottle --output sheet.png
 python -m examples.research.contact_sheet folder photos/gaskets --output sheet.png
@@ -15,13 +15,15 @@ from PIL import Image, ImageDraw
 from vcp_clip_hf.data import dataset_builder
 
 
+__all__ = ["contact_sheet", "main", "make_parser", "outline", "pick"]
+
 CAPTION, GAP = 28, 4
 OUTLINE = (255, 40, 40)
-COLOURS = {0: (40, 140, 60), 1: (190, 50, 40), -1: (110, 110, 110)}
+COLORS = {0: (40, 140, 60), 1: (190, 50, 40), -1: (110, 110, 110)}
 
 
 def outline(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels just outside a mask (H, W), so that the defect itself stays visible."""
+    """Return the pixels just outside a mask (H, W): the defect itself stays visible."""
     padded, (height, breadth) = np.pad(mask, width), mask.shape
     grown = np.zeros_like(mask)
     for y, x in itertools.product(range(2 * width + 1), repeat=2):
@@ -30,7 +32,7 @@ def outline(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def tile(row: dict, side: int, zoom: bool) -> Image.Image:
-    """One image, fitted into `side` pixels, with its mask's outline and a caption."""
+    """Draw one image, fitted into `side` pixels, with the outline of its mask and a caption."""
     image, mask = row["image"], row["mask"]
     if zoom and mask is not None:
         left, top, right, bottom = mask.getbbox()
@@ -46,7 +48,7 @@ def tile(row: dict, side: int, zoom: bool) -> Image.Image:
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image = image.resize(size, Image.Resampling.LANCZOS)
     if mask is not None:
-        # BOX and not NEAREST: thin defects must not vanish
+        # BOX instead of NEAREST, so that thin defects do not vanish
         marked = np.asarray(mask.resize(size, Image.Resampling.BOX)) > 0
         pixels = np.array(image)
         pixels[outline(marked, max(1, side // 160))] = OUTLINE
@@ -55,14 +57,14 @@ def tile(row: dict, side: int, zoom: bool) -> Image.Image:
     framed = Image.new("RGB", (side, size[1] + CAPTION), "white")
     framed.paste(image, ((side - size[0]) // 2, 0))
     draw = ImageDraw.Draw(framed)
-    draw.rectangle((0, size[1], side, size[1] + CAPTION), fill=COLOURS[row["label"]])
+    draw.rectangle((0, size[1], side, size[1] + CAPTION), fill=COLORS[row["label"]])
     draw.text((3, size[1] + 1), f"{row['product']}: {row['defect']}{area}"[: side // 6], fill="white")
     draw.text((3, size[1] + 14), row["image_id"][-(side // 6) :], fill="white")
     return framed
 
 
 def pick(dataset, count: int) -> list[int]:
-    """Rows spread over products and defects, the same at every call."""
+    """Choose rows spread over products and defects; the choice is deterministic."""
     groups: dict[tuple, list[int]] = {}
     for index, key in enumerate(zip(dataset["product"], dataset["defect"], strict=True)):
         groups.setdefault(key, []).append(index)
@@ -71,7 +73,7 @@ def pick(dataset, count: int) -> list[int]:
 
 
 def contact_sheet(dataset, count: int = 24, columns: int = 6, side: int = 240, zoom: bool = False) -> Image.Image:
-    """The sheet: up to `count` tiles of `side` pixels."""
+    """Draw the sheet: up to `count` tiles of `side` pixels."""
     tiles = [tile(dataset[index], side, zoom) for index in pick(dataset, count)]
     rows = [tiles[first : first + columns] for first in range(0, len(tiles), columns)]
     heights = [max(one.height for one in row) + GAP for row in rows]
@@ -83,7 +85,7 @@ def contact_sheet(dataset, count: int = 24, columns: int = 6, side: int = 240, z
 
 
 def option(text: str) -> tuple:
-    """`size=128` -> ("size", 128); what is not JSON stays text."""
+    """Parse `size=128` to ("size", 128); a value that is not JSON stays text."""
     name, _, value = text.partition("=")
     try:
         return name, json.loads(value)
@@ -94,21 +96,24 @@ def option(text: str) -> tuple:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="a dataset of vcp_clip_hf.data.list_datasets()")
+    parser.add_argument("name", help="dataset; `vcp-clip info --datasets` lists them")
     parser.add_argument("data_dir", nargs="?")
     parser.add_argument("--split", help="default: all splits together")
     parser.add_argument("--products", nargs="+")
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--columns", type=int, default=6)
     parser.add_argument("--side", type=int, default=240)
-    parser.add_argument("--zoom", action="store_true", help="show the surroundings of the defects only")
-    parser.add_argument("--option", nargs="*", default=[], metavar="NAME=VALUE", help="of the dataset: num_images=24")
+    parser.add_argument("--zoom", action="store_true", help="crop to the surroundings of the defects")
+    parser.add_argument(
+        "--option", nargs="*", default=[], metavar="NAME=VALUE", help="option of the dataset: num_images=24"
+    )
     parser.add_argument("--skip-errors", action="store_true")
     parser.add_argument("--output", default="contact_sheet.png")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw a sheet from the command line."""
     options = make_parser().parse_args(arguments)
 
     builder = dataset_builder(

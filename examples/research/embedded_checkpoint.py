@@ -1,14 +1,15 @@
-"""Make the embedded checkpoint, from nothing: everything that `vcp_clip_hf/assets/vcp-clip-tiny` holds.
+"""Make the embedded checkpoint: all files of `vcp_clip_hf/assets/vcp-clip-tiny`, from generated data only.
 
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded   # writes runs/embedded/checkpoint
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded --rivals  # and its rivals
 
 1. pretrain a tiny CLIP on generated pictures and captions (`pretrain_clip.py`);
 2. train VCP-CLIP on it, on generated defects (`hub_configs/vcp-clip-tiny/train.yaml`);
-3. keep it in half precision; thresholds from generated normal images; results on families it was not trained on; card.
+3. store it in half precision, with thresholds from generated normal images, results on families that it was not
+   trained on, and a card.
 
-Every step is kept in the output folder; interrupted, the program goes on from there. `times.json` says how long each
-took, and on what.
+The results of every step are kept in the output folder; started again after an interruption, the program continues.
+`times.json` has the duration of each step and the machine.
 """
 
 import argparse
@@ -38,6 +39,8 @@ from .captioned_views import load_tokenizer
 from .write_hub_configs import KEPT_OUT
 
 
+__all__ = ["finish", "main", "make_parser", "make_rivals", "train_on"]
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "hub_configs" / "vcp-clip-tiny"
 FALSE_ALARM_RATE = 0.05
@@ -45,7 +48,7 @@ PIXEL_FALSE_ALARM_RATE = 0.005
 
 
 def train_on(backbone: Path, output_dir: Path, model: Path = SETTINGS) -> Path:
-    """Train VCP-CLIP on a backbone as the embedded checkpoint is. -> the folder of the result."""
+    """Train VCP-CLIP on a backbone, with the settings of the embedded checkpoint; return the folder of the result."""
     if (output_dir / "last" / "model.safetensors").is_file():
         return output_dir / "last"
     config = TrainingConfig.from_file(SETTINGS / "train.yaml")
@@ -59,7 +62,7 @@ def train_on(backbone: Path, output_dir: Path, model: Path = SETTINGS) -> Path:
 
 
 def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: int = 500) -> None:
-    """Half precision, thresholds, results, card."""
+    """Convert a trained folder to half precision; add thresholds, results and card."""
     model = VCPCLIPModel.from_pretrained(trained, dtype=torch.float16)
     model.config.backbone_name_or_path = None
     processor = VCPCLIPImageProcessor.from_pretrained(trained)
@@ -67,13 +70,13 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
 
     def write(path: Path) -> None:
         model.save_pretrained(path)
-        # stored in half precision, to compute in single: float16 is slow on a CPU
+        # stored in half precision, but loaded in single precision: float16 is slow on a CPU
         config = (path / "config.json").read_text()
         (path / "config.json").write_text(config.replace('"dtype": "float16"', '"dtype": "float32"'))
         AutoTokenizer.from_pretrained(trained).save_pretrained(path)
         shutil.copyfile(trained / TRAINING_FILE, path / TRAINING_FILE)
 
-        # thresholds: normal images of seen families, other pictures than those of the training
+        # thresholds: normal images of seen families, which the training did not use
         products = TrainingConfig.from_file(SETTINGS / "train.yaml").products
         validation = load_anomaly_dataset(
             "synthetic", split="validation", products=products, num_images=0, num_test_images=num_normal,
@@ -84,7 +87,7 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
         pipe.calibrate(images, None, FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, batch_size=16)
         processor.save_pretrained(path)
 
-        # results: families that are in neither training
+        # results: families that neither training used
         test = load_anomaly_dataset(
             "synthetic", split="test", num_images=0, num_test_images=num_test_images, size=size
         )
@@ -106,7 +109,7 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
 
 
 def make_rivals(output_dir: Path) -> dict[str, Path]:
-    """Title -> checkpoint: an untrained backbone, and the baseline without VCP, each trained in the same way."""
+    """Train an untrained backbone and the baseline without VCP in the same way; return title -> checkpoint."""
     options = pretrain_clip.parse(["--output_dir", ""])
     tokenizer = load_tokenizer(options)
     untrained = output_dir / "untrained-clip"
@@ -124,7 +127,7 @@ def make_rivals(output_dir: Path) -> dict[str, Path]:
 
 
 def timed(times: Path, name: str, step: Callable[[], object]) -> None:
-    """Run a step; its seconds are added to what earlier, interrupted runs spent on it."""
+    """Run a step; add its seconds to those of earlier, interrupted runs."""
     known = json.loads(times.read_text()) if times.is_file() else {}
     started = time.perf_counter()
     try:
@@ -141,11 +144,14 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--rivals", action="store_true", help="also train what compare_with_rivals.py compares with")
+    parser.add_argument(
+        "--rivals", action="store_true", help="also train the checkpoints that compare_with_rivals compares with"
+    )
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run all steps that are not finished."""
     options = make_parser().parse_args(arguments)
     output_dir = options.output_dir
     # a process has one mixed precision; the evaluation, which may come first, must not choose another

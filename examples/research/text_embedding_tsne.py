@@ -1,8 +1,8 @@
-"""Text embeddings of many pictures in the plane (t-SNE): does visual context tell products apart?
+"""Draw the text embeddings of many pictures with t-SNE, to see whether visual context separates products.
 
-The paper's figure 10. Each dot is a picture, each colour a product; shown is the direction from the normal to the
-abnormal text embedding, which is what patches are classified with. On the left after Pre-VCP, on the right after the
-last Post-VCP. The cross is the embedding without visual context (the image feature is zero): one for all pictures.
+The paper's figure 10. Each dot is a picture, each color a product. Its position is the direction from the normal to
+the abnormal text embedding, which classifies the patches; left after Pre-VCP, right after the last Post-VCP. The cross
+is the embedding without visual context (the image feature is zero), which is the same for all pictures.
 
 Needs matplotlib and scikit-learn (`pip install "vcp-clip-hf[figures]"`).
 
@@ -28,24 +28,27 @@ from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.generator import UNSEEN_PRODUCTS
 
 
+__all__ = ["draw", "main", "make_parser", "project", "separation", "text_directions"]
+
+
 @torch.no_grad()
 def text_directions(
     model: VCPCLIPModel, processor: VCPCLIPImageProcessor, images: Iterable, batch_size: int = 8
 ) -> dict[str, np.ndarray]:
     """
-    From the normal to the abnormal text embedding, of length 1.
+    Return the directions from the normal to the abnormal text embedding, of length 1.
 
     Args:
-        model ([`VCPCLIPModel`]): any; without Post-VCP there is no "post_vcp".
-        processor ([`VCPCLIPImageProcessor`]): its processor.
-        images (iterable): N pictures.
+        model ([`VCPCLIPModel`]): model; without Post-VCP, "post_vcp" is missing in the result.
+        processor ([`VCPCLIPImageProcessor`]): image processor of the model.
+        images (`Iterable`): N pictures.
         batch_size (`int`, *optional*, defaults to 8): pictures in one forward pass.
 
     Returns:
         `dict[str, np.ndarray]`, float32: `no_context` of shape `(1, projection_dim)`, `pre_vcp` of shape
         `(N, projection_dim)` and `post_vcp` of shape `(N, d_v)`.
     """
-    updated: list[torch.Tensor] = []  # by Post-VCP, of the layer that came last
+    updated: list[torch.Tensor] = []  # outputs of Post-VCP, one per feature layer
     hook = None
     if model.post_vcp is not None:
         hook = model.post_vcp.register_forward_hook(lambda module, inputs, outputs: updated.append(outputs[0]))
@@ -71,22 +74,22 @@ def _directions(embeds: torch.Tensor) -> np.ndarray:
 
 
 def project(directions: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(N, d) -> (N, 2), by t-SNE; the same every time."""
+    """Project directions (N, d) to (N, 2) with t-SNE; repeatable."""
     perplexity = min(30.0, (len(directions) - 1) / 3)
-    # "pca" cannot start from embeddings that are all the same, as without Pre-VCP
+    # without Pre-VCP all embeddings are equal, and "pca" fails
     init = "pca" if np.ptp(directions, axis=0).max() > 1e-6 else "random"
     return TSNE(perplexity=perplexity, metric="cosine", init=init, random_state=seed).fit_transform(directions)
 
 
 def separation(directions: np.ndarray, products: Sequence[str]) -> float:
-    """Silhouette of the products before the projection, in [-1, 1]: near 1 they lie apart, near 0 they are mixed."""
+    """Return the silhouette of the products before projection, in [-1, 1]: 1 is well separated, 0 is mixed."""
     if np.ptp(directions, axis=0).max() <= 1e-6:
-        return 0.0  # one point for all
+        return 0.0  # all directions are equal
     return float(silhouette_score(directions, products, metric="cosine"))
 
 
 def draw(directions: dict[str, np.ndarray], products: Sequence[str], seed: int = 0) -> Figure:
-    """One panel for Pre-VCP, with the embedding without context among the dots, and one for Post-VCP."""
+    """Draw a panel for Pre-VCP, which also has the embedding without context, and a panel for Post-VCP."""
     panels = [
         (name, title) for name, title in (("pre_vcp", "Pre-VCP"), ("post_vcp", "Post-VCP")) if name in directions
     ]
@@ -121,17 +124,22 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
-    parser.add_argument("--dataset", default="synthetic", metavar="NAME[=FOLDER]", help="default: generated pictures")
+    parser.add_argument(
+        "--dataset", default="synthetic", metavar="NAME[=FOLDER]", help="dataset (default: generated pictures)"
+    )
     parser.add_argument("--split", default="test")
-    parser.add_argument("--products", nargs="+", help="only these")
+    parser.add_argument("--products", nargs="+", help="products to draw (default: all)")
     parser.add_argument("--images_per_product", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0, help="of t-SNE")
-    parser.add_argument("--output", type=Path, default=Path("text_embedding_tsne.png"), help="png, pdf or svg")
+    parser.add_argument("--seed", type=int, default=0, help="seed of t-SNE")
+    parser.add_argument(
+        "--output", type=Path, default=Path("text_embedding_tsne.png"), help="figure to write: png, pdf or svg"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw the figure from the command line."""
     options = make_parser().parse_args(arguments)
 
     name, _, folder = options.dataset.partition("=")
@@ -149,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = [index for indices in rows.values() for index in indices[: options.images_per_product]]
         if len(rows) < 2 or len(chosen) < 3:
             raise ValueError(
-                f"{len(chosen)} pictures of {len(rows)} products; it takes two products and three pictures."
+                f"{len(chosen)} pictures of {len(rows)} products; at least two products and three pictures are needed."
             )
         model, processor = AutoModel.from_pretrained(options.model), AutoImageProcessor.from_pretrained(options.model)
     except (ValueError, OSError) as error:

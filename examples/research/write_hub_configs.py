@@ -19,6 +19,8 @@ from . import pretrain_clip
 from .captioned_views import load_tokenizer
 
 
+__all__ = ["KEPT_OUT", "ROOT", "embedded_config", "embedded_products", "settings", "write"]
+
 ROOT = Path(__file__).parents[2] / "hub_configs"
 
 _BACKBONES = {
@@ -49,11 +51,11 @@ _TOWERS = {
             "hidden_act": "gelu",
         },
         "projection_dim": 512,
-        # 518 is no multiple of 16; the paper does not say what it took
+        # 518 is not a multiple of 16; the paper does not state its size
         "image_size": 512,
     },
 }
-# The auxiliary dataset of a training run, and what is evaluated with it
+# Auxiliary dataset of a training run, and the datasets to evaluate it on
 _VISA = {
     "dataset": "visa",
     "evaluation_targets": ["mvtec_ad", "bsd", "gc10_det", "ksdd2", "msd", "road", "rsdd", "btad", "dagm"],
@@ -78,8 +80,8 @@ def settings() -> dict[str, tuple[dict, dict]]:
     }
 
 
-# Families that look like the products of the real data sets on which the embedded checkpoint is compared: it is not
-# trained on them, so that what is measured there are kinds it has never seen
+# Families that look like products of the real data sets on which the embedded checkpoint is measured. It is not
+# trained on them, so that those products are of unseen kinds
 KEPT_OUT = (
     "ball_screw",
     "carbon_block",
@@ -93,12 +95,12 @@ KEPT_OUT = (
 
 
 def embedded_products() -> list[str]:
-    """The families that the embedded checkpoint is trained on."""
+    """Return the families that the embedded checkpoint is trained on."""
     return sorted(name for name in set(select_products("seen")) - set(KEPT_OUT) if possible_defects(name))
 
 
 def embedded_config() -> VCPCLIPConfig:
-    """The embedded checkpoint: VCP-CLIP on the CLIP of `pretrain_clip.py`."""
+    """Return the configuration of the embedded checkpoint: VCP-CLIP on the CLIP of `pretrain_clip.py`."""
     options = pretrain_clip.parse(["--output_dir", ""])
     tokenizer = load_tokenizer(options)
     clip = pretrain_clip.make_config(tokenizer, options)
@@ -124,7 +126,7 @@ _EMBEDDED_RUN = {
     "dataset_options": {"num_images": 6000, "size": 256},
     "products": embedded_products(),
     "validation_products": 0,
-    # pictures enough, so that the frozen tower needs to see each only once
+    # there are enough pictures; without augmentation the frozen tower runs once per picture
     "augmentation": False,
     "image_feature_dir": "runs/vcp-clip-tiny/image_features",
     "learning_rate": 1e-3,
@@ -134,7 +136,7 @@ _EMBEDDED_RUN = {
 
 
 def write(root: Path = ROOT) -> None:
-    """All folders."""
+    """Write all folders."""
     for name, (fields, training) in settings().items():
         backbone = next((key for key in _BACKBONES if name.endswith(key)), "vit-large-patch14-336")
         config = VCPCLIPConfig(**{"backbone_name_or_path": _BACKBONES[backbone], **fields})
