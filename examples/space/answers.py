@@ -13,7 +13,7 @@ SHOWN_REGIONS = 50
 
 
 def message(text: object, kind: str = "", paths: Sequence[str] = ()) -> str:
-    """A line for the visitor, as HTML; kinds: normal, anomalous, warning, error."""
+    """Return a message for the visitor; kinds: normal, anomalous, warning, error."""
     lead = {"error": "<strong>That did not work.</strong> "}.get(kind, "")
     return f'<div class="message {kind}">{lead}{html.escape(without_folders(text, paths))}</div>'
 
@@ -32,7 +32,7 @@ def verdict(name: str, result: dict[str, Any]) -> str:
 
 
 def region_table(result: dict[str, Any]) -> str:
-    """Score, area and box of the regions, highest score first."""
+    """Return score, area and box of the regions, highest score first."""
     regions = result.get("regions")
     if not regions:
         return ""
@@ -46,7 +46,7 @@ def region_table(result: dict[str, Any]) -> str:
 
 
 def batch_table(records: Sequence[dict[str, Any]]) -> str:
-    """One line for each picture of a batch."""
+    """Return a table with one line per picture."""
     rows = [
         (record["image"], "", record["error"])
         if "error" in record
@@ -57,7 +57,7 @@ def batch_table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]], words: Sequence[int] = ()) -> str:
-    """An HTML table that scrolls in itself, with the keyboard too; `words`: columns of text rather than numbers."""
+    """Return a table that scrolls in its own box, with the keyboard too; `words` are the columns with text."""
     kinds = [' class="text"' if number in words else "" for number in range(len(columns))]
     head = "".join(
         f'<th scope="col"{kind}>{html.escape(column)}</th>' for kind, column in zip(kinds, columns, strict=True)
@@ -74,7 +74,7 @@ def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]
 
 
 def without_folders(text: object, paths: Sequence[str]) -> str:
-    """A message with file names instead of the server's paths."""
+    """Return a message with file names instead of paths of the server."""
     text = str(text)
     for path in paths:
         text = text.replace(str(path), Path(path).name)

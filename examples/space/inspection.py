@@ -1,4 +1,4 @@
-"""The page without the page: each method of [`Inspector`] takes and returns plain values."""
+"""The logic of the page, without Gradio: each method of [`Inspector`] takes and returns plain values."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ _MISTAKES = (ValueError, TypeError, OSError, Image.DecompressionBombError)
 
 @dataclass
 class Segmented:
-    """A picture and the map that all further answers are read from."""
+    """A segmented picture with its map, from which all further answers are computed."""
 
     name: str
     image: Image.Image
@@ -46,15 +46,16 @@ class Segmented:
 @dataclass
 class Session:
     """
-    What belongs to one visitor.
+    Settings and results of one visitor.
 
     Args:
-        processor ([`VCPCLIPImageProcessor`]): a copy of the checkpoint's, whose thresholds calibration changes.
-        threshold (`float`, *optional*): on the map; None until the checkpoint, a calibration or the visitor gives one.
-        min_area (`int`): regions of fewer pixels are dropped.
-        prompts (`dict`, *optional*): words instead of the checkpoint's.
-        segmented ([`Segmented`], *optional*): the picture that is looked at.
-        folder (`str`, *optional*): where results to download are.
+        processor ([`VCPCLIPImageProcessor`]): copy of the checkpoint's; a calibration changes its thresholds.
+        threshold (`float`, *optional*):
+            Threshold of the map; `None` until the checkpoint, a calibration or the visitor sets it.
+        min_area (`int`): smallest area of a region in pixels.
+        prompts (`dict[str, list[str]]`, *optional*): words that replace those of the checkpoint.
+        segmented ([`Segmented`], *optional*): current picture.
+        folder (`str`, *optional*): folder of the results to download.
     """
 
     processor: VCPCLIPImageProcessor
@@ -65,13 +66,13 @@ class Session:
     folder: str | None = field(default=None, compare=False)
 
     def new_folder(self) -> Path:
-        """An empty folder; the former one is removed."""
+        """Make an empty folder for results, and remove the former one."""
         self.close()
         self.folder = tempfile.mkdtemp(prefix="vcp-clip-app-")
         return Path(self.folder)
 
     def close(self) -> None:
-        """Remove what was written."""
+        """Remove the results."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder = None
@@ -79,22 +80,22 @@ class Session:
 
 class Inspector:
     """
-    What the page does, without the page: each method takes and returns plain values.
+    The actions of the page.
 
     Args:
-        pipe ([`AnomalySegmentationPipeline`]): shared by all visitors and never changed.
+        pipe ([`AnomalySegmentationPipeline`]): pipeline that all visitors share; it is never changed.
     """
 
     def __init__(self, pipe: AnomalySegmentationPipeline):
         self.pipe = pipe
 
     def new_session(self) -> Session:
-        """A visitor with the checkpoint's own settings."""
+        """Return the session of a new visitor, with the settings of the checkpoint."""
         processor = copy.deepcopy(self.pipe.image_processor)
         return Session(processor, processor.threshold)
 
     def _pipe_of(self, session: Session) -> AnomalySegmentationPipeline:
-        """The shared model with the visitor's thresholds."""
+        """Return the shared pipeline with the visitor's thresholds."""
         pipe = copy.copy(self.pipe)
         pipe.image_processor = session.processor
         return pipe
@@ -102,7 +103,7 @@ class Inspector:
     # --- one picture ------------------------------------------------------------------------------------------------
 
     def segment(self, session: Session, path: str | None) -> tuple:
-        """A picture's path -> `view` of it. The only place where a single picture goes through the model."""
+        """Segment a picture and return its `view`."""
         session.segmented = None
         if path is None:
             return self.view(session)
@@ -116,21 +117,23 @@ class Inspector:
         return self.view(session)
 
     def set_threshold(self, session: Session, threshold: float, min_area: float | None) -> tuple:
-        """Slider and smallest region -> `view`, from the kept map."""
+        """Set threshold and smallest region; return the `view`, computed from the stored map."""
         session.threshold = float(threshold)
         return self.set_min_area(session, min_area)
 
     def set_min_area(self, session: Session, min_area: float | None) -> tuple:
-        """Smallest region -> `view`, from the kept map."""
+        """Set the smallest region; return the `view`, computed from the stored map."""
         session.min_area = max(0, int(min_area or 0))
         return self.view(session)
 
     def read(self, session: Session) -> dict[str, Any]:
-        """The pipeline's answer on the kept map with the visitor's threshold; no forward pass."""
+        """Return the pipeline's result for the stored map and the visitor's threshold, without a forward pass."""
         segmented, processor = session.segmented, session.processor
         settings = {} if session.threshold is None else {"threshold": session.threshold}
         if session.threshold is not None and processor.score_mode == "max":
-            settings["image_threshold"] = session.threshold  # one scale: the verdict follows the slider
+            settings["image_threshold"] = (
+                session.threshold
+            )  # score and map share a scale: the verdict follows the slider
         result = processor.scoring(**settings).result(segmented.anomaly_map, segmented.score)
         return self.pipe.postprocess(
             {"results": {**result, "image": segmented.image, "error": None}},
@@ -140,7 +143,7 @@ class Inspector:
         )
 
     def view(self, session: Session) -> tuple:
-        """-> session, verdict, (picture, picture under its map), map with its colour bar, table of regions."""
+        """Return session, verdict, (picture, picture with heat map), map with color bar, and table of regions."""
         segmented = session.segmented
         if segmented is None:
             return (session, message("Choose a picture, or one of the examples."), *_NOTHING_TO_SEE)
@@ -155,7 +158,7 @@ class Inspector:
     def segment_batch(
         self, session: Session, paths: Sequence[str] | None, progress: Callable | None = None
     ) -> tuple[Session, str, str, list, str | None]:
-        """-> session, message, table, (picture, caption) pairs, the file to download."""
+        """Segment pictures; return session, message, table, (picture, caption) pairs, and the file to download."""
         paths = images_among(paths)
         try:
             _check_count(paths)
@@ -214,10 +217,12 @@ class Inspector:
     def calibrate(
         self, session: Session, paths: Sequence[str] | None, false_alarm_rate: float, progress: Callable | None = None
     ) -> tuple[Session, str, str | None]:
-        """Pictures of good parts -> session with a threshold, message, `preprocessor_config.json` to download."""
+        """Calibrate on pictures of good parts; return session, message, and `preprocessor_config.json` to download."""
         paths = images_among(paths)
         pipe = copy.copy(self.pipe)
-        pipe.image_processor = copy.deepcopy(session.processor)  # a failure leaves the visitor's thresholds alone
+        pipe.image_processor = copy.deepcopy(
+            session.processor
+        )  # so that a failure does not change the visitor's thresholds
 
         def one_by_one() -> Iterable[str]:
             for number, path in enumerate(paths):
@@ -243,7 +248,7 @@ class Inspector:
         return session, message(text, kind), str(folder / "preprocessor_config.json")
 
     def set_words(self, session: Session, normal: str, abnormal: str) -> tuple[Session, str]:
-        """Words of both states, one a line -> session with them, message. Nothing in both: the checkpoint's own."""
+        """Set the words of both states, one per line; return session and message. Without words: the checkpoint's."""
         words = {"normal": _lines_of(normal), "abnormal": _lines_of(abnormal)}
         former = session.prompts
         session.prompts = words if any(words.values()) else None
@@ -256,7 +261,7 @@ class Inspector:
                 result = self._pipe_of(session)(image, **_options(session))
                 session.segmented = Segmented(session.segmented.name, image, result["anomaly_map"], result["score"])
             elif session.prompts is not None:
-                size = session.processor.size  # nothing to look at yet: only whether the words can be read
+                size = session.processor.size  # without a picture, check only that the words are valid
                 self._pipe_of(session)(Image.new("RGB", (size.width, size.height)), **_options(session))
         except _MISTAKES as error:
             session.prompts = former
@@ -275,12 +280,12 @@ def _options(session: Session) -> dict[str, Any]:
 
 
 def _lines_of(text: str | None) -> list[str]:
-    """Lines with something in them."""
+    """Return the lines that are not blank."""
     return [line.strip() for line in (text or "").splitlines() if line.strip()]
 
 
 def images_among(paths: Sequence[str] | str | None) -> list[str]:
-    """Uploaded files that look like images; a folder brings along whatever else is in it."""
+    """Return the uploaded files with the suffix of an image; a folder may have other files."""
     paths = [paths] if isinstance(paths, str) else list(paths or [])
     return [path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES]
 
@@ -288,7 +293,7 @@ def images_among(paths: Sequence[str] | str | None) -> list[str]:
 def _check_count(paths: Sequence[str]) -> None:
     """
     Raises:
-        ValueError: no images, or too many for a web page.
+        ValueError: there are no images, or too many for a web page.
     """
     if not paths:
         raise ValueError(f"No images. Choose files that end in {', '.join(IMAGE_SUFFIXES)}.")
@@ -302,7 +307,7 @@ def _check_count(paths: Sequence[str]) -> None:
 def _check_size(path: str) -> None:
     """
     Raises:
-        ValueError: not an image, or too large for a web page. Only the file's head is read.
+        ValueError: the file is not an image, or too large for a web page. Only the header of the file is read.
     """
     try:
         with Image.open(path) as picture:
@@ -319,7 +324,7 @@ def _check_size(path: str) -> None:
 
 
 def _shown(picture: Image.Image) -> Image.Image:
-    """At most `_SHOWN_SIDE` pixels a side."""
+    """Return the picture with at most `_SHOWN_SIDE` pixels per side."""
     if max(picture.size) <= _SHOWN_SIDE:
         return picture
     picture = picture.copy()

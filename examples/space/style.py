@@ -2,7 +2,7 @@
 
 __all__ = ["ACCESS", "STYLE"]
 
-# in the page's head: as `css`, Gradio would confine it to the inside of its container
+# Goes into the page's head, since Gradio would limit a `css` argument to its own container
 STYLE = """
 .gradio-container { max-width: 1240px !important; width: 100%; margin: 0 auto !important; }
 .message { padding: 10px 14px; border-left: 6px solid #6b7280; background: var(--background-fill-secondary);
@@ -10,7 +10,7 @@ STYLE = """
 .message.normal { border-color: #15803d; }
 .message.anomalous, .message.error { border-color: #b91c1c; }
 .message.warning { border-color: #b45309; }
-/* Gradio lays label and buttons over the picture, where they would hide the end of the colour bar */
+/* Gradio lays label and buttons over the picture, where they would hide the end of the color bar */
 #map .image-container, #slider .slider-wrap { padding-top: 40px; }
 .scroll { overflow: auto; max-height: 420px; }
 .scroll table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -25,8 +25,8 @@ STYLE = """
 :focus-visible { outline: 3px solid #2563eb !important; outline-offset: 2px; }
 @media (max-width: 640px) { .gradio-container .fillable { padding: 12px !important; } }
 """
-# What Gradio leaves out for those who use keyboard or screen reader: the handle between picture and heat map takes the
-# focus and follows the arrow keys, examples have names, answers are read out.
+# Accessibility that Gradio lacks: the handle between picture and heat map takes the focus and follows the arrow keys,
+# examples have names, and screen readers read answers aloud
 ACCESS = """
 () => {
   const names = EXAMPLE_NAMES;

@@ -103,7 +103,7 @@ def browser(request, server, tmp_path):
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
         options.add_argument(argument)
     options.add_argument(f"--window-size={width},{height}")
-    if width < 500:  # windows cannot be so narrow
+    if width < 500:  # a window cannot be this narrow
         metrics = {"width": width, "height": height, "pixelRatio": 1.0}
         options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
     options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
@@ -116,7 +116,7 @@ def browser(request, server, tmp_path):
 
 
 class Browser:
-    """What a visitor does."""
+    """The actions of a visitor."""
 
     def __init__(self, driver, width: int):
         self.driver, self.width = driver, width
@@ -125,7 +125,7 @@ class Browser:
         return self.driver.find_elements("css selector", css)
 
     def shown(self, css: str) -> list:
-        """Elements of the tab that is open; file inputs themselves are never displayed."""
+        """Return elements of the open tab; file inputs themselves are never displayed."""
         script = "return arguments[0].closest('[role=tabpanel]')?.offsetParent !== null"
         return [element for element in self.find(css) if self.driver.execute_script(script, element)]
 
@@ -136,7 +136,7 @@ class Browser:
             if value:
                 return value
             time.sleep(0.1)
-        pytest.fail(f"waited in vain for {what}")
+        pytest.fail(f"timeout while waiting for {what}")
 
     def wait_for(self, css: str, words: str) -> str:
         def text():
@@ -155,7 +155,7 @@ class Browser:
         return self.driver.execute_script(f"return {script}")
 
     def screenshot(self, name: str) -> None:
-        """Kept where APP_SCREENSHOTS says, to be looked at."""
+        """Save a screenshot in the folder APP_SCREENSHOTS, if it is set."""
         folder = os.environ.get("APP_SCREENSHOTS")
         if folder:
             page = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
@@ -263,8 +263,8 @@ def test_the_keyboard_reaches_everything_and_everything_has_a_name(browser, file
             break
         reached.append(browser.run(name))
         assert reached[-1], f"no name: {browser.run('document.activeElement.outerHTML')[:300]}, after {reached}"
-    wanted = ("Picture", "Batch", "Calibrate", "Words", "Upload file", "Spring, good", "From where on the heat map")
-    for label in (*wanted, "range slider for Threshold", "Smallest region", "Download"):
+    expected = ("Picture", "Batch", "Calibrate", "Words", "Upload file", "Spring, good", "From where on the heat map")
+    for label in (*expected, "range slider for Threshold", "Smallest region", "Download"):
         assert any(each.startswith(label) for each in reached), (label, reached)
 
     handle = browser.find("#slider [role=slider]")[0]

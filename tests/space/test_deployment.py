@@ -1,4 +1,4 @@
-"""The Space: its card says what the Hub asks for, its requirements are the package's, and its app is the example."""
+"""The folder of the Space: its card has the fields that the Hub needs, its requirements are those of the package."""
 
 import ast
 import sys
@@ -13,7 +13,7 @@ SPACE = ROOT / "examples" / "space"
 
 
 def setup_constant(name: str):
-    """A list or dict at the top of setup.py, without running it."""
+    """Return a list or dict at the top of setup.py, without running it."""
     for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == name:
             return ast.literal_eval(node.value)
@@ -24,8 +24,8 @@ def test_the_card_is_what_a_space_needs():
     data = SpaceCard.load(SPACE / "README.md").data
     assert (data.sdk, data.app_file, data.license) == ("gradio", "app.py", "apache-2.0")
     assert data.title and len(data.to_dict()["short_description"]) <= 60
-    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
-    assert {data.colorFrom, data.colorTo} <= colours
+    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {data.colorFrom, data.colorTo} <= colors
     (gradio,) = setup_constant("EXTRAS")["demo"]
     assert gradio == "gradio>=6.0" and int(data.sdk_version.split(".")[0]) == 6
 

@@ -46,7 +46,7 @@ def test_without_a_threshold_there_is_no_verdict(inspector, session, files):
     assert "anomalous" not in text and "normal" not in text
     _, text, _, _, regions = inspector.set_threshold(session, 0.0, 0)
     assert "anomalous" in text and regions
-    # the picture is taken away
+    # the picture is removed
     _, text, *rest = inspector.segment(session, None)
     assert "Choose a picture" in text and rest == [None, None, ""]
 
@@ -131,7 +131,7 @@ def test_a_batch_can_be_downloaded(inspector, pipe, session, files):
     assert records["part 0.png"]["score"] == pytest.approx(expected["score"], abs=1e-5)
     assert records["part 0.png"]["label"] == "anomalous" and "regions" in records["part 0.png"]
     np.testing.assert_allclose(values / 65535, expected["anomaly_map"], atol=2e-5)
-    # the next one takes its place
+    # the next batch replaces it
     *_, second = inspector.segment_batch(session, paths[:2])
     assert not Path(archive).exists() and Path(second).is_file()
     session.close()
@@ -163,7 +163,7 @@ def test_calibration_is_the_pipelines_and_stays_with_the_visitor(inspector, pipe
     saved = VCPCLIPImageProcessor.from_pretrained(Path(config).parent)
     assert saved.threshold == session.threshold and saved.calibration["image"]["num_images"] == 4
     assert pipe.image_processor.threshold is None and other.processor.threshold is other.threshold is None
-    # a rate that so few cannot promise
+    # a rate that four images cannot guarantee
     _, text, _ = inspector.calibrate(session, paths, 0.01)
     assert "cannot be guaranteed" in text and "warning" in text
 
@@ -188,7 +188,7 @@ def test_words_are_the_pipelines_prompts(inspector, pipe, session, files):
     assert session.prompts == prompts
     np.testing.assert_array_equal(session.segmented.anomaly_map, pipe(path, prompts=prompts)["anomaly_map"])
     assert np.abs(session.segmented.anomaly_map - own).max() > 1e-4
-    # mistakes leave the words as they are
+    # a mistake does not change the words
     for normal, abnormal, words in (
         ("a", "b\nc", "same number"),
         ("a", "", "both states"),
