@@ -82,7 +82,7 @@ class TrainingConfig:
     )
     ablation: str | None = field(
         default=None,
-        metadata=_about(_MODEL, "ablation of the paper, see hub_configs/ablations.yaml: replaces fields of config.json"),
+        metadata=_about(_MODEL, "ablation of the paper by name, see hub_configs/ablations.yaml"),
     )
     backbone: str | None = field(
         default=None, metadata=_about(_MODEL, "CLIP's repository or folder, instead of the one that config.json names")
