@@ -14,9 +14,8 @@ from pathlib import Path
 
 from transformers import pipeline
 
-from vcp_clip_hf.data import load_anomaly_dataset
-from vcp_clip_hf.evaluation import evaluate
-from vcp_clip_hf.prediction import predict_files, read_predictions
+from vcp_clip_hf import EMBEDDED_CHECKPOINT, evaluate, load_anomaly_dataset, predict_files
+from vcp_clip_hf.prediction import read_predictions
 
 
 def main(output_dir: str = "demo_output", num_images: int = 80, size: int = 256) -> None:
@@ -34,7 +33,7 @@ def main(output_dir: str = "demo_output", num_images: int = 80, size: int = 256)
         is_defective[str(path)] = bool(record["label"])
 
     # 2. from files to results on disk
-    pipe = pipeline("anomaly-segmentation", device=-1)
+    pipe = pipeline("anomaly-segmentation", model=EMBEDDED_CHECKPOINT, device=-1)
     summary = predict_files(pipe, [folder / "images"], folder, overwrite=True, regions=True)
     flagged = {record["image"]: record["label"] == "anomalous" for record in read_predictions(folder)}
 

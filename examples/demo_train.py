@@ -15,12 +15,18 @@ from pathlib import Path
 import torch
 from transformers import pipeline
 
-from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
-from vcp_clip_hf.data import load_anomaly_dataset
-from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf import (
+    EMBEDDED_CHECKPOINT,
+    TrainingConfig,
+    VCPCLIPConfig,
+    VCPCLIPImageProcessor,
+    VCPCLIPModel,
+    evaluate,
+    load_anomaly_dataset,
+    train,
+)
 from vcp_clip_hf.evaluation_report import EvaluationProtocol, EvaluationReport
-from vcp_clip_hf.training import make_accelerator, train
-from vcp_clip_hf.training_config import TrainingConfig
+from vcp_clip_hf.training import make_accelerator
 
 
 SETTINGS = Path(__file__).parent.parent / "hub_configs" / "vcp-clip-tiny" / "train.yaml"

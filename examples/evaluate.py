@@ -12,9 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import AutoImageProcessor, AutoModel
 
-from vcp_clip_hf import EMBEDDED_CHECKPOINT
-from vcp_clip_hf.data import load_anomaly_dataset
-from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf import EMBEDDED_CHECKPOINT, evaluate, load_anomaly_dataset
 
 
 MODEL = EMBEDDED_CHECKPOINT  # a folder or a Hub repository

@@ -8,9 +8,7 @@ options, such as 8 bits and OpenVINO.
 
 import sys
 
-from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
-from vcp_clip_hf.export import export_model
-from vcp_clip_hf.exported_segmenter import open_segmenter
+from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel, export_model, open_segmenter
 
 
 MODEL = EMBEDDED_CHECKPOINT  # a folder or a Hub repository

@@ -10,8 +10,8 @@ import sys
 
 from transformers import pipeline
 
-from vcp_clip_hf import EMBEDDED_CHECKPOINT
-from vcp_clip_hf.prediction import predict_files, read_predictions
+from vcp_clip_hf import EMBEDDED_CHECKPOINT, predict_files
+from vcp_clip_hf.prediction import read_predictions
 
 
 MODEL = EMBEDDED_CHECKPOINT  # a folder or a Hub repository

@@ -8,7 +8,7 @@
 
 import sys
 
-from vcp_clip_hf.hub import push_checkpoint
+from vcp_clip_hf import push_checkpoint
 
 
 def main(repo_id: str, model: str) -> None:

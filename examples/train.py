@@ -11,8 +11,7 @@ import sys
 
 from accelerate import PartialState
 
-from vcp_clip_hf.training import train
-from vcp_clip_hf.training_config import TrainingConfig
+from vcp_clip_hf import TrainingConfig, train
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
-"""VCP-CLIP straight from the equations: slow, and easy to check against the paper.
+"""VCP-CLIP as the paper's equations state it: slow, but easy to compare with the paper.
 
-One image at a time, eager attention, all 77 text tokens, keys and values of every patch, both states upsampled. The
-tests hold the package's forward pass against this one, and `benchmark.py` times the two side by side.
+One image at a time, eager attention, all 77 text tokens, keys and values of every patch, both states upsampled. Tests
+compare the package's forward pass with this one, and `examples/research/benchmark` measures both.
 """
 
 import math
@@ -13,7 +13,7 @@ from vcp_clip_hf import VCPCLIPModel
 
 
 def attention(module, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Multi-head attention of a CLIP layer, scores written out. (tokens, width) -> (tokens, width)."""
+    """Compute the multi-head attention of a CLIP layer, (tokens, width) -> (tokens, width)."""
     tokens, width = hidden_states.shape
     heads, head_width = module.num_heads, width // module.num_heads
     q, k, v = (
@@ -27,13 +27,13 @@ def attention(module, hidden_states: torch.Tensor, mask: torch.Tensor | None) ->
 
 
 def block(layer, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """A pre-norm transformer block of CLIP."""
+    """Compute a pre-norm transformer block of CLIP."""
     hidden_states = hidden_states + attention(layer.self_attn, layer.layer_norm1(hidden_states), mask)
     return hidden_states + layer.mlp(layer.layer_norm2(hidden_states))
 
 
 def encode_image(model: VCPCLIPModel, image: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """(3, H, W) -> patch tokens of each feature layer, (N, d_v) each, and the global feature (d,)."""
+    """Encode an image (3, H, W) to patch tokens (N, d_v) per feature layer, and the global feature (d,)."""
     vision = model.clip.vision_model
     patches = vision.embeddings.patch_embedding(image[None])[0]
     table = vision.embeddings.position_embedding.weight
@@ -53,7 +53,7 @@ def encode_image(model: VCPCLIPModel, image: torch.Tensor) -> tuple[list[torch.T
 
 
 def encode_prompt(model: VCPCLIPModel, ids: list[int], category: torch.Tensor) -> torch.Tensor:
-    """Token ids and category tokens (r, d) -> normalised text embedding (d,)."""
+    """Encode token ids and category tokens (r, d) to a normalized text embedding (d,)."""
     config, text = model.config, model.clip.text_model
     length = text.embeddings.position_embedding.num_embeddings
     slot = ids.index(config.category_token_id)
@@ -78,7 +78,7 @@ def encode_prompt(model: VCPCLIPModel, ids: list[int], category: torch.Tensor) -
 
 
 def post_vcp(model: VCPCLIPModel, text: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-    """(2, d) text embeddings and (N, d_v) normalised patch tokens -> (2, d_v) updated text embeddings."""
+    """Update text embeddings (2, d) with normalized patch tokens (N, d_v); return (2, d_v)."""
     module = model.post_vcp
     heads = module.num_heads
     q = module.query_projection(text).unflatten(-1, (heads, -1)).transpose(0, 1)
@@ -89,15 +89,17 @@ def post_vcp(model: VCPCLIPModel, text: torch.Tensor, patches: torch.Tensor) -> 
 
 
 def upsample(logits: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-    """(N, 2) logits -> (H, W) probability of the abnormal state."""
+    """Upsample logits (N, 2) to the probability (H, W) of the abnormal state."""
     maps = logits.T.view(1, 2, *grid)
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True).softmax(dim=1)[0, 1]
 
 
 def reference_forward(model: VCPCLIPModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
     """
+    Compute the forward pass of a model.
+
     Args:
-        model: in evaluation mode.
+        model ([`VCPCLIPModel`]): model in evaluation mode.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Every code block of the documentation runs, or is marked with why it cannot; every link leads somewhere.
+"""Every code block of the documentation runs, or has valid commands and a mark that says why it cannot run.
 
 A block is marked by an HTML comment on the line before it, such as `<!-- needs the data -->`.
 """
@@ -45,7 +45,7 @@ RUN_BLOCKS = ("python", "bash")
 
 
 def blocks(page: Path) -> list[tuple[str | None, str, str]]:
-    """(mark, language, code) of each block of a page."""
+    """Return (mark, language, code) of each block of a page."""
     return [
         (found["mark"], found["language"], found["code"])
         for found in FENCE.finditer(page.read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def blocks(page: Path) -> list[tuple[str | None, str, str]]:
 
 
 def commands(code: str) -> list[list[str]]:
-    """The commands of a shell block, without comments and loops."""
+    """Return the commands of a shell block, without comments and loops."""
     lines = code.replace("\\\n", " ").splitlines()
     found = [shlex.split(line, comments=True) for line in lines]
     return [words for words in found if words and words[0] not in ("for", "done", "do")]
@@ -62,7 +62,7 @@ def commands(code: str) -> list[list[str]]:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory):
-    """The files that the pages speak of: images, normal and defective ones, sorted ones, a large one."""
+    """Make the files that the pages use: normal and defective images, sorted images, a large image."""
     folder = tmp_path_factory.mktemp("docs")
     products = select_products("unseen")
     for index in range(12):
@@ -113,17 +113,17 @@ def test_the_blocks_of_a_page_run_in_order(page, workplace, monkeypatch):
         else:
             for words in commands(code):
                 run(words, monkeypatch)
-    for name in set(sys.modules) - modules:  # an exported folder's own copies must not outlive it
+    for name in set(sys.modules) - modules:  # modules of an exported folder must not outlive it
         if str(workplace) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
 
 
 def run(words: list[str], monkeypatch) -> None:
-    """One command, in this process: starting Python anew takes seconds."""
+    """Run one command in this process: starting a new Python takes seconds."""
     AcceleratorState._reset_state()  # a process keeps its first mixed precision; each command is a process of its own
     program, *arguments = words
     if program == "python":
-        # what the shell would have expanded
+        # patterns that a shell would expand
         arguments = [each for word in arguments for each in (sorted(map(str, Path().glob(word))) or [word])]
         monkeypatch.setattr(sys, "argv", arguments)
         run_program = lambda: runpy.run_path(arguments[0], run_name="__main__")  # noqa: E731
@@ -142,7 +142,7 @@ def test_marked_blocks_say_why_and_have_valid_commands(page, tmp_path, monkeypat
     for mark, language, code in blocks(page):
         if not mark:
             continue
-        assert mark in REASONS, f"{page.name}: {mark!r} is none of {REASONS}"
+        assert mark in REASONS, f"{page.name}: {mark!r} is not one of {REASONS}"
         if language != "bash":
             compile(code, page.name, "exec")
             continue
@@ -256,7 +256,7 @@ def _parse_research(program: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_have_a_target(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
         if target.startswith(("http://", "https://", "mailto:")):

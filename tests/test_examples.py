@@ -25,13 +25,13 @@ from vcp_clip_hf.generator import render_sample, select_products
 
 @pytest.fixture(autouse=True)
 def _as_a_process_of_its_own():
-    """accelerate keeps the mixed precision of the first run of a process."""
+    """Forget the mixed precision of earlier tests: Accelerate keeps that of the first run of a process."""
     AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny random model with its image processor and tokenizer."""
+    """Save a tiny random model with its image processor and tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     model = tiny_model()
@@ -76,7 +76,7 @@ def test_benchmark(checkpoint, tmp_path, what):
     assert len(table) == 2 + len(rows)
 
 
-def test_the_floor_counts_what_the_method_says():
+def test_flops_of_the_image_encoder():
     config = VCPCLIPConfig()  # ViT-L/14
     assert image_encoder_flops(config, 518) / 1e9 == pytest.approx(1013.6, rel=2e-3)
 
@@ -94,14 +94,14 @@ def test_ablation_rows_and_their_runs(checkpoint, tmp_path, capsys):
     text = ablation.main(options)
     assert "20 unseen families (20 generated images), trained on 4 images" in text
     rows = [line for line in text.splitlines() if line.startswith("|")][2:]
-    assert len(rows) == 8 and len(set(rows)) > 4, "leaving a part out changes the numbers"
+    assert len(rows) == 8 and len(set(rows)) > 4, "leaving a component out changes the metrics"
     finished = tmp_path / "runs" / "dtp-pre-vcp-post-vcp-seed-0" / "results.json"
     finished.write_text(json.dumps(dict.fromkeys(ablation.METRICS, 0.5)))
-    assert "| x | x | x | 50.0 ± 0.0" in ablation.main(options), "what is finished is not run again"
+    assert "| x | x | x | 50.0 ± 0.0" in ablation.main(options), "finished runs are not repeated"
     capsys.readouterr()
 
 
-def test_rivals_are_measured_on_the_same_images(checkpoint, tmp_path, capsys):
+def test_methods_are_compared_on_the_same_images(checkpoint, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(checkpoint, other)
     table = compare_with_rivals.main(
@@ -123,7 +123,7 @@ SMALL += ["--scene_size", "64", "--checkpointing_steps", "2", "--dataloader_num_
 SMALL += ["--mixed_precision", "no", "--warmup_steps", "2"]
 
 
-def test_pretraining_is_resumed_where_it_was(tmp_path):
+def test_interrupted_pretraining_ends_with_the_same_weights(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pretrain_clip.pretrain(pretrain_clip.parse(["--output_dir", str(whole), *SMALL]))
     shutil.copytree(whole / "pool", parts / "pool")
@@ -148,9 +148,9 @@ def test_pretraining_is_resumed_where_it_was(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_tokenizer_spells_what_it_does_not_know(tmp_path):
+def test_the_tokenizer_spells_unknown_words_in_bytes(tmp_path):
     options = pretrain_clip.parse(["--output_dir", "", "--tokenizer", str(tmp_path)])
-    for tokenizer in (load_tokenizer(options), load_tokenizer(options)):  # made, kept
+    for tokenizer in (load_tokenizer(options), load_tokenizer(options)):  # made, then loaded
         assert 600 < len(tokenizer) <= 1024
         known = tokenizer("a photo of a damaged screw").input_ids
         assert known[0] == tokenizer.bos_token_id and known[-1] == tokenizer.eos_token_id
@@ -162,7 +162,7 @@ def test_the_tokenizer_spells_what_it_does_not_know(tmp_path):
 
 
 def test_patch_alignment_prefers_the_right_patches():
-    """Tokens that point to the words of the damage where the mask is: AUROC 1 and a small loss; the reverse: 0."""
+    """Patch tokens equal to the caption of the damage exactly in the mask: AUROC 1 and a small loss; reversed: 0."""
     model = pretrain_clip.CLIPModel(
         pretrain_clip.make_config(tiny_tokenizer(), pretrain_clip.parse(["--output_dir", "", *SMALL]))
     )
@@ -188,7 +188,7 @@ def test_patch_alignment_prefers_the_right_patches():
 
 
 def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, tmp_path, monkeypatch):
-    """Half precision, thresholds, results and card; the trainings before it have tests of their own."""
+    """Check half precision, thresholds, results and card; other tests check the trainings before."""
     trained = tmp_path / "trained"
     shutil.copytree(checkpoint, trained)
     shutil.copyfile(f"{EMBEDDED_CHECKPOINT}/training.json", trained / "training.json")
@@ -204,7 +204,7 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     assert VCPCLIPConfig.from_pretrained(tmp_path / "out").backbone_name_or_path is None
 
 
-def test_generated_data_of_the_examples_is_that_of_the_hub_config():
+def test_test_images_show_no_training_products():
     products = select_products("seen")
     assert not set(embedded_checkpoint.KEPT_OUT) - set(products)
     data = load_anomaly_dataset("synthetic", split="test", num_images=0, num_test_images=20, size=48)

@@ -32,7 +32,7 @@ def test_the_methods_agree(folder):
         assert lower <= value <= upper, name
 
 
-def test_it_runs_as_a_program(monkeypatch, capsys):
+def test_the_program_prints_both_tables(monkeypatch, capsys):
     # in this process: the imports of new processes would take longer than the work
     monkeypatch.setattr(benchmark_metrics, "measure_in_a_process", benchmark_metrics.measure_method)
     benchmark_metrics.main(["--images", "4", "--size", "48", "--repeat", "1"])
