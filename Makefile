@@ -47,7 +47,7 @@ test-slow: setup
 # Has its own environment, because Gradio needs an older Pillow
 test-app: $(APP_VENV)/.installed
 	@command -v chromedriver >/dev/null || { echo "chromedriver is missing: apt-get install chromium chromium-driver"; exit 1; }
-	$(APP_VENV)/bin/python -m pytest -m app tests/space
+	$(APP_VENV)/bin/python -m pytest -m "not slow" tests/space
 
 $(APP_VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(APP_VENV)
