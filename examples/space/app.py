@@ -23,6 +23,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 from answers import message
 from inspection import MAX_FILES, SHOWN_PICTURES, Inspector, Session, images_among
+from PIL import Image
 from style import ACCESS, STYLE
 from transformers import pipeline
 
@@ -73,6 +74,8 @@ def build_app(
             model = pipeline("anomaly-segmentation", model=model, device=device, dtype=dtype)
         except OSError as error:
             raise OSError(f"{model!r} could not be loaded. {error}") from error
+        # the first call makes the accelerated copy of the model, which all visitors then share
+        model(Image.new("RGB", (model.image_processor.size.width, model.image_processor.size.height)))
     else:
         name = model.model.name_or_path
     inspector = Inspector(model)
