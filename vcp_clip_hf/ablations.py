@@ -4,16 +4,21 @@ They are listed in `hub_configs/ablations.yaml`, which lies beside the package i
 where it is installed.
 """
 
+from __future__ import annotations
+
 import difflib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .configuration_vcp_clip import VCPCLIPConfig
-from .image_processing_vcp_clip import VCPCLIPImageProcessor
+
+# The command line reads the names for its help, which must not wait for transformers
+if TYPE_CHECKING:
+    from .configuration_vcp_clip import VCPCLIPConfig
+    from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
 
 __all__ = ["Ablation", "list_ablations", "load_ablation", "paper_settings_file"]
@@ -43,7 +48,7 @@ class Ablation:
 
     def image_processor(self, base: VCPCLIPImageProcessor) -> VCPCLIPImageProcessor:
         """Return a copy of `base` with the fields of this ablation."""
-        return VCPCLIPImageProcessor.from_dict({**base.to_dict(), **self.processor_fields})
+        return type(base).from_dict({**base.to_dict(), **self.processor_fields})
 
     def check_without_training(self, config: VCPCLIPConfig) -> None:
         """
@@ -61,7 +66,7 @@ class Ablation:
                 f"The ablation {self.name!r} changes {', '.join(trained)}, which the learned weights depend on. Train"
                 f" it with `vcp-clip train --ablation {self.name}` and evaluate the result without --ablation."
             )
-        VCPCLIPConfig.from_dict({**config.to_dict(), **self.config_fields}).check_consistency()
+        type(config).from_dict({**config.to_dict(), **self.config_fields}).check_consistency()
 
 
 def list_ablations() -> list[str]:
