@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vcp_clip_hf import EMBEDDED_CHECKPOINT, AnomalySegmentationPipeline
+from vcp_clip_hf import EMBEDDED_CHECKPOINT, AnomalySegmentationPipeline, accelerate_inference
 from vcp_clip_hf.generator import render_sample, select_products
 from vcp_clip_hf.prediction import InputImage, PictureWriter, predict_files
 
@@ -47,11 +47,12 @@ def _measure(
 ) -> list[dict]:
     """Measure all ways of one setting."""
     inputs = setting.pixel_values().to(setting.device, setting.dtype)
+    network = accelerate_inference(pipe.model)
 
     @torch.inference_mode()
     def alone() -> None:
         for _ in range(-(-options.images // setting.batch_size)):
-            pipe.model(inputs)
+            network(inputs)
 
     def predict(**pictures) -> None:
         with tempfile.TemporaryDirectory() as output_dir:
@@ -101,9 +102,10 @@ def _stages(pipe: AnomalySegmentationPipeline, folder: str, setting: Setting) ->
     with clock.part("read and resize"):
         inputs = next(iter(batches))
     sizes = [(image.height, image.width) for image in inputs["image"]]
+    network = accelerate_inference(pipe.model)
     with torch.inference_mode():
         with clock.part("model"):
-            outputs = pipe.model(inputs["pixel_values"].to(setting.device))
+            outputs = network(inputs["pixel_values"].to(setting.device))
         with clock.part("smooth, score, to the file's size"):
             results = pipe.image_processor.post_process_anomaly_segmentation(outputs, sizes)
     answers = []
