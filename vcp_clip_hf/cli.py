@@ -117,10 +117,10 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     model: Model = EMBEDDED_CHECKPOINT,
     threshold: Annotated[
-        float | None, typer.Option(help="Pixel threshold of the mask; scores at or above are abnormal.")
+        float | None, typer.Option(min=0, max=1, help="Pixels of the map at or above it make the mask.")
     ] = None,
     image_threshold: Annotated[
-        float | None, typer.Option(help="Image threshold of the label; scores at or above are anomalous.")
+        float | None, typer.Option(min=0, max=2, help="Images with a score at or above it are labeled anomalous.")
     ] = None,
     maps: Annotated[
         MapFormat, typer.Option(help="Anomaly maps: 16-bit PNG (value x 65535), float32 .npy, or none.")
@@ -215,9 +215,14 @@ def calibrate(
         list[str] | None,
         typer.Option(help="Images with defects; with them, the threshold with the best F1 is chosen."),
     ] = None,
-    false_alarm_rate: Annotated[float, typer.Option(help="Target false-alarm rate on normal images.")] = 0.01,
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Target false-alarm rate on normal images, in (0, 1); not with --defects.", show_default="0.01"
+        ),
+    ] = None,
     pixel_false_alarm_rate: Annotated[
-        float | None, typer.Option(help="Target false-alarm rate on normal pixels, for masks.")
+        float | None, typer.Option(help="Target false-alarm rate on normal pixels, in (0, 1), for masks.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to save to; default: the checkpoint's own folder.")
@@ -226,7 +231,12 @@ def calibrate(
     device: Device = None,
     dtype: DType = "auto",
 ) -> None:
-    """Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too."""
+    """
+    Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too.
+
+    Images that cannot be read are left out, and listed (exit status 1).
+    """
+    from .calibration import describe_calibration
     from .checkpoint_folder import CheckpointParts, save_calibration
     from .prediction import list_inputs
 
@@ -238,11 +248,20 @@ def calibrate(
     normal, abnormal = ([image.path for image in list_inputs(sources)] for sources in (images, defects or ()))
     labels = [0] * len(normal) + [1] * len(abnormal) if defects else None
     calibration = pipe.calibrate(
-        normal + abnormal, labels, false_alarm_rate, pixel_false_alarm_rate, batch_size=batch_size
+        normal + abnormal,
+        labels,
+        false_alarm_rate,
+        pixel_false_alarm_rate,
+        progress=True,
+        batch_size=batch_size,
+        on_error="return",
     )
     save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer))
-    typer.echo(calibration.describe())
+    for line in describe_calibration(pipe.image_processor.calibration):
+        typer.echo(line)
     typer.echo(f"saved in {output}")
+    if calibration.num_images < len(normal) + len(abnormal):
+        raise typer.Exit(1)
 
 
 @app.command(cls=_Verb)
