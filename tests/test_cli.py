@@ -238,13 +238,14 @@ def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path):
 
 def test_calibrate_on_normal_images_and_with_defects(checkpoint, images, tmp_path):
     done = run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2)
-    assert "from 7 normal images" in done.stdout and "saved in" in done.stdout
+    assert "Images: Threshold" in done.stdout and "from 7 normal images" in done.stdout and "saved in" in done.stdout
+    assert "Masks: the threshold of the images." in done.stdout and "7/7" in done.stderr
     saved = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
     assert saved["calibration"]["image"]["num_images"] == 7 and saved["threshold"] == saved["image_threshold"]
     assert "calibration" in run("info", "-m", tmp_path / "tuned").stdout
     # Into the folder itself, and with a rate that seven images cannot guarantee
     done = run("calibrate", images, "-m", tmp_path / "tuned", "--pixel-false-alarm-rate", 0.3)
-    assert "so few images" in done.stdout
+    assert done.stdout.count("so few images") == 1 and "of normal pixels are expected above it" in done.stdout
     again = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
     assert again["calibration"]["pixel"]["method"] == "conformal_risk_control"
     done = run("calibrate", images / "a.png", "-m", tmp_path / "tuned", "--defects", images / "line_1")
