@@ -126,7 +126,8 @@ def as_segments(result: dict[str, Any]) -> list[dict[str, Any]]:
 def _missing_threshold(need: str) -> str:
     return (
         f"{need} a threshold, and there is none for this call. Pass threshold=..., or calibrate the checkpoint on"
-        " normal images with the settings of this call (`calibrate`; an exported model is then exported again)."
+        " normal images with the settings of this call (`calibrate`; an exported folder then needs a copy of the"
+        " checkpoint's preprocessor_config.json)."
     )
 
 
