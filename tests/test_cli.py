@@ -252,6 +252,48 @@ def test_calibrate_on_normal_images_and_with_defects(checkpoint, images, tmp_pat
     assert "best F1" in done.stdout
 
 
+def test_calibrate_leaves_out_what_it_cannot_read_and_says_so(checkpoint, images, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    done = run("calibrate", images, tmp_path / "bad.png", "-m", checkpoint, "-o", tmp_path / "tuned", check=1)
+    assert "from 7 normal images" in done.stdout and "saved in" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "--threshold", 50), "Invalid value for '--threshold'"),
+        (("predict", "--threshold", "nan"), "Invalid value for '--threshold'"),
+        (("predict", "--image-threshold", -1), "Invalid value for '--image-threshold'"),
+        (
+            ("predict", "--image-threshold", 1.5),
+            "image_threshold=1.5 must be a number in [0, 1]",
+        ),
+        (("predict", "--tile-overlap", 8), "tile_overlap=8 needs tile_size"),
+        (("predict", "--normal", "bad", "--abnormal", "bad"), "prompts are the same"),
+        (("predict", "--normal", "flawless"), "The abnormal prompts [] must be words"),
+        (("calibrate", "--false-alarm-rate", 0), "false_alarm_rate=0.0 must lie between 0 and 1"),
+        (("calibrate", "--pixel-false-alarm-rate", "nan"), "pixel_false_alarm_rate=nan must lie between 0 and 1"),
+        (("calibrate", "--defects", "IMAGES", "--false-alarm-rate", 0.1), "Leave out the rate"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(checkpoint, images, tmp_path, arguments, message):
+    verb, *options = [images if each == "IMAGES" else each for each in arguments]
+    status = 2 if message.startswith("Invalid value") else 1
+    done = run(verb, images / "a.png", "-m", checkpoint, "-o", tmp_path / "out", *options, check=status)
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_predict_with_other_settings_than_those_of_the_calibration_has_no_verdicts(checkpoint, images, tmp_path):
+    run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2)
+    run("predict", images, "-m", tmp_path / "tuned", "-o", tmp_path / "same")
+    run("predict", images, "-m", tmp_path / "tuned", "-o", tmp_path / "tiles", "--tile-size", 32)
+    run("predict", images, "-m", tmp_path / "tuned", "-o", tmp_path / "own", "--tile-size", 32, "--threshold", 0.01)
+    for name, labels in (("same", {"normal"}), ("tiles", {None}), ("own", {"anomalous"})):
+        records = [record for record in read_predictions(tmp_path / name) if "error" not in record]
+        assert {record["label"] for record in records} == labels
+        assert {"mask" in record for record in records} == {None not in labels}
+
+
 def test_evaluate(checkpoint, tmp_path):
     for index, record in enumerate(make_records(6)):
         kind = "broken" if record["label"] else "good"

@@ -98,12 +98,20 @@ def test_thresholds_hold_for_the_settings_of_their_calibration(given, changed, e
     with caplog.at_level(logging.WARNING, logger="vcp_clip_hf.thresholds"):
         chosen = resolve_thresholds(given, STORED, {**SETTINGS, **changed})
     assert (chosen["threshold"], chosen["image_threshold"]) == expected
-    if None not in expected:
-        assert not caplog.records, "thresholds of the call are the caller's own"
+    if ("threshold" in given and given["threshold"] is not None) or not changed:
+        assert not caplog.records, "a threshold of the call is the caller's own, and serves for the label"
     elif "tiling" in changed:
-        assert f"tiling was None, is {changed['tiling']}" in caplog.text
+        assert f"tiling was None, is {changed['tiling']}. Results have no masks and no labels." in caplog.text
     else:
         assert "other prompts" in caplog.text and "threshold=..." in caplog.text
+
+
+def test_a_missing_label_is_told_where_the_threshold_of_the_call_cannot_give_it(caplog):
+    stored = {**STORED, "calibration": {**CALIBRATION, "settings": {"score_mode": "top_k", "tiling": None}}}
+    with caplog.at_level(logging.WARNING, logger="vcp_clip_hf.thresholds"):
+        chosen = resolve_thresholds({"threshold": 0.5}, stored, {"score_mode": "top_k", "tiling": {"tile_size": 51}})
+    assert chosen == {"threshold": 0.5, "image_threshold": None}
+    assert "(image_threshold) do not apply" in caplog.text and "Results have no labels." in caplog.text
 
 
 def test_a_threshold_that_was_set_by_hand_holds_always():

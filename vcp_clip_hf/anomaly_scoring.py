@@ -46,7 +46,7 @@ class AnomalyScoring:
             raise ValueError(f"top_k_fraction={self.top_k_fraction} must lie in (0, 1].")
         if not 0 <= self.smoothing_sigma < math.inf:
             raise ValueError(f"smoothing_sigma={self.smoothing_sigma} must be 0 (none) or more, in pixels.")
-        _ = self.thresholds  # checks their ranges
+        Thresholds.of(self.threshold, self.image_threshold, self.score_mode)  # checks their ranges
 
     @property
     def thresholds(self) -> Thresholds:

@@ -554,6 +554,7 @@ def info(
 def _facts(model: str) -> dict[str, Any]:
     import torch
 
+    from .calibration import describe_calibration
     from .configuration_vcp_clip import VCPCLIPConfig
     from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
@@ -574,7 +575,7 @@ def _facts(model: str) -> dict[str, Any]:
         "score mode": processor.score_mode,
         "threshold": processor.threshold,
         "image threshold": processor.image_threshold,
-        "calibration": processor.calibration,
+        "calibration": " ".join(describe_calibration(processor.calibration)) if processor.calibration else None,
     }
 
 

@@ -36,6 +36,8 @@ TOLERANCE = 1e-6
 HIGHEST_SCORES = {"max": 1.0, "top_k": 2.0}
 
 _NAMES = ("threshold", "image_threshold")
+# Results without each of them
+_RESULTS = {"threshold": "no masks", "image_threshold": "no labels"}
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,16 @@ def resolve_thresholds(
     measured = calibrated_thresholds(calibration)
     differing = differing_settings(calibration, current)
     unfit = [name for name in _NAMES if differing and given.get(name) is None and chosen[name] in measured]
-    if unfit:
+    # with "max", a threshold of the call serves for the label, too
+    missing = unfit if given.get("threshold") is None or current.get("score_mode") != "max" else []
+    if missing:
+        differences = "; ".join(_difference(name, *values) for name, values in differing.items())
         _warn_once(
-            f"The calibrated {' and '.join(unfit)} of this checkpoint do not apply, because they were measured with"
-            f" other settings: {'; '.join(_difference(name, *values) for name, values in differing.items())}. Results"
-            " have no label or no mask. Use the settings of the calibration, calibrate with those of this call, or"
-            f" pass a value of your own ({', '.join(f'{name}=...' for name in unfit)})."
+            f"The calibrated thresholds of this checkpoint ({', '.join(missing)}) do not apply, because they were"
+            f" measured with other settings: {differences}."
+            f" Results have {' and '.join(_RESULTS[name] for name in missing)}. Use the settings of the calibration,"
+            " calibrate with those of this call, or pass a value of your own"
+            f" ({', '.join(f'{name}=...' for name in missing)})."
         )
     return {name: None if name in unfit else value for name, value in chosen.items()}
 
