@@ -545,7 +545,8 @@ def test_an_image_is_anomalous_exactly_if_its_mask_has_a_pixel(checkpoint, resiz
     """At any size, at thresholds equal to the score and around it."""
     processor = VCPCLIPImageProcessor.from_pretrained(checkpoint, resize_mode=resize_mode)
     pipe = pipeline("anomaly-segmentation", model=str(checkpoint), image_processor=processor)
-    for index, size in enumerate([*SIZES, (9, 11), (17, 300), (230, 41)]):
+    sizes = [(60, 80), (33, 71), (9, 11)] if "tile_size" in options else [*SIZES, (9, 11), (17, 300), (230, 41)]
+    for index, size in enumerate(sizes):
         image, called = picture(*size, seed=index), dict(options)
         if "roi_mask" in options:
             called["roi_mask"] = np.zeros(size, bool)

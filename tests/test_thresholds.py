@@ -9,6 +9,7 @@ import torch
 from vcp_clip_hf.thresholds import (
     TOLERANCE,
     Thresholds,
+    _warn_once,
     calibrated_thresholds,
     differing_settings,
     resolve_thresholds,
@@ -18,6 +19,11 @@ from vcp_clip_hf.thresholds import (
 SETTINGS = {"score_mode": "max", "top_k_fraction": 0.1, "size": [48, 48], "tiling": None, "prompts": {"normal": [[1]]}}
 CALIBRATION = {"image": {"threshold": 0.7}, "pixel": {"threshold": 0.4}, "settings": SETTINGS}
 STORED = {"threshold": 0.4, "image_threshold": 0.7, "calibration": CALIBRATION}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_warned_before():
+    _warn_once.cache_clear()
 
 
 def test_an_image_threshold_is_filled_in_where_scores_are_values_of_the_map():
