@@ -31,7 +31,7 @@ from transformers.utils import logging
 from .atomic_write import atomic_file
 from .image_files import IMAGE_SUFFIXES, find_images, lies_in
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from .visualization import overlay
+from .visualization import overlay_with_scale
 
 
 __all__ = [
@@ -306,8 +306,10 @@ class PictureWriter:
         if self.save_masks and result["mask"] is not None:
             record["mask"] = self._save("masks", image, ".png", result["mask"].save)
         if self.save_overlays:
-            picture = overlay(result["image"], anomaly_map, result["mask"])
-            record["overlay"] = self._save("overlays", image, ".jpg", partial(picture.save, quality=90))
+            picture = overlay_with_scale(result["image"], anomaly_map, result["mask"], result["threshold"])
+            # Without subsampling, which would blur the thin colored outlines
+            save = partial(picture.save, quality=90, subsampling=0)
+            record["overlay"] = self._save("overlays", image, ".jpg", save)
         if "regions" in result:
             record["regions"] = result["regions"]
         return record
