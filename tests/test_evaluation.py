@@ -1,10 +1,12 @@
 """Evaluation: metrics of the maps, tables in every format, several processes, the paper's numbers."""
 
 import csv
+import html
 import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -130,6 +133,34 @@ def test_the_papers_table_is_complete():
         for metric in ("auroc", "pro", "ap"):
             mean = np.mean([methods["VCP-CLIP"][metric] for methods in products.values()])
             assert mean == pytest.approx(paper["datasets"][dataset]["VCP-CLIP"][metric], abs=0.1)
+
+
+def test_names_from_users_data_stay_text():
+    names = [
+        "<script>alert(1)</script>",
+        "a|b",
+        "[x](javascript:alert(1))",
+        "two\nlines",
+        "`x`",
+        "# y",
+        "not UTF-8 \udcff",
+    ]
+    values = dict.fromkeys(PROTOCOLS["default"].metrics, 0.5)
+    result = {
+        "mean": values,
+        "per_product": dict.fromkeys(names, values),
+        "counts": {name: {"images": 3} for name in names},
+        "reasons": {name: {"pixel_ap": f"no pixel of {name} is abnormal"} for name in names},
+    }
+    markdown = EvaluationReport({"<b>|": result}, PROTOCOLS["default"]).to_markdown()
+    rendered = MarkdownIt("commonmark").enable("table").render(markdown)
+    assert set(re.findall(r"</?(\w+)", rendered)) == {"table", "thead", "tbody", "tr", "th", "td", "p", "strong"}
+    cells = [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", rendered)]
+    shown = [" ".join(name.replace("\udcff", "?").split()) for name in names]
+    assert cells[: 2 * len(names)] == [each for name in shown for each in ("<b>|", name)]
+    assert rendered.count("<tr>") == len(names) + 2
+    text = EvaluationReport({"x": result}, PROTOCOLS["default"]).to_text()
+    assert len(text.splitlines()) == len(names) + 2 and text.encode()
 
 
 def test_sheets_show_the_first_defects(tmp_path):

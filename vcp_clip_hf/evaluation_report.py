@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .anomaly_scoring import AUTHORS_SCORING
+from .markdown_text import escaped, one_line, table
 
 
 __all__ = [
@@ -144,29 +145,28 @@ class EvaluationReport:
 
     def to_markdown(self) -> str:
         """Return a table in Markdown, with the paper's numbers in brackets."""
-        paper, lines = self.with_paper(), []
+        paper, rows = self.with_paper(), []
         header = ["dataset", "product", "images", *(METRIC_TITLES[name] for name in self.metrics)]
-        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * 2 + "---:|" * (len(header) - 2)]
         for row in self.rows():
             quoted = paper.get((row["dataset"], row["product"]), {})
-            cells = [row["dataset"], row["product"], str(row["images"])]
+            cells = [escaped(row["dataset"]), escaped(row["product"]), str(row["images"])]
             for name in self.metrics:
                 value = "-" if math.isnan(row[name]) else f"{row[name]:.1f}"
                 cells.append(f"{value} ({quoted[name]:.1f})" if name in quoted else value)
             if row["product"] == "mean":
                 cells = [f"**{cell}**" for cell in cells]
-            lines.append("| " + " | ".join(cells) + " |")
+            rows.append(cells)
         notes = [f"In percent; {self.protocol.description}."]
         if paper:
             notes.append("In brackets: results of the paper for VCP-CLIP, measured by its authors on their data.")
         notes += [
-            f"Undefined: {dataset} / {product} / {name}: {why}."
+            f"Undefined: {escaped(dataset)} / {escaped(product)} / {name}: {escaped(why)}."
             for dataset, result in self.results.items()
             for product, reasons in result["reasons"].items()
             for name, why in reasons.items()
             if product != "mean" and name in self.metrics
         ]
-        return "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n"
+        return table(header, rows, "ll" + "r" * (len(header) - 2)) + "\n\n" + "\n".join(notes) + "\n"
 
     def to_text(self) -> str:
         """Return a table for a terminal: dataset means, and products where a dataset has several."""
@@ -176,7 +176,7 @@ class EvaluationReport:
             several = len(self.results[row["dataset"]]["per_product"]) > 1
             if row["product"] != "mean" and not several:
                 continue
-            name = row["dataset"] if row["product"] == "mean" else f"  {row['product']}"
+            name = one_line(row["dataset"]) if row["product"] == "mean" else f"  {one_line(row['product'])}"
             values = "".join(
                 f"{'-' if math.isnan(row[key]) else format(row[key], '.1f'):>{width}}" for key in self.metrics
             )
