@@ -163,7 +163,7 @@ def test_names_from_users_data_stay_text():
     assert len(text.splitlines()) == len(names) + 2 and text.encode()
 
 
-def test_sheets_show_the_first_defects(tmp_path):
+def test_one_sheet_for_each_product(tmp_path):
     run(sheets_dir=tmp_path, images_per_sheet=2)
     sheets = sorted((tmp_path / "squares").iterdir())
     assert [path.name for path in sheets] == ["product_0.png", "product_1.png", "product_2.png"]
