@@ -163,6 +163,21 @@ def test_names_from_users_data_stay_text():
     assert len(text.splitlines()) == len(names) + 2 and text.encode()
 
 
+def test_results_of_products_with_any_name_are_saved(tmp_path):
+    values = dict.fromkeys(PROTOCOLS["default"].metrics, 0.5)
+    products = ["=1+1", "not UTF-8 \udcff", "two\nlines"]
+    result = {
+        "mean": values,
+        "per_product": dict.fromkeys(products, values),
+        "counts": {name: {"images": 3} for name in products},
+        "reasons": {},
+    }
+    EvaluationReport({"x": result}, PROTOCOLS["default"]).save(tmp_path)
+    with open(tmp_path / "results.csv", encoding="utf-8", newline="") as file:
+        assert [row["product"] for row in csv.DictReader(file)] == ["'=1+1", "not UTF-8 \\udcff", "two\nlines", "mean"]
+    assert list(json.loads((tmp_path / "results.json").read_text())["results"]["x"]["per_product"]) == products
+
+
 def test_one_sheet_for_each_product(tmp_path):
     run(sheets_dir=tmp_path, images_per_sheet=2)
     sheets = sorted((tmp_path / "squares").iterdir())

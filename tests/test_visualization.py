@@ -103,6 +103,12 @@ def test_boxes_and_color_bar():
     assert add_color_bar(Image.new("RGB", (40, 40)), 0.2, 0.4, "stretched").width > 40
 
 
+def test_the_color_bar_does_not_make_a_picture_too_wide_for_jpeg(tmp_path):
+    image = Image.new("RGB", (65_490, 2))
+    overlay_with_scale(image, np.zeros((2, 65_490), np.float32)).save(tmp_path / "wide.jpg")
+    assert Image.open(tmp_path / "wide.jpg").width == 65_490
+
+
 def test_labels_of_boxes_stay_inside_the_picture():
     region = {"box": {"xmin": 90, "ymin": 92, "xmax": 100, "ymax": 100}, "score": 0.91}
     drawn = np.asarray(draw_boxes(Image.new("RGB", (100, 100)), [region]))

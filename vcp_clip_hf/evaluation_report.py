@@ -12,6 +12,7 @@ from typing import Any
 
 from .anomaly_scoring import AUTHORS_SCORING
 from .markdown_text import escaped, one_line, table
+from .safe_csv import safe_cell
 
 
 __all__ = [
@@ -184,11 +185,11 @@ class EvaluationReport:
         return "\n".join(lines)
 
     def to_csv(self) -> str:
-        """Return a CSV table with one line for each product and each mean."""
+        """Return a CSV table with one line for each product and each mean; names that are formulas become text."""
         stream = io.StringIO()
         writer = csv.DictWriter(stream, ["dataset", "product", "images", *self.metrics], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows())
+        writer.writerows({name: safe_cell(value) for name, value in row.items()} for row in self.rows())
         return stream.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
@@ -215,7 +216,7 @@ class EvaluationReport:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        (folder / "results.csv").write_text(self.to_csv(), encoding="utf-8")
+        (folder / "results.csv").write_text(self.to_csv(), encoding="utf-8", errors="backslashreplace")
         (folder / "results.md").write_text(self.to_markdown(), encoding="utf-8")
 
 

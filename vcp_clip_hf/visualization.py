@@ -66,6 +66,7 @@ _HALO = (0, 0, 0)
 _GAP = 8
 # Longer side of an overlay in a file, in pixels
 _SMALLEST_OVERLAY = 160
+_WIDEST_JPEG = 65500
 
 
 def to_array(values: MapLike) -> np.ndarray:
@@ -146,7 +147,8 @@ def overlay_with_scale(
         threshold (`float`, *optional*): threshold of the mask, marked on the color bar.
 
     Returns:
-        `PIL.Image.Image`: mode RGB; the overlay is in the upper left corner.
+        `PIL.Image.Image`: mode RGB; the overlay is in the upper left corner. It has no color bar if a JPEG would be
+        too wide with one.
 
     Raises:
         ValueError: the sizes of map and image differ.
@@ -156,7 +158,9 @@ def overlay_with_scale(
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
         anomaly_map = _enlarged(anomaly_map, factor)
         mask = None if mask is None else _enlarged(mask, factor)
-    return add_color_bar(overlay(image, anomaly_map, mask), threshold=threshold, overlay=True)
+    drawn = overlay(image, anomaly_map, mask)
+    framed = add_color_bar(drawn, threshold=threshold, overlay=True)
+    return framed if framed.width <= _WIDEST_JPEG else drawn
 
 
 def _enlarged(values: MapLike, factor: int) -> np.ndarray:
