@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from .autocast import no_autocast
 from .thresholds import HIGHEST_SCORES, Thresholds
 
 
@@ -160,4 +161,5 @@ def gaussian_smooth(maps: torch.Tensor, sigma: float) -> torch.Tensor:
         return maps
     # Two small matrix products: exact at the edges, and as fast as a convolution at the sizes in use
     rows, columns = (gaussian_matrix(length, float(sigma), maps.device) for length in maps.shape[-2:])
-    return rows @ maps @ columns.T
+    with no_autocast(maps.device):  # which would compute products in half precision
+        return rows @ maps @ columns.T

@@ -163,7 +163,8 @@ def predict(
     When the command is run again, finished images are skipped. Images that cannot be read are skipped, and listed at
     the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among processes.
     """
-    from .prediction import predict_files, read_predictions, write_coco
+    from .coco_format import write_coco
+    from .prediction import predict_files, read_predictions
 
     with_regions = regions or record_format is RecordFormat.coco
     options = {

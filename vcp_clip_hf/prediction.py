@@ -31,7 +31,7 @@ from transformers.utils import logging
 from .atomic_write import atomic_file
 from .image_files import IMAGE_SUFFIXES, find_images, lies_in
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from .visualization import overlay
+from .visualization import overlay_with_scale
 
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     "predict_files",
     "process_state",
     "read_predictions",
-    "write_coco",
     "write_csv",
 ]
 
@@ -306,8 +305,10 @@ class PictureWriter:
         if self.save_masks and result["mask"] is not None:
             record["mask"] = self._save("masks", image, ".png", result["mask"].save)
         if self.save_overlays:
-            picture = overlay(result["image"], anomaly_map, result["mask"])
-            record["overlay"] = self._save("overlays", image, ".jpg", partial(picture.save, quality=90))
+            picture = overlay_with_scale(result["image"], anomaly_map, result["mask"], result["threshold"])
+            # Without subsampling, which would blur the thin colored outlines
+            save = partial(picture.save, quality=90, subsampling=0)
+            record["overlay"] = self._save("overlays", image, ".jpg", save)
         if "regions" in result:
             record["regions"] = result["regions"]
         return record
@@ -408,35 +409,3 @@ def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
         writer = csv.DictWriter(file, [*columns, "error"], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
-
-
-def write_coco(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """
-    Write the regions as COCO annotations: `bbox` [x, y, width, height], `segmentation` polygons, `score`.
-
-    Args:
-        records (sequence of `dict`): records as [`read_predictions`] returns them; errors are left out.
-        path (`Path`): file to write.
-    """
-    images, annotations = [], []
-    for number, record in enumerate(record for record in records if "error" not in record):
-        images.append(
-            {"id": number, "file_name": record["image"], "height": record["height"], "width": record["width"]}
-        )
-        for region in record.get("regions", ()):
-            box = region["box"]
-            annotations.append(
-                {
-                    "id": len(annotations),
-                    "image_id": number,
-                    "category_id": 1,
-                    "bbox": [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]],
-                    "area": region["area"],
-                    "segmentation": [[value for corner in region["polygon"] for value in corner]],
-                    "score": region["score"],
-                    "iscrowd": 0,
-                }
-            )
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "anomaly"}]}
-    with atomic_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
