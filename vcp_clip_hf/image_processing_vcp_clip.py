@@ -12,11 +12,11 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput
 
-from .anomaly_result import region_at_size
 from .anomaly_scoring import AUTHORS_SCORING, AnomalyScoring, gaussian_smooth, resize_map
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_loading import ImageLike, list_images, load_image, load_mask
 from .pixel_preprocessing import fit, place, to_planes, value_table
+from .region_of_interest import region_at_size
 
 
 __all__ = ["VCPCLIPImageProcessor", "VCPCLIPImageProcessorKwargs"]
