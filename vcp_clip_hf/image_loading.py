@@ -44,6 +44,7 @@ ArrayLike = Union[np.ndarray, "torch.Tensor"]
 ImageLike = Union[str, os.PathLike, bytes, Image.Image, np.ndarray, "torch.Tensor"]
 
 _CHANNELS = (1, 3, 4)
+_UNNAMED = "the image"
 _NUMERIC_MODES = ("I", "F")  # and I;16, I;16B, ...
 
 
@@ -196,7 +197,7 @@ def _opened(
 ) -> Iterator[tuple[str, Image.Image]]:
     """Open an image that is not an array; close it afterwards unless the caller had opened it."""
     if isinstance(image, Image.Image):
-        yield getattr(image, "filename", "") or "the image", image
+        yield str(getattr(image, "filename", "")) or _UNNAMED, image
         return
     name, picture = open_picture(image, timeout, max_pixels, max_download_bytes)
     with picture:
@@ -214,7 +215,7 @@ def _from_picture(
     picture = decoded(picture, name)
     if picture.mode in _NUMERIC_MODES or picture.mode.startswith("I;16"):
         return Image.fromarray(to_8_bit(np.asarray(picture), input_range, name, scale))
-    if input_range is not None:
+    if input_range is not None and name != _UNNAMED:  # pictures in memory may have been reduced to 8 bits before
         warn_without_effect(name)
     return picture if picture.mode in ("L", "RGB", "RGBA") else _to_rgb(picture, name)
 

@@ -240,7 +240,7 @@ class AnomalySegmentationPipeline(Pipeline):
             picture = Image.new("RGB", (self.image_processor.size.width, self.image_processor.size.height))
         inputs = {"image": picture, "roi_mask": roi_mask, "error": error}
         if tile_size is None:
-            inputs["pixel_values"] = self.image_processor(picture, input_range=None, return_tensors="pt").pixel_values
+            inputs["pixel_values"] = self.image_processor(picture, return_tensors="pt").pixel_values
         return inputs
 
     def _forward(

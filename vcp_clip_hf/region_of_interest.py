@@ -29,7 +29,7 @@ def load_region_of_interest(roi_mask: ImageLike, image: Image.Image) -> np.ndarr
     name, inside = load_nonzero(roi_mask)
     if inside.shape != (image.height, image.width):
         raise ValueError(
-            f"roi_mask ({name}) is {inside.shape} (height, width), the image ({image.height}, {image.width})."
+            f"roi_mask is {inside.shape} (height, width), the image ({image.height}, {image.width}): {name}."
         )
     if not inside.any():
         raise ValueError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..deep_pixels import is_deep_color, read_deep_color
 from ..image_loading import load_image
 
 
@@ -107,6 +108,9 @@ def read_labels(path: str) -> np.ndarray:
     """
     try:
         with Image.open(path) as picture:
+            if is_deep_color(picture):
+                colors = read_deep_color(picture, path)
+                return colors.max(axis=-1) if colors.ndim == 3 else colors
             picture.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"mask {path}: not an image file that Pillow can read ({error})") from error
