@@ -1,12 +1,6 @@
 """Every kind of image gives the right picture; every wrong input gives an error that explains it."""
 
-import http.server
 import io
-import struct
-import threading
-import zlib
-from collections import Counter
-from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +8,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from vcp_clip_hf import image_opening
+from tests.deep_files import write_png
 from vcp_clip_hf.image_loading import list_images, load_image, load_mask
 
 
@@ -89,24 +83,6 @@ def test_exif_orientation_is_applied(tmp_path):
     np.testing.assert_array_equal(np.asarray(upright), np.rot90(pixels, -1))
 
 
-def test_urls(rgb, tmp_path):
-    Image.fromarray(rgb).save(tmp_path / "image.png")
-    (tmp_path / "page.html").write_text("<html></html>")
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    handler.log_message = lambda *_: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        same(f"{address}/image.png", rgb)
-        with pytest.raises(ValueError, match=r"page\.html: not an image"):
-            load_image(f"{address}/page.html")
-        with pytest.raises(ValueError, match=r"missing\.png: could not be fetched.*404"):
-            load_image(f"{address}/missing.png")
-        server.shutdown()
-    with pytest.raises(ValueError, match="could not be fetched"):
-        load_image(f"{address}/image.png")
-
-
 # --- arrays ---------------------------------------------------------------------------------------------------------
 
 
@@ -171,16 +147,6 @@ def test_input_range_replaces_the_rule():
     assert np.asarray(load_image(same_8_bit, input_range=(0, 4095))).max() == 200
 
 
-@pytest.fixture
-def said(monkeypatch) -> list[str]:
-    """Return the list that warnings about files are added to."""
-    messages = []
-    monkeypatch.setattr(image_opening, "_warned", Counter())
-    monkeypatch.setattr(image_opening, "_warned_files", set())
-    monkeypatch.setattr(image_opening.logger, "warning", lambda text, *words: messages.append(text % words))
-    return messages
-
-
 def test_12_bit_data_is_darkened_with_a_warning(said, tmp_path):
     load_image(np.full((4, 4), 4000, np.uint16))
     assert len(said) == 1 and "12-bit" in said[0] and "input_range=(0, 4095)" in said[0]
@@ -226,33 +192,6 @@ def test_the_same_numbers_give_the_same_picture_in_every_container(numbers, inpu
         for source in sources:
             pixels = np.asarray(load_image(source, input_range))
             np.testing.assert_array_equal(pixels, np.broadcast_to(expect(values), pixels.shape), err_msg=str(source))
-
-
-def write_png(path, values: np.ndarray, interlaced: bool = False, exif: bytes = b"") -> None:
-    """Write 16-bit gray, gray with alpha, RGB or RGBA; Pillow cannot."""
-    height, width, channels = values.shape
-    steps = (
-        [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-        if interlaced
-        else [(0, 0, 1, 1)]
-    )
-    rows = b""
-    for column, row, across, down in steps:  # Adam7
-        for line in values[row::down, column::across].astype(">u2"):
-            rows += (b"\0" + line.tobytes()) if line.size else b""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, int(interlaced))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + (chunk(b"eXIf", exif) if exif else b"")
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def decoded(picture: Image.Image, name: str) -> Image.Image:
         name (`str`): name of the file, for messages.
 
     Returns:
-        `PIL.Image.Image`: an upright copy.
+        `PIL.Image.Image`: an upright copy, without metadata.
 
     Raises:
         ValueError: the picture is empty, damaged or truncated.
@@ -188,6 +188,8 @@ def decoded(picture: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name}: too little memory for {picture.width} x {picture.height} pixels.") from error
     except Exception as error:  # plugins raise errors of many types for damaged files
         raise ValueError(f"{name}: damaged or truncated image ({_reason(error)}).") from error
+    # Metadata have served their purpose, and damaged ones would fail when the picture is read again
+    upright.info = {key: value for key, value in upright.info.items() if key == "transparency"}
     if frames > 1:
         warn_of_file("frames", name, f"{frames} frames; only the current one, usually the first, is read.")
     return upright

@@ -112,7 +112,7 @@ def read_labels(path: str) -> np.ndarray:
                 colors = read_deep_color(picture, path)
                 return colors.max(axis=-1) if colors.ndim == 3 else colors
             picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # plugins raise errors of many types for damaged files
         raise ValueError(f"mask {path}: not an image file that Pillow can read ({error})") from error
     if picture.mode == "1":
         picture = picture.convert("L")
