@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.export_run import small_model, small_processor
 from vcp_clip_hf.image_loading import load_image
 from vcp_clip_hf.image_sources import download
+from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipeline
+from vcp_clip_hf.prediction import predict_files
 
 
 def encoded() -> bytes:
@@ -196,3 +199,13 @@ def test_damaged_payloads_are_explained_and_never_printed(source, error, message
     with pytest.raises(error, match=message) as caught:
         load_image(source)
     assert "SECRET" not in str(caught.value) and base64.b64encode(b"SECRET").decode() not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_runs_request_each_url_once(server, tmp_path, num_workers):
+    model = small_model()
+    pipe = AnomalySegmentationPipeline(model=model, image_processor=small_processor(model), device="cpu")
+    urls = [f"{server}/good-{num_workers}-{index}" for index in range(3)]
+    summary = predict_files(pipe, urls, tmp_path, num_workers=num_workers, progress=False)
+    assert summary.predicted == 3
+    assert [Handler.requests[url.removeprefix(server)] for url in urls] == [1, 1, 1]
