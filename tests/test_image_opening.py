@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -105,20 +106,18 @@ def test_other_types_are_refused():
         open_picture(3)
 
 
-def test_a_file_that_may_not_be_read(picture, tmp_path):
+def test_a_file_that_may_not_be_read(picture):
     """In a process without the rights of root, which may read everything."""
-    picture.save(tmp_path / "locked.png")
-    os.chmod(tmp_path / "locked.png", 0)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid():
-            os.chmod(folder, folder.stat().st_mode | 0o055)
     program = (
         "import os, sys; from vcp_clip_hf.image_loading import load_image\n"
         "os.getuid() or os.setuid(65534)\n"
         "try: load_image(sys.argv[1])\n"
         "except ValueError as error: print(error)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "locked.png"], capture_output=True, text=True, check=True
-    )
-    assert "locked.png: the file may not be read (Permission denied)" in result.stdout
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        os.chmod(folder, 0o755)
+        path = os.path.join(folder, "locked.png")
+        picture.save(path)
+        os.chmod(path, 0)
+        result = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+    assert "locked.png: the file may not be read (Permission denied)" in result.stdout, result.stderr
