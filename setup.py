@@ -51,6 +51,7 @@ EXTRAS = {
         "scikit-learn>=1.5",
         "scipy>=1.11",
         "tensorboard>=2.16",
+        "tifffile>=2024.1",
     ],
 }
 

@@ -1,6 +1,7 @@
 """Offline, seeded, quiet."""
 
 import os
+from collections import Counter
 
 
 # before transformers and huggingface_hub read them
@@ -13,6 +14,8 @@ import pytest
 import torch
 from transformers import set_seed
 
+from vcp_clip_hf import image_opening
+
 
 # the models are tiny: a second thread only waits for the first
 torch.set_num_threads(1)
@@ -21,3 +24,13 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     set_seed(333)
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """Return the list that warnings about files are added to."""
+    messages = []
+    monkeypatch.setattr(image_opening, "_warned", Counter())
+    monkeypatch.setattr(image_opening, "_warned_files", set())
+    monkeypatch.setattr(image_opening.logger, "warning", lambda text, *words: messages.append(text % words))
+    return messages

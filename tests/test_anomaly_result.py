@@ -8,8 +8,6 @@ from PIL import Image
 from vcp_clip_hf.anomaly_result import (
     as_segments,
     finish,
-    load_region_of_interest,
-    region_at_size,
     resize_array,
 )
 from vcp_clip_hf.anomaly_scoring import resize_map
@@ -85,16 +83,6 @@ def test_segments(anomaly_map):
     assert as_segments(finish(IMAGE, anomaly_map, 0.75, Thresholds(0.9, 0.9), None)) == []
 
 
-def test_a_region_of_interest_may_be_an_image_an_array_or_a_tensor(tmp_path):
-    inside = np.zeros((6, 8), bool)
-    inside[:3] = True
-    Image.fromarray(inside).save(tmp_path / "roi.png")
-    for given in (inside, inside * 7, torch.from_numpy(inside), Image.fromarray(inside), tmp_path / "roi.png"):
-        np.testing.assert_array_equal(load_region_of_interest(given, IMAGE), inside)
-    with pytest.raises(ValueError, match=r"roi_mask is \(5, 8\) \(height, width\), the image \(6, 8\)"):
-        load_region_of_interest(inside[1:], IMAGE)
-
-
 @pytest.mark.parametrize("size", [(48, 48), (97, 131), (48, 500), (31, 20), (1, 1), (700, 3)])
 def test_maps_are_resized_as_in_torch(size):
     for shape in ((48, 48), (37, 1), (1, 5)):
@@ -102,6 +90,3 @@ def test_maps_are_resized_as_in_torch(size):
         resized = resize_array(values.numpy(), size)
         assert resized.dtype == np.float32
         np.testing.assert_allclose(resized, resize_map(values, size), atol=1e-5)
-        roi = torch.rand(shape) > 0.5
-        expected = torch.nn.functional.interpolate(roi[None, None].float(), size=size, mode="nearest-exact")[0, 0]
-        np.testing.assert_array_equal(region_at_size(roi.numpy(), size), expected.bool())

@@ -90,10 +90,15 @@ def test_onnx_has_the_models_results_and_no_path_of_this_machine():
         "anomaly_result.py",
         "call_arguments.py",
         "connected_components.py",
+        "deep_pixels.py",
         "image_loading.py",
+        "image_opening.py",
+        "image_sources.py",
         "pixel_preprocessing.py",
+        "region_of_interest.py",
         "regions.py",
         "thresholds.py",
+        "value_ranges.py",
         "visualization.py",
     }
     facts = json.loads((result.folder / "export.json").read_text())

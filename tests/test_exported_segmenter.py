@@ -1,5 +1,6 @@
 """The torch-free runtime returns the results of the pipeline."""
 
+import base64
 import json
 import os
 import shutil
@@ -9,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import pipeline
 
 import vcp_clip_hf  # noqa: F401 - registers the pipeline
+from tests.deep_files import write_png
 from tests.export_run import exported, pictures
 from vcp_clip_hf.exported_segmenter import ExportedSegmenter
 
@@ -108,6 +111,26 @@ def test_region_of_interest(inspect, segmenter):
         assert result["anomaly_map"][roi].max() > 0 and not result["anomaly_map"][~roi].any()
     with pytest.raises(ValueError, match="roi_mask is"):
         segmenter(image, roi_mask=roi[1:])
+
+
+def test_intake_is_that_of_the_pipeline(inspect, segmenter, tmp_path):
+    """16-bit color, limits, data URIs and regions of interest; errors have the same words."""
+    picture = pictures()[0]
+    picture.save(tmp_path / "8.png")
+    write_png(tmp_path / "16.png", np.asarray(picture).astype(np.uint16) * 16)
+    empty = Image.new("1", picture.size)
+    uri = "data:image/png;base64," + base64.b64encode((tmp_path / "8.png").read_bytes()).decode()
+    expected = segmenter(picture)
+    for segment in (inspect, segmenter):
+        assert_same(segment(uri), expected)
+        assert_same(segment(str(tmp_path / "16.png"), input_range=(0, 4080)), expected)
+        for source, options, error in (
+            (str(tmp_path / "8.png"), {"max_pixels": 10}, "8.png: 80 x 60 pixels exceed max_pixels=10"),
+            (uri[:200], {}, "damaged"),
+            (picture, {"roi_mask": empty}, "roi_mask (the image) leaves nothing to inspect"),
+        ):
+            (result,) = segment([source], on_error="return", **options)
+            assert list(result) == ["error"] and error in result["error"] and uri[30:200] not in result["error"]
 
 
 def test_every_kind_of_input(segmenter, tmp_path):

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .image_loading import load_image
 from .regions import clean_mask, find_regions
 from .thresholds import Thresholds
-from .visualization import overlay, to_array
+from .visualization import overlay
 
 
-__all__ = ["as_segments", "finish", "load_region_of_interest", "region_at_size", "resize_array"]
+__all__ = ["as_segments", "finish", "resize_array"]
 
 
 def finish(
@@ -129,46 +128,6 @@ def _missing_threshold(need: str) -> str:
         " normal images with the settings of this call (`calibrate`; an exported folder then needs a copy of the"
         " checkpoint's preprocessor_config.json)."
     )
-
-
-def load_region_of_interest(roi_mask, image: Image.Image) -> np.ndarray:
-    """
-    Read a region of interest.
-
-    Args:
-        roi_mask (image or array): of the size of `image`, non-zero where to look.
-        image (`PIL.Image.Image`): the image that it belongs to.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`, bool.
-
-    Raises:
-        ValueError: the two sizes differ.
-    """
-    if not (isinstance(roi_mask, np.ndarray) or hasattr(roi_mask, "detach")):
-        roi_mask = load_image(roi_mask).convert("L")
-    inside = to_array(roi_mask) != 0
-    if inside.shape != (image.height, image.width):
-        raise ValueError(f"roi_mask is {inside.shape} (height, width), the image ({image.height}, {image.width}).")
-    return inside
-
-
-def region_at_size(inside: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """
-    Resample a region of interest to the size of a map, by the nearest pixel center.
-
-    Args:
-        inside (`np.ndarray` of shape `(height, width)`, bool): region at the image's size.
-        size (`tuple[int, int]`): height and width of the map.
-
-    Returns:
-        `np.ndarray` of shape `size`, bool; equal to torch's interpolation "nearest-exact".
-    """
-    for axis, length in enumerate(size):
-        scale = np.float32(inside.shape[axis]) / np.float32(length)
-        places = ((np.arange(length, dtype=np.float32) + np.float32(0.5)) * scale).astype(np.int64)
-        inside = inside.take(np.minimum(places, inside.shape[axis] - 1), axis)
-    return inside
 
 
 def resize_array(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -142,7 +142,10 @@ def predict(
         int | None, typer.Option(min=0, help="Overlap of tiles in pixels; default: a quarter of the side.")
     ] = None,
     roi_mask: Annotated[
-        Path | None, typer.Option(help="Mask of the images' size; only its non-zero pixels are inspected.")
+        Path | None, typer.Option(help="Mask of the images' size; only its non-black pixels are inspected.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Largest image to read, in pixels; default: 179 million.")
     ] = None,
     normal: Annotated[
         list[str] | None,
@@ -174,6 +177,7 @@ def predict(
         "tile_size": tile_size,
         "tile_overlap": tile_overlap,
         "roi_mask": None if roi_mask is None else str(roi_mask),
+        "max_pixels": max_pixels,
         "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
         "regions": with_regions or None,
     }
@@ -305,7 +309,9 @@ def evaluate(
     for entry in dataset:
         name, folder = _name_and_folder(entry)
         with accelerator.main_process_first():
-            datasets[name] = load_anomaly_dataset(name, data_dir=folder, split=split, products=products)
+            datasets[name] = load_anomaly_dataset(
+                name, data_dir=folder, split=split, products=products, input_range=image_processor.input_range
+            )
     report = run(
         AutoModel.from_pretrained(model, dtype=dtype, **fields),
         image_processor,

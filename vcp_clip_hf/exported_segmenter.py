@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from .anomaly_result import finish, load_region_of_interest, resize_array
+from .anomaly_result import finish, resize_array
 from .call_arguments import argument_names, refuse_unknown
 from .image_loading import ImageLike, list_images, load_image
+from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
 from .pixel_preprocessing import place, to_planes, value_table
+from .region_of_interest import load_region_of_interest
 from .thresholds import Thresholds, resolve_thresholds
 from .visualization import overlay_with_scale
 
@@ -200,8 +202,10 @@ class ExportedSegmenter:
         input_range: tuple[float, float] | None = None,
         roi_mask: ImageLike | None = None,
         on_error: str = "raise",
-        timeout: float = 30.0,
+        timeout: float = DEFAULT_TIMEOUT,
         batch_size: int = 1,
+        max_pixels: int | None = None,
+        max_download_bytes: int = DEFAULT_MAX_BYTES,
         **options: Any,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """
@@ -209,16 +213,19 @@ class ExportedSegmenter:
 
         Args:
             images (`ImageLike` or a sequence of them): one image, a list, or a 4-dimensional array. An image is a
-                path, a URL, the content of a file, a PIL image of any mode, or an array.
+                path, a URL, a data URI, a base64 string, the content of a file, a PIL image of any mode, or an array.
             threshold (`float`, *optional*): pixels at or above it are abnormal. Default: the checkpoint's, if it was
                 calibrated with the settings of this call. Without a threshold there are no masks and no labels.
             image_threshold (`float`, *optional*): images with a score at or above it are anomalous.
             input_range (`tuple[float, float]`, *optional*): values of black and white in data of more than 8 bits.
-            roi_mask (`ImageLike`, *optional*): region of interest of the images' size, non-zero where to look.
+            roi_mask (`ImageLike`, *optional*):
+                Region of interest of the images' size: pixels that are neither black nor transparent are inspected.
             on_error (`"raise"` or `"return"`, *optional*, defaults to `"raise"`):
                 With `"return"`, an unreadable image gives `{"error": message}`, and the other images their results.
-            timeout (`float`, *optional*, defaults to 30): seconds to wait for a URL.
+            timeout (`float`, *optional*, defaults to 30): seconds for a URL, until its last byte.
             batch_size (`int`, *optional*, defaults to 1): images in one run of the graph.
+            max_pixels (`int`, *optional*): maximum number of pixels of a file; see `image_loading.load_image`.
+            max_download_bytes (`int`, *optional*, defaults to 256 MiB): maximum size of the file at a URL.
             options: `min_area`, `fill_holes`, `output_image`, `heatmap` and `regions`, see `anomaly_result.finish`.
 
         Returns:
@@ -238,13 +245,17 @@ class ExportedSegmenter:
                 " reads the whole image. Use the pipeline, or set score_mode='max' in the checkpoint and export again."
             )
         thresholds = self._thresholds(threshold, image_threshold, input_range, roi_mask is not None)
+        reading = {
+            "input_range": input_range or self.settings.get("input_range"),
+            "timeout": timeout,
+            "max_pixels": max_pixels,
+            "max_download_bytes": max_download_bytes,
+        }
         sources = list_images(images)
         results: list[dict[str, Any]] = []
         for start in range(0, len(sources), batch_size):
-            loaded = [
-                self._read(source, input_range, roi_mask, on_error, timeout)
-                for source in sources[start : start + batch_size]
-            ]
+            chosen = sources[start : start + batch_size]
+            loaded = [self._read(source, reading, roi_mask, on_error) for source in chosen]
             results += self._segment(loaded, thresholds, options)
         many = isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4
         return results if many else results[0]
@@ -284,14 +295,13 @@ class ExportedSegmenter:
     def _read(
         self,
         source: ImageLike,
-        input_range: tuple[float, float] | None,
+        reading: dict[str, Any],
         roi_mask: ImageLike | None,
         on_error: str,
-        timeout: float,
     ) -> tuple[Image.Image | None, np.ndarray | None, str | None]:
         """Return the picture, its region of interest, and the error, if any."""
         try:
-            picture = load_image(source, input_range or self.settings.get("input_range"), timeout=timeout)
+            picture = load_image(source, **reading)
             return picture, None if roi_mask is None else load_region_of_interest(roi_mask, picture), None
         except (ValueError, TypeError, OSError) as problem:
             if on_error == "raise":

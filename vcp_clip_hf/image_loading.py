@@ -6,43 +6,45 @@ One rule converts values, for every kind of input, so that no image silently tur
 |---|---|
 | bool, PIL mode 1 | False 0, True 255 |
 | uint8, PIL modes L, LA, P, RGB, RGBA, CMYK, ... | unchanged; alpha is dropped |
-| uint16, PIL modes I;16 and I | value / 257 (full 16-bit range); a warning if the image looks like 10 or 12 bits |
-| other integers | maximum up to 255: unchanged; up to 65535: as 16 bits; negative or larger: an error |
+| wider integers: arrays, PIL modes I;16 and I, color files with 16 bits per channel | \
+maximum up to 255: unchanged, as 8 bits; up to 65535: value / 257 (full 16-bit range); negative or larger: an error |
+| gray files that state their white (12-bit TIFF, PGM, JPEG 2000) | this value becomes 255 |
 | floats, PIL mode F | all in [0, 1]: times 255; all in [0, 255]: unchanged; anything else: an error |
 
+A warning names images of 16 bits with values below 4096, because they look like 8, 10 or 12 bits.
 `input_range=(low, high)` replaces the rule for all data of more than 8 bits: low becomes 0, high 255, and the rest is
-clipped. Arrays with three channels are read as RGB.
+clipped. For data of 8 bits it has no effect, and a warning names the image. Arrays with three channels are read as
+RGB.
 
 The module needs only NumPy and Pillow, because exported models carry a copy of it. It recognizes torch tensors by
 their methods.
 """
 
-import http.client
-import io
-import logging
 import os
-import urllib.request
-from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from .deep_pixels import gray_scale, is_deep_color, read_deep_color
+from .image_opening import decoded, open_picture, pixel_limit
+from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
+from .value_ranges import checked_range, to_8_bit, warn_without_effect
 
 
 if TYPE_CHECKING:
     import torch
 
 
-__all__ = ["ArrayLike", "ImageLike", "list_images", "load_image", "load_mask"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["ArrayLike", "ImageLike", "list_images", "load_image", "load_mask", "load_nonzero"]
 
 ArrayLike = Union[np.ndarray, "torch.Tensor"]
 ImageLike = Union[str, os.PathLike, bytes, Image.Image, np.ndarray, "torch.Tensor"]
 
 _CHANNELS = (1, 3, 4)
+_UNNAMED = "the image"
 _NUMERIC_MODES = ("I", "F")  # and I;16, I;16B, ...
 
 
@@ -75,40 +77,82 @@ def load_image(
     image: ImageLike,
     input_range: tuple[float, float] | None = None,
     channels_last: bool | None = None,
-    timeout: float = 30.0,
+    timeout: float = DEFAULT_TIMEOUT,
     convert_rgb: bool = True,
+    max_pixels: int | None = None,
+    max_download_bytes: int = DEFAULT_MAX_BYTES,
 ) -> Image.Image:
     """
     Read one image.
 
     Args:
         image (`str`, `os.PathLike`, `bytes`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            A path, an http(s) URL, the content of an image file, a picture of any PIL mode, or an array of shape
-            (H, W), (H, W, C) or (C, H, W) with C equal to 1, 3 (RGB) or 4 (RGBA).
+            A path, an http(s) URL, a data URI, a base64 string, the content of an image file, a picture of any PIL
+            mode, or an array of shape (H, W), (H, W, C) or (C, H, W) with C equal to 1, 3 (RGB) or 4 (RGBA). A PIL
+            picture of a file with 16-bit color must not be decoded yet: Pillow keeps 8 of the bits.
         input_range (`tuple[float, float]`, *optional*):
             Values that become black and white in data of more than 8 bits; see the table of this module.
         channels_last (`bool`, *optional*):
             Layout of a 3-dimensional array. If absent, it is derived from the shape; if the first and the last
             dimension could both be channels, NumPy arrays are read as (H, W, C) and torch tensors as (C, H, W), the
             convention of each library.
-        timeout (`float`, *optional*, defaults to 30): seconds to wait for a URL.
+        timeout (`float`, *optional*, defaults to 30): seconds for a URL, from the connection to the last byte.
         convert_rgb (`bool`, *optional*, defaults to `True`): convert to RGB; `False` keeps modes L and RGBA.
+        max_pixels (`int`, *optional*):
+            Maximum number of pixels of a file. Default: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million.
+        max_download_bytes (`int`, *optional*, defaults to 256 MiB): maximum size of the file at a URL.
 
     Returns:
         `PIL.Image.Image`: mode RGB, or L or RGBA if `convert_rgb` is `False`; EXIF orientation applied.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or a folder.
         TypeError: the type is none of the above.
-        ValueError: the image is unreadable, truncated, empty, not finite, out of range, or has a wrong number of
-            channels.
+        ValueError: the image is unreadable, truncated, empty, not finite, out of range, larger than a limit, or has a
+            wrong number of channels.
     """
+    input_range = checked_range(input_range)
     if _is_array(image):
         picture = _from_array(image, input_range, channels_last)
     else:
-        name, picture = ("the image", image) if isinstance(image, Image.Image) else _open(image, timeout)
-        picture = _to_8_bit_mode(_decode(picture, name), name, input_range)
+        with _opened(image, timeout, max_pixels, max_download_bytes) as (name, opened):
+            picture = _from_picture(opened, name, input_range, max_pixels)
     return picture.convert("RGB") if convert_rgb and picture.mode != "RGB" else picture
+
+
+def load_nonzero(mask: ImageLike) -> tuple[str, np.ndarray]:
+    """
+    Read where a picture of any kind is not black.
+
+    Args:
+        mask (`ImageLike`):
+            Picture or array as for [`load_image`]. Palette pictures count by their colors. Transparent pixels count as
+            black. In a JPEG file, which changes values near edges, values below 128 count as black.
+
+    Returns:
+        `tuple`: the name of the picture for messages, and an array of shape `(height, width)`, bool: whether any color
+        channel is not zero.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: as in [`load_image`].
+    """
+    if _is_array(mask):
+        values, name = _channels_last(mask, None)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"{name}: some values are NaN or infinite.")
+        return name, _not_black(values, 0)
+    with _opened(mask, DEFAULT_TIMEOUT, None, DEFAULT_MAX_BYTES) as (name, picture):
+        black = 127 if picture.format in ("JPEG", "MPO") else 0
+        colors = _deep_color(picture, name) if is_deep_color(picture) else None
+        picture = decoded(picture, name)
+        if picture.mode in _NUMERIC_MODES or picture.mode.startswith("I;16"):
+            return name, np.asarray(picture) != 0
+        transparent = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
+        pixels = np.asarray(picture.convert("RGBA") if transparent else _to_rgb(picture, name))
+        if colors is not None:  # all 16 bits instead of the high bytes
+            colors = np.broadcast_to(colors.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3))
+            pixels = np.concatenate([colors, pixels[..., 3:]], axis=-1)
+        return name, _not_black(pixels, black)
 
 
 def load_mask(mask: ImageLike) -> np.ndarray:
@@ -133,8 +177,8 @@ def load_mask(mask: ImageLike) -> np.ndarray:
         if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
             values = values[0] if values.shape[0] == 1 else values[..., 0]
     else:
-        name, picture = ("the mask", mask) if isinstance(mask, Image.Image) else _open(mask, 30.0)
-        values = np.asarray(_decode(picture, name))
+        with _opened(mask, DEFAULT_TIMEOUT, None, DEFAULT_MAX_BYTES) as (name, picture):
+            values = np.asarray(decoded(picture, name))
     if values.ndim != 2 or not values.size:
         raise ValueError(f"A mask must have shape (height, width), got {values.shape}.")
     distinct = np.unique(values)
@@ -147,71 +191,65 @@ def load_mask(mask: ImageLike) -> np.ndarray:
     return (values > 0).astype(np.uint8)
 
 
-def _open(source: ImageLike, timeout: float) -> tuple[str, Image.Image]:
-    """Open a path, URL or file content; return its name for messages, and a picture that is not yet decoded."""
-    if isinstance(source, bytes):
-        name, file = "the image bytes", io.BytesIO(source)
-    elif isinstance(source, str) and source.startswith(("http://", "https://")):
-        name, file = source, io.BytesIO(_download(source, timeout))
-    elif isinstance(source, (str, os.PathLike)):
-        name, file = os.fspath(source), Path(source)
-        if not file.is_file():
-            raise FileNotFoundError(f"No such image file: {name!r}.")
-    else:
-        raise TypeError(
-            f"Cannot read an image from {type(source).__name__}; expected a path, a URL, a PIL image, or a NumPy or"
-            " torch array."
-        )
-    try:
-        return name, Image.open(file)
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{name}: more pixels than Pillow decodes ({error}). If you trust the file, raise"
-            " PIL.Image.MAX_IMAGE_PIXELS."
-        ) from error
-    except OSError as error:
-        raise ValueError(f"{name}: not an image file that Pillow can read ({error}).") from error
+@contextmanager
+def _opened(
+    image: ImageLike, timeout: float, max_pixels: int | None, max_download_bytes: int
+) -> Iterator[tuple[str, Image.Image]]:
+    """Open an image that is not an array; close it afterwards unless the caller had opened it."""
+    if isinstance(image, Image.Image):
+        yield str(getattr(image, "filename", "")) or _UNNAMED, image
+        return
+    name, picture = open_picture(image, timeout, max_pixels, max_download_bytes)
+    with picture:
+        yield name, picture
 
 
-def _download(url: str, timeout: float) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "vcp_clip_hf"})  # some servers refuse Python's own
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            return response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise ValueError(f"{url}: could not be fetched ({error}).") from error
-
-
-def _decode(picture: Image.Image, name: str) -> Image.Image:
-    """Decode the pixels and apply the EXIF orientation."""
-    if not all(picture.size):
-        raise ValueError(f"{name}: the image is empty ({picture.width} x {picture.height} pixels).")
-    try:
-        picture.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name}: damaged or truncated image ({error}).") from error
-    if getattr(picture, "n_frames", 1) > 1:
-        _warn_once("An image file has several frames; only the current one, usually the first, is read.")
-    return ImageOps.exif_transpose(picture)
-
-
-def _to_8_bit_mode(picture: Image.Image, name: str, input_range: tuple[float, float] | None) -> Image.Image:
-    """Convert a picture of any mode to L, RGB or RGBA."""
-    if picture.mode in ("L", "RGB", "RGBA"):
-        return picture
+def _from_picture(
+    picture: Image.Image, name: str, input_range: tuple[float, float] | None, max_pixels: int | None
+) -> Image.Image:
+    """Convert a picture as opened to mode L, RGB or RGBA, upright."""
+    if is_deep_color(picture):
+        with pixel_limit(max_pixels):
+            return Image.fromarray(to_8_bit(_deep_color(picture, name), input_range, name))
+    scale = gray_scale(picture)
+    picture = decoded(picture, name)
     if picture.mode in _NUMERIC_MODES or picture.mode.startswith("I;16"):
-        values = np.asarray(picture)
-        if picture.mode == "I" and values.min() >= 0 and values.max() <= 65535:
-            values = values.astype(np.uint16)  # Pillow opens many 16-bit files with mode I
-        return Image.fromarray(_to_8_bit(values, input_range, name))
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # Pillow warns when it converts to RGB directly
+        return Image.fromarray(to_8_bit(np.asarray(picture), input_range, name, scale))
+    if input_range is not None and name != _UNNAMED:  # pictures in memory may have been reduced to 8 bits before
+        warn_without_effect(name)
+    return picture if picture.mode in ("L", "RGB", "RGBA") else _to_rgb(picture, name)
+
+
+def _deep_color(picture: Image.Image, name: str) -> np.ndarray:
     try:
-        return picture.convert("RGB")
+        return read_deep_color(picture, name)
+    except ValueError:
+        raise
+    except Exception as error:  # plugins raise errors of many types for damaged files
+        raise ValueError(f"{name}: damaged or truncated image ({error}).") from error
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    """Convert a picture of 8 bits to RGB, or to RGBA if it has transparent palette entries."""
+    mode = "RGBA" if picture.mode in ("P", "PA", "LA") and "transparency" in picture.info else "RGB"
+    try:
+        return picture.convert(mode)  # Pillow warns when it converts transparent palettes to RGB directly
     except ValueError as error:
         raise ValueError(
             f"{name}: cannot convert Pillow mode {picture.mode} to RGB ({error}). Convert it first."
         ) from error
+
+
+def _not_black(values: np.ndarray, black: int) -> np.ndarray:
+    """Return whether a color channel of pixels (H, W) or (H, W, C) is above `black` and the alpha, if any, above 0."""
+    if values.ndim == 2:
+        return _differs(values, black)
+    colors, alpha = (values[..., :-1], values[..., -1] != 0) if values.shape[-1] in (2, 4) else (values, True)
+    return _differs(colors, black).any(axis=-1) & alpha
+
+
+def _differs(values: np.ndarray, black: int) -> np.ndarray:
+    return values > black if black else values != 0
 
 
 def _is_tensor(value: object) -> bool:
@@ -222,12 +260,16 @@ def _is_array(value: object) -> bool:
     return isinstance(value, np.ndarray) or _is_tensor(value)
 
 
-@lru_cache(maxsize=64)
-def _warn_once(message: str) -> None:
-    logger.warning(message)
-
-
 def _from_array(array: ArrayLike, input_range: tuple[float, float] | None, channels_last: bool | None) -> Image.Image:
+    values, name = _channels_last(array, channels_last)
+    if input_range is not None and values.dtype in (np.uint8, bool):
+        warn_without_effect(name)
+    values = to_8_bit(values, input_range, name)
+    return Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2:] == (1,) else values))
+
+
+def _channels_last(array: ArrayLike, channels_last: bool | None) -> tuple[np.ndarray, str]:
+    """Return an array of shape (H, W) or (H, W, C), and its name for messages."""
     last_by_default = isinstance(array, np.ndarray)
     if _is_tensor(array):
         array = array.detach().cpu()
@@ -249,47 +291,4 @@ def _from_array(array: ArrayLike, input_range: tuple[float, float] | None, chann
             raise ValueError(f"{name}: expected 1, 3 or 4 channels in the {place} dimension.")
         if not channels_last:
             array = np.moveaxis(array, 0, -1)
-    values = _to_8_bit(array, input_range, name)
-    if values.ndim == 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    return Image.fromarray(np.ascontiguousarray(values))
-
-
-def _to_8_bit(values: np.ndarray, input_range: tuple[float, float] | None, name: str) -> np.ndarray:
-    """Convert numbers of any type to uint8, by the table of this module."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype == bool:
-        return values.astype(np.uint8) * np.uint8(255)
-    if values.dtype.kind not in "iuf":
-        raise ValueError(f"{name}: expected integers, floats or booleans.")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError(f"{name}: {int((~np.isfinite(values)).sum())} pixels are NaN or infinite.")
-
-    low, high = values.min(), values.max()
-    if input_range is not None:
-        black, white = input_range
-        if not white > black:
-            raise ValueError(f"input_range={tuple(input_range)} must be (low, high) with low < high.")
-    elif values.dtype == np.uint16:
-        black, white = 0, 65535
-        if 255 < high < 4096:
-            bits = int(high).bit_length()
-            _warn_once(
-                f"A 16-bit image uses only {bits} bits: it looks like {max(bits, 10)}-bit data, and without a range"
-                " it becomes very dark. For such data pass input_range=(0, 4095) (12 bits) or (0, 1023) (10 bits)."
-            )
-    elif low >= 0 and values.dtype.kind == "f" and high <= 1:
-        black, white = 0, 1
-    elif low >= 0 and high <= 255:
-        black, white = 0, 255
-    elif low >= 0 and high <= 65535 and values.dtype.kind in "iu":
-        black, white = 0, 65535
-    else:
-        expected = "[0, 1] or [0, 255]" if values.dtype.kind == "f" else "0..255 or 0..65535"
-        raise ValueError(
-            f"{name}: values from {low} to {high}, expected {expected}. Pass input_range=(low, high), the values"
-            " of black and white."
-        )
-    scaled = (values.astype(np.float64) - black) * (255.0 / (white - black))
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return array, name

@@ -13,11 +13,11 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput
 
-from .anomaly_result import region_at_size
 from .anomaly_scoring import AUTHORS_SCORING, AnomalyScoring, gaussian_smooth, resize_map
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_loading import ImageLike, list_images, load_image, load_mask
 from .pixel_preprocessing import fit, place, to_planes, value_table
+from .region_of_interest import region_at_size
 from .thresholds import resolve_thresholds
 
 
@@ -460,11 +460,4 @@ def _region_like(roi_mask: np.ndarray | None, like: torch.Tensor) -> torch.Tenso
     """Return a region of interest at the size of a map: true where to look."""
     if roi_mask is None:
         return torch.ones_like(like, dtype=torch.bool)
-    inside = np.asarray(roi_mask) != 0
-    resampled = region_at_size(inside, tuple(like.shape))
-    if inside.any() and not resampled.any():
-        raise ValueError(
-            f"The region of interest has no pixel left at {like.shape[0]} x {like.shape[1]} pixels, the size that the"
-            " score is read at. Use score_mode='max', a larger region, or crop the image."
-        )
-    return torch.from_numpy(resampled).to(like.device)
+    return torch.from_numpy(region_at_size(np.asarray(roi_mask) != 0, tuple(like.shape))).to(like.device)

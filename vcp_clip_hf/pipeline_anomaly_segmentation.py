@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .accelerated_inference import accelerated_or_plain
-from .anomaly_result import as_segments, finish, load_region_of_interest
+from .anomaly_result import as_segments, finish
 from .anomaly_scoring import AnomalyScoring, resize_map
 from .calibration import (
     Calibration,
@@ -29,7 +29,9 @@ from .calibration import (
 from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
 from .image_loading import ImageLike, load_image
+from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
+from .region_of_interest import load_region_of_interest
 from .thresholds import HIGHEST_SCORES, Thresholds, calibrated_thresholds
 from .tiling import Tiling, segment_tiles
 
@@ -166,8 +168,8 @@ class AnomalySegmentationPipeline(Pipeline):
         Args:
             inputs (`ImageLike` or many of them):
                 One image, or a list, generator, torch `Dataset`, `KeyDataset` or Hugging Face `Dataset` of images. An
-                image is a path, a URL, a PIL image of any mode, or a NumPy or torch array. A 4-dimensional array is
-                a list.
+                image is a path, a URL, a data URI, a base64 string, a PIL image of any mode, or a NumPy or torch
+                array. A 4-dimensional array is a list.
             image_column (`str`, *optional*): column of a Hugging Face dataset; needed if several hold images.
             threshold (`float`, *optional*): pixels at or above it are abnormal. Default: the checkpoint's, if it was
                 calibrated with the settings of this call. Without a threshold there are no masks and no labels.
@@ -178,7 +180,8 @@ class AnomalySegmentationPipeline(Pipeline):
                 `{"normal": ..., "abnormal": ...}`: a state word ("perfect"), a template with one `{}`
                 ("a perfect {} on a table"), or a list of these.
             input_range (`tuple[float, float]`, *optional*): values of black and white in data of more than 8 bits.
-            roi_mask (`ImageLike`, *optional*): region of interest of the images' size, non-zero where to look.
+            roi_mask (`ImageLike`, *optional*):
+                Region of interest of the images' size: pixels that are neither black nor transparent are inspected.
             tile_size (`int`, *optional*): side in pixels of the tiles that large images are split into.
             tile_overlap (`int`, *optional*, defaults to a quarter of `tile_size`): pixels that neighbors share.
             tile_batch_size (`int`, *optional*, defaults to 4): tiles in one forward pass; bounds the memory.
@@ -201,7 +204,9 @@ class AnomalySegmentationPipeline(Pipeline):
                 The second is the format of transformers' image-segmentation pipeline.
             on_error (`"raise"` or `"return"`, *optional*, defaults to `"raise"`):
                 With `"return"`, an unreadable image gives `{"error": message}`, and the other images their results.
-            timeout (`float`, *optional*, defaults to 30): seconds to wait for a URL.
+            timeout (`float`, *optional*, defaults to 30): seconds for a URL, until its last byte.
+            max_pixels (`int`, *optional*): maximum number of pixels of a file. Default: 179 million, Pillow's limit.
+            max_download_bytes (`int`, *optional*, defaults to 256 MiB): maximum size of the file at a URL.
             batch_size, num_workers (`int`, *optional*): arguments of every pipeline.
 
         Returns:
@@ -231,7 +236,9 @@ class AnomalySegmentationPipeline(Pipeline):
         self,
         image: ImageLike,
         input_range: tuple[float, float] | None = None,
-        timeout: float = 30.0,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_pixels: int | None = None,
+        max_download_bytes: int = DEFAULT_MAX_BYTES,
         roi_mask: ImageLike | None = None,
         on_error: str = "raise",
         tile_size: int | None = None,
@@ -241,7 +248,13 @@ class AnomalySegmentationPipeline(Pipeline):
             raise ValueError(f'on_error={on_error!r} must be "raise" or "return".')
         error = None
         try:
-            picture = load_image(image, input_range or self.image_processor.input_range, timeout=timeout)
+            picture = load_image(
+                image,
+                input_range or self.image_processor.input_range,
+                timeout=timeout,
+                max_pixels=max_pixels,
+                max_download_bytes=max_download_bytes,
+            )
             if roi_mask is not None:
                 roi_mask = load_region_of_interest(roi_mask, picture)
         except (ValueError, TypeError, OSError) as problem:

@@ -237,11 +237,12 @@ def _results(
     batch_size: int,
     num_workers: int,
     options: dict[str, Any],
-) -> Iterator[dict[str, Any]]:
+) -> Iterable[dict[str, Any]]:
     """Run the pipeline lazily; an image that fails gives a result with `error`."""
     if not images:
-        return iter(())
-    return iter(pipe(_Paths(images), batch_size=batch_size, num_workers=num_workers, on_error="return", **options))
+        return ()
+    # not `iter(pipe(...))`: iterating over that again would start the workers twice, and request each URL twice
+    return pipe(_Paths(images), batch_size=batch_size, num_workers=num_workers, on_error="return", **options)
 
 
 class _Paths(torch.utils.data.Dataset):
@@ -323,7 +324,7 @@ class PictureWriter:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, writer: PictureWriter, images: Sequence[InputImage], results: Iterator[dict], ahead: int
+    pool: ThreadPoolExecutor, writer: PictureWriter, images: Sequence[InputImage], results: Iterable[dict], ahead: int
 ) -> Iterator[dict]:
     """Write in threads while the model runs; yield records in order, holding at most `ahead` results."""
     waiting: list[Future] = []

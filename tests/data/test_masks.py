@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.deep_files import write_png
 from vcp_clip_hf.data.masks import (
     Box,
     BoxMask,
@@ -26,6 +27,11 @@ SIZE = (WIDTH, HEIGHT)
 
 def read(path, **options) -> np.ndarray:
     return MaskFiles((str(path),), **options).read("", SIZE)
+
+
+def test_dark_colors_of_16_bits(tmp_path):
+    write_png(tmp_path / "deep.png", MARKED[..., None] * np.array([0, 3, 0], np.uint16))
+    assert np.array_equal(read(tmp_path / "deep.png"), MARKED)
 
 
 def test_class_ids_palette_indices_and_colors(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from tests.deep_files import write_png
 from vcp_clip_hf.data import FEATURES, AnomalyRecord
 from vcp_clip_hf.data.masks import MaskFiles
 from vcp_clip_hf.data.records import KnownGap, encode_record
@@ -50,6 +51,16 @@ def test_16_bits_are_not_clipped_to_white(tmp_path):
     Image.fromarray(values).save(tmp_path / "a.png")
     row = decode(record(str(tmp_path / "a.png"), label=0))
     assert np.abs(np.asarray(row["image"])[..., 0] - values / 257).max() <= 0.5
+
+
+def test_color_of_16_bits_keeps_its_bits(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (HEIGHT, WIDTH, 3)).astype(np.uint16)
+    path = str(tmp_path / "deep.png")
+    write_png(tmp_path / "deep.png", values)
+    for input_range, white in ((None, 65535), ((0, 4095), 4095)):
+        encoded = encode_record(record(path, label=0), input_range)
+        row = FEATURES.decode_example(FEATURES.encode_example(encoded))
+        np.testing.assert_array_equal(np.asarray(row["image"]), np.rint(values * (255 / white)).astype(np.uint8))
 
 
 def test_the_mask_decides_an_unknown_label(tmp_path):

@@ -431,3 +431,12 @@ def test_pictures_of_every_kind(tmp_path):
     rows = rows_of(prepared(folder(tmp_path))["test"])
     assert rows["good/deep"]["image"] == rows["good/gray"]["image"] == rows["good/alpha"]["image"]
     assert len(rows) == 6
+
+
+def test_files_of_more_than_8_bits_take_the_input_range(tmp_path):
+    values = np.linspace(0, 4095, 20 * 30).astype(np.uint16).reshape(20, 30)
+    write(tmp_path, "part/good/b.png")
+    Image.fromarray(values).save(tmp_path / "data" / "part" / "good" / "a.png")
+    (rows,) = prepared(folder(tmp_path, input_range=(0, 4095))).values()
+    assert rows[0]["image_id"].endswith("a")
+    np.testing.assert_array_equal(np.asarray(rows[0]["image"])[..., 0], np.rint(values * (255 / 4095)))

@@ -187,7 +187,7 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
         for item in records:
             record = self.make_record(item)
             try:
-                example = encode_record(record)
+                example = encode_record(record, self.config.input_range)
             except KnownGap as gap:
                 gaps.append(LayoutProblem(record.image_id, str(gap), record.product))
             except ValueError as error:

@@ -20,12 +20,16 @@ class AnomalyDatasetConfig(datasets.BuilderConfig):
         layout (`str`, *optional*): Name of the layout; detected by default.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Whether files that do not fit raise one error that lists them all, or are left out and reported.
+        input_range (`tuple[float, float]`, *optional*):
+            Values that become black and white in image files of more than 8 bits, see
+            [`vcp_clip_hf.image_loading.load_image`].
     """
 
     name: str = "all"
     products: Sequence[str] | None = None
     layout: str | None = None
     on_error: str = "raise"
+    input_range: tuple[float, float] | None = None
 
     def __post_init__(self):
         super().__post_init__()

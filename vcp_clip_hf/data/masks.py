@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..deep_pixels import is_deep_color, read_deep_color
 from ..image_loading import load_image
 
 
@@ -107,8 +108,11 @@ def read_labels(path: str) -> np.ndarray:
     """
     try:
         with Image.open(path) as picture:
+            if is_deep_color(picture):
+                colors = read_deep_color(picture, path)
+                return colors.max(axis=-1) if colors.ndim == 3 else colors
             picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # plugins raise errors of many types for damaged files
         raise ValueError(f"mask {path}: not an image file that Pillow can read ({error})") from error
     if picture.mode == "1":
         picture = picture.convert("L")

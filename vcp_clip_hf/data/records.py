@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..deep_pixels import is_deep_color
 from ..image_loading import load_image
 from .masks import MaskSource
 
@@ -84,12 +85,17 @@ class KnownGap(ValueError):
     """Raised for a record whose ground truth is known to be missing from the published dataset."""
 
 
-def encode_record(record: AnomalyRecord) -> dict:
+def encode_record(record: AnomalyRecord, input_range: tuple[float, float] | None = None) -> dict:
     """
     Read a record as far as necessary, and check it.
 
     Image files are not decoded, and the table holds their path; only files with more than 8 bits per channel, which
-    PIL would clip to white, are converted here. Masks are always stored as PNG files with one bit per pixel.
+    PIL would clip or reduce, are converted here. Masks are always stored as PNG files with one bit per pixel.
+
+    Args:
+        record ([`AnomalyRecord`]): The record.
+        input_range (`tuple[float, float]`, *optional*):
+            Values that become black and white in files of more than 8 bits, see [`load_image`].
 
     Returns:
         `dict` with the columns of `FEATURES`, ready for their `encode_example`.
@@ -99,7 +105,7 @@ def encode_record(record: AnomalyRecord) -> dict:
         ValueError: image or mask is unreadable or truncated, their sizes differ, or the mask contradicts the label.
     """
     if isinstance(record.image, str):
-        image, stored_size, orientation = _check_image_file(record.image)
+        image, stored_size, orientation = _check_image_file(record.image, input_range)
     else:
         image, stored_size, orientation = _encode_picture(record.image), record.image.size, 1
 
@@ -146,24 +152,28 @@ def _encode_picture(image: Image.Image) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _check_image_file(path: str) -> tuple[dict, tuple[int, int], int]:
+def _check_image_file(path: str, input_range: tuple[float, float] | None) -> tuple[dict, tuple[int, int], int]:
     """Check header and last bytes of a file. Return the encoded image, its size as stored and its EXIF orientation."""
     try:
         with Image.open(path) as image:
-            size, mode, file_format = image.size, image.mode, image.format
+            size, mode, file_format, is_deep = image.size, image.mode, image.format, is_deep_color(image)
             # asking a PNG for EXIF data decodes it, because they may follow the pixels
             exif = image.getexif() if file_format != "PNG" or "exif" in image.info else {}
             orientation = exif.get(0x0112, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # plugins raise errors of many types for damaged files
         raise ValueError(f"not an image file that Pillow can read ({_reason(error, path)})") from error
     if not _looks_complete(path, file_format):
         try:
             with Image.open(path) as image:
                 image.load()
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:
             raise ValueError(f"damaged or truncated image ({_reason(error, path)})") from error
-    if mode in ("I", "F") or mode.startswith("I;16"):
-        return _encode_picture(load_image(path)), size, 1 if orientation not in range(2, 9) else orientation
+    if is_deep or mode in ("I", "F") or mode.startswith("I;16"):
+        return (
+            _encode_picture(load_image(path, input_range)),
+            size,
+            1 if orientation not in range(2, 9) else orientation,
+        )
     return {"path": path, "bytes": None}, size, orientation if orientation in range(1, 9) else 1
 
 
