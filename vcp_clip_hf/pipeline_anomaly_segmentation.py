@@ -18,6 +18,7 @@ from .anomaly_scoring import AnomalyScoring, resize_map
 from .calibration import Calibration, from_labeled_scores, from_normal_maps, from_normal_scores
 from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
+from .devices import check_device
 from .image_loading import ImageLike, load_image
 from .prompts import check_tokenizer, tokenize_prompts
 from .tiling import Tiling, segment_tiles
@@ -74,6 +75,7 @@ class AnomalySegmentationPipeline(Pipeline):
     ):
         self.accelerate = accelerate
         self._network: PreTrainedModel | None = None
+        check_device(kwargs.get("device"))
         super().__init__(*args, **kwargs)
         if self.device.type == "cpu" and self.model.dtype == torch.float16:
             logger.warning_once("float16 is several times slower than float32 on a CPU; computing in float32.")
@@ -186,7 +188,10 @@ class AnomalySegmentationPipeline(Pipeline):
         Raises:
             ValueError, TypeError, FileNotFoundError: an image or an argument is wrong; the message says which.
         """
-        return super().__call__(_as_images(inputs, image_column), *args, **kwargs)
+        images = _as_images(inputs, image_column)
+        if isinstance(images, list) and not images:
+            return []
+        return super().__call__(images, *args, **kwargs)
 
     def get_iterator(self, inputs: Images, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Make the iterator of every pipeline; for a GPU, batches are copied from pinned memory."""

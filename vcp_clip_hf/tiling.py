@@ -8,6 +8,7 @@ product is.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -43,6 +44,10 @@ class Tiling:
     global_weight: float = 0.0
 
     def __post_init__(self):
+        for name in ("size", "overlap", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) and not (name == "overlap" and value is None):
+                raise ValueError(f"tile_{name}={value!r} must be one integer (tiles are squares).")
         if self.size < 1:
             raise ValueError(f"tile_size={self.size} must be 1 or more.")
         if self.overlap is None:
