@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 
-__all__ = ["check_dtype", "explained", "read_config_values", "refuse_pickles"]
+__all__ = ["check_dtype", "explained", "explained_writing", "read_config_values", "refuse_pickles"]
 
 _CONFIG = "config.json"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -75,6 +75,26 @@ def _how_to_convert(folder: str | os.PathLike) -> str:
         f" safetensors.torch as s; s.save_file(torch.load({pickle!r}, weights_only=True), {safe!r},"
         " {'format': 'pt'})\""
     )
+
+
+@contextmanager
+def explained_writing(folder: str | os.PathLike) -> Iterator[None]:
+    """
+    Replace the error of a weight file that cannot be written by one that names the folder.
+
+    Args:
+        folder (`str` or `os.PathLike`): folder that the body writes to.
+
+    Raises:
+        OSError: with the number of the operating system's error, such as that of a full disk.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
 
 
 @contextmanager

@@ -253,6 +253,7 @@ def save_parts(
         kwargs: arguments of [`VCPCLIPModel.save_pretrained`].
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)  # raises where transformers would only log
     parts.model.save_pretrained(folder, adapter_only=adapter_only, **kwargs)
     parts.image_processor.save_pretrained(folder)
     if parts.tokenizer is not None:
@@ -276,7 +277,7 @@ def save_calibration(folder: str | os.PathLike, parts: CheckpointParts) -> None:
         parts ([`CheckpointParts`]): model with its calibrated image processor.
     """
     source = parts.model.name_or_path
-    if source and Path(source).resolve() == Path(folder).resolve():
+    if source and Path(source).resolve() == Path(folder).resolve() and Path(folder).is_dir():
         parts.image_processor.save_pretrained(folder)
         write_model_card(folder)
     else:

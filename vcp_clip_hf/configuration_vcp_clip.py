@@ -332,7 +332,8 @@ class VCPCLIPConfig(PreTrainedConfig):
         length = len(words) + self.num_category_tokens + self.num_deep_prompt_tokens
         if length > limit:
             raise ValueError(
-                f"The prompt ids {ids} make {length} tokens with num_category_tokens={self.num_category_tokens} and"
+                f"The prompt ids {str(ids[:4])[:-1]}, ...] make {length} tokens with"
+                f" num_category_tokens={self.num_category_tokens} and"
                 f" num_deep_prompt_tokens={self.num_deep_prompt_tokens}, more than max_position_embeddings={limit}."
                 " Shorten the prompt."
             )

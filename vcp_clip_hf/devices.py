@@ -1,5 +1,6 @@
 """Names of devices, checked before anything is loaded onto them."""
 
+import textwrap
 from typing import Any
 
 import torch
@@ -26,5 +27,5 @@ def check_device(device: Any) -> None:
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
         present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         usable = "cpu" if present is None else f"cpu, {present}"
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = textwrap.shorten(str(error).splitlines()[0], 160, placeholder=" ...").rstrip(".")
         raise ValueError(f"device={str(device)!r} cannot be used ({reason}). On this machine: {usable}.") from error

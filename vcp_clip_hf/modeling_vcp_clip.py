@@ -37,7 +37,7 @@ from .backbone_loading import (
     read_backbone_config,
     without_load_report,
 )
-from .checkpoint_errors import check_dtype, explained, read_config_values, refuse_pickles
+from .checkpoint_errors import check_dtype, explained, explained_writing, read_config_values, refuse_pickles
 from .configuration_vcp_clip import VCPCLIPConfig
 from .losses import segmentation_loss
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
@@ -242,7 +242,8 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         included = config.backbone_included
         config.backbone_included = not adapter_only
         try:
-            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+            with explained_writing(save_directory):
+                super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         finally:
             config.backbone_included = included
 
