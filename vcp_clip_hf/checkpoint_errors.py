@@ -117,7 +117,7 @@ def explained(location: str | os.PathLike | None) -> Iterator[None]:
             f"The weights of {name} are damaged or incomplete ({error}). Copy or download the checkpoint again."
         ) from error
     except StrictDataclassError as error:
-        raise ValueError(f"{_CONFIG} of {name} has a wrong value. {' '.join(str(error).split())}") from error
+        raise ValueError(f"{_CONFIG} of {name} has a wrong value. {' '.join(str(error).split())}.") from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise

@@ -45,18 +45,7 @@ def _hide_progress_bars(context: typer.Context) -> None:
         logging.disable_progress_bar()
 
 
-class _Interruptible(TyperCommand):
-    """A verb that says so when Ctrl-C ends it."""
-
-    def invoke(self, context: typer.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except KeyboardInterrupt:
-            typer.echo("interrupted; run the same command again to start over or to go on", err=True)
-            raise typer.Exit(130) from None
-
-
-class _Verb(_Interruptible):
+class _Verb(TyperCommand):
     """A verb that hides progress bars when it runs, which is after `--help` has been answered."""
 
     def invoke(self, context: typer.Context) -> Any:
@@ -140,7 +129,7 @@ def _make_pipeline(model: str, device: str | None, dtype: WeightType) -> "Anomal
 @app.command(cls=_Verb)
 def predict(
     sources: Annotated[list[str], typer.Argument(help="Images, folders, patterns (in quotes) or URLs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder to write.")],
     model: Model = EMBEDDED_CHECKPOINT,
     threshold: Annotated[
         float | None, typer.Option(help="Pixel threshold of the mask; scores at or above are abnormal.")
@@ -246,7 +235,10 @@ def calibrate(
         float | None, typer.Option(help="Target false-alarm rate on normal pixels, for masks.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to save to; default: the checkpoint's own folder.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", file_okay=False, help="Folder to save to; default: the checkpoint's own folder."
+        ),
     ] = None,
     batch_size: BatchSize = 8,
     device: Device = None,
@@ -284,7 +276,7 @@ def evaluate(
         str | None, typer.Option(help="Ablation of the paper to apply to the checkpoint; one that needs no training.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for tables and sheets of pictures.")
+        Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for tables and sheets of pictures.")
     ] = None,
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
@@ -295,7 +287,6 @@ def evaluate(
 
     from .ablations import load_ablation
     from .checkpoint_folder import load_config, load_parts
-    from .data import load_anomaly_dataset
     from .evaluation import evaluate as run
     from .evaluation_report import PROTOCOLS
 
@@ -314,7 +305,7 @@ def evaluate(
     for entry in dataset:
         name, folder = _name_and_folder(entry)
         with accelerator.main_process_first():
-            datasets[name] = load_anomaly_dataset(name, data_dir=folder, split=split, products=products)
+            datasets[name] = _load_dataset(name, folder, split, products)
     report = run(
         parts.model,
         parts.image_processor,
@@ -334,13 +325,27 @@ def evaluate(
             typer.echo(f"results and sheets in {output}")
 
 
+def _load_dataset(name: str, folder: str | None, split: str | None, products: list[str] | None) -> Any:
+    from .data import load_anomaly_dataset
+
+    try:
+        return load_anomaly_dataset(name, data_dir=folder, split=split, products=products)
+    except ValueError as error:
+        advice = str(error).rstrip()
+        if "data_dir" in advice:
+            advice += f" (On the command line, data_dir is FOLDER in {name}=FOLDER.)"
+        if "layout=" in advice or "_names=" in advice:
+            advice += " (Options such as layout are arguments of load_anomaly_dataset, in Python.)"
+        raise ValueError(advice) from error
+
+
 def _name_and_folder(entry: str) -> tuple[str, str | None]:
     """Split NAME=FOLDER or NAME."""
     name, _, folder = entry.partition("=")
     return name, folder or None
 
 
-@app.command(cls=_Interruptible, context_settings=_UNPARSED)
+@app.command(context_settings=_UNPARSED)
 def train(context: typer.Context) -> None:
     """Train a checkpoint: `--config FILE` and `--SETTING VALUE`; see `vcp-clip train --help`."""
     from .training_config import TrainingConfig
@@ -365,26 +370,18 @@ def train(context: typer.Context) -> None:
         raise typer.Exit(130)
 
 
-@app.command(cls=_Interruptible, context_settings=_UNPARSED)
+@app.command(context_settings=_UNPARSED)
 def convert(context: typer.Context) -> None:
     """Convert the authors' .pth checkpoint into a folder for from_pretrained; see `vcp-clip convert --help`."""
     from .convert_vcp_clip_to_hf import main as run
 
     _hide_progress_bars(context)
-    run([_with_underscores(argument) for argument in context.args])
-
-
-def _with_underscores(argument: str) -> str:
-    """Spell the name of a long option as the converter does; leave values alone."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument[2:].partition("=")
-    return "--" + name.replace("-", "_") + equals + value
+    run(context.args, prog="vcp-clip convert")
 
 
 @app.command(cls=_Verb)
 def export(
-    output: Annotated[Path, typer.Option("--output", "--output-dir", "-o", help="Folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "--output-dir", "-o", file_okay=False, help="Folder to write.")],
     format: Annotated[ExportFormat, typer.Option(help="Format to write.")] = ExportFormat.onnx,
     model: Model = EMBEDDED_CHECKPOINT,
     images: Annotated[
@@ -537,11 +534,10 @@ def push_dataset(
 
     Check the dataset's license first: a permission to use images is not a permission to publish them.
     """
-    from .data import load_anomaly_dataset
     from .hub import push_dataset as run
 
     name, folder = _name_and_folder(dataset)
-    records = load_anomaly_dataset(name, data_dir=folder, split=split, products=products)
+    records = _load_dataset(name, folder, split, products)
     commit = run(records, repo_id, revision=revision, tag=tag, private=private, commit_message=message)
     typer.echo(commit.commit_url)
 
@@ -565,7 +561,25 @@ def info(
         typer.echo(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
-        typer.echo(f"{name:<22}{value}")
+        for line in _as_text(value).splitlines():
+            typer.echo(f"{name:<22}{line}")
+            name = ""
+
+
+def _as_text(value: Any) -> str:
+    """Return a fact for people: lists in one line, each group of a dictionary in a line of its own."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_as_text, value))
+    if isinstance(value, dict):
+        groups = any(isinstance(each, dict) for each in value.values())
+        entries = (
+            f"{name.replace('_', ' ')}{': ' if isinstance(each, dict) else ' '}{_as_text(each)}"
+            for name, each in value.items()
+        )
+        return ("\n" if groups else ", ").join(entries)
+    return "none" if value is None else str(value)
 
 
 def _facts(model: str) -> dict[str, Any]:
@@ -581,7 +595,11 @@ def _facts(model: str) -> dict[str, Any]:
         "python": f"{platform.python_version()} on {platform.platform()}",
         "device": str(accelerator) if accelerator is not None else f"cpu, {torch.get_num_threads()} threads",
         "checkpoint": model,
-        "backbone": f"{config.backbone_name_or_path} ({'included' if config.backbone_included else 'not included'})",
+        "backbone": " ".join(
+            [*([config.backbone_name_or_path] if config.backbone_name_or_path else []), "included"]
+            if config.backbone_included
+            else [f"{config.backbone_name_or_path} (not included)"]
+        ),
         "image size": list(config.input_size),
         "feature layers": config.feature_layers,
         "prompts": [*config.normal_prompts, *config.abnormal_prompts],
