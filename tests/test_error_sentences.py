@@ -216,7 +216,7 @@ def test_a_mistake_ends_in_a_sentence(place, monkeypatch, line, status, message)
     assert message in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr and 'File "' not in done.stderr
     if status == 1:
-        sentence = re.search(r"^error: (.*)", done.stderr, flags=re.MULTILINE | re.DOTALL)[1].strip()
+        sentence = re.search(r"(?:^|[\r\n])error: (.*)", done.stderr, flags=re.DOTALL)[1].strip()
         assert sentence.endswith((".", ")", "...", '"')), sentence
 
 
