@@ -418,7 +418,7 @@ def test_mistakes_end_in_one_line(checkpoint, images, tmp_path, arguments, statu
 
 def test_a_mistake_in_a_real_process(images, tmp_path):
     done = command("predict", images, "-o", tmp_path, "-m", "nobody/nothing", check=1)
-    assert "error: 'nobody/nothing' could not be loaded" in done.stderr
+    assert "error: There is no folder 'nobody/nothing'" in done.stderr
 
 
 def test_regions_need_a_threshold(images, tmp_path):

@@ -352,7 +352,7 @@ def test_an_accelerator_must_accumulate_as_the_configuration_says(folder, record
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, records):
-    with pytest.raises(FloatingPointError, match="learning rates"):
+    with pytest.raises(FloatingPointError, match="Lower learning_rate"):
         train(settings(folder, "exploded", learning_rate=1e38, logging_steps=1), records)
 
 

@@ -5,6 +5,7 @@ Model, image processor and pipeline are imported at once; everything else is imp
 `import vcp_clip_hf` takes no longer than transformers and the model do.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .losses import dice_loss, focal_loss, segmentation_loss
 from .modeling_vcp_clip import VCPCLIPModel, VCPCLIPOutput, VCPCLIPPreTrainedModel
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from .version import EMBEDDED_CHECKPOINT, __version__
+from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE, __version__
 
 
 if TYPE_CHECKING:
@@ -86,6 +87,16 @@ if "anomaly-segmentation" not in PIPELINE_REGISTRY.get_supported_tasks():
         default={"model": (EMBEDDED_CHECKPOINT, "main")},
         type="image",
     )
+
+
+def _say_what_applies(record: logging.LogRecord) -> bool:
+    """Replace the advice to name a model's revision, which a folder of this package does not have."""
+    if EMBEDDED_CHECKPOINT in record.getMessage():
+        record.msg, record.args = EMBEDDED_NOTICE, ()
+    return True
+
+
+logging.getLogger("transformers.pipelines").addFilter(_say_what_applies)
 
 
 def __getattr__(name: str) -> Any:

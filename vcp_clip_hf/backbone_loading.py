@@ -1,8 +1,10 @@
 """Load a CLIP backbone: its configuration, its weights, and adapter-only checkpoints, which leave it out."""
 
 import copy
+import logging as pylogging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from .checkpoint_errors import explained, read_config_values, refuse_pickles
 from .configuration_vcp_clip import VCPCLIPConfig
 from .prompts import check_tokenizer, tokenize_prompts
 
@@ -22,12 +25,15 @@ __all__ = [
     "HUB_ARGUMENTS",
     "backbone_location",
     "check_backbone",
+    "check_model_type",
     "config_on_backbone",
     "learned_state",
     "load_adapter_weights",
+    "load_backbone",
     "load_backbone_weights",
     "quantize_backbone_only",
     "read_backbone_config",
+    "without_load_report",
 ]
 
 # Names of CLIP's parameters in a VCP-CLIP model start with it; all others are learned
@@ -63,7 +69,7 @@ def read_backbone_config(
     if isinstance(backbone, CLIPModel):
         return backbone.config, getattr(backbone, "name_or_path", "") or None
     name = str(backbone)
-    values, _ = CLIPConfig.get_config_dict(name, **hub_arguments)
+    values = read_config_values(name, **hub_arguments)
     if values.get("model_type") == VCPCLIPConfig.model_type and values.get("backbone_included", True):
         return VCPCLIPConfig.from_pretrained(name, **hub_arguments).to_clip_config(), name
     if values.get("model_type") != CLIPConfig.model_type:
@@ -72,6 +78,30 @@ def read_backbone_config(
             " with a text and an image tower."
         )
     return CLIPConfig.from_pretrained(name, **hub_arguments), name
+
+
+def check_model_type(values: Mapping[str, Any], location: str | os.PathLike) -> None:
+    """
+    Check that a `config.json` describes a VCP-CLIP model.
+
+    Args:
+        values (`Mapping`): its contents.
+        location (`str` or `os.PathLike`): its checkpoint.
+
+    Raises:
+        ValueError: a CLIP model without the learned part, or a model of another type.
+    """
+    model_type = values["model_type"]
+    if model_type == CLIPConfig.model_type:
+        raise ValueError(
+            f"{location} is a CLIP model without VCP-CLIP's learned part. To train one on it, start with"
+            f" VCPCLIPModel.from_clip({str(location)!r})."
+        )
+    if model_type != VCPCLIPConfig.model_type:
+        raise ValueError(
+            f"{location} is a model of type {model_type!r}, expected {VCPCLIPConfig.model_type!r}. Pass a VCP-CLIP"
+            " checkpoint."
+        )
 
 
 def config_on_backbone(
@@ -151,8 +181,9 @@ def load_adapter_weights(
     Load the learned tensors of an adapter-only checkpoint: one safetensors file, or shards with an index.
 
     Raises:
-        OSError: no such file.
+        OSError: no such file, a damaged one, or weights in a pickle only.
     """
+    refuse_pickles(location, hub_arguments.get("subfolder") or "")
 
     def named(filename: str) -> str:
         # "model.safetensors" -> "model.fp16.safetensors", as save_pretrained(variant="fp16") writes
@@ -162,7 +193,8 @@ def load_adapter_weights(
     find = partial(cached_file, location, _raise_exceptions_for_missing_entries=False, **hub_arguments)
     single = find(named(SAFE_WEIGHTS_NAME))
     if single is not None:
-        return load_file(single)
+        with explained(location):
+            return load_file(single)
     index_name = SAFE_WEIGHTS_INDEX_NAME
     if variant is not None:
         index_name = SAFE_WEIGHTS_INDEX_NAME.replace("index", f"index.{variant}")
@@ -170,7 +202,8 @@ def load_adapter_weights(
     if index is None:
         raise OSError(f"{location} has neither {named(SAFE_WEIGHTS_NAME)} nor {index_name}: no weights to load.")
     shards, _ = get_checkpoint_shard_files(location, index, **hub_arguments)
-    return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    with explained(location):
+        return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
 
 
 def load_backbone_weights(
@@ -194,9 +227,9 @@ def load_backbone_weights(
     if config.backbone_revision is not None:
         arguments["revision"] = config.backbone_revision
     try:
-        clip_config = CLIPConfig.from_pretrained(source, **arguments)
+        clip_config, _ = read_backbone_config(source, arguments)
         check_backbone(config, clip_config, source)
-        clip = CLIPModel.from_pretrained(source, config=clip_config, dtype=config.dtype or "auto", **arguments)
+        clip = load_backbone(source, clip_config, config.dtype or "auto", arguments)
     except OSError as error:
         revision = f" (revision {config.backbone_revision})" if config.backbone_revision else ""
         raise OSError(
@@ -204,6 +237,51 @@ def load_backbone_weights(
             f" {error}\nConnect to the network, or download it and pass backbone_name_or_path=<its folder>."
         ) from error
     return {BACKBONE_PREFIX + key: value for key, value in clip.state_dict().items()}
+
+
+def load_backbone(
+    name: str, clip_config: CLIPConfig, dtype: torch.dtype | str, hub_arguments: dict[str, Any]
+) -> CLIPModel:
+    """
+    Load a CLIP. Of a VCP-CLIP checkpoint, only its CLIP is taken, without a report on the rest.
+
+    Args:
+        name (`str`): Hub repository or folder.
+        clip_config (`CLIPConfig`): its configuration.
+        dtype (`torch.dtype` or `str`): dtype of the weights; "auto": as stored.
+        hub_arguments (`dict`): the given arguments among `HUB_ARGUMENTS`.
+
+    Raises:
+        OSError: the weights are missing, damaged, or in a pickle only.
+        ValueError: the weights are not complete, or have other shapes than the configuration says.
+    """
+    refuse_pickles(name)
+    with explained(name), without_load_report():
+        clip, report = CLIPModel.from_pretrained(
+            name, config=clip_config, dtype=dtype, use_safetensors=True, output_loading_info=True, **hub_arguments
+        )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(
+            f"The weights of {name!r} are not a complete CLIP: {len(missing)} tensors are missing, such as"
+            f" {missing[0]}. Copy or download the model again, or use another backbone."
+        )
+    return clip
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Hide transformers' table of missing and unexpected weights, where these are intended."""
+
+    def other_records(record: pylogging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.get_logger("transformers.modeling_utils")
+    logger.addFilter(other_records)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other_records)
 
 
 def check_backbone(config: VCPCLIPConfig, clip_config: CLIPConfig, source: str) -> None:

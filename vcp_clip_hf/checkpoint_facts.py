@@ -23,7 +23,8 @@ from safetensors import safe_open
 from transformers.utils import cached_file, logging
 
 from .atomic_write import atomic_file
-from .backbone_loading import BACKBONE_PREFIX
+from .backbone_loading import BACKBONE_PREFIX, check_model_type
+from .checkpoint_errors import explained, read_config_values
 from .configuration_vcp_clip import VCPCLIPConfig
 from .evaluation_report import EvaluationReport
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
@@ -122,7 +123,8 @@ class CheckpointFacts:
                 f"{folder} is not a saved checkpoint: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
                 " missing. Save model and image processor into it first."
             )
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = read_config_values(folder)
+        check_model_type(values, folder)
         files = {name: _read(folder / name) for name in FACTS_FILES}
         training, reports = files[TRAINING_FILE], files[RESULTS_FILE] or []
         reports = [reports] if isinstance(reports, dict) else reports
@@ -272,7 +274,8 @@ def _files(folder: str | os.PathLike) -> list[Path]:
 
 
 def _opened(file: Path) -> safe_open:
-    return safe_open(file, framework="pt")
+    with explained(file):
+        return safe_open(file, framework="pt")
 
 
 def _names(file: Path) -> list[str]:

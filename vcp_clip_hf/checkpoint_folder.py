@@ -19,7 +19,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
-from .backbone_loading import backbone_location
+from .backbone_loading import backbone_location, check_model_type
+from .checkpoint_errors import explained, read_config_values, refuse_pickles
 from .checkpoint_facts import carry_facts, write_training_facts
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
@@ -29,7 +30,16 @@ from .prompts import check_tokenizer
 from .version import EMBEDDED_CHECKPOINT
 
 
-__all__ = ["CheckpointParts", "complete_parts", "load_parts", "load_tokenizer", "save_calibration", "save_parts"]
+__all__ = [
+    "CheckpointParts",
+    "complete_parts",
+    "load_config",
+    "load_image_processor",
+    "load_parts",
+    "load_tokenizer",
+    "save_calibration",
+    "save_parts",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -87,10 +97,11 @@ def load_parts(
         ValueError: no backbone is known for a source without weights, or the backbone does not fit.
     """
     source = str(source)
+    config = load_config(source, **config_fields)  # first, because its errors say what is wrong with the source
+    refuse_pickles(source)
     backbone = EMBEDDED_CHECKPOINT if backbone == "embedded" else backbone
     loading = {} if dtype == "auto" else {"dtype": dtype}
     if untrained and not _has_weights(source):
-        config = VCPCLIPConfig.from_pretrained(source, **config_fields)
         named = backbone or config.backbone_name_or_path
         if named is None:
             raise ValueError(
@@ -106,7 +117,24 @@ def load_parts(
     if named is not None:
         sources.append(backbone_location(named, source))
     tokenizer = load_tokenizer(model.config.text_config.vocab_size, *sources)
-    return CheckpointParts(model, _load_image_processor(source, model.config), tokenizer)
+    return CheckpointParts(model, load_image_processor(source, model.config), tokenizer)
+
+
+def load_config(source: str | os.PathLike, **config_fields: Any) -> VCPCLIPConfig:
+    """
+    Load the configuration of a checkpoint.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or Hub repository.
+        config_fields: fields of [`VCPCLIPConfig`] that replace those of the checkpoint.
+
+    Raises:
+        OSError: the checkpoint or its `config.json` is missing or damaged.
+        ValueError: another type of model, or wrong values.
+    """
+    check_model_type(read_config_values(source), source)
+    with explained(source):
+        return VCPCLIPConfig.from_pretrained(source, **config_fields)
 
 
 def complete_parts(
@@ -120,7 +148,7 @@ def complete_parts(
     """
     source = model.name_or_path if _is_checkpoint(model.name_or_path) else None
     if image_processor is None:
-        image_processor = _load_image_processor(source, model.config)
+        image_processor = load_image_processor(source, model.config)
     if tokenizer is None and source is not None:
         tokenizer = load_tokenizer(model.config.text_config.vocab_size, source)
     return CheckpointParts(model, image_processor, tokenizer)
@@ -149,9 +177,27 @@ def load_tokenizer(
     return None
 
 
-def _load_image_processor(source: str | None, config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
+def load_image_processor(source: str | None, config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
+    """
+    Return the image processor of a checkpoint, or one with default settings and a warning.
+
+    Args:
+        source (`str`, *optional*): folder or Hub repository.
+        config ([`VCPCLIPConfig`]): the model's configuration, for the default settings.
+
+    Raises:
+        OSError: `preprocessor_config.json` is not valid JSON.
+        ValueError: it holds wrong values.
+    """
     if source is not None and _find(source, _PROCESSOR_CONFIG):
-        return VCPCLIPImageProcessor.from_pretrained(source)
+        with explained(source):
+            try:
+                return VCPCLIPImageProcessor.from_pretrained(source)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{_PROCESSOR_CONFIG} of {source!r} has a wrong value ({error}). Restore the file that was saved"
+                    " with the checkpoint, or delete it to get the default settings."
+                ) from error
     logger.warning(f"{source or 'The model'} comes without an image processor; using one with default settings.")
     return VCPCLIPImageProcessor.for_model(config)
 
@@ -207,6 +253,7 @@ def save_parts(
         kwargs: arguments of [`VCPCLIPModel.save_pretrained`].
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)  # raises where transformers would only log
     parts.model.save_pretrained(folder, adapter_only=adapter_only, **kwargs)
     parts.image_processor.save_pretrained(folder)
     if parts.tokenizer is not None:
@@ -230,7 +277,7 @@ def save_calibration(folder: str | os.PathLike, parts: CheckpointParts) -> None:
         parts ([`CheckpointParts`]): model with its calibrated image processor.
     """
     source = parts.model.name_or_path
-    if source and Path(source).resolve() == Path(folder).resolve():
+    if source and Path(source).resolve() == Path(folder).resolve() and Path(folder).is_dir():
         parts.image_processor.save_pretrained(folder)
         write_model_card(folder)
     else:

@@ -3,8 +3,10 @@
 Each verb imports what it needs, so that `vcp-clip --help` does not wait for torch and transformers.
 """
 
+import errno
 import json
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from .version import EMBEDDED_CHECKPOINT, __version__, versions
+from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE, __version__, versions
 
 
 if TYPE_CHECKING:
@@ -67,6 +69,15 @@ class ExportFormat(str, Enum):
     torch = "torch"
 
 
+class WeightType(str, Enum):
+    """Data types to compute with; auto is the one that the checkpoint is stored in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class RecordFormat(str, Enum):
     """Formats written beside the records."""
 
@@ -86,7 +97,7 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; default: the first accelerator.")]
-DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DType = Annotated[WeightType, typer.Option(help="Data type to compute with; auto: as stored.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead of the model.")]
 Products = Annotated[list[str] | None, typer.Option(help="Products to restrict to; repeat for several.")]
@@ -94,27 +105,31 @@ Products = Annotated[list[str] | None, typer.Option(help="Products to restrict t
 
 def _announce_embedded(model: str) -> None:
     if model == EMBEDDED_CHECKPOINT:
-        typer.echo(
-            "No --model given: using the embedded vcp-clip-tiny, for demonstrations; it was trained on generated"
-            " images only.",
-            err=True,
-        )
+        typer.echo(EMBEDDED_NOTICE, err=True)
 
 
-def _make_pipeline(model: str, device: str | None, dtype: str) -> "AnomalySegmentationPipeline":
+def _make_pipeline(model: str, device: str | None, dtype: WeightType) -> "AnomalySegmentationPipeline":
     from transformers import pipeline
 
+    from .checkpoint_folder import load_parts
+    from .devices import check_device
+
     _announce_embedded(model)
-    try:
-        return pipeline("anomaly-segmentation", model=model, device=device, dtype=dtype)
-    except OSError as error:
-        raise OSError(f"{model!r} could not be loaded. {error}") from error
+    check_device(device)
+    parts = load_parts(model, dtype=dtype.value)
+    return pipeline(
+        "anomaly-segmentation",
+        model=parts.model,
+        image_processor=parts.image_processor,
+        tokenizer=parts.tokenizer,
+        device=device,
+    )
 
 
 @app.command(cls=_Verb)
 def predict(
     sources: Annotated[list[str], typer.Argument(help="Images, folders, patterns (in quotes) or URLs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder to write.")],
     model: Model = EMBEDDED_CHECKPOINT,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Pixels of the map at or above it make the mask.")
@@ -157,7 +172,7 @@ def predict(
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
     device: Device = None,
-    dtype: DType = "auto",
+    dtype: DType = WeightType.auto,
     overwrite: Annotated[bool, typer.Option(help="Segment again the images that have been segmented before.")] = False,
 ) -> None:
     """
@@ -230,11 +245,14 @@ def calibrate(
         float | None, typer.Option(help="Target false-alarm rate on normal pixels, in (0, 1), for masks.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to save to; default: the checkpoint's own folder.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", file_okay=False, help="Folder to save to; default: the checkpoint's own folder."
+        ),
     ] = None,
     batch_size: BatchSize = 8,
     device: Device = None,
-    dtype: DType = "auto",
+    dtype: DType = WeightType.auto,
 ) -> None:
     """
     Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too.
@@ -282,39 +300,41 @@ def evaluate(
         str | None, typer.Option(help="Ablation of the paper to apply to the checkpoint; one that needs no training.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for tables and sheets of pictures.")
+        Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for tables and sheets of pictures.")
     ] = None,
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
-    dtype: DType = "auto",
+    dtype: DType = WeightType.auto,
 ) -> None:
     """Measure a checkpoint on annotated datasets: a table per product, beside the paper's numbers."""
     from accelerate import Accelerator
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     from .ablations import load_ablation
-    from .data import load_anomaly_dataset
+    from .checkpoint_folder import load_config, load_parts
     from .evaluation import evaluate as run
     from .evaluation_report import PROTOCOLS
 
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"protocol {protocol!r} must be one of {', '.join(PROTOCOLS)}")
-    fields, image_processor = {}, AutoImageProcessor.from_pretrained(model)
-    if ablation is not None:
+    _announce_embedded(model)
+    if ablation is None:
+        parts = load_parts(model, dtype=dtype.value)
+    else:
         variant = load_ablation(ablation)
-        variant.check_without_training(AutoConfig.from_pretrained(model))
-        fields, image_processor = variant.config_fields, variant.image_processor(image_processor)
+        variant.check_without_training(load_config(model))
+        parts = load_parts(model, dtype=dtype.value, **variant.config_fields)
+        parts.image_processor = variant.image_processor(parts.image_processor)
     accelerator = Accelerator()
     datasets = {}
     for entry in dataset:
         name, folder = _name_and_folder(entry)
         with accelerator.main_process_first():
-            datasets[name] = load_anomaly_dataset(
-                name, data_dir=folder, split=split, products=products, input_range=image_processor.input_range
+            datasets[name] = _load_dataset(
+                name, folder, split, products, input_range=parts.image_processor.input_range
             )
     report = run(
-        AutoModel.from_pretrained(model, dtype=dtype, **fields),
-        image_processor,
+        parts.model,
+        parts.image_processor,
         datasets,
         protocol,
         batch_size,
@@ -329,6 +349,20 @@ def evaluate(
         if output is not None:
             report.save(output)
             typer.echo(f"results and sheets in {output}")
+
+
+def _load_dataset(name: str, folder: str | None, split: str | None, products: list[str] | None, **options: Any) -> Any:
+    from .data import load_anomaly_dataset
+
+    try:
+        return load_anomaly_dataset(name, data_dir=folder, split=split, products=products, **options)
+    except ValueError as error:
+        advice = str(error).rstrip()
+        if "data_dir" in advice:
+            advice += f" (On the command line, data_dir is FOLDER in {name}=FOLDER.)"
+        if "layout=" in advice or "_names=" in advice:
+            advice += " (Options such as layout are arguments of load_anomaly_dataset, in Python.)"
+        raise ValueError(advice) from error
 
 
 def _name_and_folder(entry: str) -> tuple[str, str | None]:
@@ -368,20 +402,12 @@ def convert(context: typer.Context) -> None:
     from .convert_vcp_clip_to_hf import main as run
 
     _hide_progress_bars(context)
-    run([_with_underscores(argument) for argument in context.args])
-
-
-def _with_underscores(argument: str) -> str:
-    """Spell the name of a long option as the converter does; leave values alone."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument[2:].partition("=")
-    return "--" + name.replace("-", "_") + equals + value
+    run(context.args, prog="vcp-clip convert")
 
 
 @app.command(cls=_Verb)
 def export(
-    output: Annotated[Path, typer.Option("--output", "--output-dir", "-o", help="Folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "--output-dir", "-o", file_okay=False, help="Folder to write.")],
     format: Annotated[ExportFormat, typer.Option(help="Format to write.")] = ExportFormat.onnx,
     model: Model = EMBEDDED_CHECKPOINT,
     images: Annotated[
@@ -398,14 +424,14 @@ def export(
     ] = None,
 ) -> None:
     """Export to ONNX, OpenVINO or a torch program; nothing is written unless its results equal the model's."""
+    from .checkpoint_folder import load_parts
     from .export import export_model
-    from .image_processing_vcp_clip import VCPCLIPImageProcessor
-    from .modeling_vcp_clip import VCPCLIPModel
 
     _announce_embedded(model)
+    parts = load_parts(model, dtype="float32")
     report = export_model(
-        VCPCLIPModel.from_pretrained(model, dtype="float32"),
-        VCPCLIPImageProcessor.from_pretrained(model),
+        parts.model,
+        parts.image_processor,
         output,
         format.value,
         images,
@@ -455,11 +481,18 @@ def card(
         repository=repository,
     )
     for path in results or ():
-        add_results(model, json.loads(path.read_text(encoding="utf-8")))
+        add_results(model, _read_json(path))
     written = write_model_card(model, output, repo_id)
     if written is None:
         raise typer.Exit(1)
     typer.echo(f"wrote {written}")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Pass a results.json of `vcp-clip evaluate`.") from error
 
 
 RepoId = Annotated[str, typer.Argument(help="Hub repository: owner/name. Created if missing.")]
@@ -527,11 +560,10 @@ def push_dataset(
 
     Check the dataset's license first: a permission to use images is not a permission to publish them.
     """
-    from .data import load_anomaly_dataset
     from .hub import push_dataset as run
 
     name, folder = _name_and_folder(dataset)
-    records = load_anomaly_dataset(name, data_dir=folder, split=split, products=products)
+    records = _load_dataset(name, folder, split, products)
     commit = run(records, repo_id, revision=revision, tag=tag, private=private, commit_message=message)
     typer.echo(commit.commit_url)
 
@@ -555,25 +587,46 @@ def info(
         typer.echo(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
-        typer.echo(f"{name:<22}{value}")
+        for line in _as_text(value).splitlines():
+            typer.echo(f"{name:<22}{line}")
+            name = ""
+
+
+def _as_text(value: Any) -> str:
+    """Return a fact for people: lists in one line, each group of a dictionary in a line of its own."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_as_text, value))
+    if isinstance(value, dict):
+        groups = any(isinstance(each, dict) for each in value.values())
+        entries = (
+            f"{name.replace('_', ' ')}{': ' if isinstance(each, dict) else ' '}{_as_text(each)}"
+            for name, each in value.items()
+        )
+        return ("\n" if groups else ", ").join(entries)
+    return "none" if value is None else str(value)
 
 
 def _facts(model: str) -> dict[str, Any]:
     import torch
 
     from .calibration import describe_calibration
-    from .configuration_vcp_clip import VCPCLIPConfig
-    from .image_processing_vcp_clip import VCPCLIPImageProcessor
+    from .checkpoint_folder import load_config, load_image_processor
 
-    config = VCPCLIPConfig.from_pretrained(model)
-    processor = VCPCLIPImageProcessor.from_pretrained(model)
+    config = load_config(model)
+    processor = load_image_processor(model, config)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
         **versions("torch", "transformers", "accelerate", "huggingface_hub", "numpy", "pillow"),
         "python": f"{platform.python_version()} on {platform.platform()}",
         "device": str(accelerator) if accelerator is not None else f"cpu, {torch.get_num_threads()} threads",
         "checkpoint": model,
-        "backbone": f"{config.backbone_name_or_path} ({'included' if config.backbone_included else 'not included'})",
+        "backbone": " ".join(
+            [*([config.backbone_name_or_path] if config.backbone_name_or_path else []), "included"]
+            if config.backbone_included
+            else [f"{config.backbone_name_or_path} (not included)"]
+        ),
         "image size": list(config.input_size),
         "feature layers": config.feature_layers,
         "prompts": [*config.normal_prompts, *config.abnormal_prompts],
@@ -604,19 +657,53 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """
-    Run the command line. A mistake of the user ends in one line, with `--verbose` in a traceback.
+    Run the command line. A mistake of the user ends in a sentence, with `--verbose` in a traceback.
 
     Args:
         arguments (`Sequence[str]`, *optional*): arguments after the name of the program; `sys.argv[1:]` by default.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        app(arguments)
-    except (ValueError, OSError, ImportError) as error:  # ImportError: an extra is not installed
-        if "--verbose" in arguments:
+        app(arguments, prog_name="vcp-clip")
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None or "--verbose" in arguments:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {sentence}", err=True)
         sys.exit(1)
+
+
+def _sentence(error: Exception) -> str | None:
+    """Return what a mistake of the user or a limit of the machine is called; `None` for errors of the program."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return _system_sentence(error)
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        return "The memory is not sufficient. Use a smaller batch size (--batch-size), smaller tiles, or --device cpu."
+    # ImportError: an extra is not installed; FloatingPointError: a training run diverged
+    if not isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+        return None
+    # A worker process of a data loader sends its traceback as text
+    return re.sub(r"^Caught .*\nOriginal Traceback .*\n\w+: ", "", str(error).rstrip(), flags=re.DOTALL)
+
+
+def _system_sentence(error: OSError) -> str:
+    """Return an error of the operating system with the way out."""
+    reason = error.strerror or str(error)
+    place = "" if error.filename is None else f"{str(error.filename)!r}: "
+    ways = {
+        errno.ENOSPC: "Free some space, or write to another disk; then run the command again.",
+        errno.EDQUOT: "Free some space, or write to another disk; then run the command again.",
+        errno.EFBIG: "The file system or the limit of this user (ulimit -f) allows no larger file.",
+        errno.EACCES: "Change the permissions, or choose another place.",
+        errno.EPERM: "Change the permissions, or choose another place.",
+        errno.EROFS: "Choose a place that can be written.",
+        errno.EEXIST: "A file has the name of the folder to write. Choose another name.",
+        errno.ENOTDIR: "A file has the name of a folder. Choose another name.",
+        errno.EISDIR: "A folder has the name of a file. Choose another name.",
+        errno.ENOENT: "Check the spelling.",
+        errno.ENAMETOOLONG: "Choose a shorter name.",
+    }
+    return f"{place}{reason}. {ways.get(error.errno, '')}".rstrip()
 
 
 if __name__ == "__main__":

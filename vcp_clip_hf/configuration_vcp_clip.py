@@ -7,6 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from .checkpoint_errors import check_dtype
+
 
 __all__ = ["CATEGORY_SLOT", "VCPCLIPConfig"]
 
@@ -187,6 +189,7 @@ class VCPCLIPConfig(PreTrainedConfig):
         """
         for name, field in cls._misspelt_fields(kwargs).items():
             raise ValueError(f"VCPCLIPConfig has no field {name!r}; did you mean {field!r}?")
+        check_dtype(kwargs.get("dtype"))
         unknown = cls._misspelt_fields(config_dict)
         loaded = super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -329,7 +332,8 @@ class VCPCLIPConfig(PreTrainedConfig):
         length = len(words) + self.num_category_tokens + self.num_deep_prompt_tokens
         if length > limit:
             raise ValueError(
-                f"The prompt ids {ids} make {length} tokens with num_category_tokens={self.num_category_tokens} and"
+                f"The prompt ids {str(ids[:4])[:-1]}, ...] make {length} tokens with"
+                f" num_category_tokens={self.num_category_tokens} and"
                 f" num_deep_prompt_tokens={self.num_deep_prompt_tokens}, more than max_position_embeddings={limit}."
                 " Shorten the prompt."
             )

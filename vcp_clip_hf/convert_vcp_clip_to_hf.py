@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -133,8 +134,9 @@ def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # other files fail in many ways: UnpicklingError, EOFError, KeyError, ...
         raise ValueError(
-            f"{checkpoint} could not be read as tensors only ({error}). It may be damaged, or no PyTorch checkpoint at"
-            " all. Files with other pickled objects are refused, because loading them can run code."
+            f"{checkpoint} could not be read as tensors ({type(error).__name__}). It is damaged, or not a PyTorch"
+            " checkpoint, or has other pickled objects, which are refused because loading them can run code. Download"
+            " the authors' file again."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(
@@ -230,26 +232,45 @@ def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> di
     return state_dict
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; see `python -m vcp_clip_hf.convert_vcp_clip_to_hf --help`."""
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip_hf.convert_vcp_clip_to_hf") -> None:
+    """
+    Run the command line. Options are spelled with hyphens or underscores.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): command-line arguments; `sys.argv[1:]` by default.
+        prog (`str`, *optional*): name of the program in its help.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m vcp_clip_hf.convert_vcp_clip_to_hf",
+        prog=prog,
+        usage="%(prog)s --checkpoint FILE --output FOLDER [OPTIONS]",
         description="Convert the authors' VCP-CLIP checkpoint (.pth) into a folder for from_pretrained and the Hub.",
     )
-    parser.add_argument("--checkpoint", required=True, type=Path, help="the authors' file, e.g. train_visa.pth")
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, metavar="FILE", help="the authors' file, e.g. train_visa.pth"
+    )
     parser.add_argument(
         "--backbone",
+        metavar="NAME",
         default="openai/clip-vit-large-patch14-336",
         help="CLIP: a Hub repository or a folder (default: %(default)s, which the published files need)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of the backbone's repository")
-    parser.add_argument("--output", required=True, type=Path, help="folder to write")
-    parser.add_argument("--image_size", type=int, default=518, help="input size in pixels (default: %(default)s)")
-    parser.add_argument("--feature_layers", type=int, nargs="+", help="image blocks, e.g. 6 12 18 24 (default: even)")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the backbone's repository")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="folder to write")
     parser.add_argument(
-        "--adapter_only", action="store_true", help="write the learned part only; the configuration names the backbone"
+        "--image-size", type=int, default=518, metavar="INT", help="input size in pixels (default: %(default)s)"
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--feature-layers",
+        type=int,
+        nargs="+",
+        metavar="INT",
+        help="image blocks whose features are used, e.g. 6 12 18 24 (default: four at even distances)",
+    )
+    parser.add_argument(
+        "--adapter-only", action="store_true", help="write the learned part only; the configuration names the backbone"
+    )
+    given = sys.argv[1:] if arguments is None else map(str, arguments)
+    options = parser.parse_args([_with_hyphens(argument) for argument in given])
     hub_arguments = {} if options.revision is None else {"revision": options.revision}
     try:
         model = convert_checkpoint(
@@ -273,6 +294,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("  " + ("tokenizer included" if tokenizer is not None else "no tokenizer: the prompts cannot be changed"))
     for name, reason in _WITHOUT_EFFECT.items():
         print(f"  skipped {name}: {reason}")
+
+
+def _with_hyphens(argument: str) -> str:
+    """Spell the name of a long option with hyphens; leave values alone."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return "--" + name.replace("_", "-") + equals + value
 
 
 if __name__ == "__main__":

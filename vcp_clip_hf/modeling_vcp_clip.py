@@ -15,25 +15,29 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.modeling_utils import unwrap_model
 from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 from transformers.utils.quantization_config import QuantizationMethod
 
 from .backbone_loading import (
     BACKBONE_PREFIX,
     HUB_ARGUMENTS,
     check_backbone,
+    check_model_type,
     config_on_backbone,
     learned_state,
     load_adapter_weights,
+    load_backbone,
     load_backbone_weights,
     quantize_backbone_only,
     read_backbone_config,
+    without_load_report,
 )
+from .checkpoint_errors import check_dtype, explained, explained_writing, read_config_values, refuse_pickles
 from .configuration_vcp_clip import VCPCLIPConfig
 from .losses import segmentation_loss
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
@@ -43,6 +47,8 @@ from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLI
 
 
 __all__ = ["VCPCLIPModel", "VCPCLIPOutput", "VCPCLIPPreTrainedModel"]
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -139,11 +145,18 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
             ValueError: the backbone's sizes are not those the checkpoint was trained with.
         """
         location = pretrained_model_name_or_path
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError("use_safetensors=False would load pickles, which can run code. Convert the weights.")
+        kwargs["use_safetensors"] = True
+        check_dtype(kwargs.get("dtype"))
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"])
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if location is None or cls._includes_backbone(location, config, hub_arguments):
-            loaded = super().from_pretrained(location, *model_args, config=config, **kwargs)
+            if location is not None:
+                refuse_pickles(location, hub_arguments.get("subfolder") or "")
+            with explained(location):
+                loaded = super().from_pretrained(location, *model_args, config=config, **kwargs)
         else:
             loaded = cls._from_adapter(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
         # Loading makes new parameters, which require gradients again
@@ -156,12 +169,8 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         """Return whether the weight file of a checkpoint includes CLIP, or only the learned part."""
         if isinstance(config, PreTrainedConfig):
             return config.backbone_included
-        values, _ = cls.config_class.get_config_dict(config or location, **hub_arguments)
-        if values.get("model_type") == CLIPConfig.model_type:
-            raise ValueError(
-                f"{location} is a CLIP model without VCP-CLIP's learned part. To train one on it, start with"
-                f" VCPCLIPModel.from_clip({str(location)!r})."
-            )
+        values = read_config_values(config or location, **hub_arguments)
+        check_model_type(values, location)
         return values.get("backbone_included", True)
 
     @classmethod
@@ -233,7 +242,8 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         included = config.backbone_included
         config.backbone_included = not adapter_only
         try:
-            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+            with explained_writing(save_directory):
+                super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         finally:
             config.backbone_included = included
 
@@ -363,11 +373,12 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             config.backbone_included = True
 
         if not isinstance(backbone, CLIPModel):
-            # Loads the towers only, even from a checkpoint that has a learned part of its own
-            backbone = CLIPModel.from_pretrained(name, config=clip_config, dtype="auto", **hub_arguments)
+            backbone = load_backbone(name, clip_config, "auto", hub_arguments)
         state_dict = {BACKBONE_PREFIX + key: value for key, value in backbone.state_dict().items()}
         loading = {name: value for name, value in loading.items() if name not in HUB_ARGUMENTS}
-        model = cls.from_pretrained(None, config=config, state_dict=state_dict, **loading)
+        with without_load_report():  # the learned part has no weights yet
+            model = cls.from_pretrained(None, config=config, state_dict=state_dict, **loading)
+        logger.info("The learned part is newly initialized: train the model before use.")
         model.name_or_path = model.config.name_or_path = ""
         return model
 

@@ -28,6 +28,7 @@ from .calibration import (
 )
 from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
+from .devices import check_device
 from .image_loading import ImageLike, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
@@ -89,6 +90,7 @@ class AnomalySegmentationPipeline(Pipeline):
     ):
         self.accelerate = accelerate
         self._network: PreTrainedModel | None = None
+        check_device(kwargs.get("device"))
         super().__init__(*args, **kwargs)
         if self.device.type == "cpu" and self.model.dtype == torch.float16:
             logger.warning_once("float16 is several times slower than float32 on a CPU; computing in float32.")
@@ -221,7 +223,10 @@ class AnomalySegmentationPipeline(Pipeline):
         Raises:
             ValueError, TypeError, FileNotFoundError: an image or an argument is wrong; the message says which.
         """
-        return super().__call__(_as_images(inputs, image_column), *args, **kwargs)
+        images = _as_images(inputs, image_column)
+        if isinstance(images, list) and not images:
+            return []
+        return super().__call__(images, *args, **kwargs)
 
     def get_iterator(self, inputs: Images, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Make the iterator of every pipeline; for a GPU, batches are copied from pinned memory."""

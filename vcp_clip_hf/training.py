@@ -104,7 +104,8 @@ def train(
 
     Raises:
         ValueError: settings, data, accelerator or checkpoint do not fit together; the message names both.
-        FloatingPointError: the loss is NaN or infinite.
+        FloatingPointError: the loss or a weight is NaN or infinite; no checkpoint is written with such weights.
+        OSError: a file could not be read or written, as on a full disk; the message says where the run can continue.
         DatasetLayoutError: the auxiliary dataset does not have the expected layout.
     """
     accelerator = accelerator or make_accelerator(config)
@@ -137,10 +138,15 @@ def train(
     run = _Run(config, accelerator, model, image_processor, tokenizer, examples, validation_dataset)
     run.data = _data_facts(config, train_dataset, validation_dataset)
     run.start()
-    with _stop_on_signal() as signals:
-        while not run.is_over(signals):
-            run.train_epoch(signals)
-    return run.finish()
+    try:
+        with _stop_on_signal() as signals:
+            while not run.is_over(signals):
+                run.train_epoch(signals)
+        return run.finish()
+    except OSError as error:
+        raise OSError(f"{str(error).rstrip('.')}. {run.way_on()}") from error
+    finally:
+        run.bar.close()
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
@@ -312,7 +318,6 @@ class _Run:
 
     def finish(self) -> TrainingResult:
         """Write the final checkpoint folder, unless the run was interrupted, and close everything."""
-        self.bar.close()
         interrupted, last = self.state.step < self.total_steps, None
         if interrupted:
             logger.warning(
@@ -331,6 +336,20 @@ class _Run:
             images_per_second=self.num_images / self.seconds if self.seconds else 0.0,
             peak_memory=peak_memory(self.accelerator.device),
         )
+
+    def newest_checkpoint(self) -> str:
+        """Return a sentence about the newest checkpoint, without its period."""
+        newest = latest_checkpoint(self.checkpoints)
+        return (
+            f"No checkpoint was written in {self.output_dir}"
+            if newest is None
+            else f"The newest checkpoint is {newest}"
+        )
+
+    def way_on(self) -> str:
+        """Return how to continue after a failure of the machine."""
+        how = "start the run again" if latest_checkpoint(self.checkpoints) is None else "resume=latest continues there"
+        return f"{self.newest_checkpoint()}; {how}."
 
     # --- checkpoints, logs, validation
 
@@ -357,12 +376,22 @@ class _Run:
         return state
 
     def checkpoint(self) -> None:
-        """Write a checkpoint and remove outdated ones."""
+        """Write a checkpoint and remove outdated ones; weights that are not finite would replace good ones."""
+        parameters = [each for each in self.model.parameters() if each.requires_grad]
+        if not torch.stack([torch.isfinite(each).all() for each in parameters]).all():
+            self.raise_diverged("A weight is NaN or infinite")
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
             keep = self.config.checkpoints_total_limit
             save_checkpoint(self.checkpoints, self.model, self.optimizer.optimizer, self.state, keep)
+
+    def raise_diverged(self, what: str) -> None:
+        """Raise the error of a run whose numbers are not finite."""
+        raise FloatingPointError(
+            f"{what} at step {self.state.step}. Lower learning_rate and temperature_learning_rate, or train without"
+            f" mixed precision, in another output_dir. {self.newest_checkpoint()}."
+        )
 
     def log(self, values: dict[str, float]) -> None:
         """Send values to the trackers and append them to `log.jsonl`."""
@@ -376,10 +405,7 @@ class _Run:
         """Log the mean loss of the recent batches, over all processes, and keep the last batch's only."""
         loss = self.accelerator.reduce(torch.stack(self.recent_losses).mean(), "mean").item()
         if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss} at step {self.state.step}. Lower the learning rates, or train without mixed"
-                f" precision; the last good checkpoint is in {self.checkpoints}."
-            )
+            self.raise_diverged(f"The loss is {loss}")
         self.bar.set_postfix(loss=f"{loss:.3f}")
         self.log({"loss": loss, "epoch": self.state.epoch})
         self.recent_losses = self.recent_losses[-1:]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from .atomic_write import atomic_folder
 from .backbone_loading import learned_state
+from .checkpoint_errors import explained, explained_writing
 
 
 __all__ = ["TrainingState", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
@@ -75,7 +76,7 @@ def save_checkpoint(
 
     weights = {name: tensor.detach().contiguous() for name, tensor in learned_state(model.state_dict()).items()}
     checkpoint = folder / f"step-{state.step:08d}"
-    with atomic_folder(checkpoint) as path:
+    with atomic_folder(checkpoint) as path, explained_writing(checkpoint):
         save_file(weights, path / _WEIGHTS, metadata={"format": "pt"})
         save_file(optimizer_tensors, path / _OPTIMIZER, metadata={"format": "pt"})
         (path / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
@@ -106,7 +107,12 @@ def load_checkpoint(
     missing = [name for name in (_STATE, _WEIGHTS, _OPTIMIZER) if not (checkpoint / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{checkpoint} is not a complete checkpoint: {', '.join(missing)} missing.")
-    state = TrainingState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
+    try:
+        state = TrainingState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{checkpoint / _STATE} is damaged ({error}). Remove that checkpoint and resume from an earlier one."
+        ) from error
     changed = [
         f"{name}: {before!r} then, {settings.get(name)!r} now"
         for name, before in (state.settings or {}).items()
@@ -117,13 +123,13 @@ def load_checkpoint(
             f"{checkpoint} belongs to a run with other settings ({'; '.join(changed)}). Resume with the same settings,"
             " or start a new run in another output_dir."
         )
-    weights = load_file(checkpoint / _WEIGHTS)
+    with explained(checkpoint):
+        weights, tensors = load_file(checkpoint / _WEIGHTS), load_file(checkpoint / _OPTIMIZER)
     differences = weights.keys() ^ learned_state(model.state_dict()).keys()
     if differences:
         raise ValueError(f"{checkpoint} belongs to another architecture: {sorted(differences)[:4]} are not in both.")
     model.load_state_dict(weights, strict=False)
 
-    tensors = load_file(checkpoint / _OPTIMIZER)
     for name, parameter in _learned_parameters(model).items():
         entries = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if _owner(key) == name}
         optimizer.state[parameter] = {

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import os
 import types
 import typing
@@ -160,7 +161,9 @@ class TrainingConfig:
     )
     max_train_steps: int | None = field(
         default=None,
-        metadata=_about(_OPTIMIZATION, "optimizer steps after which to stop; null runs all epochs", card=True),
+        metadata=_about(
+            _OPTIMIZATION, "optimizer steps after which to stop; null runs all epochs", card=True, minimum=1
+        ),
     )
     per_device_train_batch_size: int = field(
         default=32, metadata=_about(_OPTIMIZATION, "images per process and batch", fixed=True, card=True, minimum=1)
@@ -253,7 +256,7 @@ class TrainingConfig:
         known = [entry.name for entry in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(f"Unknown setting {name!r}{_did_you_mean(name, known)}")
+                raise ValueError(f"Unknown setting {name!r}{_did_you_mean(str(name), known)}")
         missing = [name for name in ("output_dir", "dataset") if values.get(name) is None]
         if missing:
             raise ValueError(f"Missing settings: {', '.join(missing)}.")
@@ -283,9 +286,10 @@ class TrainingConfig:
                 parser.error(f"unknown setting {name}{_did_you_mean(_option_string(name.split('=')[0][2:]), known)}")
         if unknown:
             parser.error(f"unexpected {' '.join(unknown)}")
-        given = {name: yaml.safe_load(value) for name, value in vars(options).items() if value is not None}
-        file = given.pop("config", None)
+        texts = {name: value for name, value in vars(options).items() if value is not None}
+        file = texts.pop("config", None)
         try:
+            given = {name: _from_yaml(name, text) for name, text in texts.items()}
             return cls.from_dict(_merged(file, given))
         except (ValueError, OSError) as error:
             parser.error(str(error))
@@ -316,11 +320,11 @@ def _read(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No such configuration file: {str(path)!r}.")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} could not be read: {error}") from error
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or not JSON
+        raise ValueError(f"{path} could not be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, expected settings as `name: value`.")
     # A relative `model` is relative to the file, unless it names a Hub repository
@@ -328,6 +332,16 @@ def _read(path: str | os.PathLike) -> dict[str, Any]:
     local = (path.parent / model).resolve()
     values["model"] = str(local) if local.is_dir() else model
     return values
+
+
+def _from_yaml(name: str, text: str) -> Any:
+    """Return the value of an option."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{_option_string(name)} {text!r} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -394,6 +408,10 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _check_range(entry: dataclasses.Field, value: Any) -> None:
     minimum, maximum = entry.metadata["minimum"], entry.metadata["maximum"]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{entry.name}={value} must be a finite number.")
+    if value is None:
+        return
     if maximum is not None and not minimum <= value <= maximum:
         raise ValueError(f"{entry.name}={value} must lie in [{minimum}, {maximum}].")
     if minimum is not None and value < minimum:
@@ -429,4 +447,5 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
                     pass
         elif isinstance(value, option) and not isinstance(value, bool):
             return value
-    raise ValueError(f"{name}={value!r} is not of the expected type {getattr(hint, '__name__', hint)}.")
+    unset = " or null" if type(None) in _alternatives(hint) else ""
+    raise ValueError(f"{name}={value!r} must be {_metavar(hint)}{unset}.")

@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 
-__all__ = ["EMBEDDED_CHECKPOINT", "__version__", "versions"]
+__all__ = ["EMBEDDED_CHECKPOINT", "EMBEDDED_NOTICE", "__version__", "versions"]
 
 __version__ = "0.1.0"
 
 # The checkpoint that ships with the package, for demonstrations and tests: trained on generated images only
 EMBEDDED_CHECKPOINT = str(Path(__file__).parent / "assets" / "vcp-clip-tiny")
+# Said when no model is named
+EMBEDDED_NOTICE = (
+    "No model given: using the embedded vcp-clip-tiny, for demonstrations; it was trained on generated images only."
+)
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -115,6 +115,10 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
                 choices = sorted(own - {field.name for field in dataclasses.fields(datasets.BuilderConfig)})
                 raise ValueError(f"{self.TITLE} has no option {name!r}; {did_you_mean(name, choices)}")
         given = {name: value for name, value in options.items() if name in own and value is not None}
+        for field in dataclasses.fields(self.BUILDER_CONFIG_CLASS):
+            value = given.get(field.name, field.default)
+            if type(field.default) in (int, float) and not isinstance(value, (int, float)):
+                raise ValueError(f"{self.TITLE}: {field.name}={value!r} must be a number.")
         return self.BUILDER_CONFIG_CLASS(**{"name": config_name, "data_dir": data_dir, **given})
 
     def _list(self, config: AnomalyDatasetConfig) -> Listing:

@@ -162,7 +162,7 @@ def _describe_records(records: Sequence[AnomalyRecord]) -> str:
     parts = [f"{labels[label]} {name}" for label, name in names.items() if labels[label]]
     masks = sum(record.mask is not None for record in records)
     defects = sorted({record.defect for record in records if record.label == ANOMALOUS})
-    text = f"{len(records)} images ({', '.join(parts)}), {masks} with masks"
+    text = f"{len(records)} {'image' if len(records) == 1 else 'images'} ({', '.join(parts)}), {masks} with masks"
     if defects:
         text += f", defects: {', '.join(defects[:8])}{', ...' if len(defects) > 8 else ''}"
     return text
