@@ -129,6 +129,7 @@ def test_predict_from_files_patterns_and_with_options(checkpoint, images, tmp_pa
         "predictions.coco.json",
         "predictions.csv",
         "predictions.jsonl",
+        "run.json",
     ]
     assert np.load(tmp_path / records[0]["map"]).dtype == np.float32
     coco = json.loads((tmp_path / "predictions.coco.json").read_text())
@@ -151,7 +152,8 @@ def test_an_unreadable_file_is_listed_and_tried_again(checkpoint, images, tmp_pa
     assert len(errors) == 1
     Image.open(images / "a.png").save(broken)
     done = run(*arguments)
-    assert "1 images segmented" in done.stdout and "2 done before" in done.stdout
+    assert "1 image segmented" in done.stdout and "2 done before" in done.stdout
+    assert "to do: 1 failed before" in done.stdout
     assert not [record for record in read_predictions(tmp_path / "out") if "error" in record]
 
 
@@ -228,8 +230,8 @@ def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path):
     path = tmp_path / "predictions.csv"
     write_csv([{"image": "a.png", "score": 0.5}], path)
     before = path.read_text()
-    with pytest.raises(UnicodeEncodeError):
-        write_csv([{"image": "b.png"}, {"image": "not UTF-8: \udcff.png"}], path)
+    with pytest.raises(AttributeError):
+        write_csv([{"image": "b.png"}, None], path)
     assert path.read_text() == before and before.splitlines()[1].startswith("a.png,0.5,")
 
 

@@ -368,6 +368,7 @@ class AnomalySegmentationPipeline(Pipeline):
         labels: Sequence[int] | None = None,
         false_alarm_rate: float = 0.01,
         pixel_false_alarm_rate: float | None = None,
+        failed: list[tuple[str, str]] | None = None,
         **kwargs: Any,
     ) -> Calibration:
         """
@@ -384,7 +385,9 @@ class AnomalySegmentationPipeline(Pipeline):
                 Target fraction of normal pixels flagged, for the threshold of masks; only from normal images. Without
                 it, masks use the images' threshold, so that an image has a mask exactly if it is anomalous (with
                 `score_mode="max"`).
-            kwargs: arguments of a call.
+            failed (`list[tuple[str, str]]`, *optional*):
+                List that receives each unreadable image and the reason, with `on_error="return"`.
+            kwargs: arguments of a call. With `on_error="return"`, unreadable images are left out.
 
         Returns:
             [`Calibration`] of the image threshold; `describe()` states the rate that was reached.
@@ -399,18 +402,28 @@ class AnomalySegmentationPipeline(Pipeline):
                 " the best F1; or calibrate on normal images only."
             )
         scores: list[float] = []
+        unread: list[tuple[int, str]] = []
 
-        def normal_maps() -> Iterator[np.ndarray]:
-            for result in self._results(images, **kwargs):
-                scores.append(result["score"])
-                yield result["anomaly_map"]
+        def maps() -> Iterator[np.ndarray]:
+            for index, result in enumerate(self._results(images, **kwargs)):
+                if "error" in result:
+                    unread.append((index, result["error"]))
+                else:
+                    scores.append(result["score"])
+                    yield result["anomaly_map"]
 
         pixels = None
         if pixel_false_alarm_rate is not None:
-            pixels = from_normal_maps(normal_maps(), pixel_false_alarm_rate)
+            pixels = from_normal_maps(maps(), pixel_false_alarm_rate)
         else:
-            for result in self._results(images, **kwargs):
-                scores.append(result["score"])
+            for _ in maps():
+                pass
+        _report_unread(unread, images, failed)
+        if not scores:
+            raise ValueError(f"None of the images could be read: {unread[0][1] if unread else 'there are none'}")
+        if labels is not None:
+            skipped = {index for index, _ in unread}
+            labels = [label for index, label in enumerate(labels) if index not in skipped]
         calibration = (
             from_normal_scores(scores, false_alarm_rate) if labels is None else from_labeled_scores(scores, labels)
         )
@@ -482,6 +495,17 @@ class AnomalySegmentationPipeline(Pipeline):
             ) from error
         parts = {"image_processor": self.image_processor, "tokenizer": self.tokenizer}
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
+
+
+def _report_unread(unread: list[tuple[int, str]], images: Images, failed: list[tuple[str, str]] | None) -> None:
+    """Add unreadable images to the caller's list, by path or else by number; without a list, log them."""
+    for index, error in unread:
+        image = images[index] if isinstance(images, (list, tuple)) else None
+        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
+        if failed is not None:
+            failed.append((name, error))
+        else:
+            logger.warning("%s is left out of the calibration: %s", name, error)
 
 
 def _as_images(inputs: Images, image_column: str | None) -> Any:
