@@ -182,9 +182,8 @@ def _expand(source: str, exclude: Sequence[str | os.PathLike], found: FoundImage
 def _expand_folder(source: str, exclude: Sequence[str | os.PathLike], found: FoundImages) -> list[tuple[str, str]]:
     images, left_out = find_images(source, exclude)
     for folder in left_out.unreadable:
-        found.problems.append(
-            (os.path.join(source, folder), "is a folder that may not be read. Check its permissions.")
-        )
+        path = os.path.join(source, folder) if folder else source
+        found.problems.append((path, "is a folder that cannot be read. Check its permissions."))
     if images:
         if left_out:
             found.left_out.append((source, left_out))

@@ -9,12 +9,14 @@ error and does not affect the others.
 
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -377,7 +379,17 @@ class _Paths(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> str:
+        if torch.utils.data.get_worker_info() is not None:
+            sys.excepthook = _ignore_broken_connections
         return self.images[index].path
+
+
+def _ignore_broken_connections(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Stand in for `sys.excepthook` in workers: when a run is interrupted, their connections break."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _in_order(

@@ -114,6 +114,7 @@ def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _safe_cell(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
-        return "'" + value
-    return value
+    if not isinstance(value, str):
+        return value
+    prefix = "'" if value.startswith(_FORMULA_STARTS) else ""
+    return prefix + value.replace("\r", "\\r")  # the csv module does not quote a lone carriage return

@@ -130,7 +130,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     Args:
         model ([`VCPCLIPModel`]): the model as it is in memory, wherever it comes from.
     """
-    config = {name: value for name, value in model.config.to_dict().items() if name not in _PATHS_AND_VERSIONS}
+    config = _without_paths(model.config.to_dict())
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -139,6 +139,14 @@ def model_fingerprint(model: PreTrainedModel) -> str:
             if not value.is_meta:  # offloaded weights have no values here
                 digest.update(_values(value.detach(), sampled=name.startswith(BACKBONE_PREFIX)))
     return digest.hexdigest()
+
+
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_paths(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in _PATHS_AND_VERSIONS
+    }
 
 
 def _values(tensor: torch.Tensor, sampled: bool) -> bytes:
