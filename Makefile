@@ -1,4 +1,4 @@
-# `make test` and `make demo` are all a fresh machine needs: both make and use .venv.
+# `make test` and `make demo` work on a fresh machine: both create and use .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,20 +13,20 @@ export TOKENIZERS_PARALLELISM = false
 
 setup: $(VENV)/.installed
 
-# torch first and pinned: an open range would fetch the newest build with gigabytes of GPU libraries
+# torch is installed first and pinned: an open range would download the newest build with gigabytes of GPU libraries
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
 	touch $@
 
-# The embedded checkpoint on pictures of products it was not trained on: tables and pictures in demo_output/
+# Segments pictures of products that the embedded checkpoint was not trained on: tables and pictures in demo_output/
 demo: setup
-	$(BIN)/python examples/demo.py --output_dir demo_output
+	$(BIN)/python examples/demo.py demo_output
 
 # Trains on generated defects, evaluates, saves, reloads and segments: demo_train_output/
 demo-train: setup
-	$(BIN)/python examples/demo_train.py --output_dir demo_train_output
+	$(BIN)/python examples/demo_train.py demo_train_output
 
 lint: setup
 	$(BIN)/ruff check .
@@ -39,15 +39,15 @@ format: setup
 test: lint
 	$(BIN)/python -m pytest -n auto
 
-# ViT-L/14 at 518 x 518 and other checks that take minutes or gigabytes
+# ViT-L/14 at 518 x 518, and other tests that take minutes or gigabytes
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# The web page in a real browser; Chromium and its driver must be there: `apt-get install chromium chromium-driver` on
-# Debian. In an environment of its own, since Gradio wants an older Pillow
+# The web page in a real browser. Needs Chromium and its driver: `apt-get install chromium chromium-driver` on Debian.
+# Has its own environment, because Gradio needs an older Pillow
 test-app: $(APP_VENV)/.installed
 	@command -v chromedriver >/dev/null || { echo "chromedriver is missing: apt-get install chromium chromium-driver"; exit 1; }
-	$(APP_VENV)/bin/python -m pytest -m app tests/test_app.py
+	$(APP_VENV)/bin/python -m pytest -m "not slow" tests/space
 
 $(APP_VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(APP_VENV)
@@ -55,7 +55,7 @@ $(APP_VENV)/.installed: setup.py
 	$(APP_VENV)/bin/python -m pip install --quiet -e ".[test,demo]" "selenium>=4.20"
 	touch $@
 
-# 8 bits with torchao, in an environment of its own: where torchao is installed without CUDA, it complains at every start
+# 8 bits with torchao. Has its own environment, because torchao without CUDA warns at every start
 test-torchao: $(TORCHAO_VENV)/.installed
 	$(TORCHAO_VENV)/bin/python -m pytest tests/test_quantization.py
 

@@ -62,9 +62,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["vcp_clip_hf", "vcp_clip_hf.*"]),
+    # the named configurations stand at the top of the repository and are installed inside the package
+    packages=[*find_packages(include=["vcp_clip_hf", "vcp_clip_hf.*"]), "vcp_clip_hf.hub_configs"],
+    package_dir={"vcp_clip_hf.hub_configs": "hub_configs"},
     py_modules=["vcp_clip_cli"],
-    package_data={"vcp_clip_hf": ["assets/**/*", "templates/*", "py.typed"]},
+    package_data={
+        "vcp_clip_hf": ["assets/**/*", "templates/*", "py.typed"],
+        "vcp_clip_hf.hub_configs": ["ablations.yaml", "*/*.json", "*/*.yaml"],
+    },
     entry_points={"console_scripts": ["vcp-clip=vcp_clip_cli:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

@@ -1,9 +1,12 @@
-"""Set a threshold from normal images alone, and see what the promise is worth on images that it has not seen.
+"""Set a threshold from normal images alone, and count the false alarms on normal images that were held out.
 
-python examples/calibrate.py normal_images --false_alarm_rate 0.05 --output_dir calibrated
+    python examples/calibrate.py normal calibrated
+
+`normal` is a file, a folder or a pattern; `calibrated` becomes a checkpoint with the threshold. `vcp-clip calibrate`
+does the same with all images.
 """
 
-import argparse
+import sys
 
 from transformers import pipeline
 
@@ -11,29 +14,21 @@ from vcp_clip_hf import EMBEDDED_CHECKPOINT
 from vcp_clip_hf.prediction import list_inputs
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", help="normal images: files, folders or patterns")
-    parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
-    parser.add_argument("--false_alarm_rate", type=float, default=0.05, help="wished rate of normal images flagged")
-    parser.add_argument("--held_out", type=float, default=0.25, help="part of the images that only checks")
-    parser.add_argument("--output_dir", required=True, help="for the calibrated checkpoint")
-    options = parser.parse_args(arguments)
+MODEL = EMBEDDED_CHECKPOINT  # a folder or a Hub repository
+FALSE_ALARM_RATE = 0.2  # target part of normal images that are flagged
+HELD_OUT = 4  # every fourth image only checks the threshold
 
-    paths = [image.path for image in list_inputs(options.images)]
-    step = max(2, round(1 / options.held_out)) if options.held_out > 0 else len(paths) + 1
-    checking = paths[step - 1 :: step]
-    calibrating = [path for path in paths if path not in set(checking)]
 
-    inspect = pipeline("anomaly-segmentation", model=options.model)
-    calibration = inspect.calibrate(calibrating, false_alarm_rate=options.false_alarm_rate)
+def main(images: str = "normal", output_dir: str = "calibrated") -> None:
+    paths = [image.path for image in list_inputs([images])]
+    held_out = paths[HELD_OUT - 1 :: HELD_OUT]
+    pipe = pipeline("anomaly-segmentation", model=MODEL)
+    calibration = pipe.calibrate([path for path in paths if path not in held_out], false_alarm_rate=FALSE_ALARM_RATE)
     print(calibration.describe())
-    if checking:
-        alarms = sum(result["label"] == "anomalous" for result in inspect(checking))
-        print(f"Of {len(checking)} further normal images, {alarms} are flagged.")
-    inspect.save_pretrained(options.output_dir)
-    print(f"saved in {options.output_dir}")
+    alarms = sum(result["label"] == "anomalous" for result in pipe(held_out))
+    print(f"Of {len(held_out)} further normal images, {alarms} are flagged.")
+    pipe.save_pretrained(output_dir)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -102,12 +102,11 @@ def command(*arguments: str, token: str) -> str:
     return _printed(main, list(arguments), token)
 
 
-def example(*arguments: str, token: str) -> str:
-    """Run `python examples/push_to_hub.py ...`; return what it prints."""
+def example(repo_id: str, folder: Path, token: str) -> str:
+    """Run `python examples/push_to_hub.py`; return its output."""
     from examples.push_to_hub import main
 
-    with mock.patch.object(sys, "argv", ["push_to_hub.py", *arguments]):
-        return _printed(main, None, token)
+    return _printed(lambda: main(repo_id, str(folder)), None, token)
 
 
 def _printed(main, arguments: list[str] | None, token: str) -> str:

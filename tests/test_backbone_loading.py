@@ -106,6 +106,16 @@ def test_arguments_reach_an_adapter_only_model(adapter):
     assert again.config.fusion_weight == 0.5
 
 
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", torch.float64])
+def test_an_adapter_only_model_takes_every_dtype(adapter, dtype):
+    model, folder = adapter
+    again = AutoModel.from_pretrained(folder / "adapter", dtype=dtype)
+    expected = {"auto": torch.float32, "bfloat16": torch.bfloat16}.get(dtype, dtype)
+    assert {parameter.dtype for parameter in again.parameters()} == {expected}
+    if dtype == "auto":
+        assert_same(model, again)
+
+
 def test_the_backbone_may_lie_beside_the_checkpoint_or_elsewhere(adapter):
     model, folder = adapter
     config_file = folder / "adapter" / "config.json"

@@ -1,8 +1,12 @@
-"""Every code block of the documentation runs, or is marked with why it cannot; every link leads somewhere.
+"""Every code block of the documentation runs, or has valid commands and a mark that says why it cannot run.
 
 A block is marked by an HTML comment on the line before it, such as `<!-- needs the data -->`.
 """
 
+import ast
+import importlib
+import inspect
+import itertools
 import os
 import re
 import runpy
@@ -13,10 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from vcp_clip_hf.cli import app as vcp_clip_app
 from vcp_clip_hf.cli import main as vcp_clip
+from vcp_clip_hf.convert_vcp_clip_to_hf import main as convert
 from vcp_clip_hf.generator import DEFECTS, PRODUCTS, render_sample, select_products
 from vcp_clip_hf.training_config import TrainingConfig
 
@@ -37,7 +45,7 @@ RUN_BLOCKS = ("python", "bash")
 
 
 def blocks(page: Path) -> list[tuple[str | None, str, str]]:
-    """(mark, language, code) of each block of a page."""
+    """Return (mark, language, code) of each block of a page."""
     return [
         (found["mark"], found["language"], found["code"])
         for found in FENCE.finditer(page.read_text(encoding="utf-8"))
@@ -46,7 +54,7 @@ def blocks(page: Path) -> list[tuple[str | None, str, str]]:
 
 
 def commands(code: str) -> list[list[str]]:
-    """The commands of a shell block, without comments and loops."""
+    """Return the commands of a shell block, without comments and loops."""
     lines = code.replace("\\\n", " ").splitlines()
     found = [shlex.split(line, comments=True) for line in lines]
     return [words for words in found if words and words[0] not in ("for", "done", "do")]
@@ -54,7 +62,7 @@ def commands(code: str) -> list[list[str]]:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory):
-    """The files that the pages speak of: images, normal and defective ones, sorted ones, a large one."""
+    """Make the files that the pages use: normal and defective images, sorted images, a large image."""
     folder = tmp_path_factory.mktemp("docs")
     products = select_products("unseen")
     for index in range(12):
@@ -105,17 +113,17 @@ def test_the_blocks_of_a_page_run_in_order(page, workplace, monkeypatch):
         else:
             for words in commands(code):
                 run(words, monkeypatch)
-    for name in set(sys.modules) - modules:  # an exported folder's own copies must not outlive it
+    for name in set(sys.modules) - modules:  # modules of an exported folder must not outlive it
         if str(workplace) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
 
 
 def run(words: list[str], monkeypatch) -> None:
-    """One command, in this process: starting Python anew takes seconds."""
+    """Run one command in this process: starting a new Python takes seconds."""
     AcceleratorState._reset_state()  # a process keeps its first mixed precision; each command is a process of its own
     program, *arguments = words
     if program == "python":
-        # what the shell would have expanded
+        # patterns that a shell would expand
         arguments = [each for word in arguments for each in (sorted(map(str, Path().glob(word))) or [word])]
         monkeypatch.setattr(sys, "argv", arguments)
         run_program = lambda: runpy.run_path(arguments[0], run_name="__main__")  # noqa: E731
@@ -130,25 +138,125 @@ def run(words: list[str], monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_marked_blocks_say_why_and_name_what_exists(page):
+def test_marked_blocks_say_why_and_have_valid_commands(page, tmp_path, monkeypatch):
     for mark, language, code in blocks(page):
         if not mark:
             continue
-        assert mark in REASONS, f"{page.name}: {mark!r} is none of {REASONS}"
+        assert mark in REASONS, f"{page.name}: {mark!r} is not one of {REASONS}"
         if language != "bash":
             compile(code, page.name, "exec")
             continue
         for words in commands(code):
-            for word in words:
-                if word.startswith(("examples/", "hub_configs/")) and "$" not in word and "*" not in word:
-                    assert (ROOT / word).exists(), f"{page.name}: {word}"
-            if "examples/train.py" in words and "$" not in " ".join(words):
-                config = TrainingConfig.from_arguments(words[words.index("examples/train.py") + 1 :])
-                assert config.data_dir is not None
+            parse(words, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_commands_in_the_text_are_valid(page, tmp_path, monkeypatch):
+    """Indented blocks, and examples quoted within a line."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    indented = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
+    quoted = re.findall(r"`(python -m examples[^`]+)`", text.replace("\n", " "))
+    for words in [*commands(indented), *map(shlex.split, quoted)]:
+        if words[0] in PROGRAMS:
+            parse(words, tmp_path, monkeypatch)
+
+
+EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.py") if "__pycache__" not in path.parts)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_the_docstring_of_an_example_are_valid(path, tmp_path, monkeypatch):
+    lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
+    for words in commands("\n".join(line.strip() for line in lines if line.startswith("    "))):
+        if words[0] in PROGRAMS and "space/app.py" not in " ".join(words):  # needs Gradio
+            parse(words, tmp_path, monkeypatch)
+
+
+def test_a_wrong_command_is_noticed(tmp_path, monkeypatch):
+    for line in (
+        "python -m examples.research.contact_sheet --dataset mvtec_ad=datasets/mvtec",
+        "accelerate launch examples/train.py --config hub_configs/vcp-clip-baseline/train.yaml --sed 1",
+        "accelerate launch examples/train.py --config hub_configs/no-such-folder/train.yaml",
+        "python examples/predict.py images results further",
+        "python examples/no_such_example.py",
+        "vcp-clip predict images --output results --no-such-option",
+        "vcp-clip train --ablation head-4 --data_dir D/visa",
+        "vcp-clip convert --checkpoint a.pth",
+        "vcp-clip no-such-verb",
+        "unknown-program x",
+    ):
+        with pytest.raises((Exception, SystemExit)):
+            parse(shlex.split(line), tmp_path, monkeypatch)
+
+
+# What parse() knows; `hf` is the Hub's own program
+PROGRAMS = ("python", "accelerate", "vcp-clip", "hf")
+
+
+def parse(words: list[str], folder: Path, monkeypatch) -> None:
+    """Parse a command with the parser of its program, and run nothing; a mistake raises an exception."""
+    words = list(itertools.dropwhile(lambda word: re.fullmatch(r"[A-Z_]+=\S*", word), words))
+    monkeypatch.chdir(folder)
+    for name in ("hub_configs", "examples"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    program, *arguments = words
+    if words[:2] == ["accelerate", "launch"]:
+        options, program, arguments = _split_launch(arguments)
+        launch_command_parser().parse_args([*options, program])
+    elif program == "python":
+        program, arguments = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
+    arguments = [word.replace("$name", "heads-4") for word in arguments]
+    if program in ("vcp-clip", "vcp_clip_hf.cli"):
+        _parse_vcp_clip(arguments)
+    elif program == "examples/train.py":
+        TrainingConfig.from_arguments(arguments)
+    elif program.startswith("examples.research."):
+        _parse_research(program, arguments)
+    elif program.startswith("examples/"):
+        main = runpy.run_path(program)["main"]
+        inspect.signature(main).bind(*arguments)
+    elif program == "hf":
+        assert arguments[0] in ("auth", "upload", "repos"), f"{words}: no such command of hf"
+    else:
+        raise AssertionError(f"this test does not know how to parse {words}")
+
+
+def _split_launch(arguments: list[str]) -> tuple[list[str], str, list[str]]:
+    """Split arguments of `accelerate launch` into its options, the program, and the program's arguments."""
+    for index, word in enumerate(arguments):
+        if word.startswith("examples/") or word == "vcp_clip_hf.cli":
+            return arguments[:index], word, arguments[index + 1 :]
+    raise AssertionError(f"accelerate launch {arguments}: no program of this repository")
+
+
+def _parse_vcp_clip(arguments: list[str]) -> None:
+    verb, *rest = arguments
+    if verb == "train":
+        TrainingConfig.from_arguments(rest)
+    elif verb == "convert":
+        with pytest.raises(SystemExit) as end:
+            convert(rest)
+        assert end.value.code == 1, f"{arguments}: only the missing file may be wrong"
+    else:
+        if verb == "card":
+            Path(rest[rest.index("--model") + 1]).mkdir(parents=True, exist_ok=True)
+        group = typer.main.get_command(vcp_clip_app)
+        group.commands[verb].make_context(
+            verb, rest, parent=group.make_context("vcp-clip", [], resilient_parsing=True)
+        )
+
+
+def _parse_research(program: str, arguments: list[str]) -> None:
+    module = importlib.import_module(program)
+    if hasattr(module, "__path__"):  # a package, run by its __main__
+        module = importlib.import_module(f"{program}.__main__")
+    if arguments:  # without, the text only names the program
+        module.make_parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_have_a_target(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
         if target.startswith(("http://", "https://", "mailto:")):

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, pipeline
 
-from examples import write_hub_configs
+from examples.research import write_hub_configs
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.data.synthetic_defects import UNSEEN_PRODUCTS, render_sample

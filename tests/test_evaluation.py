@@ -186,30 +186,3 @@ def test_two_processes_equal_one(report, tmp_path):
     assert theirs.results["squares"]["counts"] == report.results["squares"]["counts"]
     for name, values in report.results["squares"]["per_product"].items():
         assert theirs.results["squares"]["per_product"][name] == pytest.approx(values, abs=1e-5)
-
-
-def test_the_example_program(tmp_path):
-    model = tiny_model()
-    model.save_pretrained(tmp_path / "model")
-    VCPCLIPImageProcessor.for_model(model.config).save_pretrained(tmp_path / "model")
-    for name in ("good", "broken"):
-        (tmp_path / "images" / "test" / name).mkdir(parents=True)
-        (tmp_path / "images" / "ground_truth" / name).mkdir(parents=True)
-    for index, record in enumerate(make_records(4)):
-        kind = "broken" if record["label"] else "good"
-        record["image"].save(tmp_path / "images" / "test" / kind / f"{index}.png")
-        if record["mask"] is not None:
-            record["mask"].save(tmp_path / "images" / "ground_truth" / kind / f"{index}_mask.png")
-    command = [sys.executable, str(ROOT / "examples" / "evaluate.py"), "--model", str(tmp_path / "model")]
-    command += [
-        "--dataset",
-        f"folder={tmp_path / 'images'}",
-        "--num_workers",
-        "0",
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "AUROC" in done.stdout and (tmp_path / "out" / "results.md").is_file()
-    assert list((tmp_path / "out" / "sheets" / "folder").iterdir())

@@ -1,7 +1,8 @@
-"""The examples do what they say, on small settings: each `main` is run as it stands."""
+"""Each example runs on small settings, by its own `main`."""
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -10,32 +11,27 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from examples import (
-    ablation,
-    benchmark,
-    calibrate,
-    compare_with_rivals,
-    demo,
-    demo_train,
-    embedded_checkpoint,
-    predict,
-    pretrain_clip,
-)
+from examples import calibrate, demo, demo_train, evaluate, export, predict, train
+from examples.research import ablation, compare_with_rivals, embedded_checkpoint, pretrain_clip
+from examples.research.benchmark.__main__ import main as benchmark
+from examples.research.benchmark.floor import image_encoder_flops
+from examples.research.captioned_views import load_tokenizer
 from tests.common import tiny_model, tiny_tokenizer
+from tests.training_run import make_model_folder
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
-from vcp_clip_hf.data.synthetic_defects import render_sample
+from vcp_clip_hf.generator import render_sample, select_products
 
 
 @pytest.fixture(autouse=True)
 def _as_a_process_of_its_own():
-    """accelerate keeps the mixed precision of the first run of a process."""
+    """Forget the mixed precision of earlier tests: Accelerate keeps that of the first run of a process."""
     AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny random model with its image processor and tokenizer."""
+    """Save a tiny random model with its image processor and tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     model = tiny_model()
@@ -46,21 +42,18 @@ def checkpoint(tmp_path_factory):
 
 
 def test_demo(tmp_path, capsys):
-    demo.main(["--output_dir", str(tmp_path), "--num_images", "20", "--size", "64"])
+    demo.main(str(tmp_path), num_images=20, size=64)
     out = capsys.readouterr().out
     assert "Measured on 20 generated pictures" in out and "defective pictures are flagged" in out
     assert len(list((tmp_path / "overlays").iterdir())) == 20
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 21
     sheets = sorted((tmp_path / "sheets").rglob("*.png"))
     assert sheets and Image.open(sheets[0]).width > 4 * 200
-    demo.main(
-        ["--output_dir", str(tmp_path), "--num_images", "20", "--size", "64"]
-    )  # again: nothing stands in its way
+    demo.main(str(tmp_path), num_images=20, size=64)  # earlier results do not stand in the way
 
 
 def test_demo_train_trains_evaluates_saves_reloads_and_segments(tmp_path, capsys):
-    counts = ["--num_images", "48", "--num_test_images", "20", "--num_train_epochs", "1", "--size", "64"]
-    report = demo_train.main(["--output_dir", str(tmp_path), *counts])
+    report = demo_train.main(str(tmp_path), num_images=48, num_test_images=20, size=64, num_train_epochs=1)
     assert 0 < report.results["unseen products"]["mean"]["pixel_auroc"] < 1
     assert Image.open(tmp_path / "overlay.png").width >= 64
     start, last = (VCPCLIPModel.from_pretrained(tmp_path / "last"), tmp_path / "last")
@@ -72,20 +65,20 @@ def test_demo_train_trains_evaluates_saves_reloads_and_segments(tmp_path, capsys
 def test_benchmark(checkpoint, tmp_path, what):
     options = ["--what", what, "--model", str(checkpoint), "--batch_sizes", "2", "--rounds", "1", "--images", "2"]
     options += ["--dtypes", "float32", "--file_size", "64", "--num_workers", "0", "--output_dir", str(tmp_path)]
-    rows = benchmark.main(options)
+    rows = benchmark(options)
     assert json.loads((tmp_path / "benchmark.json").read_text())["rows"] == rows
     assert all(row["ms_per_image"] > 0 for row in rows)
     if what == "inference":
-        eager = next(row for row in rows if row["way"] == "eager")
-        assert sum(eager["shares"].values()) == pytest.approx(1)
-        assert eager["times_faster_than_reference"] > 0 and eager["times_floor"] > 1
+        accelerated = next(row for row in rows if row["way"] == "accelerated")
+        assert sum(accelerated["shares"].values()) == pytest.approx(1)
+        assert accelerated["times_faster_than_reference"] > 0 and accelerated["times_floor"] > 1
     table = (tmp_path / "benchmark.md").read_text().splitlines()
     assert len(table) == 2 + len(rows)
 
 
-def test_the_floor_counts_what_the_method_says():
+def test_flops_of_the_image_encoder():
     config = VCPCLIPConfig()  # ViT-L/14
-    assert benchmark.image_encoder_flops(config, 518) / 1e9 == pytest.approx(1013.6, rel=2e-3)
+    assert image_encoder_flops(config, 518) / 1e9 == pytest.approx(1013.6, rel=2e-3)
 
 
 def test_ablation_rows_and_their_runs(checkpoint, tmp_path, capsys):
@@ -101,14 +94,14 @@ def test_ablation_rows_and_their_runs(checkpoint, tmp_path, capsys):
     text = ablation.main(options)
     assert "20 unseen families (20 generated images), trained on 4 images" in text
     rows = [line for line in text.splitlines() if line.startswith("|")][2:]
-    assert len(rows) == 8 and len(set(rows)) > 4, "leaving a part out changes the numbers"
+    assert len(rows) == 8 and len(set(rows)) > 4, "leaving a component out changes the metrics"
     finished = tmp_path / "runs" / "dtp-pre-vcp-post-vcp-seed-0" / "results.json"
     finished.write_text(json.dumps(dict.fromkeys(ablation.METRICS, 0.5)))
-    assert "| x | x | x | 50.0 ± 0.0" in ablation.main(options), "what is finished is not run again"
+    assert "| x | x | x | 50.0 ± 0.0" in ablation.main(options), "finished runs are not repeated"
     capsys.readouterr()
 
 
-def test_rivals_are_measured_on_the_same_images(checkpoint, tmp_path, capsys):
+def test_methods_are_compared_on_the_same_images(checkpoint, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(checkpoint, other)
     table = compare_with_rivals.main(
@@ -130,7 +123,7 @@ SMALL += ["--scene_size", "64", "--checkpointing_steps", "2", "--dataloader_num_
 SMALL += ["--mixed_precision", "no", "--warmup_steps", "2"]
 
 
-def test_pretraining_is_resumed_where_it_was(tmp_path):
+def test_interrupted_pretraining_ends_with_the_same_weights(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pretrain_clip.pretrain(pretrain_clip.parse(["--output_dir", str(whole), *SMALL]))
     shutil.copytree(whole / "pool", parts / "pool")
@@ -155,21 +148,21 @@ def test_pretraining_is_resumed_where_it_was(tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_tokenizer_spells_what_it_does_not_know(tmp_path):
+def test_the_tokenizer_spells_unknown_words_in_bytes(tmp_path):
     options = pretrain_clip.parse(["--output_dir", "", "--tokenizer", str(tmp_path)])
-    for tokenizer in (pretrain_clip.load_tokenizer(options), pretrain_clip.load_tokenizer(options)):  # made, kept
+    for tokenizer in (load_tokenizer(options), load_tokenizer(options)):  # made, then loaded
         assert 600 < len(tokenizer) <= 1024
         known = tokenizer("a photo of a damaged screw").input_ids
         assert known[0] == tokenizer.bos_token_id and known[-1] == tokenizer.eos_token_id
         assert len(tokenizer("damaged").input_ids) == 3, "a word of the captions is one token"
         unknown = tokenizer("zyzzyva").input_ids
         assert len(unknown) > 4 and tokenizer.decode(unknown, skip_special_tokens=True).strip() == "zyzzyva"
-    kept = pretrain_clip.load_tokenizer(pretrain_clip.parse(["--output_dir", ""]))
+    kept = load_tokenizer(pretrain_clip.parse(["--output_dir", ""]))
     assert kept.get_vocab() == CLIPTokenizer.from_pretrained(EMBEDDED_CHECKPOINT).get_vocab()
 
 
 def test_patch_alignment_prefers_the_right_patches():
-    """Tokens that point to the words of the damage where the mask is: AUROC 1 and a small loss; the reverse: 0."""
+    """Patch tokens equal to the caption of the damage exactly in the mask: AUROC 1 and a small loss; reversed: 0."""
     model = pretrain_clip.CLIPModel(
         pretrain_clip.make_config(tiny_tokenizer(), pretrain_clip.parse(["--output_dir", "", *SMALL]))
     )
@@ -195,7 +188,7 @@ def test_patch_alignment_prefers_the_right_patches():
 
 
 def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, tmp_path, monkeypatch):
-    """Half precision, thresholds, results and card; the trainings before it have tests of their own."""
+    """Check half precision, thresholds, results and card; other tests check the trainings before."""
     trained = tmp_path / "trained"
     shutil.copytree(checkpoint, trained)
     shutil.copyfile(f"{EMBEDDED_CHECKPOINT}/training.json", trained / "training.json")
@@ -211,8 +204,8 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     assert VCPCLIPConfig.from_pretrained(tmp_path / "out").backbone_name_or_path is None
 
 
-def test_generated_data_of_the_examples_is_that_of_the_hub_config():
-    products = pretrain_clip.select_products("seen")
+def test_test_images_show_no_training_products():
+    products = select_products("seen")
     assert not set(embedded_checkpoint.KEPT_OUT) - set(products)
     data = load_anomaly_dataset("synthetic", split="test", num_images=0, num_test_images=20, size=48)
     assert not set(data["product"]) & set(products)
@@ -227,7 +220,7 @@ def normal_images(tmp_path_factory):
 
 
 def test_predict(normal_images, tmp_path, capsys):
-    predict.main([str(normal_images), "--output_dir", str(tmp_path), "--tile_size", "48"])
+    predict.main(str(normal_images), str(tmp_path))
     out = capsys.readouterr().out
     assert "12 segmented, 0 done before, 0 failed" in out and out.count("marble") == 0
     scores = [float(line.split()[0]) for line in out.splitlines() if line[:2] in ("0.", "1.")]
@@ -235,7 +228,35 @@ def test_predict(normal_images, tmp_path, capsys):
 
 
 def test_calibrate(normal_images, tmp_path, capsys):
-    calibrate.main([str(normal_images), "--false_alarm_rate", "0.2", "--output_dir", str(tmp_path)])
+    calibrate.main(str(normal_images), str(tmp_path))
     out = capsys.readouterr().out
     assert "from 9 normal images" in out and "Of 3 further normal images" in out
     assert VCPCLIPImageProcessor.from_pretrained(tmp_path).calibration["image"]["num_images"] == 9
+
+
+def test_evaluate(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "MODEL", checkpoint)
+    monkeypatch.setattr(evaluate, "DATASETS", {"synthetic": {"num_images": 0, "num_test_images": 20, "size": 48}})
+    evaluate.main(str(tmp_path))
+    assert "AUROC" in capsys.readouterr().out and (tmp_path / "results.md").is_file()
+    assert list((tmp_path / "sheets" / "synthetic").iterdir())
+
+
+def test_export(checkpoint, normal_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "MODEL", checkpoint)
+    image = str(normal_images / "00.png")
+    export.main(image, str(tmp_path / "exported"))
+    assert f"{image}: score 0." in capsys.readouterr().out
+    assert (tmp_path / "exported" / "model.onnx").is_file()
+
+
+def test_train_takes_an_ablation(tmp_path, monkeypatch, capsys):
+    make_model_folder(tmp_path)
+    options = ["--model", str(tmp_path / "model"), "--ablation", "fusion-weight-0.5", "--max_train_steps", "1"]
+    options += ["--dataset", "synthetic", "--split", "train", "--per_device_train_batch_size", "4"]
+    options += ["--dataset_options", f"{{num_images: 4, num_test_images: 0, size: 48, cache_dir: {tmp_path}}}"]
+    options += ["--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["train.py", *options])
+    assert train.main() == 0
+    assert "step 1, loss" in capsys.readouterr().out
+    assert VCPCLIPModel.from_pretrained(tmp_path / "run" / "last").config.fusion_weight == 0.5

@@ -1,12 +1,12 @@
-"""The examples that draw the paper's figures, on a tiny model."""
+"""The examples that draw the paper's figures, with a tiny model."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from examples import attention_maps as attention_example
-from examples import text_embedding_tsne as tsne_example
+from examples.research import attention_maps as attention_example
+from examples.research import text_embedding_tsne as tsne_example
 from tests.common import tiny_model
 from vcp_clip_hf import VCPCLIPImageProcessor
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
-    """Generated datasets go where the test's other files are."""
+    """Write generated datasets to the temporary folder of the test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -36,9 +36,9 @@ def picture(height: int = 40, width: int = 96) -> Image.Image:
 # --- attention ------------------------------------------------------------------------------------------------------
 
 
-def test_attention_maps_are_the_models(checkpoint):
+def test_attention_maps_are_those_of_the_model(checkpoint):
     model, processor = tiny_model(), VCPCLIPImageProcessor.from_pretrained(checkpoint)
-    image = picture(48, 48)  # no resize of the maps but from patches to pixels
+    image = picture(48, 48)  # maps are resized only from patches to pixels
     for layer in (None, 1):
         maps = attention_example.attention_maps(model, processor, image, layer)
         heads = model.config.post_vcp_num_heads
@@ -47,19 +47,19 @@ def test_attention_maps_are_the_models(checkpoint):
             outputs = model(**processor(image, return_tensors="pt"), output_attentions=True)
         index = model.config.feature_layers.index(layer or model.config.feature_layers[-1])
         attention = outputs.attentions[index][0]
-        # bilinear between patches keeps the mean of the middle of each patch: 1 on the whole
+        # bilinear upsampling keeps the mean value approximately: 1
         np.testing.assert_allclose(maps.mean(axis=(2, 3)), 1, atol=0.1)
         expected = torch.nn.functional.interpolate(
             attention.unflatten(-1, (6, 6)) * 36, size=(48, 48), mode="bilinear", align_corners=False
         )
         np.testing.assert_allclose(maps, expected, atol=1e-5)
-    with pytest.raises(ValueError, match=r"layer=9 is none of the feature layers \[1, 2, 3, 4\]"):
+    with pytest.raises(ValueError, match=r"layer=9 is not one of the feature layers \[1, 2, 3, 4\]"):
         attention_example.attention_maps(model, processor, image, 9)
     with pytest.raises(ValueError, match="no Post-VCP"):
         attention_example.attention_maps(tiny_model(use_post_vcp=False), processor, image)
 
 
-def test_padding_is_cut_off(checkpoint):
+def test_padding_is_removed(checkpoint):
     model = tiny_model()
     processor = VCPCLIPImageProcessor.for_model(model.config, resize_mode="pad")
     maps = attention_example.attention_maps(model, processor, picture(24, 48))
@@ -83,7 +83,7 @@ def test_attention_figure_of_files_and_of_generated_pictures(checkpoint, tmp_pat
 # --- t-SNE ----------------------------------------------------------------------------------------------------------
 
 
-def test_directions_are_the_models_and_do_not_depend_on_the_batch(checkpoint):
+def test_directions_are_those_of_the_model_and_independent_of_the_batch(checkpoint):
     model, processor = tiny_model(), VCPCLIPImageProcessor.from_pretrained(checkpoint)
     images = [picture(48, 48 + 8 * index) for index in range(5)]
     found = tsne_example.text_directions(model, processor, iter(images), batch_size=2)
@@ -102,7 +102,7 @@ def test_directions_are_the_models_and_do_not_depend_on_the_batch(checkpoint):
     assert "post_vcp" not in tsne_example.text_directions(tiny_model(use_post_vcp=False), processor, images)
 
 
-def test_separation_tells_clusters_from_a_mixture():
+def test_separation_is_high_for_clusters_and_low_for_a_mixture():
     random = np.random.default_rng(0)
     centers = np.eye(3, dtype=np.float32).repeat(10, axis=0)
     products = [name for name in "abc" for _ in range(10)]
@@ -123,7 +123,7 @@ def test_tsne_figure(checkpoint, tmp_path, capsys):
     assert "8 pictures of 2 products" in capsys.readouterr().out
     with Image.open(output) as drawn:
         assert drawn.width > 1000 and np.asarray(drawn.convert("L")).std() > 5
-    with pytest.raises(SystemExit, match="it takes two products"):
+    with pytest.raises(SystemExit, match="at least two products"):
         tsne_example.main(["--model", checkpoint, "--products", "marble", "--images_per_product", "4"])
     with pytest.raises(SystemExit, match="error:"):
         tsne_example.main(["--model", checkpoint, "--products", "nothing"])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import CLIPTokenizer, Trainer, TrainingArguments, ViTConfig, ViTModel
 
-from examples.reference_forward import reference_forward
 from tests.common import Golden, golden, pixels, tiny_clip, tiny_config, tiny_model, tiny_tokenizer
+from tests.reference_forward import reference_forward
 from vcp_clip_hf import VCPCLIPModel
 from vcp_clip_hf.convert_vcp_clip_to_hf import convert_checkpoint, official_image_processor
 from vcp_clip_hf.prompts import tokenize_prompts

@@ -217,13 +217,16 @@ def test_a_push_has_all_parts_of_a_checkpoint_and_no_path_of_this_machine(scene)
     assert "license: apache-2.0" in card and "Converted from their file `train.pth`" in card
     assert "base_model" not in card
 
-    arguments = ("alice/no_code", "--model", str(scene.checkpoint), "--no_code", "--revision", "next")
-    assert "/alice/no_code/commit/" in scene.client.submit(hub_client.example, *arguments, token=ALICE).result()
+    arguments = ("push", "alice/no_code", "--model", str(scene.checkpoint), "--no-code", "--revision", "next")
+    assert "/alice/no_code/commit/" in scene.client.submit(hub_client.command, *arguments, token=ALICE).result()
     repository = scene.hub.repository("alice/no_code")
     files = repository.files("next")
     assert list(repository.files("main")) == [".gitattributes"]
     assert not [name for name in files if name.endswith(".py")]
     assert "trust_remote_code" not in files["README.md"].decode()
+
+    pushed = scene.client.submit(hub_client.example, "alice/example", scene.checkpoint, token=ALICE).result()
+    assert "/alice/example/commit/" in pushed
     assert "auto_map" not in json.loads(files["config.json"])
 
 

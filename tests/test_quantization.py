@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig, QuantoConfig
 
-from examples import compare_with_rivals
+from examples.research import compare_with_rivals
 from tests.common import pixels, tiny_model
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.backbone_loading import quantize_backbone_only

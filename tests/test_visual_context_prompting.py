@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from examples.reference_forward import post_vcp
 from tests.common import tiny_config, tiny_model
+from tests.reference_forward import post_vcp
 
 
 def test_the_folded_post_vcp_equals_the_plain_one():

@@ -295,6 +295,9 @@ def evaluate(
     protocol: Annotated[
         str, typer.Option(help="Protocol of the measurement: default, authors or native.")
     ] = "default",
+    ablation: Annotated[
+        str | None, typer.Option(help="Ablation of the paper to apply to the checkpoint; one that needs no training.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for tables and sheets of pictures.")
     ] = None,
@@ -304,14 +307,20 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on annotated datasets: a table per product, beside the paper's numbers."""
     from accelerate import Accelerator
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+    from .ablations import load_ablation
     from .data import load_anomaly_dataset
     from .evaluation import evaluate as run
     from .evaluation_report import PROTOCOLS
 
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"protocol {protocol!r} must be one of {', '.join(PROTOCOLS)}")
+    fields, image_processor = {}, AutoImageProcessor.from_pretrained(model)
+    if ablation is not None:
+        variant = load_ablation(ablation)
+        variant.check_without_training(AutoConfig.from_pretrained(model))
+        fields, image_processor = variant.config_fields, variant.image_processor(image_processor)
     accelerator = Accelerator()
     datasets = {}
     for entry in dataset:
@@ -319,8 +328,8 @@ def evaluate(
         with accelerator.main_process_first():
             datasets[name] = load_anomaly_dataset(name, data_dir=folder, split=split, products=products)
     report = run(
-        AutoModel.from_pretrained(model, dtype=dtype),
-        AutoImageProcessor.from_pretrained(model),
+        AutoModel.from_pretrained(model, dtype=dtype, **fields),
+        image_processor,
         datasets,
         protocol,
         batch_size,
@@ -328,6 +337,8 @@ def evaluate(
         accelerator,
         sheets_dir=None if output is None else output / "sheets",
     )
+    if ablation is not None:
+        report.settings["ablation"] = ablation
     if accelerator.is_main_process:
         typer.echo(report.to_text())
         if output is not None:

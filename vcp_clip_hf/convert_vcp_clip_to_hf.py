@@ -9,6 +9,7 @@ the deep prompts are plain tensors. The file is a pickle, and is read with `weig
 
 import argparse
 import hashlib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -118,9 +119,10 @@ def convert_checkpoint(
 def official_image_processor(config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
     """Return the authors' processing: squash, sigma 8, score from the 2000 largest pixels of both branches."""
     height, width = config.input_size
-    # the authors count pixels, so that the fraction depends on the size
-    fraction = AUTHORS_SCORING["top_k_fraction"] * 518**2 / (height * width)
-    return VCPCLIPImageProcessor.for_model(config, **{**AUTHORS_SCORING, "top_k_fraction": min(1.0, fraction)})
+    # The authors average a fixed number of pixels, so the fraction depends on the input size
+    num_pixels = round(AUTHORS_SCORING["top_k_fraction"] * math.prod(VCPCLIPConfig().input_size))
+    fraction = min(1.0, num_pixels / (height * width))
+    return VCPCLIPImageProcessor.for_model(config, **{**AUTHORS_SCORING, "top_k_fraction": fraction})
 
 
 def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:

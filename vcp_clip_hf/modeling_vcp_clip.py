@@ -169,11 +169,12 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         # 1. the configuration, with overrides among the keyword arguments; the rest says how to build the model
         loading = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
         if not isinstance(config, PreTrainedConfig):
-            attention = {name: loading.pop(name) for name in ("attn_implementation",) if name in loading}
+            # Arguments that a configuration would take as its own fields
+            building = {name: loading.pop(name) for name in ("attn_implementation", "dtype") if name in loading}
             config, loading = cls.config_class.from_pretrained(
                 config or location, return_unused_kwargs=True, **hub_arguments, **loading
             )
-            loading.update(attention)
+            loading.update(building)
         # 2. the learned part, 3. the frozen backbone, 4. both together
         state_dict = load_adapter_weights(location, variant, hub_arguments)
         state_dict.update(load_backbone_weights(config, location, hub_arguments))
@@ -617,7 +618,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
 
-        # 1. the image tower
+        # 1. the image tower, or its results
         hidden_states = None
         if (pixel_values is None) == (patch_tokens is None) or (patch_tokens is not None and image_embeds is None):
             raise ValueError(
@@ -630,35 +631,21 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             self._check_patch_tokens(patch_tokens)
             batch_size, size, own_embeds = patch_tokens.shape[0], self.config.input_size, image_embeds
             patch_tokens = patch_tokens.to(self.dtype).unbind(dim=1)
-        if image_embeds is None:
-            image_embeds = own_embeds
-        elif image_embeds.ndim != 2 or image_embeds.shape[0] not in (1, batch_size):
-            raise ValueError(
-                f"image_embeds has shape {tuple(image_embeds.shape)}, expected"
-                f" ({batch_size} or 1, {self.config.projection_dim})."
-            )
-        else:
-            image_embeds = image_embeds.to(own_embeds.device, self.dtype)
+        image_embeds = (
+            own_embeds if image_embeds is None else self._prompting_embeds(image_embeds, own_embeds, batch_size)
+        )
 
         # 2. the prompted text tower, once for all images that share their global features
         text_embeds = self.encode_text(image_embeds, prompt_input_ids).expand(batch_size, -1, -1)
-        image_embeds = image_embeds.expand(batch_size, -1)
 
         # 3. patches against text, in both branches: (B, K, N) differences of logits
-        base, vcp, attentions = self._layer_logits(patch_tokens, text_embeds)
+        base_logits, vcp_logits, attentions = self._layer_logits(patch_tokens, text_embeds)
 
-        # 4. to pixels, to probabilities, to the mean over layers
-        patch_size = self.config.vision_config.patch_size
-        grid = (size[0] // patch_size, size[1] // patch_size)
-        logits = base if vcp is None else torch.cat([base, vcp], dim=1)
-        layer_maps = nn.functional.interpolate(
-            logits.unflatten(-1, grid), size=size, mode="bilinear", align_corners=True
-        ).sigmoid_()  # in place: these are the largest tensors of the heads
-        base_layer_maps, vcp_layer_maps = layer_maps[:, : base.shape[1]], None
+        # 4. to pixels and probabilities, then the mean over layers and the fusion
+        base_layer_maps, vcp_layer_maps = self._layer_maps(base_logits, vcp_logits, size)
         anomaly_map = base_map = base_layer_maps.mean(dim=1)
         vcp_map = None
-        if vcp is not None:
-            vcp_layer_maps = layer_maps[:, base.shape[1] :]
+        if vcp_layer_maps is not None:
             vcp_map = vcp_layer_maps.mean(dim=1)
             anomaly_map = torch.lerp(base_map, vcp_map, float(self.config.fusion_weight))
 
@@ -666,7 +653,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         loss = None
         if labels is not None:
             self._check_labels(labels, (batch_size, *size))
-            labels = labels.to(layer_maps.device)
+            labels = labels.to(base_layer_maps.device)
             loss = segmentation_loss(base_layer_maps, labels)
             if vcp_layer_maps is not None:
                 loss = loss + segmentation_loss(vcp_layer_maps, labels)
@@ -679,10 +666,31 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             base_layer_maps=base_layer_maps if output_layer_maps else None,
             vcp_layer_maps=vcp_layer_maps if output_layer_maps else None,
             text_embeds=text_embeds,
-            image_embeds=image_embeds,
+            image_embeds=image_embeds.expand(batch_size, -1),
             attentions=attentions if output_attentions and attentions else None,
             hidden_states=hidden_states,
         )
+
+    def _prompting_embeds(self, image_embeds: torch.Tensor, own_embeds: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Return the given global features, checked, on the device and in the dtype of the images' own."""
+        if image_embeds.ndim != 2 or image_embeds.shape[0] not in (1, batch_size):
+            raise ValueError(
+                f"image_embeds has shape {tuple(image_embeds.shape)}, expected"
+                f" ({batch_size} or 1, {self.config.projection_dim})."
+            )
+        return image_embeds.to(own_embeds.device, self.dtype)
+
+    def _layer_maps(
+        self, base_logits: torch.Tensor, vcp_logits: torch.Tensor | None, size: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Upsample the logits of both branches, (B, K, N), to probabilities at the image size, (B, K, H, W)."""
+        patch_size = self.config.vision_config.patch_size
+        grid = (size[0] // patch_size, size[1] // patch_size)
+        logits = base_logits if vcp_logits is None else torch.cat([base_logits, vcp_logits], dim=1)
+        maps = nn.functional.interpolate(logits.unflatten(-1, grid), size=size, mode="bilinear", align_corners=True)
+        maps = maps.sigmoid_()  # in place: these are the largest tensors of the heads
+        num_layers = base_logits.shape[1]
+        return maps[:, :num_layers], None if vcp_logits is None else maps[:, num_layers:]
 
     def _check_patch_tokens(self, patch_tokens: torch.Tensor) -> None:
         height, width = self.config.input_size

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .ablations import load_ablation
 from .atomic_write import atomic_folder
 from .checkpoint_folder import CheckpointParts, load_parts, save_parts
 from .evaluation import evaluate
@@ -115,7 +116,7 @@ def train(
             f" configuration {config.gradient_accumulation_steps}. Use the same, or make_accelerator(config)."
         )
     set_seed(config.seed)
-    parts = load_parts(config.model, config.backbone, dtype=torch.float32, untrained=True)
+    parts = _load_parts(config)
     model, image_processor, tokenizer = parts.model, parts.image_processor, parts.tokenizer
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -496,3 +497,13 @@ def _flat(config: TrainingConfig) -> dict[str, Any]:
         name: value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
         for name, value in dataclasses.asdict(config).items()
     }
+
+
+def _load_parts(config: TrainingConfig) -> CheckpointParts:
+    """Load the checkpoint to train, with the fields of the ablation if one is named."""
+    ablation = None if config.ablation is None else load_ablation(config.ablation)
+    fields = {} if ablation is None else ablation.config_fields
+    parts = load_parts(config.model, config.backbone, dtype=torch.float32, untrained=True, **fields)
+    if ablation is not None:
+        parts.image_processor = ablation.image_processor(parts.image_processor)
+    return parts

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import yaml
 
+from .ablations import load_ablation, paper_settings_file
+
 
 __all__ = ["TrainingConfig"]
 
@@ -77,6 +79,10 @@ class TrainingConfig:
     model: str = field(
         default=".",
         metadata=_about(_MODEL, "folder or Hub repository with the config.json of the checkpoint to train"),
+    )
+    ablation: str | None = field(
+        default=None,
+        metadata=_about(_MODEL, "ablation of the paper by name, see hub_configs/ablations.yaml"),
     )
     backbone: str | None = field(
         default=None, metadata=_about(_MODEL, "CLIP's repository or folder, instead of the one that config.json names")
@@ -217,6 +223,8 @@ class TrainingConfig:
                 "image_feature_dir needs augmentation=false, mosaic_probability=0 and"
                 " synthetic_anomaly_probability=0: they make other images in every epoch."
             )
+        if self.ablation is not None:
+            load_ablation(self.ablation)  # an unknown name is an error
         if self.dataset in self.evaluation_targets and not self.allow_training_on_target:
             raise ValueError(
                 f"dataset={self.dataset!r} is also in evaluation_targets={self.evaluation_targets}: a zero-shot"
@@ -254,7 +262,7 @@ class TrainingConfig:
     @classmethod
     def from_file(cls, path: str | os.PathLike, **overrides: Any) -> "TrainingConfig":
         """Read a YAML or JSON file; `overrides` replace its values."""
-        return cls.from_dict({**_read(path), **overrides})
+        return cls.from_dict(_merged(path, overrides))
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str] | None = None, **parser_options: Any) -> "TrainingConfig":
@@ -278,7 +286,7 @@ class TrainingConfig:
         given = {name: yaml.safe_load(value) for name, value in vars(options).items() if value is not None}
         file = given.pop("config", None)
         try:
-            return cls.from_dict({**(_read(file) if file else {}), **given})
+            return cls.from_dict(_merged(file, given))
         except (ValueError, OSError) as error:
             parser.error(str(error))
 
@@ -289,6 +297,18 @@ class TrainingConfig:
     def save(self, path: str | os.PathLike) -> None:
         """Write a YAML file that `from_file` reads back."""
         Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _merged(file: str | os.PathLike | None, given: dict[str, Any]) -> dict[str, Any]:
+    """
+    Return the settings of a file, replaced by the given ones. An ablation changes the paper's main setting unless a
+    file or a model is given, and has its own output folder.
+    """
+    ablation = given.get("ablation")
+    if ablation is not None:
+        file = paper_settings_file() if file is None and "model" not in given else file
+        given = {"output_dir": f"runs/ablation-{ablation}", **given}
+    return {**(_read(file) if file is not None else {}), **given}
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:

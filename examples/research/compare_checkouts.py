@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODELS = {"vit-large-patch14 at 518": 518, "embedded checkpoint": None}
@@ -116,15 +116,20 @@ def compare(other: Path, name: str, dtype: str, batch_size: int, rounds: int) ->
             process.wait()
 
 
-def main() -> None:
-    """Print one table."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--other", type=Path, required=True, help="folder of another checkout")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Print one table."""
+    options = make_parser().parse_args()
     print("| model, dtype | way | median seconds | ratio to the other checkout, round by round: median (min to max) |")
     print("|---|---|---:|---:|", flush=True)
     for name in options.models:

@@ -1,9 +1,7 @@
-import sys
-
 import numpy as np
 from PIL import Image
 
-from examples import contact_sheet as example
+from examples.research import contact_sheet as example
 from vcp_clip_hf.data import load_anomaly_dataset
 
 from . import trees
@@ -28,17 +26,12 @@ def test_picks_are_spread_over_products_and_defects(tmp_path):
     assert example.pick(dataset, 100) == list(range(18))
 
 
-def test_the_sheet_shows_the_outline(tmp_path, monkeypatch, capsys):
+def test_the_sheet_shows_the_outline(tmp_path, capsys):
     trees.mpdd(tmp_path / "mpdd")
     output = tmp_path / "sheet.png"
     arguments = ["mpdd", str(tmp_path / "mpdd"), "--split", "test", "--products", "tubes", "--side", "80"]
     arguments += ["--columns", "2", "--option", "layout=official", "--output", str(output)]
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["contact_sheet.py", *arguments],
-    )
-    example.main()
+    example.main(arguments)
     sheet = np.asarray(Image.open(output))
     assert sheet.shape == (2 * (2 * trees.HEIGHT + 28 + 4), 2 * (80 + 4), 3)
     red = (sheet == example.OUTLINE).all(axis=-1)

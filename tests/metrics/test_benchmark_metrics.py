@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 
@@ -7,7 +5,7 @@ import pytest
 pytest.importorskip("sklearn.metrics")
 pytest.importorskip("skimage.measure")
 
-from examples import benchmark_metrics
+from examples.research import benchmark_metrics
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +32,9 @@ def test_the_methods_agree(folder):
         assert lower <= value <= upper, name
 
 
-def test_it_runs_as_a_program(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["benchmark_metrics.py", "--images", "4", "--size", "48", "--repeat", "1"])
-    # Here, not in processes of their own: their imports take longer than the work
+def test_the_program_prints_both_tables(monkeypatch, capsys):
+    # in this process: the imports of new processes would take longer than the work
     monkeypatch.setattr(benchmark_metrics, "measure_in_a_process", benchmark_metrics.measure_method)
-    benchmark_metrics.main()
+    benchmark_metrics.main(["--images", "4", "--size", "48", "--repeat", "1"])
     output = capsys.readouterr().out
     assert "| exact |" in output and "| pixel_pro_200 |" in output

@@ -1,0 +1,157 @@
+"""Write the folders of `hub_configs/`: one for each named checkpoint.
+
+    python -m examples.research.write_hub_configs
+
+Every folder has the `config.json` of a checkpoint (loadable with `VCPCLIPConfig.from_pretrained`), its
+`preprocessor_config.json`, and a `train.yaml` (for `examples/train.py --config`). This file states what differs from
+the paper's main setting; a test compares the folders with it. The ablations stand in `hub_configs/ablations.yaml`.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor
+from vcp_clip_hf.generator import possible_defects, select_products
+from vcp_clip_hf.prompts import tokenize_prompts
+
+from . import pretrain_clip
+from .captioned_views import load_tokenizer
+
+
+__all__ = ["KEPT_OUT", "ROOT", "embedded_config", "embedded_products", "settings", "write"]
+
+ROOT = Path(__file__).parents[2] / "hub_configs"
+
+_BACKBONES = {
+    "vit-large-patch14-336": "openai/clip-vit-large-patch14-336",
+    "vit-large-patch14-224": "openai/clip-vit-large-patch14",
+    "vit-base-patch16-224": "openai/clip-vit-base-patch16",
+}
+_TOWERS = {
+    "vit-large-patch14-224": {
+        "vision_config": {**VCPCLIPConfig().vision_config.to_dict(), "image_size": 224},
+    },
+    "vit-base-patch16-224": {
+        "text_config": {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_attention_heads": 8,
+            "projection_dim": 512,
+            "hidden_act": "gelu",
+        },
+        "vision_config": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "patch_size": 16,
+            "image_size": 224,
+            "projection_dim": 512,
+            "hidden_act": "gelu",
+        },
+        "projection_dim": 512,
+        # 518 is not a multiple of 16; the paper does not state its size
+        "image_size": 512,
+    },
+}
+# Auxiliary dataset of a training run, and the datasets to evaluate it on
+_VISA = {
+    "dataset": "visa",
+    "evaluation_targets": ["mvtec_ad", "bsd", "gc10_det", "ksdd2", "msd", "road", "rsdd", "btad", "dagm"],
+}
+_MVTEC = {
+    "dataset": "mvtec_ad",
+    "evaluation_targets": ["visa"],
+    "learning_rate": 2e-5,
+    "mosaic_probability": 0.2,
+}
+
+
+def settings() -> dict[str, tuple[dict, dict]]:
+    """Return folder -> fields that differ from the paper's main configuration, and settings of the training."""
+    main = "vcp-clip-vit-large-patch14-336"
+    return {
+        f"{main}-visa": ({}, _VISA),
+        f"{main}-mvtec-ad": ({}, _MVTEC),
+        "vcp-clip-vit-large-patch14-224": (_TOWERS["vit-large-patch14-224"], _VISA),
+        "vcp-clip-vit-base-patch16-224": (_TOWERS["vit-base-patch16-224"], _VISA),
+        "vcp-clip-baseline": ({"use_pre_vcp": False, "use_post_vcp": False}, _VISA),
+    }
+
+
+# Families that look like products of the real data sets on which the embedded checkpoint is measured. It is not
+# trained on them, so that those products are of unseen kinds
+KEPT_OUT = (
+    "ball_screw",
+    "carbon_block",
+    "commutator",
+    "ferrite_tile",
+    "nut_kernel",
+    "radial_pattern",
+    "rolled_steel",
+    "transistor",
+)
+
+
+def embedded_products() -> list[str]:
+    """Return the families that the embedded checkpoint is trained on."""
+    return sorted(name for name in set(select_products("seen")) - set(KEPT_OUT) if possible_defects(name))
+
+
+def embedded_config() -> VCPCLIPConfig:
+    """Return the configuration of the embedded checkpoint: VCP-CLIP on the CLIP of `pretrain_clip.py`."""
+    options = pretrain_clip.parse(["--output_dir", ""])
+    tokenizer = load_tokenizer(options)
+    clip = pretrain_clip.make_config(tokenizer, options)
+    states = {"normal": ["a photo of a good {}"], "abnormal": ["a photo of a damaged {}"]}
+    fields = {}
+    for state, prompts in states.items():
+        fields[f"{state}_prompts"] = prompts
+        fields[f"{state}_prompt_input_ids"] = tokenize_prompts(prompts, tokenizer, len(tokenizer))
+    return VCPCLIPConfig(
+        text_config=clip.text_config.to_dict(),
+        vision_config=clip.vision_config.to_dict(),
+        projection_dim=clip.projection_dim,
+        image_size=224,
+        category_token_id=len(tokenizer),
+        **fields,
+    )
+
+
+_EMBEDDED_RUN = {
+    "output_dir": "runs/vcp-clip-tiny",
+    "dataset": "synthetic",
+    "split": "train",
+    "dataset_options": {"num_images": 6000, "size": 256},
+    "products": embedded_products(),
+    "validation_products": 0,
+    # there are enough pictures; without augmentation the frozen tower runs once per picture
+    "augmentation": False,
+    "image_feature_dir": "runs/vcp-clip-tiny/image_features",
+    "learning_rate": 1e-3,
+    "num_train_epochs": 3,
+    "mixed_precision": "bf16",
+}
+
+
+def write(root: Path = ROOT) -> None:
+    """Write all folders."""
+    for name, (fields, training) in settings().items():
+        backbone = next((key for key in _BACKBONES if name.endswith(key)), "vit-large-patch14-336")
+        config = VCPCLIPConfig(**{"backbone_name_or_path": _BACKBONES[backbone], **fields})
+        run = {"output_dir": f"runs/{name}", **training, "validation_products": 2}
+        _write_folder(root / name, config, {}, run)
+    config = embedded_config()
+    _write_folder(root / "vcp-clip-tiny", config, {"smoothing_sigma": 3.5}, _EMBEDDED_RUN)
+
+
+def _write_folder(folder: Path, config: VCPCLIPConfig, processing: dict, run: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    VCPCLIPImageProcessor.for_model(config, **processing).save_pretrained(folder)
+    (folder / "train.yaml").write_text(yaml.safe_dump(run, sort_keys=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
