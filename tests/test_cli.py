@@ -253,6 +253,28 @@ def test_calibrate_on_normal_images_and_with_defects(checkpoint, images, tmp_pat
     assert "best F1" in done.stdout
 
 
+def test_calibrate_does_not_stop_at_unreadable_files(checkpoint, images, tmp_path):
+    (tmp_path / "broken.png").write_text("not an image")
+    arguments = ["-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2]
+    done = run("calibrate", images, tmp_path / "broken.png", tmp_path / "gone", *arguments, check=1)
+    assert "from 7 normal images" in done.stdout and "saved in" in done.stdout
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 2 and "broken.png" in failed[0] and "gone" in failed[1]
+    assert "left out: 1 with other endings (.txt 1)" in done.stderr
+    assert "broken.png" in run("calibrate", tmp_path / "broken.png", *arguments, check=1).stderr
+
+
+def test_predict_is_refused_with_other_settings(checkpoint, images, tmp_path):
+    arguments = ["predict", images, "-o", tmp_path, "-m", checkpoint, "--num-workers", 0]
+    run(*arguments)
+    done = run(*arguments, "--threshold", 0.4, check=1)
+    assert "threshold: 0.5 -> 0.4" in done.stderr and "--overwrite" in done.stderr
+    assert "7 images segmented" in run(*arguments, "--threshold", 0.4, "--overwrite").stdout
+    # annotations are added to a finished run
+    assert "7 with missing outputs" in run(*arguments, "--threshold", 0.4, "--format", "coco").stdout
+    assert json.loads((tmp_path / "predictions.coco.json").read_text())["annotations"]
+
+
 def test_evaluate(checkpoint, tmp_path):
     for index, record in enumerate(make_records(6)):
         kind = "broken" if record["label"] else "good"

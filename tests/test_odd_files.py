@@ -31,7 +31,7 @@ def test_the_command_line_does_the_rest_and_lists_the_failures(folder):
     """A real process, whose terminal cannot print every name."""
     odd_files.make_pipe().save_pretrained(folder / "checkpoint")
     arguments = ["predict", folder / "parts" / "good", folder / "gone", "-o", folder / "parts" / "good" / "results"]
-    arguments += ["-m", folder / "checkpoint", "--num-workers", "0"]
+    arguments += ["-m", folder / "checkpoint", "--num-workers", "0", "--overwrite"]
     done = subprocess.run(
         [sys.executable, "-m", "vcp_clip_hf.cli", *map(str, arguments)],
         cwd=odd_files.DOCUMENT.parent.parent,

@@ -386,6 +386,25 @@ def test_thresholds_are_kept_with_the_settings_they_belong_to(checkpoint, as_def
         assert all(result["label"] == "normal" and result["mask"] is None for result in results)
 
 
+def test_calibration_leaves_out_unreadable_images(fresh, pictures, tmp_path, caplog):
+    (tmp_path / "broken.png").write_text("not an image")
+    paths = [str(tmp_path / "broken.png")]
+    for index, each in enumerate(pictures):
+        each.save(tmp_path / f"{index}.png")
+        paths.append(str(tmp_path / f"{index}.png"))
+    failed: list[tuple[str, str]] = []
+    found = fresh.calibrate(paths, false_alarm_rate=0.4, on_error="return", failed=failed)
+    assert found.num_images == len(pictures) and [path for path, _ in failed] == paths[:1]
+    assert found == fresh.calibrate(paths[1:], false_alarm_rate=0.4)
+    labels = [1] + [index % 2 for index in range(len(pictures))]
+    assert fresh.calibrate(paths, labels, on_error="return") == fresh.calibrate(paths[1:], labels[1:])
+    assert "broken.png is left out of the calibration" in caplog.text
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        fresh.calibrate(paths, false_alarm_rate=0.4)
+    with pytest.raises(ValueError, match=r"None of the images could be read.*broken\.png"):
+        fresh.calibrate(paths[:1], on_error="return")
+
+
 def test_calibration_does_not_change_settings_that_it_was_not_given(fresh):
     before = fresh.image_processor.to_dict()
     fresh.calibrate([picture(50, 60, seed=100 + index) for index in range(9)], false_alarm_rate=0.1, min_area=3)
