@@ -20,7 +20,7 @@ from tests.training_run import make_model_folder
 from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import evaluate
-from vcp_clip_hf.image_sources import find_inputs
+from vcp_clip_hf.input_images import find_inputs
 from vcp_clip_hf.prediction import predict_files, read_predictions
 from vcp_clip_hf.training import train
 from vcp_clip_hf.training_config import TrainingConfig

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vcp_clip_hf.image_sources import InputImage
+from vcp_clip_hf.input_images import InputImage
 from vcp_clip_hf.picture_writer import PictureWriter, is_whole
 
 

@@ -253,7 +253,7 @@ def calibrate(
 ) -> None:
     """Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too."""
     from .checkpoint_folder import CheckpointParts, save_calibration
-    from .image_sources import find_inputs
+    from .input_images import find_inputs
 
     if output is None:
         if model == EMBEDDED_CHECKPOINT or not Path(model).is_dir():

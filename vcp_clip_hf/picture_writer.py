@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .image_sources import InputImage, is_url
+from .input_images import InputImage, is_url
 from .visualization import overlay
 
 

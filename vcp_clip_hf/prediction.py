@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from .atomic_write import atomic_file
 from .image_files import LeftOut
-from .image_sources import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
+from .input_images import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
 from .interruption import stop_on_signal
 from .picture_writer import PICTURE_FOLDERS, PictureWriter
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .atomic_write import atomic_file
-from .image_sources import is_url
+from .input_images import is_url
 
 
 __all__ = [

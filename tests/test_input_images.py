@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vcp_clip_hf.image_sources import find_inputs, list_inputs
+from vcp_clip_hf.input_images import find_inputs, list_inputs
 
 
 def touch(root: Path, *names: str) -> None:
