@@ -4,6 +4,7 @@ import copy
 import inspect
 import logging
 import math
+import threading
 
 import accelerate
 import pytest
@@ -20,6 +21,7 @@ from vcp_clip_hf.accelerated_inference import (
     freeze_for_export,
 )
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
+from vcp_clip_hf.prompts import PromptPlan
 
 
 VARIANTS = {
@@ -124,7 +126,7 @@ def test_little_of_the_text_is_left_to_compute():
     """After the first call, each text block sees the category tokens and what follows them, and nothing before."""
     model, images = tiny_model(), pixels(2)
     fast = accelerate_inference(model)
-    plan, rows = model._prompt_plan(None), []
+    plan, rows = PromptPlan(model._prompt_ids(None), model.config, model.device), []
     fast.clip.text_model.encoder.layers[1].mlp.fc1.register_forward_pre_hook(
         lambda _, inputs: rows.append(inputs[0].shape[:-1].numel())
     )
@@ -198,12 +200,23 @@ CHANGES = {
     "a replaced parameter": lambda model: setattr(
         model.deep_prompts, "embeddings", torch.nn.Parameter(torch.rand_like(model.deep_prompts.embeddings))
     ),
-    "a replaced module": lambda model: setattr(model.deep_prompts, "projection", torch.nn.Linear(32, 32)),
+    "a replaced module": lambda model: setattr(model.deep_prompts, "projection", torch.nn.Linear(32, 32).eval()),
     "prompts": lambda model: model.set_prompts(["a fine {} here"], ["bad {}"], tiny_tokenizer()),
     "the fusion weight": lambda model: setattr(model.config, "fusion_weight", 0.1),
     # The parameters are the same objects on other memory, and PyTorch counts no change; bfloat16 rounds the values
     "another dtype and back": lambda model: model.bfloat16().float(),
     "a part's dtype and back": lambda model: model.clip.text_model.bfloat16().float(),
+    # What averaging of weights and merging of adapters do
+    "a text block through .data": lambda model: model.clip.text_model.encoder.layers[0].mlp.fc1.weight.data.mul_(1.5),
+    "the position table through .data": lambda model: (
+        model.clip.vision_model.embeddings.position_embedding.weight.data.mul_(3)
+    ),
+    "the epsilon of a LayerNorm": lambda model: setattr(
+        model.clip.text_model.encoder.layers[0].layer_norm1, "eps", 10.0
+    ),
+    "another activation": lambda model: setattr(
+        model.clip.text_model.encoder.layers[0].mlp, "activation_fn", torch.nn.ReLU().eval()
+    ),
     "other memory of a parameter": lambda model: setattr(
         model.deep_prompts.embeddings, "data", torch.rand_like(model.deep_prompts.embeddings)
     ),
@@ -262,11 +275,23 @@ def with_spectral_norm(model: VCPCLIPModel) -> VCPCLIPModel:
     return model
 
 
+def with_another_text_attention(model: VCPCLIPModel) -> VCPCLIPModel:
+    model.clip.text_model.config._attn_implementation = "flex_attention"
+    return model
+
+
+def with_one_part_in_training(model: VCPCLIPModel) -> VCPCLIPModel:
+    model.deep_prompts.train()
+    return model
+
+
 OBSTACLES = {
     "hook": (with_hook, r"clip\.vision_model\.encoder\.layers\.1\.mlp has hooks"),
     "adapter": (with_lora, r"q_proj is a Linear, such as an adapter"),
     "offloading": (accelerate.cpu_offload, "forward method of .* was replaced"),
     "parametrization": (with_spectral_norm, r"feature_projections\.0 is a Parametrized"),
+    "attention": (with_another_text_attention, "text tower has the attention implementation 'flex_attention'"),
+    "a part in training mode": (with_one_part_in_training, "deep_prompts is in training mode"),
     "training mode": (lambda model: model.train(), "training mode"),
     "accelerated already": (accelerate_inference, "accelerated copy already"),
 }
@@ -300,6 +325,22 @@ def test_a_hook_that_comes_later_fires():
     assert calls == [1]
 
 
+def test_hooks_for_all_modules_are_an_obstacle():
+    model = tiny_model()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert "all modules" in acceleration_obstacle(model)
+    finally:
+        handle.remove()
+    assert acceleration_obstacle(model) is None
+
+
+def test_a_model_that_cannot_be_copied_is_used_as_it_is():
+    model = tiny_model()
+    model.lock = threading.Lock()
+    assert accelerated_or_plain(model) is model
+
+
 def test_transformers_own_recording_is_not_an_obstacle():
     model = tiny_model()
     model.clip.vision_model(pixels(1, 32, 32), output_hidden_states=True)
@@ -315,8 +356,20 @@ def test_transformers_own_recording_is_not_an_obstacle():
         lambda fast: fast.save_pretrained("nowhere"),
         lambda fast: fast.load_state_dict({}),
         lambda fast: fast(pixels(1).requires_grad_()),
+        lambda fast: fast(pixels(1), image_embeds=torch.zeros(1, 32, requires_grad=True)),
+        lambda fast: fast.set_attn_implementation("eager"),
+        lambda fast: fast.resize_token_embeddings(520),
     ],
-    ids=["train", "set_prompts", "save_pretrained", "load_state_dict", "gradients of the input"],
+    ids=[
+        "train",
+        "set_prompts",
+        "save_pretrained",
+        "load_state_dict",
+        "gradients of the input",
+        "gradients of the global features",
+        "attention",
+        "vocabulary",
+    ],
 )
 def test_a_frozen_copy_says_what_to_do_instead(call):
     with pytest.raises(ValueError, match="accelerated model"):

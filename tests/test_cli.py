@@ -112,7 +112,8 @@ def test_predict_writes_maps_masks_overlays_and_records(checkpoint, images, tmp_
         assert set(np.unique(mask)) <= {0, 255}
         clear = abs(values - 0.5) > 1e-4
         np.testing.assert_array_equal((mask > 0)[clear], (values >= 0.5)[clear])
-        assert Image.open(tmp_path / record["overlay"]).size == image.size
+        overlay = Image.open(tmp_path / record["overlay"])
+        assert overlay.width > image.width and overlay.height >= image.height, "a color bar is beside it"
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     assert [row["image"] for row in rows] == [record["image"] for record in records]
 
@@ -135,7 +136,8 @@ def test_predict_from_files_patterns_and_with_options(checkpoint, images, tmp_pa
     coco = json.loads((tmp_path / "predictions.coco.json").read_text())
     assert len(coco["images"]) == 3 and coco["annotations"]
     annotation = coco["annotations"][0]
-    assert annotation["area"] >= 3 and len(annotation["segmentation"][0]) % 2 == 0 and len(annotation["bbox"]) == 4
+    assert annotation["id"] == 1 and annotation["area"] >= 3 and len(annotation["bbox"]) == 4
+    assert annotation["segmentation"]["size"] == [coco["images"][0]["height"], coco["images"][0]["width"]]
 
 
 def test_an_unreadable_file_is_listed_and_tried_again(checkpoint, images, tmp_path):

@@ -1,10 +1,12 @@
 """Evaluation: metrics of the maps, tables in every format, several processes, the paper's numbers."""
 
 import csv
+import html
 import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -132,7 +135,50 @@ def test_the_papers_table_is_complete():
             assert mean == pytest.approx(paper["datasets"][dataset]["VCP-CLIP"][metric], abs=0.1)
 
 
-def test_sheets_show_the_first_defects(tmp_path):
+def test_names_from_users_data_stay_text():
+    names = [
+        "<script>alert(1)</script>",
+        "a|b",
+        "[x](javascript:alert(1))",
+        "two\nlines",
+        "`x`",
+        "# y",
+        "not UTF-8 \udcff",
+    ]
+    values = dict.fromkeys(PROTOCOLS["default"].metrics, 0.5)
+    result = {
+        "mean": values,
+        "per_product": dict.fromkeys(names, values),
+        "counts": {name: {"images": 3} for name in names},
+        "reasons": {name: {"pixel_ap": f"no pixel of {name} is abnormal"} for name in names},
+    }
+    markdown = EvaluationReport({"<b>|": result}, PROTOCOLS["default"]).to_markdown()
+    rendered = MarkdownIt("commonmark").enable("table").render(markdown)
+    assert set(re.findall(r"</?(\w+)", rendered)) == {"table", "thead", "tbody", "tr", "th", "td", "p", "strong"}
+    cells = [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", rendered)]
+    shown = [" ".join(name.replace("\udcff", "?").split()) for name in names]
+    assert cells[: 2 * len(names)] == [each for name in shown for each in ("<b>|", name)]
+    assert rendered.count("<tr>") == len(names) + 2
+    text = EvaluationReport({"x": result}, PROTOCOLS["default"]).to_text()
+    assert len(text.splitlines()) == len(names) + 2 and text.encode()
+
+
+def test_results_of_products_with_any_name_are_saved(tmp_path):
+    values = dict.fromkeys(PROTOCOLS["default"].metrics, 0.5)
+    products = ["=1+1", "not UTF-8 \udcff", "two\nlines"]
+    result = {
+        "mean": values,
+        "per_product": dict.fromkeys(products, values),
+        "counts": {name: {"images": 3} for name in products},
+        "reasons": {},
+    }
+    EvaluationReport({"x": result}, PROTOCOLS["default"]).save(tmp_path)
+    with open(tmp_path / "results.csv", encoding="utf-8", newline="") as file:
+        assert [row["product"] for row in csv.DictReader(file)] == ["'=1+1", "not UTF-8 \\udcff", "two\nlines", "mean"]
+    assert list(json.loads((tmp_path / "results.json").read_text())["results"]["x"]["per_product"]) == products
+
+
+def test_one_sheet_for_each_product(tmp_path):
     run(sheets_dir=tmp_path, images_per_sheet=2)
     sheets = sorted((tmp_path / "squares").iterdir())
     assert [path.name for path in sheets] == ["product_0.png", "product_1.png", "product_2.png"]

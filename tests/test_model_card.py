@@ -4,8 +4,10 @@
 """
 
 import contextlib
+import html
 import io
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from tests.common import FIXTURES, tiny_model, tiny_tokenizer
@@ -85,6 +88,50 @@ def test_the_card_as_a_whole(checkpoint, golden, tmp_path):
             and "generate" in CheckpointFacts.from_folder(folder).statements["license_note"]
         )
         assert "has not been evaluated" not in text and "no record of its training" not in text
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "a|b",
+    "[x](javascript:alert(1))",
+    "two\n---\nlines",
+    "`x`",
+    "# y",
+    "&lt;",
+    "\udcff",
+]
+
+
+def test_names_from_users_data_stay_text(tmp_path):
+    folder = example(tmp_path)
+    training = json.loads((folder / TRAINING_FILE).read_text())
+    training.update(dataset=HOSTILE[0], split="a`b|c", products=HOSTILE, held_out_products=HOSTILE[:2])
+    training["dataset_options"] = {"data_dir": "photos/`x`|<b>\nz"}
+    (folder / TRAINING_FILE).write_text(json.dumps(training))
+    results = json.loads((folder / RESULTS_FILE).read_text())
+    for report in results if isinstance(results, list) else results["reports"]:
+        values = next(iter(report["results"].values()))
+        metrics, counts = (next(iter(values[kind].values())) for kind in ("per_product", "counts"))
+        values.update(per_product=dict.fromkeys(HOSTILE, metrics), counts=dict.fromkeys(HOSTILE, counts))
+        values["reasons"] = {name: {"pixel_ap": f"{name} has no defect"} for name in HOSTILE}
+        report["results"] = {"<i>|": values}
+        report["settings"]["splits"] = {"<i>|": "a`b|c"}
+    (folder / RESULTS_FILE).write_text(json.dumps(results))
+
+    write_model_card(folder)
+    card = ModelCard.load(folder / "README.md")
+    configs = [each.dataset_config for each in card.data.eval_results]
+    assert {" ".join(name.replace("\udcff", "?").split()) for name in HOSTILE} <= set(configs)
+    assert {each.dataset_type for each in card.data.eval_results} == {"<i>|"}
+    rendered = MarkdownIt("commonmark").enable("table").render(card.text)
+    plain = MarkdownIt("commonmark").enable("table").render(ModelCard(card_text(example(tmp_path / "plain"))).text)
+    tags, expected = (set(re.findall(r"<(\w+)", text)) for text in (rendered, plain))
+    assert tags <= expected | {"code"} and "<script" not in rendered
+    assert not re.search(r'href="(?!https?:)', rendered)
+    rows = re.findall(r"<tr>(.*?)</tr>", rendered, re.DOTALL)
+    assert html.unescape(rendered).count("[x](javascript:alert(1))") >= 3
+    widths = {row.count("<t") for row in rows}
+    assert widths <= {row.count("<t") for row in re.findall(r"<tr>(.*?)</tr>", plain, re.DOTALL)}
 
 
 # --- metadata -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -560,3 +561,24 @@ def test_the_pipeline_computes_with_a_fast_copy_of_the_model_as_it_is_now(fresh,
     calls = []
     pipe.model.clip.vision_model.encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
     assert check() is pipe.model and calls
+
+
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_results_under_autocast_are_float32(checkpoint, accelerate):
+    pipe = pipeline("anomaly-segmentation", model=str(checkpoint), accelerate=accelerate)
+    image = picture(60, 80)
+    expected = pipe(image)["anomaly_map"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for options in ({}, {"tile_size": 64}):
+            anomaly_map = pipe(image, **options)["anomaly_map"]
+            assert anomaly_map.dtype == np.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_allclose(pipe(image)["anomaly_map"], expected, atol=0.05)
+
+
+def test_a_pickled_pipeline_has_its_weights_once(fresh):
+    unused = len(pickle.dumps(fresh))
+    expected = fresh(picture(60, 80))
+    data = pickle.dumps(fresh)
+    assert len(data) < 1.1 * unused
+    assert_same(pickle.loads(data)(picture(60, 80)), expected)

@@ -79,6 +79,36 @@ def test_offloaded_weights_give_the_same_maps(offload, tmp_path):
 
 
 @torch.no_grad()
+def test_the_towers_of_an_offloaded_model_can_be_called_one_by_one():
+    model, images = tiny_model(), pixels(2)
+    tokens, embeds = model.encode_image(images)
+    expected = model.encode_text(embeds)
+    offloaded = accelerate.cpu_offload(model, torch.device("cpu"))
+    assert torch.equal(offloaded.encode_image(images)[0][0], tokens[0])
+    torch.testing.assert_close(offloaded.encode_text(embeds), expected, atol=1e-6, rtol=0)
+
+
+def test_replicas_for_several_gpus_compute_the_same():
+    """`DataParallel` gives each GPU a replica whose parameters are plain tensors."""
+    model, images = tiny_model(), pixels(2)
+    modules = list(model.modules())
+    replicas = [module._replicate_for_data_parallel() for module in modules]
+    index = {id(module): number for number, module in enumerate(modules)}
+    for module, replica in zip(modules, replicas, strict=True):
+        for name, child in module._modules.items():
+            replica._modules[name] = None if child is None else replicas[index[id(child)]]
+        for name, parameter in module._parameters.items():
+            replica._parameters.pop(name, None)
+            setattr(replica, name, None if parameter is None else parameter.clone())
+        for name, buffer in module._buffers.items():
+            replica._buffers[name] = buffer
+    outputs = replicas[0](images, labels=labels_for(images))
+    torch.testing.assert_close(outputs.anomaly_map, model(images).anomaly_map, atol=1e-6, rtol=0)
+    outputs.loss.backward()
+    assert model.deep_prompts.embeddings.grad.abs().sum() > 0
+
+
+@torch.no_grad()
 def test_loading_with_less_memory_than_weights(tmp_path):
     model, images = tiny_model(), pixels(2)
     model.save_pretrained(tmp_path / "checkpoint", max_shard_size="100KB")
@@ -125,6 +155,13 @@ def test_a_trained_tower_is_not_left_out_of_a_checkpoint(tmp_path):
     model.clip.vision_model.requires_grad_(True)
     with pytest.raises(ValueError, match="adapter_only=False"):
         model.save_pretrained(tmp_path / "trained", adapter_only=True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_deep_prompts_may_be_in_another_mode_than_the_rest(training):
+    model = tiny_model().train(training)
+    model.deep_prompts.train(not training)
+    assert model(pixels(2)).anomaly_map.isfinite().all()
 
 
 LINEAR_LAYERS = [

@@ -12,8 +12,9 @@ def test_the_folded_post_vcp_equals_the_plain_one():
     model = tiny_model(post_vcp_num_heads=4)
     text, tokens = normalize(torch.randn(3, 2, 32), dim=-1), 5 * torch.randn(3, 36, 64)
     module = model.post_vcp
-    inverse_norms = 1 / tokens.norm(dim=-1)
-    updated, attention = module(module.fold_queries(text), tokens, inverse_norms.unsqueeze(1))
+    (_, updated), (_, attention) = module(
+        text, (tokens + 1, tokens), (1 / (tokens + 1).norm(dim=-1), 1 / tokens.norm(dim=-1))
+    )
     for index in range(3):
         plain = post_vcp(model, text[index], normalize(tokens[index], dim=-1))
         torch.testing.assert_close(updated[index], plain, atol=1e-6, rtol=0)

@@ -13,16 +13,17 @@ plain model to 1e-6.
 
 import copy
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as _module_hooks
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging
 
+from .autocast import no_autocast
 from .configuration_vcp_clip import VCPCLIPConfig
 from .cpu_kernels import CPU_ATTENTION, ConvolutionLinear
 from .modeling_vcp_clip import VCPCLIPModel
@@ -89,7 +90,6 @@ def accelerated_or_plain(model: PreTrainedModel, former: PreTrainedModel | None 
     Args:
         model (`PreTrainedModel`): the model; other kinds than VCP-CLIP are returned as they are.
         former (`PreTrainedModel`, *optional*): an earlier result for this model, used again if the model is unchanged.
-            Changes of weights through `.data` are seen only where the copy reads them directly.
     """
     if model.config.model_type != VCPCLIPConfig.model_type or isinstance(model, AcceleratedVCPCLIPModel):
         return model
@@ -99,7 +99,11 @@ def accelerated_or_plain(model: PreTrainedModel, former: PreTrainedModel | None 
         return model
     if isinstance(former, AcceleratedVCPCLIPModel) and former.is_copy_of(model):
         return former
-    return AcceleratedVCPCLIPModel.copy_of(model)
+    try:
+        return AcceleratedVCPCLIPModel.copy_of(model)
+    except (TypeError, RuntimeError) as error:  # an attribute that cannot be copied, such as a lock
+        logger.warning_once(f"Inference is not accelerated, because the model cannot be copied: {error}")
+        return model
 
 
 def acceleration_obstacle(model: VCPCLIPModel, training_mode_matters: bool = True) -> str | None:
@@ -112,16 +116,25 @@ def acceleration_obstacle(model: VCPCLIPModel, training_mode_matters: bool = Tru
     """
     if isinstance(model, AcceleratedVCPCLIPModel):
         return "it is an accelerated copy already"
-    if model.training and training_mode_matters:
-        return "it is in training mode (call model.eval())"
+    if _module_hooks._global_forward_hooks or _module_hooks._global_forward_pre_hooks:
+        return "hooks for all modules are registered"
+    for name in ("encode_image", "encode_text"):
+        if name in vars(model):
+            return f"its method {name} was replaced"
+    attention = model.clip.text_model.config._attn_implementation
+    if attention not in ("eager", "sdpa") and not attention.startswith("flash_attention"):
+        return f"the text tower has the attention implementation {attention!r}"
     for name, module in model.named_modules():
         place = name or "the model"
-        if "forward" in vars(module):
-            return f"the forward method of {place} was replaced, for example to offload its weights"
+        if module.training and training_mode_matters:
+            return f"{place} is in training mode (call model.eval())"
+        if "forward" in vars(module) or module._compiled_call_impl is not None:
+            return f"the forward method of {place} was replaced, for example by offloading, autocast or compile"
         hooks = (
             *module._forward_hooks.values(),
             *module._forward_pre_hooks.values(),
             *module._backward_hooks.values(),
+            *module._backward_pre_hooks.values(),
         )
         if any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks):
             return f"{place} has hooks"
@@ -146,6 +159,14 @@ def _is_plain(module: nn.Module) -> bool:
         "transformers_modules",
     )
     return kind in _PLAIN_LAYERS or ours or kind.__module__.startswith(_PLAIN_SOURCES)
+
+
+def _refuse_gradients(name: str, tensor: torch.Tensor) -> None:
+    if tensor.requires_grad:
+        raise ValueError(
+            f"{name} requires gradients, but an accelerated model computes none. Call the model that it was made from,"
+            " or pipeline(..., accelerate=False)."
+        )
 
 
 class AcceleratedVCPCLIPModel(VCPCLIPModel):
@@ -182,18 +203,19 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
     forward = torch.no_grad()(VCPCLIPModel.forward)
 
     def _encode_image(self, pixel_values: torch.Tensor, *args, **kwargs):
-        if pixel_values.requires_grad:
-            raise ValueError(
-                "pixel_values requires gradients, but an accelerated model computes none. Call the model that it was"
-                " made from, or pipeline(..., accelerate=False)."
-            )
+        _refuse_gradients("pixel_values", pixel_values)
         return super()._encode_image(pixel_values, *args, **kwargs)
+
+    def _check_patch_tokens(self, patch_tokens: torch.Tensor) -> None:
+        _refuse_gradients("patch_tokens", patch_tokens)
+        super()._check_patch_tokens(patch_tokens)
 
     @torch.no_grad()
     def encode_text(
         self, image_embeds: torch.FloatTensor, prompt_input_ids: torch.LongTensor | None = None
     ) -> torch.FloatTensor:
         """As [`VCPCLIPModel.encode_text`], with everything that does not depend on the image computed beforehand."""
+        _refuse_gradients("image_embeds", image_embeds)
         prompt_ids = self._prompt_ids(prompt_input_ids)
         key = tuple(map(tuple, prompt_ids))
         constants = self._text_constants.get(key, lambda: self._make_text_constants(prompt_ids))
@@ -206,12 +228,7 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
     def _make_text_constants(self, prompt_ids: list[list[int]]) -> "_TextConstants":
         text, plan = self.clip.text_model, PromptPlan(prompt_ids, self.config, self.device)
         # Later calls use the constants with and without autocast: they are computed in the model's own dtype
-        device_type = self.device.type
-        with (
-            torch.autocast(device_type, enabled=False)
-            if torch.amp.is_autocast_available(device_type)
-            else nullcontext()
-        ):
+        with no_autocast(self.device):
             deep = self._deep_prompt_tokens(1, plan)
             embeddings = text.embeddings(input_ids=plan.token_ids, position_ids=plan.position_ids)
             prefix, rest = slice(0, plan.prefix_length), slice(plan.prefix_length, None)
@@ -269,6 +286,14 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
     def save_pretrained(self, *args, **kwargs) -> None:
         """Refuse to save."""
         raise ValueError("An accelerated model is a copy for inference. Save the model that it was made from.")
+
+    def set_attn_implementation(self, *args, **kwargs) -> None:
+        """Refuse another attention."""
+        raise ValueError("An accelerated model is frozen. Set the attention of the model that it was made from.")
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """Refuse another vocabulary."""
+        raise ValueError("An accelerated model is frozen. Resize the vocabulary of the model that it was made from.")
 
     def load_state_dict(self, *args, **kwargs) -> Any:
         """Refuse other weights."""
@@ -336,14 +361,14 @@ class _Constants:
                 )
             value = make()
             if not torch.compiler.is_compiling():  # a value of a graph that is being traced is not a tensor
-                if len(self._values) >= _MAX_CONSTANTS:
-                    del self._values[next(iter(self._values))]
-                self._values[key] = value
+                # Replaced as a whole: another thread may read the dictionary meanwhile
+                values = {**self._values, key: value}
+                self._values = dict(list(values.items())[-_MAX_CONSTANTS:])
         return value
 
     def clear(self) -> None:
         """Drop all values."""
-        self._values.clear()
+        self._values = {}
 
 
 @dataclass
@@ -415,37 +440,59 @@ class _FastVisionEmbeddings(VCPCLIPVisionEmbeddings):
 class _FastPostVCP(VCPCLIPPostVCP):
     """Post-VCP that reads the weight of its key projection."""
 
-    def key_matrix(self, like: torch.Tensor) -> torch.Tensor:
+    def _key_matrix(self, like: torch.Tensor) -> torch.Tensor:
         """As in [`VCPCLIPPostVCP`]; no adapter or hook is present in a copy."""
         return self.key_projection.weight.T
 
 
 class _Snapshot:
     """
-    Weights and configuration of a model, to be compared later.
+    Weights, modules and configuration of a model, to be compared later.
 
-    PyTorch counts in-place changes of a tensor, and `Module.to` puts other memory behind a parameter. The memory of
-    the former values stays in use by the copy, so that no other tensor can take its address.
+    PyTorch counts in-place changes of a tensor, and `Module.to` assigns other memory to a parameter. The copy keeps
+    the memory of the former values in use, so that no other tensor can take its address. Changes through `.data` are
+    not counted (averaged weights, merged adapters): they are recognized by a few values of each tensor that constants
+    are computed from. The copy reads all other weights from the shared memory.
     """
 
     def __init__(self, model: VCPCLIPModel):
+        self._modules = list(model.modules())
         self._parameters = list(model.parameters())
-        self._states = [(each.data_ptr(), each._version) for each in self._parameters]
+        self._states = [(each.data_ptr(), each.stride(), each._version) for each in self._parameters]
+        # Settings of layers, such as the epsilon of a LayerNorm
+        self._settings = [(type(each), each.extra_repr()) for each in self._modules]
         config = model.config
         fields = [name for name in VCPCLIPConfig.__annotations__ if not name.endswith("_config")]
+        fields += ["output_hidden_states", "output_attentions"]
         self._fields = repr([getattr(config, name) for name in fields])
-        self._attention = [
-            part.config._attn_implementation for part in (model.clip.text_model, model.clip.vision_model)
-        ]
+        towers = (model.clip.text_model, model.clip.vision_model)
+        self._attention = [tower.config._attn_implementation for tower in towers]
+        self._samples = _sample_values(model)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, _Snapshot)
             and self._states == other._states
+            and self._settings == other._settings
             and self._fields == other._fields
             and self._attention == other._attention
-            and len(self._parameters) == len(other._parameters)
-            and all(ours is theirs for ours, theirs in zip(self._parameters, other._parameters, strict=True))
+            and _same_objects(self._parameters, other._parameters)
+            and _same_objects(self._modules, other._modules)
+            and torch.equal(self._samples, other._samples)
         )
 
     __hash__ = None
+
+
+def _same_objects(ours: list, theirs: list) -> bool:
+    return len(ours) == len(theirs) and all(our is their for our, their in zip(ours, theirs, strict=True))
+
+
+def _sample_values(model: VCPCLIPModel) -> torch.Tensor:
+    """Return about four values of each tensor that constants are computed from, on the CPU; none of a `meta` model."""
+    if model.device.type == "meta":
+        return torch.empty(0)
+    parts = [model.clip.text_model, model.clip.vision_model.embeddings, model.pre_vcp, model.prompt_norm]
+    parts += [model.clip.text_projection] + ([] if model.deep_prompts is None else [model.deep_prompts])
+    tensors = [each.detach().flatten() for part in parts for each in part.parameters()]
+    return torch.cat([each[:: max(1, each.numel() // 4)].float() for each in tensors]).cpu()

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .anomaly_result import Thresholds
+from .autocast import no_autocast
 
 
 __all__ = ["AUTHORS_SCORING", "AnomalyScoring", "gaussian_matrix", "gaussian_smooth", "resize_map"]
@@ -138,4 +139,5 @@ def gaussian_smooth(maps: torch.Tensor, sigma: float) -> torch.Tensor:
         return maps
     # Two small matrix products: exact at the edges, and as fast as a convolution at the sizes in use
     rows, columns = (gaussian_matrix(length, float(sigma), maps.device) for length in maps.shape[-2:])
-    return rows @ maps @ columns.T
+    with no_autocast(maps.device):  # which would compute products in half precision
+        return rows @ maps @ columns.T

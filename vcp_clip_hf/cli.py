@@ -180,7 +180,8 @@ def predict(
     listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among
     processes.
     """
-    from .prediction import COCO_FILE, predict_files, read_predictions, write_coco
+    from .coco_format import write_coco
+    from .prediction import COCO_FILE, predict_files, read_predictions
 
     with_regions = regions or record_format is RecordFormat.coco
     options = {

@@ -2,7 +2,6 @@
 
 import datetime
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .accelerated_inference import accelerated_or_plain
 from .evaluation_report import PROTOCOLS, EvaluationProtocol, EvaluationReport
+from .evaluation_sheets import choose_examples, shown_example, write_sheets
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .metrics import AnomalySegmentationEvaluator
 from .version import versions
-from .visualization import contour, heatmap, sheet
 
 
 __all__ = ["evaluate"]
@@ -57,8 +55,9 @@ def evaluate(
         num_workers (`int`, *optional*, defaults to 0): number of processes that read images ahead.
         accelerator (`Accelerator`, *optional*): accelerator for several processes or another device.
         sheets_dir (`str` or `os.PathLike`, *optional*):
-            Folder for sheets of pictures, one per product: image, ground truth, map and mask of its first anomalous
-            images. The threshold of the masks is the one with the product's best F1.
+            Folder for sheets of pictures, one per product: image, ground truth, map and mask of normal images and of
+            every kind of defect, as far as there are rows. The threshold of the masks is the one with the product's
+            best F1.
         images_per_sheet (`int`, *optional*, defaults to 4): number of rows of a sheet.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
         accelerate (`bool`, *optional*, defaults to `True`):
@@ -84,7 +83,8 @@ def evaluate(
         for name, dataset in datasets.items():
             if not len(dataset):
                 raise ValueError(f"The dataset {name!r} is empty.")
-            examples = _Examples(dataset, image_processor, protocol, accelerator)
+            chosen = set() if sheets_dir is None else choose_examples(dataset, images_per_sheet)
+            examples = _Examples(dataset, image_processor, protocol, accelerator, chosen)
             loader = DataLoader(
                 examples,
                 batch_size,
@@ -93,12 +93,12 @@ def evaluate(
                 pin_memory=accelerator.device.type == "cuda",
             )
             bar = tqdm(loader, desc=name, disable=not (progress and accelerator.is_main_process), leave=False)
-            evaluator, gallery = _run(network, image_processor, protocol, bar, accelerator, images_per_sheet)
+            evaluator, gallery = _run(network, image_processor, protocol, bar, accelerator)
             results[name] = _gathered(evaluator, accelerator).compute()
             if sheets_dir is not None:
-                _write_sheets(
-                    Path(sheets_dir) / name, gather_object(gallery), results[name], images_per_sheet, accelerator
-                )
+                gallery = sorted(gather_object(gallery), key=lambda example: example["index"])
+                if accelerator.is_main_process:
+                    write_sheets(Path(sheets_dir) / name, gallery, results[name])
     finally:
         model.train(was_training)
     settings = _settings(model, image_processor, accelerator)
@@ -119,8 +119,9 @@ class _Examples(Dataset):
         image_processor: VCPCLIPImageProcessor,
         protocol: EvaluationProtocol,
         accelerator: Accelerator,
+        shown: set[int],
     ):
-        self.dataset, self.image_processor, self.protocol = dataset, image_processor, protocol
+        self.dataset, self.image_processor, self.protocol, self.shown = dataset, image_processor, protocol, shown
         self.indices = range(accelerator.process_index, len(dataset), accelerator.num_processes)
 
     def __len__(self) -> int:
@@ -140,12 +141,13 @@ class _Examples(Dataset):
             truth = np.asarray(mask) > 0 if self.protocol.native_size else inputs["labels"][0] > 0
         return {
             "pixel_values": torch.from_numpy(inputs["pixel_values"]),
-            "image": image,
+            "size": (image.height, image.width),
             "mask": truth,
             "label": label,
             "product": record["product"],
             # unique within a product, as the metrics require
             "image_id": f"{record['image_id']}#{index}",
+            "record": {**record, "image": image, "index": index} if index in self.shown else None,
         }
 
 
@@ -162,18 +164,17 @@ def _run(
     protocol: EvaluationProtocol,
     batches: Iterable[dict[str, Any]],
     accelerator: Accelerator,
-    images_per_product: int,
 ) -> tuple[AnomalySegmentationEvaluator, list[dict[str, Any]]]:
-    """Evaluate the batches of this process; return the evaluator, and the first anomalous examples of each product."""
+    """Evaluate the batches of this process; return the evaluator, and the examples for sheets."""
     evaluator = AnomalySegmentationEvaluator(
         metrics=_with_threshold(protocol.metrics), mode=protocol.mode, skip_undefined=protocol.skip_undefined
     )
     settings = {name: getattr(protocol, name) for name in ("smoothing_sigma", "score_mode", "top_k_fraction")}
-    gallery, num_kept = [], Counter()
+    gallery = []
     for batch in batches:
         with accelerator.autocast():
             outputs = model(batch["pixel_values"].to(accelerator.device, non_blocking=True))
-        sizes = [(image.height, image.width) for image in batch["image"]] if protocol.native_size else None
+        sizes = batch["size"] if protocol.native_size else None
         results = image_processor.post_process_anomaly_segmentation(outputs, sizes, **settings)
         maps = [result["anomaly_map"].cpu().numpy() for result in results]
         evaluator.add(
@@ -184,20 +185,21 @@ def _run(
             labels=batch["label"],
             image_ids=batch["image_id"],
         )
-        for index, product in enumerate(batch["product"]):
-            if batch["label"][index] and batch["mask"][index] is not None and num_kept[product] < images_per_product:
-                num_kept[product] += 1
-                gallery.append(
-                    {
-                        "product": product,
-                        "image_id": batch["image_id"][index],
-                        "image": batch["image"][index],
-                        "mask": batch["mask"][index],
-                        "map": maps[index],
-                        "score": results[index]["score"],
-                    }
-                )
+        if any(batch["record"]):
+            full = image_processor.post_process_anomaly_segmentation(outputs, batch["size"], **settings)
+            gallery += [
+                _shown(record, whole["anomaly_map"].cpu().numpy(), result["score"])
+                for record, whole, result in zip(batch["record"], full, results, strict=True)
+                if record is not None
+            ]
     return evaluator, gallery
+
+
+def _shown(record: dict[str, Any], anomaly_map: np.ndarray, score: float) -> dict[str, Any]:
+    facts = {name: record[name] for name in ("product", "image_id", "label", "index")}
+    return shown_example(
+        record["image"], record["mask"], anomaly_map, score=score, defect=record.get("defect"), **facts
+    )
 
 
 def _with_threshold(metrics: Sequence[str]) -> list[str]:
@@ -214,27 +216,6 @@ def _gathered(evaluator: AnomalySegmentationEvaluator, accelerator: Accelerator)
     for state in states[1:]:
         total.merge(AnomalySegmentationEvaluator.from_state_dict(state))
     return total
-
-
-def _write_sheets(folder: Path, gallery: list[dict], result: dict, rows: int, accelerator: Accelerator) -> None:
-    if not accelerator.is_main_process:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    for product in sorted({example["product"] for example in gallery}):
-        threshold = result["per_product"][product]["pixel_f1_threshold"]
-        pictures = []
-        for example in [each for each in gallery if each["product"] == product][:rows]:
-            anomaly_map, truth = example["map"], example["mask"]
-            image = example["image"].resize(anomaly_map.shape[::-1], Image.Resampling.BICUBIC)
-            pictures.append(
-                [
-                    (example["image_id"].split("#")[0], image),
-                    ("ground truth", contour(image, truth, (0, 255, 0))),
-                    (f"map (score {example['score']:.2f})", heatmap(anomaly_map)),
-                    (f"mask (map >= {threshold:.2f})", contour(image, anomaly_map >= threshold)),
-                ]
-            )
-        sheet(pictures, title=product).save(folder / f"{product.replace('/', '_')}.png")
 
 
 def _settings(

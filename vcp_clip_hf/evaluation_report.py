@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .anomaly_scoring import AUTHORS_SCORING
+from .markdown_text import escaped, one_line, table
+from .safe_csv import safe_cell
 
 
 __all__ = [
@@ -144,29 +146,28 @@ class EvaluationReport:
 
     def to_markdown(self) -> str:
         """Return a table in Markdown, with the paper's numbers in brackets."""
-        paper, lines = self.with_paper(), []
+        paper, rows = self.with_paper(), []
         header = ["dataset", "product", "images", *(METRIC_TITLES[name] for name in self.metrics)]
-        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * 2 + "---:|" * (len(header) - 2)]
         for row in self.rows():
             quoted = paper.get((row["dataset"], row["product"]), {})
-            cells = [row["dataset"], row["product"], str(row["images"])]
+            cells = [escaped(row["dataset"]), escaped(row["product"]), str(row["images"])]
             for name in self.metrics:
                 value = "-" if math.isnan(row[name]) else f"{row[name]:.1f}"
                 cells.append(f"{value} ({quoted[name]:.1f})" if name in quoted else value)
             if row["product"] == "mean":
                 cells = [f"**{cell}**" for cell in cells]
-            lines.append("| " + " | ".join(cells) + " |")
+            rows.append(cells)
         notes = [f"In percent; {self.protocol.description}."]
         if paper:
             notes.append("In brackets: results of the paper for VCP-CLIP, measured by its authors on their data.")
         notes += [
-            f"Undefined: {dataset} / {product} / {name}: {why}."
+            f"Undefined: {escaped(dataset)} / {escaped(product)} / {name}: {escaped(why)}."
             for dataset, result in self.results.items()
             for product, reasons in result["reasons"].items()
             for name, why in reasons.items()
             if product != "mean" and name in self.metrics
         ]
-        return "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n"
+        return table(header, rows, "ll" + "r" * (len(header) - 2)) + "\n\n" + "\n".join(notes) + "\n"
 
     def to_text(self) -> str:
         """Return a table for a terminal: dataset means, and products where a dataset has several."""
@@ -176,7 +177,7 @@ class EvaluationReport:
             several = len(self.results[row["dataset"]]["per_product"]) > 1
             if row["product"] != "mean" and not several:
                 continue
-            name = row["dataset"] if row["product"] == "mean" else f"  {row['product']}"
+            name = one_line(row["dataset"]) if row["product"] == "mean" else f"  {one_line(row['product'])}"
             values = "".join(
                 f"{'-' if math.isnan(row[key]) else format(row[key], '.1f'):>{width}}" for key in self.metrics
             )
@@ -184,11 +185,11 @@ class EvaluationReport:
         return "\n".join(lines)
 
     def to_csv(self) -> str:
-        """Return a CSV table with one line for each product and each mean."""
+        """Return a CSV table with one line for each product and each mean; names that are formulas become text."""
         stream = io.StringIO()
         writer = csv.DictWriter(stream, ["dataset", "product", "images", *self.metrics], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows())
+        writer.writerows({name: safe_cell(value) for name, value in row.items()} for row in self.rows())
         return stream.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
@@ -215,7 +216,7 @@ class EvaluationReport:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        (folder / "results.csv").write_text(self.to_csv(), encoding="utf-8")
+        (folder / "results.csv").write_text(self.to_csv(), encoding="utf-8", errors="backslashreplace")
         (folder / "results.md").write_text(self.to_markdown(), encoding="utf-8")
 
 

@@ -21,6 +21,7 @@ from .anomaly_result import Thresholds, finish, load_region_of_interest, region_
 from .call_arguments import argument_names, refuse_unknown
 from .image_loading import ImageLike, list_images, load_image
 from .pixel_preprocessing import place, to_planes, value_table
+from .visualization import overlay_with_scale
 
 
 __all__ = ["ExportedSegmenter", "open_segmenter"]
@@ -336,13 +337,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         segmenter = open_segmenter(options.model)
         for index, image in enumerate(options.images):
-            result = segmenter(image, options.threshold, heatmap=options.heatmaps is not None, on_error="return")
+            with_picture = options.heatmaps is not None
+            result = segmenter(image, options.threshold, output_image=with_picture, on_error="return")
             record = {"image": image}
             record.update({name: result[name] for name in ("error", "score", "label", "threshold") if name in result})
-            if "heatmap" in result:
+            if "image" in result:
                 options.heatmaps.mkdir(parents=True, exist_ok=True)
                 picture = options.heatmaps / f"{index:04d}-{Path(image).stem}.png"
-                result["heatmap"].save(picture)
+                shown = overlay_with_scale(result["image"], result["anomaly_map"], result["mask"], result["threshold"])
+                shown.save(picture)
                 record["heatmap"] = str(picture)
             print(json.dumps(record))
     except (ValueError, OSError, ImportError) as error:

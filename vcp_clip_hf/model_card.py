@@ -20,6 +20,7 @@ from .calibration import Calibration
 from .checkpoint_facts import CheckpointFacts
 from .data import DatasetSummary, list_datasets
 from .evaluation_report import METRIC_TITLES, EvaluationReport, paper_results
+from .markdown_text import as_code, escaped, one_line, table
 from .version import EMBEDDED_CHECKPOINT
 
 
@@ -63,7 +64,7 @@ def model_card(folder: str | os.PathLike, repo_id: str | None = None) -> ModelCa
     facts = CheckpointFacts.from_folder(folder)
     text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         metadata=_metadata(facts, repo_id).to_yaml(),
-        title=_name(facts, repo_id),
+        title=escaped(_name(facts, repo_id)),
         description=facts.statements.get("description", "A VCP-CLIP checkpoint in the format of transformers."),
         contents=_contents(facts),
         usage=_usage(facts, repo_id),
@@ -157,15 +158,16 @@ def _eval_results(facts: CheckpointFacts) -> list[EvalResult]:
     results = []
     for report in facts.reports:
         for row in report.rows():
-            product = None if row["product"] == "mean" else row["product"]
+            dataset = one_line(row["dataset"])
+            product = None if row["product"] == "mean" else one_line(row["product"])
             for name in report.metrics:
                 if math.isnan(row[name]):
                     continue
                 results.append(
                     EvalResult(
                         **_TASK,
-                        dataset_type=row["dataset"],
-                        dataset_name=row["dataset"] if product is None else f"{row['dataset']} / {product}",
+                        dataset_type=dataset,
+                        dataset_name=dataset if product is None else f"{dataset} / {product}",
                         dataset_config=product,
                         dataset_split=report.settings.get("splits", {}).get(row["dataset"]),
                         metric_type=_METRIC_TYPES[name],
@@ -188,13 +190,13 @@ def _contents(facts: CheckpointFacts) -> str:
         return "This checkpoint is complete: it holds CLIP and the learned part."
     return (
         "This checkpoint holds the learned part only. Loading it also loads the frozen CLIP, from"
-        f" `{facts.config.backbone_name_or_path}`{_revision(facts)}."
+        f" {as_code(facts.config.backbone_name_or_path)}{_revision(facts)}."
     )
 
 
 def _revision(facts: CheckpointFacts) -> str:
     revision = facts.config.backbone_revision
-    return f" (revision `{revision}`)" if revision else ""
+    return f" (revision {as_code(revision)})" if revision else ""
 
 
 def _usage(facts: CheckpointFacts, repo_id: str | None) -> str:
@@ -258,8 +260,8 @@ def _model_table(facts: CheckpointFacts) -> str:
         ("Input", f"{height} x {width} pixels ({processor.resize_mode})"),
         ("Image blocks used", ", ".join(map(str, config.feature_layers))),
         ("Visual context prompting", "; ".join([*parts, f"{config.num_category_tokens} category tokens"])),
-        ("Prompts, normal", "; ".join(f"`{prompt}`" for prompt in config.normal_prompts)),
-        ("Prompts, abnormal", "; ".join(f"`{prompt}`" for prompt in config.abnormal_prompts)),
+        ("Prompts, normal", "; ".join(map(as_code, config.normal_prompts))),
+        ("Prompts, abnormal", "; ".join(map(as_code, config.abnormal_prompts))),
         ("Fusion weight of the Post-VCP map", f"{config.fusion_weight:g}"),
         ("Smoothing of the map", f"Gaussian with sigma {processor.smoothing_sigma:g}, in input pixels"),
         ("Image score", score[processor.score_mode]),
@@ -267,7 +269,7 @@ def _model_table(facts: CheckpointFacts) -> str:
         ("Backbone parameters", f"{weights.backbone:,}" if weights.backbone else "not in this checkpoint"),
         ("Stored as", f"safetensors, {stored}, {_size(weights.num_bytes)}"),
     ]
-    return _table(("", ""), rows, "ll")
+    return table(("", ""), rows, "ll")
 
 
 def _training(facts: CheckpointFacts) -> str:
@@ -277,12 +279,12 @@ def _training(facts: CheckpointFacts) -> str:
     if "converted_from" in training:
         origin = training["converted_from"]
         return (
-            f"Trained by the authors of the paper, not with this package. Converted from their file `{origin['file']}`"
-            f" (sha256 `{origin['sha256']}`)."
+            "Trained by the authors of the paper, not with this package. Converted from their file"
+            f" {as_code(origin['file'])} (sha256 {as_code(origin['sha256'])})."
         )
     held_out, images = training.get("held_out_products") or [], training["images"]
     rows = [
-        ("Dataset", f"{_dataset_title(training['dataset'])}, split `{training['split']}`"),
+        ("Dataset", f"{_dataset_title(training['dataset'])}, split {as_code(training['split'])}"),
         ("License of the dataset", _dataset_license(training["dataset"])),
         ("Images", f"{images['normal']:,} normal, {images['anomalous']:,} anomalous"),
         ("Products", _listed(training["products"])),
@@ -291,8 +293,8 @@ def _training(facts: CheckpointFacts) -> str:
         rows.append(("Products held out for model selection", _listed(held_out)))
     options = training.get("dataset_options") or {}
     if options:
-        rows.append(("Dataset options", _as_code(options)))
-    rows.append(("Settings", _as_code({k: v for k, v in training["hyper_parameters"].items() if v is not None})))
+        rows.append(("Dataset options", _settings(options)))
+    rows.append(("Settings", _settings({k: v for k, v in training["hyper_parameters"].items() if v is not None})))
     rows.append(("Optimizer steps", f"{training['steps']:,}"))
     selection = training.get("selection")
     if selection:
@@ -311,7 +313,7 @@ def _training(facts: CheckpointFacts) -> str:
         ("Versions", ", ".join(f"{name} {version}" for name, version in training["versions"].items())),
         ("Date", training["date"]),
     ]
-    return "Only the learned part was trained; CLIP is frozen, as in the paper.\n\n" + _table(("", ""), rows, "ll")
+    return "Only the learned part was trained; CLIP is frozen, as in the paper.\n\n" + table(("", ""), rows, "ll")
 
 
 def _results(facts: CheckpointFacts) -> str:
@@ -323,7 +325,7 @@ def _results(facts: CheckpointFacts) -> str:
 def _report(report: EvaluationReport, facts: CheckpointFacts) -> str:
     rows = []
     for row in report.rows():
-        cells = [row["dataset"], row["product"], f"{row['images']:,}"]
+        cells = [escaped(row["dataset"]), escaped(row["product"]), f"{row['images']:,}"]
         cells += ["-" if math.isnan(row[name]) else f"{row[name]:.1f}" for name in report.metrics]
         rows.append([f"**{cell}**" for cell in cells] if row["product"] == "mean" else cells)
     header = ("dataset", "product", "images", *(METRIC_TITLES[name] for name in report.metrics))
@@ -331,37 +333,37 @@ def _report(report: EvaluationReport, facts: CheckpointFacts) -> str:
     splits = sorted(set(settings.get("splits", {}).values()))
     notes.append(
         f"Measured with this checkpoint, in percent: {report.protocol.description}"
-        + (f"; split {', '.join(f'`{split}`' for split in splits)}" if splits else "")
+        + (f"; split {', '.join(map(as_code, splits))}" if splits else "")
         + f"; on {settings['device']}, {settings['dtype']}, {settings['date']}"
         + f" ({', '.join(f'{name} {version}' for name, version in settings['versions'].items())})."
     )
     notes += [_overlap(dataset, result, facts) for dataset, result in report.results.items()]
     notes += [
-        f"Undefined: {dataset} / {product} / {METRIC_TITLES[name]}: {why}."
+        f"Undefined: {escaped(dataset)} / {escaped(product)} / {METRIC_TITLES[name]}: {escaped(why)}."
         for dataset, result in report.results.items()
         for product, reasons in result["reasons"].items()
         for name, why in reasons.items()
         if product != "mean" and name in report.metrics
     ]
-    return "\n\n".join([_table(header, rows, "ll" + "r" * (len(header) - 2)), *(note for note in notes if note)])
+    return "\n\n".join([table(header, rows, "ll" + "r" * (len(header) - 2)), *(note for note in notes if note)])
 
 
 def _overlap(dataset: str, result: dict[str, Any], facts: CheckpointFacts) -> str:
     """Say whether the numbers are zero-shot."""
-    training = facts.training
+    training, name = facts.training, escaped(dataset)
     if training is None or "dataset" not in training:
-        return f"{dataset}: the training data of the checkpoint is not recorded, so overlap cannot be excluded."
+        return f"{name}: the training data of the checkpoint is not recorded, so overlap cannot be excluded."
     if training["dataset"] != dataset:
-        return f"{dataset}: zero-shot, the checkpoint was trained on {training['dataset']}."
+        return f"{name}: zero-shot, the checkpoint was trained on {escaped(training['dataset'])}."
     if not training["products"]:
-        return f"{dataset}: the checkpoint was trained on the same dataset; on which products is not recorded."
+        return f"{name}: the checkpoint was trained on the same dataset; on which products is not recorded."
     measured = set(result["per_product"])
     seen, chosen = measured & set(training["products"]), measured & set(training.get("held_out_products") or [])
     if seen:
-        return f"{dataset}: **not zero-shot**, the checkpoint was trained on images of {_listed(sorted(seen))}."
+        return f"{name}: **not zero-shot**, the checkpoint was trained on images of {_listed(sorted(seen))}."
     if chosen:
-        return f"{dataset}: not trained on these products, but {_listed(sorted(chosen))} served for model selection."
-    return f"{dataset}: the checkpoint was trained on other products of the same dataset, not on these."
+        return f"{name}: not trained on these products, but {_listed(sorted(chosen))} served for model selection."
+    return f"{name}: the checkpoint was trained on other products of the same dataset, not on these."
 
 
 def _paper(facts: CheckpointFacts) -> str:
@@ -374,7 +376,7 @@ def _paper(facts: CheckpointFacts) -> str:
     return (
         "Not measured with this checkpoint. The authors report for their own VCP-CLIP (CLIP ViT-L/14-336 at 518 x 518"
         " pixels; mean over products, in percent, PRO from 200 thresholds):\n\n"
-        + _table(("dataset", "AUROC", "PRO", "AP"), rows, "lrrr")
+        + table(("dataset", "AUROC", "PRO", "AP"), rows, "lrrr")
         + f"\n\nSource: {paper['source']}."
     )
 
@@ -444,7 +446,7 @@ def _dataset_summary(name: str) -> DatasetSummary | None:
 def _dataset_title(name: str) -> str:
     summary = _dataset_summary(name)
     if summary is None:
-        return name
+        return escaped(name)
     return f"[{summary.title}]({summary.homepage})" if summary.homepage else summary.title
 
 
@@ -459,12 +461,13 @@ def _title(metric: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) if names else "not recorded"
+    return ", ".join(map(escaped, names)) if names else "not recorded"
 
 
-def _as_code(values: dict[str, Any]) -> str:
+def _settings(values: dict[str, Any]) -> str:
     return ", ".join(
-        f"`{name}={value:g}`" if isinstance(value, float) else f"`{name}={value}`" for name, value in values.items()
+        as_code(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
+        for name, value in values.items()
     )
 
 
@@ -486,11 +489,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    ruler = "|" + "|".join({"l": "---", "r": "---:"}[side] for side in align) + "|"
-    return "\n".join([line(header), ruler, *map(line, rows)])

@@ -39,7 +39,7 @@ from .losses import segmentation_loss
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_tokenizer, tokenize_prompts
 from .vision_tower import LayerStates, VCPCLIPVisionEmbeddings, VCPCLIPVisionEncoder
-from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLIPPreVCP
+from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLIPPreVCP, inverse_norm
 
 
 __all__ = ["VCPCLIPModel", "VCPCLIPOutput", "VCPCLIPPreTrainedModel"]
@@ -469,12 +469,13 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`: L2-normalized, normal first.
         """
-        plan, text = self._prompt_plan(prompt_input_ids), self.clip.text_model
+        # The device of the images: replicas on several GPUs have no parameters, and offloaded ones no device
+        plan = PromptPlan(self._prompt_ids(prompt_input_ids), self.config, image_embeds.device)
+        text = self.clip.text_model
         category = self.pre_vcp(image_embeds)
-        positions = text.embeddings.position_embedding(plan.position_ids)
         learned_tokens = LearnedTokens(
             plan=plan,
-            category=category[:, plan.category_index] + positions.to(category.device),
+            category=text.embeddings(inputs_embeds=category[:, plan.category_index], position_ids=plan.position_ids),
             deep=self._deep_prompt_tokens(category.shape[0], plan),
             norm=self.prompt_norm,
         )
@@ -489,10 +490,6 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         )
         states = outputs.last_hidden_state.unflatten(0, (category.shape[0], len(plan.rows)))
         return self._project_text(states[:, plan.rows, plan.end]).expand(image_embeds.shape[0], -1, -1)
-
-    def _prompt_plan(self, prompt_input_ids: torch.LongTensor | None) -> PromptPlan:
-        """Return the plan of the given ids `(2, T, length)`, or of the configuration's."""
-        return PromptPlan(self._prompt_ids(prompt_input_ids), self.config, self.device)
 
     def _prompt_ids(self, prompt_input_ids: torch.LongTensor | None) -> list[list[int]]:
         """Return the ids of the normal prompts, then of the abnormal ones, without padding."""
@@ -521,7 +518,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         if self.deep_prompts is None:
             return None
         num_prompts = len(plan.rows)
-        return self.deep_prompts(batch_size * num_prompts).unflatten(1, (-1, num_prompts if self.training else 1))
+        own_dropout = self.deep_prompts.training
+        return self.deep_prompts(batch_size * num_prompts).unflatten(1, (-1, num_prompts if own_dropout else 1))
 
     def _project_text(self, end_states: torch.Tensor) -> torch.Tensor:
         """Project the states at the end tokens, (B, R, d), to (B, 2, projection_dim), L2-normalized."""
@@ -547,25 +545,21 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             Post-VCP branch (or `None`), and the Post-VCP attentions.
         """
         device = text_embeds.device
-        text_contrast = (text_embeds[:, 1] - text_embeds[:, 0]).unsqueeze(-1)
-        folded_queries = self.post_vcp.fold_queries(text_embeds) if self.post_vcp is not None else None
-
-        base, vcp, attentions = [], [], []
+        base = []
         for tokens, projection in zip(patch_tokens, self.feature_projections, strict=True):
-            # Products of the unnormalized tokens, divided by their norms: no normalized copy is written
             projected = projection(tokens)
-            contrast = (projected @ text_contrast.to(projected)).squeeze(-1).float()
-            base.append((contrast * _inverse_norm(projected)).to(device))
-            if self.post_vcp is not None:
-                inverse_norms = _inverse_norm(tokens)
-                updated, attention = self.post_vcp(folded_queries, tokens, inverse_norms.unsqueeze(1))
-                contrast = (tokens @ (updated[:, 1] - updated[:, 0]).unsqueeze(-1).to(tokens)).squeeze(-1).float()
-                vcp.append((contrast * inverse_norms).to(device))
-                attentions.append(attention)
+            base.append(_contrast(projected, text_embeds, inverse_norm(projected)).to(device))
         base_logits = self.base_logit_scale.float().exp() * torch.stack(base, dim=1)
-        if not vcp:
+        if self.post_vcp is None:
             return base_logits, None, ()
-        return base_logits, self.vcp_logit_scale.float().exp() * torch.stack(vcp, dim=1), tuple(attentions)
+
+        inverse_norms = [inverse_norm(tokens) for tokens in patch_tokens]
+        updated, attentions = self.post_vcp(text_embeds, patch_tokens, inverse_norms)
+        vcp = [
+            _contrast(tokens, embeds, norms).to(device)
+            for tokens, embeds, norms in zip(patch_tokens, updated, inverse_norms, strict=True)
+        ]
+        return base_logits, self.vcp_logit_scale.float().exp() * torch.stack(vcp, dim=1), attentions
 
     @can_return_tuple
     def forward(
@@ -630,7 +624,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         else:
             self._check_patch_tokens(patch_tokens)
             batch_size, size, own_embeds = patch_tokens.shape[0], self.config.input_size, image_embeds
-            patch_tokens = patch_tokens.to(self.dtype).unbind(dim=1)
+            patch_tokens = patch_tokens.to(self.base_logit_scale.dtype).unbind(dim=1)
         image_embeds = (
             own_embeds if image_embeds is None else self._prompting_embeds(image_embeds, own_embeds, batch_size)
         )
@@ -678,7 +672,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f"image_embeds has shape {tuple(image_embeds.shape)}, expected"
                 f" ({batch_size} or 1, {self.config.projection_dim})."
             )
-        return image_embeds.to(own_embeds.device, self.dtype)
+        return image_embeds.to(own_embeds.device, self.base_logit_scale.dtype)
 
     def _layer_maps(
         self, base_logits: torch.Tensor, vcp_logits: torch.Tensor | None, size: tuple[int, int]
@@ -744,7 +738,11 @@ def _refuse_unknown(arguments: dict[str, Any]) -> None:
         raise TypeError(f"VCPCLIPModel.forward() has no argument {name!r}{hint}")
 
 
-def _inverse_norm(tokens: torch.Tensor) -> torch.Tensor:
-    """Return 1 / L2 norm over the last axis, float32; half precision is summed in float32."""
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
-    return torch.linalg.vector_norm(tokens, dim=-1, dtype=dtype).clamp_min(1e-12).reciprocal().float()
+def _contrast(tokens: torch.Tensor, text_embeds: torch.Tensor, inverse_norms: torch.Tensor) -> torch.Tensor:
+    """
+    Compare tokens with the difference of abnormal and normal text, (B, N, d) and (B, 2, d) -> (B, N), float32.
+
+    The product of the unnormalized tokens is divided by their norms, so that no normalized copy is written.
+    """
+    difference = (text_embeds[:, 1] - text_embeds[:, 0]).unsqueeze(-1)
+    return (tokens @ difference.to(tokens)).squeeze(-1).float() * inverse_norms

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .input_images import InputImage, is_url
-from .visualization import overlay
+from .visualization import overlay_with_scale
 
 
 __all__ = ["PICTURE_FOLDERS", "PictureWriter", "is_whole"]
@@ -105,8 +105,10 @@ class PictureWriter:
         if self.save_masks and result["mask"] is not None:
             self._save(record, "mask", ".png", result["mask"].save)
         if self.save_overlays:
-            picture = overlay(result["image"], anomaly_map, result["mask"])
-            self._save(record, "overlay", ".jpg", partial(picture.save, quality=90))
+            picture = overlay_with_scale(result["image"], anomaly_map, result["mask"], result["threshold"])
+            # Without subsampling, which would blur the thin colored outlines
+            save = partial(picture.save, quality=90, subsampling=0)
+            self._save(record, "overlay", ".jpg", save)
         if "regions" in result:
             record["regions"] = result["regions"]
         return record

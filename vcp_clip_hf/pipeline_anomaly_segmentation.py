@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import Pipeline, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .accelerated_inference import accelerated_or_plain
@@ -81,6 +82,10 @@ class AnomalySegmentationPipeline(Pipeline):
         if reference_images is not None:
             calibration = self.calibrate(reference_images, false_alarm_rate=false_alarm_rate)
             (logger.info if calibration.reached else logger.warning)(calibration.describe())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The fast copy is made again: a pickle would contain the weights twice
+        return {**self.__dict__, "_network": None}
 
     def _inference_model(self) -> PreTrainedModel:
         """Return what computes: the fast copy of the model as it is now, or the model itself."""
@@ -469,8 +474,9 @@ class AnomalySegmentationPipeline(Pipeline):
         """
         try:
             from vcp_clip_hf.checkpoint_folder import CheckpointParts, save_parts
-        except ImportError:  # this file is a copy in a checkpoint with code: transformers saves that code again
+        except ImportError:  # this file is a copy in a checkpoint with code: save that code again
             super().save_pretrained(save_directory, **kwargs)
+            custom_object_save(self, save_directory)
             return
         parts = CheckpointParts(self.model, self.image_processor, self.tokenizer)
         save_parts(save_directory, parts, include_code=include_code, **kwargs)

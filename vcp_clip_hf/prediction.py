@@ -25,7 +25,6 @@ from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .atomic_write import atomic_file
 from .image_files import LeftOut
 from .input_images import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
 from .interruption import stop_on_signal
@@ -52,7 +51,6 @@ __all__ = [
     "predict_files",
     "process_state",
     "read_predictions",
-    "write_coco",
     "write_csv",
 ]
 
@@ -418,35 +416,3 @@ def _in_order(
 def process_state() -> PartialState:
     """Return the state of this process among those launched, also on CPUs, which `PartialState` alone overlooks."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-
-
-def write_coco(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """
-    Write the regions as COCO annotations: `bbox` [x, y, width, height], `segmentation` polygons, `score`.
-
-    Args:
-        records (sequence of `dict`): records as [`read_predictions`] returns them; errors are left out.
-        path (`Path`): file to write.
-    """
-    images, annotations = [], []
-    for number, record in enumerate(record for record in records if "error" not in record):
-        images.append(
-            {"id": number, "file_name": record["image"], "height": record["height"], "width": record["width"]}
-        )
-        for region in record.get("regions", ()):
-            box = region["box"]
-            annotations.append(
-                {
-                    "id": len(annotations),
-                    "image_id": number,
-                    "category_id": 1,
-                    "bbox": [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]],
-                    "area": region["area"],
-                    "segmentation": [[value for corner in region["polygon"] for value in corner]],
-                    "score": region["score"],
-                    "iscrowd": 0,
-                }
-            )
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "anomaly"}]}
-    with atomic_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content), encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Any
 
 from .atomic_write import atomic_file
 from .input_images import is_url
+from .safe_csv import safe_cell
 
 
 __all__ = [
@@ -22,8 +23,6 @@ __all__ = [
 ]
 
 RECORDS = "predictions.jsonl"
-# Spreadsheets run a cell that begins with one of these as a formula (OWASP, "CSV Injection")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _COLUMNS = ["image", "score", "label", "threshold", "image_threshold", "height", "width", "map", "mask", "overlay"]
 
 
@@ -98,7 +97,7 @@ def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
     Write a table with one line per image, without regions; the file is complete or unchanged.
 
     A cell that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP recommends. Bytes of file
-    names that are not UTF-8 are written as `\\udc..`. The records have all names unchanged.
+    names that are not UTF-8 are written as `\\udc..`, carriage returns as `\\r`. The records have all names unchanged.
 
     Args:
         records (sequence of `dict`): records as [`read_predictions`] returns them.
@@ -110,11 +109,4 @@ def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
     ):
         writer = csv.DictWriter(file, [*_COLUMNS, "error"], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: _safe_cell(value) for name, value in record.items()} for record in records)
-
-
-def _safe_cell(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    prefix = "'" if value.startswith(_FORMULA_STARTS) else ""
-    return prefix + value.replace("\r", "\\r")  # the csv module does not quote a lone carriage return
+        writer.writerows({name: safe_cell(value) for name, value in record.items()} for record in records)

@@ -1,11 +1,13 @@
 """Regions of a mask: cleaning, boxes, polygons, areas and scores."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .connected_components import label_components
 
 
-__all__ = ["clean_mask", "find_regions", "outline"]
+__all__ = ["clean_mask", "find_regions", "outlines"]
 
 
 def clean_mask(mask: np.ndarray, min_area: int = 0, fill_holes: bool = False) -> np.ndarray:
@@ -48,8 +50,9 @@ def find_regions(mask: np.ndarray, anomaly_map: np.ndarray) -> list[dict]:
         - **area** (`int`): number of pixels;
         - **box** (`dict[str, int]`): `xmin`, `ymin`, `xmax`, `ymax`, along pixel edges: xmax is one past the last
           column;
-        - **polygon** (`list[list[int]]`): corners [x, y] of the outer outline, clockwise, along pixel edges, without
-          the outlines of holes.
+        - **polygon** (`list[list[int]]`): corners [x, y] of the outer outline, clockwise, along pixel edges;
+        - **holes** (`list[list[list[int]]]`): corners of the outline of each hole, counterclockwise. A pixel belongs
+          to the region if it is inside the polygon and in no hole.
     """
     labels, count = label_components(mask)
     if not count:
@@ -70,58 +73,86 @@ def find_regions(mask: np.ndarray, anomaly_map: np.ndarray) -> list[dict]:
         ],
         axis=1,
     ).tolist()
-    regions = []
-    for index in np.argsort(-scores, kind="stable").tolist():
-        left, top, right, bottom = bounds[index]
-        polygon = outline(labels[top:bottom, left:right] == index + 1)
-        regions.append(
-            {
-                "score": float(scores[index]),
-                "area": int(areas[index]),
-                "box": {"xmin": left, "ymin": top, "xmax": right, "ymax": bottom},
-                "polygon": [[x + left, y + top] for x, y in polygon],
-            }
-        )
-    return regions
+    regions = [
+        {
+            "score": score,
+            "area": area,
+            "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
+            "polygon": [],
+            "holes": [],
+        }
+        for score, area, box in zip(scores.tolist(), areas.tolist(), bounds, strict=True)
+    ]
+    for owner, corners in outlines(labels):
+        region = regions[owner - 1]
+        if region["polygon"]:
+            region["holes"].append(corners)
+        else:
+            region["polygon"] = corners
+    return [regions[index] for index in np.argsort(-scores, kind="stable")]
 
 
-def outline(region: np.ndarray) -> list[tuple[int, int]]:
+def outlines(labels: np.ndarray) -> Iterator[tuple[int, list[list[int]]]]:
     """
-    Trace the outer outline of one 8-connected region.
+    Trace the outlines of all 8-connected regions and of their 4-connected holes.
 
     Args:
-        region (`np.ndarray` of shape `(height, width)`, bool): pixels of the region.
+        labels (`np.ndarray` of shape `(height, width)`, int): 0, or the number of the region that a pixel belongs to;
+            pixels of different regions do not touch, not even at a corner.
 
-    Returns:
-        `list[tuple[int, int]]`: corners (x, y), clockwise, without points in the middle of a straight line.
+    Yields:
+        `tuple[int, list[list[int]]]`: number of a region, and corners [x, y] along pixel edges, without points in the
+        middle of a straight line. The outer outline of a region comes before those of its holes. Outer outlines run
+        clockwise, holes counterclockwise: the region is on the right.
     """
-    padded = np.pad(region, 1)
-    # Each pixel edge between inside and outside is a step from corner to corner with the inside on the right
-    steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for shift, axis, (from_x, from_y), (to_x, to_y) in (
-        (1, 0, (0, 0), (1, 0)),  # top edges, rightward
-        (-1, 1, (1, 0), (1, 1)),  # right edges, downward
-        (-1, 0, (1, 1), (0, 1)),  # bottom edges, leftward
-        (1, 1, (0, 1), (0, 0)),  # left edges, upward
-    ):
-        ys, xs = np.nonzero(padded & ~np.roll(padded, shift, axis=axis))
-        for x, y in zip((xs - 1).tolist(), (ys - 1).tolist(), strict=True):
-            steps.setdefault((x + from_x, y + from_y), []).append((x + to_x, y + to_y))
+    padded = np.pad(labels, 1)
+    edges, followers = _edges_and_followers(padded != 0)
+    num_edges = len(edges)
+    directions, places = np.divmod(edges, padded.size)
+    rows, columns = np.divmod(places, padded.shape[1])
+    owners = padded.ravel()[places].tolist()
+    # An edge begins at the corner of its pixel from which the region is on the right; the padding is one pixel wide
+    xs = (columns - 1 + np.isin(directions, (_SOUTH, _WEST))).tolist()
+    ys = (rows - 1 + np.isin(directions, (_WEST, _NORTH))).tolist()
+    directions, following = directions.tolist(), np.searchsorted(edges, followers).tolist()
+    visited = bytearray(num_edges)
+    # Every closed outline has an edge that runs east, and its first one by rows begins at a corner
+    for first in range(directions.count(_EAST)):
+        if visited[first]:
+            continue
+        corners, edge, direction = [], first, None
+        while not visited[edge]:
+            visited[edge] = 1
+            if directions[edge] != direction:
+                direction = directions[edge]
+                corners.append([xs[edge], ys[edge]])
+            edge = following[edge]
+        yield owners[first], corners
 
-    # The leftmost of the topmost corners lies on the outer outline
-    start = min(steps, key=lambda corner: (corner[1], corner[0]))
-    corners, position, direction = [], start, (1, 0)
-    while True:
-        choices = steps[position]
-        following = choices[0]
-        if len(choices) > 1:
-            # two pixels of the region touch at this corner: a left turn continues along the other one
-            left = (position[0] + direction[1], position[1] - direction[0])
-            following = left if left in choices else choices[0]
-        choices.remove(following)
-        step = (following[0] - position[0], following[1] - position[1])
-        if step != direction or not corners:
-            corners.append(position)
-        position, direction = following, step
-        if position == start:
-            return corners
+
+_EAST, _SOUTH, _WEST, _NORTH = range(4)
+# Steps (rows, columns) along each direction
+_STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
+
+
+def _edges_and_followers(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Return all pixel edges between inside and outside, as `direction * pixels + pixel` with the pixel on the right of
+    the edge, sorted; and for each edge the one that continues it. `inside` is False along its border.
+    """
+    num_pixels, width = inside.size, inside.shape[1]
+    flat = inside.ravel()
+    pixels = np.flatnonzero(flat)
+    steps = [rows * width + columns for rows, columns in _STEPS]
+    edges, followers = [], []
+    for direction, ahead in enumerate(steps):
+        left = steps[direction - 1]
+        mine = pixels[~flat[pixels + left]]
+        # Two pixels of a region that touch at a corner are connected there: a left turn goes before straight on
+        turns_left, goes_on = flat[mine + ahead + left], flat[mine + ahead]
+        right_turn = (direction + 1) % 4 * num_pixels + mine
+        straight = direction * num_pixels + mine + ahead
+        left_turn = (direction - 1) % 4 * num_pixels + mine + ahead + left
+        edges.append(direction * num_pixels + mine)
+        followers.append(np.where(turns_left, left_turn, np.where(goes_on, straight, right_turn)))
+    return np.concatenate(edges), np.concatenate(followers)

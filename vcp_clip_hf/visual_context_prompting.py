@@ -4,13 +4,15 @@ Shapes: B images, N patches, r category tokens, n deep prompt tokens, L text blo
 width. The two states are always ordered normal, abnormal.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from .configuration_vcp_clip import VCPCLIPConfig
 
 
-__all__ = ["VCPCLIPDeepPrompts", "VCPCLIPPostVCP", "VCPCLIPPreVCP"]
+__all__ = ["VCPCLIPDeepPrompts", "VCPCLIPPostVCP", "VCPCLIPPreVCP", "inverse_norm"]
 
 
 class VCPCLIPPreVCP(nn.Module):
@@ -86,50 +88,51 @@ class VCPCLIPPostVCP(nn.Module):
         self.value_projection = nn.Linear(width, width)
         self.output_projection = nn.Linear(width, width)
 
-    def key_matrix(self, like: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        text_embeds: torch.Tensor,
+        patch_tokens: Sequence[torch.Tensor],
+        inverse_norms: Sequence[torch.Tensor],
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """
-        Return W_k as the key projection applies it.
+        Update the text embeddings with the patch tokens of each feature layer.
+
+        Args:
+            text_embeds (`torch.Tensor` of shape `(B, 2, projection_dim)`): normal, abnormal; L2-normalized.
+            patch_tokens (`Sequence[torch.Tensor]`): `(B, N, d_v)` for each layer, not normalized.
+            inverse_norms (`Sequence[torch.FloatTensor]`): 1 / L2 norm of each patch token, `(B, N)` for each layer.
+
+        Returns:
+            `tuple`: for each layer, the updated text embeddings `(B, 2, d_v)`, L2-normalized, and the attention
+            `(B, heads, 2, N)`, float32.
+        """
+        folded_queries = self._fold_queries(text_embeds)
+        results = [
+            self._attend(folded_queries, tokens, norms)
+            for tokens, norms in zip(patch_tokens, inverse_norms, strict=True)
+        ]
+        return tuple(updated for updated, _ in results), tuple(attention for _, attention in results)
+
+    def _key_matrix(self, like: torch.Tensor) -> torch.Tensor:
+        """
+        Return W_k as the key projection applies it, `(d_v, d_v)`, input features first, in the dtype of `like`.
 
         The projection is called on the unit vectors instead of reading its weight, so that an adapter on it, a hook,
         or an offloaded weight has its effect.
-
-        Args:
-            like (`torch.Tensor`): tensor whose dtype and device the unit vectors get.
-
-        Returns:
-            `torch.Tensor` of shape `(d_v, d_v)`, input features first.
         """
         return self.key_projection(torch.eye(self.key_projection.in_features, dtype=like.dtype, device=like.device))
 
-    def fold_queries(self, text_embeds: torch.Tensor) -> torch.Tensor:
-        """
-        Multiply the queries of all heads by the key projection. The result is the same for every feature layer.
-
-        Args:
-            text_embeds (`torch.Tensor` of shape `(B, 2, projection_dim)`): normal, abnormal.
-
-        Returns:
-            `torch.Tensor` of shape `(B, heads * 2, d_v)`.
-        """
+    def _fold_queries(self, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Multiply the queries of all heads by the key projection: (B, 2, projection_dim) -> (B, heads * 2, d_v)."""
         queries = self.query_projection(text_embeds).unflatten(-1, (self.num_heads, -1))
-        key_matrix = self.key_matrix(text_embeds).unflatten(-1, (self.num_heads, -1)).to(queries)
+        key_matrix = self._key_matrix(text_embeds).unflatten(-1, (self.num_heads, -1)).to(queries)
         return torch.einsum("bshe,vhe->bhsv", queries, key_matrix).flatten(1, 2)
 
-    def forward(
+    def _attend(
         self, folded_queries: torch.Tensor, patch_tokens: torch.Tensor, inverse_norms: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Update the text embeddings with one feature layer.
-
-        Args:
-            folded_queries (`torch.Tensor` of shape `(B, heads * 2, d_v)`): from `fold_queries`.
-            patch_tokens (`torch.Tensor` of shape `(B, N, d_v)`): not normalized.
-            inverse_norms (`torch.FloatTensor` of shape `(B, 1, N)`): 1 / L2 norm of each patch token, float32.
-
-        Returns:
-            `tuple`: updated text embeddings `(B, 2, d_v)`, L2-normalized, and the attention `(B, heads, 2, N)`,
-            float32.
-        """
+        """Update the text embeddings with one layer: (B, heads * 2, d_v), (B, N, d_v) and (B, N)."""
+        inverse_norms = inverse_norms.unsqueeze(1)
         folded_queries = folded_queries.to(patch_tokens)
         # The authors do not scale by 1 / sqrt(head width). The transposed product is five times slower in bfloat16 on
         # a CPU
@@ -141,3 +144,9 @@ class VCPCLIPPostVCP(nn.Module):
         values = torch.cat([values[:, head, :, head] for head in range(self.num_heads)], dim=-1)
         updated = self.output_projection(values)
         return nn.functional.normalize(updated, dim=-1), attention.unflatten(1, (self.num_heads, 2))
+
+
+def inverse_norm(tokens: torch.Tensor) -> torch.Tensor:
+    """Return 1 / L2 norm over the last axis, float32; half precision is summed in float32."""
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    return torch.linalg.vector_norm(tokens, dim=-1, dtype=dtype).clamp_min(1e-12).reciprocal().float()

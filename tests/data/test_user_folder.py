@@ -1,6 +1,8 @@
 """Folders of the user's own images: layouts, masks, names, tables."""
 
 import json
+import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -300,8 +302,8 @@ def test_a_changed_table_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("a/3.png", "a/9.png", "a/9.png: no such file (metadata.csv, row 3)"),
-        ("m/2.png", "m/9.png", "m/9.png: no such file (metadata.csv, row 2)"),
+        ("a/3.png", "a/9.png", "a/9.png: no such file inside the folder (metadata.csv, row 3)"),
+        ("m/2.png", "m/9.png", "m/9.png: no such file inside the folder (metadata.csv, row 2)"),
         (",0,", ",fine,", "label 'fine' means neither normal nor anomalous"),
         (",0,", ",7,", "label '7' means neither"),
         ("file_name", "picture", "no column for the image: found picture, mask"),
@@ -316,6 +318,64 @@ def test_rows_that_do_not_fit_are_reported(tmp_path, old, new, message):
     with pytest.raises(DatasetLayoutError) as caught:
         folder(tmp_path)
     assert message in str(caught.value)
+
+
+@pytest.fixture
+def set_path(tmp_path) -> Callable:
+    """A folder with a table, beside a file other.png; the function puts a path into the table."""
+    write_table(tmp_path)
+    shutil.copyfile(tmp_path / "data" / "a" / "3.png", tmp_path / "other.png")
+
+    def replace(path: str, column: str = "a/3.png") -> str:
+        path = path.format(root=tmp_path)
+        (tmp_path / "data" / "metadata.csv").write_text(TABLE.replace(column, path))
+        return path
+
+    return replace
+
+
+OUTSIDE = ["../other.png", "a/../../other.png", "{root}/other.png", "{root}/data/../other.png", "..\\other.png"]
+
+
+@pytest.mark.parametrize("path", [*OUTSIDE, "missing.png", "../missing.png", "/missing.png", "C:\\x.png", "file:///x"])
+@pytest.mark.parametrize(("column", "row"), [("a/3.png", 3), ("m/2.png", 2)])
+def test_paths_outside_and_missing_paths_have_one_message(set_path, path, column, row, tmp_path):
+    path = set_path(path, column)
+    with pytest.raises(DatasetLayoutError) as caught:
+        folder(tmp_path)
+    assert f"{path}: no such file inside the folder (metadata.csv, row {row})" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_paths_outside_are_read_on_request(set_path, path, tmp_path):
+    set_path(path)
+    assert labels(folder(tmp_path, outside_files=True))["test"] == (1, 1, 1)
+    set_path("../missing.png")
+    with pytest.raises(DatasetLayoutError) as caught:
+        folder(tmp_path, outside_files=True)
+    assert "../missing.png: no such file (metadata.csv, row 3)" in str(caught.value)
+
+
+INSIDE = ["{root}/data/a/3.png", "./a/3.png", "m/../a/3.png", "a\\3.png", "../data/a/3.png", "A/3.PNG"]
+
+
+@pytest.mark.parametrize("path", INSIDE)
+def test_paths_inside_may_be_written_in_any_way(set_path, path, tmp_path):
+    set_path(path)
+    assert labels(folder(tmp_path))["test"] == (1, 1, 1)
+
+
+def test_absolute_paths_may_lead_through_a_link(set_path, tmp_path):
+    set_path("{root}/data/a/3.png")
+    (tmp_path / "link").symlink_to(tmp_path / "data", target_is_directory=True)
+    builder = AnomalyFolder(data_dir=tmp_path / "link", cache_dir=tmp_path / "cache")
+    assert labels(builder)["test"] == (1, 1, 1)
+
+
+def test_paths_in_a_table_begin_at_the_table_or_at_the_folder(tmp_path):
+    write_table(tmp_path)
+    (tmp_path / "data" / "a" / "index.csv").write_text(TABLE.replace("a/3.png", "3.png").replace("m/2", "../m/2"))
+    assert labels(folder(tmp_path, metadata="a/index.csv"))["test"] == (1, 1, 1)
 
 
 def test_broken_json_lines(tmp_path):

@@ -59,16 +59,35 @@ class FileTree:
         """Return whether there is such a folder, in any case."""
         return self.resolve(folder) is not None
 
-    def find(self, path: str) -> str | None:
-        """Return the relative path of a file as it is written on disk, or None. Absolute paths stay unchanged."""
-        if os.path.isabs(path):
-            return path if os.path.isfile(path) else None
-        folder, _, name = path.replace("\\", "/").rpartition("/")
-        found = self.resolve(folder)
+    def find(self, path: str, folder: str = "", outside: bool = False) -> str | None:
+        """
+        Return the relative path of a file as it is written on disk, or None if the tree has no such file.
+
+        Args:
+            path (`str`): Absolute path, or path relative to `folder`; it may contain "..".
+            folder (`str`, *optional*): Relative path of the folder that the path begins in.
+            outside (`bool`, *optional*, defaults to `False`):
+                Whether a path that leads out of the tree is looked for, too; it is returned as an absolute path.
+        """
+        if not os.path.isabs(path):
+            path = os.path.join(self.path(folder), *path.replace("\\", "/").split("/"))
+        path = os.path.normpath(path)
+        inside = self._relative(path)
+        if inside is None:
+            return path if outside and os.path.isfile(path) else None
+        parent, _, name = inside.rpartition("/")
+        found = self.resolve(parent)
         if found is None:
             return None
         name = self._listing(found)[1].find(name)
         return None if name is None else _join(found, name)
+
+    def _relative(self, absolute: str) -> str | None:
+        """Return an absolute path relative to the root, or None if it lies outside."""
+        root = self.root
+        if not _lies_inside(absolute, root):  # one of the two may lead through a link
+            absolute, root = os.path.realpath(absolute), os.path.realpath(root)
+        return os.path.relpath(absolute, root).replace(os.sep, "/") if _lies_inside(absolute, root) else None
 
     def resolve(self, folder: str) -> str | None:
         """Return the relative path of a folder as it is written on disk, or None."""
@@ -112,6 +131,10 @@ class _Names:
 
     def find(self, name: str) -> str | None:
         return name if name in self.names else self._folded.get(name.casefold())
+
+
+def _lies_inside(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _join(folder: str, name: str) -> str:

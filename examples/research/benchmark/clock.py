@@ -114,7 +114,7 @@ class PartClock:
             (model, "forward", "heads"),
         ]
         if model.post_vcp is not None:
-            watched += [(model.post_vcp, "forward", "Post-VCP"), (model.post_vcp, "fold_queries", "Post-VCP")]
+            watched.append((model.post_vcp, "forward", "Post-VCP"))
         for owner, method, name in watched:
             vars(owner)[method] = self._timed(getattr(owner, method), name)
         try:

@@ -24,6 +24,8 @@ class AnomalyFolderConfig(AnomalyDatasetConfig):
         mask_above (`int`, *optional*):
             Mask values above it are abnormal. Without it, a mask must not have more than two values, 0 and another.
         masks_required (`bool`, *optional*, defaults to `False`): Whether an anomalous image must have a mask.
+        outside_files (`bool`, *optional*, defaults to `False`):
+            Whether a table may name files outside of the folder. Only for tables that you trust.
     """
 
     metadata: str | None = None
@@ -32,6 +34,7 @@ class AnomalyFolderConfig(AnomalyDatasetConfig):
     anomalous_names: Sequence[str] = ()
     mask_above: int | None = None
     masks_required: bool = False
+    outside_files: bool = False
 
     def __post_init__(self):
         super().__post_init__()

@@ -71,8 +71,13 @@ def _read_json_lines(text: str) -> list[dict]:
 
 
 def collect_table(tree: FileTree, listing: Listing, config: AnomalyFolderConfig) -> None:
-    """Add the records of a table to the listing. Paths in it are relative to the table's folder, or absolute."""
-    name = tree.find(config.metadata) if config.metadata else metadata_file(tree)
+    """
+    Add the records of a table to the listing.
+
+    Paths in it are relative to the table's folder or to the dataset's folder, or absolute. They must lie inside the
+    dataset's folder, unless the option `outside_files` is set. Links inside the folder are followed.
+    """
+    name = tree.find(config.metadata, outside=True) if config.metadata else metadata_file(tree)
     if name is None:
         listing.problem(config.metadata or " or ".join(_NAMES), "no such file")
         return
@@ -141,12 +146,17 @@ class _RowReader:
         for path in (row["image"], *given):
             found.append(self._find(str(path)))
             if found[-1] is None:
-                raise _UnusableRow(str(path), f"no such file ({where})")
+                place = "" if self.config.outside_files else " inside the folder"
+                raise _UnusableRow(str(path), f"no such file{place} ({where})")
         return found[0], found[1:]
 
     def _find(self, path: str) -> str | None:
-        beside = self.tree.find(f"{self.folder}/{path}") if self.folder else None
-        return beside or self.tree.find(path)
+        """Return the path of a file relative to the tree, or absolute if it lies outside and that is allowed."""
+        for folder in dict.fromkeys((self.folder, "")):
+            found = self.tree.find(path, folder, self.config.outside_files)
+            if found is not None:
+                return found
+        return None
 
     def _label_of(self, row: dict, where: str) -> int:
         if row["label"] not in (None, ""):
