@@ -3,6 +3,7 @@
 The table is made from real runs, never by hand.
 """
 
+import logging
 import os
 import struct
 import tempfile
@@ -218,9 +219,16 @@ def of_predict(root: Path, pipe: AnomalySegmentationPipeline) -> dict[str, str]:
 def of_calibrate(root: Path, pipe: AnomalySegmentationPipeline) -> dict[str, str]:
     """Calibrate on the folder; return the status of each file."""
     paths = [image.path for image in find_inputs([root / "good"], exclude=[root / "good" / "results"]).images]
-    failed: list[tuple[str, str]] = []
-    calibration = pipe.calibrate(paths, false_alarm_rate=0.1, on_error="return", failed=failed)
-    unread = {path for path, _ in failed}
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("vcp_clip_hf.pipeline_anomaly_segmentation")
+    logger.addHandler(handler)
+    try:
+        calibration = pipe.calibrate(paths, false_alarm_rate=0.1, on_error="return")
+    finally:
+        logger.removeHandler(handler)
+    unread = {path for path in paths if any(path in message for message in messages)}
     assert calibration.num_images == len(paths) - len(unread)
     return _statuses(
         {_relative(root, path) for path in paths if path not in unread}, {_relative(root, path) for path in unread}

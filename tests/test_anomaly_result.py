@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from vcp_clip_hf.anomaly_result import (
-    Thresholds,
     as_segments,
     finish,
     load_region_of_interest,
@@ -14,6 +13,7 @@ from vcp_clip_hf.anomaly_result import (
     resize_array,
 )
 from vcp_clip_hf.anomaly_scoring import resize_map
+from vcp_clip_hf.thresholds import Thresholds
 
 
 IMAGE = Image.new("RGB", (8, 6), "gray")
@@ -29,47 +29,60 @@ def anomaly_map() -> np.ndarray:
     return values
 
 
-def test_an_image_threshold_is_filled_in_where_scores_are_values_of_the_map():
-    assert Thresholds.of(0.5, None, "max") == Thresholds(0.5, 0.5)
-    assert Thresholds.of(0.5, 0.7, "max") == Thresholds(0.5, 0.7)
-    assert Thresholds.of(0.5, None, "top_k") == Thresholds(0.5, None)
-    assert Thresholds.of(None, None, "max") == Thresholds(None, None)
-
-
-@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.7, np.float64(0.1), np.float32(0.7)])
-def test_arrays_and_tensors_have_the_same_mask(threshold):
-    """Also for values that equal the threshold in float32 only."""
-    values = np.array([[0.1, 0.3], [0.7, 0.5]], np.float32)
-    thresholds = Thresholds.of(threshold, None, "max")
-    np.testing.assert_array_equal(thresholds.mask(values), thresholds.mask(torch.from_numpy(values)))
-    assert thresholds.mask(values)[values == np.float32(threshold)].all()
-
-
 def test_without_thresholds_there_is_no_verdict(anomaly_map):
-    result = finish(IMAGE, anomaly_map, 0.75, Thresholds(None, None), heatmap=True)
+    result = finish(IMAGE, anomaly_map, 0.75, Thresholds(None, None), None, heatmap=True)
     assert list(result) == ["score", "label", "threshold", "image_threshold", "anomaly_map", "mask", "heatmap"]
     assert result["label"] is result["mask"] is result["threshold"] is None
     with pytest.raises(ValueError, match="Regions need a threshold"):
-        finish(IMAGE, anomaly_map, 0.75, Thresholds(None, 0.5), regions=True)
+        finish(IMAGE, anomaly_map, 0.75, Thresholds(None, 0.5), None, regions=True)
     with pytest.raises(ValueError, match="image-segmentation format needs a threshold"):
         as_segments(result)
 
 
 def test_additions_belong_to_the_cleaned_mask(anomaly_map):
     thresholds = Thresholds(0.5, 0.5)
-    plain = finish(IMAGE, anomaly_map, 0.75, thresholds, regions=True, output_image=True)
+    plain = finish(IMAGE, anomaly_map, 0.75, thresholds, None, regions=True, output_image=True)
     assert [region["area"] for region in plain["regions"]] == [8, 1] and plain["image"] is IMAGE
-    cleaned = finish(IMAGE, anomaly_map, 0.75, thresholds, regions=True, min_area=2, fill_holes=True)
+    cleaned = finish(IMAGE, anomaly_map, 0.75, thresholds, None, regions=True, min_area=2, fill_holes=True)
     assert [region["area"] for region in cleaned["regions"]] == [9] and cleaned["label"] == "anomalous"
     assert cleaned["mask"].mode == "L" and np.asarray(cleaned["mask"]).sum() == 9 * 255
-    dropped = finish(IMAGE, anomaly_map, 0.75, thresholds, regions=True, min_area=20)
+    dropped = finish(IMAGE, anomaly_map, 0.75, thresholds, None, regions=True, min_area=20)
     assert dropped["regions"] == [] and dropped["label"] == "normal"
 
 
+@pytest.mark.parametrize("fill_holes", [False, True])
+@pytest.mark.parametrize("min_area", [0, 1, 2, 20])
+def test_only_an_image_whose_mask_lost_all_its_pixels_becomes_normal(anomaly_map, min_area, fill_holes):
+    """With a pixel threshold above the map, `min_area` drops nothing and must not change the label."""
+    for pixel, expected in ((0.5, "normal" if min_area == 20 else "anomalous"), (0.9, "anomalous")):
+        result = finish(
+            IMAGE, anomaly_map, 0.75, Thresholds(pixel, 0.7), None, min_area=min_area, fill_holes=fill_holes
+        )
+        assert result["label"] == expected, pixel
+
+
+def test_the_mask_ends_at_the_border_of_the_region_of_interest(anomaly_map):
+    """Also where holes are filled, and with a threshold that every pixel reaches."""
+    inside = np.ones((6, 8), bool)
+    inside[2, 2] = inside[5] = False
+    everything = finish(IMAGE, anomaly_map * inside, 0.75, Thresholds(0.0, 0.0), inside, fill_holes=True)
+    np.testing.assert_array_equal(np.asarray(everything["mask"]) > 0, inside)
+    filled = finish(IMAGE, anomaly_map * inside, 0.75, Thresholds(0.5, 0.5), inside, fill_holes=True, min_area=8)
+    assert (np.asarray(filled["mask"]) > 0).sum() == 8 and filled["label"] == "anomalous"
+    dropped = finish(IMAGE, anomaly_map * inside, 0.75, Thresholds(0.5, 0.5), inside, fill_holes=True, min_area=9)
+    assert dropped["label"] == "normal", "the hole is outside of the region and does not count as area"
+
+
+@pytest.mark.parametrize("min_area", [-1, 2.5, True, "5", None])
+def test_an_area_that_is_not_a_number_of_pixels_is_refused(anomaly_map, min_area):
+    with pytest.raises(ValueError, match=r"min_area=.* must be a whole number of pixels; 0 keeps every region"):
+        finish(IMAGE, anomaly_map, 0.75, Thresholds(0.5, 0.5), None, min_area=min_area)
+
+
 def test_segments(anomaly_map):
-    (segment,) = as_segments(finish(IMAGE, anomaly_map, 0.75, Thresholds(0.5, 0.5)))
+    (segment,) = as_segments(finish(IMAGE, anomaly_map, 0.75, Thresholds(0.5, 0.5), None))
     assert segment["score"] == pytest.approx(0.75) and segment["label"] == "anomaly"
-    assert as_segments(finish(IMAGE, anomaly_map, 0.75, Thresholds(0.9, 0.9))) == []
+    assert as_segments(finish(IMAGE, anomaly_map, 0.75, Thresholds(0.9, 0.9), None)) == []
 
 
 def test_a_region_of_interest_may_be_an_image_an_array_or_a_tensor(tmp_path):

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from vcp_clip_hf.calibration import from_labeled_scores, from_normal_maps, from_normal_scores
+from vcp_clip_hf.calibration import (
+    describe_calibration,
+    from_labeled_scores,
+    from_normal_maps,
+    from_normal_scores,
+)
+from vcp_clip_hf.thresholds import Thresholds
 
 
 @pytest.mark.parametrize(("n", "rate"), [(99, 0.05), (200, 0.01), (39, 0.1)])
@@ -59,7 +65,11 @@ def test_the_pixel_threshold_holds_for_new_images():
 
 def test_pixel_threshold_of_too_few_images():
     calibration = from_normal_maps([np.full((3, 5), 0.5)] * 4, 0.01)
-    assert calibration.threshold == 1 and not calibration.reached
+    assert not calibration.reached and calibration.false_alarm_bound == 0.2
+    assert calibration.threshold == pytest.approx(0.5, abs=1e-3) and calibration.threshold > 0.5, "a map can reach it"
+    text = calibration.describe()
+    assert "1.00% cannot be guaranteed with so few images; at least 99 are needed" in text
+    assert "flags as few of these pixels as possible" in text
     assert from_normal_maps(iter([np.full((3, 5), 0.5)] * 99), 0.01).threshold == pytest.approx(0.5, abs=1e-3)
 
 
@@ -76,9 +86,66 @@ def test_best_f1_by_brute_force():
         assert 2 * labels[flagged].sum() / (flagged.sum() + labels.sum()) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("count", [4, 200])
+def test_a_pixel_threshold_never_lies_at_the_end_of_the_scale(count):
+    """Also if pixels of normal images are saturated, so that the rate cannot be reached with any number of images."""
+    saturated = np.full((4, 5), 0.25)
+    saturated[0] = 1
+    calibration = from_normal_maps([saturated] * count, 0.01)
+    assert calibration.threshold == pytest.approx(0.25, abs=1e-3) and not calibration.reached
+    assert calibration.false_alarm_bound == pytest.approx((0.25 * count + 1) / (count + 1))
+    words = "so few images" if count == 4 else "end of the scale, where more of these pixels lie"
+    assert words in calibration.describe()
+
+
+def test_scores_at_the_end_of_their_scale_have_no_threshold():
+    assert from_normal_scores([0.5, 1.0], 0.7, highest=1).threshold == 0.75
+    with pytest.raises(ValueError, match=r"1 of 2 normal images have the highest score possible, 1, .* larger rate"):
+        from_normal_scores([0.5, 1.0], 0.3, highest=1)
+
+
+@pytest.mark.parametrize("noise", [1e-7, 5e-7])
+def test_no_threshold_lies_within_rounding_of_a_score(noise):
+    """Scores that another batch size changes in the last digit keep their verdicts."""
+    generator = np.random.default_rng(3)
+    for seed in range(50):
+        # ties up to rounding, at every place
+        scores = np.repeat(generator.random(20), 5) + generator.uniform(-noise, noise, 100)
+        labels = generator.integers(0, 2, 100)
+        labels[:2] = 0, 1
+        for calibration in (from_normal_scores(scores, 0.01 * (1 + seed)), from_labeled_scores(scores, labels)):
+            thresholds = Thresholds(None, calibration.threshold)
+            verdicts = [thresholds.label(score) for score in scores]
+            again = scores + generator.uniform(-noise, noise, 100)
+            assert verdicts == [thresholds.label(score) for score in again]
+            if calibration.method == "conformal":
+                assert verdicts.count("anomalous") == calibration.num_above and calibration.reached
+
+
+def test_the_bound_counts_the_pixels_that_masks_include():
+    maps = np.random.default_rng(4).random((50, 20, 20)).astype(np.float32)
+    calibration = from_normal_maps(maps, 0.1)
+    flagged = Thresholds(calibration.threshold, None).mask(maps).mean(axis=(1, 2))
+    assert (flagged.sum() + 1) / 51 <= calibration.false_alarm_bound + 1e-12 <= 0.1 + 2e-12
+
+
+def test_both_thresholds_are_described():
+    image, pixel = (
+        from_normal_scores([0.1] * 20, 0.1).to_dict(),
+        from_normal_maps([np.zeros((2, 2))] * 20, 0.1).to_dict(),
+    )
+    both = describe_calibration({"image": image, "pixel": pixel, "settings": {"score_mode": "max"}})
+    assert [line.split(":")[0] for line in both] == ["Images", "Masks"] and "normal pixels" in both[1]
+    (_, shared) = describe_calibration({"image": image, "score_mode": "max"})
+    assert shared == "Masks: the threshold of the images."
+    (_, absent) = describe_calibration({"image": image, "settings": {"score_mode": "top_k"}})
+    assert absent.startswith("Masks: no threshold")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: from_normal_scores([0.1], float("nan")), "false_alarm_rate=nan must lie between 0 and 1"),
         (lambda: from_normal_scores([], 0.1), "at least one image"),
         (lambda: from_normal_scores([0.1, np.nan], 0.1), "1 of 2 scores are not finite"),
         (lambda: from_normal_scores([0.1], 1.0), "false_alarm_rate=1.0"),

@@ -242,13 +242,14 @@ def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path):
 
 def test_calibrate_on_normal_images_and_with_defects(checkpoint, images, tmp_path):
     done = run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2)
-    assert "from 7 normal images" in done.stdout and "saved in" in done.stdout
+    assert "Images: Threshold" in done.stdout and "from 7 normal images" in done.stdout and "saved in" in done.stdout
+    assert "Masks: the threshold of the images." in done.stdout and "7/7" in done.stderr
     saved = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
     assert saved["calibration"]["image"]["num_images"] == 7 and saved["threshold"] == saved["image_threshold"]
     assert "calibration" in run("info", "-m", tmp_path / "tuned").stdout
     # Into the folder itself, and with a rate that seven images cannot guarantee
     done = run("calibrate", images, "-m", tmp_path / "tuned", "--pixel-false-alarm-rate", 0.3)
-    assert "so few images" in done.stdout
+    assert done.stdout.count("so few images") == 1 and "of normal pixels are expected above it" in done.stdout
     again = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
     assert again["calibration"]["pixel"]["method"] == "conformal_risk_control"
     done = run("calibrate", images / "a.png", "-m", tmp_path / "tuned", "--defects", images / "line_1")
@@ -261,7 +262,7 @@ def test_calibrate_does_not_stop_at_unreadable_files(checkpoint, images, tmp_pat
     done = run("calibrate", images, tmp_path / "broken.png", tmp_path / "gone", *arguments, check=1)
     assert "from 7 normal images" in done.stdout and "saved in" in done.stdout
     failed = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 2 and "broken.png" in failed[0] and "gone" in failed[1]
+    assert len(failed) == 1 and "gone" in failed[0]
     assert "left out: 1 with other endings (.txt 1)" in done.stderr
     assert "broken.png" in run("calibrate", tmp_path / "broken.png", *arguments, check=1).stderr
 
@@ -275,6 +276,42 @@ def test_predict_is_refused_with_other_settings(checkpoint, images, tmp_path):
     # annotations are added to a finished run
     assert "7 with missing outputs" in run(*arguments, "--threshold", 0.4, "--format", "coco").stdout
     assert json.loads((tmp_path / "predictions.coco.json").read_text())["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "--threshold", 50), "Invalid value for '--threshold'"),
+        (("predict", "--threshold", "nan"), "Invalid value for '--threshold'"),
+        (("predict", "--image-threshold", -1), "Invalid value for '--image-threshold'"),
+        (
+            ("predict", "--image-threshold", 1.5),
+            "image_threshold=1.5 must be a number in [0, 1]",
+        ),
+        (("predict", "--tile-overlap", 8), "tile_overlap=8 needs tile_size"),
+        (("predict", "--normal", "bad", "--abnormal", "bad"), "prompts are the same"),
+        (("predict", "--normal", "flawless"), "The abnormal prompts [] must be words"),
+        (("calibrate", "--false-alarm-rate", 0), "false_alarm_rate=0.0 must lie between 0 and 1"),
+        (("calibrate", "--pixel-false-alarm-rate", "nan"), "pixel_false_alarm_rate=nan must lie between 0 and 1"),
+        (("calibrate", "--defects", "IMAGES", "--false-alarm-rate", 0.1), "Leave out the rate"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(checkpoint, images, tmp_path, arguments, message):
+    verb, *options = [images if each == "IMAGES" else each for each in arguments]
+    status = 2 if message.startswith("Invalid value") else 1
+    done = run(verb, images / "a.png", "-m", checkpoint, "-o", tmp_path / "out", *options, check=status)
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_predict_with_other_settings_than_those_of_the_calibration_has_no_verdicts(checkpoint, images, tmp_path):
+    run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2)
+    run("predict", images, "-m", tmp_path / "tuned", "-o", tmp_path / "same")
+    run("predict", images, "-m", tmp_path / "tuned", "-o", tmp_path / "tiles", "--tile-size", 32)
+    run("predict", images, "-m", tmp_path / "tuned", "-o", tmp_path / "own", "--tile-size", 32, "--threshold", 0.01)
+    for name, labels in (("same", {"normal"}), ("tiles", {None}), ("own", {"anomalous"})):
+        records = [record for record in read_predictions(tmp_path / name) if "error" not in record]
+        assert {record["label"] for record in records} == labels
+        assert {"mask" in record for record in records} == {None not in labels}
 
 
 def test_evaluate(checkpoint, tmp_path):

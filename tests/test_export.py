@@ -93,6 +93,7 @@ def test_onnx_has_the_models_results_and_no_path_of_this_machine():
         "image_loading.py",
         "pixel_preprocessing.py",
         "regions.py",
+        "thresholds.py",
         "visualization.py",
     }
     facts = json.loads((result.folder / "export.json").read_text())

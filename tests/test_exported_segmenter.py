@@ -156,6 +156,73 @@ def test_thresholds_come_from_the_settings(folder):
     assert segmenter(image, threshold=0.99)["threshold"] == 0.99
 
 
+SETTINGS = {
+    "score_mode": "max",
+    "smoothing_sigma": 2.0,
+    "size": [48, 48],
+    "resize_mode": "squash",
+    "tiling": None,
+    "region_of_interest": False,
+    "input_range": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "options"),
+    [
+        ({"smoothing_sigma": 3.0}, {}),
+        ({"size": [64, 64]}, {}),
+        ({"tiling": {"tile_size": 40, "tile_overlap": 10, "global_weight": 0.0}}, {}),
+        ({"prompts": {"normal": [[512, 1, 513]], "abnormal": [[512, 2, 513]]}}, {}),
+        ({"region_of_interest": True}, {}),
+        ({}, {"roi_mask": np.ones((60, 80), bool)}),
+        ({}, {"input_range": (0, 200)}),
+    ],
+)
+def test_calibrated_thresholds_apply_only_with_their_settings(folder, recorded, options, caplog):
+    """The runtime cannot compute tiles or other prompts, so that such a calibration never applies."""
+    image = np.asarray(pictures()[0].convert("L")).astype(np.uint16)
+    facts = {"threshold": 0.0, "image_threshold": 0.125}
+    for settings, call, applies in ((SETTINGS, {}, True), ({**SETTINGS, **recorded}, options, False)):
+        calibration = {"image": {"threshold": 0.125}, "pixel": {"threshold": 0.0}, "settings": settings}
+        change(folder / "preprocessor_config.json", calibration=calibration, **facts)
+        result = ExportedSegmenter(folder, num_threads=1)(image, **call)
+        assert (result["threshold"], result["image_threshold"]) == ((0.0, 0.125) if applies else (None, None))
+        assert (result["label"] is None) == (result["mask"] is None) == (not applies)
+    result = ExportedSegmenter(folder, num_threads=1)(image, threshold=0.0, **options)
+    assert np.asarray(result["mask"]).all() and result["label"] == "anomalous"
+
+
+def test_a_calibration_of_the_exported_checkpoint_applies(folder):
+    """The settings that the pipeline records are those that the runtime compares."""
+    pipe = pipeline("anomaly-segmentation", model=str(exported().checkpoint))
+    pipe.calibrate(pictures(), false_alarm_rate=0.3)
+    pipe.image_processor.save_pretrained(folder)
+    segmenter = ExportedSegmenter(folder, num_threads=1)
+    for image in pictures():
+        expected = pipe(image)
+        assert segmenter(image)["label"] == expected["label"] is not None
+    facts = json.loads((folder / "export.json").read_text())
+    recorded = pipe.image_processor.calibration["settings"]
+    assert facts["prompt_input_ids"] == recorded["prompts"]
+
+
+@pytest.mark.parametrize("options", [{}, {"roi_mask": True}, {"min_area": 30}], ids=["whole", "region", "cleaned"])
+def test_an_image_is_anomalous_exactly_if_its_mask_has_a_pixel(segmenter, options):
+    for image in pictures():
+        called = dict(options)
+        if "roi_mask" in options:
+            called["roi_mask"] = np.zeros((image.height, image.width), bool)
+            called["roi_mask"][20:23, 30:32] = True
+        score = segmenter(image, **called)["score"]
+        for threshold in (0.0, score - 1e-5, score, score + 1e-5, 1.0):
+            result = segmenter([image] * 3, threshold=threshold, image_threshold=threshold, batch_size=3, **called)[2]
+            found = bool(np.asarray(result["mask"]).any())
+            assert found == (result["label"] == "anomalous")
+            if "min_area" not in options:
+                assert found == (threshold <= score)
+
+
 # --- without torch, transformers and this package -------------------------------------------------------------------
 
 ALONE = """
@@ -224,6 +291,11 @@ def test_wrong_arguments_are_explained(segmenter):
         segmenter(image, batch_size=0)
     with pytest.raises(ValueError, match="on_error"):
         segmenter(image, on_error="ignore")
+    for name, value in (("threshold", 50), ("image_threshold", -1), ("threshold", float("nan"))):
+        with pytest.raises(ValueError, match=rf"{name}={value} must be a number in \[0, 1\]"):
+            segmenter(image, **{name: value})
+    with pytest.raises(ValueError, match="min_area=-1"):
+        segmenter(image, min_area=-1)
 
 
 def test_incomplete_or_mixed_folders_are_refused(folder, tmp_path):
@@ -233,7 +305,13 @@ def test_incomplete_or_mixed_folders_are_refused(folder, tmp_path):
     change(folder / "preprocessor_config.json", smoothing_sigma=4.0)
     with pytest.raises(ValueError, match=r"smoothing_sigma=4\.0.*made for 2\.0.*export again"):
         ExportedSegmenter(folder)
-    change(folder / "preprocessor_config.json", **{**settings, "size": {"height": 64, "width": 64}})
+    change(folder / "preprocessor_config.json", **{**settings, "image_threshold": 7})
+    with pytest.raises(ValueError, match=r"image_threshold=7 must be a number in \[0, 1\]"):
+        ExportedSegmenter(folder)
+    change(
+        folder / "preprocessor_config.json",
+        **{**settings, "image_threshold": None, "size": {"height": 64, "width": 64}},
+    )
     with pytest.raises(ValueError, match="different exports"):
         ExportedSegmenter(folder)
     (folder / "model.onnx").unlink()

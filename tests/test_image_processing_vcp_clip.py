@@ -11,7 +11,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from tests.common import tiny_config, tiny_model, tiny_tokenizer
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPOutput
-from vcp_clip_hf.anomaly_scoring import gaussian_smooth
+from vcp_clip_hf.anomaly_scoring import gaussian_smooth, resize_map
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -292,8 +292,8 @@ def test_padding_affects_neither_map_nor_score():
     (result,) = processor.post_process_anomaly_segmentation(output(maps), target_sizes=[(50, 100)])
     content = gaussian_smooth(maps[:, :28], 2)
     assert result["anomaly_map"].shape == (50, 100)
-    assert result["score"] == pytest.approx(content.max().item())
-    assert result["anomaly_map"].max() <= content.max() + 1e-6
+    assert result["score"] == result["anomaly_map"].max().item()
+    torch.testing.assert_close(result["anomaly_map"], resize_map(content[0], (50, 100)))
     top = processor.post_process_anomaly_segmentation(
         output(maps), target_sizes=[(50, 100)], score_mode="top_k", top_k_fraction=1.0
     )
@@ -343,6 +343,75 @@ def test_thresholds_make_masks_and_labels():
     assert apart["mask"].sum() == 16 and apart["label"] == "normal"
     top = processor.post_process_anomaly_segmentation(output(maps), score_mode="top_k")[0]
     assert top["mask"] is not None and top["label"] is None, "another scale needs its own threshold"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 50}, r"threshold=50.* must be a number in \[0, 1\]"),
+        ({"threshold": float("nan")}, "threshold=nan"),
+        ({"image_threshold": 1.5}, r"image_threshold=1\.5 .* scale of the score 'max'"),
+        ({"image_threshold": 2.5, "score_mode": "top_k"}, r"image_threshold=2\.5 .* \[0, 2\]"),
+        ({"smoothing_sigma": float("inf")}, "smoothing_sigma=inf"),
+    ],
+)
+def test_settings_of_results_out_of_range_are_refused_when_made_and_when_called(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VCPCLIPImageProcessor(size=28, **settings)
+    with pytest.raises(ValueError, match=message):
+        VCPCLIPImageProcessor(size=28).post_process_anomaly_segmentation(output(torch.rand(1, 28, 28)), **settings)
+
+
+def test_the_score_is_the_maximum_of_the_map_that_the_mask_is_read_from():
+    maps = torch.rand(6, 28, 28)
+    sizes = [(28, 28), (64, 64), (9, 50), (200, 31), (28, 29), (1, 1)]
+    for mode in ("squash", "pad"):
+        processor = VCPCLIPImageProcessor(size=28, smoothing_sigma=1.5, resize_mode=mode)
+        for result in processor.post_process_anomaly_segmentation(output(maps), sizes):
+            score = result["score"]
+            assert score == result["anomaly_map"].max().item()
+        for result in processor.post_process_anomaly_segmentation(output(maps), sizes, threshold=score):
+            assert result["mask"].any().item() == (result["label"] == "anomalous") == (result["score"] >= score)
+
+
+def test_a_region_of_interest_changes_nothing_inside_of_it():
+    maps, inside = torch.rand(1, 28, 28), np.zeros((90, 70), bool)
+    inside[30:33, 40:41] = True
+    processor = VCPCLIPImageProcessor(size=28, smoothing_sigma=1, threshold=0.0)
+    (whole,) = processor.post_process_anomaly_segmentation(output(maps), [(90, 70)])
+    (part,) = processor.post_process_anomaly_segmentation(output(maps), [(90, 70)], [inside])
+    expected = whole["anomaly_map"] * torch.from_numpy(inside)
+    torch.testing.assert_close(part["anomaly_map"], expected)
+    assert part["score"] == expected.max().item() and torch.equal(part["mask"], torch.from_numpy(inside))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ({"smoothing_sigma": 3.0}, 28),
+        ({"score_mode": "top_k"}, 28),
+        ({"resize_mode": "pad"}, 28),
+        ({"roi_masks": [np.ones((28, 28), bool)]}, 28),
+        ({"conditions": {"tiling": {"tile_size": 9}}}, 28),
+        ({}, 42),
+    ],
+)
+def test_calibrated_thresholds_apply_only_with_their_settings(arguments, size, tmp_path):
+    processor = VCPCLIPImageProcessor(size=28, smoothing_sigma=1.0)
+    processor.threshold = processor.image_threshold = 0.25
+    settings = {**processor.measured_with(), "tiling": None, "region_of_interest": False}
+    processor.calibration = {"image": {"threshold": 0.25}, "settings": settings}
+    processor.save_pretrained(tmp_path)
+    maps = output(torch.rand(1, 28, 28))
+    (same,) = VCPCLIPImageProcessor.from_pretrained(tmp_path).post_process_anomaly_segmentation(maps)
+    assert same["threshold"] == same["image_threshold"] == 0.25 and same["mask"] is not None
+    other = VCPCLIPImageProcessor.from_pretrained(tmp_path, size=size)
+    (result,) = other.post_process_anomaly_segmentation(maps, **arguments)
+    assert result["label"] is result["mask"] is result["threshold"] is result["image_threshold"] is None
+    (explicit,) = other.post_process_anomaly_segmentation(maps, threshold=0.25, image_threshold=0.0, **arguments)
+    assert explicit["label"] == "anomalous" and explicit["mask"] is not None
+    bare = processor.without_thresholds()
+    assert bare.threshold is bare.image_threshold is bare.calibration is None and processor.threshold == 0.25
 
 
 def test_results_do_not_depend_on_the_batch():

@@ -22,6 +22,7 @@ from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
 from vcp_clip_hf.accelerated_inference import AcceleratedVCPCLIPModel
 from vcp_clip_hf.anomaly_result import finish
 from vcp_clip_hf.call_arguments import argument_names
+from vcp_clip_hf.thresholds import _warn_once
 
 
 SIZES = [(60, 80), (48, 48), (33, 120), (100, 40), (70, 70)]
@@ -279,6 +280,13 @@ def test_prompts(inspect, pictures, checkpoint):
         inspect(image, prompts={"good": "x"})
     with pytest.raises(ValueError, match="same number"):
         inspect(image, prompts={"normal": ["a", "b"], "abnormal": "c"})
+    same = [("damaged", "damaged"), (["bad", "good"], ["good", "bad"]), ("fine", "a photo of a fine {}")]
+    for normal, abnormal in same:
+        with pytest.raises(ValueError, match=r"every pixel would get 0\.5"):
+            inspect(image, prompts={"normal": normal, "abnormal": abnormal})
+    for empty in ("", " ", [], ["good", ""], [3]):
+        with pytest.raises(ValueError, match=r"normal prompts .* at least one and none of them empty"):
+            inspect(image, prompts={"normal": empty, "abnormal": "bad"})
     bare = AnomalySegmentationPipeline(model=inspect.model, image_processor=inspect.image_processor)
     with pytest.raises(ValueError, match="tokenizer"):
         bare(image, prompts={"normal": "a", "abnormal": "b"})
@@ -294,7 +302,7 @@ def test_region_of_interest(inspect, pictures, tmp_path):
         result = inspect(image, roi_mask=mask)
         assert not result["anomaly_map"][:, 31:].any()
         np.testing.assert_allclose(result["anomaly_map"][:, :28], whole[:, :28], atol=1e-5)
-        assert result["score"] == pytest.approx(whole[:, :30].max(), abs=0.02)
+        assert result["score"] == pytest.approx(whole[:, :30].max(), abs=1e-6)
     with pytest.raises(ValueError, match=r"roi_mask is \(10, 10\)"):
         inspect(image, roi_mask=np.ones((10, 10)))
 
@@ -387,23 +395,106 @@ def test_thresholds_are_kept_with_the_settings_they_belong_to(checkpoint, as_def
         assert all(result["label"] == "normal" and result["mask"] is None for result in results)
 
 
-def test_calibration_leaves_out_unreadable_images(fresh, pictures, tmp_path, caplog):
-    (tmp_path / "broken.png").write_text("not an image")
-    paths = [str(tmp_path / "broken.png")]
-    for index, each in enumerate(pictures):
-        each.save(tmp_path / f"{index}.png")
-        paths.append(str(tmp_path / f"{index}.png"))
-    failed: list[tuple[str, str]] = []
-    found = fresh.calibrate(paths, false_alarm_rate=0.4, on_error="return", failed=failed)
-    assert found.num_images == len(pictures) and [path for path, _ in failed] == paths[:1]
-    assert found == fresh.calibrate(paths[1:], false_alarm_rate=0.4)
-    labels = [1] + [index % 2 for index in range(len(pictures))]
-    assert fresh.calibrate(paths, labels, on_error="return") == fresh.calibrate(paths[1:], labels[1:])
-    assert "broken.png is left out of the calibration" in caplog.text
-    with pytest.raises(ValueError, match=r"broken\.png"):
-        fresh.calibrate(paths, false_alarm_rate=0.4)
-    with pytest.raises(ValueError, match=r"None of the images could be read.*broken\.png"):
-        fresh.calibrate(paths[:1], on_error="return")
+NORMAL = [picture(50, 60, seed=100 + index) for index in range(9)]
+CONDITIONS = {
+    "smoothing": {"smoothing_sigma": 1.25},
+    "score": {"score_mode": "top_k"},
+    "prompts": {"prompts": {"normal": "perfect", "abnormal": "flawed"}},
+    "tiles": {"tile_size": 40},
+    "overlap": {"tile_size": 40, "tile_overlap": 4},
+    "weight of the whole image": {"tile_size": 40, "global_weight": 0.5},
+    "region of interest": {"roi_mask": np.ones((50, 60), bool)},
+    "range of values": {"input_range": (0, 4095)},
+}
+
+
+@pytest.mark.parametrize("options", CONDITIONS.values(), ids=CONDITIONS.keys())
+def test_thresholds_apply_only_with_the_settings_of_their_calibration(checkpoint, options, tmp_path, caplog):
+    """In both directions, in the same pipeline, and after saving and loading."""
+    own = {"smoothing_sigma": 2.0, "score_mode": "max"}
+    for settings, others in (({}, options), (options, {})):
+        made = pipeline("anomaly-segmentation", model=str(checkpoint))
+        made.calibrate(NORMAL, false_alarm_rate=0.1, pixel_false_alarm_rate=0.2, **settings)
+        made.save_pretrained(tmp_path)
+        # scoring becomes that of the processor; a call needs to name the other settings only
+        kept = {name: value for name, value in settings.items() if name not in own}
+        other = others if kept or not settings else own
+        for pipe in (made, pipeline("anomaly-segmentation", model=str(tmp_path))):
+            same = pipe(NORMAL[0], **kept)
+            assert same["label"] == "normal" and same["mask"] is not None
+            _warn_once.cache_clear()
+            caplog.clear()
+            with caplog.at_level("WARNING", logger="vcp_clip_hf.thresholds"):
+                result = pipe(NORMAL[0], **other)
+            assert result["label"] is result["mask"] is result["threshold"] is result["image_threshold"] is None
+            assert "were measured with other settings" in caplog.text
+            explicit = pipe(NORMAL[0], threshold=0.0, image_threshold=0.0, **other)
+            assert explicit["label"] == "anomalous" and np.asarray(explicit["mask"]).all()
+
+
+def test_the_size_of_tiles_and_their_overlap_are_settings_and_their_batch_is_not(fresh):
+    fresh.calibrate(NORMAL, false_alarm_rate=0.1, tile_size=40)
+    assert fresh(NORMAL[0], tile_size=40, tile_overlap=10, tile_batch_size=1)["label"] == "normal", "the default"
+    assert fresh(NORMAL[0], tile_size=40, tile_overlap=11)["label"] is None
+    assert fresh(NORMAL[0], tile_size=41, tile_overlap=10)["label"] is None
+
+
+def test_the_models_size_and_its_own_prompts_are_settings(fresh, tmp_path):
+    fresh.calibrate(NORMAL, false_alarm_rate=0.1)
+    assert fresh(NORMAL[0])["label"] == "normal"
+    fresh.save_pretrained(tmp_path)
+    processor = VCPCLIPImageProcessor.from_pretrained(tmp_path, size={"height": 64, "width": 48})
+    changed = pipeline("anomaly-segmentation", model=str(tmp_path), image_processor=processor)
+    assert changed(NORMAL[0])["label"] is None
+    processor = VCPCLIPImageProcessor.from_pretrained(tmp_path, resize_mode="pad", threshold=0.0, image_threshold=0.0)
+    by_hand = pipeline("anomaly-segmentation", model=str(tmp_path), image_processor=processor)
+    assert by_hand(NORMAL[0])["label"] == "anomalous", "thresholds that were set by hand hold always"
+    fresh.model.set_prompts(["a fine {}"], ["a bad {}"], tiny_tokenizer())
+    assert fresh(NORMAL[0])["label"] is None
+
+
+def test_a_calibration_replaces_all_former_thresholds(checkpoint):
+    """Also those among the pipeline's defaults, and the pixel threshold of a former calibration."""
+    made = pipeline("anomaly-segmentation", model=str(checkpoint), threshold=0.0, image_threshold=0.0, regions=True)
+    assert made(NORMAL[0])["label"] == "anomalous"
+    made.calibrate(NORMAL, false_alarm_rate=0.1)
+    result = made(NORMAL[0])
+    assert result["label"] == "normal" and result["threshold"] == made.image_processor.threshold > 0
+    made.calibrate(NORMAL, false_alarm_rate=0.1, score_mode="top_k")
+    assert made.image_processor.threshold is None, "it was measured with another score"
+    made.image_processor.threshold = 0.25
+    made.calibrate(NORMAL, false_alarm_rate=0.1)
+    assert made.image_processor.score_mode == "top_k" and made.image_processor.threshold == 0.25, "it was set by hand"
+
+
+def test_unreadable_images_are_left_out_of_a_calibration(fresh, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    images = [*NORMAL[:4], str(tmp_path / "bad.png"), *NORMAL[4:]]
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        fresh.calibrate(images)
+    assert fresh.image_processor.threshold is None, "a calibration that fails changes nothing"
+    expected = fresh.calibrate(NORMAL, false_alarm_rate=0.1)
+    found = fresh.calibrate(images, false_alarm_rate=0.1, on_error="return", batch_size=2)
+    assert found.num_images == 9 and found.threshold == pytest.approx(expected.threshold, abs=1e-5)
+    labels = [0, 1, 0, 1, 1, 0, 0, 0, 0, 0]
+    found = fresh.calibrate(images, labels=labels, on_error="return")
+    expected = fresh.calibrate(NORMAL, labels=labels[:4] + labels[5:])
+    assert (found.f1, found.num_images) == (expected.f1, 9)
+    for some in (images, (image for image in images)):
+        with pytest.raises(ValueError, match="one label for each of 10 images, got 3"):
+            fresh.calibrate(some, labels=labels[:3], on_error="return")
+
+
+def test_calibration_shows_its_progress(fresh, capsys):
+    fresh.calibrate(NORMAL)
+    assert "calibrate" not in capsys.readouterr().err
+    fresh.calibrate(NORMAL, progress=True)
+    assert "9/9" in capsys.readouterr().err
+
+
+def test_calibration_reads_the_column_of_a_dataset(fresh):
+    table = Dataset.from_dict({"photo": NORMAL[:2], "extra": NORMAL[:2]})
+    assert fresh.calibrate(table, image_column="photo").num_images == 2
 
 
 def test_calibration_does_not_change_settings_that_it_was_not_given(fresh):
@@ -412,6 +503,87 @@ def test_calibration_does_not_change_settings_that_it_was_not_given(fresh):
     after = fresh.image_processor.to_dict()
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed == {"threshold", "image_threshold", "calibration"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": [0, 1], "false_alarm_rate": 0.1}, r"Leave out the rate, .* or calibrate on normal images only"),
+        ({"threshold": 0.5}, "threshold is a result of the calibration"),
+        ({"image_threshold": 0.5}, "image_threshold is a result of the calibration"),
+        ({"false_alarm_rate": 0}, "false_alarm_rate=0 must lie between 0 and 1"),
+        ({"false_alarm_rate": float("nan")}, "false_alarm_rate=nan"),
+        ({"pixel_false_alarm_rate": 1}, "pixel_false_alarm_rate=1 must lie"),
+        ({"false_alarm_rate": "0.1"}, "false_alarm_rate='0.1'"),
+    ],
+)
+def test_wrong_arguments_of_a_calibration_are_refused_before_any_image_is_read(fresh, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fresh.calibrate(["missing.png", "missing.png"], **arguments)
+
+
+def test_a_rate_without_reference_images_is_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"false_alarm_rate=0\.1 needs reference_images"):
+        pipeline("anomaly-segmentation", model=str(checkpoint), false_alarm_rate=0.1)
+
+
+# --- one threshold: label and mask agree ----------------------------------------------------------------------------
+
+VARIANTS = {
+    "whole": {},
+    "batch": {"batch_size": 2},
+    "tiles": {"tile_size": 30, "tile_overlap": 7},
+    "region of interest": {"roi_mask": True},
+    "tiles in a region": {"tile_size": 30, "roi_mask": True},
+    "small regions dropped": {"min_area": 40},
+    "holes filled": {"fill_holes": True, "min_area": 3},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("resize_mode", ["squash", "pad", "keep_ratio"])
+def test_an_image_is_anomalous_exactly_if_its_mask_has_a_pixel(checkpoint, resize_mode, options):
+    """At any size, at thresholds equal to the score and around it."""
+    processor = VCPCLIPImageProcessor.from_pretrained(checkpoint, resize_mode=resize_mode)
+    pipe = pipeline("anomaly-segmentation", model=str(checkpoint), image_processor=processor)
+    sizes = [(60, 80), (33, 71), (9, 11)] if "tile_size" in options else [*SIZES, (9, 11), (17, 300), (230, 41)]
+    for index, size in enumerate(sizes):
+        image, called = picture(*size, seed=index), dict(options)
+        if "roi_mask" in options:
+            called["roi_mask"] = np.zeros(size, bool)
+            called["roi_mask"][size[0] // 3 : size[0] // 3 + 3, size[1] // 2 : size[1] // 2 + 2] = True
+        score = pipe(image, **called)["score"]
+        seen = set()
+        for threshold in (0.0, score - 0.02, score - 1e-5, score, score + 1e-5, 1.0):
+            result = pipe([image] * 2, threshold=threshold, image_threshold=threshold, **called)[1]
+            found = bool(np.asarray(result["mask"]).any())
+            assert found == (result["label"] == "anomalous"), (size, threshold)
+            if "min_area" not in options:
+                assert found == (threshold <= score), (size, threshold)
+            assert result["score"] == result["anomaly_map"].max()
+            seen.add(result["label"])
+        assert seen == {"anomalous", "normal"}
+
+
+@pytest.mark.parametrize("score_mode", ["max", "top_k"])
+def test_a_threshold_equal_to_a_score_gives_one_verdict_in_every_batch(inspect, pictures, score_mode):
+    for image in pictures:
+        score = inspect(image, score_mode=score_mode)["score"]
+        options = {"score_mode": score_mode, "threshold": 0.5, "image_threshold": score}
+        for batch_size in (1, 2, 4, 5):
+            result, *_ = inspect([image, *pictures[:4]], batch_size=batch_size, **options)
+            assert result["label"] == "anomalous"
+
+
+def test_a_small_region_of_interest_is_inspected(inspect):
+    """Also a pixel that no pixel of the model's map falls on."""
+    image, inside = picture(300, 310, seed=3), np.zeros((300, 310), bool)
+    inside[101, 77] = True
+    result = inspect(image, roi_mask=inside, threshold=0.0)
+    assert result["score"] == pytest.approx(inspect(image)["anomaly_map"][101, 77], abs=1e-6) and result["score"] > 0
+    np.testing.assert_array_equal(np.asarray(result["mask"]) > 0, inside)
+    with pytest.raises(ValueError, match=r"no pixel left at 48 x 48"):
+        inspect(image, roi_mask=inside, score_mode="top_k")
 
 
 def test_labels_and_a_pixel_rate_exclude_each_other(fresh):
@@ -454,6 +626,18 @@ def test_every_argument_of_the_signatures_is_documented():
         ({"score_mode": "median"}, "score_mode='median'"),
         ({"on_error": "ignore"}, "on_error='ignore'"),
         ({"tile_size": 48, "tile_overlap": 50}, "tile_overlap=50"),
+        ({"tile_overlap": 5}, "tile_overlap=5 needs tile_size"),
+        ({"global_weight": 0.5}, r"global_weight=0\.5 needs tile_size"),
+        ({"tile_size": (48, 48)}, r"tile_size=\(48, 48\) must be a whole number"),
+        ({"tile_size": 48, "tile_batch_size": 0}, "tile_batch_size=0"),
+        ({"threshold": 50}, r"threshold=50 must be a number in \[0, 1\]"),
+        ({"threshold": float("nan")}, "threshold=nan"),
+        ({"image_threshold": -1}, "image_threshold=-1"),
+        ({"image_threshold": 1.5}, r"image_threshold=1\.5 .* \[0, 1\], the scale of the score 'max'"),
+        ({"image_threshold": 2.5, "score_mode": "top_k"}, r"image_threshold=2\.5 .* \[0, 2\]"),
+        ({"min_area": -3}, "min_area=-3"),
+        ({"smoothing_sigma": float("nan")}, "smoothing_sigma=nan"),
+        ({"score_mode": "top_k", "top_k_fraction": float("nan")}, "top_k_fraction=nan"),
     ],
 )
 def test_wrong_arguments_are_explained(inspect, pictures, arguments, message):

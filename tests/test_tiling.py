@@ -23,6 +23,29 @@ def picture(height: int, width: int) -> Image.Image:
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def test_a_tiling_is_made_from_the_arguments_of_a_call():
+    assert Tiling.of(None, None) is None
+    tiling = Tiling.of(40, None, 2, 0.5)
+    assert tiling == Tiling(40, 10, 2, 0.5)
+    assert tiling.settings() == {"tile_size": 40, "tile_overlap": 10, "global_weight": 0.5}
+    with pytest.raises(ValueError, match="tile_overlap=8 needs tile_size"):
+        Tiling.of(None, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": (40, 40)}, r"tile_size=\(40, 40\) must be a whole number"),
+        ({"size": 40.5}, r"tile_size=40\.5 must be a whole number"),
+        ({"size": 40, "batch_size": "4"}, "tile_batch_size='4' must be a whole number"),
+        ({"size": 40, "global_weight": float("nan")}, "global_weight=nan"),
+    ],
+)
+def test_values_of_a_tiling_that_mean_nothing_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Tiling(**arguments)
+
+
 @pytest.mark.parametrize(
     ("length", "tile", "overlap"),
     [(100, 30, 10), (100, 30, 0), (31, 30, 5), (30, 30, 5), (12, 30, 5), (12000, 518, 64)],

@@ -4,7 +4,7 @@ NumPy and Pillow only. The pipeline, Hub repositories with remote code and expor
 thresholds, masks, regions and overlays cannot differ between them.
 """
 
-from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,44 +12,11 @@ from PIL import Image
 
 from .image_loading import load_image
 from .regions import clean_mask, find_regions
+from .thresholds import Thresholds
 from .visualization import overlay, to_array
 
 
-__all__ = ["Thresholds", "as_segments", "finish", "load_region_of_interest", "region_at_size", "resize_array"]
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """
-    Limits for masks and labels.
-
-    Args:
-        pixel (`float`, *optional*): pixels of the map at or above it are abnormal; `None`: no masks.
-        image (`float`, *optional*): images with a score at or above it are anomalous; `None`: no labels.
-    """
-
-    pixel: float | None
-    image: float | None
-
-    @classmethod
-    def of(cls, threshold: float | None, image_threshold: float | None, score_mode: str) -> "Thresholds":
-        """
-        Fill in a missing image threshold: with `score_mode="max"` a score is a value of the map, so that the pixel
-        threshold serves for both. Other scores have another scale.
-        """
-        if image_threshold is None and score_mode == "max":
-            image_threshold = threshold
-        return cls(*(None if each is None else float(each) for each in (threshold, image_threshold)))
-
-    def label(self, score: float) -> str | None:
-        """Return `"anomalous"`, `"normal"`, or `None` without an image threshold."""
-        if self.image is None:
-            return None
-        return "anomalous" if score >= self.image else "normal"
-
-    def mask(self, anomaly_map):
-        """Return a boolean mask of the kind of the map (array or tensor), or `None` without a pixel threshold."""
-        return None if self.pixel is None else anomaly_map >= self.pixel
+__all__ = ["as_segments", "finish", "load_region_of_interest", "region_at_size", "resize_array"]
 
 
 def finish(
@@ -57,6 +24,7 @@ def finish(
     anomaly_map: np.ndarray,
     score: float,
     thresholds: Thresholds,
+    inside: np.ndarray | None,
     *,
     min_area: int = 0,
     fill_holes: bool = False,
@@ -72,10 +40,13 @@ def finish(
         anomaly_map (`np.ndarray` of shape `(height, width)`, float32): in [0, 1], at the size of `image`.
         score (`float`): score of the image.
         thresholds ([`Thresholds`]): limits for mask and label.
+        inside (`np.ndarray` of shape `(height, width)`, bool, *optional*): region of interest; the mask ends at its
+            border.
         min_area (`int`, *optional*, defaults to 0):
-            Minimum area in pixels: smaller regions are dropped from mask and regions. An image whose regions are all
-            dropped is normal.
-        fill_holes (`bool`, *optional*, defaults to `False`): fill holes in the mask.
+            Minimum area in pixels: smaller regions are dropped from mask and regions. An image becomes normal if its
+            mask had pixels and all of them were dropped; an image whose mask was empty keeps its label.
+        fill_holes (`bool`, *optional*, defaults to `False`):
+            Fill holes in the mask, before small regions are dropped. It never changes the label.
         output_image (`bool`, *optional*, defaults to `False`): add `image`.
         heatmap (`bool`, *optional*, defaults to `False`): add `heatmap`, the image under its map on the scale [0, 1].
         regions (`bool`, *optional*, defaults to `False`): add `regions`, see `find_regions`.
@@ -90,14 +61,16 @@ def finish(
         and the requested additions.
 
     Raises:
-        ValueError: regions were requested without a pixel threshold.
+        ValueError: regions were requested without a pixel threshold, or `min_area` is not a number of pixels.
     """
+    if isinstance(min_area, bool) or not isinstance(min_area, Integral) or min_area < 0:
+        raise ValueError(f"min_area={min_area!r} must be a whole number of pixels; 0 keeps every region.")
     label, mask = thresholds.label(score), thresholds.mask(anomaly_map)
     if regions and mask is None:
         raise ValueError(_missing_threshold("Regions need"))
-    if mask is not None and (min_area > 1 or fill_holes):
-        mask = clean_mask(mask, min_area, fill_holes)
-        if label == "anomalous" and min_area > 1 and not mask.any():
+    if mask is not None:
+        mask, all_dropped = _cleaned(mask, inside, min_area, fill_holes)
+        if label == "anomalous" and all_dropped:
             label = "normal"
     result = {
         "score": score,
@@ -114,6 +87,18 @@ def finish(
     if regions:
         result["regions"] = find_regions(mask, anomaly_map)
     return result
+
+
+def _cleaned(mask: np.ndarray, inside: np.ndarray | None, min_area: int, fill_holes: bool) -> tuple[np.ndarray, bool]:
+    """Return the mask in the region of interest without holes and small regions, and whether that emptied it."""
+    had_pixels = bool(mask.any() if inside is None else (mask & inside).any())
+    if fill_holes:
+        mask = clean_mask(mask, fill_holes=True)
+    if inside is not None:
+        mask = mask & inside
+    if min_area > 1:
+        mask = clean_mask(mask, min_area)
+    return mask, had_pixels and not mask.any()
 
 
 def as_segments(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -140,8 +125,9 @@ def as_segments(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _missing_threshold(need: str) -> str:
     return (
-        f"{need} a threshold, and this checkpoint has none. Pass threshold=..., or calibrate the checkpoint on"
-        " normal images (`calibrate`; an exported model is then exported again)."
+        f"{need} a threshold, and there is none for this call. Pass threshold=..., or calibrate the checkpoint on"
+        " normal images with the settings of this call (`calibrate`; an exported folder then needs a copy of the"
+        " checkpoint's preprocessor_config.json)."
     )
 
 

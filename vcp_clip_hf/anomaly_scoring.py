@@ -1,13 +1,15 @@
 """From raw maps to smoothed maps and scores, in torch: shared by image processor, tiles, evaluation and export."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-from .anomaly_result import Thresholds
 from .autocast import no_autocast
+from .thresholds import HIGHEST_SCORES, Thresholds
 
 
 __all__ = ["AUTHORS_SCORING", "AnomalyScoring", "gaussian_matrix", "gaussian_smooth", "resize_map"]
@@ -39,28 +41,40 @@ class AnomalyScoring:
     top_k_fraction: float
 
     def __post_init__(self):
-        if self.score_mode not in ("max", "top_k"):
+        if self.score_mode not in HIGHEST_SCORES:
             raise ValueError(f"score_mode={self.score_mode!r} must be 'max' or 'top_k'.")
         if not 0 < self.top_k_fraction <= 1:
             raise ValueError(f"top_k_fraction={self.top_k_fraction} must lie in (0, 1].")
-        if self.smoothing_sigma < 0:
-            raise ValueError(f"smoothing_sigma={self.smoothing_sigma} must be 0 (none) or more.")
+        if not 0 <= self.smoothing_sigma < math.inf:
+            raise ValueError(f"smoothing_sigma={self.smoothing_sigma} must be 0 (none) or more, in pixels.")
+        Thresholds.of(self.threshold, self.image_threshold, self.score_mode)  # checks their ranges
 
     @property
     def thresholds(self) -> Thresholds:
         """The thresholds, the image threshold filled in where the score allows it."""
         return Thresholds.of(self.threshold, self.image_threshold, self.score_mode)
 
-    def scores(self, smooth: torch.Tensor, branches: list[torch.Tensor]) -> list[float]:
-        """Return `score_tensor` as a list of numbers."""
-        return self.score_tensor(smooth, branches).tolist()
-
-    def score_tensor(self, smooth: torch.Tensor, branches: list[torch.Tensor]) -> torch.Tensor:
+    def scores(self, anomaly_maps: Sequence[torch.Tensor], branches: list[torch.Tensor]) -> list[float]:
         """
-        Score a batch. Exported graphs end with this function.
+        Score images.
 
         Args:
-            smooth (`torch.FloatTensor` of shape `(batch_size, height, width)`): smoothed fused maps.
+            anomaly_maps (sequence of `torch.FloatTensor` of shape `(height, width)`):
+                Smoothed fused maps at the size of their masks, read by "max": an image has a score at or above a
+                threshold exactly if its map has a pixel there.
+            branches (`list[torch.FloatTensor]` of shape `(batch_size, h, w)`): unsmoothed maps of the branches at the
+                model's size, read by "top_k".
+        """
+        if self.score_mode == "max":
+            return torch.stack([each.amax() for each in anomaly_maps]).tolist()
+        return self.score_tensor(None, branches).tolist()
+
+    def score_tensor(self, smooth: torch.Tensor | None, branches: list[torch.Tensor]) -> torch.Tensor:
+        """
+        Score a batch at the model's size. Exported graphs end with this function.
+
+        Args:
+            smooth (`torch.FloatTensor` of shape `(batch_size, height, width)`): smoothed fused maps, read by "max".
             branches (`list[torch.FloatTensor]` of that shape): unsmoothed maps of the branches, read by "top_k".
 
         Returns:
@@ -70,16 +84,24 @@ class AnomalyScoring:
             return smooth.flatten(1).amax(dim=1)
         return sum(_top_mean(branch, self.top_k_fraction) for branch in branches)
 
-    def result(self, anomaly_map: torch.Tensor, score: float) -> dict:
-        """Make one image's result, as `post_process_anomaly_segmentation` returns it."""
+    def result(self, anomaly_map: torch.Tensor, score: float, inside: torch.Tensor | None = None) -> dict:
+        """
+        Make one image's result, as `post_process_anomaly_segmentation` returns it.
+
+        Args:
+            anomaly_map (`torch.FloatTensor` of shape `(height, width)`): smoothed fused map.
+            score (`float`): score of the image.
+            inside (`torch.BoolTensor` of shape `(height, width)`, *optional*): region of interest.
+        """
         thresholds = self.thresholds
+        mask = thresholds.mask(anomaly_map)
         return {
             "score": score,
             "label": thresholds.label(score),
             "threshold": thresholds.pixel,
             "image_threshold": thresholds.image,
             "anomaly_map": anomaly_map,
-            "mask": thresholds.mask(anomaly_map),
+            "mask": mask if mask is None or inside is None else mask & inside,
         }
 
 

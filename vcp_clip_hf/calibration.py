@@ -5,21 +5,36 @@ rate of at most (k + 1) / (n + 1), whatever the distribution of scores: a new no
 any place among the n (split conformal prediction; Vovk et al. 2005). For pixels, the loss of an image is the fraction
 of its pixels that is flagged. It lies in [0, 1] and falls with the threshold, so that (sum of losses + 1) / (n + 1)
 bounds its expectation (conformal risk control; Angelopoulos et al., ICLR 2024). Both bounds are at least 1 / (n + 1).
+
+Thresholds lie in gaps between scores, away from both sides, because the last digits of a score depend on the batch
+size and the processor (see `thresholds.TOLERANCE`).
 """
 
 import datetime
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from .thresholds import TOLERANCE
 
-__all__ = ["Calibration", "from_labeled_scores", "from_normal_maps", "from_normal_scores"]
+
+__all__ = [
+    "Calibration",
+    "check_rate",
+    "describe_calibration",
+    "from_labeled_scores",
+    "from_normal_maps",
+    "from_normal_scores",
+]
 
 # Resolution of the pixel threshold: maps are probabilities in [0, 1]
 _LEVELS = 4096
 # Distance from the highest score to a threshold above all scores
 _MARGIN = 1e-5
+# Scores that differ by less count as one: a threshold is never placed between them
+_GAP = 4 * TOLERANCE
 
 
 @dataclass
@@ -73,40 +88,76 @@ class Calibration:
             f"Threshold {self.threshold:.4g} from {self.num_images} normal images, {self.date}: at most"
             f" {self.false_alarm_bound:.2%} of normal {what} are expected above it."
         )
-        if not self.reached:
-            needed = int(np.ceil(1 / self.false_alarm_rate)) - 1
-            text += (
-                f" The requested {self.false_alarm_rate:.2%} cannot be guaranteed with so few images; at least"
-                f" {needed} are needed."
-            )
-        return text
+        return text if self.reached else f"{text} {self._shortfall(what)}"
+
+    def _shortfall(self, what: str) -> str:
+        """Return why the target rate was not reached, and what the threshold is instead."""
+        needed = int(np.ceil(1 / self.false_alarm_rate - 1e-9)) - 1
+        target = f"The requested {self.false_alarm_rate:.2%} cannot be guaranteed"
+        if what == "pixels":
+            place = "It is the lowest threshold that flags as few of these pixels as possible."
+        else:
+            place = "It lies just above the highest of these scores."
+        if self.num_images >= needed:
+            return f"{target} below the end of the scale, where more of these pixels lie. {place}"
+        return f"{target} with so few images; at least {needed} are needed. {place}"
 
 
-def from_normal_scores(scores: Sequence[float], false_alarm_rate: float) -> Calibration:
+def describe_calibration(calibration: dict[str, Any]) -> list[str]:
+    """
+    Describe the thresholds of a checkpoint, one line for images and one for masks.
+
+    Args:
+        calibration (`dict[str, Any]`): `calibration` of the image processor, as the pipeline's `calibrate` writes it.
+    """
+    lines = [
+        f"{title}: {Calibration(**calibration[what]).describe()}"
+        for what, title in (("image", "Images"), ("pixel", "Masks"))
+        if what in calibration
+    ]
+    if "pixel" not in calibration:
+        score_mode = calibration.get("settings", calibration).get("score_mode", "max")
+        lines.append(
+            "Masks: the threshold of the images."
+            if score_mode == "max"
+            else "Masks: no threshold, since scores of 'top_k' are not values of a map; give a pixel false-alarm rate."
+        )
+    return lines
+
+
+def from_normal_scores(scores: Sequence[float], false_alarm_rate: float, highest: float = np.inf) -> Calibration:
     """
     Compute an image threshold for a false-alarm rate, from the scores of normal images.
 
     Args:
         scores (`Sequence[float]`): scores of images without defect that are like those to come.
         false_alarm_rate (`float`): target false-alarm rate on normal images, in (0, 1).
+        highest (`float`, *optional*, defaults to infinity): upper end of the scale of the scores.
 
     Returns:
         [`Calibration`]: if there are too few images for the rate, the threshold lies just above the highest score and
         `reached` is False.
 
     Raises:
-        ValueError: there are no scores, some are not finite, or the rate is outside (0, 1).
+        ValueError: there are no scores, some are not finite, the rate is outside (0, 1), or so many scores are at the
+            upper end of their scale that no threshold would be reached by a score and keep the rate.
     """
     scores = _checked(scores, false_alarm_rate)
     n = len(scores)
     # largest k with (k + 1) / (n + 1) <= rate; the small term keeps 0.05 * 100 from becoming 4.999...
     allowed = max(0, int(np.floor(false_alarm_rate * (n + 1) + 1e-9)) - 1)
-    ordered = np.sort(scores)[::-1]
-    inside = ordered[min(allowed, n - 1)]
-    outside = ordered[:allowed][ordered[:allowed] > inside]
-    # in the middle of the gap, so that rounding that depends on the batch size cannot change a verdict
-    threshold = float((inside + outside[-1]) / 2) if len(outside) else float(inside) + _MARGIN
-    above = int((scores >= threshold).sum())
+    ordered = np.sort(scores)
+    # the k + 1 highest scores: at most k of them may be flagged; the threshold lies in the first clear gap
+    top = ordered[n - 1 - min(allowed, n - 1) :]
+    gaps = np.flatnonzero(np.diff(top) > _GAP)
+    threshold = float(top[gaps[0]] + top[gaps[0] + 1]) / 2 if len(gaps) else float(top[-1]) + _MARGIN
+    if threshold > highest:
+        raise ValueError(
+            f"{int((scores > highest - _MARGIN).sum())} of {n} normal images have the highest score possible,"
+            f" {highest:g}, so that no threshold keeps the false-alarm rate at {false_alarm_rate:g}. Use a larger"
+            " rate, another score_mode, or a checkpoint that is not saturated on these images."
+        )
+    above = int((scores >= threshold - TOLERANCE).sum())
     return Calibration(
         threshold=threshold,
         method="conformal",
@@ -127,7 +178,8 @@ def from_normal_maps(maps: Iterable[np.ndarray], false_alarm_rate: float) -> Cal
         false_alarm_rate (`float`): target fraction of normal pixels flagged, in (0, 1).
 
     Returns:
-        [`Calibration`]: the threshold is a multiple of 1/4096. If there are too few images, it is 1 and `reached` is
+        [`Calibration`]: the threshold is a multiple of 1/4096 below 1. If the rate cannot be guaranteed, it is the
+        lowest one with the lowest bound (none of these pixels is flagged, if that is possible), and `reached` is
         False.
 
     Raises:
@@ -138,14 +190,16 @@ def from_normal_maps(maps: Iterable[np.ndarray], false_alarm_rate: float) -> Cal
         values = np.asarray(anomaly_map, dtype=np.float64)
         if not values.size or not (values.min() >= 0 and values.max() <= 1):
             raise ValueError("Maps must hold probabilities in [0, 1].")
-        # fraction of the image at or above each level
-        counts = np.bincount(np.floor(values * _LEVELS).astype(np.int64).ravel(), minlength=_LEVELS + 1)
+        # fraction of the image at or above each level; values just below a level count, because masks include them
+        levels = np.floor((values + 2 * TOLERANCE) * _LEVELS).astype(np.int64)
+        counts = np.bincount(levels.ravel(), minlength=_LEVELS + 1)
         exceeding += np.cumsum(counts[::-1])[::-1] / values.size
         n += 1
     _checked(np.zeros(n), false_alarm_rate)
-    bounds = (exceeding + 1) / (n + 1)
-    good = np.flatnonzero(bounds <= false_alarm_rate + 1e-12)
-    level = int(good[0]) if len(good) else _LEVELS
+    # without the level 1, which hardly a map reaches
+    bounds = (exceeding[:_LEVELS] + 1) / (n + 1)
+    good = np.flatnonzero(bounds <= max(false_alarm_rate, bounds.min()) + 1e-12)
+    level = int(good[0])
     return Calibration(
         threshold=level / _LEVELS,
         method="conformal_risk_control",
@@ -164,7 +218,8 @@ def from_labeled_scores(scores: Sequence[float], labels: Sequence[int]) -> Calib
         labels (`Sequence[int]`): 1 for anomalous, 0 for normal.
 
     Returns:
-        [`Calibration`]: the threshold is one of the scores.
+        [`Calibration`]: the threshold lies halfway between the lowest score that is flagged and the next one below; it
+        is the lowest score if all images are flagged.
 
     Raises:
         ValueError: there is not at least one image of each label, or the lengths differ.
@@ -177,17 +232,23 @@ def from_labeled_scores(scores: Sequence[float], labels: Sequence[int]) -> Calib
     order = np.argsort(-scores, kind="stable")
     ordered, hits = scores[order], np.cumsum(labels[order])
     # a threshold can only lie where the score changes
-    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    last = np.append(np.flatnonzero(-np.diff(ordered) > _GAP), len(ordered) - 1)
     f1 = 2 * hits[last] / (last + 1 + labels.sum())
     best = int(f1.argmax())
+    lowest, following = ordered[last[best]], ordered[min(last[best] + 1, len(ordered) - 1)]
     return Calibration(
-        threshold=float(ordered[last[best]]), method="f1_max", num_images=len(scores), f1=float(f1[best])
+        threshold=float(lowest + following) / 2, method="f1_max", num_images=len(scores), f1=float(f1[best])
     )
 
 
+def check_rate(name: str, rate: float) -> None:
+    """Raise a ValueError if a false-alarm rate does not lie between 0 and 1."""
+    if isinstance(rate, (bool, str)) or not 0 < rate < 1:
+        raise ValueError(f"{name}={rate!r} must lie between 0 and 1; 0.01 allows 1 % of false alarms.")
+
+
 def _checked(scores: Sequence[float], false_alarm_rate: float) -> np.ndarray:
-    if not 0 < false_alarm_rate < 1:
-        raise ValueError(f"false_alarm_rate={false_alarm_rate} must lie between 0 and 1.")
+    check_rate("false_alarm_rate", false_alarm_rate)
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 1 or not len(scores):
         raise ValueError(f"Calibration needs at least one image, got scores of shape {scores.shape}.")

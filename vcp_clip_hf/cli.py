@@ -132,10 +132,10 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     model: Model = EMBEDDED_CHECKPOINT,
     threshold: Annotated[
-        float | None, typer.Option(help="Pixel threshold of the mask; scores at or above are abnormal.")
+        float | None, typer.Option(min=0, max=1, help="Pixels of the map at or above it make the mask.")
     ] = None,
     image_threshold: Annotated[
-        float | None, typer.Option(help="Image threshold of the label; scores at or above are anomalous.")
+        float | None, typer.Option(min=0, max=2, help="Images with a score at or above it are labeled anomalous.")
     ] = None,
     maps: Annotated[
         MapFormat, typer.Option(help="Anomaly maps: 16-bit PNG (value x 65535), float32 .npy, or none.")
@@ -241,9 +241,14 @@ def calibrate(
         list[str] | None,
         typer.Option(help="Images with defects; with them, the threshold with the best F1 is chosen."),
     ] = None,
-    false_alarm_rate: Annotated[float, typer.Option(help="Target false-alarm rate on normal images.")] = 0.01,
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Target false-alarm rate on normal images, in (0, 1); not with --defects.", show_default="0.01"
+        ),
+    ] = None,
     pixel_false_alarm_rate: Annotated[
-        float | None, typer.Option(help="Target false-alarm rate on normal pixels, for masks.")
+        float | None, typer.Option(help="Target false-alarm rate on normal pixels, in (0, 1), for masks.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to save to; default: the checkpoint's own folder.")
@@ -252,7 +257,12 @@ def calibrate(
     device: Device = None,
     dtype: DType = "auto",
 ) -> None:
-    """Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too."""
+    """
+    Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too.
+
+    Images that cannot be read are left out, and listed (exit status 1).
+    """
+    from .calibration import describe_calibration
     from .checkpoint_folder import CheckpointParts, save_calibration
     from .input_images import find_inputs
 
@@ -266,24 +276,24 @@ def calibrate(
         raise FileNotFoundError(normal.describe_problems())
     paths = [image.path for image in (*normal.images, *abnormal.images)]
     labels = [0] * len(normal.images) + [1] * len(abnormal.images) if defects else None
-    failed: list[tuple[str, str]] = []
     calibration = pipe.calibrate(
         paths,
         labels,
         false_alarm_rate,
         pixel_false_alarm_rate,
+        progress=True,
         batch_size=batch_size,
         on_error="return",
-        failed=failed,
     )
     save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer))
-    typer.echo(calibration.describe())
+    for line in describe_calibration(pipe.image_processor.calibration):
+        typer.echo(line)
     typer.echo(f"saved in {output}")
     _list_left_out([*normal.left_out, *abnormal.left_out])
-    failed += [*normal.problems, *abnormal.problems]
-    for path, error in failed:
+    for path, error in (*normal.problems, *abnormal.problems):
         typer.echo(f"failed: {_printable(path)}: {_printable(error)}", err=True)
-    if failed:
+    # the pipeline warns of each image that it cannot read
+    if normal.problems or abnormal.problems or calibration.num_images < len(paths):
         raise typer.Exit(1)
 
 
@@ -578,6 +588,7 @@ def info(
 def _facts(model: str) -> dict[str, Any]:
     import torch
 
+    from .calibration import describe_calibration
     from .configuration_vcp_clip import VCPCLIPConfig
     from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
@@ -598,7 +609,7 @@ def _facts(model: str) -> dict[str, Any]:
         "score mode": processor.score_mode,
         "threshold": processor.threshold,
         "image threshold": processor.image_threshold,
-        "calibration": processor.calibration,
+        "calibration": " ".join(describe_calibration(processor.calibration)) if processor.calibration else None,
     }
 
 

@@ -78,6 +78,7 @@ def evaluate(
     was_training = model.training
     model.to(accelerator.device).eval()
     network = accelerated_or_plain(model) if accelerate else model
+    scorer = image_processor.without_thresholds()  # the metrics need scores and maps only
     results = {}
     try:
         for name, dataset in datasets.items():
@@ -93,7 +94,7 @@ def evaluate(
                 pin_memory=accelerator.device.type == "cuda",
             )
             bar = tqdm(loader, desc=name, disable=not (progress and accelerator.is_main_process), leave=False)
-            evaluator, gallery = _run(network, image_processor, protocol, bar, accelerator)
+            evaluator, gallery = _run(network, scorer, protocol, bar, accelerator)
             results[name] = _gathered(evaluator, accelerator).compute()
             if sheets_dir is not None:
                 gallery = sorted(gather_object(gallery), key=lambda example: example["index"])

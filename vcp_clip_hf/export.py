@@ -33,6 +33,7 @@ from .exported_segmenter import open_segmenter
 from .image_loading import ImageLike, load_image
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .modeling_vcp_clip import VCPCLIPModel
+from .prompts import prompt_rows
 from .version import __version__, versions
 
 
@@ -582,6 +583,8 @@ def _facts(model: VCPCLIPModel, processor: VCPCLIPImageProcessor, format: str) -
             "resize_mode": "squash",
         },
         "prompts": {"normal": config.normal_prompts, "abnormal": config.abnormal_prompts},
+        # compared with those of the calibration
+        "prompt_input_ids": prompt_rows(config),
         "source": {
             # the path of a folder means nothing on another machine
             "model": Path(name).name if os.path.isdir(name) else name,

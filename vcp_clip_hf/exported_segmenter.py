@@ -17,10 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from .anomaly_result import Thresholds, finish, load_region_of_interest, region_at_size, resize_array
+from .anomaly_result import finish, load_region_of_interest, resize_array
 from .call_arguments import argument_names, refuse_unknown
 from .image_loading import ImageLike, list_images, load_image
 from .pixel_preprocessing import place, to_planes, value_table
+from .thresholds import Thresholds, resolve_thresholds
 from .visualization import overlay_with_scale
 
 
@@ -101,7 +102,8 @@ class ExportedSegmenter:
 
     Raises:
         FileNotFoundError: a file of the export is missing.
-        ValueError: the export is of a format that needs torch, or its settings do not belong to the graph.
+        ValueError: the export is of a format that needs torch, its settings do not belong to the graph, or a
+            threshold is out of range.
         ImportError: the runtime is not installed.
 
     ```python
@@ -134,6 +136,7 @@ class ExportedSegmenter:
         self.size = (self.settings["size"]["height"], self.settings["size"]["width"])
         self.threshold = self.settings.get("threshold")
         self.image_threshold = self.settings.get("image_threshold")
+        Thresholds.of(self.threshold, self.image_threshold, self.settings["score_mode"])  # checks their ranges
         self._table = value_table(
             self.settings["rescale_factor"] if self.settings["do_rescale"] else 1.0,
             self.settings["image_mean"] if self.settings["do_normalize"] else None,
@@ -207,8 +210,8 @@ class ExportedSegmenter:
         Args:
             images (`ImageLike` or a sequence of them): one image, a list, or a 4-dimensional array. An image is a
                 path, a URL, the content of a file, a PIL image of any mode, or an array.
-            threshold (`float`, *optional*): pixels at or above it are abnormal. Default: the checkpoint's. Without a
-                threshold there are no masks and no labels.
+            threshold (`float`, *optional*): pixels at or above it are abnormal. Default: the checkpoint's, if it was
+                calibrated with the settings of this call. Without a threshold there are no masks and no labels.
             image_threshold (`float`, *optional*): images with a score at or above it are anomalous.
             input_range (`tuple[float, float]`, *optional*): values of black and white in data of more than 8 bits.
             roi_mask (`ImageLike`, *optional*): region of interest of the images' size, non-zero where to look.
@@ -234,11 +237,7 @@ class ExportedSegmenter:
                 f"roi_mask needs score_mode='max', and this graph has {self.settings['score_mode']!r} built in, which"
                 " reads the whole image. Use the pipeline, or set score_mode='max' in the checkpoint and export again."
             )
-        thresholds = Thresholds.of(
-            self.threshold if threshold is None else threshold,
-            self.image_threshold if image_threshold is None else image_threshold,
-            self.settings["score_mode"],
-        )
+        thresholds = self._thresholds(threshold, image_threshold, input_range, roi_mask is not None)
         sources = list_images(images)
         results: list[dict[str, Any]] = []
         for start in range(0, len(sources), batch_size):
@@ -249,6 +248,28 @@ class ExportedSegmenter:
             results += self._segment(loaded, thresholds, options)
         many = isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4
         return results if many else results[0]
+
+    def _thresholds(
+        self,
+        threshold: float | None,
+        image_threshold: float | None,
+        input_range: tuple[float, float] | None,
+        region_of_interest: bool,
+    ) -> Thresholds:
+        """Return the thresholds of a call: its own, or the checkpoint's if they were measured with its settings."""
+        size = self.settings["size"]
+        current = {
+            **self.export["settings"],
+            "size": [size["height"], size["width"]],
+            "tiling": None,
+            "region_of_interest": region_of_interest,
+            "input_range": input_range or self.settings.get("input_range"),
+        }
+        if "prompt_input_ids" in self.export:
+            current["prompts"] = self.export["prompt_input_ids"]
+        given = {"threshold": threshold, "image_threshold": image_threshold}
+        stored = {**self.settings, "threshold": self.threshold, "image_threshold": self.image_threshold}
+        return Thresholds.of(**resolve_thresholds(given, stored, current), score_mode=self.settings["score_mode"])
 
     def _check_options(self, options: dict[str, Any]) -> None:
         for name in options:
@@ -287,13 +308,12 @@ class ExportedSegmenter:
                 results.append({"error": error})
                 continue
             anomaly_map, score = next(maps)
-            if inside is not None:
-                anomaly_map = anomaly_map * region_at_size(inside, anomaly_map.shape)
-                score = anomaly_map.max()
             anomaly_map = resize_array(anomaly_map, (picture.height, picture.width))
             if inside is not None:
                 anomaly_map = anomaly_map * inside
-            results.append(finish(picture, anomaly_map, float(score), thresholds, **options))
+            if self.settings["score_mode"] == "max":
+                score = anomaly_map.max()  # of the map that the mask is read from, not of the graph's own size
+            results.append(finish(picture, anomaly_map, float(score), thresholds, inside, **options))
         return results
 
 

@@ -1,5 +1,6 @@
 """Image processor of VCP-CLIP: any image to `pixel_values`, model outputs to maps, scores and masks."""
 
+import copy
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from .anomaly_scoring import AUTHORS_SCORING, AnomalyScoring, gaussian_smooth, r
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_loading import ImageLike, list_images, load_image, load_mask
 from .pixel_preprocessing import fit, place, to_planes, value_table
+from .thresholds import resolve_thresholds
 
 
 __all__ = ["VCPCLIPImageProcessor", "VCPCLIPImageProcessorKwargs"]
@@ -88,17 +90,19 @@ class VCPCLIPImageProcessor(PilBackend):
         smoothing_sigma (`float`, *optional*, defaults to 8):
             Standard deviation of the Gaussian on the map, in pixels of `size` (the authors' test code). 0: none.
         score_mode (`str`, *optional*, defaults to `"max"`):
-            `"max"`: maximum of the smoothed map, in [0, 1] (the paper, table 10). `"top_k"`: mean of the largest
-            values of the unsmoothed base map plus the same of the Post-VCP map, in [0, 2] (the authors' code).
+            `"max"`: maximum of the smoothed map at the size of the mask, in [0, 1] (the paper, table 10). `"top_k"`:
+            mean of the largest values of the unsmoothed base map plus the same of the Post-VCP map, in [0, 2] (the
+            authors' code).
         top_k_fraction (`float`, *optional*, defaults to 2000 / 518^2):
             Fraction of the pixels that `"top_k"` averages.
         threshold (`float`, *optional*):
-            Pixels of the map at or above it are abnormal. `None`: no masks.
+            Pixels of the map at or above it are abnormal, in [0, 1]. `None`: no masks.
         image_threshold (`float`, *optional*):
-            Images with a score at or above it are anomalous. `None`: `threshold` with `"max"`, where both are on one
-            scale; no labels with `"top_k"`.
+            Images with a score at or above it are anomalous, on the scale of the score. `None`: `threshold` with
+            `"max"`, where both are on one scale; no labels with `"top_k"`.
         calibration (`dict`, *optional*):
-            Method, number of images and date of the thresholds, as the pipeline's `calibrate` writes it.
+            Method, number of images, date and settings of the thresholds, as the pipeline's `calibrate` writes it.
+            A calibrated threshold is not used under other settings.
 
     Raises:
         ValueError: a setting is out of range or not supported.
@@ -306,6 +310,7 @@ class VCPCLIPImageProcessor(PilBackend):
         target_sizes: list[tuple[int, int]] | None = None,
         roi_masks: list[np.ndarray | None] | None = None,
         resize_mode: str | None = None,
+        conditions: dict[str, Any] | None = None,
         **settings: float | str | None,
     ) -> list[dict[str, Any]]:
         """
@@ -318,23 +323,33 @@ class VCPCLIPImageProcessor(PilBackend):
                 Without target sizes the map stays at the model's size, including the padding.
             roi_masks (`list[np.ndarray | None]`, *optional*):
                 Region of interest of each image, an array of its original size, non-zero where to look, or `None`.
-                The map is 0 elsewhere, and so is its part in the score.
+                The map is 0 elsewhere, and so is its part in the score; the mask ends at the border of the region.
             resize_mode (`str`, *optional*): resize mode that the images were prepared with, if not the processor's.
+            conditions (`dict[str, Any]`, *optional*): further settings of the call, see `scoring`.
             settings: `threshold`, `image_threshold`, `smoothing_sigma`, `score_mode` or `top_k_fraction`, instead of
                 the processor's own.
 
         Returns:
             `list[dict]` with, for each image,
-            - **score** (`float`): read at the model's size; in [0, 1] with `"max"`, in [0, 2] with `"top_k"`;
+            - **score** (`float`): with `"max"`, the maximum of `anomaly_map`, in [0, 1]; with `"top_k"`, read at the
+              model's size, in [0, 2];
             - **label** (`"normal"`, `"anomalous"` or `None`): score compared with the image threshold;
             - **threshold**, **image_threshold** (`float` or `None`): the thresholds in use;
             - **anomaly_map** (`torch.FloatTensor` of shape `(height, width)`): fused, smoothed, in [0, 1];
             - **mask** (`torch.BoolTensor` of shape `(height, width)`, or `None`): map at or above `threshold`.
 
+            With the score `"max"` and one threshold for both, an image is anomalous exactly if its mask has a pixel.
+
         Raises:
-            ValueError: the number of `target_sizes` or `roi_masks` differs from that of images; an unknown setting.
+            ValueError: the number of `target_sizes` or `roi_masks` differs from that of images; a setting is unknown
+                or out of range.
         """
-        scoring = self.scoring(**settings)
+        known = {
+            "resize_mode": resize_mode or self.resize_mode,
+            "region_of_interest": roi_masks is not None,
+            **(conditions or {}),
+        }
+        scoring = self.scoring(known, **settings)
         maps = outputs.anomaly_map.float()
         branches = [branch.float() for branch in (outputs.base_map, outputs.vcp_map) if branch is not None]
         for name, given in (("target_sizes", target_sizes), ("roi_masks", roi_masks)):
@@ -352,19 +367,23 @@ class VCPCLIPImageProcessor(PilBackend):
 
         results = [{} for _ in maps]
         for indices, (group_maps, *group_branches) in groups:
-            # 2. smooth and score at the model's size
+            # 2. smooth at the model's size, then resize to the original size
             smooth = gaussian_smooth(group_maps, scoring.smoothing_sigma)
+            finished = [
+                anomaly_map if target_sizes is None else resize_map(anomaly_map, target_sizes[index])
+                for index, anomaly_map in zip(indices, smooth, strict=True)
+            ]
+            regions = [None] * len(indices)
             if roi_masks is not None:
-                inside = torch.stack([_region_like(roi_masks[index], smooth[0]) for index in indices])
-                smooth, group_branches = smooth * inside, [branch * inside for branch in group_branches]
-            scores = scoring.scores(smooth, group_branches)
-            # 3. resize to the original size
-            for index, anomaly_map, score in zip(indices, smooth, scores, strict=True):
-                if target_sizes is not None:
-                    anomaly_map = resize_map(anomaly_map, target_sizes[index])
-                if roi_masks is not None:
-                    anomaly_map = anomaly_map * _region_like(roi_masks[index], anomaly_map)
-                results[index] = scoring.result(anomaly_map, score)
+                regions = [_region_like(roi_masks[index], each) for index, each in zip(indices, finished, strict=True)]
+                finished = [each * inside for each, inside in zip(finished, regions, strict=True)]
+                if scoring.score_mode == "top_k":
+                    at_model_size = torch.stack([_region_like(roi_masks[index], smooth[0]) for index in indices])
+                    group_branches = [branch * at_model_size for branch in group_branches]
+            # 3. score the maps that the masks are read from
+            scores = scoring.scores(finished, group_branches)
+            for index, anomaly_map, score, inside in zip(indices, finished, scores, regions, strict=True):
+                results[index] = scoring.result(anomaly_map, score, inside)
         return results
 
     def without_padding(
@@ -386,11 +405,17 @@ class VCPCLIPImageProcessor(PilBackend):
         (height, width), _ = fit(*target_size, tuple(maps.shape[-2:]), "pad")
         return maps[..., :height, :width]
 
-    def scoring(self, **settings: float | str | None) -> AnomalyScoring:
+    def scoring(self, conditions: dict[str, Any] | None = None, **settings: float | str | None) -> AnomalyScoring:
         """
         Return this processor's settings for scores, labels and masks.
 
+        A calibrated threshold is left out, with a warning, if it was measured with other settings and the call does
+        not give a threshold of its own.
+
         Args:
+            conditions (`dict[str, Any]`, *optional*):
+                Settings of the call that this processor does not know, under their names in `calibration["settings"]`:
+                `prompts`, `tiling`, `region_of_interest`, `input_range`.
             settings: fields of [`AnomalyScoring`] that differ; those that are `None` do not.
 
         Returns:
@@ -403,12 +428,43 @@ class VCPCLIPImageProcessor(PilBackend):
         unknown = sorted(settings.keys() - set(names))
         if unknown:
             raise ValueError(f"Unknown settings {unknown}; known are {names}.")
-        own = {name: getattr(self, name) for name in names}
-        return AnomalyScoring(**{**own, **{name: value for name, value in settings.items() if value is not None}})
+        stored = {name: getattr(self, name) for name in (*names, "calibration")}
+        given = {name: value for name, value in settings.items() if value is not None}
+        values = {name: given.get(name, stored[name]) for name in names}
+        current = {**self.measured_with(values), **(conditions or {})}
+        return AnomalyScoring(**{**values, **resolve_thresholds(given, stored, current)})
+
+    def without_thresholds(self) -> "VCPCLIPImageProcessor":
+        """Return a copy that gives scores and maps, and neither labels nor masks."""
+        bare = copy.copy(self)
+        bare.threshold = bare.image_threshold = bare.calibration = None
+        return bare
+
+    def measured_with(self, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+        """
+        Return the settings of this processor that scores and maps depend on, as a calibration records them.
+
+        Args:
+            settings (`dict[str, Any]`, *optional*): values of a call instead of the processor's.
+        """
+        settings = settings or {}
+        scoring = ("score_mode", "top_k_fraction", "smoothing_sigma")
+        return {
+            **{name: settings.get(name, getattr(self, name)) for name in scoring},
+            "size": [self.size.height, self.size.width],
+            "resize_mode": self.resize_mode,
+        }
 
 
 def _region_like(roi_mask: np.ndarray | None, like: torch.Tensor) -> torch.Tensor:
-    """Return a region of interest at the size of a map: 1 where to look, else 0."""
+    """Return a region of interest at the size of a map: true where to look."""
     if roi_mask is None:
-        return torch.ones_like(like)
-    return torch.from_numpy(region_at_size(np.asarray(roi_mask) != 0, tuple(like.shape))).to(like)
+        return torch.ones_like(like, dtype=torch.bool)
+    inside = np.asarray(roi_mask) != 0
+    resampled = region_at_size(inside, tuple(like.shape))
+    if inside.any() and not resampled.any():
+        raise ValueError(
+            f"The region of interest has no pixel left at {like.shape[0]} x {like.shape[1]} pixels, the size that the"
+            " score is read at. Use score_mode='max', a larger region, or crop the image."
+        )
+    return torch.from_numpy(resampled).to(like.device)

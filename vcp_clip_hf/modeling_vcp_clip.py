@@ -37,7 +37,7 @@ from .backbone_loading import (
 from .configuration_vcp_clip import VCPCLIPConfig
 from .losses import segmentation_loss
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
-from .prompts import PromptPlan, check_tokenizer, tokenize_prompts
+from .prompts import PromptPlan, check_states_differ, check_tokenizer, tokenize_prompts
 from .vision_tower import LayerStates, VCPCLIPVisionEmbeddings, VCPCLIPVisionEncoder
 from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLIPPreVCP, inverse_norm
 
@@ -381,7 +381,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             tokenizer (`PreTrainedTokenizerBase`): the tokenizer of the CLIP backbone.
 
         Raises:
-            ValueError: another tokenizer, no or several `{}`, unequal numbers, too long; the former prompts stay.
+            ValueError: another tokenizer, no or several `{}`, unequal numbers, too long, or both states alike; the
+                former prompts stay.
         """
         check_tokenizer(tokenizer, self.config.text_config.vocab_size)
         values = {}
@@ -389,6 +390,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             prompts = [prompts] if isinstance(prompts, str) else list(prompts)
             values[f"{state}_prompts"] = prompts
             values[f"{state}_prompt_input_ids"] = tokenize_prompts(prompts, tokenizer, self.config.category_token_id)
+        check_states_differ(values["normal_prompt_input_ids"], values["abnormal_prompt_input_ids"])
         former = {name: getattr(self.config, name) for name in values}
         try:
             for name, value in values.items():

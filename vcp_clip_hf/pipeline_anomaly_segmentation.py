@@ -1,26 +1,36 @@
 """`pipeline("anomaly-segmentation")`: images in; scores, maps, masks and regions out."""
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 from transformers import Pipeline, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .accelerated_inference import accelerated_or_plain
-from .anomaly_result import Thresholds, as_segments, finish, load_region_of_interest
+from .anomaly_result import as_segments, finish, load_region_of_interest
 from .anomaly_scoring import AnomalyScoring, resize_map
-from .calibration import Calibration, from_labeled_scores, from_normal_maps, from_normal_scores
+from .calibration import (
+    Calibration,
+    check_rate,
+    describe_calibration,
+    from_labeled_scores,
+    from_normal_maps,
+    from_normal_scores,
+)
 from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
 from .image_loading import ImageLike, load_image
-from .prompts import check_tokenizer, tokenize_prompts
+from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
+from .thresholds import HIGHEST_SCORES, Thresholds, calibrated_thresholds
 from .tiling import Tiling, segment_tiles
 
 
@@ -28,7 +38,9 @@ __all__ = ["AnomalySegmentationPipeline"]
 
 logger = logging.get_logger(__name__)
 
-_SCORING = [field.name for field in fields(AnomalyScoring)]
+_SCORING = [each.name for each in fields(AnomalyScoring)]
+_THRESHOLDS = ("threshold", "image_threshold")
+_FALSE_ALARM_RATE = 0.01
 
 # One image or many: the inputs of `__call__` and `calibrate`
 Images = ImageLike | Iterable[ImageLike] | torch.utils.data.Dataset
@@ -69,7 +81,7 @@ class AnomalySegmentationPipeline(Pipeline):
         self,
         *args: Any,
         reference_images: Images | None = None,
-        false_alarm_rate: float = 0.01,
+        false_alarm_rate: float | None = None,
         accelerate: bool = True,
         **kwargs: Any,
     ):
@@ -81,7 +93,13 @@ class AnomalySegmentationPipeline(Pipeline):
             self.model.float()
         if reference_images is not None:
             calibration = self.calibrate(reference_images, false_alarm_rate=false_alarm_rate)
-            (logger.info if calibration.reached else logger.warning)(calibration.describe())
+            say = logger.info if calibration.reached else logger.warning
+            say(" ".join(describe_calibration(self.image_processor.calibration)))
+        elif false_alarm_rate is not None:
+            raise ValueError(
+                f"false_alarm_rate={false_alarm_rate!r} needs reference_images, the normal images that the threshold"
+                " is computed from. Without them, call `calibrate` later."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # The fast copy is made again: a pickle would contain the weights twice
@@ -123,11 +141,17 @@ class AnomalySegmentationPipeline(Pipeline):
         rows = {}
         for state, words in prompts.items():
             words = [words] if isinstance(words, str) else list(words)
+            if not words or not all(isinstance(word, str) and word.strip() for word in words):
+                raise ValueError(
+                    f"The {state} prompts {words!r} must be words or templates with one {CATEGORY_SLOT!r}, at least"
+                    " one and none of them empty."
+                )
             templates = [word if CATEGORY_SLOT in word else f"a photo of a {word} {CATEGORY_SLOT}" for word in words]
             rows[state] = tokenize_prompts(templates, self.tokenizer, config.category_token_id)
         if len(rows["normal"]) != len(rows["abnormal"]):
             counts = {state: len(ids) for state, ids in rows.items()}
             raise ValueError(f"Both states need the same number of prompts, got {counts}.")
+        check_states_differ(rows["normal"], rows["abnormal"])
         ids = [*rows["normal"], *rows["abnormal"]]
         length = max(map(len, ids))
         padded = [row + [row[-1]] * (length - len(row)) for row in ids]
@@ -145,9 +169,10 @@ class AnomalySegmentationPipeline(Pipeline):
                 image is a path, a URL, a PIL image of any mode, or a NumPy or torch array. A 4-dimensional array is
                 a list.
             image_column (`str`, *optional*): column of a Hugging Face dataset; needed if several hold images.
-            threshold (`float`, *optional*): pixels at or above it are abnormal. Default: the checkpoint's. Without a
-                threshold there are no masks and no labels.
-            image_threshold (`float`, *optional*): images with a score at or above it are anomalous.
+            threshold (`float`, *optional*): pixels at or above it are abnormal. Default: the checkpoint's, if it was
+                calibrated with the settings of this call. Without a threshold there are no masks and no labels.
+            image_threshold (`float`, *optional*): images with a score at or above it are anomalous. Default: the
+                checkpoint's on the same condition, else `threshold` with the score `"max"`.
             smoothing_sigma, score_mode, top_k_fraction (*optional*): settings of [`VCPCLIPImageProcessor`].
             prompts (`dict`, *optional*):
                 `{"normal": ..., "abnormal": ...}`: a state word ("perfect"), a template with one `{}`
@@ -166,7 +191,7 @@ class AnomalySegmentationPipeline(Pipeline):
                 Add `uncertainty_map`, float32 `(height, width)`: the standard deviation over layers and branches,
                 in [0, 0.5]; and `uncertainty`, its value where the map is highest.
             min_area (`int`, *optional*): minimum area of the regions of the mask in pixels; smaller ones are dropped.
-                An image whose regions are all dropped is normal.
+                An image becomes normal if its mask had pixels and all of them were dropped.
             fill_holes (`bool`, *optional*): fill holes in the mask.
             heatmap (`bool`, *optional*): add `heatmap`, the image under its map on the fixed scale [0, 1].
             regions (`bool`, *optional*): add `regions`, see `find_regions`; needs a threshold.
@@ -241,20 +266,24 @@ class AnomalySegmentationPipeline(Pipeline):
         output_branch_maps: bool = False,
         output_layer_maps: bool = False,
         output_uncertainty: bool = False,
+        input_range: tuple[float, float] | None = None,
+        roi_mask: ImageLike | None = None,
         **settings: float | str | None,
     ) -> dict[str, list]:
+        tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
+        conditions = self._conditions(prompt_input_ids, tiling, input_range, roi_mask)
         # inputs of a batch are lists, those of a single image are not
         images, roi_masks, errors = (
             inputs[name] if isinstance(inputs["image"], list) else [inputs[name]]
             for name in ("image", "roi_mask", "error")
         )
-        if tile_size is None:
+        if tiling is None:
             results = self._whole(
                 inputs["pixel_values"],
                 images,
                 roi_masks,
                 prompt_input_ids,
-                settings,
+                {**settings, "conditions": conditions},
                 output_branch_maps,
                 output_layer_maps,
                 output_uncertainty,
@@ -262,14 +291,30 @@ class AnomalySegmentationPipeline(Pipeline):
         else:
             if output_layer_maps or output_uncertainty:
                 raise ValueError("Layer maps and uncertainty are not kept for tiles; leave tile_size out.")
-            tiling = Tiling(tile_size, tile_overlap, tile_batch_size, global_weight)
+            scoring = self.image_processor.scoring(conditions, **settings)
             results = [
-                self._tiled(image, roi_mask, tiling, prompt_input_ids, settings, output_branch_maps)
-                for image, roi_mask in zip(images, roi_masks, strict=True)
+                self._tiled(image, inside, tiling, prompt_input_ids, scoring, output_branch_maps)
+                for image, inside in zip(images, roi_masks, strict=True)
             ]
-        for result, image, error in zip(results, images, errors, strict=True):
-            result.update(image=image, error=error)
+        for result, image, inside, error in zip(results, images, roi_masks, errors, strict=True):
+            result.update(image=image, inside=inside, error=error)
         return {"results": results}
+
+    def _conditions(
+        self,
+        prompt_input_ids: torch.LongTensor | None,
+        tiling: Tiling | None,
+        input_range: tuple[float, float] | None,
+        roi_mask: ImageLike | None,
+    ) -> dict[str, Any]:
+        """Return the settings of a call that the image processor does not know, as a calibration records them."""
+        input_range = input_range or self.image_processor.input_range
+        return {
+            "prompts": prompt_rows(self.model.config, prompt_input_ids),
+            "tiling": None if tiling is None else tiling.settings(),
+            "region_of_interest": roi_mask is not None,
+            "input_range": None if input_range is None else list(input_range),
+        }
 
     def _whole(
         self,
@@ -299,11 +344,10 @@ class AnomalySegmentationPipeline(Pipeline):
         roi_mask: np.ndarray | None,
         tiling: Tiling,
         prompt_input_ids: torch.LongTensor | None,
-        settings: dict[str, Any],
+        scoring: AnomalyScoring,
         output_branch_maps: bool,
     ) -> dict[str, Any]:
         """Segment one image in tiles."""
-        scoring = self.image_processor.scoring(**settings)
         maps = segment_tiles(
             self._inference_model(),
             self.image_processor,
@@ -315,11 +359,11 @@ class AnomalySegmentationPipeline(Pipeline):
         )
         anomaly_map = torch.from_numpy(maps.anomaly_map)
         branches = [torch.from_numpy(each) for each in (maps.base_map, maps.vcp_map) if each is not None]
-        if roi_mask is not None:
-            inside = torch.from_numpy(roi_mask)
+        inside = None if roi_mask is None else torch.from_numpy(roi_mask)
+        if inside is not None:
             anomaly_map, branches = anomaly_map * inside, [branch * inside for branch in branches]
-        score = scoring.scores(anomaly_map[None], [branch[None] for branch in branches])[0]
-        result = scoring.result(anomaly_map, score)
+        (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches])
+        result = scoring.result(anomaly_map, score, inside)
         if output_branch_maps:
             result.update(zip(("base_map", "vcp_map"), branches, strict=False))
         return result
@@ -359,103 +403,126 @@ class AnomalySegmentationPipeline(Pipeline):
             raise ValueError(f'output_format={output_format!r} must be "anomaly" or "image-segmentation".')
         found = model_outputs["results"]
         found = dict(found[0] if isinstance(found, list) else found)
-        image, error = found.pop("image"), found.pop("error")
+        image, inside, error = found.pop("image"), found.pop("inside", None), found.pop("error")
         if error is not None:
             return {"error": error}
         found = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
         thresholds = Thresholds(found["threshold"], found["image_threshold"])
-        result = finish(image, found["anomaly_map"], found["score"], thresholds, **options)
+        result = finish(image, found["anomaly_map"], found["score"], thresholds, inside, **options)
         return as_segments(result) if output_format == "image-segmentation" else {**found, **result}
 
     def calibrate(
         self,
         images: Images,
         labels: Sequence[int] | None = None,
-        false_alarm_rate: float = 0.01,
+        false_alarm_rate: float | None = None,
         pixel_false_alarm_rate: float | None = None,
-        failed: list[tuple[str, str]] | None = None,
+        progress: bool = False,
         **kwargs: Any,
     ) -> Calibration:
         """
         Set the thresholds of this pipeline from images like those it will see. `save_pretrained` keeps them.
 
         The image processor also takes over `smoothing_sigma`, `score_mode` and `top_k_fraction` of the calibration, so
-        that later calls compute the scores that the thresholds belong to.
+        that later calls compute the scores that the thresholds belong to. The other settings (prompts, tiles, region
+        of interest, sizes) are recorded with the thresholds, which do not apply to calls with others.
 
         Args:
             images (`ImageLike` or many of them): images as in a call; normal ones, unless `labels` are given.
             labels (`Sequence[int]`, *optional*): 1 for anomalous, 0 for normal; gives the threshold with the best F1.
-            false_alarm_rate (`float`, *optional*, defaults to 0.01): target false-alarm rate on normal images.
+            false_alarm_rate (`float`, *optional*, defaults to 0.01):
+                Target false-alarm rate on normal images; not together with `labels`.
             pixel_false_alarm_rate (`float`, *optional*):
                 Target fraction of normal pixels flagged, for the threshold of masks; only from normal images. Without
                 it, masks use the images' threshold, so that an image has a mask exactly if it is anomalous (with
                 `score_mode="max"`).
-            failed (`list[tuple[str, str]]`, *optional*):
-                List that receives each unreadable image and the reason, with `on_error="return"`.
-            kwargs: arguments of a call. With `on_error="return"`, unreadable images are left out.
+            progress (`bool`, *optional*, defaults to `False`): show a progress bar.
+            kwargs: arguments of a call. Those that only shape results, such as `regions` and `min_area`, have no
+                effect. With `on_error="return"`, images that cannot be read are left out, with a warning.
 
         Returns:
-            [`Calibration`] of the image threshold; `describe()` states the rate that was reached.
+            [`Calibration`] of the image threshold; `describe()` states the rate that was reached. That of the pixel
+            threshold is `image_processor.calibration["pixel"]`.
 
         Raises:
-            ValueError: `labels` and `pixel_false_alarm_rate` were both given, or there are too few images or labels.
+            ValueError: arguments exclude each other or are out of range, there are too few images or labels, or no
+                threshold exists. The former thresholds stay.
         """
-        if labels is not None and pixel_false_alarm_rate is not None:
-            raise ValueError(
-                "A pixel false-alarm rate is reached on normal images alone, and images with defects were given"
-                " (labels; --defects on the command line). Leave out the pixel rate, and masks use the threshold with"
-                " the best F1; or calibrate on normal images only."
-            )
-        scores: list[float] = []
-        unread: list[tuple[int, str]] = []
-
-        def maps() -> Iterator[np.ndarray]:
-            for index, result in enumerate(self._results(images, **kwargs)):
-                if "error" in result:
-                    unread.append((index, result["error"]))
-                else:
-                    scores.append(result["score"])
-                    yield result["anomaly_map"]
-
-        pixels = None
-        if pixel_false_alarm_rate is not None:
-            pixels = from_normal_maps(maps(), pixel_false_alarm_rate)
-        else:
-            for _ in maps():
+        _check_calibration_arguments(labels, false_alarm_rate, pixel_false_alarm_rate, kwargs)
+        false_alarm_rate = _FALSE_ALARM_RATE if false_alarm_rate is None else false_alarm_rate
+        shaping = {*argument_names(self.postprocess), *argument_names(finish)}
+        arguments = {name: value for name, value in kwargs.items() if name not in shaping}
+        scoring, conditions = self._call_settings(arguments)
+        total = len(images) if isinstance(images, (list, tuple)) else None
+        if labels is not None and total not in (None, len(labels)):
+            raise ValueError(f"Expected one label for each of {total} images, got {len(labels)}.")
+        measured = _Measured(self._without_verdicts()._results(images, **arguments), total, progress)
+        # the maps are read one by one, the scores while they are
+        pixels = None if pixel_false_alarm_rate is None else from_normal_maps(measured.maps(), pixel_false_alarm_rate)
+        if pixels is None:
+            for _ in measured.maps():
                 pass
-        _report_unread(unread, images, failed)
-        if not scores:
-            raise ValueError(f"None of the images could be read: {unread[0][1] if unread else 'there are none'}")
-        if labels is not None:
-            skipped = {index for index, _ in unread}
-            labels = [label for index, label in enumerate(labels) if index not in skipped]
-        calibration = (
-            from_normal_scores(scores, false_alarm_rate) if labels is None else from_labeled_scores(scores, labels)
-        )
-        self._keep(calibration, pixels, {**self._forward_params, **kwargs})
+        if labels is None:
+            calibration = from_normal_scores(measured.scores, false_alarm_rate, HIGHEST_SCORES[scoring.score_mode])
+        else:
+            calibration = from_labeled_scores(measured.scores, measured.chosen(labels))
+        self._keep(calibration, pixels, scoring, conditions)
         return calibration
 
-    def _keep(self, calibration: Calibration, pixels: Calibration | None, arguments: dict[str, Any]) -> None:
-        """Write thresholds, and the settings of the call that they belong to, into the image processor."""
+    def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
+        """Return the scoring of a call with these arguments, without thresholds, and its further settings."""
+        of_pipeline = ("batch_size", "num_workers", "image_column")
+        given = {name: value for name, value in arguments.items() if name not in of_pipeline}
+        preprocess, forward, _ = self._sanitize_parameters(**given)
+        values = {**self._preprocess_params, **self._forward_params, **preprocess, **forward}
+        tiling = Tiling.of(
+            values.get("tile_size"), values.get("tile_overlap"), global_weight=values.get("global_weight", 0.0)
+        )
+        conditions = self._conditions(
+            values.get("prompt_input_ids"), tiling, values.get("input_range"), values.get("roi_mask")
+        )
+        settings = {name: values.get(name) for name in _SCORING if name not in _THRESHOLDS}
+        return self.image_processor.without_thresholds().scoring(**settings), conditions
+
+    def _without_verdicts(self) -> "AnomalySegmentationPipeline":
+        """Return a copy that shares the model and computes scores and maps only."""
+        self._inference_model()  # made once, for both
+        measuring = copy.copy(self)
+        measuring.image_processor = self.image_processor.without_thresholds()
+        measuring._forward_params = _without_given_thresholds(self._forward_params)
+        measuring._postprocess_params = {}
+        return measuring
+
+    def _keep(
+        self,
+        calibration: Calibration,
+        pixels: Calibration | None,
+        scoring: AnomalyScoring,
+        conditions: dict[str, Any],
+    ) -> None:
+        """Write thresholds, and the settings that they belong to, into the image processor."""
         processor = self.image_processor
-        settings = {name: arguments.get(name) for name in ("smoothing_sigma", "score_mode", "top_k_fraction")}
-        scoring = processor.scoring(**settings)
-        for name in settings:
+        former = calibrated_thresholds(processor.calibration)
+        for name in ("smoothing_sigma", "score_mode", "top_k_fraction"):
             setattr(processor, name, getattr(scoring, name))
         processor.image_threshold = calibration.threshold
         if pixels is not None:
             processor.threshold = pixels.threshold
         elif scoring.score_mode == "max":
             processor.threshold = calibration.threshold
+        elif processor.threshold in former:
+            processor.threshold = None  # it belongs to the former calibration
         processor.calibration = {
             "image": calibration.to_dict(),
             **({} if pixels is None else {"pixel": pixels.to_dict()}),
-            "score_mode": scoring.score_mode,
+            "settings": {**processor.measured_with(), **conditions},
         }
+        # thresholds among the pipeline's defaults would hide the new ones
+        self._forward_params = _without_given_thresholds(self._forward_params)
 
     def _results(self, images: Images, **kwargs: Any) -> Iterable[dict[str, Any]]:
         """Return results one by one, for every kind of input."""
-        images = _as_images(images, None)
+        images = _as_images(images, kwargs.pop("image_column", None))
         if isinstance(images, list):
             images = (image for image in images)
         results = self(images, **kwargs)
@@ -503,15 +570,67 @@ class AnomalySegmentationPipeline(Pipeline):
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
 
 
-def _report_unread(unread: list[tuple[int, str]], images: Images, failed: list[tuple[str, str]] | None) -> None:
-    """Add unreadable images to the caller's list, by path or else by number; without a list, log them."""
-    for index, error in unread:
-        image = images[index] if isinstance(images, (list, tuple)) else None
-        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
-        if failed is not None:
-            failed.append((name, error))
-        else:
-            logger.warning("%s is left out of the calibration: %s", name, error)
+@dataclass
+class _Measured:
+    """Scores of the results that were read; results of unreadable images are left out and counted."""
+
+    results: Iterable[dict[str, Any]]
+    total: int | None
+    progress: bool
+    scores: list[float] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def maps(self) -> Iterator[np.ndarray]:
+        """Yield the maps one by one and collect the scores."""
+        bar = tqdm(self.results, desc="calibrate", total=self.total, unit="image", disable=not self.progress)
+        for position, result in enumerate(bar):
+            if "error" in result:
+                self.errors.append(result["error"])
+                continue
+            self.scores.append(result["score"])
+            self.positions.append(position)
+            yield result["anomaly_map"]
+        if self.errors and not self.scores:
+            raise ValueError(f"None of the images could be read: {'; '.join(self.errors)}")
+        if self.errors:
+            logger.warning(
+                f"{len(self.errors)} of {len(self.errors) + len(self.scores)} images could not be read and are left"
+                f" out of the calibration: {'; '.join(self.errors)}"
+            )
+
+    def chosen(self, labels: Sequence[int]) -> list[int]:
+        """Return the labels of the images that were read."""
+        count = len(self.errors) + len(self.scores)
+        if len(labels) != count:
+            raise ValueError(f"Expected one label for each of {count} images, got {len(labels)}.")
+        return [labels[position] for position in self.positions]
+
+
+def _check_calibration_arguments(
+    labels: Sequence[int] | None, rate: float | None, pixel_rate: float | None, arguments: dict[str, Any]
+) -> None:
+    for name in _THRESHOLDS:
+        if arguments.get(name) is not None:
+            raise ValueError(f"{name} is a result of the calibration and cannot be given to it; leave it out.")
+    for name, given, what in (
+        ("false_alarm_rate", rate, "A false-alarm rate"),
+        ("pixel_false_alarm_rate", pixel_rate, "A pixel false-alarm rate"),
+    ):
+        if given is None:
+            continue
+        check_rate(name, given)
+        if labels is not None:
+            short = "pixel rate" if name.startswith("pixel") else "rate"
+            raise ValueError(
+                f"{what} is reached on normal images alone, and images with defects were given (labels; --defects on"
+                f" the command line). Leave out the {short}, and the threshold with the best F1 is used; or calibrate"
+                " on normal images only."
+            )
+
+
+def _without_given_thresholds(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in _THRESHOLDS}
 
 
 def _as_images(inputs: Images, image_column: str | None) -> Any:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from .configuration_vcp_clip import CATEGORY_SLOT, VCPCLIPConfig
 
 
-__all__ = ["PromptPlan", "check_tokenizer", "tokenize_prompts"]
+__all__ = ["PromptPlan", "check_states_differ", "check_tokenizer", "prompt_rows", "tokenize_prompts"]
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
@@ -53,6 +53,42 @@ def tokenize_prompts(
             raise ValueError(f"The prompt {prompt!r} has a word that the tokenizer's vocabulary cannot spell.")
         rows.append([tokenizer.bos_token_id, *before, category_token_id, *after, tokenizer.eos_token_id])
     return rows
+
+
+def check_states_differ(normal: list[list[int]], abnormal: list[list[int]]) -> None:
+    """
+    Check that two states have different prompts.
+
+    Args:
+        normal, abnormal (`list[list[int]]`): ids of each state's prompts.
+
+    Raises:
+        ValueError: both states have the same prompts, in any order.
+    """
+    if sorted(normal) == sorted(abnormal):
+        raise ValueError(
+            "The normal and the abnormal prompts are the same, so that every pixel would get 0.5. Give words that"
+            " tell the two states apart, such as 'flawless' and 'scratched'."
+        )
+
+
+def prompt_rows(config: VCPCLIPConfig, prompt_input_ids: torch.LongTensor | None = None) -> dict[str, list[list[int]]]:
+    """
+    Return the ids of the prompts in use, without padding, in an order that does not depend on that of the prompts.
+
+    Args:
+        config ([`VCPCLIPConfig`]): holds the model's own prompts.
+        prompt_input_ids (`torch.LongTensor` of shape `(2, templates, length)`, *optional*):
+            Prompts of a call, padded with their end token.
+
+    Returns:
+        `dict[str, list[list[int]]]`: rows of ids of `"normal"` and `"abnormal"`.
+    """
+    if prompt_input_ids is None:
+        normal, abnormal = config.normal_prompt_input_ids, config.abnormal_prompt_input_ids
+    else:
+        normal, abnormal = ([row[: row.index(row[-1]) + 1] for row in rows] for rows in prompt_input_ids.tolist())
+    return {"normal": sorted(map(list, normal)), "abnormal": sorted(map(list, abnormal))}
 
 
 class PromptPlan:

@@ -8,6 +8,7 @@ product is.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -42,7 +43,30 @@ class Tiling:
     batch_size: int = 4
     global_weight: float = 0.0
 
+    @classmethod
+    def of(
+        cls, tile_size: int | None, tile_overlap: int | None, tile_batch_size: int = 4, global_weight: float = 0.0
+    ) -> "Tiling | None":
+        """
+        Make the tiling of a call from its arguments; `None` without `tile_size`.
+
+        Raises:
+            ValueError: a value is out of range, or is given without `tile_size`.
+        """
+        if tile_size is not None:
+            return cls(tile_size, tile_overlap, tile_batch_size, global_weight)
+        for name, value, idle in (("tile_overlap", tile_overlap, None), ("global_weight", global_weight, 0)):
+            if value != idle:
+                raise ValueError(
+                    f"{name}={value!r} needs tile_size, the side of the tiles in pixels; without it the"
+                    " image is segmented as a whole."
+                )
+        return None
+
     def __post_init__(self):
+        for name, value in (("size", self.size), ("overlap", self.overlap), ("batch_size", self.batch_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise ValueError(f"tile_{name}={value!r} must be a whole number.")
         if self.size < 1:
             raise ValueError(f"tile_size={self.size} must be 1 or more.")
         if self.overlap is None:
@@ -53,6 +77,14 @@ class Tiling:
             raise ValueError(f"tile_batch_size={self.batch_size} must be 1 or more.")
         if not 0 <= self.global_weight <= 1:
             raise ValueError(f"global_weight={self.global_weight} must lie in [0, 1].")
+
+    def settings(self) -> dict[str, int | float]:
+        """Return the values that results depend on, under the names of the pipeline's arguments."""
+        return {
+            "tile_size": int(self.size),
+            "tile_overlap": int(self.overlap),
+            "global_weight": float(self.global_weight),
+        }
 
 
 @dataclass
