@@ -130,6 +130,7 @@ def test_predict_from_files_patterns_and_with_options(checkpoint, images, tmp_pa
         "predictions.coco.json",
         "predictions.csv",
         "predictions.jsonl",
+        "run.json",
     ]
     assert np.load(tmp_path / records[0]["map"]).dtype == np.float32
     coco = json.loads((tmp_path / "predictions.coco.json").read_text())
@@ -153,7 +154,8 @@ def test_an_unreadable_file_is_listed_and_tried_again(checkpoint, images, tmp_pa
     assert len(errors) == 1
     Image.open(images / "a.png").save(broken)
     done = run(*arguments)
-    assert "1 images segmented" in done.stdout and "2 done before" in done.stdout
+    assert "1 image segmented" in done.stdout and "2 done before" in done.stdout
+    assert "to do: 1 failed before" in done.stdout
     assert not [record for record in read_predictions(tmp_path / "out") if "error" in record]
 
 
@@ -230,8 +232,8 @@ def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path):
     path = tmp_path / "predictions.csv"
     write_csv([{"image": "a.png", "score": 0.5}], path)
     before = path.read_text()
-    with pytest.raises(UnicodeEncodeError):
-        write_csv([{"image": "b.png"}, {"image": "not UTF-8: \udcff.png"}], path)
+    with pytest.raises(AttributeError):
+        write_csv([{"image": "b.png"}, None], path)
     assert path.read_text() == before and before.splitlines()[1].startswith("a.png,0.5,")
 
 
@@ -254,10 +256,26 @@ def test_calibrate_on_normal_images_and_with_defects(checkpoint, images, tmp_pat
     assert "best F1" in done.stdout
 
 
-def test_calibrate_leaves_out_what_it_cannot_read_and_says_so(checkpoint, images, tmp_path):
-    (tmp_path / "bad.png").write_text("no image")
-    done = run("calibrate", images, tmp_path / "bad.png", "-m", checkpoint, "-o", tmp_path / "tuned", check=1)
+def test_calibrate_does_not_stop_at_unreadable_files(checkpoint, images, tmp_path):
+    (tmp_path / "broken.png").write_text("not an image")
+    arguments = ["-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2]
+    done = run("calibrate", images, tmp_path / "broken.png", tmp_path / "gone", *arguments, check=1)
     assert "from 7 normal images" in done.stdout and "saved in" in done.stdout
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1 and "gone" in failed[0]
+    assert "left out: 1 with other endings (.txt 1)" in done.stderr
+    assert "broken.png" in run("calibrate", tmp_path / "broken.png", *arguments, check=1).stderr
+
+
+def test_predict_is_refused_with_other_settings(checkpoint, images, tmp_path):
+    arguments = ["predict", images, "-o", tmp_path, "-m", checkpoint, "--num-workers", 0]
+    run(*arguments)
+    done = run(*arguments, "--threshold", 0.4, check=1)
+    assert "threshold: 0.5 -> 0.4" in done.stderr and "--overwrite" in done.stderr
+    assert "7 images segmented" in run(*arguments, "--threshold", 0.4, "--overwrite").stdout
+    # annotations are added to a finished run
+    assert "7 with missing outputs" in run(*arguments, "--threshold", 0.4, "--format", "coco").stdout
+    assert json.loads((tmp_path / "predictions.coco.json").read_text())["annotations"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from transformers import pipeline
 
 from vcp_clip_hf.data import AnomalyFolder, DatasetLayoutError
 from vcp_clip_hf.image_files import IMAGE_SUFFIXES, find_images, lies_in, suffix_of
-from vcp_clip_hf.prediction import list_inputs, predict_files
+from vcp_clip_hf.input_images import list_inputs
+from vcp_clip_hf.prediction import predict_files
 
 
 def touch(root: Path, *names: str) -> None:
@@ -147,7 +148,7 @@ def test_patterns_do_not_reach_into_excluded_folders(tmp_path):
 )
 def test_what_is_left_out_is_logged(tmp_path, caplog, names, level, sentence):
     touch(tmp_path, "a.png", *names)
-    with caplog.at_level(logging.INFO, logger="vcp_clip_hf.prediction"):
+    with caplog.at_level(logging.INFO, logger="vcp_clip_hf.input_images"):
         list_inputs([tmp_path])
     (record,) = caplog.records
     assert record.levelno == level and record.getMessage() == f"{tmp_path}: {sentence}"

@@ -20,6 +20,7 @@ from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE, __version__, versions
 
 
 if TYPE_CHECKING:
+    from .image_files import LeftOut
     from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 
 __all__ = ["app", "main"]
@@ -45,7 +46,21 @@ def _hide_progress_bars(context: typer.Context) -> None:
         logging.disable_progress_bar()
 
 
-class _Verb(TyperCommand):
+class _InterruptibleVerb(TyperCommand):
+    """A verb that ends with one line and status 130 when it is interrupted."""
+
+    def invoke(self, context: typer.Context) -> Any:
+        from .interruption import EXIT_STATUS
+
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as error:
+            if not error.args:  # otherwise, the run has said how to go on
+                typer.echo(f"Interrupted: {self.name} ended before it was done; run it again.", err=True)
+            raise typer.Exit(EXIT_STATUS) from None
+
+
+class _Verb(_InterruptibleVerb):
     """A verb that hides progress bars when it runs, which is after `--help` has been answered."""
 
     def invoke(self, context: typer.Context) -> Any:
@@ -173,16 +188,18 @@ def predict(
     num_workers: NumWorkers = 2,
     device: Device = None,
     dtype: DType = WeightType.auto,
-    overwrite: Annotated[bool, typer.Option(help="Segment again the images that have been segmented before.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Start anew: remove the results of earlier runs first.")] = False,
 ) -> None:
     """
     Segment images: maps, masks, overlays, and one record per image.
 
-    When the command is run again, finished images are skipped. Images that cannot be read are skipped, and listed at
-    the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among processes.
+    When the command is run again, it segments what is new, changed, failed or incomplete. With another model or other
+    settings it is refused, unless --overwrite starts anew. Images and sources that cannot be read are skipped, and
+    listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among
+    processes.
     """
     from .coco_format import write_coco
-    from .prediction import predict_files, read_predictions
+    from .prediction import COCO_FILE, predict_files, read_predictions
 
     with_regions = regions or record_format is RecordFormat.coco
     options = {
@@ -214,15 +231,23 @@ def predict(
     if not _is_main_process():
         return
     if record_format is RecordFormat.coco:
-        write_coco(read_predictions(output), output / "predictions.coco.json")
-    typer.echo(
-        f"{summary.predicted} images segmented ({summary.images_per_second:.2f} images/s per process),"
-        f" {summary.skipped} done before, {len(summary.errors)} failed; records in {summary.records}"
-    )
+        write_coco(read_predictions(output), output / COCO_FILE)
+    typer.echo(_printable(summary.describe()))
+    _list_left_out(summary.left_out)
     for path, error in summary.errors:
-        typer.echo(f"failed: {path}: {error}", err=True)
+        typer.echo(f"failed: {_printable(path)}: {_printable(error)}", err=True)
     if summary.errors:
         raise typer.Exit(1)
+
+
+def _printable(text: str) -> str:
+    """Return text on one line that every terminal can print, whatever bytes a file name has."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _list_left_out(left_out: "Sequence[tuple[str, LeftOut]]") -> None:
+    for folder, counts in left_out:
+        typer.echo(f"{_printable(folder)}: {counts}", err=True)
 
 
 @app.command(cls=_Verb)
@@ -261,17 +286,20 @@ def calibrate(
     """
     from .calibration import describe_calibration
     from .checkpoint_folder import CheckpointParts, save_calibration
-    from .prediction import list_inputs
+    from .input_images import find_inputs
 
     if output is None:
         if model == EMBEDDED_CHECKPOINT or not Path(model).is_dir():
             raise typer.BadParameter(f"give --output: {model} is not a folder that can be changed")
         output = Path(model)
     pipe = _make_pipeline(model, device, dtype)
-    normal, abnormal = ([image.path for image in list_inputs(sources)] for sources in (images, defects or ()))
-    labels = [0] * len(normal) + [1] * len(abnormal) if defects else None
+    normal, abnormal = find_inputs(images), find_inputs(defects or ())
+    if not normal.images:
+        raise FileNotFoundError(normal.describe_problems())
+    paths = [image.path for image in (*normal.images, *abnormal.images)]
+    labels = [0] * len(normal.images) + [1] * len(abnormal.images) if defects else None
     calibration = pipe.calibrate(
-        normal + abnormal,
+        paths,
         labels,
         false_alarm_rate,
         pixel_false_alarm_rate,
@@ -283,7 +311,11 @@ def calibrate(
     for line in describe_calibration(pipe.image_processor.calibration):
         typer.echo(line)
     typer.echo(f"saved in {output}")
-    if calibration.num_images < len(normal) + len(abnormal):
+    _list_left_out([*normal.left_out, *abnormal.left_out])
+    for path, error in (*normal.problems, *abnormal.problems):
+        typer.echo(f"failed: {_printable(path)}: {_printable(error)}", err=True)
+    # the pipeline warns of each image that it cannot read
+    if normal.problems or abnormal.problems or calibration.num_images < len(paths):
         raise typer.Exit(1)
 
 
@@ -371,7 +403,7 @@ def _name_and_folder(entry: str) -> tuple[str, str | None]:
     return name, folder or None
 
 
-@app.command(context_settings=_UNPARSED)
+@app.command(cls=_InterruptibleVerb, context_settings=_UNPARSED)
 def train(context: typer.Context) -> None:
     """Train a checkpoint: `--config FILE` and `--SETTING VALUE`; see `vcp-clip train --help`."""
     from .training_config import TrainingConfig
@@ -384,6 +416,7 @@ def train(context: typer.Context) -> None:
         " defaults are the paper's with VisA as auxiliary dataset.",
     )
     _hide_progress_bars(context)
+    from .interruption import EXIT_STATUS
     from .training import train as run
 
     result = run(config)
@@ -393,10 +426,10 @@ def train(context: typer.Context) -> None:
             if folder is not None:
                 typer.echo(str(folder))
     if result.interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(EXIT_STATUS)
 
 
-@app.command(context_settings=_UNPARSED)
+@app.command(cls=_InterruptibleVerb, context_settings=_UNPARSED)
 def convert(context: typer.Context) -> None:
     """Convert the authors' .pth checkpoint into a folder for from_pretrained; see `vcp-clip convert --help`."""
     from .convert_vcp_clip_to_hf import main as run
@@ -669,7 +702,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sentence = _sentence(error)
         if sentence is None or "--verbose" in arguments:
             raise
-        typer.echo(f"error: {sentence}", err=True)
+        typer.echo(f"error: {sentence}".encode("utf-8", "backslashreplace").decode(), err=True)
         sys.exit(1)
 
 

@@ -99,7 +99,7 @@ class LeftOut:
         endings (`Counter[str]`): Files by ending, for endings that are not in `IMAGE_SUFFIXES`.
         linked (`int`): Links to folders that are read elsewhere, or that lead back.
         excluded (`int`): Folders that the caller excluded.
-        unreadable (`int`): Folders that may not be read.
+        unreadable (`list[str]`): Folders that may not be read, relative to the searched folder.
         pictures (`int`):
             How many of these look like pictures, so that the user should know: hidden pictures, hidden folders with
             pictures, and pictures in formats that are not read.
@@ -109,7 +109,7 @@ class LeftOut:
     endings: Counter[str] = field(default_factory=Counter)
     linked: int = 0
     excluded: int = 0
-    unreadable: int = 0
+    unreadable: list[str] = field(default_factory=list)
     pictures: int = 0
 
     def __str__(self) -> str:
@@ -123,7 +123,7 @@ class LeftOut:
         for count, singular, plural in (
             (self.linked, "link to a folder that is read elsewhere", "links to folders that are read elsewhere"),
             (self.excluded, "folder of results", "folders of results"),
-            (self.unreadable, "unreadable folder", "unreadable folders"),
+            (len(self.unreadable), "unreadable folder", "unreadable folders"),
         ):
             if count:
                 parts.append(f"{count} {singular if count == 1 else plural}")
@@ -210,7 +210,7 @@ def walk_folders(
         except OSError:
             if left_out is None:
                 raise
-            counts.unreadable += 1
+            counts.unreadable.append(here)
             continue
         yield here, content
         pending += [f"{here}/{name}" if here else name for name in reversed(content.folders)]

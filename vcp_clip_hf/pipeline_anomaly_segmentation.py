@@ -609,10 +609,12 @@ class _Measured:
             self.scores.append(result["score"])
             self.positions.append(position)
             yield result["anomaly_map"]
+        if self.errors and not self.scores:
+            raise ValueError(f"None of the images could be read: {'; '.join(self.errors)}")
         if self.errors:
             logger.warning(
                 f"{len(self.errors)} of {len(self.errors) + len(self.scores)} images could not be read and are left"
-                f" out of the calibration: {'; '.join(self.errors[:10])}"
+                f" out of the calibration: {'; '.join(self.errors)}"
             )
 
     def chosen(self, labels: Sequence[int]) -> list[int]:

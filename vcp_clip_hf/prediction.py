@@ -1,40 +1,49 @@
 """Segment many image files: maps, masks and overlays on disk, one record per image; resumable.
 
-A record is appended to `predictions.jsonl` after the files that it names have been written. When an interrupted run is
-started again, images with a record are skipped. A file that cannot be read is recorded as an error, and the next run
-tries it again; the other images are not affected.
+A record is appended to `predictions.jsonl` after the files that it names have been written, with the size and the
+time of change of the image. `run.json` stores the model's fingerprint and all settings that change results. A later
+run with the same settings segments exactly the images that are new, changed, failed before, or lack an output file; a
+run with other settings is refused, so that one folder never mixes two. A file that cannot be read is recorded as an
+error and does not affect the others.
 """
 
-import csv
-import glob
-import itertools
 import json
 import os
-import re
+import sys
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .atomic_write import atomic_file
-from .image_files import IMAGE_SUFFIXES, find_images, lies_in
+from .image_files import LeftOut
+from .input_images import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
+from .interruption import stop_on_signal
+from .picture_writer import PICTURE_FOLDERS, PictureWriter
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from .visualization import overlay_with_scale
+from .prediction_records import (
+    RECORDS,
+    end_last_line,
+    file_state,
+    read_predictions,
+    record_files,
+    write_csv,
+    write_records,
+)
+from .run_settings import RUN_FILE, RunSettings
 
 
 __all__ = [
+    "COCO_FILE",
     "InputImage",
     "PictureWriter",
     "PredictionSummary",
@@ -47,18 +56,10 @@ __all__ = [
 
 logger = logging.get_logger(__name__)
 
-_RECORDS = "predictions.jsonl"
-_PICTURE_FOLDERS = ("maps", "masks", "overlays")
+CSV_FILE, COCO_FILE = "predictions.csv", "predictions.coco.json"
 # Threads that draw and write pictures, which takes longer than a GPU takes for the model
 _WRITERS = max(2, min(8, (os.cpu_count() or 1) // 2))
-
-
-@dataclass(frozen=True)
-class InputImage:
-    """An image to segment: its path or URL, and its file name in the output folders, without extension."""
-
-    path: str
-    name: str
+_INTERRUPTED = "Interrupted. The finished images are recorded: run the same command again to segment the rest."
 
 
 @dataclass
@@ -68,15 +69,24 @@ class PredictionSummary:
 
     Args:
         predicted (`int`): images segmented by this run.
-        skipped (`int`): images segmented by earlier runs.
-        errors (`list[tuple[str, str]]`): path and message of each image that could not be segmented.
+        skipped (`int`): images kept from earlier runs.
+        reasons (`Counter[str]`):
+            Number of images that this run had to segment by reason: `"new"`, `"changed"`, `"failed before"`,
+            `"with missing outputs"`.
+        removed (`int`): records of earlier runs left out of the tables, because their image is gone or has changed.
+        errors (`list[tuple[str, str]]`):
+            Path and message of each image that could not be segmented, and of each source that could not be read.
+        left_out (`list[tuple[str, LeftOut]]`): folder and what was left out of it.
         seconds (`float`): duration in this process.
         records (`Path`): `predictions.jsonl`.
     """
 
     predicted: int = 0
     skipped: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    removed: int = 0
     errors: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[tuple[str, LeftOut]] = field(default_factory=list)
     seconds: float = 0.0
     records: Path | None = None
 
@@ -85,70 +95,24 @@ class PredictionSummary:
         """Throughput of this run."""
         return self.predicted / self.seconds if self.seconds else 0.0
 
-
-def list_inputs(
-    sources: Iterable[str | os.PathLike],
-    known_names: Mapping[str, str] | None = None,
-    exclude: Iterable[str | os.PathLike] = (),
-) -> list[InputImage]:
-    """
-    List the images in files, folders, glob patterns and URLs, in a fixed order.
-
-    Which files of a folder are images, and what happens to hidden and linked ones, is the rule of
-    [`vcp_clip_hf.image_files`]. What is left out is logged for each folder, as a warning if pictures are among it.
-
-    Args:
-        sources (iterable of `str` or `os.PathLike`):
-            Files, folders (read with all folders inside), glob patterns or URLs. A file is listed whatever its ending.
-        known_names (`Mapping[str, str]`, *optional*): Name by path, for images that were named by an earlier run.
-        exclude (iterable of `str` or `os.PathLike`, *optional*):
-            Folders that are not read inside a source, such as the folder for results. A source that is such a folder,
-            or lies in one, is read.
-
-    Raises:
-        FileNotFoundError: a source does not exist, or a folder or pattern has no image.
-    """
-    known_names, exclude = dict(known_names or {}), list(exclude)
-    taken, found = set(known_names.values()), {}
-    for source in map(os.fspath, sources):
-        for path, relative in _expand(source, exclude):
-            if path in found:
-                continue
-            name = known_names.get(path)
-            if name is None:
-                # a.png and a.jpg, or one name in two folders, must not overwrite each other
-                stem = os.path.splitext(relative)[0].replace("..", "_").lstrip("/")
-                name = next(each for each in itertools.chain([stem], _numbered(stem)) if each not in taken)
-                taken.add(name)
-            found[path] = InputImage(path, name)
-    return list(found.values())
+    def describe(self) -> str:
+        """Return the counts in one line."""
+        parts = [
+            f"{self.predicted} image{'' if self.predicted == 1 else 's'} segmented"
+            f" ({self.images_per_second:.2f} images/s per process)",
+            f"{self.skipped} done before",
+            f"{len(self.errors)} failed",
+        ]
+        text = ", ".join(parts)
+        if self.skipped or set(self.reasons) - {"new"}:
+            text += f"; to do: {_counts(self.reasons) or 'nothing'}"
+        if self.removed:
+            text += f"; left out of the tables: {self.removed} earlier record{'' if self.removed == 1 else 's'}"
+        return f"{text}; records in {self.records}"
 
 
-def _numbered(stem: str) -> Iterator[str]:
-    return (f"{stem}-{number}" for number in itertools.count(2))
-
-
-def _expand(source: str, exclude: Sequence[str | os.PathLike]) -> list[tuple[str, str]]:
-    """Return (path, path below the source) of each image in a source."""
-    if source.startswith(("http://", "https://")):
-        return [(source, source.split("?")[0].rstrip("/").rsplit("/", 1)[-1])]
-    if os.path.isfile(source):
-        return [(source, os.path.basename(source))]
-    if os.path.isdir(source):
-        images, left_out = find_images(source, exclude)
-        told = f" ({left_out})" if left_out else ""
-        if images and left_out:
-            logger.log(logging.WARNING if left_out.has_pictures else logging.INFO, "%s: %s.", source, left_out)
-        pairs = [(str(Path(source, image)), str(Path(image))) for image in images]
-        problem = f"has no image{told}"
-    else:
-        base = os.path.dirname(re.split(r"[*?\[]", source)[0]) or "."
-        matches = sorted(path for path in glob.glob(source, recursive=True) if os.path.isfile(path))
-        pairs = [(path, os.path.relpath(path, base)) for path in matches if not lies_in(path, exclude, base)]
-        problem = "is neither a file, a folder, nor a pattern that matches an image"
-    if not pairs:
-        raise FileNotFoundError(f"{source!r} {problem}. Images end in {', '.join(IMAGE_SUFFIXES)}.")
-    return pairs
+def _counts(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
 
 
 def predict_files(
@@ -171,12 +135,12 @@ def predict_files(
         pipe ([`AnomalySegmentationPipeline`]): the pipeline to run.
         sources (iterable of `str`): files, folders, glob patterns or URLs, see [`list_inputs`].
         output_dir (`str`):
-            Folder to write: `predictions.jsonl`, `predictions.csv`, `maps/`, `masks/` and `overlays/`.
+            Folder to write: `predictions.jsonl`, `predictions.csv`, `run.json`, `maps/`, `masks/` and `overlays/`.
         save_maps (`"png"`, `"npy"` or `None`): 16-bit PNG (value times 65535) or float32 NumPy arrays.
         save_masks (`bool`): whether to write masks, 8-bit PNG, 0 and 255; needs a threshold.
         save_overlays (`bool`): whether to write the images with their maps drawn over them, JPEG, on a fixed scale.
         batch_size, num_workers (`int`): arguments of the pipeline's call.
-        overwrite (`bool`): whether to segment recorded images again.
+        overwrite (`bool`): whether to start anew: the records and files of earlier runs are removed first.
         progress (`bool`): whether to show a progress bar.
         options: further arguments of the pipeline's call; `output_image` is set by `save_overlays`.
 
@@ -184,51 +148,210 @@ def predict_files(
         [`PredictionSummary`] over all processes.
 
     Raises:
-        ValueError: `save_maps` is none of its values.
-        FileNotFoundError: a source does not exist, or has no image.
+        ValueError: `save_maps` is none of its values; or the folder has results of another model or other settings.
+        FileNotFoundError: the sources have no image at all. One source without images is an error of the summary.
+        KeyboardInterrupt: the run was interrupted; the finished images are recorded.
     """
     if save_maps not in ("png", "npy", None):
         raise ValueError(f"save_maps={save_maps!r} must be 'png', 'npy' or None.")
-    output_dir = Path(output_dir)
-    state = process_state()
-    if overwrite and state.is_main_process:
-        for file in _record_files(output_dir):
-            file.unlink()
+    output_dir, state = Path(output_dir), process_state()
+    writer = PictureWriter(output_dir, save_maps, save_masks, save_overlays)
+    settings = RunSettings.of(pipe, options)
+    earlier = read_predictions(output_dir)
+    if not overwrite:
+        _refuse_other_settings(settings, output_dir, earlier)
+    records = {} if overwrite else {image_key(record["image"]): record for record in earlier}
+    found = _find(sources, records, output_dir)
+    run = _Run(output_dir, writer, found.images, records, bool(options.get("regions")), state)
     state.wait_for_everyone()
-    records = read_predictions(output_dir)
-    names = {record["image"]: record["name"] for record in records}
-    # The subfolders too, since the output folder may be the input folder
-    inputs = list_inputs(sources, names, exclude=[output_dir, *(output_dir / kind for kind in _PICTURE_FOLDERS)])
-    done = {record["image"] for record in records if "error" not in record}
-    todo = [image for image in inputs if image.path not in done]
-    mine = todo[state.process_index :: state.num_processes]
+    if state.is_main_process:
+        if overwrite:
+            _remove_results(output_dir, earlier)
+        run.prepare_folder(settings)
     state.wait_for_everyone()
 
-    output_dir.mkdir(parents=True, exist_ok=True)
-    name = _RECORDS if state.num_processes == 1 else f"predictions-{state.process_index:03d}.jsonl"
-    _end_last_line(output_dir / name)
-    writer = PictureWriter(output_dir, save_maps, save_masks, save_overlays)
-    results = _results(pipe, mine, batch_size, num_workers, {**options, "output_image": save_overlays})
-    started, summary = time.perf_counter(), PredictionSummary(skipped=len(inputs) - len(todo))
-    with (
-        open(output_dir / name, "a", encoding="utf-8") as file,
-        ThreadPoolExecutor(_WRITERS) as pool,
-        tqdm(
-            total=len(mine), desc="predict", disable=not (progress and state.is_local_main_process), unit="image"
-        ) as bar,
-    ):
-        for record in _in_order(pool, writer, mine, results, ahead=4 * batch_size):
-            file.write(json.dumps(record) + "\n")
-            file.flush()
+    mine = run.todo[state.process_index :: state.num_processes]
+    with_image = save_overlays or any(is_url(image.path) for image in mine)
+    summary = PredictionSummary(
+        skipped=len(run.images) - len(run.todo),
+        reasons=run.reasons,
+        removed=len(run.outdated),
+        left_out=found.left_out,
+    )
+    bar = tqdm(
+        total=len(mine),
+        desc="predict",
+        disable=not (progress and state.is_local_main_process),
+        unit="image",
+        postfix={"kept": summary.skipped, **run.reasons},
+    )
+    started = time.perf_counter()
+    with bar, stop_on_signal(_INTERRUPTED if state.is_main_process else None, raise_at_once=True) as signals:
+        results = _results(pipe, mine, batch_size, num_workers, {**options, "output_image": with_image})
+        for record in run.write_results(mine, results, ahead=4 * batch_size):
             if "error" in record:
                 summary.errors.append((record["image"], record["error"]))
             else:
                 summary.predicted += 1
             bar.update()
+            if signals:  # the exception was swallowed, as in a destructor
+                raise KeyboardInterrupt(_INTERRUPTED)
     summary.seconds = time.perf_counter() - started
     state.wait_for_everyone()
-    _merge_records(summary, output_dir, inputs, state)
+    run.merge_records(summary)
+    summary.errors += found.problems
     return summary
+
+
+def _refuse_other_settings(settings: RunSettings, output_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> None:
+    """Raise if the folder has results that were computed otherwise."""
+    stored = RunSettings.read(output_dir)
+    if not earlier:
+        return
+    advice = "Use another output folder, or --overwrite (overwrite=True) to start anew."
+    if stored is None:
+        raise ValueError(
+            f"{output_dir} has records, but no {RUN_FILE} with the settings that they were computed with, as runs of"
+            f" version 0.1.0 left it. {advice}"
+        )
+    differences = settings.differences(stored)
+    if differences:
+        raise ValueError(
+            f"{output_dir} has results of another model or other settings, and one folder never mixes two:"
+            f" {'; '.join(differences)}. {advice}"
+        )
+
+
+def _find(
+    sources: Iterable[str | os.PathLike], records: Mapping[str, Mapping[str, Any]], output_dir: Path
+) -> FoundImages:
+    """Find the images, at least one; warn of pictures that are left out."""
+    names = {key: record["name"] for key, record in records.items()}
+    # The subfolders too, since the output folder may be the input folder
+    exclude = [output_dir, *(output_dir / folder for folder in PICTURE_FOLDERS.values())]
+    found = find_inputs(sources, names, exclude)
+    if not found.images:
+        raise FileNotFoundError(found.describe_problems() or "No image was given.")
+    for folder, left_out in found.left_out:
+        if left_out.has_pictures:
+            logger.warning("%s: %s.", folder, left_out)
+    return found
+
+
+def _remove_results(output_dir: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Remove the records of earlier runs, and the files that they name, so that nothing old lies beside the new."""
+    for record in records:
+        for kind, folder in PICTURE_FOLDERS.items():
+            file = str(record.get(kind, ""))
+            if file.startswith(f"{folder}/") and ".." not in Path(file).parts:
+                (output_dir / file).unlink(missing_ok=True)
+    for file in [*record_files(output_dir), output_dir / RUN_FILE]:
+        file.unlink(missing_ok=True)
+
+
+class _Run:
+    """
+    A run: the images to segment, and why; the records before and after.
+
+    Args:
+        output_dir (`Path`), writer ([`PictureWriter`]): folder of the results, and what writes them.
+        images (`list[InputImage]`): images of the sources.
+        state (`PartialState`): this process among those launched.
+        records (`dict`): record of earlier runs by [`image_key`].
+        regions (`bool`): whether records need regions.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        writer: PictureWriter,
+        images: list[InputImage],
+        records: dict[str, dict[str, Any]],
+        regions: bool,
+        state: PartialState,
+    ):
+        self.output_dir, self.writer, self.images, self.state = output_dir, writer, images, state
+        self.regions = regions
+        # Before the images are read: a file that changes during the run is changed for the next one
+        self.states = {image.path: file_state(image.path) for image in images}
+        self.todo: list[InputImage] = []
+        self.reasons: Counter[str] = Counter()
+        for image in images:
+            reason = self.reason(image, records.get(image_key(image.path)))
+            if reason is not None:
+                self.todo.append(image)
+                self.reasons[reason] += 1
+        listed = {image_key(image.path) for image in images}
+        self.outdated = {key for key, record in records.items() if key not in listed and not _still_holds(record)}
+
+    def reason(self, image: InputImage, record: Mapping[str, Any] | None) -> str | None:
+        """Return why an image has to be segmented, or `None` if its record still holds."""
+        if record is None:
+            return "new"
+        if "error" in record:
+            return "failed before"
+        if _recorded_state(record) != self.states[image.path]:
+            return "changed"
+        if self.writer.lacks(record) or (self.regions and "regions" not in record):
+            return "with missing outputs"
+        return None
+
+    def prepare_folder(self, settings: RunSettings) -> None:
+        """Store the settings; remove tables that will be out of date, so that they are complete or absent."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        settings.write(self.output_dir)
+        if self.todo or self.outdated:
+            for name in (CSV_FILE, COCO_FILE):
+                (self.output_dir / name).unlink(missing_ok=True)
+
+    def write_results(
+        self, images: Sequence[InputImage], results: Iterator[dict[str, Any]], ahead: int
+    ) -> Iterator[dict[str, Any]]:
+        """Write pictures and records; yield each record after it is in the file."""
+        single = self.state.num_processes == 1
+        path = self.output_dir / (RECORDS if single else f"predictions-{self.state.process_index:03d}.jsonl")
+        end_last_line(path)
+        pool = ThreadPoolExecutor(_WRITERS)
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                for record in _in_order(pool, self.writer, images, results, ahead):
+                    record.update(self.states[record["image"]])
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
+                    yield record
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def merge_records(self, summary: PredictionSummary) -> None:
+        """Write one file of the records of all processes, in the order of the inputs, and the table."""
+        records = {image_key(record["image"]): record for record in read_predictions(self.output_dir)}
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            known = [key for image in self.images if (key := image_key(image.path)) in records]
+            ordered = [records[key] for key in [*known, *sorted(records.keys() - set(known) - self.outdated)]]
+            write_records(ordered, self.output_dir / RECORDS)
+            for file in record_files(self.output_dir):
+                if file.name != RECORDS:
+                    file.unlink()
+            write_csv(ordered, self.output_dir / CSV_FILE)
+        self.state.wait_for_everyone()
+        summary.records = self.output_dir / RECORDS
+        if self.state.num_processes > 1:
+            mine = [records[image_key(image.path)] for image in self.images]
+            summary.errors = [(record["image"], record["error"]) for record in mine if "error" in record]
+            summary.predicted = len(self.images) - summary.skipped - len(summary.errors)
+
+
+def _recorded_state(record: Mapping[str, Any]) -> dict[str, int]:
+    return {name: record[name] for name in ("bytes", "mtime_ns") if name in record}
+
+
+def _still_holds(record: Mapping[str, Any]) -> bool:
+    """Return whether the image of a record is unchanged, for images that are not among the sources of this run."""
+    if is_url(record["image"]):
+        return True
+    state = file_state(record["image"])
+    return bool(state) and state == _recorded_state(record)
 
 
 def _results(
@@ -255,158 +378,42 @@ class _Paths(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> str:
+        if torch.utils.data.get_worker_info() is not None:
+            sys.excepthook = _ignore_broken_connections
         return self.images[index].path
 
 
-@dataclass
-class PictureWriter:
-    """
-    Writes the pictures of one result and returns its record.
-
-    Args:
-        output_dir, save_maps, save_masks, save_overlays: see [`predict_files`].
-    """
-
-    output_dir: Path
-    save_maps: str | None
-    save_masks: bool
-    save_overlays: bool
-
-    def __call__(self, image: InputImage, result: dict[str, Any]) -> dict[str, Any]:
-        """
-        Write the pictures of an image.
-
-        Args:
-            image ([`InputImage`]): the image.
-            result (`dict`): the pipeline's result for it, with `output_image=True` if overlays are written.
-
-        Returns:
-            The image's record, as plain values.
-        """
-        if "error" in result:
-            return {"image": image.path, "name": image.name, "error": result["error"]}
-        anomaly_map = result["anomaly_map"]
-        record = {
-            "image": image.path,
-            "name": image.name,
-            "score": round(result["score"], 6),
-            "label": result["label"],
-            "threshold": result["threshold"],
-            "image_threshold": result["image_threshold"],
-            "height": anomaly_map.shape[0],
-            "width": anomaly_map.shape[1],
-        }
-        if self.save_maps == "png":
-            levels = np.rint(anomaly_map.clip(0, 1) * 65535).astype(np.uint16)
-            # Run lengths only: for maps, five times faster than zlib's default and 5 % larger
-            save = partial(Image.fromarray(levels).save, compress_type=zlib.Z_RLE)
-            record["map"] = self._save("maps", image, ".png", save)
-        elif self.save_maps == "npy":
-            record["map"] = self._save("maps", image, ".npy", lambda path: np.save(path, anomaly_map))
-        if self.save_masks and result["mask"] is not None:
-            record["mask"] = self._save("masks", image, ".png", result["mask"].save)
-        if self.save_overlays:
-            picture = overlay_with_scale(result["image"], anomaly_map, result["mask"], result["threshold"])
-            # Without subsampling, which would blur the thin colored outlines
-            save = partial(picture.save, quality=90, subsampling=0)
-            record["overlay"] = self._save("overlays", image, ".jpg", save)
-        if "regions" in result:
-            record["regions"] = result["regions"]
-        return record
-
-    def _save(self, kind: str, image: InputImage, extension: str, save: Callable[[Path], None]) -> str:
-        """Call `save` with the file's path; return the path relative to the output folder."""
-        relative = Path(kind) / (image.name + extension)
-        path = self.output_dir / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(path)
-        return str(relative)
+def _ignore_broken_connections(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Stand in for `sys.excepthook` in workers: when a run is interrupted, their connections break."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _in_order(
     pool: ThreadPoolExecutor, writer: PictureWriter, images: Sequence[InputImage], results: Iterable[dict], ahead: int
 ) -> Iterator[dict]:
-    """Write in threads while the model runs; yield records in order, holding at most `ahead` results."""
+    """
+    Write in threads while the model runs; yield records in order, holding at most `ahead` results. After an
+    interruption, results that are being written are still yielded.
+    """
     waiting: list[Future] = []
-    for image, result in zip(images, results, strict=True):
-        waiting.append(pool.submit(writer, image, result))
-        while waiting and (waiting[0].done() or len(waiting) >= ahead):
-            yield waiting.pop(0).result()
-    for future in waiting:
-        yield future.result()
+    try:
+        for image, result in zip(images, results, strict=True):
+            waiting.append(pool.submit(writer, image, result))
+            while waiting and (waiting[0].done() or len(waiting) >= ahead):
+                yield waiting[0].result()
+                waiting.pop(0)
+        while waiting:
+            yield waiting[0].result()
+            waiting.pop(0)
+    except KeyboardInterrupt:
+        begun = [future for future in waiting if not future.cancel()]
+        yield from (future.result() for future in begun)
+        raise
 
 
 def process_state() -> PartialState:
     """Return the state of this process among those launched, also on CPUs, which `PartialState` alone overlooks."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-
-
-def _end_last_line(path: Path) -> None:
-    """End an incomplete last record, as a killed process leaves, so that the next record starts on its own line."""
-    if path.is_file() and path.stat().st_size:
-        with open(path, "rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-
-
-def _record_files(output_dir: Path) -> list[Path]:
-    """Return the files of records: one, and while several processes run, or after a kill, one of each process."""
-    return sorted(output_dir.glob("predictions*.jsonl")) if output_dir.is_dir() else []
-
-
-def read_predictions(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """
-    Return the newest record of each image in the output folder of [`predict_files`], from all processes.
-
-    Incomplete lines, as a killed process leaves, are skipped.
-    """
-    records: dict[str, dict] = {}
-    for file in _record_files(Path(output_dir)):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            records[record["image"]] = record
-    return list(records.values())
-
-
-def _merge_records(
-    summary: PredictionSummary, output_dir: Path, inputs: list[InputImage], state: PartialState
-) -> None:
-    """Write one file of the records of all processes, in the order of the inputs, and the table; fill the summary."""
-    records = {record["image"]: record for record in read_predictions(output_dir)}
-    state.wait_for_everyone()
-    if state.is_main_process:
-        known = [image.path for image in inputs if image.path in records]
-        ordered = [records[path] for path in [*known, *sorted(records.keys() - set(known))]]
-        with atomic_file(output_dir / _RECORDS) as path:
-            path.write_text("".join(json.dumps(record) + "\n" for record in ordered), encoding="utf-8")
-        for file in _record_files(output_dir):
-            if file.name != _RECORDS:
-                file.unlink()
-        write_csv(ordered, output_dir / "predictions.csv")
-    state.wait_for_everyone()
-    summary.records = output_dir / _RECORDS
-    if state.num_processes > 1:
-        mine = {image.path for image in inputs}
-        summary.errors = [
-            (path, record["error"]) for path, record in records.items() if "error" in record and path in mine
-        ]
-        summary.predicted = len(inputs) - summary.skipped - len(summary.errors)
-
-
-def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """
-    Write a table with one line per image, without regions.
-
-    Args:
-        records (sequence of `dict`): records as [`read_predictions`] returns them.
-        path (`Path`): file to write.
-    """
-    columns = ["image", "score", "label", "threshold", "image_threshold", "height", "width", "map", "mask", "overlay"]
-    with atomic_file(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*columns, "error"], extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)

@@ -3,10 +3,7 @@
 import dataclasses
 import datetime
 import json
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from .evaluation import evaluate
 from .evaluation_report import EvaluationProtocol
 from .feature_cache import cache_image_features
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .interruption import stop_on_signal
 from .modeling_vcp_clip import VCPCLIPModel
 from .peak_memory import peak_memory
 from .training_checkpoints import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -49,6 +47,10 @@ __all__ = ["TrainingResult", "make_accelerator", "train"]
 logger = logging.get_logger(__name__)
 
 _CHECKPOINTS = "checkpoints"
+_INTERRUPTED = (
+    "Interrupted: training stops after the current step and writes a checkpoint. To go on, run the same command with"
+    ' --resume latest (in Python: resume="latest"). Ctrl-C again ends at once.'
+)
 _VALIDATION = EvaluationProtocol(
     metrics=("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc"), mode="streaming", skip_undefined=True
 )
@@ -139,7 +141,7 @@ def train(
     run.data = _data_facts(config, train_dataset, validation_dataset)
     run.start()
     try:
-        with _stop_on_signal() as signals:
+        with stop_on_signal(_INTERRUPTED if accelerator.is_main_process else None, raise_at_once=False) as signals:
             while not run.is_over(signals):
                 run.train_epoch(signals)
         return run.finish()
@@ -461,29 +463,6 @@ class _Run:
             "versions": versions("transformers", "torch", "python"),
             "date": datetime.date.today().isoformat(),
         }
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """Yield a list that collects interrupt and termination signals; a second Ctrl-C stops at once."""
-    received: list[int] = []
-
-    def handle(number, frame):
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    except ValueError:  # outside the main thread, which alone receives signals
-        pass
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _make_optimizer(model: VCPCLIPModel, config: TrainingConfig) -> torch.optim.Adam:

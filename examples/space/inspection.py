@@ -193,6 +193,7 @@ class Inspector:
             records.append({**record, "image": Path(record["image"]).name})
 
         results.mkdir(exist_ok=True)
+        (results / "run.json").unlink(missing_ok=True)  # names folders of this machine
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (results / "predictions.jsonl").write_text(lines, encoding="utf-8")
         write_csv(records, results / "predictions.csv")

@@ -129,13 +129,27 @@ def encode_record(record: AnomalyRecord, input_range: tuple[float, float] | None
             raise KnownGap("anomalous, but its mask is empty (known of this dataset)")
         raise ValueError("an anomalous image, but its mask is empty")
     return {
-        "image": image,
+        "image": _storable_image(image),
         "mask": encode_mask(marked) if label == ANOMALOUS and marked is not None else None,
         "label": label,
-        "product": record.product,
-        "defect": GOOD if label == NORMAL else record.defect,
-        "image_id": record.image_id,
+        "product": _storable_name(record.product),
+        "defect": GOOD if label == NORMAL else _storable_name(record.defect),
+        "image_id": _storable_name(record.image_id),
     }
+
+
+def _storable_name(name: str) -> str:
+    """Return a name as valid UTF-8, which tables need: other bytes of file names become `\\udc..`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _storable_image(image: dict) -> dict:
+    """Return an encoded image with the file's content instead of a path that is not valid UTF-8."""
+    path = image["path"]
+    if path is None or _storable_name(path) == path:
+        return image
+    with open(path, "rb") as file:
+        return {"bytes": file.read(), "path": None}
 
 
 def encode_mask(marked: np.ndarray) -> dict:

@@ -1,0 +1,315 @@
+"""Runs over image files: what is done again, what is kept, what is refused, and how a run is interrupted."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.common import tiny_model, tiny_tokenizer
+from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
+from vcp_clip_hf.prediction import predict_files, read_predictions
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def make_pipe(seed: int = 0, **settings) -> AnomalySegmentationPipeline:
+    torch.manual_seed(seed)
+    model = tiny_model()
+    processor = VCPCLIPImageProcessor.for_model(model.config, **{"smoothing_sigma": 2.0, "threshold": 0.5, **settings})
+    return AnomalySegmentationPipeline(
+        model=model, image_processor=processor, tokenizer=tiny_tokenizer(), device="cpu"
+    )
+
+
+def save_image(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipe()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for index in range(4):
+        save_image(tmp_path / "in" / f"{index}.png", index)
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def predict(pipe, folder, tmp_path):
+    def run(sources=(folder,), with_pipe=pipe, **options):
+        return predict_files(with_pipe, sources, tmp_path / "out", progress=False, **options)
+
+    return run
+
+
+def table(output: Path) -> list[str]:
+    with open(output / "predictions.csv", newline="") as file:
+        return [Path(row["image"]).name for row in csv.DictReader(file)]
+
+
+# What a second run does
+
+
+def test_a_second_run_does_what_is_new_changed_or_missing(predict, folder, tmp_path):
+    first = predict()
+    assert first.predicted == 4 and dict(first.reasons) == {"new": 4}
+    again = predict()
+    assert (again.predicted, again.skipped, dict(again.reasons)) == (0, 4, {})
+    before = {record["image"]: record for record in read_predictions(tmp_path / "out")}
+
+    save_image(folder / "0.png", seed=100)  # another picture under the same name
+    save_image(folder / "4.png", seed=4)
+    (tmp_path / "out" / "maps" / "1.png").unlink()
+    torn = tmp_path / "out" / "overlays" / "2.jpg"
+    torn.write_bytes(torn.read_bytes()[:100])
+    summary = predict()
+    assert dict(summary.reasons) == {"changed": 1, "new": 1, "with missing outputs": 2}
+    assert summary.predicted == 4 and summary.skipped == 1
+    assert "4 images segmented" in summary.describe() and "1 done before" in summary.describe()
+    assert "to do: 1 changed, 1 new, 2 with missing outputs" in summary.describe()
+    after = {record["image"]: record for record in read_predictions(tmp_path / "out")}
+    assert len(after) == 5 and table(tmp_path / "out") == [f"{index}.png" for index in range(5)]
+    assert after[str(folder / "0.png")]["score"] != before[str(folder / "0.png")]["score"]
+    for name in ("1.png", "2.png", "3.png"):
+        assert after[str(folder / name)] == before[str(folder / name)]
+    for record in after.values():
+        for kind in ("map", "mask", "overlay"):
+            Image.open(tmp_path / "out" / record[kind]).load()
+    assert predict().predicted == 0
+
+
+def test_a_replaced_file_of_the_same_size_is_noticed(predict, folder):
+    predict()
+    path = folder / "1.png"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert dict(predict().reasons) == {"changed": 1}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 0.6},
+        {"image_threshold": 0.4},
+        {"tile_size": 24},
+        {"prompts": {"normal": "perfect", "abnormal": "flawed"}},
+        {"min_area": 9},
+        {"smoothing_sigma": 1.0},
+    ],
+)
+def test_other_settings_are_refused_and_change_nothing(predict, tmp_path, options):
+    predict()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    name = next(iter(options)).replace("prompts", "prompt_input_ids")
+    with pytest.raises(ValueError, match=rf"other settings.*{name}: .* -> .*--overwrite") as caught:
+        predict(**options)
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in before} == before
+    assert predict(overwrite=True, **options).predicted == 4
+    assert predict(**options).predicted == 0
+
+
+def test_another_model_is_refused(predict, tmp_path):
+    predict()
+    with pytest.raises(ValueError, match=r"model: VCPCLIPModel \(\w+\) -> VCPCLIPModel \(\w+\)"):
+        predict(with_pipe=make_pipe(seed=1))
+    with pytest.raises(ValueError, match=r"threshold: 0.5 -> 0.7"):
+        predict(with_pipe=make_pipe(threshold=0.7))
+    assert predict(with_pipe=make_pipe(seed=1), overwrite=True).predicted == 4
+
+
+def test_records_without_settings_are_refused(predict, tmp_path):
+    predict()
+    (tmp_path / "out" / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"no run.json .*--overwrite"):
+        predict()
+
+
+def test_outputs_are_added_to_a_finished_run(predict, tmp_path):
+    predict(save_maps=None, save_overlays=False)
+    assert dict(predict(save_maps=None, save_overlays=False, regions=True).reasons) == {"with missing outputs": 4}
+    assert all("regions" in record for record in read_predictions(tmp_path / "out"))
+    assert predict(save_maps="npy", save_overlays=False, regions=True).predicted == 4
+    assert predict(save_maps="npy", save_overlays=False, regions=True).predicted == 0
+    # fewer outputs are no reason to compute again
+    assert predict(save_maps=None, save_masks=False, save_overlays=False).predicted == 0
+
+
+def test_overwrite_removes_the_former_results(predict, folder, tmp_path):
+    predict()
+    (folder / "3.png").unlink()
+    predict(overwrite=True, save_overlays=False)
+    left = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    pictures = [f"{kind}/{index}.png" for kind in ("maps", "masks") for index in range(3)]
+    assert left == [*pictures, "predictions.csv", "predictions.jsonl", "run.json"]
+
+
+def test_removed_images_stay_out_of_the_tables(predict, folder, tmp_path):
+    predict()
+    (folder / "1.png").unlink()
+    summary = predict()
+    assert summary.removed == 1 and summary.skipped == 3 and "1 earlier record" in summary.describe()
+    assert table(tmp_path / "out") == ["0.png", "2.png", "3.png"]
+    assert len(read_predictions(tmp_path / "out")) == 3
+
+
+def test_images_of_other_sources_are_kept_while_they_are_unchanged(predict, folder, tmp_path):
+    predict([folder / "0.png"])
+    assert predict([folder / "1.png"]).removed == 0
+    assert sorted(table(tmp_path / "out")) == ["0.png", "1.png"]
+    save_image(folder / "0.png", seed=9)
+    assert predict([folder / "1.png"]).removed == 1 and table(tmp_path / "out") == ["1.png"]
+
+
+def test_one_file_in_two_spellings_has_one_record(predict, folder, tmp_path, monkeypatch):
+    predict()
+    monkeypatch.chdir(folder.parent)
+    assert predict(["in"]).predicted == 0 and len(table(tmp_path / "out")) == 4
+
+
+def test_outdated_tables_are_absent_until_the_run_is_done(predict, folder, tmp_path):
+    predict()
+    coco = tmp_path / "out" / "predictions.coco.json"
+    coco.write_text("{}")
+    predict()
+    assert coco.exists()  # nothing has changed
+    save_image(folder / "4.png")
+    predict()
+    assert not coco.exists() and len(table(tmp_path / "out")) == 5
+
+
+# Sources and names
+
+
+def test_problems_of_sources_do_not_end_the_run(predict, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (folder / "broken_link.png").symlink_to(tmp_path / "gone.png")
+    summary = predict([tmp_path / "gone", tmp_path / "empty", folder])
+    assert summary.predicted == 4
+    failed = {Path(path).name: sentence for path, sentence in summary.errors}
+    assert set(failed) == {"gone", "empty", "broken_link.png"}
+    assert all(len(sentence) > 20 for sentence in failed.values())
+    with pytest.raises(FileNotFoundError, match="empty"):
+        predict([tmp_path / "gone", tmp_path / "empty"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_any_file_name_is_segmented(predict, tmp_path, num_workers):
+    names = [os.fsdecode(b"not utf-8 \xff\xfe.png"), "two\nlines.png", 'quo"te.png', "=cmd|' -C calc'!A0.png"]
+    names += [
+        "😀 emoji.png",
+        "x" * 196 + ".png",
+        "x" * 250 + ".png",
+        "a.png",
+        "A.png",
+        "a.jpg",
+        "a.png.bmp",
+        "b.png/c.png",
+    ]
+    names += ["-o.png", "a,b;c.png", " .png", "\\.png", "%s.png", "{0}.png"]
+    for name in names:
+        save_image(tmp_path / "odd" / name)
+    summary = predict([tmp_path / "odd"], num_workers=num_workers)
+    assert summary.predicted == len(names) and not summary.errors
+    records = read_predictions(tmp_path / "out")
+    assert {os.path.relpath(record["image"], tmp_path / "odd") for record in records} == set(names)
+    assert len({record["map"].casefold() for record in records}) == len(names)
+    assert all((tmp_path / "out" / record[kind]).is_file() for record in records for kind in ("map", "overlay"))
+    with open(tmp_path / "out" / "predictions.csv", encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(names)
+    assert predict([tmp_path / "odd"]).skipped == len(names)
+
+
+# Interruptions
+
+
+def start(folder: Path, output: Path, checkpoint: Path, *options: str) -> subprocess.Popen:
+    arguments = ["predict", folder, "-o", output, "-m", checkpoint, *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "vcp_clip_hf.cli", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def wait_for_records(process: subprocess.Popen, output: Path, count: int) -> None:
+    records = output / "predictions.jsonl"
+    for _ in range(1200):
+        if records.is_file() and records.read_bytes().count(b"\n") >= count:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("no records after a minute")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_pipe().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    for index in range(400):
+        save_image(folder / f"{index:03d}.png", index)
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_a_way_on(many, checkpoint, tmp_path, number):
+    output = tmp_path / "out"
+    process = start(many, output, checkpoint, "--batch-size", "1", "--num-workers", "2")
+    wait_for_records(process, output, 10)
+    # as a terminal does, to all processes of the run; SIGTERM comes from a manager, to the first one
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert "run the same command again" in stderr and "Traceback" not in stderr
+    assert stderr.count("Interrupted") == 1
+    done = len(read_predictions(output))
+    assert 10 <= done < 400 and not (output / "predictions.csv").exists()
+    summary = predict_files(make_pipe(), [many], output, progress=False)
+    assert summary.predicted == 400 - done and summary.skipped == done and len(table(output)) == 400
+
+
+@pytest.mark.slow
+def test_every_file_is_there_once_after_several_kills(many, checkpoint, tmp_path):
+    output, chance = tmp_path / "out", random.Random(0)
+    for count in (5, 90, 180, 270):
+        process = start(many, output, checkpoint, "--batch-size", "2", "--num-workers", str(chance.randrange(3)))
+        wait_for_records(process, output, count)
+        time.sleep(chance.random() / 10)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (output / "predictions.csv").exists()
+    process = start(many, output, checkpoint)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    names = sorted(path.name for path in many.iterdir())
+    assert [Path(line["image"]).name for line in lines] == names == table(output)
+    for line in lines:
+        for kind in ("map", "mask", "overlay"):
+            Image.open(output / line[kind]).load()
+    assert {path.stem for path in (output / "maps").iterdir()} == {Path(name).stem for name in names}

@@ -1,0 +1,195 @@
+"""Model and settings of a run of `predict`, stored beside its records and compared by the next run."""
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from .anomaly_result import finish
+from .atomic_write import atomic_file
+from .backbone_loading import BACKBONE_PREFIX
+from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
+from .version import __version__
+
+
+__all__ = ["RUN_FILE", "RunSettings", "model_fingerprint"]
+
+RUN_FILE = "run.json"
+# Arguments of a call that change no record. Regions are an addition: records without them are made again
+_WITHOUT_EFFECT = frozenset(
+    (
+        *("timeout", "on_error", "tile_batch_size", "output_format", "regions"),
+        *("output_image", "heatmap", "output_branch_maps", "output_layer_maps", "output_uncertainty"),
+    )
+)
+_PATHS_AND_VERSIONS = frozenset(
+    (
+        *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map"),
+        *("backbone_name_or_path", "backbone_revision", "backbone_included", "custom_pipelines"),
+    )
+)
+_PROCESSOR_NAMES = frozenset(
+    ("calibration", "image_processor_type", "processor_class", "auto_map", "_processor_class")
+)
+# Values per tensor of CLIP that enter the fingerprint: hashing all of them takes seconds for a ViT-L/14
+_SAMPLED_VALUES = 1024
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """
+    Settings of a run that change its results.
+
+    Args:
+        values (`dict`): setting -> plain value: package version, model, thresholds, scoring, prompts, tiles, ...
+    """
+
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, pipe: AnomalySegmentationPipeline, options: Mapping[str, Any]) -> "RunSettings":
+        """
+        Return the settings of a call.
+
+        Args:
+            pipe ([`AnomalySegmentationPipeline`]): the pipeline; its own defaults count.
+            options (`Mapping`): arguments of the call.
+        """
+        steps = zip(
+            (pipe._preprocess_params, pipe._forward_params, pipe._postprocess_params),
+            pipe._sanitize_parameters(**options),
+            strict=True,
+        )
+        given = {name: value for own, called in steps for name, value in {**own, **called}.items()}
+        defaults = {
+            name: parameter.default
+            for function in (pipe.preprocess, pipe._forward, finish)
+            for name, parameter in inspect.signature(function).parameters.items()
+        }
+        given = {
+            name: value
+            for name, value in given.items()
+            if name not in _WITHOUT_EFFECT and value is not None and not _equals(value, defaults.get(name))
+        }
+        processor = {
+            name: value
+            for name, value in pipe.image_processor.to_dict().items()
+            if name not in _PROCESSOR_NAMES and value is not None
+        }
+        values = {
+            "package version": __version__,
+            "model": f"{pipe.model.name_or_path or type(pipe.model).__name__} ({model_fingerprint(pipe.model)[:16]})",
+            "dtype": str(pipe.model.dtype).removeprefix("torch."),
+            # a call's setting replaces the checkpoint's
+            **{name: _plain(value) for name, value in {**processor, **given}.items()},
+        }
+        if options.get("prompts") is not None:  # words are easier to compare than token ids
+            values["prompt_input_ids"] = _plain(options["prompts"])
+        if isinstance(given.get("roi_mask"), (str, os.PathLike)):
+            values["roi_mask"] = _file_hash(given["roi_mask"])
+        return cls(json.loads(json.dumps(values)))
+
+    @classmethod
+    def read(cls, output_dir: Path) -> "RunSettings | None":
+        """Return the settings stored in an output folder, or `None` without readable ones."""
+        try:
+            values = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return cls(values) if isinstance(values, dict) else None
+
+    def write(self, output_dir: Path) -> None:
+        """Store the settings in an output folder."""
+        with atomic_file(output_dir / RUN_FILE) as unfinished:
+            text = json.dumps({"settings": self.values}, indent=2)
+            unfinished.write_text(text + "\n", encoding="utf-8")
+
+    def differences(self, earlier: "RunSettings") -> list[str]:
+        """Return `name: earlier -> now` for each setting that differs."""
+        names = [*self.values, *(name for name in earlier.values if name not in self.values)]
+        return [
+            f"{name}: {_shown(earlier.values.get(name))} -> {_shown(self.values.get(name))}"
+            for name in names
+            if _identity(name, self.values.get(name)) != _identity(name, earlier.values.get(name))
+        ]
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """
+    Return a hash of a model: its configuration, all learned weights, and a sample of CLIP's.
+
+    Args:
+        model ([`VCPCLIPModel`]): the model as it is in memory, wherever it comes from.
+    """
+    config = _without_paths(model.config.to_dict())
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            digest.update(str(tuple(value.shape)).encode())
+            if not value.is_meta:  # offloaded weights have no values here
+                digest.update(_values(value.detach(), sampled=name.startswith(BACKBONE_PREFIX)))
+    return digest.hexdigest()
+
+
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_paths(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in _PATHS_AND_VERSIONS
+    }
+
+
+def _values(tensor: torch.Tensor, sampled: bool) -> bytes:
+    if hasattr(tensor, "dequantize") and type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        tensor = tensor.dequantize()
+    flat = tensor.reshape(-1)
+    if sampled:
+        flat = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)]
+    # float32 is exact for the other data types of weights, and NumPy has no bfloat16
+    return flat.float().cpu().numpy().tobytes()
+
+
+def _file_hash(path: str | os.PathLike) -> str:
+    """Return a hash of a file's content; the path itself for a URL or a file that is missing."""
+    if not os.path.isfile(path):
+        return os.fspath(path)
+    return f"file, sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
+
+
+def _equals(value: Any, default: Any) -> bool:
+    return isinstance(value, (bool, int, float, str)) and value == default
+
+
+def _plain(value: Any) -> Any:
+    """Return a value for JSON; pictures and arrays as a hash."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, np.ndarray):
+        return f"array {value.shape}, sha256 {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"
+    if isinstance(value, Image.Image):
+        return f"picture {value.size}, sha256 {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def _identity(name: str, value: Any) -> Any:
+    """Return what is compared: of a model the fingerprint, since one checkpoint may lie in several places."""
+    return value.rpartition(" ")[2] if name == "model" and isinstance(value, str) else value
+
+
+def _shown(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
