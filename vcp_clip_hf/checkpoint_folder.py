@@ -193,7 +193,7 @@ def load_image_processor(source: str | None, config: VCPCLIPConfig) -> VCPCLIPIm
         with explained(source):
             try:
                 return VCPCLIPImageProcessor.from_pretrained(source)
-            except (AttributeError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"{_PROCESSOR_CONFIG} of {source!r} has a wrong value ({error}). Restore the file that was saved"
                     " with the checkpoint, or delete it to get the default settings."

@@ -626,18 +626,11 @@ def info(
 
 
 def _as_text(value: Any) -> str:
-    """Return a fact for people: lists in one line, each group of a dictionary in a line of its own."""
+    """Return a fact as people read it."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_as_text, value))
-    if isinstance(value, dict):
-        groups = any(isinstance(each, dict) for each in value.values())
-        entries = (
-            f"{name.replace('_', ' ')}{': ' if isinstance(each, dict) else ' '}{_as_text(each)}"
-            for name, each in value.items()
-        )
-        return ("\n" if groups else ", ").join(entries)
     return "none" if value is None else str(value)
 
 
@@ -668,7 +661,7 @@ def _facts(model: str) -> dict[str, Any]:
         "score mode": processor.score_mode,
         "threshold": processor.threshold,
         "image threshold": processor.image_threshold,
-        "calibration": " ".join(describe_calibration(processor.calibration)) if processor.calibration else None,
+        "calibration": "\n".join(describe_calibration(processor.calibration)) if processor.calibration else None,
     }
 
 
