@@ -51,7 +51,7 @@ def text_directions(
     updated: list[torch.Tensor] = []  # outputs of Post-VCP, one per feature layer
     hook = None
     if model.post_vcp is not None:
-        hook = model.post_vcp.register_forward_hook(lambda module, inputs, outputs: updated.append(outputs[0]))
+        hook = model.post_vcp.register_forward_hook(lambda module, inputs, outputs: updated.append(outputs[0][-1]))
     images, found = iter(images), {"pre_vcp": [], "post_vcp": []}
     try:
         while batch := list(itertools.islice(images, batch_size)):
