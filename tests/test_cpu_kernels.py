@@ -21,8 +21,9 @@ def test_pieces_equal_the_whole(monkeypatch, piece_bytes):
     torch.testing.assert_close(attend_in_pieces(query, key, value, 0.3), expected, rtol=0, atol=1e-6)
 
 
-def test_only_bfloat16_on_a_cpu_without_gradients_goes_in_pieces(monkeypatch):
+def test_only_bfloat16_on_an_amd_processor_without_gradients_goes_in_pieces(monkeypatch):
     calls = []
+    monkeypatch.setattr(cpu_kernels, "_is_amd", lambda: True)
     pieces = attend_in_pieces
     monkeypatch.setattr(cpu_kernels, "attend_in_pieces", lambda *args: calls.append(1) or pieces(*args))
     clip = tiny_clip()
@@ -39,11 +40,16 @@ def test_only_bfloat16_on_a_cpu_without_gradients_goes_in_pieces(monkeypatch):
         layer.bfloat16()
         layer(states[:, :100].bfloat16(), None)
         assert len(calls) == 1, "few tokens"
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(cpu_kernels, "_is_amd", lambda: False)
+            layer(states.bfloat16(), None)
+        assert len(calls) == 1, "another processor"
     layer(states.bfloat16(), None)
     assert len(calls) == 1, "gradients"
 
 
 def test_maps_in_bfloat16_are_those_of_the_fused_kernel(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_is_amd", lambda: True)
     model = accelerate_inference(tiny_model(image_size=160).bfloat16())
     pixel_values = torch.randn(2, 3, 160, 160).bfloat16()
     ours = model(pixel_values).anomaly_map
@@ -125,6 +131,7 @@ def test_compiled_it_is_one_graph_of_products(convolutions):
 )
 def test_the_convolution_is_meant_for_amd_with_avx_512(monkeypatch, processor, capability, expected):
     monkeypatch.setattr(cpu_kernels, "_processor", lambda: processor)
+    monkeypatch.setattr(cpu_kernels, "_is_amd", cpu_kernels._is_amd.__wrapped__)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     for backend in (torch.backends.mkl, torch.backends.mkldnn):
         monkeypatch.setattr(backend, "is_available", lambda: True)

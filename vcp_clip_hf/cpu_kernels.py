@@ -1,4 +1,4 @@
-"""Faster ways for a CPU to compute CLIP's linear layers (float32, AMD) and attention (bfloat16), without gradients.
+"""Faster ways for AMD processors to compute CLIP's linear layers (float32) and attention (bfloat16), for inference.
 
 Used by `accelerated_inference` only. Each way is chosen by the processor's name and the data type, never by a trial,
 so that results do not depend on timing.
@@ -57,7 +57,12 @@ def _products_are_slow() -> bool:
     backends = torch.backends
     if not (backends.mkl.is_available() and backends.mkldnn.is_available()):
         return False
-    return backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
+    return backends.cpu.get_cpu_capability() == "AVX512" and _is_amd()
+
+
+@lru_cache
+def _is_amd() -> bool:
+    return "AuthenticAMD" in _processor()
 
 
 def _processor() -> str:
@@ -83,6 +88,9 @@ def cpu_attention(
     """
     Attention of the image tower: in pieces where that is faster, else transformers' `sdpa`.
 
+    Measured with ViT-L/14 at 518 in bfloat16: on an AMD processor pieces take half the time of the fused kernel, on an
+    Intel processor with bfloat16 units the fused kernel is faster.
+
     Args:
         query, key, value (`torch.Tensor` of shape `(B, heads, N, head width)`): of all patches and the class token.
         scaling (`float`): factor of the scores before the softmax.
@@ -100,7 +108,8 @@ AttentionInterface.register(CPU_ATTENTION, cpu_attention)
 
 
 def _pieces_pay(query: torch.Tensor) -> bool:
-    return _inference_on_cpu(query) and query.shape[2] >= _MANY_TOKENS and query.dtype == torch.bfloat16
+    many = query.shape[2] >= _MANY_TOKENS
+    return many and query.dtype == torch.bfloat16 and _inference_on_cpu(query) and _is_amd()
 
 
 def attend_in_pieces(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
