@@ -13,7 +13,8 @@ export TOKENIZERS_PARALLELISM = false
 
 setup: $(VENV)/.installed
 
-# torch is installed first and pinned: an open range would download the newest build with gigabytes of GPU libraries
+# torch is installed first and pinned: an open range may download a newer build, with gigabytes of GPU libraries. Where pip
+# offers only CUDA builds of this version too, install a CPU build of torch into .venv first
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0

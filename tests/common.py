@@ -39,21 +39,21 @@ TINY_VISION = {
 
 @lru_cache
 def tiny_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer of single bytes: 514 entries."""
+    """Make a CLIP tokenizer of single bytes: 514 entries."""
     letters = sorted(ByteLevel.alphabet())
     entries = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={entry: index for index, entry in enumerate(entries)}, merges=[])
 
 
 def tiny_clip(**overrides) -> CLIPModel:
-    """A CLIP of a few thousand parameters with random weights, in evaluation mode."""
+    """Make a CLIP of a few thousand parameters with random weights, in evaluation mode."""
     text, vision = {**TINY_TEXT, **overrides.pop("text", {})}, {**TINY_VISION, **overrides.pop("vision", {})}
     config = CLIPConfig(text_config=text, vision_config=vision, **{"projection_dim": 32, **overrides})
     return CLIPModel(config).eval()
 
 
 def tiny_config(normal=("a photo of a good {}",), abnormal=("a photo of a damaged {}",), **fields) -> VCPCLIPConfig:
-    """The configuration of `tiny_model`."""
+    """Return the configuration of `tiny_model`."""
     ids = {
         f"{state}_prompt_input_ids": tokenize_prompts(prompts, tiny_tokenizer(), TINY_TEXT["vocab_size"])
         for state, prompts in (("normal", normal), ("abnormal", abnormal))
@@ -71,7 +71,7 @@ def tiny_config(normal=("a photo of a good {}",), abnormal=("a photo of a damage
 
 
 def tiny_model(**fields) -> VCPCLIPModel:
-    """VCP-CLIP of a few thousand parameters with random weights that make lively maps, in evaluation mode."""
+    """Make a VCP-CLIP of a few thousand parameters with random weights that make lively maps, in evaluation mode."""
     model = VCPCLIPModel(tiny_config(**fields)).eval()
     with torch.no_grad():
         # CLIP's own initialization is so small that all patches look alike
@@ -85,7 +85,7 @@ def tiny_model(**fields) -> VCPCLIPModel:
 
 
 def pixels(batch_size: int = 2, height: int = 48, width: int = 48) -> torch.Tensor:
-    """Random `pixel_values`."""
+    """Return random `pixel_values`."""
     return torch.randn(batch_size, 3, height, width)
 
 
@@ -101,7 +101,7 @@ class Golden:
 
     @property
     def prompts(self) -> dict:
-        """The prompts and their ids, as configuration fields."""
+        """Return the prompts and their ids, as configuration fields."""
         rows = [ids[: ids.index(49407) + 1] for ids in self.expected["input_ids"].tolist()]
         half = len(rows) // 2
         words = {
@@ -118,7 +118,7 @@ class Golden:
 
 @lru_cache
 def golden(name: str) -> Golden:
-    """`official_a` or `official_b`; see fixtures/README.md."""
+    """Load `official_a` or `official_b`; see fixtures/README.md."""
     folder = FIXTURES / name
     config = json.loads((folder / "config.json").read_text())
     tower = {"hidden_act": config["hidden_act"], "projection_dim": config["projection_dim"]}

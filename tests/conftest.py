@@ -1,4 +1,4 @@
-"""Offline, seeded, quiet."""
+"""Run the tests offline, with fixed seeds and without progress bars."""
 
 import os
 from collections import Counter

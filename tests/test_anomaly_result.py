@@ -19,7 +19,7 @@ IMAGE = Image.new("RGB", (8, 6), "gray")
 
 @pytest.fixture
 def anomaly_map() -> np.ndarray:
-    """A region of 6 pixels around a hole, and a single pixel."""
+    """Return a map with a region of 6 pixels around a hole, and a single pixel."""
     values = np.full((6, 8), 0.1, np.float32)
     values[1:4, 1:4] = 0.75
     values[2, 2] = 0.2
@@ -51,7 +51,7 @@ def test_additions_belong_to_the_cleaned_mask(anomaly_map):
 @pytest.mark.parametrize("fill_holes", [False, True])
 @pytest.mark.parametrize("min_area", [0, 1, 2, 20])
 def test_only_an_image_whose_mask_lost_all_its_pixels_becomes_normal(anomaly_map, min_area, fill_holes):
-    """With a pixel threshold above the map, `min_area` drops nothing and must not change the label."""
+    """Check that with a pixel threshold above the map, `min_area` drops nothing and must not change the label."""
     for pixel, expected in ((0.5, "normal" if min_area == 20 else "anomalous"), (0.9, "anomalous")):
         result = finish(
             IMAGE, anomaly_map, 0.75, Thresholds(pixel, 0.7), None, min_area=min_area, fill_holes=fill_holes
@@ -60,7 +60,7 @@ def test_only_an_image_whose_mask_lost_all_its_pixels_becomes_normal(anomaly_map
 
 
 def test_the_mask_ends_at_the_border_of_the_region_of_interest(anomaly_map):
-    """Also where holes are filled, and with a threshold that every pixel reaches."""
+    """Check this also where holes are filled, and with a threshold that every pixel reaches."""
     inside = np.ones((6, 8), bool)
     inside[2, 2] = inside[5] = False
     everything = finish(IMAGE, anomaly_map * inside, 0.75, Thresholds(0.0, 0.0), inside, fill_holes=True)

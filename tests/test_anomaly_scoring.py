@@ -11,7 +11,7 @@ from vcp_clip_hf.anomaly_scoring import AUTHORS_SCORING, AnomalyScoring, gaussia
 
 @pytest.mark.parametrize(("size", "sigma"), [((64, 64), 8), ((40, 23), 8), ((16, 90), 2.5), ((5, 3), 4), ((1, 7), 1)])
 def test_smoothing_equals_scipy(size, sigma):
-    """Also if the kernel is longer than the map."""
+    """Check this also if the kernel is longer than the map."""
     maps = torch.rand(2, *size)
     expected = np.stack([gaussian_filter(each.numpy(), sigma) for each in maps])
     np.testing.assert_allclose(gaussian_smooth(maps, sigma).numpy(), expected, atol=1e-6)

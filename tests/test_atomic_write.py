@@ -1,4 +1,4 @@
-"""Folders and files that appear all at once."""
+"""Folders and files are written atomically."""
 
 import pytest
 

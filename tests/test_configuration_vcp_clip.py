@@ -122,7 +122,7 @@ def test_prompts_without_ids_are_refused_with_the_way_out():
         VCPCLIPConfig(normal_prompt_input_ids=[[49406, 886, 49408, 49407]])
 
 
-def test_a_misspelt_field_is_an_error_and_other_names_pass():
+def test_a_misspelled_field_is_an_error_and_other_names_pass():
     with pytest.raises(ValueError, match="feature_layers"):
         VCPCLIPConfig(feature_layer=[6, 12])
     assert VCPCLIPConfig(auto_map={"AutoModel": "x.y"}).auto_map == {"AutoModel": "x.y"}

@@ -70,7 +70,7 @@ def test_other_words_change_the_map(inspect):
 
 
 def test_it_finds_defects_on_products_it_was_not_trained_on(inspect):
-    """Far better than chance and than the same model with its learned part undone; on generated pictures."""
+    """Check that it is far better on generated pictures than chance, and than with its learned part undone."""
     unseen = load_anomaly_dataset("synthetic", split="test", num_images=0, num_test_images=40, size=128)
     protocol = EvaluationProtocol(metrics=("pixel_auroc", "pixel_ap"), skip_undefined=True)
     found = evaluate(inspect.model, inspect.image_processor, {"unseen": unseen}, protocol, progress=False)

@@ -234,7 +234,7 @@ def test_a_tampered_graph_is_refused_and_nothing_is_written(tampered, change, tm
 
 
 def test_an_unchanged_graph_passes_the_same_check(tampered, tmp_path):
-    """It is the change that the test above refuses."""
+    """Export without the change that the test above refuses."""
     result = exported()
     tampered(lambda values: values)
     shutil.copytree(result.folder, tmp_path / "exported")

@@ -204,7 +204,7 @@ def test_settings_of_results_are_refused_when_images_are_prepared(name):
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 def test_auto_classes_return_the_image_processor(with_tokenizer, tmp_path):
-    """Also AutoProcessor, and for checkpoints whose files name no processor class."""
+    """Check AutoProcessor too, and for checkpoints whose files name no processor class."""
     model = tiny_model()
     model.save_pretrained(tmp_path)
     processor = VCPCLIPImageProcessor.for_model(model.config, threshold=0.25)
@@ -301,7 +301,7 @@ def test_padding_affects_neither_map_nor_score():
 
 
 def test_a_padded_image_comes_back_where_it_was():
-    """A mask used as the model's map returns to its own place."""
+    """Check that a mask used as the model's map returns to its own place."""
     for size in ((50, 100), (130, 40), (33, 33)):
         mask = np.zeros(size, np.uint8)
         mask[size[0] // 4 : size[0] // 2, size[1] // 3 : size[1] // 3 * 2] = 1

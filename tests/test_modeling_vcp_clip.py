@@ -129,7 +129,7 @@ def test_equal_to_the_plain_equations(fields):
 @pytest.mark.parametrize("size", [(48, 48), (32, 32), (24, 40), (64, 16)])
 @torch.no_grad()
 def test_any_multiple_of_the_patch_size(size):
-    """Also where the grid is smaller than the pretrained 4 x 4, equal to it, or not square."""
+    """Check this also where the grid is smaller than the pretrained 4 x 4, equal to it, or not square."""
     model, images = tiny_model(), pixels(2, *size)
     outputs = model(images)
     assert outputs.anomaly_map.shape == (2, *size)
@@ -195,7 +195,7 @@ def test_outputs_are_probabilities_and_fused_as_told():
 
 @torch.no_grad()
 def test_images_can_be_prompted_with_anothers_global_feature():
-    """How tiles are prompted with their whole image."""
+    """Check how tiles are prompted with their whole image."""
     model, tiles = tiny_model(), pixels(3)
     _, whole = model.encode_image(pixels(1))
     shared = model(tiles, image_embeds=whole)

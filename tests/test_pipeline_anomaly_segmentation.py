@@ -50,7 +50,7 @@ def inspect(checkpoint):
 
 @pytest.fixture
 def fresh(checkpoint):
-    """A pipeline that the test may change."""
+    """Make a pipeline that the test may change."""
     return pipeline("anomaly-segmentation", model=str(checkpoint))
 
 
@@ -231,7 +231,7 @@ def test_batches_for_a_gpu_come_from_pinned_memory(inspect, pictures, monkeypatc
 
 
 def test_another_nesting_of_iterators_only_costs_speed(inspect, pictures, monkeypatch):
-    """The nesting is private to transformers."""
+    """Change the nesting, which is private to transformers."""
     monkeypatch.setattr(inspect, "device", torch.device("cuda"))
     monkeypatch.setattr(transformers.Pipeline, "get_iterator", lambda self, inputs, *arguments: iter(inputs))
     assert list(inspect.get_iterator(pictures, 0, 2, {}, {}, {})) == pictures
@@ -381,7 +381,7 @@ def test_calibration_of_masks_and_from_labels(fresh, pictures):
 
 @pytest.mark.parametrize("as_default", [False, True], ids=["argument of calibrate", "default of the pipeline"])
 def test_thresholds_are_kept_with_the_settings_they_belong_to(checkpoint, as_default, tmp_path):
-    """Scores of "top_k" and of "max" have different scales: later calls must compare the right ones."""
+    """Compare the right scores in later calls: those of "top_k" and of "max" have different scales."""
     normal = [picture(50, 60, seed=100 + index) for index in range(9)]
     settings = {"score_mode": "top_k", "smoothing_sigma": 1.0, "top_k_fraction": 0.2}
     made = pipeline("anomaly-segmentation", model=str(checkpoint), **(settings if as_default else {}))
@@ -410,7 +410,7 @@ CONDITIONS = {
 
 @pytest.mark.parametrize("options", CONDITIONS.values(), ids=CONDITIONS.keys())
 def test_thresholds_apply_only_with_the_settings_of_their_calibration(checkpoint, options, tmp_path, caplog):
-    """In both directions, in the same pipeline, and after saving and loading."""
+    """Check this in both directions, in the same pipeline, and after saving and loading."""
     own = {"smoothing_sigma": 2.0, "score_mode": "max"}
     for settings, others in (({}, options), (options, {})):
         made = pipeline("anomaly-segmentation", model=str(checkpoint))
@@ -454,7 +454,7 @@ def test_the_models_size_and_its_own_prompts_are_settings(fresh, tmp_path):
 
 
 def test_a_calibration_replaces_all_former_thresholds(checkpoint):
-    """Also those among the pipeline's defaults, and the pixel threshold of a former calibration."""
+    """Check also those among the pipeline's defaults, and the pixel threshold of a former calibration."""
     made = pipeline("anomaly-segmentation", model=str(checkpoint), threshold=0.0, image_threshold=0.0, regions=True)
     assert made(NORMAL[0])["label"] == "anomalous"
     made.calibrate(NORMAL, false_alarm_rate=0.1)
@@ -543,7 +543,7 @@ VARIANTS = {
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize("resize_mode", ["squash", "pad", "keep_ratio"])
 def test_an_image_is_anomalous_exactly_if_its_mask_has_a_pixel(checkpoint, resize_mode, options):
-    """At any size, at thresholds equal to the score and around it."""
+    """Check this at any size, at thresholds equal to the score and around it."""
     processor = VCPCLIPImageProcessor.from_pretrained(checkpoint, resize_mode=resize_mode)
     pipe = pipeline("anomaly-segmentation", model=str(checkpoint), image_processor=processor)
     sizes = [(60, 80), (33, 71), (9, 11)] if "tile_size" in options else [*SIZES, (9, 11), (17, 300), (230, 41)]
@@ -576,7 +576,7 @@ def test_a_threshold_equal_to_a_score_gives_one_verdict_in_every_batch(inspect, 
 
 
 def test_a_small_region_of_interest_is_inspected(inspect):
-    """Also a pixel that no pixel of the model's map falls on."""
+    """Check this also for a pixel that no pixel of the model's map falls on."""
     image, inside = picture(300, 310, seed=3), np.zeros((300, 310), bool)
     inside[101, 77] = True
     result = inspect(image, roi_mask=inside, threshold=0.0)

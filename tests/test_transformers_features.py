@@ -42,7 +42,7 @@ def test_forward_hooks_fire_on_every_module(training, attention):
 
 @torch.no_grad()
 def test_a_hook_may_change_the_result():
-    """Activation steering: every block's output is what the next one reads."""
+    """Steer activations: every block's output is what the next one reads."""
     model, images = tiny_model(), pixels(1)
     before = model(images).anomaly_map
     for layer in (model.clip.vision_model.encoder.layers[1], model.clip.text_model.encoder.layers[1]):
@@ -53,7 +53,7 @@ def test_a_hook_may_change_the_result():
 
 
 def test_gradients_of_the_input():
-    """Attribution methods read them."""
+    """Check the gradients that attribution methods read."""
     images = pixels(1).requires_grad_()
     tiny_model()(images).anomaly_map.sum().backward()
     assert images.grad.abs().sum() > 0
@@ -89,7 +89,7 @@ def test_the_towers_of_an_offloaded_model_can_be_called_one_by_one():
 
 
 def test_replicas_for_several_gpus_compute_the_same():
-    """`DataParallel` gives each GPU a replica whose parameters are plain tensors."""
+    """Check replicas as in `DataParallel`, which gives each GPU a replica whose parameters are plain tensors."""
     model, images = tiny_model(), pixels(2)
     modules = list(model.modules())
     replicas = [module._replicate_for_data_parallel() for module in modules]
@@ -228,7 +228,7 @@ def test_dropout_of_an_adapter_inside_clip_acts_in_training_only():
 
 @torch.no_grad()
 def test_writes_through_data_are_seen():
-    """How averages of weights (EMA) are swapped in."""
+    """Swap weights as averages of weights (EMA) are swapped in."""
     model, images = tiny_model(), pixels(2)
     before = model(images).anomaly_map
     for parameter in (model.deep_prompts.embeddings, model.clip.text_model.encoder.layers[0].mlp.fc1.weight):
@@ -240,7 +240,7 @@ def test_writes_through_data_are_seen():
 
 
 def test_gradients_are_averaged_over_accumulated_batches(tmp_path):
-    """`forward` takes keyword arguments, from which Trainer would conclude that the loss divides itself."""
+    """Check the scale: since `forward` takes keyword arguments, Trainer could assume that the loss divides itself."""
     rows = [{"pixel_values": image, "labels": labels_for(image[None])[0]} for image in pixels(4)]
     moved = []
     for accumulation in (1, 4):
@@ -294,7 +294,7 @@ def test_the_configuration_may_ask_for_attentions_and_hidden_states():
     assert outputs.attentions is None and outputs.hidden_states is None
 
 
-def test_transformers_arguments_are_accepted_and_misspelt_ones_refused():
+def test_transformers_arguments_are_accepted_and_misspelled_ones_refused():
     model = tiny_model()
     model(pixels(1), num_items_in_batch=1)
     with pytest.raises(TypeError, match="no argument 'output_layer_map'; did you mean 'output_layer_maps'"):
@@ -389,13 +389,13 @@ def test_an_unknown_field_of_a_saved_configuration_is_kept_with_a_warning(tmp_pa
 @pytest.mark.parametrize(
     "make", [lambda: tiny_config(fusion_weights=0.5), lambda: VCPCLIPConfig.from_dict({}, fusion_weights=0.5)]
 )
-def test_a_misspelt_field_given_by_hand_is_refused(make):
+def test_a_misspelled_field_given_by_hand_is_refused(make):
     with pytest.raises(ValueError, match="no field 'fusion_weights'; did you mean 'fusion_weight'"):
         make()
 
 
 def test_the_model_can_be_pickled_before_and_after_a_call():
-    """Worker processes and torch.save do that; recording by hooks would not allow it."""
+    """Pickle as worker processes and torch.save do; recording by hooks would not allow it."""
     import pickle
 
     model, images = tiny_model(), pixels(1)

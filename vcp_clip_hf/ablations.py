@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 
-# The command line reads the names for its help, which must not wait for transformers
+# For annotations only: reading the names needs neither the model nor the image processor
 if TYPE_CHECKING:
     from .configuration_vcp_clip import VCPCLIPConfig
     from .image_processing_vcp_clip import VCPCLIPImageProcessor

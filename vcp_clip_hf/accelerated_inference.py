@@ -59,14 +59,14 @@ def accelerate_inference(model: VCPCLIPModel) -> "AcceleratedVCPCLIPModel":
     [`accelerated_or_plain`] does so whenever the model has changed.
 
     Args:
-        model ([`VCPCLIPModel`]): in evaluation mode, on any device, of any dtype. It stays as it is.
+        model ([`VCPCLIPModel`]): model in evaluation mode, on any device, of any dtype. It is not changed.
 
     Returns:
         [`AcceleratedVCPCLIPModel`]: maps equal to the model's within 1e-6 in float32.
 
     Raises:
-        ValueError: the model has forward hooks, adapters, quantized or offloaded layers, or is in training mode: the
-            copy would ignore them. The message names the module.
+        ValueError: the model has forward hooks, adapters, quantized or offloaded layers, or is in training mode:
+            these would have no effect in the copy. The message names the module.
 
     ```python
     >>> import torch
@@ -85,7 +85,7 @@ def accelerate_inference(model: VCPCLIPModel) -> "AcceleratedVCPCLIPModel":
 
 def accelerated_or_plain(model: PreTrainedModel, former: PreTrainedModel | None = None) -> PreTrainedModel:
     """
-    Return a fast copy that is up to date, or the model itself, with a warning, where none can be made.
+    Return a fast copy of the model's present state. If it cannot be copied, return the model itself, with a warning.
 
     Args:
         model (`PreTrainedModel`): the model; other kinds than VCP-CLIP are returned as they are.
@@ -162,6 +162,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _refuse_gradients(name: str, tensor: torch.Tensor) -> None:
+    """Raise if a tensor requires gradients, which an accelerated model does not compute."""
     if tensor.requires_grad:
         raise ValueError(
             f"{name} requires gradients, but an accelerated model computes none. Call the model that it was made from,"
@@ -174,7 +175,7 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
 
     @classmethod
     def copy_of(cls, model: VCPCLIPModel) -> "AcceleratedVCPCLIPModel":
-        """Make the copy; `accelerate_inference` checks first that it would be right."""
+        """Make the copy, without the checks of [`accelerate_inference`]."""
         # Modules are copied; the parameters are new objects on the same memory, so that moving the copy to another
         # device or dtype leaves the model alone
         memo = {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in model.parameters()}
@@ -214,7 +215,7 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
     def encode_text(
         self, image_embeds: torch.FloatTensor, prompt_input_ids: torch.LongTensor | None = None
     ) -> torch.FloatTensor:
-        """As [`VCPCLIPModel.encode_text`], with everything that does not depend on the image computed beforehand."""
+        """Run [`VCPCLIPModel.encode_text`], with everything that does not depend on the image computed beforehand."""
         _refuse_gradients("image_embeds", image_embeds)
         prompt_ids = self._prompt_ids(prompt_input_ids)
         key = tuple(map(tuple, prompt_ids))
@@ -258,7 +259,7 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         category = category[:, plan.category_index[:, rest]] + constants.positions
         states = insert_category_tokens(constants.embeddings[None], category, plan, rest)
         shape = states.shape
-        # Every position sees the whole prefix, and of the rest itself and what comes before it
+        # Each position attends to the whole prefix, to itself, and to the positions of the rest before it
         positions = shape[2]
         mask = torch.ones(1, 1, positions, length + positions, dtype=torch.bool, device=states.device).tril(length)
         for index, layer in enumerate(text.encoder.layers):
@@ -268,7 +269,7 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         ends = states[:, plan.rows, plan.end - length]
         return self._project_text(text.final_layer_norm(self.prompt_norm(ends)))
 
-    # --- what a frozen copy does not do ---------------------------------------------------------------------------
+    # --- refused methods ------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "AcceleratedVCPCLIPModel":
         """Refuse training mode."""
@@ -315,7 +316,7 @@ def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLI
     The vocabulary is left out, because the embedded words are constants (150 MB for OpenAI's CLIP).
 
     Args:
-        model ([`VCPCLIPModel`]): stays as it is; float32 weights on the CPU share their memory.
+        model ([`VCPCLIPModel`]): model to copy, not changed; float32 weights on the CPU share their memory.
         image_size (`int`): side of the square input in pixels.
 
     Raises:
@@ -405,11 +406,11 @@ def prefix_attention(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    Attention of the text tower that records keys and values, or attends to recorded ones before its own.
+    Compute the attention of the text tower; record keys and values, or attend to recorded ones before its own.
 
     Args:
         query, key, value (`torch.Tensor` of shape `(sequences, heads, positions, head width)`).
-        recorded (`list`, *optional*): the keys and values are appended to it.
+        recorded (`list`, *optional*): list that the keys and values are appended to.
         prefix (pair of `torch.Tensor` of shape `(R, heads, prefix, head width)`, *optional*):
             Keys and values before those given, the same for every image; needs an `attention_mask` over both.
         module, attention_mask, scaling, kwargs: as in every attention function of transformers.
@@ -429,19 +430,19 @@ AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)
 
 
 class _FastVisionEmbeddings(VCPCLIPVisionEmbeddings):
-    """Image embeddings that keep the resized position table of each image size."""
+    """Keep the resized position table of each image size."""
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """As in [`VCPCLIPVisionEmbeddings`]."""
+        """Return the position embeddings as [`VCPCLIPVisionEmbeddings`] does, computed once for each size."""
         resize = super().interpolate_pos_encoding
         return self._tables.get((height, width), lambda: resize(embeddings, height, width))
 
 
 class _FastPostVCP(VCPCLIPPostVCP):
-    """Post-VCP that reads the weight of its key projection."""
+    """Read the weight of the key projection instead of calling it."""
 
     def _key_matrix(self, like: torch.Tensor) -> torch.Tensor:
-        """As in [`VCPCLIPPostVCP`]; no adapter or hook is present in a copy."""
+        """Return the weight itself: a copy has no adapter or hook that a call would respect."""
         return self.key_projection.weight.T
 
 

@@ -36,7 +36,7 @@ def finish(
 
     Args:
         image (`PIL.Image.Image`): mode RGB.
-        anomaly_map (`np.ndarray` of shape `(height, width)`, float32): in [0, 1], at the size of `image`.
+        anomaly_map (`np.ndarray` of shape `(height, width)`, float32): map in [0, 1], at the size of `image`.
         score (`float`): score of the image.
         thresholds ([`Thresholds`]): limits for mask and label.
         inside (`np.ndarray` of shape `(height, width)`, bool, *optional*): region of interest; the mask ends at its
@@ -46,9 +46,10 @@ def finish(
             mask had pixels and all of them were dropped; an image whose mask was empty keeps its label.
         fill_holes (`bool`, *optional*, defaults to `False`):
             Fill holes in the mask, before small regions are dropped. It never changes the label.
-        output_image (`bool`, *optional*, defaults to `False`): add `image`.
-        heatmap (`bool`, *optional*, defaults to `False`): add `heatmap`, the image under its map on the scale [0, 1].
-        regions (`bool`, *optional*, defaults to `False`): add `regions`, see `find_regions`.
+        output_image (`bool`, *optional*, defaults to `False`): whether to add `image`.
+        heatmap (`bool`, *optional*, defaults to `False`):
+            Whether to add `heatmap`, the image under its map on the scale [0, 1].
+        regions (`bool`, *optional*, defaults to `False`): whether to add `regions`, see `find_regions`.
 
     Returns:
         `dict` with
@@ -105,7 +106,7 @@ def as_segments(result: dict[str, Any]) -> list[dict[str, Any]]:
     Convert a result to the format of transformers' image-segmentation pipeline.
 
     Args:
-        result (`dict`): from `finish`.
+        result (`dict`): result of `finish`.
 
     Returns:
         `list[dict]`: one segment with `score` (maximum of the map inside the mask), `label` ("anomaly") and `mask`;

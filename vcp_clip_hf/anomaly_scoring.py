@@ -51,7 +51,7 @@ class AnomalyScoring:
 
     @property
     def thresholds(self) -> Thresholds:
-        """The thresholds, the image threshold filled in where the score allows it."""
+        """Return the thresholds, the image threshold filled in where the score allows it."""
         return Thresholds.of(self.threshold, self.image_threshold, self.score_mode)
 
     def scores(self, anomaly_maps: Sequence[torch.Tensor], branches: list[torch.Tensor]) -> list[float]:

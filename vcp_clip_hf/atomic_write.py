@@ -1,4 +1,4 @@
-"""Folders and files that appear all at once: a killed process never leaves half of one under its final name."""
+"""Folders and files are written atomically: a killed process leaves no partial one under its final name."""
 
 import os
 import shutil

@@ -69,7 +69,7 @@ class Calibration:
 
     @property
     def reached(self) -> bool:
-        """Whether the target rate is guaranteed."""
+        """Return whether the target rate is guaranteed."""
         return self.false_alarm_rate is None or self.false_alarm_bound <= self.false_alarm_rate + 1e-12
 
     def to_dict(self) -> dict:

@@ -1,6 +1,7 @@
 """The command `vcp-clip`: predict, calibrate, evaluate, train, push, ... Verbs parse options; the work is elsewhere.
 
-Each verb imports what it needs, so that `vcp-clip --help` does not wait for torch and transformers.
+Each verb imports what it needs. The package itself imports torch and transformers, also for `vcp-clip --help`; only
+`vcp-clip --version` does not wait for them (`vcp_clip_cli.py`).
 """
 
 import errno
@@ -282,7 +283,8 @@ def calibrate(
     """
     Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too.
 
-    Images that cannot be read are left out, and listed (exit status 1).
+    A rate needs at least 1 / rate - 1 normal images: 19 for 0.05, 99 for 0.01. Images that cannot be read are left
+    out, and listed (exit status 1).
     """
     from .calibration import describe_calibration
     from .checkpoint_folder import CheckpointParts, save_calibration
@@ -338,7 +340,11 @@ def evaluate(
     num_workers: NumWorkers = 2,
     dtype: DType = WeightType.auto,
 ) -> None:
-    """Measure a checkpoint on annotated datasets: a table per product, beside the paper's numbers."""
+    """
+    Measure a checkpoint on annotated datasets: a table per product, beside the paper's numbers.
+
+    accelerate chooses the device: the first accelerator, or the CPU with ACCELERATE_USE_CPU=true.
+    """
     from accelerate import Accelerator
 
     from .ablations import load_ablation

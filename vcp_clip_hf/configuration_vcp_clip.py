@@ -65,25 +65,25 @@ class VCPCLIPConfig(PreTrainedConfig):
         feature_layers (`list[int]`, *optional*, defaults to four evenly spaced blocks, the last included):
             Image blocks (1-based, ascending) whose patch tokens are read: 6, 12, 18, 24 for ViT-L (section 4.1).
         num_category_tokens (`int`, *optional*, defaults to 2):
-            r, the learned tokens that stand for the product's name.
+            Number r of learned tokens that stand for the product's name.
         num_deep_prompt_tokens (`int`, *optional*, defaults to 1):
-            n, the learned tokens inserted in every text block (deep text prompting). 0 switches it off.
+            Number n of learned tokens inserted in every text block (deep text prompting). 0 switches it off.
         deep_prompt_position (`"start"` or `"end"`, *optional*, defaults to `"start"`):
-            Insert them after the start token, or after the sentence just before the end token (appendix B.2).
+            Place of these tokens: after the start token, or after the sentence, before the end token (appendix B.2).
         deep_prompt_dropout (`float`, *optional*, defaults to 0.1):
             Dropout on the inserted tokens, in training only.
         prompt_norm_eps (`float`, *optional*, defaults to 1e-6):
             Epsilon of the learned LayerNorm at the end token.
         use_pre_vcp (`bool`, *optional*, defaults to `True`):
-            Add the global image feature, through the Mini-Net, to the category tokens (equation 4). Off: the
-            unified text prompt. On, the text width must equal `projection_dim`.
+            Whether to add the global image feature, through the Mini-Net, to the category tokens (equation 4). False
+            gives the unified text prompt; with True, the text width must equal `projection_dim`.
         use_post_vcp (`bool`, *optional*, defaults to `True`):
-            Add the branch whose text embeddings attend to the patch tokens (equations 5 to 9). Off: the fused map is
-            the base map.
+            Whether to add the branch whose text embeddings attend to the patch tokens (equations 5 to 9). With False,
+            the fused map is the base map.
         post_vcp_num_heads (`int`, *optional*, defaults to 8):
             Heads of that attention; must divide the vision width.
         fusion_weight (`float`, *optional*, defaults to 0.75):
-            a in `(1 - a) * base_map + a * vcp_map`: 0.75 in the paper, 0.8 in the authors' test code.
+            Weight a in `(1 - a) * base_map + a * vcp_map`: 0.75 in the paper, 0.8 in the authors' test code.
         normal_prompts, abnormal_prompts (`list[str]`, *optional*, defaults to the paper's good / damaged):
             Templates with one `{}` each, the category slot; the same number for both states.
         normal_prompt_input_ids, abnormal_prompt_input_ids (`list[list[int]]`, *optional*):
@@ -142,7 +142,7 @@ class VCPCLIPConfig(PreTrainedConfig):
             # The code in a repository is for users without this package. With this entry, transformers demands
             # trust_remote_code although the package is installed.
             kwargs.pop("custom_pipelines", None)
-        for name, field in self._misspelt_fields(kwargs).items():
+        for name, field in self._misspelled_fields(kwargs).items():
             raise ValueError(f"VCPCLIPConfig has no field {name!r}; did you mean {field!r}?")
         if self.text_config is None:
             self.text_config = dict(_VIT_L_14_336_TEXT)
@@ -165,10 +165,10 @@ class VCPCLIPConfig(PreTrainedConfig):
         self.check_consistency()
 
     @classmethod
-    def _misspelt_fields(cls, unknown: dict[str, Any]) -> dict[str, str]:
+    def _misspelled_fields(cls, unknown: dict[str, Any]) -> dict[str, str]:
         """
         Return the unknown names that resemble a field, with that field. `PreTrainedConfig` stores unknown names as
-        attributes, so that a misspelt field would have no effect.
+        attributes, so that a misspelled field would have no effect.
         """
         close = {
             name: difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
@@ -185,18 +185,18 @@ class VCPCLIPConfig(PreTrainedConfig):
         Among the keyword arguments they are an error, as in the constructor.
 
         Raises:
-            ValueError: a misspelt keyword argument, or values that contradict each other.
+            ValueError: a misspelled keyword argument, or values that contradict each other.
         """
-        for name, field in cls._misspelt_fields(kwargs).items():
+        for name, field in cls._misspelled_fields(kwargs).items():
             raise ValueError(f"VCPCLIPConfig has no field {name!r}; did you mean {field!r}?")
         check_dtype(kwargs.get("dtype"))
-        unknown = cls._misspelt_fields(config_dict)
+        unknown = cls._misspelled_fields(config_dict)
         loaded = super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for name, field in unknown.items():
             logger.warning(
                 f"This configuration has a field {name!r}, which VCPCLIPConfig does not know and ignores. It resembles"
-                f" {field!r}: check whether it is misspelt or from a newer version."
+                f" {field!r}: check whether it is misspelled or from a newer version."
             )
             setattr(config, name, config_dict[name])
         return loaded
@@ -355,7 +355,7 @@ class VCPCLIPConfig(PreTrainedConfig):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """`(height, width)` in pixels of the images that this checkpoint was trained for."""
+        """Return `(height, width)` in pixels of the images that this checkpoint was trained for."""
         if isinstance(self.image_size, int):
             return self.image_size, self.image_size
         if len(self.image_size) != 2:
@@ -364,7 +364,7 @@ class VCPCLIPConfig(PreTrainedConfig):
 
     @property
     def prompt_eos_token_id(self) -> int:
-        """Id of the end token of the prompts; `text_config.eos_token_id` is wrong in OpenAI's own repositories."""
+        """Return the prompts' end token id; `text_config.eos_token_id` is wrong in OpenAI's own repositories."""
         return self.normal_prompt_input_ids[0][-1]
 
     def to_clip_config(self) -> CLIPConfig:

@@ -19,10 +19,11 @@ __all__ = ["CPU_ATTENTION", "ConvolutionLinear", "attend_in_pieces", "cpu_attent
 # Name of `cpu_attention` among transformers' attention implementations
 CPU_ATTENTION = "vcp_clip_cpu"
 
-# Maximum size of one piece's scores, which then fit a core's L2 cache, and the number of tokens above which that pays
+# Maximum size of one piece's scores, which then fit a core's L2 cache, and the number of tokens above which pieces are
+# faster
 _PIECE_BYTES = 2**23
 _MANY_TOKENS = 256
-# Number of rows above which a convolution pays
+# Number of rows above which a convolution is faster
 _MANY_ROWS = 32
 
 
@@ -30,17 +31,17 @@ _MANY_ROWS = 32
 
 
 class ConvolutionLinear(nn.Linear):
-    """A linear layer that computes as a convolution with a 1 x 1 kernel where that is faster."""
+    """Compute a linear layer as a convolution with a 1 x 1 kernel where that is faster."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Compute `(..., in_features)` -> `(..., out_features)`; `(B, M, in_features)` may become a convolution."""
-        if not self._convolution_pays(input):
+        if not self._convolution_is_faster(input):
             return super().forward(input)
         # The rows are an image of 1 x M pixels with the channels last in memory: nothing is copied
         pixels = nn.functional.conv2d(input.transpose(1, 2).unsqueeze(2), self.weight[:, :, None, None], self.bias)
         return pixels.squeeze(2).transpose(1, 2)
 
-    def _convolution_pays(self, rows: torch.Tensor) -> bool:
+    def _convolution_is_faster(self, rows: torch.Tensor) -> bool:
         if not _inference_on_cpu(rows) or rows.ndim != 3 or rows.shape[0] * rows.shape[1] < _MANY_ROWS:
             return False
         if torch.is_autocast_enabled("cpu") or not rows.dtype == self.weight.dtype == torch.float32:
@@ -86,20 +87,21 @@ def cpu_attention(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    Attention of the image tower: in pieces where that is faster, else transformers' `sdpa`.
+    Compute the attention of the image tower: in pieces where that is faster, else with transformers' `sdpa`.
 
     Measured with ViT-L/14 at 518 in bfloat16: on an AMD processor pieces take half the time of the fused kernel, on an
     Intel processor with bfloat16 units the fused kernel is faster.
 
     Args:
-        query, key, value (`torch.Tensor` of shape `(B, heads, N, head width)`): of all patches and the class token.
+        query, key, value (`torch.Tensor` of shape `(B, heads, N, head width)`):
+            Queries, keys and values of all patches and the class token.
         scaling (`float`): factor of the scores before the softmax.
         module, attention_mask, kwargs: as in every attention function of transformers.
 
     Returns:
         `tuple`: `(B, N, heads, head width)`, and `None` in place of the attention weights.
     """
-    if attention_mask is None and _pieces_pay(query):
+    if attention_mask is None and _pieces_are_faster(query):
         return attend_in_pieces(query, key, value, scaling).transpose(1, 2), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
@@ -107,14 +109,14 @@ def cpu_attention(
 AttentionInterface.register(CPU_ATTENTION, cpu_attention)
 
 
-def _pieces_pay(query: torch.Tensor) -> bool:
+def _pieces_are_faster(query: torch.Tensor) -> bool:
     many = query.shape[2] >= _MANY_TOKENS
     return many and query.dtype == torch.bfloat16 and _inference_on_cpu(query) and _is_amd()
 
 
 def attend_in_pieces(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
     """
-    Attention of a few heads of one image at a time.
+    Compute the attention of a few heads of one image at a time.
 
     Args:
         query, key, value (`torch.Tensor` of shape `(B, heads, N, head width)`).

@@ -14,7 +14,7 @@ def check_device(device: Any) -> None:
     Check that a device exists on this machine.
 
     Args:
-        device (`str`, `int`, `torch.device`, *optional*): as the pipelines of transformers take it; `None` and
+        device (`str`, `int`, `torch.device`, *optional*): device as the pipelines of transformers take it; `None` and
             integers are theirs to resolve.
 
     Raises:

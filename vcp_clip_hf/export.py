@@ -125,7 +125,7 @@ class SegmentationGraph(nn.Module):
         Compute maps and scores.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, S, S)`): from the image processor.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, S, S)`): pixels from the image processor.
 
         Returns:
             `tuple`: smoothed maps `(batch_size, S, S)` in [0, 1] and scores `(batch_size,)`, float32.
@@ -459,7 +459,7 @@ def _trace(graph: SegmentationGraph, image_size: int) -> torch.export.ExportedPr
         program = torch.export.export(graph, (example,), dynamic_shapes=dynamic)
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # it holds paths of this machine, which would end up in the files
+            node.meta.pop("stack_trace", None)  # paths of this machine, which must not be exported
     return program
 
 
@@ -607,7 +607,7 @@ def _write_json(folder: Path, facts: dict) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporters' messages to their own developers."""
+    """Silence the exporters' debug messages."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "root", "onnx_ir")]
     loggers.append(logging.getLogger("torch.onnx._internal.exporter._registration"))
     levels = [each.level for each in loggers]

@@ -186,7 +186,7 @@ class ExportedSegmenter:
         Run the graph.
 
         Args:
-            pixel_values (`np.ndarray` of shape `(batch_size, 3, height, width)`, float32): from `preprocess`.
+            pixel_values (`np.ndarray` of shape `(batch_size, 3, height, width)`, float32): pixels from `preprocess`.
 
         Returns:
             `tuple`: smoothed maps `(batch_size, height, width)` in [0, 1] and scores `(batch_size,)`, float32.

@@ -30,7 +30,8 @@ __all__ = ["push_checkpoint", "push_dataset"]
 
 logger = logging.get_logger(__name__)
 
-# Files of an earlier push that are deleted unless replaced: transformers would load them too, or instead
+# Files of an earlier push that are deleted unless replaced: transformers would load them together with
+# the new weights, or in their place
 _OWN_MODEL_FILES = ("model*.safetensors", "model*.safetensors.index.json")
 _OWN_DATASET_FILES = ("data/*.parquet",)
 _README = "README.md"
@@ -166,7 +167,7 @@ def push_dataset(
 def _backbone_named(
     config: VCPCLIPConfig, adapter_only: bool, backbone: str | None, revision: str | None
 ) -> Iterator[None]:
-    """Inside `with`, the configuration names a backbone that others can find, never a folder of this machine."""
+    """Name a Hub backbone in the configuration during the `with` block, instead of a folder of this machine."""
     before = config.backbone_name_or_path, config.backbone_revision
     try:
         if backbone is not None:

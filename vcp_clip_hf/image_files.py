@@ -26,7 +26,7 @@ __all__ = [
     "walk_folders",
 ]
 
-# Endings of still pictures that Pillow's own wheels open; tests hold them against PIL.Image.registered_extensions().
+# Endings of still pictures that Pillow's own wheels open; a test compares them with PIL.Image.registered_extensions()
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif"),
     *(".png", ".apng", ".gif", ".webp", ".avif"),
@@ -35,7 +35,7 @@ IMAGE_SUFFIXES = (
     *(".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
     *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 )
-# Endings of pictures that are not read: they are left out, but never silently.
+# Endings of pictures that are not read: leaving them out gives a warning
 _UNREAD_PICTURE_SUFFIXES = (
     *(".heic", ".heif", ".jxl", ".svg", ".psd", ".mpo", ".eps", ".ico", ".pcx", ".dds", ".ras", ".sgi"),
     *(".raw", ".dng", ".arw", ".cr2", ".cr3", ".nef", ".orf", ".rw2"),
@@ -61,8 +61,8 @@ class FolderContent:
     Names directly inside one folder, sorted.
 
     Args:
-        folders (`list[str]`), files (`list[str]`): Visible folders and files, linked ones included.
-        hidden (`list[str]`): Hidden files and folders.
+        folders (`list[str]`), files (`list[str]`): visible folders and files, linked ones included.
+        hidden (`list[str]`): hidden files and folders.
     """
 
     folders: list[str]
@@ -95,11 +95,11 @@ class LeftOut:
     Counts of what a search for images left out.
 
     Args:
-        hidden (`int`): Hidden files and folders.
-        endings (`Counter[str]`): Files by ending, for endings that are not in `IMAGE_SUFFIXES`.
-        linked (`int`): Links to folders that are read elsewhere, or that lead back.
-        excluded (`int`): Folders that the caller excluded.
-        unreadable (`list[str]`): Folders that may not be read, relative to the searched folder.
+        hidden (`int`): hidden files and folders.
+        endings (`Counter[str]`): files by ending, for endings that are not in `IMAGE_SUFFIXES`.
+        linked (`int`): links to folders that are read elsewhere, or that lead back.
+        excluded (`int`): folders that the caller excluded.
+        unreadable (`list[str]`): folders that may not be read, relative to the searched folder.
         pictures (`int`):
             How many of these look like pictures, so that the user should know: hidden pictures, hidden folders with
             pictures, and pictures in formats that are not read.
@@ -113,7 +113,7 @@ class LeftOut:
     pictures: int = 0
 
     def __str__(self) -> str:
-        """`left out: 3 hidden, 2 with other endings (.txt 2)`; "" if nothing was left out."""
+        """Return `left out: 3 hidden, 2 with other endings (.txt 2)`; "" if nothing was left out."""
         parts = [f"{self.hidden} hidden"] if self.hidden else []
         if self.endings:
             ordered = sorted(self.endings.items(), key=lambda item: (-item[1], item[0]))
@@ -135,7 +135,7 @@ class LeftOut:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether pictures were left out, or folders that may hold some and cannot be read."""
+        """Return whether pictures were left out, or folders that may hold some and cannot be read."""
         return bool(self.pictures or self.unreadable)
 
 
@@ -144,7 +144,7 @@ def find_images(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] 
     Find all images below a folder.
 
     Args:
-        folder (`str` or `os.PathLike`): Folder to search, with all folders inside.
+        folder (`str` or `os.PathLike`): folder to search, with all folders inside.
         exclude (iterable of `str` or `os.PathLike`, *optional*):
             Folders that are not read, such as the folder for results. One that is the searched folder itself, or
             contains it, has no effect.
@@ -176,8 +176,8 @@ def walk_folders(
     Read a folder and all folders inside, each once; a folder comes before the folders that it contains.
 
     Args:
-        root (`str` or `os.PathLike`): Folder to begin with.
-        exclude (iterable of `str` or `os.PathLike`, *optional*): See [`find_images`].
+        root (`str` or `os.PathLike`): folder to begin with.
+        exclude (iterable of `str` or `os.PathLike`, *optional*): see [`find_images`].
         left_out ([`LeftOut`], *optional*):
             Counts to add to. If given, a folder that may not be read is counted instead of raising an error.
 

@@ -322,7 +322,8 @@ class VCPCLIPImageProcessor(PilBackend):
                 (height, width) of each original image; padding is removed and the map is resized to it (bilinear).
                 Without target sizes the map stays at the model's size, including the padding.
             roi_masks (`list[np.ndarray | None]`, *optional*):
-                Region of interest of each image, an array of its original size, non-zero where to look, or `None`.
+                Region of interest of each image, an array of its original size, non-zero in the inspected area, or
+                `None`.
                 The map is 0 elsewhere, and so is its part in the score; the mask ends at the border of the region.
             resize_mode (`str`, *optional*): resize mode that the images were prepared with, if not the processor's.
             conditions (`dict[str, Any]`, *optional*): further settings of the call, see `scoring`.
@@ -457,7 +458,7 @@ class VCPCLIPImageProcessor(PilBackend):
 
 
 def _region_like(roi_mask: np.ndarray | None, like: torch.Tensor) -> torch.Tensor:
-    """Return a region of interest at the size of a map: true where to look."""
+    """Return a region of interest at the size of a map: true in the inspected area."""
     if roi_mask is None:
         return torch.ones_like(like, dtype=torch.bool)
     return torch.from_numpy(region_at_size(np.asarray(roi_mask) != 0, tuple(like.shape))).to(like.device)

@@ -114,7 +114,7 @@ def stamped(text: str) -> str:
 
 
 def is_generated(text: str) -> bool:
-    """Return whether this package wrote a text and nobody changed it since."""
+    """Return whether a text was written by this package and has not been edited."""
     text = text.replace("\r\n", "\n")
     marker = _MARKER_PATTERN.search(text)
     return marker is not None and marker[1] == _hash(text[: marker.start()].rstrip())

@@ -221,7 +221,7 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         quantization = getattr(config, "quantization_config", None)
         if getattr(quantization, "quant_method", None) == QuantizationMethod.TORCHAO:
             raise ValueError(
-                "A model quantized with torchao can be saved but not be loaded again: its file format has no place for"
+                "A model quantized with torchao can be saved but not loaded again: its file format cannot store"
                 " parameters outside of modules, such as base_logit_scale. Keep the checkpoint as it was before, and"
                 " quantize it whenever it is loaded."
             )
@@ -333,7 +333,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         **kwargs,
     ) -> "VCPCLIPModel":
         """
-        Build a model on a pretrained CLIP, with a newly initialized learned part: where training starts.
+        Build a model on a pretrained CLIP, with a newly initialized learned part, as the start of a training.
 
         Args:
             backbone (`str`, `os.PathLike` or `CLIPModel`):
@@ -433,7 +433,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
     def _encode_image(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | int | Sequence[int] = False, **kwargs
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """As `encode_image`, with the residual stream after every block, or after chosen ones, on request."""
+        """Run `encode_image`, with the residual stream after every block, or after chosen ones, on request."""
         self._check_pixel_values(pixel_values)
         layers = self.config.feature_layers
         num_states = len(self.clip.vision_model.encoder.layers) + 1
@@ -476,8 +476,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         Run the text tower for both states, prompted by the images.
 
         Args:
-            image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`): from `encode_image`.
-            prompt_input_ids (`torch.LongTensor` of shape `(2, templates, length)`, *optional*): as in `forward`.
+            image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`): result of `encode_image`.
+            prompt_input_ids (`torch.LongTensor` of shape `(2, templates, length)`, *optional*): ids as in `forward`.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`: L2-normalized, normal first.
@@ -588,6 +588,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> VCPCLIPOutput:
         r"""
+        Compute anomaly maps, and the loss if labels are given.
+
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
                 Images from [`VCPCLIPImageProcessor`]; sides are multiples of the patch size. Needed unless
@@ -598,9 +600,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             prompt_input_ids (`torch.LongTensor` of shape `(2, templates, length)`, *optional*):
                 Prompts for this call instead of the configuration's: normal, then abnormal; the category slot holds
                 `config.category_token_id`; any padding after the end token is ignored.
-            output_layer_maps (`bool`, *optional*, defaults to `False`): also return the maps of each feature layer.
+            output_layer_maps (`bool`, *optional*, defaults to `False`): whether to return the maps of each layer.
             output_attentions (`bool`, *optional*, defaults to `config.output_attentions`):
-                Also return the Post-VCP attention.
+                Whether to also return the Post-VCP attention.
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)` or `(1, projection_dim)`,
                 *optional*): global features that prompt instead of those of `pixel_values`, for example those of the
                 whole image when `pixel_values` are its tiles.
@@ -743,7 +745,7 @@ def _requested_states(output_hidden_states: bool | int | Sequence[int], num_stat
 
 
 def _refuse_unknown(arguments: dict[str, Any]) -> None:
-    """transformers' own keyword arguments are passed on; a misspelt one of ours must not be ignored."""
+    """Raise for unknown keyword arguments, such as a misspelled one of ours; transformers' own are passed on."""
     known = ("pixel_values", "labels", "prompt_input_ids", "output_layer_maps", "output_attentions", "image_embeds")
     for name in arguments.keys() - TransformersKwargs.__annotations__.keys():
         close = difflib.get_close_matches(name, (*known, "patch_tokens", "output_hidden_states"), n=1)

@@ -12,7 +12,7 @@ def peak_memory(device: torch.device) -> int | None:
     """
     Return the bytes at the peak: of the device for CUDA, else of the whole process.
 
-    `None` where the operating system does not tell (Windows has no `resource` module).
+    Return `None` if the operating system does not report it (Windows has no `resource` module).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -189,19 +189,19 @@ class AnomalySegmentationPipeline(Pipeline):
             tile_batch_size (`int`, *optional*, defaults to 4): tiles in one forward pass; bounds the memory.
             global_weight (`float`, *optional*, defaults to 0): weight of the map of the whole image, mixed into that
                 of the tiles.
-            output_branch_maps (`bool`, *optional*): add `base_map` and `vcp_map`, not smoothed.
+            output_branch_maps (`bool`, *optional*): whether to add `base_map` and `vcp_map`, not smoothed.
             output_layer_maps (`bool`, *optional*):
-                Add `base_layer_maps` and `vcp_layer_maps`, float32 arrays `(feature layers, height, width)`.
+                Whether to add `base_layer_maps` and `vcp_layer_maps`, float32 `(feature layers, height, width)`.
             output_uncertainty (`bool`, *optional*):
-                Add `uncertainty_map`, float32 `(height, width)`: the standard deviation over layers and branches,
-                in [0, 0.5]; and `uncertainty`, its value where the map is highest.
+                Whether to add `uncertainty_map`, float32 `(height, width)`: the standard deviation over layers and
+                branches, in [0, 0.5]; and `uncertainty`, its value where the map is highest.
             min_area (`int`, *optional*): minimum area of the regions of the mask in pixels; smaller ones are dropped.
                 An image becomes normal if its mask had pixels and all of them were dropped.
             fill_holes (`bool`, *optional*): fill holes in the mask.
-            heatmap (`bool`, *optional*): add `heatmap`, the image under its map on the fixed scale [0, 1].
-            regions (`bool`, *optional*): add `regions`, see `find_regions`; needs a threshold.
+            heatmap (`bool`, *optional*): whether to add `heatmap`, the image under its map on the fixed scale [0, 1].
+            regions (`bool`, *optional*): whether to add `regions`, see `find_regions`; needs a threshold.
             output_image (`bool`, *optional*):
-                Add `image`, the RGB picture that the model got: rotated as its EXIF data say, reduced to 8 bits.
+                Whether to add `image`, the RGB picture that the model got: rotated as its EXIF data say, in 8 bits.
             output_format (`"anomaly"` or `"image-segmentation"`, *optional*, defaults to `"anomaly"`):
                 The second is the format of transformers' image-segmentation pipeline.
             on_error (`"raise"` or `"return"`, *optional*, defaults to `"raise"`):
@@ -553,7 +553,7 @@ class AnomalySegmentationPipeline(Pipeline):
         Args:
             save_directory (`str` or `os.PathLike`): folder, created if missing.
             include_code (`bool`, *optional*, defaults to `False`):
-                Also copy this package's modules, so that the folder works without the package:
+                Whether to also copy this package's modules, so that the folder works without the package:
                 `pipeline("anomaly-segmentation", model=folder, trust_remote_code=True)`.
             kwargs: arguments of [`VCPCLIPModel.save_pretrained`], such as `adapter_only`.
         """

@@ -92,7 +92,7 @@ class PredictionSummary:
 
     @property
     def images_per_second(self) -> float:
-        """Throughput of this run."""
+        """Return the throughput of this run."""
         return self.predicted / self.seconds if self.seconds else 0.0
 
     def describe(self) -> str:

@@ -56,7 +56,7 @@ class VCPCLIPTextEncoder(CLIPEncoder):
         Args:
             inputs_embeds (`torch.Tensor` of shape `(B * R, P, d)`): words with their positions, all prompts of the
                 first image first.
-            attention_mask (`torch.Tensor`, *optional*): from `CLIPTextModel`.
+            attention_mask (`torch.Tensor`, *optional*): mask from `CLIPTextModel`.
             learned_tokens ([`LearnedTokens`], *optional*): what to insert.
             kwargs: arguments of the blocks.
 
@@ -92,7 +92,7 @@ def insert_category_tokens(
 
     Args:
         embeddings (`torch.Tensor` of shape `(B, R, positions, d)`): words with their positions.
-        category (`torch.Tensor` of shape `(1 or B, R, positions, d)`): as in [`LearnedTokens`].
+        category (`torch.Tensor` of shape `(1 or B, R, positions, d)`): category tokens as in [`LearnedTokens`].
         plan ([`PromptPlan`]): the position of every token.
         columns (`slice`, *optional*, defaults to all): the positions of the sequences that are given.
 

@@ -14,7 +14,7 @@ __all__ = ["PromptPlan", "check_states_differ", "check_tokenizer", "prompt_rows"
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """
     Check that a tokenizer has the vocabulary of the text tower. With another vocabulary, its ids mean other words; a
-    folder without tokenizer files gives an empty one.
+    folder without tokenizer files gives a tokenizer with an empty vocabulary.
 
     Raises:
         ValueError: the sizes differ.
@@ -101,7 +101,7 @@ class PromptPlan:
     Args:
         prompt_ids (`list[list[int]]`): ids of each prompt, with the category slot, without padding.
         config ([`VCPCLIPConfig`]): the numbers of learned tokens and their positions.
-        device (`torch.device`): where the tables are needed.
+        device (`torch.device`): device of the tables.
 
     Attributes (tensors of shape `(2 * T, length)` unless stated):
         token_ids: ids of the words; 0 where a learned token will be inserted.
@@ -131,7 +131,7 @@ class PromptPlan:
 
 
 def _sequence(ids: list[int], config: VCPCLIPConfig) -> list[tuple[int, int, int, int]]:
-    """Token id, position, index of the category token or -1, index of the deep prompt token or -1, for each place."""
+    """Return token id, position, and indices of category and deep prompt token (-1 for none), for each place."""
     sequence, position = [], 0
     for token in ids:
         if token == config.category_token_id:

@@ -17,8 +17,8 @@ def clean_mask(mask: np.ndarray, min_area: int = 0, fill_holes: bool = False) ->
     Args:
         mask (`np.ndarray` of shape `(height, width)`, bool): abnormal pixels.
         min_area (`int`, *optional*, defaults to 0): minimum area in pixels of the 8-connected regions that are kept.
-        fill_holes (`bool`, *optional*, defaults to `False`): make normal pixels abnormal that are not 4-connected with
-            the border.
+        fill_holes (`bool`, *optional*, defaults to `False`): whether normal pixels become abnormal that are not
+            4-connected with the border.
 
     Returns:
         `np.ndarray` of shape `(height, width)`, bool.
@@ -111,7 +111,7 @@ def outlines(labels: np.ndarray) -> Iterator[tuple[int, list[list[int]]]]:
     directions, places = np.divmod(edges, padded.size)
     rows, columns = np.divmod(places, padded.shape[1])
     owners = padded.ravel()[places].tolist()
-    # An edge begins at the corner of its pixel from which the region is on the right; the padding is one pixel wide
+    # Each edge starts at the corner from which it runs with the region on its right; the padding is one pixel wide
     xs = (columns - 1 + np.isin(directions, (_SOUTH, _WEST))).tolist()
     ys = (rows - 1 + np.isin(directions, (_WEST, _NORTH))).tolist()
     directions, following = directions.tolist(), np.searchsorted(edges, followers).tolist()

@@ -72,7 +72,7 @@ class TrainingResult:
         loss (`float`): mean over the steps since the last logged one, NaN if no step was done.
         images_per_second (`float`): throughput of all processes together, without validation.
         peak_memory (`int`, *optional*):
-            Bytes, of the process (CPU) or the device (GPU); `None` if the operating system does not tell.
+            Bytes, of the process (CPU) or the device (GPU); `None` if the operating system does not report it.
     """
 
     last: Path | None
@@ -97,7 +97,7 @@ def train(
         config ([`TrainingConfig`]): settings of the run.
         train_dataset, validation_dataset (`datasets.Dataset` or sequence of dicts, *optional*):
             Records as `load_anomaly_dataset` returns them, instead of `config.dataset`.
-        accelerator (`Accelerator`, *optional*): by default, the one that [`make_accelerator`] returns.
+        accelerator (`Accelerator`, *optional*): accelerator of the run; by default, that of [`make_accelerator`].
 
     Returns:
         [`TrainingResult`]. `output_dir` then has `last/` and, with held-out products, `best/`, both ready for
@@ -184,7 +184,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
 class _Run:
     """
-    A training run: its parts, its position, and what happens at each step and at the end of each epoch.
+    Run a training: hold model, data and progress, and do each step and the end of each epoch.
 
     Args:
         config, accelerator, model, image_processor, tokenizer: see [`train`].
@@ -251,7 +251,7 @@ class _Run:
         )
 
     def is_over(self, signals: list[int]) -> bool:
-        """Return whether all steps are done, or any process has been told to stop."""
+        """Return whether all steps are done, or any process has received a signal to stop."""
         return self.state.step >= self.total_steps or self.stopped(signals)
 
     def stopped(self, signals: list[int]) -> bool:
@@ -262,7 +262,7 @@ class _Run:
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def train_epoch(self, signals: list[int]) -> None:
-        """Do the remaining steps of the current epoch, unless the run is over before; leave a checkpoint."""
+        """Do the remaining steps of the current epoch, or those up to the end of the run; then save a checkpoint."""
         self.sampler.set_place(self.state.epoch, self.state.step_in_epoch * self.config.gradient_accumulation_steps)
         # The prepared loader tells the examples their epoch; its own count would start from 0 after a resume
         self.loader.set_epoch(self.state.epoch)
@@ -404,7 +404,7 @@ class _Run:
                 file.write(json.dumps({"step": self.state.step, **values}) + "\n")
 
     def log_loss(self) -> None:
-        """Log the mean loss of the recent batches, over all processes, and keep the last batch's only."""
+        """Log the mean loss of the recent batches, over all processes, and forget all but the last batch's loss."""
         loss = self.accelerator.reduce(torch.stack(self.recent_losses).mean(), "mean").item()
         if not np.isfinite(loss):
             self.raise_diverged(f"The loss is {loss}")

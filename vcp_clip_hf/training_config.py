@@ -107,7 +107,7 @@ class TrainingConfig:
         metadata=_about(_DATA, "datasets to evaluate on later; training on one of them is refused"),
     )
     allow_training_on_target: bool = field(
-        default=False, metadata=_about(_DATA, "train on an evaluation target nevertheless")
+        default=False, metadata=_about(_DATA, "allow training on a dataset that is also an evaluation target")
     )
     augmentation: bool = field(
         default=True, metadata=_about(_AUGMENTATION, "rotation, brightness, noise and blur", fixed=True, card=True)
@@ -162,7 +162,7 @@ class TrainingConfig:
     max_train_steps: int | None = field(
         default=None,
         metadata=_about(
-            _OPTIMIZATION, "optimizer steps after which to stop; null runs all epochs", card=True, minimum=1
+            _OPTIMIZATION, "number of optimizer steps of the run; null runs all epochs", card=True, minimum=1
         ),
     )
     per_device_train_batch_size: int = field(
@@ -401,7 +401,7 @@ def _metavar_of_type(hint: Any) -> str:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
+    """Return the members of a union, or the type itself."""
     is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     return typing.get_args(hint) if is_union else (hint,)
 

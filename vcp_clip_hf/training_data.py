@@ -143,7 +143,7 @@ class _ToTensors:
 
 
 class _WithSyntheticAnomalies(Dataset):
-    """Paints an anomaly on some of the normal images, chosen anew in each epoch."""
+    """Paint an anomaly on some of the normal images; each epoch chooses others."""
 
     def __init__(self, dataset: Records, probability: float, seed: int):
         self.dataset, self.probability, self.seed = dataset, probability, seed
@@ -197,7 +197,7 @@ class EpochSampler(Sampler):
 
     @property
     def num_batches(self) -> int:
-        """Number of batches per process in a whole epoch."""
+        """Return the number of batches per process in a whole epoch."""
         return -(-self._total() // self.round_size)
 
     def __len__(self) -> int:

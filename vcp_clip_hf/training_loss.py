@@ -14,7 +14,8 @@ _IMAGE_LEVEL_FRACTION = 0.01
 
 def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.Tensor) -> torch.Tensor:
     """
-    Equation 10 for images with a mask, the image-level loss for anomalous images without, weighted by their numbers.
+    Return equation 10 for images with a mask and the image-level loss for anomalous images without one, weighted by
+    their numbers.
 
     Args:
         outputs ([`VCPCLIPOutput`]): outputs with layer maps.
@@ -35,8 +36,8 @@ def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.
 
 def image_level_loss(layer_maps: torch.Tensor) -> torch.Tensor:
     """
-    Image-level loss for anomalous images without a mask: -log of the mean of the top 1 % of each map, averaged over
-    the images and summed over the layers, as the pixel loss is.
+    Return the image-level loss of anomalous images without a mask: -log of the mean of the top 1 % of each map,
+    averaged over the images and summed over the layers, as the pixel loss is.
 
     Args:
         layer_maps (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, height, width)`):

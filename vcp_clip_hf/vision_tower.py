@@ -38,7 +38,7 @@ class LayerStates:
 
 
 class VCPCLIPVisionEncoder(CLIPEncoder):
-    """CLIP's image encoder that also returns the residual stream after chosen blocks."""
+    """Run CLIP's image encoder and also return the residual stream after chosen blocks."""
 
     def forward(
         self,
@@ -52,8 +52,8 @@ class VCPCLIPVisionEncoder(CLIPEncoder):
 
         Args:
             inputs_embeds (`torch.Tensor` of shape `(B, 1 + N, d_v)`): embedded class token and patches.
-            attention_mask (`torch.Tensor`, *optional*): as in `CLIPEncoder`.
-            layer_states ([`LayerStates`], *optional*): is given the residual stream after the requested blocks.
+            attention_mask (`torch.Tensor`, *optional*): mask as in `CLIPEncoder`.
+            layer_states ([`LayerStates`], *optional*): receiver of the residual stream after the requested blocks.
             kwargs: arguments of the blocks.
 
         Returns:
@@ -73,7 +73,7 @@ class VCPCLIPVisionEmbeddings(CLIPVisionEmbeddings):
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """
-        Position embeddings for images of another size.
+        Return the position embeddings for images of another size.
 
         Args:
             embeddings (`torch.Tensor` of shape `(batch_size, 1 + num_patches, d_v)`): the embedded patches; unused.

@@ -91,7 +91,7 @@ def heatmap(anomaly_map: MapLike, stretch: bool = False) -> Image.Image:
 
     Args:
         anomaly_map (`MapLike` of shape `(height, width)`): probabilities in [0, 1].
-        stretch (`bool`, *optional*, defaults to `False`): use the map's own range instead of [0, 1].
+        stretch (`bool`, *optional*, defaults to `False`): whether to use the map's own range instead of [0, 1].
 
     Returns:
         `PIL.Image.Image`: mode RGB, (width, height).
@@ -112,7 +112,7 @@ def overlay(
         anomaly_map (`MapLike` of shape `(height, width)`): map of the image's size, in [0, 1].
         mask (`MapLike` of shape `(height, width)`, *optional*): mask to outline in cyan.
         alpha (`float`, *optional*, defaults to 0.6): opacity where the map is 1.
-        stretch (`bool`, *optional*, defaults to `False`): use the map's own range instead of [0, 1].
+        stretch (`bool`, *optional*, defaults to `False`): whether to use the map's own range instead of [0, 1].
 
     Returns:
         `PIL.Image.Image`: mode RGB, of the image's size.
@@ -325,7 +325,7 @@ def sheet(
             drawn above its picture, shortened in the middle where it is too long.
         height (`int`, *optional*, defaults to 256): largest height of a picture in pixels.
         title (`str`, *optional*): text above all rows, in as many lines as it needs.
-        color_bar (`bool`, *optional*, defaults to `True`): draw the fixed scale on the right of each row.
+        color_bar (`bool`, *optional*, defaults to `True`): whether to draw the fixed scale on the right of each row.
 
     Returns:
         `PIL.Image.Image`: mode RGB.

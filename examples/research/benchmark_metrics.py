@@ -11,7 +11,6 @@ this package, exact and streaming. The values are compared too; a difference end
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -181,6 +180,8 @@ def peak_memory() -> float:
     if status.exists():  # Linux, where getrusage starts from the peak of the parent process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
+    import resource  # Windows does not have it
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

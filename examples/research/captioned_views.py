@@ -182,7 +182,7 @@ class _Light:
         return array[:, ::-1] if self.flip else array
 
     def picture(self, crop: np.ndarray) -> np.ndarray:
-        """(side, side, 3) uint8 -> (size, size, 3) float in [0, 255]."""
+        """Convert (side, side, 3) uint8 -> (size, size, 3) float in [0, 255]."""
         picture = Image.fromarray(crop).resize((self.size, self.size), Image.Resampling.BICUBIC)
         picture = picture.filter(ImageFilter.GaussianBlur(self.blur)) if self.blur else picture
         picture = picture.convert("L").convert("RGB") if self.gray else picture
@@ -194,8 +194,8 @@ class Views(Dataset):
     """
     Pairs of views of one scene, damaged and whole, in the same crop; an item depends on seed and place alone.
 
-    The pairs of one batch show a few products only: these are soon told apart, and what is left to learn is the
-    damage.
+    The pairs of one batch show a few products only. The model soon distinguishes these products, and the damage
+    remains to be learned.
 
     Args:
         pool (`Path`): folder that `render_pool` wrote.

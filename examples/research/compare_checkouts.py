@@ -5,7 +5,7 @@
 Each checkout runs in a process of its own; the processes take turns, so that a slow moment of the machine hits both.
 Timed are the model of the other checkout, and here the plain model, the accelerated copy, and for comparison CLIP's
 own two towers as `CLIPModel` runs them (the image at the same size, both prompts padded to 77 tokens). The weights of
-ViT-L/14 are random: they decide nothing about the time.
+ViT-L/14 are random: their values do not affect the time.
 """
 
 import argparse

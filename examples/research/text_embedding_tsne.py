@@ -69,7 +69,7 @@ def text_directions(
 
 
 def _directions(embeds: torch.Tensor) -> np.ndarray:
-    """(N, 2, d) -> (N, d)"""
+    """Return the directions from normal to abnormal text, (N, 2, d) -> (N, d), normalized."""
     return torch.nn.functional.normalize(embeds[:, 1] - embeds[:, 0], dim=-1).float().cpu().numpy()
 
 

@@ -14,7 +14,7 @@ SHOWN_REGIONS = 50
 
 def message(text: object, kind: str = "", paths: Sequence[str] = ()) -> str:
     """Return a message for the visitor; kinds: normal, anomalous, warning, error."""
-    lead = {"error": "<strong>That did not work.</strong> "}.get(kind, "")
+    lead = {"error": "<strong>This failed.</strong> "}.get(kind, "")
     return f'<div class="message {kind}">{lead}{html.escape(without_folders(text, paths))}</div>'
 
 

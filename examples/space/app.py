@@ -185,7 +185,9 @@ def _calibration_tab(inspector: Inspector, session: gr.State, threshold: gr.Slid
             " n pictures can guarantee is 1 / (n + 1)."
         )
         normals = _many_files("Pictures of good parts")
-        rate = gr.Slider(0.005, 0.5, 0.05, step=0.005, label="False alarms", info="Part of good parts flagged.")
+        rate = gr.Slider(
+            0.005, 0.5, 0.05, step=0.005, label="False alarms", info="Share of good parts that are flagged."
+        )
         calibrate = gr.Button("Calibrate", variant="primary")
         answer = gr.HTML(elem_id="calibration-answer", elem_classes="answer")
         settings = gr.DownloadButton("Download preprocessor_config.json", interactive=False)

@@ -242,7 +242,7 @@ class Inspector:
         if session.processor.score_mode == "max":
             session.threshold = session.processor.threshold
         else:
-            text += " It is for verdicts: this checkpoint's scores are no values of the map. Set the slider by eye."
+            text += " It is for verdicts: this checkpoint's scores are not values of the map. Set the slider by eye."
         folder = session.new_folder()
         session.processor.save_pretrained(folder)
         kind = "normal" if calibration.reached else "warning"
@@ -293,6 +293,8 @@ def images_among(paths: Sequence[str] | str | None) -> list[str]:
 
 def _check_count(paths: Sequence[str]) -> None:
     """
+    Check the number of files.
+
     Raises:
         ValueError: there are no images, or too many for a web page.
     """
@@ -307,6 +309,8 @@ def _check_count(paths: Sequence[str]) -> None:
 
 def _check_size(path: str) -> None:
     """
+    Check that a file is an image of a size that the page takes.
+
     Raises:
         ValueError: the file is not an image, or too large for a web page. Only the header of the file is read.
     """

@@ -171,7 +171,7 @@ def test_two_layouts_at_once_are_an_error_that_names_the_argument(tmp_path):
     with pytest.raises(DatasetLayoutError) as caught:
         folder(tmp_path)
     assert "layout='products' or layout='kinds'" in str(caught.value)
-    with pytest.raises(DatasetLayoutError, match="has no place for"):
+    with pytest.raises(DatasetLayoutError, match="do not fit the layout"):
         folder(tmp_path, layout="products")
     builder = folder(tmp_path, layout="products", on_error="skip")
     assert labels(builder) == {"test": (1, 1, 0)}
@@ -182,8 +182,11 @@ BROKEN = {
     "a mask without an image": (add_mask("masks/bad/9.png"), "masks/bad/9.png: a mask without an image"),
     "two masks": (add_mask("gt/bad/1.png"), "bad/1.png: several masks"),
     "a mask that fits two images": (add_mask("masks/2.png"), "masks/2.png: fits several images"),
-    "images in an unexpected folder": (add_image("other/deep/1.png"), "other/deep: 1 images that the layout"),
-    "images beside the folders": (add_image("1.png"), '1 images that the layout "kinds" has no place for'),
+    "images in an unexpected folder": (
+        add_image("other/deep/1.png"),
+        "other/deep: 1 images that do not fit the layout",
+    ),
+    "images beside the folders": (add_image("1.png"), '1 images that do not fit the layout "kinds"'),
     "sizes": (add_mask("masks/bad/1.png", marked=np.ones((5, 6), bool)), "the mask has 6 x 5 pixels"),
     "empty mask": (add_mask("masks/bad/1.png", marked=MARKED & False), "bad/1: an anomalous image, but its mask"),
     "unreadable": (lambda root: (root / "bad/1.png").write_text("hello"), "bad/1: not an image file"),

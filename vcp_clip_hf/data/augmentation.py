@@ -33,16 +33,16 @@ class AugmentationConfig:
     albumentations 1.x.
 
     Args:
-        rotate_prob, rotate_limit (`float`): Rotation by up to this many degrees; the border is mirrored.
-        quarter_turn_prob (`float`): Turn by 0, 90, 180 or 270 degrees, all equally likely.
+        rotate_prob, rotate_limit (`float`): rotation by up to this many degrees; the border is mirrored.
+        quarter_turn_prob (`float`): turn by 0, 90, 180 or 270 degrees, all equally likely.
         brightness_contrast_prob, brightness_limit, contrast_limit (`float`):
             `image * (1 + c) + 255 * b`, with c and b between minus and plus their limit.
         noise_prob (`float`), noise_variance (`tuple[float, float]`):
             Gaussian noise on every channel; variance in squared levels of 0..255.
-        blur_or_jitter_prob (`float`): One of box blur, color jitter and Gaussian blur, all equally likely.
-        box_blur_size (`int`): Side of the box in pixels, odd.
-        jitter_limit (`float`): Brightness, contrast, saturation (as factors) and hue (as a part of the color circle).
-        gaussian_blur_sizes (`tuple[int, int]`): Smallest and largest kernel; sigma 0.3 ((size - 1) / 2 - 1) + 0.8.
+        blur_or_jitter_prob (`float`): one of box blur, color jitter and Gaussian blur, all equally likely.
+        box_blur_size (`int`): side of the box in pixels, odd.
+        jitter_limit (`float`): brightness, contrast, saturation (as factors) and hue (as a part of the color circle).
+        gaussian_blur_sizes (`tuple[int, int]`): smallest and largest kernel; sigma 0.3 ((size - 1) / 2 - 1) + 0.8.
         mosaic_prob (`float`): 2 x 2 images of one product; 0.2 in the paper's runs on MVTec-AD, otherwise 0.
         mosaic_limit (`int`):
             Maximum length in pixels of the longer side of a mosaic, or that of its first image, if this is longer;
@@ -123,9 +123,9 @@ class TrainingAugmentation:
         Augment one image.
 
         Args:
-            image (`PIL.Image.Image`): Image of any mode.
-            mask (`PIL.Image.Image`, *optional*): Binary mask of the same size.
-            rng (`np.random.Generator`): Random generator, see [`augmentation_rng`].
+            image (`PIL.Image.Image`): image of any mode.
+            mask (`PIL.Image.Image`, *optional*): binary mask of the same size.
+            rng (`np.random.Generator`): random generator, see [`augmentation_rng`].
 
         Returns:
             `tuple[PIL.Image.Image, PIL.Image.Image | None]`: image (RGB) and mask (L, exactly 0 and 255; None without
@@ -169,9 +169,9 @@ def mosaic(
     Join four images to one, 2 x 2, row by row. The others are resized to the size of the first.
 
     Args:
-        images (`Sequence[PIL.Image.Image]`): Four images.
-        masks (`Sequence[PIL.Image.Image | None]`): Their masks; None stands for an empty mask.
-        limit (`int`): Maximum length in pixels of the longer side, unless that of the first image is longer.
+        images (`Sequence[PIL.Image.Image]`): four images.
+        masks (`Sequence[PIL.Image.Image | None]`): their masks; None stands for an empty mask.
+        limit (`int`): maximum length in pixels of the longer side, unless that of the first image is longer.
 
     Returns:
         `tuple[PIL.Image.Image, PIL.Image.Image | None]`: image (RGB) and mask (L, 0 and 255; None if all four masks
@@ -209,12 +209,12 @@ class AugmentedDataset(Dataset):
     worker and the order.
 
     Args:
-        dataset (`Dataset` or sequence of `dict`): Rows with the keys "image" and "mask", as all builders give them.
-        augmentation ([`TrainingAugmentation`] or [`AugmentationConfig`], *optional*): The paper's by default.
-        seed (`int`, *optional*, defaults to 333): Seed of all random choices.
+        dataset (`Dataset` or sequence of `dict`): rows with the keys "image" and "mask", as all builders give them.
+        augmentation ([`TrainingAugmentation`] or [`AugmentationConfig`], *optional*): the paper's by default.
+        seed (`int`, *optional*, defaults to 333): seed of all random choices.
         products (`Sequence[str]`, *optional*):
             Product of every row, for mosaics; by default the column "product".
-        transform (`Callable`, *optional*): Function that is applied last to every item, a dict.
+        transform (`Callable`, *optional*): function that is applied last to every item, a dict.
 
     Raises:
         ValueError: `mosaic_prob` is greater than 0, and the products are unknown.

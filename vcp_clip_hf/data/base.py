@@ -48,11 +48,11 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
     of the paper's ten (`IN_PAPER`). `MASK_SOURCE` tells what its masks are made from: "pixels", "polygons" or "boxes".
 
     Args:
-        data_dir (`str`, *optional*): Folder of the unpacked download. Without it, the builder only knows its facts.
-        config_name (`str`, *optional*, defaults to `"all"`): Name of a product, or "all".
-        cache_dir (`str`, *optional*): Cache folder of `datasets`.
-        hash (`str`, *optional*): Replacement for the fingerprint.
-        options: Fields of the configuration, such as `products` and `on_error`, or arguments of
+        data_dir (`str`, *optional*): folder of the unpacked download. Without it, the builder only knows its facts.
+        config_name (`str`, *optional*, defaults to `"all"`): name of a product, or "all".
+        cache_dir (`str`, *optional*): cache folder of `datasets`.
+        hash (`str`, *optional*): replacement for the fingerprint.
+        options: fields of the configuration, such as `products` and `on_error`, or arguments of
             `datasets.DatasetBuilder`.
 
     Raises:
@@ -229,18 +229,18 @@ class AnomalyDatasetBuilder(datasets.GeneratorBasedBuilder):
 
     @property
     def layout(self) -> str | None:
-        """The name of the layout that was found; None without data."""
+        """Return the name of the layout that was found; None without data."""
         return None if self._listing is None else self._listing.layout.name
 
     @property
     def mask_source(self) -> str:
-        """What the masks are made from: "pixels", "polygons" or "boxes"."""
+        """Return what the masks are made from: "pixels", "polygons" or "boxes"."""
         return self.MASK_SOURCE
 
     @property
     def left_out(self) -> list[LayoutProblem]:
-        """Files of the folder that are not in the dataset: skipped problems, and known gaps of the dataset. Complete
-        after the dataset was prepared."""
+        """Return the files of the folder that are not in the dataset: skipped problems, and known gaps of the dataset.
+        Complete after the dataset was prepared."""
         found = [] if self._listing is None else [*self._listing.problems, *self._listing.known_gaps]
         for part in read_report(self._output_dir):
             found += part

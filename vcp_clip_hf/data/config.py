@@ -17,7 +17,7 @@ class AnomalyDatasetConfig(datasets.BuilderConfig):
     Args:
         products (`Sequence[str]`, *optional*):
             Names of the products to read; by default all, or the one product that this configuration is for.
-        layout (`str`, *optional*): Name of the layout; detected by default.
+        layout (`str`, *optional*): name of the layout; detected by default.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Whether files that do not fit raise one error that lists them all, or are left out and reported.
         input_range (`tuple[float, float]`, *optional*):

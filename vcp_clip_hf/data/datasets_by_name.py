@@ -80,13 +80,13 @@ class DatasetSummary:
     Facts about a dataset that are known without its files.
 
     Args:
-        name (`str`): Name for [`load_anomaly_dataset`].
-        title, description, license, homepage, citation (`str`): Texts as the authors state them.
-        products (`tuple[str, ...]`): Names of the products; empty if only the files tell.
-        splits (`str`): Names of the splits, and whether they are official.
+        name (`str`): name for [`load_anomaly_dataset`].
+        title, description, license, homepage, citation (`str`): texts as the authors state them.
+        products (`tuple[str, ...]`): names of the products; empty if only the files tell.
+        splits (`str`): names of the splits, and whether they are official.
         mask_source (`str`): "pixels", "polygons" or "boxes".
-        in_paper (`bool`): Whether it is one of the ten datasets of VCP-CLIP (ECCV 2024).
-        layouts (`dict[str, str]`): Layouts that can be read, as small trees.
+        in_paper (`bool`): whether it is one of the ten datasets of VCP-CLIP (ECCV 2024).
+        layouts (`dict[str, str]`): layouts that can be read, as small trees.
     """
 
     name: str
@@ -167,17 +167,17 @@ def load_anomaly_dataset(
         name (`str`):
             Name of the dataset, see [`list_datasets`]; "folder" for the user's own images, "synthetic" for generated
             ones.
-        data_dir (`str`, *optional*): Folder of the unpacked download.
+        data_dir (`str`, *optional*): folder of the unpacked download.
         split (`str`, *optional*): "train", "test", "train+test", "test[:10%]", ...; by default a dict of all splits.
-        products (`str` or `Sequence[str]`, *optional*): Products to load; by default all.
+        products (`str` or `Sequence[str]`, *optional*): products to load; by default all.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether to stream the rows, without preparing and caching a table; every image is one shard for workers
             and nodes.
-        num_proc (`int`, *optional*): Number of processes that prepare the table.
-        cache_dir (`str`, *optional*): Folder for the prepared table; changed files lead to a new table.
+        num_proc (`int`, *optional*): number of processes that prepare the table.
+        cache_dir (`str`, *optional*): folder for the prepared table; changed files lead to a new table.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Whether files that do not fit raise one error that lists them all, or are left out and reported.
-        options: Fields of the dataset's configuration, such as `split_csv` of VisA, or `layout`.
+        options: fields of the dataset's configuration, such as `split_csv` of VisA, or `layout`.
 
     Returns:
         `Dataset` or `IterableDataset` (or a dict of them by split) with the columns `image` (RGB), `mask` (L, 0 or

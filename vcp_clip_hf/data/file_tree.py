@@ -20,7 +20,7 @@ class FileTree:
     (`train` finds `Train`). Hidden names and links follow the rule of [`vcp_clip_hf.image_files`].
 
     Args:
-        root (`str` or `os.PathLike`): The folder.
+        root (`str` or `os.PathLike`): the folder.
     """
 
     def __init__(self, root: str | os.PathLike):
@@ -64,8 +64,8 @@ class FileTree:
         Return the relative path of a file as it is written on disk, or None if the tree has no such file.
 
         Args:
-            path (`str`): Absolute path, or path relative to `folder`; it may contain "..".
-            folder (`str`, *optional*): Relative path of the folder that the path begins in.
+            path (`str`): absolute path, or path relative to `folder`; it may contain "..".
+            folder (`str`, *optional*): relative path of the folder that the path begins in.
             outside (`bool`, *optional*, defaults to `False`):
                 Whether a path that leads out of the tree is looked for, too; it is returned as an absolute path.
         """

@@ -23,11 +23,11 @@ def find_layout(
     top folder of its own).
 
     Args:
-        title (`str`): Title of the dataset, for messages.
-        data_dir (`str`): Folder to search.
-        layouts (`Sequence[Layout]`): Layouts, tried in this order in every folder.
-        requested (`str`, *optional*): Name of the only layout to search for.
-        products (`Sequence[str]`, *optional*): Names of the products, to notice a folder that holds only one of them.
+        title (`str`): title of the dataset, for messages.
+        data_dir (`str`): folder to search.
+        layouts (`Sequence[Layout]`): layouts, tried in this order in every folder.
+        requested (`str`, *optional*): name of the only layout to search for.
+        products (`Sequence[str]`, *optional*): names of the products, to notice a folder that holds only one of them.
 
     Returns:
         `Listing`: root and layout, without records.
@@ -73,6 +73,8 @@ def _nothing_found(
     fix = "Pass the folder that holds the unpacked download as data_dir."
     name = tree.root.replace("\\", "/").rpartition("/")[2]
     if name in products:
-        fix = f"This looks like the one product {name!r}: pass the folder above it, and products=[{name!r}]."
+        fix = (
+            f"This looks like the folder of one product, {name!r}: pass the folder above it, and products=[{name!r}]."
+        )
     reason = f"none of the known layouts is here or two folders below; found {shown}"
     return DatasetLayoutError(f"{title} in {data_dir}", [LayoutProblem(str(data_dir), reason)], expected, fix)

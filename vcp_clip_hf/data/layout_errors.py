@@ -15,9 +15,9 @@ class LayoutProblem:
     One file or folder that cannot be used.
 
     Args:
-        path (`str`): File or folder, relative to the dataset's root.
-        reason (`str`): Reason why it cannot be used.
-        product (`str`, *optional*): Product that it belongs to; "" if it concerns all.
+        path (`str`): file or folder, relative to the dataset's root.
+        reason (`str`): reason why it cannot be used.
+        product (`str`, *optional*): product that it belongs to; "" if it concerns all.
     """
 
     path: str
@@ -34,10 +34,10 @@ class DatasetLayoutError(ValueError):
     them; `problems` has all.
 
     Args:
-        where (`str`): Dataset, folder and layout, for the message.
-        problems (`Sequence[LayoutProblem]`): One or more problems.
-        expected (`str`, *optional*): Expected layout, in words or as a small tree.
-        fix (`str`, *optional*): Advice how to solve the problems.
+        where (`str`): dataset, folder and layout, for the message.
+        problems (`Sequence[LayoutProblem]`): one or more problems.
+        expected (`str`, *optional*): expected layout, in words or as a small tree.
+        fix (`str`, *optional*): advice how to solve the problems.
     """
 
     def __init__(self, where: str, problems: Sequence[LayoutProblem], expected: str = "", fix: str = ""):

@@ -20,8 +20,8 @@ class Layout:
     One way in which a dataset is laid out on disk.
 
     Args:
-        name (`str`): Name of the layout: "official", "standard", ...
-        expected (`str`): Small drawing of the tree, for error messages.
+        name (`str`): name of the layout: "official", "standard", ...
+        expected (`str`): small drawing of the tree, for error messages.
         matches (`Callable[[FileTree], bool]`):
             Function that tells whether a folder is the root of this layout, from a few names.
         collect (`Callable[[FileTree, Listing, AnomalyDatasetConfig], None]`):
@@ -41,15 +41,15 @@ class Listing:
     known to be wrong there.
 
     Args:
-        tree (`FileTree`): Root of the dataset.
-        layout (`Layout`): Layout found there.
-        only (`frozenset[str]`, *optional*): Requested products; None: all.
-        splits (`dict[str, list[AnomalyRecord]]`): Records, in the order of the listing.
-        problems (`list[LayoutProblem]`): Errors of this copy.
-        known_gaps (`list[LayoutProblem]`): Errors and duplicates that every copy of the dataset has.
+        tree (`FileTree`): root of the dataset.
+        layout (`Layout`): layout found there.
+        only (`frozenset[str]`, *optional*): requested products; None: all.
+        splits (`dict[str, list[AnomalyRecord]]`): records, in the order of the listing.
+        problems (`list[LayoutProblem]`): errors of this copy.
+        known_gaps (`list[LayoutProblem]`): errors and duplicates that every copy of the dataset has.
         read_files (`set[str]`):
             Absolute paths of further files that the records depend on: annotations, split tables.
-        products (`dict[str, None]`): All products found, in the order of the listing.
+        products (`dict[str, None]`): all products found, in the order of the listing.
     """
 
     tree: FileTree

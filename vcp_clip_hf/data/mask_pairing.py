@@ -14,8 +14,8 @@ def mask_index(paths: Iterable[str], suffixes: Sequence[str]) -> dict[str, list[
     Group mask files by the stem of their image.
 
     Args:
-        paths (`Iterable[str]`): Mask files.
-        suffixes (`Sequence[str]`): Endings that may follow the image's stem, longest first: `("_mask", "")`.
+        paths (`Iterable[str]`): mask files.
+        suffixes (`Sequence[str]`): endings that may follow the image's stem, longest first: `("_mask", "")`.
 
     Returns:
         `dict[str, list[str]]`: image stem -> mask files. Files with none of the endings are left out.
@@ -43,7 +43,7 @@ def masks_of_kind(tree: FileTree, folder: str, suffixes: Sequence[str]) -> dict[
 def pair_masks(
     listing: Listing, product: str, images: Sequence[str], masks: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, Sequence[str]]]:
-    """Yield each image with its masks. Images and masks without a partner are problems of the listing."""
+    """Yield each image with its masks. Unpaired images and masks are problems of the listing."""
     unused = dict(masks)
     for image in images:
         own = unused.pop(stem_of(image), ())

@@ -35,7 +35,7 @@ class MaskSource:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that the mask is read from."""
+        """Return the files that the mask is read from."""
         raise NotImplementedError
 
     def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -43,8 +43,8 @@ class MaskSource:
         Read the mask.
 
         Args:
-            image (`str` or `PIL.Image.Image`): Image that the mask belongs to; most sources ignore it.
-            size (`tuple[int, int]`): Width and height of the image as stored.
+            image (`str` or `PIL.Image.Image`): image that the mask belongs to; most sources ignore it.
+            size (`tuple[int, int]`): width and height of the image as stored.
 
         Returns:
             `np.ndarray` of shape `(height, width)`, bool: True where abnormal. A mask file of another size gives an
@@ -62,7 +62,7 @@ class MaskFiles(MaskSource):
     The union of one or several mask pictures.
 
     Args:
-        paths (`tuple[str, ...]`): Absolute paths.
+        paths (`tuple[str, ...]`): absolute paths.
         above (`int` or `None`, *optional*, defaults to 0):
             Values above it are abnormal. Values are gray levels, palette indices or class ids as stored; for colors,
             the largest channel. None: a mask may hold 0 and one other value, which is abnormal; more values are an
@@ -74,7 +74,7 @@ class MaskFiles(MaskSource):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The mask pictures."""
+        """Return the mask pictures."""
         return self.paths
 
     def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -128,14 +128,14 @@ class LabelmeMask(MaskSource):
     The filled polygons of a labelme JSON file, with their outlines. The picture in the file is ignored.
 
     Args:
-        path (`str`): Absolute path of the JSON file.
+        path (`str`): absolute path of the JSON file.
     """
 
     path: str
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The JSON file."""
+        """Return the JSON file."""
         return (self.path,)
 
     def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -170,8 +170,8 @@ class SegmentationTableMask(MaskSource):
     `data`) and rows `label row first_column last_column`.
 
     Args:
-        path (`str`): Absolute path.
-        labels (`tuple[int, ...]`): Labels that are abnormal, numbered as in the file (from 0).
+        path (`str`): absolute path.
+        labels (`tuple[int, ...]`): labels that are abnormal, numbered as in the file (from 0).
     """
 
     path: str
@@ -179,7 +179,7 @@ class SegmentationTableMask(MaskSource):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The table."""
+        """Return the table."""
         return (self.path,)
 
     def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -206,8 +206,8 @@ class MatlabSegmentationMask(MaskSource):
     A segmentation in a MATLAB file (`.mat`, version 5) with a struct `groundTruth` that has a field `Segmentation`.
 
     Args:
-        path (`str`): Absolute path.
-        labels (`tuple[int, ...]`): Labels that are abnormal, numbered as in the file (from 1).
+        path (`str`): absolute path.
+        labels (`tuple[int, ...]`): labels that are abnormal, numbered as in the file (from 1).
     """
 
     path: str
@@ -215,7 +215,7 @@ class MatlabSegmentationMask(MaskSource):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The MATLAB file."""
+        """Return the MATLAB file."""
         return (self.path,)
 
     def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -252,8 +252,8 @@ class BoxMask(MaskSource):
     mask.
 
     Args:
-        path (`str`): File that the boxes came from.
-        boxes (`tuple[Box, ...]`): One or more boxes.
+        path (`str`): file that the boxes came from.
+        boxes (`tuple[Box, ...]`): one or more boxes.
         mask_fn (`Callable[[PIL.Image.Image, tuple[Box, ...]], PIL.Image.Image | np.ndarray]`, *optional*):
             Function from the RGB image and its boxes to a mask of the image's size, abnormal where not 0; for example
             a promptable segmentation model. Its module must be importable in worker processes.
@@ -265,7 +265,7 @@ class BoxMask(MaskSource):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The annotation file."""
+        """Return the annotation file."""
         return (self.path,)
 
     def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:

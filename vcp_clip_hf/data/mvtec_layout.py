@@ -11,7 +11,7 @@ from .masks import MaskFiles
 from .records import ANOMALOUS, GOOD
 
 
-__all__ = ["MVTecFolders", "official_folders", "standard_layout"]
+__all__ = ["MVTecFolders", "standard_layout"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class MVTecFolders:
     named like the image holds several masks, which are united.
 
     Args:
-        splits (`Mapping[str, str]`, *optional*): Folder of each split, inside the product.
-        optional_splits (`Sequence[str]`, *optional*): Splits that a product may lack; without others, it is a problem.
-        mask_folder (`str`, *optional*): Folder of the masks, inside the product; may be inside the folder of a split.
-        mask_suffixes (`Sequence[str]`, *optional*): Endings of mask names, see [`mask_index`].
-        above (`int`, *optional*): Mask values above it are abnormal, see [`MaskFiles`].
-        normal_names (`Sequence[str]`, *optional*): Kinds that are normal.
+        splits (`Mapping[str, str]`, *optional*): folder of each split, inside the product.
+        optional_splits (`Sequence[str]`, *optional*): splits that a product may lack; other splits must exist.
+        mask_folder (`str`, *optional*): folder of the masks, inside the product; may be inside the folder of a split.
+        mask_suffixes (`Sequence[str]`, *optional*): endings of mask names, see [`mask_index`].
+        above (`int`, *optional*): mask values above it are abnormal, see [`MaskFiles`].
+        normal_names (`Sequence[str]`, *optional*): kinds that are normal.
         defect_of (`Callable[[str, str], str]`, *optional*):
             Function from kind and image stem to the defect's name; by default the kind.
     """
@@ -50,10 +50,10 @@ class MVTecFolders:
         Return the layout of a dataset whose products are known.
 
         Args:
-            name (`str`), expected (`str`): See [`Layout`].
-            products (`Sequence[str]`): Names of the products.
+            name (`str`), expected (`str`): see [`Layout`].
+            products (`Sequence[str]`): names of the products.
             matches (`Callable[[FileTree], bool]`, *optional*):
-                See [`Layout`]; by default `official_folders(products)`.
+                Function that recognizes the layout, see [`Layout`]; by default `official_folders(products)`.
         """
 
         def collect(tree: FileTree, listing: Listing, config: AnomalyDatasetConfig) -> None:
@@ -131,7 +131,7 @@ def standard_layout(above: int = 0, defect_of: Callable[[str, str], str] | None 
     Its products are the folders that have `test/anomaly`.
 
     Args:
-        above (`int`, *optional*), defect_of (`Callable[[str, str], str]`, *optional*): See [`MVTecFolders`].
+        above (`int`, *optional*), defect_of (`Callable[[str, str], str]`, *optional*): see [`MVTecFolders`].
     """
     folders = MVTecFolders(optional_splits=("train",), mask_suffixes=("_mask", ""), above=above, defect_of=defect_of)
 

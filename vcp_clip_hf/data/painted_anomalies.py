@@ -50,12 +50,12 @@ def add_anomaly(
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or `str`):
             Anything that [`vcp_clip_hf.image_loading.load_image`] reads.
-        seed (`int` or `Sequence[int]`): Seed; the same seed and image give the same bytes.
+        seed (`int` or `Sequence[int]`): seed; the same seed and image give the same bytes.
         kind (`str` or `Sequence[str]`, *optional*):
             One or more of `ANOMALY_KINDS`; by default all. One of several is drawn at random.
         foreground (`PIL.Image.Image`, `np.ndarray` or `str`, *optional*):
             Binary mask of the image's size, not 0 on the product; anomalies stay on the product.
-        textures (`Sequence` of images, *optional*): Textures for "perlin"; by default procedural ones.
+        textures (`Sequence` of images, *optional*): textures for "perlin"; by default procedural ones.
 
     Returns:
         `tuple[PIL.Image.Image, PIL.Image.Image, str]`: image (RGB), mask (L, 0 or 255) and kind. Pixels outside the
@@ -97,9 +97,9 @@ def perlin_noise(dice: Dice, shape: tuple[int, int], periods: tuple[int, int]) -
     Draw gradient noise (Perlin 1985).
 
     Args:
-        dice (`Dice`): Source of random numbers.
-        shape (`tuple[int, int]`): Height and width.
-        periods (`tuple[int, int]`): Number of lattice cells, vertically and horizontally.
+        dice (`Dice`): source of random numbers.
+        shape (`tuple[int, int]`): height and width.
+        periods (`tuple[int, int]`): number of lattice cells, vertically and horizontally.
 
     Returns:
         `np.ndarray` of shape `(height, width)`, float32, about -1..1.
@@ -136,15 +136,15 @@ class PaintedAnomalies(Dataset):
     Args:
         images (`Sequence`):
             Normal images, or rows with the key "image", such as a `datasets.Dataset` of normal images.
-        product (`str`, *optional*, defaults to `"product"`): Name of the product, for rows without one.
-        kinds (`Sequence[str]`, *optional*): Kinds of anomalies, see `ANOMALY_KINDS`; by default all.
-        anomaly_fraction (`float`, *optional*, defaults to 0.5): Share of anomalous items, 0..1.
+        product (`str`, *optional*, defaults to `"product"`): name of the product, for rows without one.
+        kinds (`Sequence[str]`, *optional*): kinds of anomalies, see `ANOMALY_KINDS`; by default all.
+        anomaly_fraction (`float`, *optional*, defaults to 0.5): share of anomalous items, 0..1.
         foregrounds (`Sequence` or `Callable`, *optional*):
             Mask of the product for each image (None: the whole image), or a function from the PIL image to such a
             mask.
-        textures (`Sequence` of images, *optional*): See [`add_anomaly`].
-        seed (`int`, *optional*, defaults to 0): Seed of all random choices.
-        transform (`Callable`, *optional*): Function that is applied to every item, a dict.
+        textures (`Sequence` of images, *optional*): textures as in [`add_anomaly`].
+        seed (`int`, *optional*, defaults to 0): seed of all random choices.
+        transform (`Callable`, *optional*): function that is applied to every item, a dict.
 
     Raises:
         ValueError: there are no images, a kind is unknown, the numbers of foregrounds and images differ, or a row is
@@ -204,7 +204,7 @@ class PaintedAnomalies(Dataset):
             "defect": GOOD,
             "image_id": str(row.get("image_id", index)),
         }
-        # a random stream of its own: its number follows those of the attempts
+        # a separate random stream: the attempts use the stream numbers below _ATTEMPTS
         if Dice((self.seed, epoch, index), _ATTEMPTS).chance(self.anomaly_fraction):
             foreground = self._foreground(index, item["image"])
             image, mask, kind = add_anomaly(

@@ -22,7 +22,6 @@ __all__ = [
     "UNKNOWN",
     "AnomalyRecord",
     "KnownGap",
-    "encode_mask",
     "encode_record",
 ]
 
@@ -45,8 +44,8 @@ The columns of every dataset of this package:
 
 - `image`: PIL image, mode RGB, upright (EXIF orientation applied).
 - `mask`: PIL image, mode L, 0 normal and 255 abnormal, with the size of the upright image. If EXIF turns the image and
-  the mask was drawn before that, the mask is turned too; if its size does not tell, that is an error. None for normal
-  images, and for anomalous and unknown images without an annotation of the pixels.
+  the mask was drawn before that, the mask is turned too; if its size does not show which is the case, that is an
+  error. None for normal images, and for anomalous and unknown images without an annotation of the pixels.
 - `label`: 0 normal, 1 anomalous, -1 unknown.
 - `product`, `defect`: names; `defect` is "good" for normal images and "unknown" for unknown ones.
 - `image_id`: a name that is stable and unique within the dataset: the path inside it, without the extension.
@@ -59,11 +58,11 @@ class AnomalyRecord:
     One image, before it is read.
 
     Args:
-        image (`str` or `PIL.Image.Image`): Absolute path, or a picture in memory.
-        product (`str`), image_id (`str`): See `FEATURES`.
+        image (`str` or `PIL.Image.Image`): absolute path, or a picture in memory.
+        product (`str`), image_id (`str`): see `FEATURES`.
         label (`int`, *optional*, defaults to 0):
             0 (normal), 1 (anomalous) or -1 (unknown); None if the mask decides (an empty mask means normal).
-        defect (`str`, *optional*, defaults to `"good"`): Name of the defect, used if the image is anomalous.
+        defect (`str`, *optional*, defaults to `"good"`): name of the defect, used if the image is anomalous.
         mask (`MaskSource` or `PIL.Image.Image`, *optional*):
             Source of the mask (see [`vcp_clip_hf.data.masks`]), or the mask itself. The mask of a normal image must be
             empty.
@@ -93,7 +92,7 @@ def encode_record(record: AnomalyRecord, input_range: tuple[float, float] | None
     PIL would clip or reduce, are converted here. Masks are always stored as PNG files with one bit per pixel.
 
     Args:
-        record ([`AnomalyRecord`]): The record.
+        record ([`AnomalyRecord`]): the record.
         input_range (`tuple[float, float]`, *optional*):
             Values that become black and white in files of more than 8 bits, see [`load_image`].
 
@@ -192,7 +191,7 @@ def _check_image_file(path: str, input_range: tuple[float, float] | None) -> tup
 
 
 def _looks_complete(path: str, file_format: str | None) -> bool:
-    """Return whether the file ends as its format requires. False is no proof of damage: data may follow a JPEG."""
+    """Return whether the file ends as its format requires. A JPEG that other data follow gives False too."""
     end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(file_format)
     with open(path, "rb") as file:
         if end is not None:

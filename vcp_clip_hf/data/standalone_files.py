@@ -49,11 +49,11 @@ def export_dataset(
     Args:
         dataset (`Dataset`, `IterableDataset` or a dict of them by split):
             Dataset with the columns of `records.FEATURES`.
-        folder (`str` or `os.PathLike`): New or empty folder. It appears after everything was written.
+        folder (`str` or `os.PathLike`): new or empty folder. It appears after everything was written.
         format (`"parquet"` or `"imagefolder"`, *optional*, defaults to `"parquet"`):
             Tables with the images inside; or image files with a `metadata.parquet` per product and split, and an
             `index.csv` for people.
-        max_shard_size (`int`, *optional*, defaults to 500 MiB): Size in bytes after which a new parquet file begins.
+        max_shard_size (`int`, *optional*, defaults to 500 MiB): size in bytes after which a new parquet file begins.
 
     Returns:
         `str`: the absolute path of the folder.

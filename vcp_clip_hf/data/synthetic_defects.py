@@ -70,11 +70,11 @@ class SyntheticConfig(AnomalyDatasetConfig):
     Options of [`SyntheticDefects`].
 
     Args:
-        num_images (`int`, *optional*, defaults to 2,000): Number of images in the split "train".
-        num_test_images (`int`, *optional*, defaults to 500): Number of images in "validation", and in "test".
-        size (`int`, *optional*, defaults to 256): Side of the images in pixels.
-        seed (`int`, *optional*, defaults to 0): Seed of the pictures.
-        anomaly_fraction (`float`, *optional*, defaults to 0.5): Share of anomalous pictures, 0..1.
+        num_images (`int`, *optional*, defaults to 2,000): number of images in the split "train".
+        num_test_images (`int`, *optional*, defaults to 500): number of images in "validation", and in "test".
+        size (`int`, *optional*, defaults to 256): side of the images in pixels.
+        seed (`int`, *optional*, defaults to 0): seed of the pictures.
+        anomaly_fraction (`float`, *optional*, defaults to 0.5): share of anomalous pictures, 0..1.
     """
 
     num_images: int = 2000
@@ -105,8 +105,8 @@ class SyntheticDefects(AnomalyDatasetBuilder):
     configuration for one product has the splits that this product belongs to.
 
     Args:
-        config_name (`str`, *optional*, defaults to `"all"`): Name of a product family, or "all".
-        options: Fields of [`SyntheticConfig`], or arguments of `datasets.DatasetBuilder`.
+        config_name (`str`, *optional*, defaults to `"all"`): name of a product family, or "all".
+        options: fields of [`SyntheticConfig`], or arguments of `datasets.DatasetBuilder`.
 
     ```python
     >>> from vcp_clip_hf.data import load_anomaly_dataset

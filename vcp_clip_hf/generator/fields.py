@@ -169,22 +169,22 @@ class Grid:
 
     @property
     def scale(self) -> float:
-        """Half image sides per unit of this grid."""
+        """Return the half image sides per unit of this grid."""
         return 2.0 / (self.pixel * self.size)
 
     @property
     def angle(self) -> float:
-        """Rotation of the object in the picture, in radians."""
+        """Return the rotation of the object in the picture, in radians."""
         return math.atan2(-float(self.y[0, 1] - self.y[0, 0]), float(self.x[0, 1] - self.x[0, 0]))
 
     @property
     def radius(self) -> np.ndarray:
-        """Distance of each pixel from the origin."""
+        """Return the distance of each pixel from the origin."""
         return np.sqrt(self.x * self.x + self.y * self.y)
 
     @property
     def theta(self) -> np.ndarray:
-        """Angle of each pixel around the origin, in [-pi, pi]."""
+        """Return the angle of each pixel around the origin, in [-pi, pi]."""
         return np.arctan2(self.y, self.x)
 
 
@@ -250,7 +250,7 @@ def profile(
     Return periodic noise along a line.
 
     Args:
-        coarsest, finest, beta (`float`): as in [`noise`], with wavelengths in periods.
+        coarsest, finest, beta (`float`): parameters as in [`noise`], with wavelengths in periods.
 
     Returns:
         `np.ndarray` of shape `(length,)`, float32, mean 0, standard deviation 1.

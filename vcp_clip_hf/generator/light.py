@@ -18,7 +18,7 @@ class Light:
     An arrangement of lamps.
 
     Args:
-        direction (`tuple[float, float, float]`): unit vector towards the main lamp, z towards the camera.
+        direction (`tuple[float, float, float]`): unit vector toward the main lamp, z toward the camera.
         ambient (`float`): share of light from all directions.
         color (`np.ndarray` of shape `(3,)`): color of the lamp.
         surroundings (`np.ndarray` of shape `(n,)`): brightness that metal mirrors, by the angle of reflection.

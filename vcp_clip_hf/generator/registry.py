@@ -72,7 +72,7 @@ class ProductFamily:
 
     @property
     def key(self) -> int:
-        """A number that represents the name in seeds."""
+        """Return a number that represents the name in seeds."""
         return zlib.crc32(self.name.encode())
 
 
@@ -107,7 +107,7 @@ class DefectFamily:
     apply: ApplyDefect
 
     def suits(self, family: ProductFamily) -> bool:
-        """Whether this damage can happen to this product."""
+        """Return whether this damage can happen to this product."""
         return family.kind in self.kinds and (self.materials is None or family.material in self.materials)
 
 

@@ -56,7 +56,7 @@ class SyntheticSample:
 
     @property
     def label(self) -> int:
-        """0 if normal, 1 if anomalous."""
+        """Return 0 if normal, 1 if anomalous."""
         return int(self.mask is not None)
 
 

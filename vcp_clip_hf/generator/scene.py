@@ -146,7 +146,7 @@ class Scene:
         return self
 
     def uncover(self, opacity: np.ndarray) -> "Scene":
-        """Take a piece of the product away: `under` appears, or darkness without one."""
+        """Take a piece of the product away: `under` appears, or a dark surface if it is None."""
         self.blend(opacity, self.under or Scene(self.grid).fill(Material(np.float32([0.03, 0.03, 0.03]), -0.1, 0.0)))
         self.support *= 1 - opacity
         return self

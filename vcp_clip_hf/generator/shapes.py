@@ -162,7 +162,8 @@ def wander(
     Return a random walk that roughly keeps its direction.
 
     Args:
-        restlessness (`float`): 0 for a straight line; with 1 it turns about one radian per tenth of the picture.
+        restlessness (`float`): strength of the turns, 0 or more; 0 gives a straight line, 1 about one radian per
+            tenth of the picture.
         step (`float`): distance between points.
         drift (`float`): steady turn over the whole length, in radians.
 

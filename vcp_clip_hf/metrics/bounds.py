@@ -67,27 +67,27 @@ class RankedBins:
 
     @cached_property
     def true_positives(self) -> np.ndarray:
-        """Number of abnormal pixels in this bin or above, int64 `(K,)`."""
+        """Return the number of abnormal pixels in this bin or above, int64 `(K,)`."""
         return np.cumsum(self.positives)
 
     @cached_property
     def false_positives(self) -> np.ndarray:
-        """Number of normal pixels in this bin or above, int64 `(K,)`."""
+        """Return the number of normal pixels in this bin or above, int64 `(K,)`."""
         return np.cumsum(self.negatives)
 
     @cached_property
     def tied(self) -> np.ndarray:
-        """Whether all scores in a bin are equal, bool `(K,)`."""
+        """Return whether all scores in a bin are equal, bool `(K,)`."""
         return ~np.isnan(self.values)
 
     @property
     def num_positives(self) -> int:
-        """Number of abnormal pixels."""
+        """Return the number of abnormal pixels."""
         return int(self.positives.sum())
 
     @property
     def num_negatives(self) -> int:
-        """Number of normal pixels."""
+        """Return the number of normal pixels."""
         return int(self.negatives.sum())
 
     def need_both(self) -> None:

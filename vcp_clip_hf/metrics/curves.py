@@ -154,17 +154,17 @@ class RankedScores:
 
     @property
     def num_positives(self) -> int:
-        """Number of abnormal pixels."""
+        """Return the number of abnormal pixels."""
         return int(self.true_positives[-1]) if len(self.true_positives) else 0
 
     @property
     def num_negatives(self) -> int:
-        """Number of normal pixels."""
+        """Return the number of normal pixels."""
         return len(self.negatives)
 
     @cached_property
     def best_f1(self) -> tuple[float, float]:
-        """Result of [`f1_max`], which three metrics need: computed once."""
+        """Return the result of [`f1_max`], computed once for three metrics."""
         _need_both(self)
         # A normal pixel's score is never a better threshold than the next abnormal one's: same hits, more alarms
         f1 = 2 * self.true_positives / (self.true_positives + self.false_positives + self.num_positives)

@@ -38,7 +38,7 @@ _STATE_VERSION = 1
 
 class AnomalySegmentationEvaluator:
     """
-    Computes the metrics of anomaly segmentation and detection, per product and as their mean over products, which is
+    Compute the metrics of anomaly segmentation and detection, per product and as their mean over products, which is
     the convention of VCP-CLIP (ECCV 2024) and of the tables it compares with.
 
     | name | meaning |
@@ -113,7 +113,7 @@ class AnomalySegmentationEvaluator:
 
     @property
     def num_images(self) -> int:
-        """Number of images added."""
+        """Return the number of images added."""
         return sum(len(product.labels) for product in self._products.values())
 
     def reset(self) -> None:
@@ -140,7 +140,8 @@ class AnomalySegmentationEvaluator:
                 or for an anomalous one whose mask is unknown (which counts for the image metrics only); `labels` must
                 then say which.
             products (`str` or `Sequence[str]`, *optional*, defaults to "all"): product of each image, or of all.
-            image_scores (sequence or 1-D array of length B, *optional*): by default, the maximum of each map.
+            image_scores (sequence or 1-D array of length B, *optional*):
+                Scores of the images; by default, the maximum of each map.
             labels (sequence or 1-D array of length B, *optional*):
                 0 for normal, 1 for anomalous images; by default 1 if the mask marks any pixel.
             image_ids (`Sequence[str]`, *optional*):
@@ -310,7 +311,7 @@ class AnomalySegmentationEvaluator:
         return images
 
     def _added_before(self, images: "list[_Image]") -> list[str]:
-        """A message for each image whose id occurs twice, here or in earlier batches of its product."""
+        """Return a message for each image whose id occurs twice, here or in earlier batches of its product."""
         counts = Counter((image.product, image.image_id) for image in images if image.image_id is not None)
         return [
             f"image {image_id!r} (product {product!r}): it has been added before"
@@ -330,6 +331,8 @@ class AnomalySegmentationEvaluator:
             except UndefinedMetricError as error:
                 result = math.nan
                 reasons[name] = str(error)
+                if name in PIXEL_METRICS and product.num_unmasked and not product.scores.num_abnormal_pixels:
+                    reasons[name] += f"; anomalous images without a mask: {product.num_unmasked}"
             if not isinstance(result, BoundedValue):
                 result = BoundedValue(result, result, result)
             values[name] = result.value

@@ -12,7 +12,7 @@ __all__ = ["ExactScores"]
 
 class ExactScores:
     """
-    Collects the scores of many images for [`RankedScores`]. Has the methods of `ScoreHistogram`, its counterpart in
+    Collect the scores of many images for [`RankedScores`]. Has the methods of `ScoreHistogram`, its counterpart in
     constant memory.
 
     Attributes:
@@ -31,12 +31,12 @@ class ExactScores:
 
     @property
     def num_pixels(self) -> int:
-        """Number of pixels added."""
+        """Return the number of pixels added."""
         return len(self._negatives.values) + len(self._positives.values)
 
     @property
     def num_abnormal_pixels(self) -> int:
-        """Number of abnormal pixels added."""
+        """Return the number of abnormal pixels added."""
         return len(self._positives.values)
 
     def add(self, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:

@@ -1,4 +1,4 @@
-"""Histogram of pixel scores, in constant memory, with the finest bins where probabilities crowd."""
+"""Histogram of pixel scores, in constant memory, with the finest bins near 0 and 1, where most probabilities lie."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _SMALLEST_EXPONENT = -32
 @dataclass(frozen=True)
 class ScoreGrid:
     """
-    Bins for scores of a known range, finer towards both ends, where probabilities crowd.
+    Bins for scores of a known range, finer toward both ends, where most probabilities lie.
 
     A score x is first scaled to p in [0, 1]. The width of a bin is at most `2 ** -mantissa_bits` of the distance of p
     from the nearer end: the bins are float32 numbers with a shorter mantissa, counted from 0 and from 1.
@@ -42,7 +42,7 @@ class ScoreGrid:
 
     @property
     def num_bins(self) -> int:
-        """Number of bins."""
+        """Return the number of bins."""
         return (2 * (-_SMALLEST_EXPONENT - 1) << self.mantissa_bits) + 1
 
     def check(self, scores: np.ndarray) -> None:
@@ -127,12 +127,12 @@ class ScoreHistogram:
 
     @property
     def num_pixels(self) -> int:
-        """Number of pixels added."""
+        """Return the number of pixels added."""
         return int(self.total.sum())
 
     @property
     def num_abnormal_pixels(self) -> int:
-        """Number of abnormal pixels added."""
+        """Return the number of abnormal pixels added."""
         return int(self.abnormal.sum())
 
     def add(self, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:

@@ -57,7 +57,7 @@ def _collect(tree: FileTree, listing: Listing, config: AnomalyDatasetConfig) -> 
 
 class MagneticTile(AnomalyDatasetBuilder):
     """
-    Magnetic Tile Defects. One split, `test`; there is no official one. Masks are abnormal above 127. Four images that
+    Magnetic Tile Defects. One split, `test`; no split is official. Masks are abnormal above 127. Four images that
     are labeled uneven have an empty mask and are left out.
     """
 

@@ -44,7 +44,7 @@ class MVTecAD2(AnomalyDatasetBuilder):
     """
     MVTec AD 2. Splits `train`, `validation` (both normal only) and `test`, which is the public test set; masks are
     abnormal above 0. The ground truth of `test_private` and `test_private_mixed` is not published: their labels are -1
-    and their masks None. They are there for submissions to the benchmark's server.
+    and their masks None. These images are included for submissions to the benchmark's server.
     """
 
     TITLE = "MVTec AD 2"

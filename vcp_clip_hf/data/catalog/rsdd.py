@@ -37,7 +37,7 @@ def _collect(tree: FileTree, listing: Listing, config: AnomalyDatasetConfig) -> 
 
 class RSDDs(AnomalyDatasetBuilder):
     """
-    RSDDs. One split, `test`; there is no official one. `type_1` are express rails, `type_2` heavy haul rails; every
+    RSDDs. One split, `test`; no split is official. `type_1` are express rails, `type_2` heavy haul rails; every
     image has a defect. Masks are JPEG files, abnormal above 127.
     """
 

@@ -15,15 +15,15 @@ class AnomalyFolderConfig(AnomalyDatasetConfig):
     Options of [`AnomalyFolder`], in addition to those of [`AnomalyDatasetConfig`].
 
     Args:
-        layout (`str`, *optional*): Name of one of the layouts of [`AnomalyFolder`]; detected by default.
+        layout (`str`, *optional*): name of one of the layouts of [`AnomalyFolder`]; detected by default.
         metadata (`str`, *optional*):
             Name of a CSV or JSONL file inside the folder; by default `metadata.csv` or `metadata.jsonl`, if it exists.
-        product (`str`, *optional*, defaults to the folder's name): Product of images for which nothing names one.
-        normal_names (`Sequence[str]`, *optional*): Further names of folders and labels that mean normal.
-        anomalous_names (`Sequence[str]`, *optional*): Further names of folders and labels that mean anomalous.
+        product (`str`, *optional*, defaults to the folder's name): product of images for which nothing names one.
+        normal_names (`Sequence[str]`, *optional*): further names of folders and labels that mean normal.
+        anomalous_names (`Sequence[str]`, *optional*): further names of folders and labels that mean anomalous.
         mask_above (`int`, *optional*):
             Mask values above it are abnormal. Without it, a mask must not have more than two values, 0 and another.
-        masks_required (`bool`, *optional*, defaults to `False`): Whether an anomalous image must have a mask.
+        masks_required (`bool`, *optional*, defaults to `False`): whether an anomalous image must have a mask.
         outside_files (`bool`, *optional*, defaults to `False`):
             Whether a table may name files outside of the folder. Only for tables that you trust.
     """

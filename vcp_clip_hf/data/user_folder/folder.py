@@ -40,8 +40,8 @@ class AnomalyFolder(AnomalyDatasetBuilder):
     Which files are images, and what happens to hidden and linked ones, is the rule of [`vcp_clip_hf.image_files`].
 
     Args:
-        data_dir (`str`): Folder, or a metadata file in it.
-        options: Fields of [`AnomalyFolderConfig`].
+        data_dir (`str`): folder, or a metadata file in it.
+        options: fields of [`AnomalyFolderConfig`].
 
     ```python
     >>> from vcp_clip_hf.data import AnomalyFolder
@@ -55,7 +55,7 @@ class AnomalyFolder(AnomalyDatasetBuilder):
     DESCRIPTION = "Images from a folder."
     BUILDER_CONFIG_CLASS = AnomalyFolderConfig
     LAYOUTS = FOLDER_LAYOUTS
-    SPLITS = "as folders or table name them; test where nothing does"
+    SPLITS = "as folders or table name them; test for images without a split"
     LICENSE = "yours"
 
     def __init__(self, data_dir: str | None = None, **options: Any):

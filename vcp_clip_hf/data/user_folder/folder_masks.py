@@ -27,10 +27,10 @@ class FoundImage:
     An image of the folder.
 
     Args:
-        path (`str`): Relative path.
-        split (`str`), kind (`str`): Names of the folders that it lies in; "" for none.
-        label (`int`, *optional*), defect (`str`): As in [`AnomalyRecord`].
-        masks (`list[str]`): Relative paths of its masks, filled in later.
+        path (`str`): relative path.
+        split (`str`), kind (`str`): names of the folders that it lies in; "" for none.
+        label (`int`, *optional*), defect (`str`): label and defect as in [`AnomalyRecord`].
+        masks (`list[str]`): relative paths of its masks, filled in later.
     """
 
     path: str
@@ -93,7 +93,7 @@ class MaskOwners:
     Finds the images that a mask may belong to.
 
     Args:
-        images (`Sequence[FoundImage]`): All images of a product.
+        images (`Sequence[FoundImage]`): all images of a product.
     """
 
     def __init__(self, images: Sequence[FoundImage]):
@@ -112,7 +112,7 @@ class MaskOwners:
             folders (`Sequence[str]`):
                 Names of the folders around the mask, which restrict the choice: splits, kinds, or the stem of an
                 image for a folder of several masks.
-            mask_stem (`str`): Stem of the mask.
+            mask_stem (`str`): stem of the mask.
         """
         groups = {fold(folder) for folder in folders if fold(folder) in self._groups}
         others = [folder for folder in folders if fold(folder) not in self._groups]

@@ -160,7 +160,7 @@ class _Collector:
         self.used.update(images)
 
     def _report_unused(self) -> None:
-        """Report images that the layout has no place for, folder by folder."""
+        """Report images that do not fit the layout, folder by folder."""
         unused: dict[str, int] = {}
         for path in self.tree.walk():
             if path not in self.used:
@@ -169,7 +169,7 @@ class _Collector:
         for folder, count in unused.items():
             self.listing.problem(
                 folder or self.tree.root,
-                f'{count} images that the layout "{self.listing.layout.name}" has no place for',
+                f'{count} images that do not fit the layout "{self.listing.layout.name}"',
             )
 
 

@@ -30,8 +30,8 @@ def read_table(name: str, text: str) -> list[dict]:
     Read the rows of a table.
 
     Args:
-        name (`str`): File name; `.jsonl`, or any other extension for CSV.
-        text (`str`): Content of the file.
+        name (`str`): file name; `.jsonl`, or any other extension for CSV.
+        text (`str`): content of the file.
 
     Returns:
         `list[dict]`: rows with the columns of `COLUMNS`; columns that the table does not have are None.

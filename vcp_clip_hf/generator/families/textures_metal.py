@@ -163,7 +163,7 @@ def ball_screw(dice: Dice, grid: Grid, fault: Fault | None) -> Scene:
     scene.color *= (1 + np.float32(dice.between(0.03, 0.12)) * lanes)[..., None]
     edge = smoothstep(0.06, 0.0, np.abs(np.abs(phase) - np.float32(land)))
     scene.color *= (1 + np.float32(dice.normal(0, 0.4)) * edge).clip(0.3, 1.8)[..., None]
-    # light falls off towards both ends of the shaft
+    # light falls off toward both ends of the shaft
     ends = np.cos(np.clip(shaft.x * np.float32(dice.between(0.6, 1.25)), -1.55, 1.55))
     scene.shade *= np.float32(dice.between(0.2, 0.6)) * (1 - ends) * -1 + 1
     if dice.chance(0.7):  # every land mirrors the lamps and the gaps between them
