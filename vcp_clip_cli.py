@@ -1,7 +1,7 @@
 """Entry point of the command `vcp-clip`.
 
-It lies beside the package, because importing any part of the package imports torch and transformers, and
-`vcp-clip --version` must not wait for them.
+It lies beside the package, because importing any part of the package imports torch and transformers. Only
+`vcp-clip --version` does not wait for them; `vcp-clip --help` does.
 """
 
 import runpy

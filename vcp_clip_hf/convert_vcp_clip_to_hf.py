@@ -63,7 +63,7 @@ def convert_checkpoint(
             1-based image blocks, as many as the file has linear layers; 6, 12, 18, 24 for the published files.
         kwargs:
             Arguments of [`VCPCLIPModel.from_clip`], e.g. other prompts with their ids, `post_vcp_num_heads` (8, which
-            the file does not tell), `fusion_weight` (0.8, from the authors' test code), `hidden_act` (`"gelu"`).
+            the file does not contain), `fusion_weight` (0.8, from the authors' test code), `hidden_act` (`"gelu"`).
 
     Returns:
         [`VCPCLIPModel`] in evaluation mode.
@@ -98,7 +98,7 @@ def convert_checkpoint(
                 f" names {len(feature_layers)}."
             )
         raise ValueError(
-            f"{checkpoint} has linear layers for {num_layers} feature layers, but does not tell to which image blocks"
+            f"{checkpoint} has linear layers for {num_layers} feature layers, but does not state to which image blocks"
             f" they belong. Pass feature_layers, {num_layers} of 1..{config.vision_config.num_hidden_layers}."
         )
 

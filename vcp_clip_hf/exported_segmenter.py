@@ -221,7 +221,7 @@ class ExportedSegmenter:
             roi_mask (`ImageLike`, *optional*):
                 Region of interest of the images' size: pixels that are neither black nor transparent are inspected.
             on_error (`"raise"` or `"return"`, *optional*, defaults to `"raise"`):
-                With `"return"`, an unreadable image gives `{"error": message}`, and the other images their results.
+                Treatment of unreadable images: `"return"` gives `{"error": message}` for each, and goes on.
             timeout (`float`, *optional*, defaults to 30): seconds for a URL, until its last byte.
             batch_size (`int`, *optional*, defaults to 1): images in one run of the graph.
             max_pixels (`int`, *optional*): maximum number of pixels of a file; see `image_loading.load_image`.

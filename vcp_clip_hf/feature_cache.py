@@ -99,11 +99,11 @@ def cache_image_features(
         data_fingerprint (`str`): string that differs for other examples.
 
     Raises:
-        OSError: the disk has not enough room; the message says how much is needed.
+        OSError: the disk does not have enough room; the message states how much is needed.
     """
     folder = Path(folder)
     facts = {"images": len(examples), "tower": _tower_fingerprint(model), "data": data_fingerprint}
-    # One process reads and all follow its answer, since they must reach the same barriers
+    # One process reads, and all use its result, because they must reach the same barriers
     found = broadcast_object_list([_read_facts(folder) == facts])[0]
     if found:
         logger.info(f"Image features are taken from {folder}.")
@@ -116,7 +116,7 @@ def cache_image_features(
     files = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in arrays}
     _fill(files, model, examples, batch_size, num_workers, accelerator)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:  # last, since a folder without it counts as unfinished
+    if accelerator.is_main_process:  # written last: a folder without this file counts as unfinished
         (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
     accelerator.wait_for_everyone()
     return CachedFeatures(folder)

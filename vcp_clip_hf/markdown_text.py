@@ -8,7 +8,7 @@ __all__ = ["as_code", "escaped", "one_line", "table"]
 
 # Markup as entities, so that no renderer and no table can take them for its own characters
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "&#96;"}
-# An underscore inside a word is no emphasis, and escaping it would spoil most names
+# An underscore inside a word does not start emphasis, and escaping it would spoil most names
 _SPECIAL = re.compile(r"[\\*\[\]$~&<>|`]|(?<![^\W_])_|_(?![^\W_])")
 # Headings, lists and rulers at the beginning of a paragraph
 _BLOCK = re.compile(r"(?:(?=[#+=-])|(?<=^)\d{1,9}(?=[.)]))")

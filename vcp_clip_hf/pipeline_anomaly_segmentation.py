@@ -205,7 +205,7 @@ class AnomalySegmentationPipeline(Pipeline):
             output_format (`"anomaly"` or `"image-segmentation"`, *optional*, defaults to `"anomaly"`):
                 The second is the format of transformers' image-segmentation pipeline.
             on_error (`"raise"` or `"return"`, *optional*, defaults to `"raise"`):
-                With `"return"`, an unreadable image gives `{"error": message}`, and the other images their results.
+                Treatment of unreadable images: `"return"` gives `{"error": message}` for each, and goes on.
             timeout (`float`, *optional*, defaults to 30): seconds for a URL, until its last byte.
             max_pixels (`int`, *optional*): maximum number of pixels of a file. Default: 179 million, Pillow's limit.
             max_download_bytes (`int`, *optional*, defaults to 256 MiB): maximum size of the file at a URL.

@@ -239,7 +239,7 @@ def _find(
 
 
 def _remove_results(output_dir: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Remove the records of earlier runs, and the files that they name, so that nothing old lies beside the new."""
+    """Remove the records of earlier runs, and the files that they name, so that no old result remains."""
     for record in records:
         for kind, folder in PICTURE_FOLDERS.items():
             file = str(record.get(kind, ""))

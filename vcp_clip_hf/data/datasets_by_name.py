@@ -82,7 +82,7 @@ class DatasetSummary:
     Args:
         name (`str`): name for [`load_anomaly_dataset`].
         title, description, license, homepage, citation (`str`): texts as the authors state them.
-        products (`tuple[str, ...]`): names of the products; empty if only the files tell.
+        products (`tuple[str, ...]`): names of the products; empty if they are known from the files only.
         splits (`str`): names of the splits, and whether they are official.
         mask_source (`str`): "pixels", "polygons" or "boxes".
         in_paper (`bool`): whether it is one of the ten datasets of VCP-CLIP (ECCV 2024).

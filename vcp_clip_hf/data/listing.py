@@ -23,7 +23,7 @@ class Layout:
         name (`str`): name of the layout: "official", "standard", ...
         expected (`str`): small drawing of the tree, for error messages.
         matches (`Callable[[FileTree], bool]`):
-            Function that tells whether a folder is the root of this layout, from a few names.
+            Function that returns whether a folder is the root of this layout, from a few names.
         collect (`Callable[[FileTree, Listing, AnomalyDatasetConfig], None]`):
             Function that adds all records to the listing; the third argument is the builder's configuration.
     """
@@ -37,13 +37,13 @@ class Layout:
 @dataclass
 class Listing:
     """
-    Content of a dataset's folder: records by split, files that do not fit, and files left out because the dataset is
-    known to be wrong there.
+    Content of a dataset's folder: records by split, files that do not fit, and files that are left out because of
+    known errors of the dataset.
 
     Args:
         tree (`FileTree`): root of the dataset.
-        layout (`Layout`): layout found there.
-        only (`frozenset[str]`, *optional*): requested products; None: all.
+        layout (`Layout`): layout of the root.
+        only (`frozenset[str]`, *optional*): requested products; None requests all.
         splits (`dict[str, list[AnomalyRecord]]`): records, in the order of the listing.
         problems (`list[LayoutProblem]`): errors of this copy.
         known_gaps (`list[LayoutProblem]`): errors and duplicates that every copy of the dataset has.
@@ -62,8 +62,8 @@ class Listing:
     products: dict[str, None] = field(default_factory=dict)
 
     def wants(self, product: str) -> bool:
-        """Return whether this product was requested. Records of other products are dropped; asking first saves the
-        work of listing them."""
+        """Return whether this product was requested. Records of other products are dropped; a layout that checks this
+        first need not list them."""
         if product:
             self.products.setdefault(product)
         return not product or self.only is None or product in self.only

@@ -48,7 +48,7 @@ class MaskSource:
 
         Returns:
             `np.ndarray` of shape `(height, width)`, bool: True where abnormal. A mask file of another size gives an
-            array of its own size; the caller has to compare.
+            array of its own size; the caller compares the sizes.
 
         Raises:
             ValueError: the mask cannot be read.
@@ -65,8 +65,8 @@ class MaskFiles(MaskSource):
         paths (`tuple[str, ...]`): absolute paths.
         above (`int` or `None`, *optional*, defaults to 0):
             Values above it are abnormal. Values are gray levels, palette indices or class ids as stored; for colors,
-            the largest channel. None: a mask may hold 0 and one other value, which is abnormal; more values are an
-            error.
+            the largest channel. With None, a mask may hold 0 and one other value, which is abnormal; more values are
+            an error.
     """
 
     paths: tuple[str, ...]

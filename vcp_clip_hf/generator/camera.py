@@ -19,11 +19,11 @@ class Camera:
 
     Args:
         blur (`float`): standard deviation of the lens blur in pixels.
-        exposure (`float`): target mean brightness, see [`Camera.meter`].
-        gamma, black (`float`): exponent and black level of the tone curve.
+        exposure (`float`): target mean brightness, 0..1, see [`Camera.meter`].
+        gamma, black (`float`): exponent of the tone curve, and its black level, 0..1.
         gray (`bool`): whether the camera is monochrome.
-        grain (`float`): noise at half brightness, as a share of the full range.
-        stripes (`float`): column noise of line scan cameras, as a share of the full range.
+        grain (`float`): noise at half brightness, as a share (0..1) of the full range.
+        stripes (`float`): column noise of line scan cameras, as a share (0..1) of the full range.
         coarse (`int`): pixels per noise grain; 2 imitates enlarged pictures.
         quality (`int`, *optional*): quality of the JPEG file; None for no compression.
         window (`tuple[float, float, float, float]`, *optional*): left, top, right, bottom, 0..1, of the part that is
@@ -51,8 +51,8 @@ class Camera:
         Draw a plausible camera.
 
         Args:
-            gray (`float`): probability of a monochrome camera.
-            cropped (`float`): probability that the picture is a window.
+            gray (`float`): probability of a monochrome camera, 0..1.
+            cropped (`float`): probability that the picture is a window, 0..1.
         """
         wide, high = dice.between(0.5, 1.0), dice.between(0.5, 1.0)
         left, top = dice.between(0, 1 - wide), dice.between(0, 1 - high)

@@ -19,7 +19,7 @@ class Light:
 
     Args:
         direction (`tuple[float, float, float]`): unit vector toward the main lamp, z toward the camera.
-        ambient (`float`): share of light from all directions.
+        ambient (`float`): share of light from all directions, 0..1.
         color (`np.ndarray` of shape `(3,)`): color of the lamp.
         surroundings (`np.ndarray` of shape `(n,)`): brightness that metal mirrors, by the angle of reflection.
         tilt (`tuple[float, float]`): axis of the mirror image.

@@ -56,7 +56,7 @@ class ProductFamily:
         material (`str`): metal, plastic, ceramic, stone, wood, fabric, leather, paper, rubber, foam, glass, organic,
             carbon or electronic; decides which defects make sense.
         seen (`bool`): whether the product is in the training split; otherwise it is in the test split.
-        gray (`float`): share of pictures taken by a monochrome camera.
+        gray (`float`): share of pictures taken by a monochrome camera, 0..1.
         faults (`dict[str, str]`): names of possible construction faults, and the part each one concerns, for captions.
         build: function `(dice, grid, fault) -> Scene`. Everything that the fault does not touch stays the same.
     """

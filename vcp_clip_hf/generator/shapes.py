@@ -109,8 +109,8 @@ def blob(
     Return an irregular patch around the origin of the grid.
 
     Args:
-        irregularity (`float`): deviation of the outline from a circle, as a share of the radius.
-        rough (`float`): fine noise on the outline, as a share of the radius.
+        irregularity (`float`): deviation of the outline from a circle, as a share (0..1) of the radius.
+        rough (`float`): fine noise on the outline, as a share (0..1) of the radius.
         lobes (`int`): number of harmonics in the outline.
     """
     theta = grid.theta

@@ -76,7 +76,7 @@ def random_pose(
 
     Args:
         scale (`tuple[float, float]`): smallest and largest half size, in half image sides.
-        upright (`float`): share of pictures in which the object is nearly straight.
+        upright (`float`): share of pictures in which the object is nearly straight, 0..1.
         squash (`tuple[float, float]`): smallest and largest height relative to the width.
     """
     angle = dice.normal(0, 0.06) if dice.chance(upright) else dice.angle()
@@ -321,7 +321,7 @@ def add_details(scene: Scene, dice: Dice, pieces: str, share: float = 0.5) -> Sc
 
     Args:
         details (`str`): names separated by spaces: holes, grooves, print, chalk, sticker, seam, hairlines.
-        share (`float`): probability of each detail.
+        share (`float`): probability of each detail, 0..1.
     """
     for name in pieces.split():
         if dice.chance(share):
@@ -343,7 +343,7 @@ def surface_scene(
 
     Args:
         grain (`float`): direction of the surface structure in radians.
-        framing (`float`): probability that edges of the surface and a background behind it are visible.
+        framing (`float`): probability, 0..1, that edges of the surface and a background behind it are visible.
         details, share: see [`add_details`].
     """
     scene = Scene(grid).fill(material)

@@ -1,8 +1,8 @@
 """Bounds of the metrics, from a histogram of scores.
 
-A histogram loses the order of different scores within a bin and nothing else. Each function here therefore returns
-three numbers: the metric for the worst and for the best order within every bin, between which the exact value must
-lie, and an estimate between the two. A bin whose scores are all equal loses nothing. The exact definitions are in
+A histogram loses only the order of different scores within a bin. Each function here therefore returns three numbers:
+the metric for the worst and for the best order within every bin, and an estimate between the two. The exact value lies
+between the worst and the best. A bin whose scores are all equal loses nothing. The exact definitions are in
 `curves.py`.
 """
 
@@ -33,7 +33,7 @@ _ROUNDING = 1e-9
 
 
 class BoundedValue(NamedTuple):
-    """An estimate, and two numbers between which the exact value lies."""
+    """An estimate, with a lower and an upper bound of the exact value."""
 
     value: float
     lower: float

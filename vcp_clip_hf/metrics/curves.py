@@ -2,7 +2,8 @@
 
 All of them follow from one table, [`RankedScores`]: for every distinct score of an abnormal pixel, the number of
 abnormal and of normal pixels with at least that score. Scores of normal pixels in between change none of the metrics.
-The many normal pixels are therefore sorted by value alone, which is fast; the few abnormal ones with their regions.
+The many normal pixels are therefore sorted by value alone, which is fast; the few abnormal ones are sorted with their
+regions.
 
 The functions work on one score per image as well, except for the per-region ones.
 """
@@ -42,10 +43,10 @@ class RankedScores:
 
     Args:
         negatives (`np.ndarray` of shape `(N,)`): scores of the normal pixels (or images), ascending.
-        thresholds (`np.ndarray` of shape `(D,)`): the distinct scores of the abnormal ones, descending.
-        true_positives (`np.ndarray` of shape `(D,)`): number of abnormal ones with a score >= threshold.
-        false_positives (`np.ndarray` of shape `(D,)`): number of normal ones with a score >= threshold.
-        false_positives_above (`np.ndarray` of shape `(D,)`): number of normal ones with a score > threshold.
+        thresholds (`np.ndarray` of shape `(D,)`): the distinct scores of the abnormal pixels, descending.
+        true_positives (`np.ndarray` of shape `(D,)`): number of abnormal pixels with a score >= threshold.
+        false_positives (`np.ndarray` of shape `(D,)`): number of normal pixels with a score >= threshold.
+        false_positives_above (`np.ndarray` of shape `(D,)`): number of normal pixels with a score > threshold.
         overlap (`np.ndarray` of shape `(D,)`, *optional*):
             Mean over all regions of the fraction of a region with a score >= threshold, in [0, 1].
         unit (`str`): unit in messages, "pixels" or "images".
