@@ -1,7 +1,7 @@
 """Entry point of the command `vcp-clip`.
 
-It lies beside the package, because importing any part of the package imports torch and transformers. Only
-`vcp-clip --version` does not wait for them; `vcp-clip --help` does.
+It lies beside the package, because importing any part of the package imports torch and transformers. All verbs and
+`vcp-clip --help` wait for them; `vcp-clip --version` alone does not.
 """
 
 import runpy

@@ -341,7 +341,7 @@ def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLI
 
 
 class _Constants:
-    """A few computed values by key; the oldest is dropped."""
+    """Keep a few computed values by key, and drop the oldest."""
 
     def __init__(self):
         self._values: dict[Hashable, Any] = {}

@@ -607,7 +607,7 @@ def _write_json(folder: Path, facts: dict) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporters' debug messages."""
+    """Silence the messages that the exporters log for their own developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "root", "onnx_ir")]
     loggers.append(logging.getLogger("torch.onnx._internal.exporter._registration"))
     levels = [each.level for each in loggers]

@@ -113,7 +113,7 @@ class LeftOut:
     pictures: int = 0
 
     def __str__(self) -> str:
-        """Return `left out: 3 hidden, 2 with other endings (.txt 2)`; "" if nothing was left out."""
+        """Return a text such as `left out: 3 hidden, 2 with other endings (.txt 2)`; "" if nothing was left out."""
         parts = [f"{self.hidden} hidden"] if self.hidden else []
         if self.endings:
             ordered = sorted(self.endings.items(), key=lambda item: (-item[1], item[0]))

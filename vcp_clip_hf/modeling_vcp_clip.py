@@ -600,7 +600,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             prompt_input_ids (`torch.LongTensor` of shape `(2, templates, length)`, *optional*):
                 Prompts for this call instead of the configuration's: normal, then abnormal; the category slot holds
                 `config.category_token_id`; any padding after the end token is ignored.
-            output_layer_maps (`bool`, *optional*, defaults to `False`): whether to return the maps of each layer.
+            output_layer_maps (`bool`, *optional*, defaults to `False`):
+                Whether to also return the maps of each feature layer.
             output_attentions (`bool`, *optional*, defaults to `config.output_attentions`):
                 Whether to also return the Post-VCP attention.
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)` or `(1, projection_dim)`,

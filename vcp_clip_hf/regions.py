@@ -17,8 +17,8 @@ def clean_mask(mask: np.ndarray, min_area: int = 0, fill_holes: bool = False) ->
     Args:
         mask (`np.ndarray` of shape `(height, width)`, bool): abnormal pixels.
         min_area (`int`, *optional*, defaults to 0): minimum area in pixels of the 8-connected regions that are kept.
-        fill_holes (`bool`, *optional*, defaults to `False`): whether normal pixels become abnormal that are not
-            4-connected with the border.
+        fill_holes (`bool`, *optional*, defaults to `False`): whether normal pixels that are not 4-connected with
+            the border become abnormal.
 
     Returns:
         `np.ndarray` of shape `(height, width)`, bool.

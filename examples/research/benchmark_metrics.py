@@ -10,6 +10,7 @@ this package, exact and streaming. The values are compared too; a difference end
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -180,8 +181,10 @@ def peak_memory() -> float:
     if status.exists():  # Linux, where getrusage starts from the peak of the parent process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
-    import resource  # Windows does not have it
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

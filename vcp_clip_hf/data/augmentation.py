@@ -33,13 +33,15 @@ class AugmentationConfig:
     albumentations 1.x.
 
     Args:
-        rotate_prob, rotate_limit (`float`): rotation by up to this many degrees; the border is mirrored.
-        quarter_turn_prob (`float`): turn by 0, 90, 180 or 270 degrees, all equally likely.
+        rotate_prob, rotate_limit (`float`): probability of a rotation, and its largest angle in degrees; the border is
+            mirrored.
+        quarter_turn_prob (`float`): probability of a turn by 0, 90, 180 or 270 degrees, all equally likely.
         brightness_contrast_prob, brightness_limit, contrast_limit (`float`):
             `image * (1 + c) + 255 * b`, with c and b between minus and plus their limit.
         noise_prob (`float`), noise_variance (`tuple[float, float]`):
             Gaussian noise on every channel; variance in squared levels of 0..255.
-        blur_or_jitter_prob (`float`): one of box blur, color jitter and Gaussian blur, all equally likely.
+        blur_or_jitter_prob (`float`):
+            Probability of one of box blur, color jitter and Gaussian blur, all equally likely.
         box_blur_size (`int`): side of the box in pixels, odd.
         jitter_limit (`float`): brightness, contrast, saturation (as factors) and hue (as a part of the color circle).
         gaussian_blur_sizes (`tuple[int, int]`): smallest and largest kernel; sigma 0.3 ((size - 1) / 2 - 1) + 0.8.
@@ -210,7 +212,8 @@ class AugmentedDataset(Dataset):
 
     Args:
         dataset (`Dataset` or sequence of `dict`): rows with the keys "image" and "mask", as all builders give them.
-        augmentation ([`TrainingAugmentation`] or [`AugmentationConfig`], *optional*): the paper's by default.
+        augmentation ([`TrainingAugmentation`] or [`AugmentationConfig`], *optional*):
+            Augmentation; the paper's by default.
         seed (`int`, *optional*, defaults to 333): seed of all random choices.
         products (`Sequence[str]`, *optional*):
             Product of every row, for mosaics; by default the column "product".
