@@ -301,7 +301,7 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         raise ValueError("An accelerated model is frozen. Load the weights into the model that it was made from.")
 
     def _apply(self, fn: Callable, recurse: bool = True):
-        # `to`, `half` and the like change what the constants were computed from
+        # `to`, `half` and similar methods change the tensors that the constants were computed from
         super()._apply(fn, recurse)
         self._text_constants.clear()
         self.clip.vision_model.embeddings._tables.clear()

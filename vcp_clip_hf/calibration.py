@@ -196,7 +196,7 @@ def from_normal_maps(maps: Iterable[np.ndarray], false_alarm_rate: float) -> Cal
         exceeding += np.cumsum(counts[::-1])[::-1] / values.size
         n += 1
     _checked(np.zeros(n), false_alarm_rate)
-    # without the level 1, which hardly a map reaches
+    # without the level 1, which few maps reach
     bounds = (exceeding[:_LEVELS] + 1) / (n + 1)
     good = np.flatnonzero(bounds <= max(false_alarm_rate, bounds.min()) + 1e-12)
     level = int(good[0])

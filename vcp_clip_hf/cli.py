@@ -1,7 +1,7 @@
 """The command `vcp-clip`: predict, calibrate, evaluate, train, push, ... Verbs parse options; the work is elsewhere.
 
-Each verb imports what it needs. The package itself imports torch and transformers, also for `vcp-clip --help`; only
-`vcp-clip --version` does not wait for them (`vcp_clip_cli.py`).
+Each verb imports what it needs, so that this module itself imports neither torch nor transformers. The package's
+`__init__` imports both, so `vcp-clip --help` waits for them; `vcp-clip --version` alone does not (`vcp_clip_cli.py`).
 """
 
 import errno

@@ -67,9 +67,9 @@ class AnomalySegmentationPipeline(Pipeline):
 
     - **reference_images** (`list`, *optional*): normal images to calibrate the thresholds on, see `calibrate`;
     - **false_alarm_rate** (`float`, *optional*, defaults to 0.01): target rate of that calibration;
-    - **accelerate** (`bool`, *optional*, defaults to `True`): compute with a fast copy of the model, see
-      [`accelerate_inference`]. `pipe.model` stays the plain model: after a change of it, the copy is made anew, and
-      where a copy would ignore hooks, adapters or quantized layers, the plain model computes, with a warning;
+    - **accelerate** (`bool`, *optional*, defaults to `True`): whether to compute with a fast copy of the model, see
+      [`accelerate_inference`]. `pipe.model` stays the plain model. After a change of it, a new copy is made. If hooks,
+      adapters or quantized layers would have no effect in a copy, the plain model is used, with a warning;
 
     and every argument of a call, as a default for all calls.
     """

@@ -72,8 +72,8 @@ class Camera:
 
     def meter(self, picture: np.ndarray, support: np.ndarray) -> None:
         """
-        Set the gain so that the product gets about the brightness `exposure`. Pictures to be compared need one
-        metering.
+        Set the gain so that the product gets about the brightness `exposure`. Pictures that are compared
+        must share one metering.
         """
         weight = support + np.float32(0.3)
         mean = float((picture.mean(axis=2) * weight).sum() / weight.sum())

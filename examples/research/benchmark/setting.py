@@ -34,12 +34,12 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype itself."""
+        """Return the dtype itself."""
         return DTYPES[self.dtype_name]
 
     @property
     def device_name(self) -> str:
-        """Name of the GPU, or the number of CPU threads."""
+        """Return the name of the GPU, or the number of CPU threads."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"CPU, {torch.get_num_threads()} threads"

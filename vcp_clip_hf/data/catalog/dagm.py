@@ -16,7 +16,7 @@ __all__ = ["DAGM"]
 
 _PRODUCTS = tuple(f"Class{number}" for number in range(1, 11))
 _SPLITS = {"train": "Train", "test": "Test"}
-# Anomalous images whose mask has hardly a pixel, or none
+# Anomalous images whose mask has very few pixels or none
 _NEARLY_EMPTY = {f"Class8/{number}" for number in ("0265", "1322", "1502", "1827", "1951")}
 
 _TREE = """
