@@ -17,7 +17,7 @@ from .scene import Scene
 
 __all__ = ["SyntheticSample", "render_sample"]
 
-# areas of a defect as shares of the picture: below the smallest, one patch of an image encoder changes very little; above
+# areas of a defect as shares of the picture: below the smallest, one image patch changes very little; above
 # the largest, it is rather another product than a defect
 _SMALLEST, _TYPICAL, _LARGEST = 0.0004, 0.02, 0.3
 _VISIBLE = 0.022  # difference as a share of the full range: 5 to 6 of 255 levels
