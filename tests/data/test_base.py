@@ -88,7 +88,7 @@ def test_folders_that_do_not_hold_the_dataset(tmp_path):
     with pytest.raises(DatasetLayoutError, match="found stuff"):
         build(tmp_path / "other", tmp_path)
     trees.mpdd(tmp_path / "one")
-    with pytest.raises(DatasetLayoutError, match="the one product 'tubes': pass the folder above it"):
+    with pytest.raises(DatasetLayoutError, match="the folder of one product, 'tubes': pass the folder above it"):
         build(tmp_path / "one" / "tubes", tmp_path)
     for copy in ("a", "b"):
         trees.mpdd(tmp_path / "twice" / copy)
