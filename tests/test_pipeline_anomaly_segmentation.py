@@ -701,6 +701,11 @@ processor = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=Tru
 assert processor.to_dict() == pipe.image_processor.to_dict(), processor
 result = pipe({str(tmp_path / "image.png")!r}, threshold=0.5, regions=True, heatmap=True)
 np.save({str(tmp_path / "map.npy")!r}, result["anomaly_map"])
+assert type(pipe._network).__name__ == "AcceleratedVCPCLIPModel"
+# The code is saved again with the checkpoint
+pipe.save_pretrained({str(tmp_path / "again")!r})
+again = pipeline("anomaly-segmentation", model={str(tmp_path / "again")!r}, trust_remote_code=True)
+assert np.array_equal(again({str(tmp_path / "image.png")!r})["anomaly_map"], result["anomaly_map"])
 assert "vcp_clip_hf" not in sys.modules
 print(type(pipe.model).__module__)
 """
