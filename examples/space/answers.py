@@ -6,9 +6,19 @@ from pathlib import Path
 from typing import Any
 
 
-__all__ = ["NO_THRESHOLD", "SHOWN_REGIONS", "batch_table", "message", "region_table", "verdict", "without_folders"]
+__all__ = [
+    "NO_THRESHOLD",
+    "OTHER_PRODUCTS",
+    "SHOWN_REGIONS",
+    "batch_table",
+    "message",
+    "region_table",
+    "verdict",
+    "without_folders",
+]
 
 NO_THRESHOLD = "No verdict: no threshold is known. Calibrate on good parts, or move the slider."
+OTHER_PRODUCTS = "This threshold was measured on other products: calibrate on good parts of yours, or move the slider."
 SHOWN_REGIONS = 50
 
 
@@ -18,8 +28,8 @@ def message(text: object, kind: str = "", paths: Sequence[str] = ()) -> str:
     return f'<div class="message {kind}">{lead}{html.escape(without_folders(text, paths))}</div>'
 
 
-def verdict(name: str, result: dict[str, Any]) -> str:
-    """Return label, score and threshold of one picture."""
+def verdict(name: str, result: dict[str, Any], remark: str = "") -> str:
+    """Return label, score and threshold of one picture, and a remark on the threshold."""
     name, score = html.escape(name), f"score {result['score']:.3f}"
     if result["label"] is None:
         return f'<div class="message warning"><strong>{name}: {score}.</strong> {NO_THRESHOLD}</div>'
@@ -27,7 +37,7 @@ def verdict(name: str, result: dict[str, Any]) -> str:
     regions = {0: "no region", 1: "1 region"}.get(count, f"{count} regions")
     return (
         f'<div class="message {result["label"]}"><strong>{name}: {result["label"]}.</strong> {score.capitalize()},'
-        f" threshold {result['image_threshold']:.3f}, {regions}.</div>"
+        f" threshold {result['image_threshold']:.3f}, {regions}. {remark}</div>"
     )
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from answers import NO_THRESHOLD, SHOWN_REGIONS, batch_table, message, region_table, verdict, without_folders
+from answers import (
+    NO_THRESHOLD,
+    OTHER_PRODUCTS,
+    SHOWN_REGIONS,
+    batch_table,
+    message,
+    region_table,
+    verdict,
+    without_folders,
+)
 from PIL import Image
 
 from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
@@ -151,7 +160,10 @@ class Inspector:
         regions = result.get("regions", [])
         marked = _shown(draw_boxes(result["heatmap"], regions[:SHOWN_REGIONS]))
         scale = add_color_bar(_shown(heatmap(segmented.anomaly_map)))
-        return session, verdict(segmented.name, result), (_shown(segmented.image), marked), scale, region_table(result)
+        # Neither calibrated nor moved: the checkpoint's own threshold
+        remark = OTHER_PRODUCTS if session.threshold == self.pipe.image_processor.threshold else ""
+        text = verdict(segmented.name, result, remark)
+        return session, text, (_shown(segmented.image), marked), scale, region_table(result)
 
     # --- many pictures ----------------------------------------------------------------------------------------------
 

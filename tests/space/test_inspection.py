@@ -1,5 +1,6 @@
 """What the page does, without a browser and without Gradio."""
 
+import copy
 import csv
 import io
 import json
@@ -209,3 +210,14 @@ def test_words_need_a_tokenizer(inspector, pipe, session):
     session.prompts = None
     _, text = inspector.set_words(session, "good", "bad")
     assert "tokenizer" in text and "error" in text and session.prompts is None
+
+
+def test_the_checkpoints_own_threshold_is_said_to_be_of_other_products(pipe, files):
+    shared = copy.copy(pipe)
+    shared.image_processor = copy.deepcopy(pipe.image_processor)
+    shared.image_processor.threshold = 0.4
+    inspector = Inspector(shared)
+    session = inspector.new_session()
+    path = str(files / "part 0.png")
+    assert "measured on other products" in inspector.segment(session, path)[1]
+    assert "measured on other products" not in inspector.set_threshold(session, 0.3, 0)[1]
