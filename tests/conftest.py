@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import pytest
 import torch
 from transformers import set_seed
+from transformers.utils import logging as transformers_logging
 
 from vcp_clip_hf import image_opening
 
@@ -24,6 +25,8 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     set_seed(333)
+    # Research scripts that tests call in this process make transformers quieter
+    transformers_logging.set_verbosity_warning()
 
 
 @pytest.fixture

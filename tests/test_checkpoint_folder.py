@@ -145,3 +145,9 @@ def test_code_is_included_with_the_names_that_transformers_looks_for(parts, tmp_
     save_parts(tmp_path / "plain", parts)
     assert "auto_map" not in (tmp_path / "plain" / "config.json").read_text()
     assert is_generated((tmp_path / "plain" / "README.md").read_text())
+
+
+def test_another_backbone_for_a_checkpoint_that_includes_its_own_is_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="includes the weights of its CLIP, so backbone="):
+        load_parts(tmp_path, backbone="embedded")

@@ -111,6 +111,11 @@ def load_parts(
         model = VCPCLIPModel.from_clip(backbone_location(str(named), source), config=config, **loading)
     else:
         if backbone is not None:
+            if read_config_values(source).get("backbone_included", True):
+                raise ValueError(
+                    f"{source} includes the weights of its CLIP, so backbone={str(backbone)!r} would have no effect."
+                    " Leave it out, or name a checkpoint with the learned part only, or a folder without weights."
+                )
             config_fields["backbone_name_or_path"] = str(backbone)
         model = VCPCLIPModel.from_pretrained(source, **loading, **config_fields)
     sources, named = [source], model.config.backbone_name_or_path
