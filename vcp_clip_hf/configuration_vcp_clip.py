@@ -84,6 +84,9 @@ class VCPCLIPConfig(PreTrainedConfig):
             Heads of that attention; must divide the vision width.
         fusion_weight (`float`, *optional*, defaults to 0.75):
             Weight a in `(1 - a) * base_map + a * vcp_map`: 0.75 in the paper, 0.8 in the authors' test code.
+        use_image_head (`bool`, *optional*, defaults to `False`):
+            Whether to add a head with parameters of its own that scores whole images, see [`VCPCLIPImageHead`]. The
+            paper's model has none. Saved configurations name this field only if it is `True`.
         normal_prompts, abnormal_prompts (`list[str]`, *optional*, defaults to the paper's good / damaged):
             Templates with one `{}` each, the category slot; the same number for both states.
         normal_prompt_input_ids, abnormal_prompt_input_ids (`list[list[int]]`, *optional*):
@@ -128,6 +131,7 @@ class VCPCLIPConfig(PreTrainedConfig):
     use_post_vcp: bool = True
     post_vcp_num_heads: int = 8
     fusion_weight: float | int = 0.75
+    use_image_head: bool = False
     normal_prompts: list[str] | tuple[str, ...] | None = None
     abnormal_prompts: list[str] | tuple[str, ...] | None = None
     normal_prompt_input_ids: list[list[int]] | None = None
@@ -200,6 +204,13 @@ class VCPCLIPConfig(PreTrainedConfig):
             )
             setattr(config, name, config_dict[name])
         return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values; `use_image_head` only if it is `True`, as in earlier versions."""
+        values = super().to_dict()
+        if not self.use_image_head:
+            values.pop("use_image_head", None)
+        return values
 
     def _fill_prompts(self) -> None:
         """Set the default prompts where neither strings nor ids are given; refuse strings without their ids."""

@@ -39,6 +39,7 @@ from .backbone_loading import (
 )
 from .checkpoint_errors import check_dtype, explained, explained_writing, read_config_values, refuse_pickles
 from .configuration_vcp_clip import VCPCLIPConfig
+from .image_head import VCPCLIPImageHead, image_head_loss
 from .losses import segmentation_loss
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_states_differ, check_tokenizer, tokenize_prompts
@@ -50,6 +51,9 @@ __all__ = ["VCPCLIPModel", "VCPCLIPOutput", "VCPCLIPPreTrainedModel"]
 
 logger = logging.get_logger(__name__)
 
+# Names of the image head's parameters start with it
+IMAGE_HEAD_PREFIX = "image_head."
+
 
 @dataclass
 class VCPCLIPOutput(ModelOutput):
@@ -58,8 +62,9 @@ class VCPCLIPOutput(ModelOutput):
     model's dtype, at the size of `pixel_values`, not smoothed.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` are given):
-            Focal + dice loss, summed over feature layers and branches (equation 10).
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` or `image_labels` are given):
+            Focal + dice loss, summed over feature layers and branches (equation 10), if `labels` are given; with an
+            image head, plus its binary cross-entropy.
         anomaly_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
             `(1 - fusion_weight) * base_map + fusion_weight * vcp_map`.
         base_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
@@ -80,6 +85,10 @@ class VCPCLIPOutput(ModelOutput):
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
             The image tower's residual stream: the embedded patches, then the output of each block, each of shape
             `(batch_size, 1 + num_patches, d_v)`.
+        image_logits (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
+            Logits of the image head, positive for anomalous images, float32.
+        image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
+            Their sigmoid: the probability that the image is anomalous, in [0, 1], float32.
     """
 
     loss: torch.FloatTensor | None = None
@@ -92,6 +101,8 @@ class VCPCLIPOutput(ModelOutput):
     image_embeds: torch.FloatTensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    image_logits: torch.FloatTensor | None = None
+    image_scores: torch.FloatTensor | None = None
 
 
 class VCPCLIPPreTrainedModel(PreTrainedModel):
@@ -106,7 +117,15 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["VCPCLIPPreVCP", "VCPCLIPDeepPrompts", "VCPCLIPPostVCP", "VCPCLIPVisionEmbeddings"]
+    _no_split_modules = [
+        "VCPCLIPPreVCP",
+        "VCPCLIPDeepPrompts",
+        "VCPCLIPPostVCP",
+        "VCPCLIPVisionEmbeddings",
+        "VCPCLIPImageHead",
+    ]
+    # A checkpoint with an image head can be loaded without it
+    _keys_to_ignore_on_load_unexpected = [rf"^{IMAGE_HEAD_PREFIX}"]
     # The loss is a mean over the batch, whatever the keyword arguments of `forward`: Trainer must divide it itself
     accepts_loss_kwargs = False
 
@@ -123,6 +142,8 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, VCPCLIPImageHead):
+            module.initialize()
         elif isinstance(module, VCPCLIPModel):
             init.constant_(module.base_logit_scale, math.log(1 / 0.07))
             if module.vcp_logit_scale is not None:
@@ -138,7 +159,8 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
 
         Args are those of [`~transformers.PreTrainedModel.from_pretrained`]. `backbone_name_or_path="..."` names
         another place for the backbone of an adapter-only checkpoint, for example a local copy. A
-        `quantization_config` applies to the backbone only.
+        `quantization_config` applies to the backbone only. `use_image_head=True` adds a newly initialized image head
+        to a checkpoint that has none.
 
         Raises:
             OSError: the checkpoint or its backbone is missing; the message says which one and what to do.
@@ -152,6 +174,33 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"])
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if location is not None and _adds_image_head(location, config, kwargs, hub_arguments):
+            return cls._with_new_image_head(location, *model_args, config=config, **kwargs)
+        return cls._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
+
+    @classmethod
+    def _with_new_image_head(cls, location, *model_args, output_loading_info: bool = False, **kwargs):
+        """Load a checkpoint without an image head into a model with one, without a table of missing weights."""
+        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        with without_load_report():
+            model, report = cls._from_checkpoint(
+                location, *model_args, hub_arguments=hub_arguments, output_loading_info=True, **kwargs
+            )
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith(IMAGE_HEAD_PREFIX))
+        if missing:
+            raise OSError(
+                f"The weights of {str(location)!r} are incomplete: {len(missing)} tensors are missing, such as"
+                f" {missing[0]}. Copy or download the checkpoint again."
+            )
+        logger.warning(
+            f"{location} has no image head; a new one is initialized. Train it before you use its scores: `vcp-clip"
+            " train --trainable image_head`."
+        )
+        return (model, report) if output_loading_info else model
+
+    @classmethod
+    def _from_checkpoint(cls, location, *model_args, config, hub_arguments: dict, **kwargs):
+        """Load a checkpoint as it is stored."""
         if location is None or cls._includes_backbone(location, config, hub_arguments):
             if location is not None:
                 refuse_pickles(location, hub_arguments.get("subfolder") or "")
@@ -257,6 +306,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
     prompts (`deep_prompts`), `prompt_norm`, one linear map per feature layer (`feature_projections`), `post_vcp` and
     both temperatures. `model.clip.requires_grad_(True)` or adapters train the towers too.
 
+    With `use_image_head`, `image_head` scores whole images. No gradient flows from it into the other parts, which
+    therefore train exactly as without it; `freeze_all_but_image_head` leaves it as the only trained part.
+
     The model keeps nothing between calls. [`accelerate_inference`] makes a faster copy for inference.
 
     Args:
@@ -295,6 +347,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self.base_logit_scale = nn.Parameter(torch.empty(()))
         self.post_vcp = VCPCLIPPostVCP(config) if config.use_post_vcp else None
         self.vcp_logit_scale = nn.Parameter(torch.empty(())) if config.use_post_vcp else None
+        self.image_head = VCPCLIPImageHead(config) if config.use_image_head else None
 
         self.clip.requires_grad_(False)
         self.post_init()
@@ -317,12 +370,26 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         return embeddings
 
     def train(self, mode: bool = True):
-        """Set training mode for the learned part and for what is trained of CLIP; the rest of CLIP stays in eval."""
+        """Set training mode for what is trained; frozen parts of CLIP and frozen deep prompts stay in eval."""
         super().train(mode)
-        for part in (self.clip, self.clip.text_model, self.clip.vision_model):
-            if not any(parameter.requires_grad for parameter in part.parameters()):
+        for part in (self.clip, self.clip.text_model, self.clip.vision_model, self.deep_prompts):
+            if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
                 part.eval()
         return self
+
+    def freeze_all_but_image_head(self) -> None:
+        """
+        Leave the image head as the only part that requires gradients.
+
+        Raises:
+            ValueError: the model has no image head.
+        """
+        if self.image_head is None:
+            raise ValueError(
+                "This model has no image head to train. Load it with from_pretrained(..., use_image_head=True)."
+            )
+        self.requires_grad_(False)
+        self.image_head.requires_grad_(True)
 
     @classmethod
     def from_clip(
@@ -544,7 +611,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 
     # --- patches against text ---------------------------------------------------------------------------------------
 
-    def _layer_logits(
+    def _layer_contrasts(
         self, patch_tokens: tuple[torch.Tensor, ...], text_embeds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
         """
@@ -554,7 +621,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         one channel is upsampled, not two.
 
         Returns:
-            `tuple`: abnormal minus normal logit of every patch, `(B, K, N)` float32, of the base branch and of the
+            `tuple`: abnormal minus normal cosine of every patch, `(B, K, N)` float32, of the base branch and of the
             Post-VCP branch (or `None`), and the Post-VCP attentions.
         """
         device = text_embeds.device
@@ -562,9 +629,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         for tokens, projection in zip(patch_tokens, self.feature_projections, strict=True):
             projected = projection(tokens)
             base.append(_contrast(projected, text_embeds, inverse_norm(projected)).to(device))
-        base_logits = self.base_logit_scale.float().exp() * torch.stack(base, dim=1)
+        base = torch.stack(base, dim=1)
         if self.post_vcp is None:
-            return base_logits, None, ()
+            return base, None, ()
 
         inverse_norms = [inverse_norm(tokens) for tokens in patch_tokens]
         updated, attentions = self.post_vcp(text_embeds, patch_tokens, inverse_norms)
@@ -572,7 +639,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             _contrast(tokens, embeds, norms).to(device)
             for tokens, embeds, norms in zip(patch_tokens, updated, inverse_norms, strict=True)
         ]
-        return base_logits, self.vcp_logit_scale.float().exp() * torch.stack(vcp, dim=1), attentions
+        return base, torch.stack(vcp, dim=1), attentions
 
     @can_return_tuple
     def forward(
@@ -585,6 +652,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         image_embeds: torch.FloatTensor | None = None,
         patch_tokens: torch.FloatTensor | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
+        image_labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VCPCLIPOutput:
         r"""
@@ -613,6 +681,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             output_hidden_states (`bool`, `int` or `Sequence[int]`, *optional*, defaults to
                 `config.output_hidden_states`): also return the image tower's hidden states, or those of the given
                 indices only, with `None` in the place of the others; needs `pixel_values`.
+            image_labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+                1 for anomalous images, else 0, for the loss of the image head. Default with `labels`: 1 if the mask
+                has an abnormal pixel. Without `labels`, `loss` is that of the image head alone.
             return_dict (`bool`, *optional*): `False` for a plain tuple.
             kwargs: arguments of transformers' attention functions, for the image tower.
 
@@ -620,7 +691,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             [`VCPCLIPOutput`]
 
         Raises:
-            ValueError: a wrong shape, or labels outside 0 and 1; the message says what was expected.
+            ValueError: a wrong shape, labels outside 0 and 1, or `image_labels` for a model without an image head;
+                the message says what was expected.
             TypeError: an unknown keyword argument.
         """
         _refuse_unknown(kwargs)
@@ -648,8 +720,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         # 2. the prompted text tower, once for all images that share their global features
         text_embeds = self.encode_text(image_embeds, prompt_input_ids).expand(batch_size, -1, -1)
 
-        # 3. patches against text, in both branches: (B, K, N) differences of logits
-        base_logits, vcp_logits, attentions = self._layer_logits(patch_tokens, text_embeds)
+        # 3. patches against text, in both branches: (B, K, N) differences of cosines, then of logits
+        base, vcp, attentions = self._layer_contrasts(patch_tokens, text_embeds)
+        base_logits = self.base_logit_scale.float().exp() * base
+        vcp_logits = None if vcp is None else self.vcp_logit_scale.float().exp() * vcp
 
         # 4. to pixels and probabilities, then the mean over layers and the fusion
         base_layer_maps, vcp_layer_maps = self._layer_maps(base_logits, vcp_logits, size)
@@ -659,7 +733,13 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             vcp_map = vcp_layer_maps.mean(dim=1)
             anomaly_map = torch.lerp(base_map, vcp_map, float(self.config.fusion_weight))
 
-        # 5. the loss of both branches
+        # 5. the score of the image
+        image_logits = None
+        if self.image_head is not None:
+            embeds = own_embeds.expand(batch_size, -1)
+            image_logits = self.image_head(embeds, text_embeds, patch_tokens, base, vcp)
+
+        # 6. the loss of both branches and of the image head
         loss = None
         if labels is not None:
             self._check_labels(labels, (batch_size, *size))
@@ -667,6 +747,13 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             loss = segmentation_loss(base_layer_maps, labels)
             if vcp_layer_maps is not None:
                 loss = loss + segmentation_loss(vcp_layer_maps, labels)
+        if image_labels is not None:
+            self._check_image_labels(image_labels, batch_size)
+        elif labels is not None:
+            image_labels = labels.flatten(1).amax(dim=1)
+        if image_logits is not None and image_labels is not None:
+            image_loss = image_head_loss(image_logits, image_labels)
+            loss = image_loss if loss is None else loss + image_loss
 
         return VCPCLIPOutput(
             loss=loss,
@@ -679,6 +766,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             image_embeds=image_embeds.expand(batch_size, -1),
             attentions=attentions if output_attentions and attentions else None,
             hidden_states=hidden_states,
+            image_logits=image_logits,
+            image_scores=None if image_logits is None else image_logits.sigmoid(),
         )
 
     def _prompting_embeds(self, image_embeds: torch.Tensor, own_embeds: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -728,6 +817,30 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                     " Divide a 0/255 mask by 255."
                 )
 
+    def _check_image_labels(self, image_labels: torch.Tensor, batch_size: int) -> None:
+        if self.image_head is None:
+            raise ValueError(
+                "image_labels are for the image head, and this model has none. Leave them out, or load the model with"
+                " from_pretrained(..., use_image_head=True)."
+            )
+        if tuple(image_labels.shape) != (batch_size,):
+            raise ValueError(
+                f"image_labels has shape {tuple(image_labels.shape)}, expected ({batch_size},): one label for each"
+                " image."
+            )
+        if not torch.compiler.is_compiling() and image_labels.dtype != torch.bool:
+            low, high = image_labels.aminmax()
+            if low < 0 or high > 1:
+                raise ValueError(
+                    f"image_labels must be 0 (normal) or 1 (anomalous), got values from {low.item()} to {high.item()}."
+                )
+
+
+def _adds_image_head(location: Any, config: Any, arguments: dict[str, Any], hub_arguments: dict[str, Any]) -> bool:
+    """Return whether a checkpoint without an image head is to be loaded into a model with one."""
+    requested = arguments.get("use_image_head", getattr(config, "use_image_head", False))
+    return requested is True and not read_config_values(location, **hub_arguments).get("use_image_head", False)
+
 
 def _with_blocks_of(encoder: CLIPEncoder, cls: type[CLIPEncoder]) -> CLIPEncoder:
     """Return an encoder of another class with the blocks of a given one."""
@@ -748,6 +861,7 @@ def _requested_states(output_hidden_states: bool | int | Sequence[int], num_stat
 def _refuse_unknown(arguments: dict[str, Any]) -> None:
     """Raise for unknown keyword arguments, such as a misspelled one of ours; transformers' own are passed on."""
     known = ("pixel_values", "labels", "prompt_input_ids", "output_layer_maps", "output_attentions", "image_embeds")
+    known = (*known, "image_labels")
     for name in arguments.keys() - TransformersKwargs.__annotations__.keys():
         close = difflib.get_close_matches(name, (*known, "patch_tokens", "output_hidden_states"), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
