@@ -284,7 +284,7 @@ def _model_table(facts: CheckpointFacts) -> str:
 
 def _training(facts: CheckpointFacts) -> str:
     """Describe the training of the checkpoint and, if it was trained alone, that of its image head."""
-    record = dict(facts.training or {})
+    record = {name: value for name, value in (facts.training or {}).items() if name != "fingerprint"}
     head = record.pop("image_head", None)
     if head is None:
         return _main_training(record, facts.config.use_image_head)
