@@ -65,7 +65,7 @@ def logit_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> float:
             contrast = states[0, 1] - states[0, 0]
             rows.append([10 * (token / token.norm() @ contrast).item() for token in layer[0]])
 
-    total = head.bias.item()
+    total = 10 * head.bias.item()
     for row, sharpness, of_prominence, of_spread in zip(
         rows, head.log_sharpness.exp().tolist(), head.prominence_weights, head.spread_weights, strict=True
     ):

@@ -33,7 +33,8 @@ __all__ = ["VCPCLIPContrastCorrection", "VCPCLIPImageHead", "image_head_loss"]
 
 # Rank of the corrections: the head of a ViT-L/14 has 0.14 million parameters
 _RANK = 16
-# Brings differences of cosines to the scale of logits
+# Brings differences of cosines to the scale of logits; the bias has it too, because prominences are never negative and
+# the bias must follow their sum quickly
 _SCALE = 10.0
 # Of the log-mean-exp on that scale, in an untrained head
 _INITIAL_SHARPNESS = 3.0
@@ -144,7 +145,7 @@ class VCPCLIPImageHead(nn.Module):
             (prominence * self.prominence_weights.float()).sum(dim=1)
             + (spread * self.spread_weights.float()).sum(dim=1)
             + of_image * self.global_weight.float()
-            + self.bias.float()
+            + _SCALE * self.bias.float()
         )
 
     def _maps(
