@@ -8,15 +8,15 @@ Shapes: B images, a grid of g_h x g_w patches, N = g_h * g_w, W windows of one s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers.utils import can_return_tuple
 
 from ..references import nearest_distance
-from .base import MethodConfig, MethodModel, MethodOutput
+from .base import AnomalyMethodOutput, ImageFeatures, PromptEnsembleModel
+from .configuration import VIT_B_16_PLUS_240_TEXT, VIT_B_16_PLUS_240_VISION, PromptEnsembleConfig
 from .patch_adapters import upsample
 from .windows import mean_over_windows, window_index, window_sequences
 
@@ -28,7 +28,7 @@ _PASS_TOKENS = 2**14
 
 
 @strict
-class WinCLIPConfig(MethodConfig):
+class WinCLIPConfig(PromptEnsembleConfig):
     r"""
     Configuration of a [`WinCLIPModel`]. The default towers are open_clip's ViT-B-16-plus-240.
 
@@ -57,10 +57,15 @@ class WinCLIPConfig(MethodConfig):
         normalize_prompts (`bool`, *optional*, defaults to `False`):
             Whether prompt embeddings are L2-normalized before their mean; an unused variant ("V2") of
             caoyunkang/WinClip.
+        kwargs: fields of [`PromptEnsembleConfig`]. The default templates are anomalib's 21, one of them twice;
+            caoyunkang/WinClip has 22 distinct ones. `feature_layers` has no effect.
     """
 
     model_type = "winclip"
+    default_text_config = VIT_B_16_PLUS_240_TEXT
+    default_vision_config = VIT_B_16_PLUS_240_VISION
 
+    image_size: int | list[int] | tuple[int, ...] = 240
     scales: list[int] | tuple[int, ...] = (2, 3)
     use_image_scale: bool = True
     temperature: float | int = 0.07
@@ -71,6 +76,24 @@ class WinCLIPConfig(MethodConfig):
     fusion: Literal["mean", "harmonic"] = "mean"
     image_score: Literal["text", "map_maximum"] = "text"
     normalize_prompts: bool = False
+
+    def _complete(self) -> None:
+        super()._complete()
+        self.scales = list(self.scales)
+
+    def check_consistency(self) -> None:
+        """Check the fields against each other."""
+        super().check_consistency()
+        if not self.scales or self.scales != sorted(set(self.scales)) or self.scales[0] < 1:
+            raise ValueError(f"scales={self.scales} must be ascending, distinct, 1 or more, and not empty.")
+        patches = min(self.input_size) // self.vision_config.patch_size
+        if self.scales[-1] > patches:
+            raise ValueError(
+                f"scales={self.scales} has windows of {self.scales[-1]} patches a side, but image_size="
+                f"{self.image_size} has {patches} only."
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0.")
 
 
 @dataclass
@@ -128,41 +151,55 @@ class AssociationScores:
     scales: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
-class WinCLIPModel(MethodModel):
+class WinCLIPModel(PromptEnsembleModel):
     """
     WinCLIP: windows of the image at several scales, each compared with an ensemble of prompts, and with references if
     there are any (WinCLIP+). Nothing is trained.
 
     Args:
-        config ([`WinCLIPConfig`]): the architecture.
+        config ([`WinCLIPConfig`]): the configuration.
     """
 
     config: WinCLIPConfig
+    supports_references = True
 
-    def encode_windows(self, pixel_values: torch.FloatTensor) -> WinCLIPEmbeddings:
+    def __init__(self, config: WinCLIPConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @property
+    def normalize_prompts(self) -> bool:
+        """Return whether the sentences' embeddings are L2-normalized before their mean."""
+        return self.config.normalize_prompts
+
+    def required_layers(self) -> tuple[int, int]:
+        """Return the input of the first block, from which windows are gathered, and the last block."""
+        return 0, self.config.vision_config.num_hidden_layers
+
+    def embed_windows(self, features: ImageFeatures) -> WinCLIPEmbeddings:
         """
-        Run the image tower over the full images and over every window. No window sees another.
+        Run the image tower over every window. No window sees another.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, 3, height, width)`): images; sides are multiples of the
-                patch size.
+            features ([`ImageFeatures`]): result of the image tower for the full images.
 
         Raises:
-            ValueError: a wrong shape, or a window that is larger than the image.
+            ValueError: a window is larger than the image.
         """
-        vision = self.clip.vision_model
-        depth = len(vision.encoder.layers)
-        states, class_token = self.run_image_tower(pixel_values, (0, depth))
-        grid = self.grid_of(pixel_values)
-        patches = states[depth][:, 1:]
+        first, last = self.required_layers()
+        embedded, patches = features.states[first], features.states[last][:, 1:]
+        if self.config.patch_post_layernorm:
+            patches = self.clip.vision_model.post_layernorm(patches)
         return WinCLIPEmbeddings(
-            image=self.clip.visual_projection(class_token),
-            windows={scale: self._window_embeds(states[0], window_index(grid, scale)) for scale in self.config.scales},
-            patches=vision.post_layernorm(patches) if self.config.patch_post_layernorm else patches,
-            grid=grid,
+            image=self.clip.visual_projection(features.pooled),
+            windows={
+                scale: self._embed_scale(embedded, window_index(features.grid, scale)) for scale in self.config.scales
+            },
+            patches=patches,
+            grid=features.grid,
         )
 
-    def _window_embeds(self, embedded: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def _embed_scale(self, embedded: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Run all windows of one scale as one batch, in several passes where it is large: (B, W, E)."""
         vision = self.clip.vision_model
         windows_of_a_pass = max(1, _PASS_TOKENS // (len(embedded) * (1 + len(index))))
@@ -177,95 +214,63 @@ class WinCLIPModel(MethodModel):
         Compare images and windows with the prompts.
 
         Args:
-            embeddings ([`WinCLIPEmbeddings`]): result of `encode_windows`.
-            text_embeds (`torch.Tensor` of shape `(B, 2, E)`): one vector of each state, normal first.
+            embeddings ([`WinCLIPEmbeddings`]): result of `embed_windows`.
+            text_embeds (`torch.Tensor` of shape `(B, 2, E)`): L2-normalized, normal first.
         """
-        config = self.config
+        config, grid = self.config, embeddings.grid
 
         def abnormality(embeds: torch.Tensor) -> torch.Tensor:
-            unit, text = (nn.functional.normalize(each.float(), dim=-1) for each in (embeds, text_embeds))
-            return ((unit @ text.transpose(1, 2)) / config.temperature).softmax(dim=-1)[..., 1]
+            cosines = nn.functional.normalize(embeds.float(), dim=-1) @ text_embeds.float().mT
+            return (cosines / config.temperature).softmax(dim=-1)[..., 1]
+
+        def averaged(scores: torch.Tensor) -> torch.Tensor:
+            return 1 - scores if config.harmonic_of == "normality" else scores
 
         image = abnormality(embeddings.image[:, None])[:, 0]
         windows = {scale: abnormality(embeds) for scale, embeds in embeddings.windows.items()}
-        of_normality = config.harmonic_of == "normality"
-        scales = {}
-        for scale, scores in windows.items():
-            means = mean_over_windows(1 - scores if of_normality else scores, embeddings.grid, scale)
-            scales[scale] = 1 - means if of_normality else means
-        maps = [*scales.values()]
+        scales = {scale: averaged(mean_over_windows(averaged(each), grid, scale)) for scale, each in windows.items()}
+        maps = list(scales.values())
         if config.use_image_scale:
-            maps.append(image[:, None, None].expand(-1, *embeddings.grid))
-        stacked = torch.stack(maps)
-        inverse = 1 / (1 - stacked if of_normality else stacked)
-        mean = 1 / inverse.mean(dim=0)
-        return ZeroShotScores(image, windows, scales, 1 - mean if of_normality else mean)
+            maps.append(image[:, None, None].expand(-1, *grid))
+        grid_map = averaged(1 / (1 / averaged(torch.stack(maps))).mean(dim=0))
+        return ZeroShotScores(image, windows, scales, grid_map)
 
     def compare_with_references(
-        self, embeddings: WinCLIPEmbeddings, banks: Mapping[str, torch.Tensor]
+        self, embeddings: WinCLIPEmbeddings, references: Mapping[str, torch.Tensor]
     ) -> AssociationScores:
         """
-        Compare windows and patches with those of references, whatever their position.
+        Compare windows and patches with those of normal images, whatever their position.
 
         Args:
-            embeddings ([`WinCLIPEmbeddings`]): result of `encode_windows`.
-            banks (`Mapping[str, torch.Tensor]`): unit vectors of all references by the names of `reference_tokens`.
+            embeddings ([`WinCLIPEmbeddings`]): result of `embed_windows`.
+            references (`Mapping[str, torch.Tensor]`): banks of unit vectors by the names of `reference_tokens`.
         """
+        windows = {
+            scale: nearest_distance(each, references[f"window_{scale}"]) / 2
+            for scale, each in embeddings.windows.items()
+        }
         harmonic = self.config.association_mean == "harmonic"
-        windows, scales, patches = {}, {}, None
-        for scale, embeds in embeddings.windows.items():
-            windows[scale] = nearest_distance(embeds, banks[f"window_{scale}"]) / 2
-            scales[scale] = mean_over_windows(windows[scale], embeddings.grid, scale, harmonic)
-        maps = [*scales.values()]
+        scales = {scale: mean_over_windows(each, embeddings.grid, scale, harmonic) for scale, each in windows.items()}
+        patches = None
         if self.config.use_patch_scale:
-            patches = (nearest_distance(embeddings.patches, banks["patch"]) / 2).unflatten(1, embeddings.grid)
-            maps.append(patches)
+            patches = (nearest_distance(embeddings.patches, references["patch"]) / 2).unflatten(1, embeddings.grid)
+        maps = [*scales.values(), *([] if patches is None else [patches])]
         return AssociationScores(torch.stack(maps).mean(dim=0), patches, windows, scales)
 
-    @torch.no_grad()
-    def reference_tokens(self, pixel_values: torch.FloatTensor) -> dict[str, torch.Tensor]:
-        """
-        Return what the memory keeps of normal images: the embeddings of windows and patches.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, 3, height, width)`): normal images.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `"window_<scale>"` -> `(B, W, E)` and `"patch"` -> `(B, N, D)`.
-        """
-        embeddings = self.encode_windows(pixel_values)
+    def reference_tokens(
+        self, pixel_values: torch.FloatTensor, product_names: Sequence[str] | str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return the embeddings of windows, `window_<scale>`: `(B, W, E)`, and `patch` tokens: `(B, N, D)`."""
+        embeddings = self.embed_windows(self.image_features(pixel_values))
         tokens = {f"window_{scale}": embeds for scale, embeds in embeddings.windows.items()}
-        if self.config.use_patch_scale:
-            tokens["patch"] = embeddings.patches
-        return tokens
+        return {**tokens, "patch": embeddings.patches} if self.config.use_patch_scale else tokens
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.FloatTensor,
-        product_names: str | Sequence[str] | None = None,
-        labels: torch.Tensor | None = None,
-        references: Mapping[str, torch.Tensor] | None = None,
-        **kwargs: Any,
-    ) -> MethodOutput:
-        r"""
-        Compute anomaly maps and image scores.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, 3, height, width)`): images, normalized with CLIP's mean
-                and standard deviation; sides are multiples of the patch size.
-            product_names (`str` or `Sequence[str]`, *optional*, defaults to `"object"`): name of the product, one for
-                all images or one for each.
-            labels (`torch.Tensor`, *optional*): must be `None`: nothing is trained.
-            references (`Mapping[str, torch.Tensor]`, *optional*): unit vectors `(rows, width)` of normal images, by
-                the names of `reference_tokens`; with them, this is WinCLIP+.
-            return_dict (`bool`, *optional*): `False` for a plain tuple.
-
-        Returns:
-            [`MethodOutput`]
-        """
-        embeddings = self.encode_windows(pixel_values)
-        zero_shot = self.compare_with_text(embeddings, self.text_embeds(product_names, len(pixel_values)))
+    def segment(
+        self, features: ImageFeatures, product_names: list[str], references: Mapping[str, torch.Tensor] | None = None
+    ) -> AnomalyMethodOutput:
+        """Compute maps and scores; with references, this is WinCLIP+."""
+        embeddings, text_embeds = self.embed_windows(features), self.text_embeds(product_names)
+        zero_shot = self.compare_with_text(embeddings, text_embeds)
         grid_map, image_scores = zero_shot.grid_map, zero_shot.image
         if references is not None:
             association = self.compare_with_references(embeddings, references).grid_map
@@ -276,5 +281,10 @@ class WinCLIPModel(MethodModel):
                 grid_map = 1 / (1 / grid_map + 1 / association)
         if self.config.image_score == "map_maximum":
             image_scores = grid_map.flatten(1).amax(dim=1)
-        anomaly_map = upsample(grid_map.flatten(1)[:, None], embeddings.grid, pixel_values.shape[-2:], False)[:, 0]
-        return MethodOutput(anomaly_map=anomaly_map, image_scores=image_scores)
+        return AnomalyMethodOutput(
+            anomaly_map=upsample(grid_map.flatten(1)[:, None], features.grid, features.size, align_corners=False)[:, 0],
+            image_scores=image_scores,
+            text_scores=zero_shot.image,
+            text_embeds=text_embeds,
+            image_embeds=embeddings.image,
+        )
