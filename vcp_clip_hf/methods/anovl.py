@@ -1,9 +1,9 @@
 """AnoVL (Deng et al. 2023, arXiv 2308.15939; github.com/hq-deng/AnoVL, MIT), as its script for MVTec-AD runs it.
 
-The script for VisA differs: it cuts wide images into two square crops and adapts with a plain linear layer. That variant
-is not part of this file.
+The script for VisA differs: it cuts wide images into two square crops and adapts with a plain linear layer. That
+variant is not part of this file.
 
-Shapes: B images, a grid of g_h x g_w patches, N = g_h * g_w, D the image width, E the joint one, R prompts of both states.
+Shapes: B images, a grid of g_h x g_w patches, N = g_h * g_w, D the image width, E the joint one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -204,8 +204,9 @@ class AnoVLModel(AnomalyMethodModel):
             bank = nn.functional.normalize(torch.cat([normal, abnormal]), dim=-1)
             if self.config.reset_optimizer:
                 adapter = TokenAdapter(len(tokens), bank, self.config.adaptation_learning_rate)
-                return adapt_tokens(tokens, embeds, adapter, numbers or self._draw(bank, tokens, self._new_generator()))
-            adapter = self._kept_adapter(product, bank)
+                numbers = numbers or self._draw(bank, tokens, self._new_generator())
+                return adapt_tokens(tokens, embeds, adapter, numbers)
+            adapter = self.kept_adapter(product, bank)
             results = [
                 adapt_tokens(
                     tokens[[index]],
@@ -224,8 +225,14 @@ class AnoVLModel(AnomalyMethodModel):
         grid = tuple(tokens.shape[1:3])
         return draw_numbers(*bank.shape, grid, self.config.adaptation_steps, generator).to(tokens.device)
 
-    def _kept_adapter(self, product: str, bank: torch.Tensor) -> TokenAdapter:
-        """Return the adapter of a product, with the optimizer that earlier images have used."""
+    def kept_adapter(self, product: str, bank: torch.Tensor) -> TokenAdapter:
+        """
+        Return the adapter of a product, with the optimizer that earlier images have used.
+
+        Args:
+            product (`str`): name of the product.
+            bank (`torch.Tensor` of shape `(prompts, E)`): its L2-normalized prompt embeddings.
+        """
         kept = self._adapters.get(product)
         if kept is None or kept.bank.device != bank.device or not kept.bank.equal(bank):
             kept = self._adapters[product] = TokenAdapter(1, bank, self.config.adaptation_learning_rate)

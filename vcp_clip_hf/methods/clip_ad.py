@@ -1,9 +1,9 @@
 """CLIP-AD: SDP and SDP+ (Chen et al. 2023, arXiv 2311.00453; github.com/ByChelsea/CLIP-AD).
 
-That repository has no licence: everything here is own code, written from what the method computes. Facts of the authors'
-code that the published numbers depend on are marked (code).
+That repository has no license: everything here is own code, written from what the method computes. Facts that only the
+authors' code states are marked (code).
 
-Shapes: B images, N patches, K feature layers, D the image width, E the joint one; h_l is the residual stream after block l.
+Shapes: B images, N patches, K feature layers, D the image width, E the joint one.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from ..losses import segmentation_loss
-from .base import AnomalyMethodOutput, ImageFeatures, ProductText, PromptEnsembleModel
+from .base import AnomalyMethodOutput, ImageFeatures, ProductText, PromptEnsembleModel, scaled_over_product
 from .configuration import VIT_B_16_PLUS_240_TEXT, VIT_B_16_PLUS_240_VISION, AnomalyMethodConfig, PromptEnsembleConfig
 from .patch_adapters import PatchAdapters, patch_logits, upsample
 from .representative_vectors import representative_vector
 from .vv_attention import staged_value_stream
 
 
-__all__ = ["ClipADConfig", "ClipADModel", "TwoPaths", "fused_image_scores"]
+__all__ = ["ClipADConfig", "ClipADModel", "TwoPaths"]
 
 
 @strict
@@ -85,8 +85,8 @@ class ClipADModel(PromptEnsembleModel):
     state (SDP), and linear maps of the original path (SDP+).
 
     `anomaly_map` is the published sum over K layers, divided by K and moved to [0, 1]: (1 + SDP / K) / 2, and
-    (1 + SDP / K + adapters / K) / 3 with adapters. `image_scores` is the published text score; its sum with the maximum
-    of the map needs all images of a product, see [`fused_image_scores`].
+    (1 + SDP / K + adapters / K) / 3 with adapters. `image_scores` is the published text score; its sum with the
+    maximum of the map needs all images of a product, see `scores_of_product`.
 
     Args:
         config ([`ClipADConfig`]): the configuration.
@@ -200,22 +200,16 @@ class ClipADModel(PromptEnsembleModel):
             raise ValueError("SDP has no learned part, so labels give no loss. Set use_adapters=True for SDP+.")
         return segmentation_loss(outputs.layer_maps, labels)
 
+    def scores_of_product(self, text_scores: torch.Tensor, map_maxima: torch.Tensor) -> torch.Tensor:
+        """
+        Return the published image scores, for all images of a product together: text score and maximum of the map, both
+        scaled to [0, 1] over the product, added.
 
-def fused_image_scores(text_scores: torch.Tensor, map_maxima: torch.Tensor) -> torch.Tensor:
-    """
-    Return the published image scores, which depend on all images of a product: both parts are stretched to [0, 1] over
-    them and added.
+        Args:
+            text_scores, map_maxima (`torch.FloatTensor` of shape `(num_images,)`): `text_scores` of the output, and
+                the maximum of each smoothed `anomaly_map`.
 
-    Args:
-        text_scores (`torch.FloatTensor` of shape `(num_images,)`): `text_scores` of the outputs.
-        map_maxima (`torch.FloatTensor` of shape `(num_images,)`): maximum of each smoothed map.
-
-    Returns:
-        `torch.FloatTensor` of shape `(num_images,)`: in [0, 2]. A part that is the same for all images counts 0.
-    """
-
-    def stretched(values: torch.Tensor) -> torch.Tensor:
-        low, high = values.aminmax()
-        return (values - low) / (high - low).clamp(min=torch.finfo(values.dtype).tiny)
-
-    return stretched(text_scores) + stretched(map_maxima)
+        Returns:
+            `torch.FloatTensor` of shape `(num_images,)`: in [0, 2]; not a number where all values of a part are equal.
+        """
+        return scaled_over_product(text_scores) + scaled_over_product(map_maxima)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPModel
 from transformers.utils import cached_file
 
 from ..atomic_write import atomic_folder
@@ -379,7 +379,7 @@ def main(
     """
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Convert an open_clip checkpoint into a CLIPModel with tokenizer and image processor.",
+        description="Convert an open_clip checkpoint into a CLIPModel with its tokenizer.",
     )
     parser.add_argument("--checkpoint", required=True, metavar="NAME", help="file, folder or Hub repository")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="folder to write")
@@ -407,8 +407,6 @@ def main(
     tokenizer = load_tokenizer(clip.config.text_config.vocab_size, *sources)
     with atomic_folder(options.output) as path:
         clip.save_pretrained(path)
-        size = clip.config.vision_config.image_size
-        CLIPImageProcessor(size={"height": size, "width": size}, do_center_crop=False).save_pretrained(path)
         if tokenizer is not None:
             tokenizer.save_pretrained(path)
     vision = clip.config.vision_config

@@ -17,8 +17,8 @@ _LUMA = (0.299, 0.587, 0.114)
 
 def augmented_views(pixel_values: torch.Tensor) -> torch.Tensor:
     """
-    Return each image with its views: itself, 8 rotations of up to 45 degrees, 8 shifts, mirrored, gray, and 3 rotations
-    by right angles. Pixels from outside are reflected.
+    Return each image with its views: itself, 8 rotations of up to 45 degrees, 8 shifts, mirrored, gray, and 3
+    rotations by right angles. The borders are continued by reflection.
 
     Args:
         pixel_values (`torch.FloatTensor` of shape `(B, 3, S, S)`): normalized square images. Gray is the weighted mean

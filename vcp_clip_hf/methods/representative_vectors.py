@@ -19,10 +19,7 @@ _KDE_BANDWIDTH = 0.3
 _NOISE = -1
 
 
-
-def representative_vector(
-    embeds: torch.Tensor, kind: str, eps: float = 0.5, min_samples: int = 15
-) -> torch.Tensor:
+def representative_vector(embeds: torch.Tensor, kind: str, eps: float = 0.5, min_samples: int = 15) -> torch.Tensor:
     """
     Choose one vector for the prompts of a state.
 

@@ -121,8 +121,8 @@ def adapt_tokens(
     """
     Train the adapters on their images' tokens, and adapt the tokens.
 
-    The loss is the entropy of the clean tokens, plus half of: minus log of the abnormal probability of the noisy tokens
-    minus log of the normal probability of the clean ones; means over positions. No label is used.
+    No label is used: the loss is the entropy of the clean tokens, plus half of the cross-entropy that calls the noisy
+    tokens abnormal and the clean ones normal; a mean over positions.
 
     Args:
         tokens (`torch.FloatTensor` of shape `(B, g_h, g_w, E)`): projected patch tokens, not normalized.

@@ -3,7 +3,8 @@
 No code of the authors is public. The defaults are those of anomalib's implementation (Apache-2.0); where
 zqhang/Accurate-WinCLIP-pytorch and caoyunkang/WinClip (both MIT) differ, an option of the configuration says so.
 
-Shapes: B images, a grid of g_h x g_w patches, N = g_h * g_w, W windows of one scale, D the image width, E the joint one.
+Shapes: B images, a grid of g_h x g_w patches, N = g_h * g_w, W windows of one scale, D the image width, E the joint
+one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -282,7 +283,9 @@ class WinCLIPModel(PromptEnsembleModel):
         if self.config.image_score == "map_maximum":
             image_scores = grid_map.flatten(1).amax(dim=1)
         return AnomalyMethodOutput(
-            anomaly_map=upsample(grid_map.flatten(1)[:, None], features.grid, features.size, align_corners=False)[:, 0],
+            anomaly_map=upsample(grid_map.flatten(1)[:, None], features.grid, features.size, align_corners=False)[
+                :, 0
+            ],
             image_scores=image_scores,
             text_scores=zero_shot.image,
             text_embeds=text_embeds,
