@@ -101,13 +101,12 @@ def _adaptation(folder: GoldenFolder, model: AnoVLModel) -> dict[str, Quantity]:
             folder.input(f"noise.{index}")[None],
         )
         result = model.adapted_tokens(tokens[[index]], product, numbers)
-        adapter = model.kept_adapter(product, result.bank)
         adapted.append(result.tokens)
         found |= {
             f"loss.{index}": result.losses[0],
             f"adapted_tokens.{index}": result.tokens[0],
-            f"adapter_final.{index}.weight": adapter.weight[0].clone(),
-            f"adapter_final.{index}.bias": adapter.bias[0].clone(),
+            f"adapter_final.{index}.weight": result.weight[0],
+            f"adapter_final.{index}.bias": result.bias[0],
         }
     maps = model.pixel_maps(torch.cat(adapted), model.text_embeds(products), features.size)
     found["tta.anomaly_map"] = maps

@@ -206,7 +206,7 @@ class AnoVLModel(AnomalyMethodModel):
                 adapter = TokenAdapter(len(tokens), bank, self.config.adaptation_learning_rate)
                 numbers = numbers or self._draw(bank, tokens, self._new_generator())
                 return adapt_tokens(tokens, embeds, adapter, numbers)
-            adapter = self.kept_adapter(product, bank)
+            adapter = self._kept_adapter(product, bank)
             results = [
                 adapt_tokens(
                     tokens[[index]],
@@ -225,14 +225,8 @@ class AnoVLModel(AnomalyMethodModel):
         grid = tuple(tokens.shape[1:3])
         return draw_numbers(*bank.shape, grid, self.config.adaptation_steps, generator).to(tokens.device)
 
-    def kept_adapter(self, product: str, bank: torch.Tensor) -> TokenAdapter:
-        """
-        Return the adapter of a product, with the optimizer that earlier images have used.
-
-        Args:
-            product (`str`): name of the product.
-            bank (`torch.Tensor` of shape `(prompts, E)`): its L2-normalized prompt embeddings.
-        """
+    def _kept_adapter(self, product: str, bank: torch.Tensor) -> TokenAdapter:
+        """Return the adapter of a product, with the optimizer that earlier images have used."""
         kept = self._adapters.get(product)
         if kept is None or kept.bank.device != bank.device or not kept.bank.equal(bank):
             kept = self._adapters[product] = TokenAdapter(1, bank, self.config.adaptation_learning_rate)

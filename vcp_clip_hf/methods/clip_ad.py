@@ -202,8 +202,8 @@ class ClipADModel(PromptEnsembleModel):
 
     def scores_of_product(self, text_scores: torch.Tensor, map_maxima: torch.Tensor) -> torch.Tensor:
         """
-        Return the published image scores, for all images of a product together: text score and maximum of the map, both
-        scaled to [0, 1] over the product, added.
+        Return the published image scores, for all images of a product together: text score and maximum of the map,
+        both scaled to [0, 1] over the product, added.
 
         Args:
             text_scores, map_maxima (`torch.FloatTensor` of shape `(num_images,)`): `text_scores` of the output, and

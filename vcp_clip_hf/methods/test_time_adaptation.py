@@ -53,15 +53,19 @@ class AdaptationResult:
     Args:
         tokens (`torch.FloatTensor` of shape `(B, g_h, g_w, E)`): adapted tokens, not normalized.
         losses (`torch.FloatTensor` of shape `(B, K)`): loss of each image before each step.
+        weight (`torch.FloatTensor` of shape `(B, R, E)`): weights after the last step.
+        bias (`torch.FloatTensor` of shape `(B, R)`): biases after the last step.
     """
 
     tokens: torch.Tensor
     losses: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
 
     @classmethod
     def joined(cls, results: Sequence["AdaptationResult"]) -> "AdaptationResult":
         """Return the results of several batches as one."""
-        return cls(torch.cat([each.tokens for each in results]), torch.cat([each.losses for each in results]))
+        return cls(*(torch.cat(parts) for parts in zip(*(vars(each).values() for each in results), strict=True)))
 
 
 def draw_numbers(
@@ -150,4 +154,5 @@ def adapt_tokens(
         losses.append(loss.detach())
     with torch.no_grad():
         adapted = adapter(flat).view_as(tokens)
-    return AdaptationResult(adapted, torch.stack(losses, dim=1) if losses else flat.new_empty(len(flat), 0))
+    all_losses = torch.stack(losses, dim=1) if losses else flat.new_empty(len(flat), 0)
+    return AdaptationResult(adapted, all_losses, adapter.weight.detach().clone(), adapter.bias.detach().clone())
