@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel
 
 from tests.common import tiny_tokenizer
-from vcp_clip_hf.methods.convert_open_clip import convert_open_clip, main
+from vcp_clip_hf.convert_open_clip import convert_open_clip, main
 
 
 WIDTH, TEXT_WIDTH, JOINT, PATCH, SIDE, VOCABULARY = 128, 64, 24, 4, 3, 514
@@ -260,7 +260,7 @@ def test_unreadable_files(tmp_path):
 def test_the_command_writes_a_clip_that_transformers_loads(tensors, tmp_path):
     save_file(tensors, tmp_path / "weights.safetensors")
     tiny_tokenizer().save_pretrained(tmp_path / "words")
-    command = [sys.executable, "-m", "vcp_clip_hf.methods.convert_open_clip", "--checkpoint"]
+    command = [sys.executable, "-m", "vcp_clip_hf.convert_open_clip", "--checkpoint"]
     arguments = [tmp_path / "weights.safetensors", "--output", tmp_path / "clip", "--tokenizer", tmp_path / "words"]
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

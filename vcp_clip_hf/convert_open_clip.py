@@ -1,6 +1,6 @@
 """Convert an open_clip checkpoint to transformers' `CLIPModel`, for example the ViT-B-16-plus-240 of WinCLIP.
 
-    python -m vcp_clip_hf.methods.convert_open_clip \
+    python -m vcp_clip_hf.convert_open_clip \
         --checkpoint timm/vit_base_patch16_plus_clip_240.laion400m_e31 --output vit-b-16-plus-240
 
 Read are safetensors files and pickles (with `weights_only=True`) in open_clip's own names (`visual.conv1`,
@@ -24,13 +24,13 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 from transformers.utils import cached_file
 
-from ..atomic_write import atomic_folder
-from ..checkpoint_folder import load_tokenizer
+from .atomic_write import atomic_folder
+from .checkpoint_folder import load_tokenizer
 
 
 __all__ = ["convert_open_clip"]
 
-_PROGRAM = "python -m vcp_clip_hf.methods.convert_open_clip"
+_PROGRAM = "python -m vcp_clip_hf.convert_open_clip"
 
 # Files of a folder or Hub repository, in the order of preference
 _WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -367,9 +367,7 @@ def _filled_model(config: CLIPConfig, tensors: dict[str, torch.Tensor], source: 
     return model
 
 
-def main(
-    arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip_hf.methods.convert_open_clip"
-) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip_hf.convert_open_clip") -> None:
     """
     Run the command line.
 
