@@ -463,8 +463,7 @@ class _Snapshot:
         # Settings of layers, such as the epsilon of a LayerNorm
         self._settings = [(type(each), each.extra_repr()) for each in self._modules]
         config = model.config
-        fields = [name for name in VCPCLIPConfig.__annotations__ if not name.endswith("_config")]
-        fields += ["output_hidden_states", "output_attentions"]
+        fields = [*config.own_fields(), "output_hidden_states", "output_attentions"]
         self._fields = repr([getattr(config, name) for name in fields])
         towers = (model.clip.text_model, model.clip.vision_model)
         self._attention = [tower.config._attn_implementation for tower in towers]
