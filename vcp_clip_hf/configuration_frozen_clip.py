@@ -90,7 +90,11 @@ class FrozenCLIPConfig(PreTrainedConfig):
             raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {field!r}?")
         self._fill_defaults()
         super().__post_init__(**kwargs)
+        self._complete()
+        self.check_consistency()
 
+    def _complete(self) -> None:
+        """Set the fields whose `None` stands for a value that depends on the towers."""
         if self.feature_layers is None:
             depth = self.vision_config.num_hidden_layers
             self.feature_layers = sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)})
@@ -100,7 +104,7 @@ class FrozenCLIPConfig(PreTrainedConfig):
             self.image_size = list(self.image_size)
 
     def _fill_defaults(self) -> None:
-        """Set the fields whose `None` stands for a value; the towers are dictionaries or `None` at this point."""
+        """Set the fields whose `None` stands for a value; the towers are not configurations yet."""
         if self.text_config is None:
             self.text_config = dict(self.default_text_config)
         if self.vision_config is None:

@@ -103,14 +103,13 @@ class VCPCLIPConfig(FrozenCLIPConfig):
     abnormal_prompt_input_ids: list[list[int]] | None = None
     category_token_id: int | None = None
 
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
+    def _complete(self) -> None:
+        super()._complete()
         if self.category_token_id is None:
             self.category_token_id = self.text_config.vocab_size
         # JSON knows no tuples: keep what a reload gives
         self.normal_prompts = list(self.normal_prompts)
         self.abnormal_prompts = list(self.abnormal_prompts)
-        self.check_consistency()
 
     def _fill_defaults(self) -> None:
         """Also set the default prompts where neither strings nor ids are given; refuse strings without their ids."""

@@ -1,6 +1,7 @@
 """What every model on a frozen CLIP does: load, save, encode images, and check its inputs."""
 
 import copy
+import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import initialization as init
 from transformers.modeling_utils import unwrap_model
 from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.utils import logging
@@ -56,6 +58,17 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["VCPCLIPVisionEmbeddings"]
     # The loss is a mean over the batch, whatever the keyword arguments of `forward`: Trainer must divide it itself
     accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Keep PyTorch's default initialization of linear and convolution layers."""
+        if isinstance(module, (nn.Linear, nn.Conv1d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
 
     def _make_clip(self) -> CLIPModel:
         """Make the frozen CLIP, whose image tower resizes its position table and returns chosen layers."""

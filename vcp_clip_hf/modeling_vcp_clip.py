@@ -82,17 +82,12 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialize as the authors do; linear and convolution layers keep PyTorch's default."""
+        """Initialize as the authors do."""
         if isinstance(module, VCPCLIPPreVCP):
             init.trunc_normal_(module.category_embeddings, std=1.0)
         elif isinstance(module, VCPCLIPDeepPrompts):
             init.uniform_(module.embeddings, -1.0, 1.0)
             init.kaiming_normal_(module.projection.weight, mode="fan_out", a=0, nonlinearity="leaky_relu")
-        elif isinstance(module, (nn.Linear, nn.Conv1d)):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, VCPCLIPModel):
             init.constant_(module.base_logit_scale, math.log(1 / 0.07))
             if module.vcp_logit_scale is not None:
