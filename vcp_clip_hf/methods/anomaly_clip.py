@@ -6,7 +6,7 @@ width. The two states are always ordered normal, abnormal.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -85,7 +85,7 @@ class AnomalyCLIPConfig(AnomalyMethodConfig):
     """
 
     model_type = "anomaly_clip"
-    image_processing: dict[str, Any] = {"smoothing_sigma": 4.0, "score_mode": "image_head"}
+    image_processing = {"smoothing_sigma": 4.0, "score_mode": "image_head"}
     default_text_config = {**FrozenCLIPConfig.default_text_config, "hidden_act": "quick_gelu"}
     default_vision_config = {**FrozenCLIPConfig.default_vision_config, "hidden_act": "quick_gelu"}
 
@@ -163,8 +163,8 @@ class AnomalyCLIPConfig(AnomalyMethodConfig):
                 )
             if self.num_deep_prompt_tokens > self.num_context_tokens + len(ids) - 2:
                 raise ValueError(
-                    f"num_deep_prompt_tokens={self.num_deep_prompt_tokens} would overwrite the end token of {name}, which"
-                    f" has {len(ids) - 2} words after num_context_tokens={self.num_context_tokens}."
+                    f"num_deep_prompt_tokens={self.num_deep_prompt_tokens} would overwrite the end token of {name},"
+                    f" which has {len(ids) - 2} words after num_context_tokens={self.num_context_tokens}."
                 )
 
     @property
@@ -252,7 +252,7 @@ class AnomalyCLIPModel(AnomalyMethodModel):
         else:
             super()._init_weights(module)
 
-    # --- text ---------------------------------------------------------------------------------------------------------
+    # --- text -------------------------------------------------------------------------------------------------------
 
     def text_modules(self) -> list[nn.Module]:
         """Return the modules that text embeddings are computed from."""
@@ -272,7 +272,7 @@ class AnomalyCLIPModel(AnomalyMethodModel):
         """Embed both prompts, which contain no product name."""
         return ProductText(encode_with_context(self.clip, [self.prompt_ids()], *self.prompts())[0])
 
-    # --- images -------------------------------------------------------------------------------------------------------
+    # --- images -----------------------------------------------------------------------------------------------------
 
     def required_layers(self) -> Iterable[int]:
         """Return no layers: `segment` reads the value-value stream instead of the residual stream."""

@@ -1,4 +1,4 @@
-"""CoCoOp (Zhou et al., CVPR 2022, arXiv 2203.05557; github.com/KaiyangZhou/CoOp, commit ff61507, MIT), for segmentation.
+"""CoCoOp for segmentation (Zhou et al., CVPR 2022, arXiv 2203.05557; github.com/KaiyangZhou/CoOp, ff61507, MIT).
 
 VCP-CLIP's paper compares itself with CoCoOp, changed to segment anomalies; no code of this variant is public. Its
 paper says: templates of a normal and of an abnormal state replace CoCoOp's, maps come about as in VCP-CLIP's baseline,
@@ -16,11 +16,12 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 
 from ..losses import segmentation_loss
 from ..modeling_frozen_clip import with_blocks_of
+from ..prompts import check_tokenizer
 from .base import AnomalyMethodModel, AnomalyMethodOutput, ImageFeatures, ProductText
 from .configuration import AnomalyMethodConfig
 from .learned_context import ContextTextEncoder, encode_with_context
@@ -55,15 +56,16 @@ class CoCoOpConfig(AnomalyMethodConfig):
             Words whose embeddings are the initial context vectors (setting `ctxv1` of CoCoOp's configurations, the one
             of its paper); their number of tokens must be m. `None`: normal distribution with standard deviation 0.02.
         context_init_ids (`list[int]`, *optional*):
-            Token ids of `context_init`. [`CoCoOpModel.from_clip`] makes them, unless words and vocabulary are CoCoOp's.
+            Token ids of `context_init`. [`CoCoOpModel.from_clip`] makes them where words or vocabulary are not
+            CoCoOp's.
         meta_net_reduction (`int`, *optional*, defaults to 16):
             Ratio of the joint width to the width of the meta-net's hidden layer.
         normal_state, abnormal_state (`str`, *optional*, default to `"good"` and `"damaged"`):
             Words of the states. Our choice, as the templates of VCP-CLIP's paper are not known for CoCoOp: they stand
             between the context and the product's name.
         image_score (`"max"` or `"top_pixels"`, *optional*, defaults to `"max"`):
-            Image score: maximum of the map (VCP-CLIP's paper, table 10), or mean of its largest pixels (VCP-CLIP's test
-            code).
+            Image score: maximum of the map (VCP-CLIP's paper, table 10), or mean of its largest pixels (VCP-CLIP's
+            test code).
         num_top_pixels (`int`, *optional*, defaults to 2000):
             Number of these pixels.
         kwargs: fields of [`AnomalyMethodConfig`]. Smoothing with sigma 8 in the image processor is our choice, from
@@ -74,7 +76,7 @@ class CoCoOpConfig(AnomalyMethodConfig):
     """
 
     model_type = "cocoop"
-    image_processing: dict[str, Any] = {"smoothing_sigma": 8.0, "score_mode": "image_head"}
+    image_processing = {"smoothing_sigma": 8.0, "score_mode": "image_head"}
 
     num_context_tokens: int = 4
     context_init: str | None = _CONTEXT_INIT
@@ -85,14 +87,14 @@ class CoCoOpConfig(AnomalyMethodConfig):
     image_score: Literal["max", "top_pixels"] = "max"
     num_top_pixels: int = 2000
 
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
+    def _fill_defaults(self) -> None:
+        super()._fill_defaults()
+        text = self.text_config
+        vocab_size = text.get("vocab_size", _VOCAB_SIZE) if isinstance(text, dict) else text.vocab_size
         if self.context_init is None:
             self.context_init_ids = None
-        elif self.context_init_ids is None and self.text_config.vocab_size == _VOCAB_SIZE:
-            if self.context_init == _CONTEXT_INIT:
-                self.context_init_ids = list(_CONTEXT_INIT_IDS)
-        self.check_consistency()
+        elif self.context_init_ids is None and (self.context_init, vocab_size) == (_CONTEXT_INIT, _VOCAB_SIZE):
+            self.context_init_ids = list(_CONTEXT_INIT_IDS)
 
     def check_consistency(self) -> None:
         """
@@ -103,6 +105,11 @@ class CoCoOpConfig(AnomalyMethodConfig):
         """
         super().check_consistency()
         ids, vocab_size = self.context_init_ids, self.text_config.vocab_size
+        if self.context_init is not None and ids is None:
+            raise ValueError(
+                f"context_init={self.context_init!r} came without context_init_ids: a configuration has no tokenizer."
+                " Give both, set context_init=None, or use CoCoOpModel.from_clip."
+            )
         if self.num_context_tokens < 1:
             raise ValueError(f"num_context_tokens={self.num_context_tokens} must be at least 1.")
         if ids is not None and len(ids) != self.num_context_tokens:
@@ -127,9 +134,7 @@ class CoCoOpPrompts(nn.Module):
         super().__init__()
         hidden, width = config.projection_dim // config.meta_net_reduction, config.text_config.hidden_size
         self.context = nn.Parameter(torch.empty(config.num_context_tokens, width))
-        self.meta_net = nn.Sequential(
-            nn.Linear(config.projection_dim, hidden), nn.ReLU(), nn.Linear(hidden, width)
-        )
+        self.meta_net = nn.Sequential(nn.Linear(config.projection_dim, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """
@@ -150,7 +155,7 @@ class CoCoOpModel(AnomalyMethodModel):
     CoCoOp for segmentation: prompts of both states whose learned context moves with the image.
 
     The map is the mean over `feature_layers` of the abnormal probability. Trained are the context vectors and the
-    meta-net (`prompts`), one linear map for each feature layer (`adapters`) and the temperature (`logit_scale`).
+    meta-net (`prompts`), one linear map for each feature layer (`adapters`) and the temperature (`map_logit_scale`).
     `image_logits` are CoCoOp's own class logits, which VCP-CLIP's paper does not use.
 
     Args:
@@ -165,7 +170,7 @@ class CoCoOpModel(AnomalyMethodModel):
         self.adapters = PatchAdapters(
             len(config.feature_layers), config.vision_config.hidden_size, config.projection_dim
         )
-        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.map_logit_scale = nn.Parameter(torch.empty(()))
         self.post_init()
 
     def _make_clip(self) -> CLIPModel:
@@ -176,15 +181,15 @@ class CoCoOpModel(AnomalyMethodModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Initialize the prompts as CoCoOp does and the temperature as VCP-CLIP does."""
-        if isinstance(module, CoCoOpModel):
-            # After all parts of the model, so that the word embeddings have their values
-            init.constant_(module.logit_scale, math.log(1 / _INITIAL_TEMPERATURE))
-            ids = module.config.context_init_ids
+        if isinstance(module, CoCoOpPrompts):
+            ids = self.config.context_init_ids
             if ids is None:
-                init.normal_(module.prompts.context, std=_INITIAL_STD)
+                init.normal_(module.context, std=_INITIAL_STD)
             else:
-                words = module.get_input_embeddings().weight
-                init.copy_(module.prompts.context, words[ids].to(module.prompts.context))
+                # CLIP is the model's first part, so that the word embeddings have their values by now
+                init.copy_(module.context, self.get_input_embeddings().weight[ids].to(module.context))
+        elif isinstance(module, CoCoOpModel):
+            init.constant_(module.map_logit_scale, math.log(1 / _INITIAL_TEMPERATURE))
         else:
             super()._init_weights(module)
 
@@ -197,18 +202,27 @@ class CoCoOpModel(AnomalyMethodModel):
         hub_arguments: dict[str, Any],
         **fields,
     ) -> CoCoOpConfig:
-        config = super()._config_on_backbone(clip_config, name, tokenizer, hub_arguments, **fields)
-        return config
+        words = fields.get("context_init", _CONTEXT_INIT)
+        vocab_size = clip_config.text_config.vocab_size
+        known = words is None or (words == _CONTEXT_INIT and vocab_size == _VOCAB_SIZE)
+        if not known and fields.get("context_init_ids") is None:
+            if tokenizer is None and name is None:
+                raise ValueError(
+                    f"context_init={words!r} must be tokenized for a vocabulary of {vocab_size} entries: pass the"
+                    " backbone's tokenizer as `tokenizer`, or context_init=None."
+                )
+            tokenizer = AutoTokenizer.from_pretrained(name, **hub_arguments) if tokenizer is None else tokenizer
+            check_tokenizer(tokenizer, vocab_size)
+            fields["context_init_ids"] = tokenizer(words, add_special_tokens=False).input_ids
+        if fields.get("context_init_ids"):
+            fields.setdefault("num_context_tokens", len(fields["context_init_ids"]))
+        return super()._config_on_backbone(clip_config, name, tokenizer, hub_arguments, **fields)
 
-    # --- text ---------------------------------------------------------------------------------------------------------
+    # --- text -------------------------------------------------------------------------------------------------------
 
     def prompt_name(self, product: str) -> str:
         """Return a product's name as the prompts contain it: CoOp's code replaces underscores by spaces."""
         return product.replace("_", " ")
-
-    def text_modules(self) -> list[nn.Module]:
-        """Return the modules that text embeddings are computed from."""
-        return [*super().text_modules(), self.prompts]
 
     def encode_product(self, product: str) -> ProductText:
         """Refuse: the text embeddings depend on the image too."""
@@ -239,7 +253,7 @@ class CoCoOpModel(AnomalyMethodModel):
         context = self.prompts(image_embeds).unsqueeze(1)
         return encode_with_context(self.clip, [ids[name] for name in product_names], context)
 
-    # --- images -------------------------------------------------------------------------------------------------------
+    # --- images -----------------------------------------------------------------------------------------------------
 
     def segment(
         self, features: ImageFeatures, product_names: list[str], references: Mapping[str, torch.Tensor] | None = None
@@ -248,7 +262,7 @@ class CoCoOpModel(AnomalyMethodModel):
         image_embeds = self.clip.visual_projection(features.pooled)
         text_embeds = self.encode_text(image_embeds, product_names)
         tokens = [features.states[layer][:, 1:] for layer in self.config.feature_layers]
-        logits = patch_logits(self.adapters(tokens), text_embeds, self.logit_scale.float().exp())
+        logits = patch_logits(self.adapters(tokens), text_embeds, self.map_logit_scale.float().exp())
         layer_maps = upsample(logits, features.grid, features.size, align_corners=True).sigmoid()
         anomaly_map = layer_maps.mean(dim=1)
         return AnomalyMethodOutput(

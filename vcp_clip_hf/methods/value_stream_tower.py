@@ -27,7 +27,8 @@ class ValueStream:
         layers (`Iterable[int]`): blocks after which the stream is requested, counted from 1. Before `first_block` the
             stream is the ordinary one.
         first_block (`int`): first block with value-value attention, counted from 1.
-        ordinary_layers (`Iterable[int]`, *optional*): blocks after which the ordinary stream is requested.
+        ordinary_layers (`Iterable[int]`, *optional*): blocks after which the ordinary stream is requested; 0 is the
+            input of the first block.
 
     Attributes:
         states (`dict[int, torch.Tensor]`): `(B, 1 + N, D)` of each requested layer, once the encoder has run.
@@ -87,6 +88,7 @@ class ValueStreamEncoder(CLIPEncoder):
         if value_stream is None:
             return super().forward(inputs_embeds, attention_mask, **kwargs)
         hidden_states = inputs_embeds
+        value_stream.record(0, hidden_states)
         for number, layer in enumerate(self.layers, start=1):
             if number == value_stream.first_block:
                 value_stream.start(hidden_states)
