@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from huggingface_hub.dataclasses import strict
+from torch import nn
 
 from ..losses import segmentation_loss
-from .base import AnomalyMethodOutput, ImageFeatures, PromptEnsembleModel
+from ..references import nearest_distance
+from .base import AnomalyMethodOutput, ImageFeatures, PromptEnsembleModel, scaled_over_product
 from .configuration import PromptEnsembleConfig
-from .patch_adapters import PatchAdapters, image_logits, patch_logits, upsample
+from .patch_adapters import PatchAdapters, patch_logits, upsample
 
 
 __all__ = ["AprilGANConfig", "AprilGANModel"]
@@ -68,6 +70,10 @@ class AprilGANModel(PromptEnsembleModel):
         )
         self.post_init()
 
+    def required_layers(self) -> list[int]:
+        """Return the blocks that maps and reference memory read."""
+        return sorted({*self.config.feature_layers, *self.config.few_shot_layers})
+
     def segment(
         self, features: ImageFeatures, product_names: list[str], references: Mapping[str, torch.Tensor] | None = None
     ) -> AnomalyMethodOutput:
@@ -77,17 +83,64 @@ class AprilGANModel(PromptEnsembleModel):
         logits = patch_logits(self.adapters(tokens), text_embeds, scale)
         layer_maps = upsample(logits, features.grid, features.size, align_corners=True).sigmoid()
         image_embeds = self.clip.visual_projection(features.pooled)
-        class_logits = image_logits(image_embeds, text_embeds, scale)
-        scores = class_logits.softmax(dim=-1)[:, 1]
-        return AnomalyMethodOutput(
+        cosines = nn.functional.normalize(image_embeds, dim=-1).unsqueeze(1) @ text_embeds.to(image_embeds).mT
+        image_logits = scale * cosines.squeeze(1).float()
+        outputs = AnomalyMethodOutput(
             anomaly_map=layer_maps.mean(dim=1),
-            image_scores=scores,
-            text_scores=scores,
-            image_logits=class_logits,
+            text_scores=image_logits.softmax(dim=-1)[:, 1],
+            image_logits=image_logits,
             layer_maps=layer_maps,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
         )
+        outputs.image_scores = outputs.text_scores
+        return outputs if references is None else self._with_references(outputs, features, references)
+
+    def _with_references(
+        self, outputs: AnomalyMethodOutput, features: ImageFeatures, references: Mapping[str, torch.Tensor]
+    ) -> AnomalyMethodOutput:
+        """Add the distances to the nearest patches of normal images to the maps and to the scores."""
+        distances = self.reference_distances(features, references)
+        # The sum of upsampled maps is the upsampled sum
+        summed = distances.sum(dim=1, keepdim=True)
+        reference_sum = upsample(summed, features.grid, features.size, align_corners=True).squeeze(1)
+        num_layers, highest = outputs.layer_maps.shape[1], 2 * distances.shape[1]
+        fused = (num_layers * outputs.anomaly_map + reference_sum) / (num_layers + highest)
+        outputs.anomaly_map, outputs.reference_map = fused, reference_sum / highest
+        outputs.image_scores = (outputs.text_scores + fused.flatten(1).amax(dim=1)) / 2
+        return outputs
+
+    def reference_distances(self, features: ImageFeatures, references: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """
+        Compare patches with those of normal images.
+
+        Args:
+            features ([`ImageFeatures`]): result of the image tower.
+            references (`Mapping[str, torch.Tensor]`): banks as in `reference_tokens`, L2-normalized rows.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_few_shot_layers, num_patches)`: 1 - largest cosine, in
+            [0, 2].
+        """
+        layers = self.config.few_shot_layers
+        return torch.stack(
+            [nearest_distance(features.states[layer][:, 1:], references[f"layer_{layer}"]) for layer in layers], dim=1
+        )
+
+    def scores_of_product(self, text_scores: torch.Tensor, map_maxima: torch.Tensor) -> torch.Tensor:
+        """
+        Return the published image scores of the few-shot mode, for all images of a product together: the mean of the
+        zero-shot score and of the maximum of the map, scaled to [0, 1] over the product.
+
+        Args:
+            text_scores, map_maxima (`torch.FloatTensor` of shape `(num_images,)`): `text_scores` of the output, and
+                the maximum of each `anomaly_map`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_images,)`: not a number where all maxima are equal, as in the
+            authors' code.
+        """
+        return (text_scores + scaled_over_product(map_maxima)) / 2
 
     def compute_loss(
         self, outputs: AnomalyMethodOutput, labels: torch.Tensor, image_labels: torch.Tensor

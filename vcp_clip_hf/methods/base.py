@@ -31,6 +31,7 @@ __all__ = [
     "ImageFeatures",
     "ProductText",
     "PromptEnsembleModel",
+    "scaled_over_product",
 ]
 
 # The product's name where none is given
@@ -55,6 +56,8 @@ class AnomalyMethodOutput(ModelOutput):
         text_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
             The part of the image score that comes from the text, where other parts are added to it.
         image_logits (`torch.FloatTensor` of shape `(batch_size, 2)`, *optional*): logits of both states.
+        reference_map (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*, returned with
+            `references`): the part of `anomaly_map` that comes from normal images, in [0, 1].
         layer_maps (`torch.FloatTensor` of shape `(batch_size, K, height, width)`, *optional*, returned with
             `output_layer_maps=True`): probability of the abnormal state, layer by layer.
         text_embeds (`torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`): L2-normalized, normal first.
@@ -69,6 +72,7 @@ class AnomalyMethodOutput(ModelOutput):
     image_scores: torch.FloatTensor | None = None
     text_scores: torch.FloatTensor | None = None
     image_logits: torch.FloatTensor | None = None
+    reference_map: torch.FloatTensor | None = None
     layer_maps: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
@@ -418,6 +422,19 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
         """
         raise ValueError(f"{type(self).__name__} has no learned part, so labels give no loss. Leave them out.")
 
+    def scores_of_product(self, text_scores: torch.Tensor, map_maxima: torch.Tensor) -> torch.Tensor | None:
+        """
+        Return the published image scores where they depend on all images of a product, for evaluations.
+
+        Args:
+            text_scores, map_maxima (`torch.FloatTensor` of shape `(num_images,)`): `text_scores` of the output, and
+                the maximum of each smoothed map at the model's size.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_images,)`, or `None`: `image_scores` are the published ones.
+        """
+        return None
+
     @can_return_tuple
     def forward(
         self,
@@ -510,6 +527,19 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise TypeError(f"{type(self).__name__}.forward() has no argument {name!r}{hint}")
+
+
+def scaled_over_product(values: torch.Tensor) -> torch.Tensor:
+    """
+    Scale values to [0, 1] from their minimum to their maximum, as evaluations over a whole product do.
+
+    Args:
+        values (`torch.FloatTensor` of shape `(num_images,)`): one value for each image.
+
+    Returns:
+        `torch.FloatTensor` of that shape: not a number if all values are equal.
+    """
+    return (values - values.min()) / (values.max() - values.min())
 
 
 class PromptEnsembleModel(AnomalyMethodModel):
