@@ -6,60 +6,15 @@ an output projection to a block, and the ordinary stream of the last block is co
 Shapes: B images, N patches, D the image width.
 """
 
-from collections.abc import Iterable
-
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, eager_attention_forward
 
-from .vv_attention import attend_to_values
+from .vv_attention import ValueStream, attend_to_values
 
 
-__all__ = ["SharedValueAttention", "ValueStream", "ValueStreamEncoder"]
-
-
-class ValueStream:
-    """
-    The value-value stream of one pass: s = x before the first block, then s + VV(LN1(x)) in every block.
-
-    Args:
-        layers (`Iterable[int]`): blocks after which the stream is requested, counted from 1. Before `first_block` the
-            stream is the ordinary one.
-        first_block (`int`): first block with value-value attention, counted from 1.
-        ordinary_layers (`Iterable[int]`, *optional*): blocks after which the ordinary stream is requested; 0 is the
-            input of the first block.
-
-    Attributes:
-        states (`dict[int, torch.Tensor]`): `(B, 1 + N, D)` of each requested layer, once the encoder has run.
-        ordinary_states (`dict[int, torch.Tensor]`): the same of the ordinary stream.
-    """
-
-    def __init__(self, layers: Iterable[int], first_block: int, ordinary_layers: Iterable[int] = ()):
-        self.layers, self.ordinary_layers = frozenset(layers), frozenset(ordinary_layers)
-        self.first_block = first_block
-        self.states: dict[int, torch.Tensor] = {}
-        self.ordinary_states: dict[int, torch.Tensor] = {}
-        self._stream: torch.Tensor | None = None
-
-    def runs_in(self, number: int) -> bool:
-        """Return whether a block has value-value attention that a requested layer depends on."""
-        return self.first_block <= number <= max(self.layers)
-
-    def start(self, hidden_states: torch.Tensor) -> None:
-        """Begin with the ordinary stream before the first block."""
-        self._stream = hidden_states
-
-    def add(self, update: torch.Tensor) -> None:
-        """Add the value-value attention of a block."""
-        self._stream = self._stream + update
-
-    def record(self, number: int, hidden_states: torch.Tensor) -> None:
-        """Keep the streams after a block if they were requested."""
-        if number in self.layers:
-            self.states[number] = self._stream if number >= self.first_block else hidden_states
-        if number in self.ordinary_layers:
-            self.ordinary_states[number] = hidden_states
+__all__ = ["SharedValueAttention", "ValueStreamEncoder"]
 
 
 class ValueStreamEncoder(CLIPEncoder):
