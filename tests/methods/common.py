@@ -13,6 +13,11 @@ FEW_PROMPTS = {
     "templates": ["a {}.", "the {}."],
 }
 
+# Fields that do not fit the tiny towers otherwise
+FIELDS = {
+    "anomaly_clip": {"deep_prompt_depth": 2, "num_context_tokens": 4, "num_deep_prompt_tokens": 2},
+}
+
 
 def tiny_method(model_type: str = "april_gan", **fields) -> AnomalyMethodModel:
     """Make a method on a CLIP of a few thousand parameters, with lively maps, in evaluation mode."""
@@ -24,4 +29,6 @@ def tiny_method(model_type: str = "april_gan", **fields) -> AnomalyMethodModel:
                 parameter.mul_(4)
     model_class = METHODS[model_type]
     few = {name: value for name, value in FEW_PROMPTS.items() if name in model_class.config_class.own_fields()}
-    return model_class.from_clip(clip, tokenizer=tiny_tokenizer(), **{"image_size": 48, **few, **fields})
+    return model_class.from_clip(
+        clip, tokenizer=tiny_tokenizer(), **{"image_size": 48, **few, **FIELDS.get(model_type, {}), **fields}
+    )

@@ -59,7 +59,7 @@ def _embeddings(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity
     for scale, each in embeddings.windows.items():
         found[f"window_embeds_{scale}"] = each
         found[f"window_index_{scale}"] = window_index(features.grid, scale)
-    return {name: Quantity(folder.expected[name], each) for name, each in found.items()}
+    return folder.quantities(found)
 
 
 def _zero_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
