@@ -70,14 +70,14 @@ def _zero_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]
     found = {"grid_map": scores.grid_map, "anomaly_map": outputs.anomaly_map, "image_score": outputs.image_scores}
     for scale in model.config.scales:
         found[f"window_scores_{scale}"], found[f"harmonic_{scale}"] = scores.windows[scale], scores.scales[scale]
-    return {f"zero_shot.{name}": Quantity(folder.expected[f"zero_shot.{name}"], each) for name, each in found.items()}
+    return folder.quantities({f"zero_shot.{name}": each for name, each in found.items()})
 
 
 def _few_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
     tokens = model.reference_tokens(folder.input("reference_pixel_values"))
     names = {"patch": "reference_patch_embeds"}
     names |= {f"window_{scale}": f"reference_window_embeds_{scale}" for scale in model.config.scales}
-    quantities = {names[bank]: Quantity(folder.expected[names[bank]], each) for bank, each in tokens.items()}
+    quantities = folder.quantities({names[bank]: each for bank, each in tokens.items()})
 
     banks = {bank: nn.functional.normalize(each.flatten(0, 1), dim=-1) for bank, each in tokens.items()}
     pixel_values = folder.input("pixel_values")
@@ -91,7 +91,5 @@ def _few_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
     }
     for scale in model.config.scales:
         found[f"window_scores_{scale}"], found[f"harmonic_{scale}"] = scores.windows[scale], scores.scales[scale]
-    quantities |= {
-        f"few_shot.{name}": Quantity(folder.expected[f"few_shot.{name}"], each) for name, each in found.items()
-    }
+    quantities |= folder.quantities({f"few_shot.{name}": each for name, each in found.items()})
     return quantities
