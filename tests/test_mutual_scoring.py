@@ -77,9 +77,7 @@ def by_definition(features: torch.Tensor, low: float, high: float) -> torch.Tens
     features = features.double()
     count, rows = len(features), []
     for i in range(count):
-        nearest = torch.stack(
-            [torch.cdist(features[i], features[j]).amin(dim=1) for j in range(count) if j != i]
-        )
+        nearest = torch.stack([torch.cdist(features[i], features[j]).amin(dim=1) for j in range(count) if j != i])
         ranks = slice(int(low * (count - 1)), int(high * (count - 1)))
         rows.append(nearest.sort(dim=0).values[ranks].mean(dim=0))
     return torch.stack(rows)
@@ -92,9 +90,7 @@ def test_image_tower_without_antialiasing():
     """MuSc resizes the position table without antialiasing, as transformers does."""
     clip, expected = backbone(), golden()
     with torch.no_grad():
-        outputs = clip.vision_model(
-            expected["pixel_values"], interpolate_pos_encoding=True, output_hidden_states=True
-        )
+        outputs = clip.vision_model(expected["pixel_values"], interpolate_pos_encoding=True, output_hidden_states=True)
         embeds = clip.visual_projection(outputs.pooler_output)
     for layer, tokens in states().items():
         torch.testing.assert_close(outputs.hidden_states[layer], tokens, rtol=0, atol=TOLERANCE)
@@ -186,7 +182,12 @@ def test_grids_need_not_be_square():
 def test_every_pair_is_reported():
     pairs = []
     patch_scores(
-        {1: torch.randn(6, 12, 8), 2: torch.randn(6, 12, 8)}, (3, 4), golden_scoring(layers=[1, 2]), 4000, 10, pairs.append
+        {1: torch.randn(6, 12, 8), 2: torch.randn(6, 12, 8)},
+        (3, 4),
+        golden_scoring(layers=[1, 2]),
+        4000,
+        10,
+        pairs.append,
     )
     assert sum(pairs) == mutual_scoring_cost(6, (3, 4), 8, golden_scoring(layers=[1, 2])).comparisons == 15 * 2 * 3
 

@@ -85,7 +85,9 @@ class MutualScoring:
         _check_counts("layers", self.layers, 0)
         _check_counts("degrees", self.degrees, 1)
         if not all(degree % 2 for degree in self.degrees):
-            raise ValueError(f"degrees={self.degrees} must be odd, so that each neighborhood has a patch in its center.")
+            raise ValueError(
+                f"degrees={self.degrees} must be odd, so that each neighborhood has a patch in its center."
+            )
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise ValueError(f"interval={self.interval} must be (low, high) with 0 <= low < high <= 1.")
         if self.subset_size is not None and self.subset_size < 2 * FEWEST_PICTURES:
@@ -132,7 +134,7 @@ def _check_counts(name: str, values: Sequence[int] | None, lowest: int) -> None:
         raise ValueError(f"{name}={values!r} must be {lowest} or more.")
 
 
-# --- what it costs ----------------------------------------------------------------------------------------------------
+# --- what it costs --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def mutual_scoring_cost(
     )
 
 
-# --- patches against the patches of other pictures ----------------------------------------------------------------------
+# --- patches against the patches of other pictures ------------------------------------------------------------------
 
 
 class Patches(Protocol):
@@ -256,8 +258,9 @@ def mutual_scores(
     The distance of a patch to a picture is the Euclidean distance to the nearest of its patches. The distances to the
     other N - 1 pictures are sorted, and those with ranks from `int(low * (N - 1))` to `int(high * (N - 1))` averaged.
 
-    Time: `N * (N - 1) * P * P * D` floating-point operations. Products are computed in bfloat16 and added in float32
-    on a CUDA device, else all in float32, so that a distance below 1e-3 on a CPU, 2e-2 on a GPU, may be zero.
+    Time: `N * (N - 1) * P * P * D` floating-point operations. On a CUDA device, vectors are rounded to bfloat16 and
+    their products added in float32; elsewhere everything is float32. Near zero, distances have an absolute error of up
+    to 1e-3, on a CUDA device 2e-2.
 
     Memory: `block_bytes` for the comparison of two blocks of pictures, at least what two pictures need, and
     `4 * N * N * P` bytes of distances, in a temporary file above `memory_limit`.
@@ -328,7 +331,12 @@ class _Block:
         pictures = max(1, quarter // (4 * patches * width))
         product = min(quarter, _GPU_PRODUCT if on_gpu else _CPU_PRODUCT)
         in_product = min(pictures, max(1, product // (4 * patches * patches)))
-        return cls(pictures, in_product, torch.bfloat16 if on_gpu else torch.float32)
+        return cls(pictures, in_product, torch.bfloat16 if on_gpu and _adds_in_float32() else torch.float32)
+
+
+def _adds_in_float32() -> bool:
+    """Return whether products of bfloat16 can be float32 here: since PyTorch 2.8, on devices with bfloat16."""
+    return "dtype_out" in torch.ops.aten.mm.overloads() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _compare(
@@ -370,8 +378,9 @@ def _distances(cosines: torch.Tensor) -> torch.Tensor:
 
 def _mean_of_ranks(distances: TensorStore, picture: int, count: int, first: int, last: int) -> torch.Tensor:
     """Return the mean of the chosen ranks among the distances of a picture's patches to the others, (P,) float64."""
-    found = distances.read(picture * count, picture * count + picture), distances.read(
-        picture * count + picture + 1, (picture + 1) * count
+    found = (
+        distances.read(picture * count, picture * count + picture),
+        distances.read(picture * count + picture + 1, (picture + 1) * count),
     )
     by_patch = np.ascontiguousarray(torch.cat(found).numpy().T)
     by_patch.partition(sorted({first, last - 1}), axis=1)
@@ -452,7 +461,7 @@ def raise_to_image(grid_scores: torch.Tensor, size: tuple[int, int]) -> torch.Te
     return nn.functional.interpolate(grid_scores[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
 
 
-# --- scores of images ---------------------------------------------------------------------------------------------------
+# --- scores of images -----------------------------------------------------------------------------------------------
 
 
 def rscin(scores: torch.Tensor, class_tokens: torch.Tensor, neighbors: Sequence[int] = (1, 2, 3)) -> torch.Tensor:
@@ -484,9 +493,7 @@ def rscin(scores: torch.Tensor, class_tokens: torch.Tensor, neighbors: Sequence[
     rescored = []
     for rows in class_tokens.split(1024):  # bounds the memory of large sets
         weights, similar = (rows @ class_tokens.T).topk(max(neighbors), dim=1)
-        means = [
-            (weights[:, :k] * scaled[similar[:, :k]]).sum(dim=1) / weights[:, :k].sum(dim=1) for k in neighbors
-        ]
+        means = [(weights[:, :k] * scaled[similar[:, :k]]).sum(dim=1) / weights[:, :k].sum(dim=1) for k in neighbors]
         rescored.append(torch.stack(means).mean(dim=0))
     return torch.cat(rescored)
 
@@ -536,10 +543,7 @@ def score_together(
     count = len(image_embeds)
     parts = torch.arange(count).tensor_split(scoring.num_subsets(count))
     scores = torch.cat(
-        [
-            patch_scores({layer: states[part] for layer, states in tokens.items()}, grid, scoring)
-            for part in parts
-        ],
+        [patch_scores({layer: states[part] for layer, states in tokens.items()}, grid, scoring) for part in parts],
         dim=2,
     ).unflatten(-1, grid)
     maps = raise_to_image(scores.mean(dim=(0, 1)), size)

@@ -30,7 +30,7 @@ class TensorStore:
         if self.shape[0] * self._row_bytes <= memory_limit:
             self._tensor = torch.empty(self.shape, dtype=dtype)
         else:
-            self._file = tempfile.TemporaryFile(buffering=0)
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed with the store)
 
     def __len__(self) -> int:
         return self.shape[0]
