@@ -48,7 +48,10 @@ _SCORING = [each.name for each in fields(AnomalyScoring)]
 _THRESHOLDS = ("threshold", "image_threshold")
 _FALSE_ALARM_RATE = 0.01
 # Arguments of a call that images which are judged together have no use for
-_NOT_TOGETHER = ("tile_size", "output_branch_maps", "output_layer_maps", "output_uncertainty")
+_NOT_TOGETHER = (
+    *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
+    *("output_branch_maps", "output_layer_maps", "output_uncertainty"),
+)
 
 # One image or many: the inputs of `__call__` and `calibrate`
 Images = ImageLike | Iterable[ImageLike] | torch.utils.data.Dataset
@@ -485,7 +488,7 @@ class AnomalySegmentationPipeline(Pipeline):
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
         preprocess = {**self._preprocess_params, **preprocess}
         forward = {**_without_given_thresholds(self._forward_params), **forward}
-        for name in (*_NOT_TOGETHER, "score_mode", "top_k_fraction"):
+        for name in _NOT_TOGETHER:
             if forward.get(name):
                 raise ValueError(f"{name}={forward[name]!r} is not supported for images that are judged together.")
         config = self.model.config

@@ -224,13 +224,20 @@ class MutualJudge:
         if not self.scoring.rescore_neighbors:
             return None
         positions = list(judged.sizes)
-        raw = torch.stack([self._map(judged, position).amax() for position in positions])
+        raw = torch.stack([self._highest(judged, position) for position in positions])
         class_tokens = torch.stack([judged.class_tokens[position] for position in positions])
         rescored = rscin(raw, class_tokens, self.scoring.rescore_neighbors)
         return dict(zip(positions, rescored.tolist(), strict=True))
 
+    def _highest(self, judged: "_Judged", position: int) -> torch.Tensor:
+        """Return the maximum of an image's map at the model's size, inside the region of interest."""
+        fused, region = self._map(judged, position), judged.regions.get(judged.sizes[position])
+        if region is None:
+            return fused.amax()
+        return fused[torch.from_numpy(region_at_size(region, tuple(fused.shape)))].amax()
+
     def _map(self, judged: "_Judged", position: int) -> torch.Tensor:
-        """Return the fused map of an image at the model's size, without padding, zero outside of the region."""
+        """Return the fused map of an image at the model's size, without padding."""
         size = judged.sizes[position]
 
         def cut(anomaly_map: torch.Tensor) -> torch.Tensor:
@@ -240,8 +247,7 @@ class MutualJudge:
         if judged.zero_shot is not None:
             zero_shot = gaussian_smooth(cut(judged.zero_shot.read(position, position + 1)[0]), self.smoothing_sigma)
             fused = torch.lerp(fused, zero_shot, float(self.scoring.zero_shot_weight))
-        region = judged.regions.get(size)
-        return fused if region is None else fused * torch.from_numpy(region_at_size(region, tuple(fused.shape)))
+        return fused
 
     def _result(
         self,
