@@ -135,13 +135,12 @@ def test_subsets_are_compared_by_themselves(pipe, count, batch_size, sizes):
 
 
 def test_scores_are_compared_over_all_subsets(pipe):
-    images = [picture(seed) for seed in range(20)]
+    images = [picture(seed, pipe.model.config.input_size) for seed in range(20)]
     results = together(pipe, images, subset_size=10, degrees=[1])
     _, outputs = expected_scores(pipe, images)
     raw = torch.tensor([result["anomaly_map"].max() for result in results])
     scores = rscin(raw, normalize(outputs.image_embeds, dim=-1))
-    # raw scores are read at the model's size, these at the images' size
-    torch.testing.assert_close(torch.tensor([result["score"] for result in results]), scores, rtol=0, atol=0.05)
+    torch.testing.assert_close(torch.tensor([result["score"] for result in results]), scores, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("subset_size", [None, 10])
@@ -223,12 +222,12 @@ def test_a_ratio_that_changes_the_grid_is_refused(pictures):
 
 
 @pytest.mark.parametrize("rescore_neighbors", [(), (1, 2, 3)])
-def test_region_of_interest(pipe, pictures, rescore_neighbors):
-    inside = np.zeros((40, 60), np.uint8)
+def test_region_of_interest(pipe, rescore_neighbors):
+    images = [picture(seed, pipe.model.config.input_size) for seed in range(7)]  # the maps are not resized
+    inside = np.zeros((48, 48), np.uint8)
     inside[:, 30:] = 255
-    options = {"rescore_neighbors": rescore_neighbors, "roi_mask": inside}
-    results = together(pipe, pictures, threshold=0.0, **options)
-    whole = together(pipe, pictures)
+    results = together(pipe, images, threshold=0.0, rescore_neighbors=rescore_neighbors, roi_mask=inside)
+    whole = together(pipe, images)
     for result, other in zip(results, whole, strict=True):
         assert not result["anomaly_map"][:, :30].any() and not np.asarray(result["mask"])[:, :30].any()
         np.testing.assert_array_equal(result["anomaly_map"][:, 30:], other["anomaly_map"][:, 30:])
@@ -236,9 +235,9 @@ def test_region_of_interest(pipe, pictures, rescore_neighbors):
     assert results[2]["anomaly_map"].max() < whole[2]["anomaly_map"].max()
     raw = torch.tensor([result["anomaly_map"].max() for result in results])
     if rescore_neighbors:
-        _, outputs = expected_scores(pipe, pictures)
+        _, outputs = expected_scores(pipe, images)
         raw = rscin(raw, normalize(outputs.image_embeds, dim=-1), rescore_neighbors)
-    torch.testing.assert_close(torch.tensor([result["score"] for result in results]), raw, rtol=0, atol=0.02)
+    torch.testing.assert_close(torch.tensor([result["score"] for result in results]), raw, rtol=0, atol=1e-5)
 
 
 # Thresholds
