@@ -119,7 +119,7 @@ def test_files_and_workers_change_nothing(pipe, pictures):
 # Sets and subsets
 
 
-@pytest.mark.parametrize(("count", "batch_size", "sizes"), [(20, 4, [10] * 20), (23, 7, [8] * 16 + [7] * 7)])
+@pytest.mark.parametrize(("count", "batch_size", "sizes"), [(20, 4, [10] * 20), (22, 7, [8] * 8 + [7] * 14)])
 def test_subsets_are_compared_by_themselves(pipe, count, batch_size, sizes):
     images = [picture(seed) for seed in range(count)]
     results = together(pipe, images, subset_size=10, batch_size=batch_size, rescore_neighbors=(), degrees=[1, 3])

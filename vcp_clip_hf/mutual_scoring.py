@@ -120,9 +120,10 @@ class MutualScoring:
         """Return the settings as plain values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def num_subsets(self, num_pictures: int) -> int:
-        """Return the number of subsets that pictures are divided into."""
-        return 1 if self.subset_size is None else max(1, math.ceil(num_pictures / self.subset_size))
+    def subset_sizes(self, num_pictures: int) -> list[int]:
+        """Return the sizes of the subsets that pictures are divided into, in order; they differ by 1 at most."""
+        parts = 1 if self.subset_size is None else max(1, math.ceil(num_pictures / self.subset_size))
+        return [num_pictures // parts + (part < num_pictures % parts) for part in range(parts)]
 
 
 def _check_counts(name: str, values: Sequence[int] | None, lowest: int) -> None:
@@ -187,8 +188,7 @@ def mutual_scoring_cost(
         token_bytes (`int`, *optional*, defaults to 4): bytes of a number of the tokens that are kept.
     """
     patches = grid[0] * grid[1]
-    parts = min(scoring.num_subsets(num_pictures), max(num_pictures, 1))
-    sizes = [num_pictures // parts + (part < num_pictures % parts) for part in range(parts)]
+    sizes = scoring.subset_sizes(num_pictures)
     layers, largest = len(scoring.layers), max(sizes)
     comparisons = sum(size * (size - 1) // 2 for size in sizes) * layers * len(scoring.degrees)
     return MutualCost(
@@ -540,12 +540,10 @@ def score_together(
     """
     scoring = (scoring or MutualScoring()).on(list(hidden_states), max(hidden_states))
     tokens = {layer: hidden_states[layer][:, 1:] for layer in scoring.layers}
-    count = len(image_embeds)
-    parts = torch.arange(count).tensor_split(scoring.num_subsets(count))
-    scores = torch.cat(
-        [patch_scores({layer: states[part] for layer, states in tokens.items()}, grid, scoring) for part in parts],
-        dim=2,
-    ).unflatten(-1, grid)
+    sizes = scoring.subset_sizes(len(image_embeds))
+    subsets = zip(*(states.split(sizes) for states in tokens.values()), strict=True)
+    scores = [patch_scores(dict(zip(tokens, subset, strict=True)), grid, scoring) for subset in subsets]
+    scores = torch.cat(scores, dim=2).unflatten(-1, grid)
     maps = raise_to_image(scores.mean(dim=(0, 1)), size)
     raw_scores = maps.flatten(1).amax(dim=1)
     class_tokens = nn.functional.normalize(image_embeds.float(), dim=-1).cpu()

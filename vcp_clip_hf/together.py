@@ -152,7 +152,7 @@ class MutualJudge:
                 subset.add(*self._features(batch, number * self.batch_size, judged))
                 features.update(len(batch))
                 while subset.is_full:
-                    self._compare(subset, subset.target, judged, compare)
+                    self._compare(subset, subset.sizes.pop(0), judged, compare)
             if len(judged.sizes) < FEWEST_PICTURES:
                 reasons = "; ".join(list(judged.errors.values())[:3])
                 raise ValueError(_too_few(f"{len(judged.sizes)} of {count} could be read ({reasons})"))
@@ -165,15 +165,13 @@ class MutualJudge:
         )
 
     def _new_subset(self, count: int) -> "_Subset":
-        """Return a subset that is full when its pictures can be judged and enough are left for another one."""
-        parts = self.scoring.num_subsets(count)
-        target = math.ceil(count / parts)
-        capacity = count if parts == 1 else target + FEWEST_PICTURES + self.batch_size
+        sizes = self.scoring.subset_sizes(count)
+        capacity = min(count, max(sizes) + FEWEST_PICTURES + self.batch_size)
         width = self.model.config.vision_config.hidden_size
         shape = (capacity, math.prod(self.grid), width)
         limit = self.memory_limit // len(self.scoring.layers)
         stores = {layer: TensorStore(shape, self.model.dtype, limit) for layer in self.scoring.layers}
-        return _Subset(stores, target, None if parts == 1 else target + FEWEST_PICTURES, self.model.device)
+        return _Subset(stores, sizes[:-1], self.model.device)
 
     @torch.no_grad()
     def _features(
@@ -314,21 +312,19 @@ class _Subset:
 
     Args:
         stores (`dict[int, TensorStore]`): layer -> tokens, one row for each waiting picture.
-        target (`int`): pictures of a subset.
-        full_at (`int`, *optional*): number of waiting pictures from which `target` of them can be compared, because
-            the others are enough for another subset; `None`: only at the end.
+        sizes (`list[int]`): sizes of the subsets to come, but for the last one, which all that remain are.
         device (`torch.device`): device that compares.
     """
 
     stores: dict[int, TensorStore]
-    target: int
-    full_at: int | None
+    sizes: list[int]
     device: torch.device
     positions: list[int] = field(default_factory=list)
 
     @property
     def is_full(self) -> bool:
-        return self.full_at is not None and len(self.positions) >= self.full_at
+        """Return whether the next subset can be compared, because the pictures after it are enough for another one."""
+        return bool(self.sizes) and len(self.positions) >= self.sizes[0] + FEWEST_PICTURES
 
     def add(self, positions: list[int], tokens: dict[int, torch.Tensor]) -> None:
         for layer, rows in tokens.items():
