@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,12 @@ from .configuration_vcp_clip import CATEGORY_SLOT
 from .devices import check_device
 from .image_loading import ImageLike, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
+from .mutual_scoring import MEMORY_LIMIT, MutualScoring
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
 from .region_of_interest import load_region_of_interest
 from .thresholds import HIGHEST_SCORES, Thresholds, calibrated_thresholds
 from .tiling import Tiling, segment_tiles
+from .together import MutualJudge
 
 
 __all__ = ["AnomalySegmentationPipeline"]
@@ -44,6 +47,11 @@ logger = logging.get_logger(__name__)
 _SCORING = [each.name for each in fields(AnomalyScoring)]
 _THRESHOLDS = ("threshold", "image_threshold")
 _FALSE_ALARM_RATE = 0.01
+# Arguments of a call that images which are judged together have no use for
+_NOT_TOGETHER = (
+    *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
+    *("output_branch_maps", "output_layer_maps", "output_uncertainty"),
+)
 
 # One image or many: the inputs of `__call__` and `calibrate`
 Images = ImageLike | Iterable[ImageLike] | torch.utils.data.Dataset
@@ -428,6 +436,81 @@ class AnomalySegmentationPipeline(Pipeline):
         thresholds = Thresholds(found["threshold"], found["image_threshold"])
         result = finish(image, found["anomaly_map"], found["score"], thresholds, inside, **options)
         return as_segments(result) if output_format == "image-segmentation" else {**found, **result}
+
+    def segment_together(
+        self,
+        images: Images,
+        *,
+        layers: Sequence[int] | None = None,
+        degrees: Sequence[int] = (1, 3, 5),
+        interval: tuple[float, float] = (0.0, 0.3),
+        subset_size: int | None = None,
+        rescore_neighbors: Sequence[int] = (1, 2, 3),
+        zero_shot_weight: float = 0.0,
+        memory_limit: int = MEMORY_LIMIT,
+        progress: bool = True,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        image_column: str | None = None,
+        **kwargs: Any,
+    ) -> list[Any] | Iterator[Any]:
+        """
+        Judge unlabeled images of one product together (mutual scoring, MuSc): what few of them have is abnormal.
+
+        Results depend on the set of images, by design. Thresholds of the checkpoint do not apply to them: without a
+        threshold of this call there are no masks and no labels. The time grows with the square of the number of
+        images, see [`mutual_scoring_cost`].
+
+        Args:
+            images (`Images`): at least 5 images, as in a call; each is read twice.
+            layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight: see [`MutualScoring`].
+            memory_limit (`int`, *optional*, defaults to 1 GiB):
+                Bytes of patch tokens, of distances and of zero-shot maps that are kept in memory each; what exceeds
+                them goes to a temporary file.
+            progress (`bool`, *optional*, defaults to `True`): whether to say the cost and show progress bars.
+            batch_size, num_workers (`int`, *optional*), image_column (`str`, *optional*): as in a call.
+            kwargs: further arguments of a call. `prompts` and `smoothing_sigma` change the zero-shot map only;
+                `score_mode`, tiles, and maps of branches and layers are refused. With `on_error="return"`, images
+                that cannot be read are left out of the comparison.
+
+        Returns:
+            A list of results for a list, an iterator for a generator or a dataset, as in a call, with
+            - **score** (`float`): in [0, 1]; 0 and 1 before the scores of similar images are averaged are the least
+              and the most abnormal image of the set. With `rescore_neighbors=()`, the maximum of the map;
+            - **anomaly_map**: half the mean distance to the most similar images, in [0, 1], not smoothed, or its
+              fusion with the zero-shot map;
+            - **judged_with** (`dict`): number of `pictures` that were compared, of those in this image's `subset`,
+              and the settings.
+
+        Raises:
+            ValueError: fewer than 5 images that can be read, or an argument is wrong.
+        """
+        preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        preprocess = {**self._preprocess_params, **preprocess}
+        forward = {**_without_given_thresholds(self._forward_params), **forward}
+        for name in _NOT_TOGETHER:
+            if forward.get(name):
+                raise ValueError(f"{name}={forward[name]!r} is not supported for images that are judged together.")
+        config = self.model.config
+        scoring = MutualScoring(layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight)
+        judge = MutualJudge(
+            self._inference_model(),
+            self.image_processor,
+            scoring.on(config.feature_layers, config.vision_config.num_hidden_layers),
+            partial(self.preprocess, **preprocess),
+            *(forward.get(name) for name in ("prompt_input_ids", "smoothing_sigma", *_THRESHOLDS)),
+            batch_size=batch_size or self._batch_size or 1,
+            num_workers=self._num_workers or 0 if num_workers is None else num_workers,
+            memory_limit=memory_limit,
+            progress=progress,
+        )
+        listed = _as_images(images, image_column)
+        if not isinstance(listed, (list, torch.utils.data.Dataset)):
+            single = isinstance(listed, (str, Image.Image, np.ndarray, torch.Tensor))
+            listed = [listed] if single else list(listed)
+        options = {**self._postprocess_params, **postprocess}
+        results = (self.postprocess({"results": each}, **options) for each in judge.results(listed))
+        return list(results) if isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) else results
 
     def calibrate(
         self,
