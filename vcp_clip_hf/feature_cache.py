@@ -44,7 +44,7 @@ def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
         "has_mask": ((), np.bool_),
     }
     # other models have no use for it, and their folders of earlier versions do not hold it
-    return {**arrays, "image_labels": ((), np.bool_)} if config.use_image_head else arrays
+    return {**arrays, "is_anomalous": ((), np.bool_)} if config.use_image_head else arrays
 
 
 class CachedFeatures(Dataset):
@@ -55,7 +55,7 @@ class CachedFeatures(Dataset):
         folder (`str`): folder of the features.
 
     Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8, `has_mask`
-    and, for a model with an image head, `image_labels`.
+    and, for a model with an image head, `is_anomalous`.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -95,7 +95,7 @@ def cache_image_features(
     Args:
         model ([`VCPCLIPModel`]): model whose image tower computes the features.
         examples (`Dataset`): items with `pixel_values`, `labels` and `has_mask`, the same ones each time; for a
-            model with an image head also `image_labels`.
+            model with an image head also `is_anomalous`.
         folder (`str`): folder to write.
         batch_size, num_workers (`int`): batch size and DataLoader workers of each process.
         accelerator (`Accelerator`): accelerator of the processes that share the work.
@@ -107,7 +107,7 @@ def cache_image_features(
     folder = Path(folder)
     facts = {"images": len(examples), "tower": _tower_fingerprint(model), "data": data_fingerprint}
     if model.config.use_image_head:
-        facts["image_labels"] = True
+        facts["is_anomalous"] = True
     # One process reads, and all use its result, because they must reach the same barriers
     found = broadcast_object_list([_read_facts(folder) == facts])[0]
     if found:
@@ -171,7 +171,7 @@ def _fill(
                 "image_embeds": image_embeds.float(),
                 "labels": batch["labels"],
                 "has_mask": batch["has_mask"],
-                "image_labels": batch.get("image_labels"),
+                "is_anomalous": batch.get("is_anomalous"),
             }
             indices = list(mine[done : done + len(image_embeds)])
             for name, file in files.items():

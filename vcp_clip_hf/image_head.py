@@ -10,8 +10,8 @@ head has parameters of its own and compares three things with the normal and the
 Of the patches, it reads by how much the most abnormal ones stand out from the rest of their own picture, which says
 more about an unknown product than their level does: the log-mean-exp minus the mean, and the standard deviation.
 
-An untrained head adds up the prominences and the global contrast, and its corrections are zero: a training, also one on
-few images, starts from a score that tells something. No gradient leaves the head, so that the rest of the model trains
+An untrained head adds up the prominences and the global contrast, and its corrections are zero: even on few images, a
+training starts from a score that tells something. No gradient leaves the head, so that the rest of the model trains
 exactly as it does without it.
 
 Shapes: B images, N patches, K feature layers, d the width of CLIP's joint space, d_v the image width, M the number of

@@ -44,7 +44,7 @@ class VCPCLIPOutput(ModelOutput):
     model's dtype, at the size of `pixel_values`, not smoothed.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` or `image_labels` are given):
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` or `is_anomalous` are given):
             Focal + dice loss, summed over feature layers and branches (equation 10), if `labels` are given; with an
             image head, plus its binary cross-entropy.
         anomaly_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
@@ -418,7 +418,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         image_embeds: torch.FloatTensor | None = None,
         patch_tokens: torch.FloatTensor | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
-        image_labels: torch.Tensor | None = None,
+        is_anomalous: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VCPCLIPOutput:
         r"""
@@ -447,9 +447,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             output_hidden_states (`bool`, `int` or `Sequence[int]`, *optional*, defaults to
                 `config.output_hidden_states`): also return the image tower's hidden states, or those of the given
                 indices only, with `None` in the place of the others; needs `pixel_values`.
-            image_labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            is_anomalous (`torch.Tensor` of shape `(batch_size,)`, *optional*):
                 1 for anomalous images, else 0, for the loss of the image head. Default with `labels`: 1 if the mask
-                has an abnormal pixel. Without `labels`, `loss` is that of the image head alone.
+                has an abnormal pixel. Without `labels`, `loss` is that of the image head alone. (transformers' Trainer
+                evaluates a loss only if every argument with "label" in its name is given.)
             return_dict (`bool`, *optional*): `False` for a plain tuple.
             kwargs: arguments of transformers' attention functions, for the image tower.
 
@@ -457,7 +458,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             [`VCPCLIPOutput`]
 
         Raises:
-            ValueError: a wrong shape, labels outside 0 and 1, or `image_labels` for a model without an image head;
+            ValueError: a wrong shape, labels outside 0 and 1, or `is_anomalous` for a model without an image head;
                 the message says what was expected.
             TypeError: an unknown keyword argument.
         """
@@ -513,12 +514,12 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             loss = segmentation_loss(base_layer_maps, labels)
             if vcp_layer_maps is not None:
                 loss = loss + segmentation_loss(vcp_layer_maps, labels)
-        if image_labels is not None:
-            self._check_image_labels(image_labels, batch_size)
-        elif labels is not None:
-            image_labels = labels.flatten(1).amax(dim=1)
-        if image_logits is not None and image_labels is not None:
-            image_loss = image_head_loss(image_logits, image_labels)
+        if is_anomalous is not None:
+            self._check_is_anomalous(is_anomalous, batch_size)
+        elif labels is not None and image_logits is not None:
+            is_anomalous = labels.flatten(1).amax(dim=1)
+        if is_anomalous is not None:
+            image_loss = image_head_loss(image_logits, is_anomalous.to(image_logits.device))
             loss = image_loss if loss is None else loss + image_loss
 
         return VCPCLIPOutput(
@@ -568,22 +569,22 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f" feature layers, {expected[1]} patches of a {height} x {width} image, {expected[2]})."
             )
 
-    def _check_image_labels(self, image_labels: torch.Tensor, batch_size: int) -> None:
+    def _check_is_anomalous(self, is_anomalous: torch.Tensor, batch_size: int) -> None:
         if self.image_head is None:
             raise ValueError(
-                "image_labels are for the image head, and this model has none. Leave them out, or load the model with"
+                "is_anomalous is for the image head, and this model has none. Leave it out, or load the model with"
                 " from_pretrained(..., use_image_head=True)."
             )
-        if tuple(image_labels.shape) != (batch_size,):
+        if tuple(is_anomalous.shape) != (batch_size,):
             raise ValueError(
-                f"image_labels has shape {tuple(image_labels.shape)}, expected ({batch_size},): one label for each"
+                f"is_anomalous has shape {tuple(is_anomalous.shape)}, expected ({batch_size},): one value for each"
                 " image."
             )
-        if not torch.compiler.is_compiling() and image_labels.dtype != torch.bool:
-            low, high = image_labels.aminmax()
+        if not torch.compiler.is_compiling() and is_anomalous.dtype != torch.bool:
+            low, high = is_anomalous.aminmax()
             if low < 0 or high > 1:
                 raise ValueError(
-                    f"image_labels must be 0 (normal) or 1 (anomalous), got values from {low.item()} to {high.item()}."
+                    f"is_anomalous must be 0 (normal) or 1 (anomalous), got values from {low.item()} to {high.item()}."
                 )
 
 
@@ -596,9 +597,8 @@ def _adds_image_head(location: Any, config: Any, arguments: dict[str, Any], hub_
 def _refuse_unknown(arguments: dict[str, Any]) -> None:
     """Raise for unknown keyword arguments, such as a misspelled one of ours; transformers' own are passed on."""
     known = ("pixel_values", "labels", "prompt_input_ids", "output_layer_maps", "output_attentions", "image_embeds")
-    known = (*known, "image_labels")
     for name in arguments.keys() - TransformersKwargs.__annotations__.keys():
-        close = difflib.get_close_matches(name, (*known, "patch_tokens", "output_hidden_states"), n=1)
+        close = difflib.get_close_matches(name, (*known, "patch_tokens", "output_hidden_states", "is_anomalous"), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise TypeError(f"VCPCLIPModel.forward() has no argument {name!r}{hint}")
 

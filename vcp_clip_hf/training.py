@@ -297,19 +297,19 @@ class _Run:
         Train on one batch.
 
         Args:
-            batch (`dict`): model inputs, `labels`, `image_labels` and `has_mask`, see `collate_examples`.
+            batch (`dict`): model inputs, `labels`, `is_anomalous` and `has_mask`, see `collate_examples`.
             micro_step (`int`): batches of this pass over the loader done before.
 
         Returns:
             Whether the optimizer made a step: `False` while gradients are accumulated.
         """
         labels, has_mask = batch.pop("labels"), torch.tensor(batch.pop("has_mask"))
-        image_labels = batch.pop("image_labels", None)  # features that were stored for another model do not have them
+        is_anomalous = batch.pop("is_anomalous", None)  # features that were stored for another model do not have them
         with self.accelerator.accumulate(self.prepared_model):
             # Dropout is a function of the position in the run, so that no random state has to be saved
             torch.manual_seed(_step_seed(self.config.seed, self.state, micro_step, self.accelerator))
             outputs = self.prepared_model(**batch, output_layer_maps=True)
-            loss = self.loss(outputs, labels, has_mask, image_labels)
+            loss = self.loss(outputs, labels, has_mask, is_anomalous)
             self.accelerator.backward(loss)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -332,12 +332,12 @@ class _Run:
         outputs: VCPCLIPOutput,
         labels: torch.Tensor,
         has_mask: torch.Tensor,
-        image_labels: torch.Tensor | None,
+        is_anomalous: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return the loss of what is trained: segmentation, image head, or their sum."""
         if outputs.image_logits is None:
             return training_loss(outputs, labels, has_mask)
-        image_loss = image_head_loss(outputs.image_logits, image_labels)
+        image_loss = image_head_loss(outputs.image_logits, is_anomalous)
         self.recent_image_losses.append(image_loss.detach())
         if self.config.trainable == "image_head":
             return image_loss

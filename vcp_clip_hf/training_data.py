@@ -104,7 +104,7 @@ def training_examples(
     dataset: Records, image_processor: VCPCLIPImageProcessor, config: TrainingConfig
 ) -> AugmentedDataset:
     """
-    Make augmented examples of records: `pixel_values` (3, H, W), `labels` (H, W) uint8, `has_mask` and `image_labels`,
+    Make augmented examples of records: `pixel_values` (3, H, W), `labels` (H, W) uint8, `has_mask` and `is_anomalous`,
     whether the image is anomalous.
     """
     probability = config.synthetic_anomaly_probability
@@ -142,7 +142,7 @@ class _ToTensors:
             "labels": torch.from_numpy(inputs["labels"][0]).to(torch.uint8),
             # The mask of a normal image is known to be empty
             "has_mask": torch.tensor(record["mask"] is not None or record["label"] == 0),
-            "image_labels": torch.tensor(record["label"] == 1),
+            "is_anomalous": torch.tensor(record["label"] == 1),
         }
 
 
