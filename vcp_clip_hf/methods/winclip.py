@@ -263,6 +263,13 @@ class WinCLIPModel(PromptEnsembleModel):
         maps = [*scales.values(), *([] if patches is None else [patches])]
         return AssociationScores(torch.stack(maps).mean(dim=0), patches, windows, scales)
 
+    def reference_banks(self) -> list[str]:
+        """Return `window_<scale>` of each scale, and `patch` if patch tokens are compared."""
+        return [
+            *(f"window_{scale}" for scale in self.config.scales),
+            *(["patch"] if self.config.use_patch_scale else []),
+        ]
+
     def reference_tokens(
         self, pixel_values: torch.FloatTensor, product_names: Sequence[str] | str | None = None
     ) -> dict[str, torch.Tensor]:
