@@ -142,6 +142,10 @@ class GoldenFolder:
         found = {name: re.fullmatch(pattern, name) for name in self.expected}
         return {name: match[1] for name, match in found.items() if match}
 
+    def stored(self, found: dict[str, torch.Tensor]) -> dict[str, Quantity]:
+        """Return those of our tensors that the folder has too."""
+        return {name: Quantity(self.expected[name], each) for name, each in found.items() if name in self.expected}
+
     @cached_property
     def clip(self) -> CLIPModel:
         """Return the backbone, with the sizes of its weights."""

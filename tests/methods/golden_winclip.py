@@ -42,12 +42,11 @@ def _text(folder: GoldenFolder, model: WinCLIPModel, tokenizer: RecordedTokenize
     ids = tokenizer.record([*normal, *abnormal], folder.expected["input_ids"])
     embeds = [model.encode_sentences(each) for each in (normal, abnormal)]
     means = torch.stack([each.mean(dim=0) for each in embeds])
+    # anomalib keeps the means, and normalizes them when it compares
     unit = nn.functional.normalize(folder.expected["text_embeds"], dim=-1)
     return {
         "input_ids": ids,
-        "prompt_embeds": Quantity(folder.expected["prompt_embeds"], torch.cat(embeds)),
-        # anomalib keeps the means, and normalizes them when it compares
-        "text_embeds": Quantity(folder.expected["text_embeds"], means),
+        **folder.stored({"prompt_embeds": torch.cat(embeds), "text_embeds": means}),
         "text_embeds, unit": Quantity(unit, model.text_embeds([product])[0]),
     }
 
@@ -59,7 +58,7 @@ def _embeddings(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity
     for scale, each in embeddings.windows.items():
         found[f"window_embeds_{scale}"] = each
         found[f"window_index_{scale}"] = window_index(features.grid, scale)
-    return {name: Quantity(folder.expected[name], each) for name, each in found.items()}
+    return folder.stored(found)
 
 
 def _zero_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
@@ -70,15 +69,14 @@ def _zero_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]
     found = {"grid_map": scores.grid_map, "anomaly_map": outputs.anomaly_map, "image_score": outputs.image_scores}
     for scale in model.config.scales:
         found[f"window_scores_{scale}"], found[f"harmonic_{scale}"] = scores.windows[scale], scores.scales[scale]
-    return {f"zero_shot.{name}": Quantity(folder.expected[f"zero_shot.{name}"], each) for name, each in found.items()}
+    return folder.stored({f"zero_shot.{name}": each for name, each in found.items()})
 
 
 def _few_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
     tokens = model.reference_tokens(folder.input("reference_pixel_values"))
     names = {"patch": "reference_patch_embeds"}
     names |= {f"window_{scale}": f"reference_window_embeds_{scale}" for scale in model.config.scales}
-    quantities = {names[bank]: Quantity(folder.expected[names[bank]], each) for bank, each in tokens.items()}
-
+    quantities = folder.stored({names[bank]: each for bank, each in tokens.items()})
     banks = {bank: nn.functional.normalize(each.flatten(0, 1), dim=-1) for bank, each in tokens.items()}
     pixel_values = folder.input("pixel_values")
     scores = model.compare_with_references(model.embed_windows(model.image_features(pixel_values)), banks)
@@ -91,7 +89,4 @@ def _few_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
     }
     for scale in model.config.scales:
         found[f"window_scores_{scale}"], found[f"harmonic_{scale}"] = scores.windows[scale], scores.scales[scale]
-    quantities |= {
-        f"few_shot.{name}": Quantity(folder.expected[f"few_shot.{name}"], each) for name, each in found.items()
-    }
-    return quantities
+    return quantities | folder.stored({f"few_shot.{name}": each for name, each in found.items()})
