@@ -185,6 +185,21 @@ def predict(
     abnormal: Annotated[
         list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
     ] = None,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together", help="Compare all images, unlabeled ones of one product: what few have is abnormal."
+        ),
+    ] = False,
+    subset_size: Annotated[
+        int | None, typer.Option(min=10, help="With --together: images that are compared; default: all of them.")
+    ] = None,
+    zero_shot_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="With --together: weight of the zero-shot map in the result.", show_default="0"
+        ),
+    ] = None,
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
     device: Device = None,
@@ -198,8 +213,13 @@ def predict(
     settings it is refused, unless --overwrite starts anew. Images and sources that cannot be read are skipped, and
     listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among
     processes.
+
+    With --together, results depend on the whole set of images, and the checkpoint's thresholds do not apply: give
+    --threshold and --image-threshold for masks and labels. A run with another set of images is refused. The cost,
+    which grows with the square of the number of images, is said first.
     """
     from .coco_format import write_coco
+    from .mutual_scoring import MutualScoring
     from .prediction import COCO_FILE, predict_files, read_predictions
 
     with_regions = regions or record_format is RecordFormat.coco
@@ -214,8 +234,14 @@ def predict(
         "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
         "regions": with_regions or None,
     }
+    of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
+    of_together = {name: value for name, value in of_together.items() if value is not None}
+    if of_together and not together:
+        raise typer.BadParameter("--subset-size and --zero-shot-weight need --together")
+    if together and tile_size is not None:
+        raise typer.BadParameter("--tile-size cannot be used with --together")
     pipe = _make_pipeline(model, device, dtype)
-    if with_regions and threshold is None and pipe.image_processor.threshold is None:
+    if with_regions and threshold is None and (together or pipe.image_processor.threshold is None):
         raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
     summary = predict_files(
         pipe,
@@ -227,6 +253,7 @@ def predict(
         batch_size,
         num_workers,
         overwrite,
+        together=MutualScoring(**of_together) if together else None,
         **{name: value for name, value in options.items() if value is not None},
     )
     if not _is_main_process():

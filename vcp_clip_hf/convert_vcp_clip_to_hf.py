@@ -8,10 +8,8 @@ the deep prompts are plain tensors. The file is a pickle, and is read with `weig
 """
 
 import argparse
-import hashlib
 import math
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from .checkpoint_folder import CheckpointParts, load_tokenizer, save_parts
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .modeling_vcp_clip import VCPCLIPModel
+from .official_checkpoint import check_entries, check_feature_layers, describe_file, linear_layers, read_official
 
 
 __all__ = ["convert_checkpoint", "official_image_processor"]
@@ -73,8 +72,7 @@ def convert_checkpoint(
         ValueError: the file is not such a checkpoint, or does not fit the backbone; the message lists all missing and
             unexpected entries and all wrong shapes.
     """
-    tensors = _read_official(checkpoint)
-    num_layers = sum(bool(re.fullmatch(r"trainable_linearlayer\.fc\.\d+\.weight", name)) for name in tensors)
+    tensors = read_official(checkpoint)
     sizes = {
         "num_category_tokens": _axis(tensors, "New_Lan_Embed.prompt_query", 1, default=2),
         "num_deep_prompt_tokens": _axis(tensors, "prompt_embeddings", 1, default=1),
@@ -91,18 +89,9 @@ def convert_checkpoint(
         },
     )
     config = model.config
-    if num_layers and num_layers != len(config.feature_layers):
-        if feature_layers is not None:
-            raise ValueError(
-                f"{checkpoint} has linear layers for {num_layers} feature layers, but feature_layers={feature_layers}"
-                f" names {len(feature_layers)}."
-            )
-        raise ValueError(
-            f"{checkpoint} has linear layers for {num_layers} feature layers, but does not state to which image blocks"
-            f" they belong. Pass feature_layers, {num_layers} of 1..{config.vision_config.num_hidden_layers}."
-        )
-
-    _check_entries(tensors, _official_shapes(config), str(checkpoint))
+    num_blocks = config.vision_config.num_hidden_layers
+    check_feature_layers(linear_layers(tensors), feature_layers, config.feature_layers, num_blocks, checkpoint)
+    check_entries(tensors, _official_shapes(config), checkpoint, "VCP-CLIP", _WITHOUT_EFFECT)
     state_dict = _to_our_names(tensors, config)
     dtype = model.dtype
     result = model.load_state_dict({name: tensor.to(dtype) for name, tensor in state_dict.items()}, strict=False)
@@ -126,33 +115,8 @@ def official_image_processor(config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
     return VCPCLIPImageProcessor.for_model(config, **{**AUTHORS_SCORING, "top_k_fraction": fraction})
 
 
-def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Return the tensors of the file under dotted names."""
-    if not os.path.isfile(checkpoint):
-        raise FileNotFoundError(f"The checkpoint {os.fspath(checkpoint)!r} does not exist.")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # other files fail in many ways: UnpicklingError, EOFError, KeyError, ...
-        raise ValueError(
-            f"{checkpoint} could not be read as tensors ({type(error).__name__}). It is damaged, or not a PyTorch"
-            " checkpoint, or has other pickled objects, which are refused because loading them can run code. Download"
-            " the authors' file again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{checkpoint} holds a {type(content).__name__}, expected the authors' dictionary of tensors."
-        )
-    tensors = {}
-    for name, value in content.items():
-        entries = (
-            {f"{name}.{key}": tensor for key, tensor in value.items()} if isinstance(value, dict) else {name: value}
-        )
-        tensors.update(entries)
-    return tensors
-
-
 def _axis(tensors: dict, name: str, axis: int, default: int) -> int:
-    """Return one size of a tensor's shape, or the default if the tensor is missing, which `_check_entries` reports."""
+    """Return one size of a tensor's shape, or the default if the tensor is missing, which `check_entries` reports."""
     tensor = tensors.get(name)
     return tensor.shape[axis] if isinstance(tensor, torch.Tensor) and tensor.ndim > axis else default
 
@@ -186,25 +150,6 @@ def _official_shapes(config: VCPCLIPConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"trainable_linearlayer.fc.{index}.weight"] = (joint, vision)
         shapes[f"trainable_linearlayer.fc.{index}.bias"] = (joint,)
     return shapes
-
-
-def _check_entries(tensors: dict, expected: dict[str, tuple[int, ...]], checkpoint: str) -> None:
-    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
-    for name, value in tensors.items():
-        if name in _WITHOUT_EFFECT:
-            continue
-        if name not in expected:
-            problems.append(f"unexpected: {name}")
-        elif not isinstance(value, torch.Tensor):
-            problems.append(f"not a tensor: {name} is a {type(value).__name__}")
-        elif tuple(value.shape) != expected[name]:
-            problems.append(f"wrong shape: {name} {tuple(value.shape)}, expected {expected[name]} for this backbone")
-        elif not value.isfinite().all():
-            problems.append(f"not finite: {name}")
-    if problems:
-        raise ValueError(
-            f"{checkpoint} is not an official VCP-CLIP checkpoint for this backbone:\n  " + "\n  ".join(problems)
-        )
 
 
 def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> dict[str, torch.Tensor]:
@@ -279,12 +224,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
     tokenizer = load_tokenizer(model.config.text_config.vocab_size, options.backbone, **hub_arguments)
-    digest = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()
     save_parts(
         options.output,
         CheckpointParts(model, official_image_processor(model.config), tokenizer),
         adapter_only=options.adapter_only,
-        training_facts={"converted_from": {"file": options.checkpoint.name, "sha256": digest}},
+        training_facts={"converted_from": describe_file(options.checkpoint)},
     )
 
     learned = model.num_parameters(only_trainable=True)

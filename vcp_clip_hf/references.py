@@ -10,9 +10,11 @@ VCP-CLIP names few-shot segmentation as future work, so that no published number
 import copy
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,12 @@ __all__ = [
     "MemorySettings",
     "ReferenceMemory",
     "ReferencedModel",
+    "averaged_over_neighbors",
+    "check_weight",
     "greedy_k_center",
     "nearest_distance",
     "picture_digest",
+    "tower_weights",
     "turned_copies",
 ]
 
@@ -59,9 +64,7 @@ _FORMAT = 1
 # --- distances and the coreset --------------------------------------------------------------------------------------
 
 
-def nearest_distance(
-    tokens: torch.Tensor, bank: torch.Tensor, allowed: torch.Tensor | None = None, block_values: int = _BLOCK_VALUES
-) -> torch.Tensor:
+def nearest_distance(tokens: torch.Tensor, bank: torch.Tensor, block_values: int = _BLOCK_VALUES) -> torch.Tensor:
     """
     Compute the cosine distance of tokens to the nearest row of a bank.
 
@@ -70,7 +73,6 @@ def nearest_distance(
     Args:
         tokens (`torch.Tensor` of shape `(..., width)`): tokens, not normalized.
         bank (`torch.Tensor` of shape `(rows, width)`): unit vectors, at least one.
-        allowed (`torch.BoolTensor` of shape `(rows,)`, *optional*): the rows to compare with; all of them if absent.
         block_values (`int`, *optional*, defaults to 2**24): maximum number of cosines in memory at a time.
 
     Returns:
@@ -84,8 +86,6 @@ def nearest_distance(
             f"Tokens of width {tokens.shape[-1]} cannot be compared with a bank of shape {tuple(bank.shape)}; expected"
             f" (rows, {tokens.shape[-1]})."
         )
-    if allowed is not None:
-        bank = bank[allowed]
     if not bank.shape[0]:
         raise ValueError("The memory has no patch to compare with: it needs at least one other picture.")
     flat = tokens.flatten(0, -2)
@@ -216,7 +216,8 @@ class ReferenceMemory:
         weight (`float`, *optional*, defaults to 0.5): weight of the memory's map in the fusion, in [0, 1].
         source (`str`, *optional*): where the pictures are from, for the model card.
         conditions (`dict`, *optional*): settings of the images that the patches depend on, such as tiles.
-        model (`str`, *optional*): fingerprint of the image tower that computed the tokens.
+        tower (`dict[str, float]`, *optional*): one weight of each tensor of the image tower that computed the tokens,
+            by which `check_tower` recognizes another tower.
     """
 
     banks: dict[int, torch.Tensor]
@@ -227,7 +228,7 @@ class ReferenceMemory:
     weight: float = 0.5
     source: str = ""
     conditions: dict[str, Any] = field(default_factory=dict)
-    model: str = ""
+    tower: dict[str, float] = field(default_factory=dict)
 
     @property
     def exact(self) -> bool:
@@ -239,7 +240,7 @@ class ReferenceMemory:
         """Return the size of the banks in bytes."""
         return sum(bank.numel() * bank.element_size() for bank in self.banks.values())
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Return a hash of everything that results depend on, except the weight."""
         digest = hashlib.sha256(json.dumps([asdict(self.settings), self.conditions], sort_keys=True).encode())
@@ -260,12 +261,7 @@ class ReferenceMemory:
             f" {self.num_bytes / 1e6:.1f} MB; weight {self.weight:g}."
         )
 
-    def distances(
-        self,
-        hidden_states: Sequence[torch.Tensor | None],
-        grid: tuple[int, int],
-        own_pictures: Sequence[int | None] | None = None,
-    ) -> torch.Tensor:
+    def distances(self, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> torch.Tensor:
         """
         Compare the patches of a batch with the memory.
 
@@ -273,8 +269,6 @@ class ReferenceMemory:
             hidden_states (`Sequence[torch.Tensor]`): the image tower's residual stream, indexed by layer, each of
                 shape `(batch_size, 1 + num_patches, width)`, class token first; only the memory's layers are read.
             grid (`tuple[int, int]`): rows and columns of patches.
-            own_pictures (`Sequence[int | None]`, *optional*): for each image, the index of the reference that it is,
-                whose patches are left out of the comparison.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, *grid)`: mean over layers of `(1 - maximum cosine) / 2`, in
@@ -283,22 +277,52 @@ class ReferenceMemory:
         total = 0
         for layer in self.settings.layers:
             tokens = averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
-            if own_pictures is None or all(own is None for own in own_pictures):
-                found = nearest_distance(tokens, self.banks[layer])
-            else:
-                allowed = [None if own is None else self.rows_of[layer] != own for own in own_pictures]
-                found = torch.stack(
-                    [
-                        nearest_distance(each, self.banks[layer], rows)
-                        for each, rows in zip(tokens, allowed, strict=True)
-                    ]
-                )
-            total = total + found
+            total = total + nearest_distance(tokens, self.banks[layer]).to(hidden_states[layer].device)
         return (total / (2 * len(self.settings.layers))).unflatten(1, grid)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what thresholds belong to: a hash of the memory, and its weight."""
+        return {"memory": self.digest, "weight": self.weight}
+
+    def check_conditions(self, conditions: Mapping[str, Any]) -> None:
+        """
+        Raise a ValueError if images are prepared otherwise than the references were.
+
+        Args:
+            conditions (`Mapping[str, Any]`): settings of the images, under the names of `self.conditions`.
+        """
+        differing = [
+            f"{name} was {value!r}, is {conditions[name]!r}"
+            for name, value in self.conditions.items()
+            if name in conditions and conditions[name] != value
+        ]
+        if differing:
+            raise ValueError(
+                f"The references were set with other settings: {'; '.join(differing)}. Use those settings, set the"
+                " references again with the settings of this call, or pass reference_weight=0 for zero-shot maps."
+            )
+
+    def for_new_picture(self, picture: Image.Image) -> "ReferenceMemory":
+        """Return the memory without a picture, if that is one of the references."""
+        digest = picture_digest(picture)
+        return self.without(self.pictures.index(digest)) if digest in self.pictures else self
+
+    def without(self, picture: int) -> "ReferenceMemory":
+        """
+        Return the memory without one of its pictures, to score that picture as a new one.
+
+        Args:
+            picture (`int`): index of the picture in `pictures`.
+        """
+        kept = self._copy()
+        rows = {layer: rows_of != picture for layer, rows_of in self.rows_of.items()}
+        kept.banks = {layer: bank[rows[layer]] for layer, bank in self.banks.items()}
+        kept.rows_of = {layer: rows_of[rows[layer]] for layer, rows_of in self.rows_of.items()}
+        return kept
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ReferenceMemory":
         """Return a memory with its banks on another device or in another dtype."""
-        moved = copy.copy(self)
+        moved = self._copy()
         moved.banks = {layer: bank.to(device, dtype or bank.dtype) for layer, bank in self.banks.items()}
         moved.rows_of = {layer: rows.to(device) for layer, rows in self.rows_of.items()}
         return moved
@@ -313,6 +337,28 @@ class ReferenceMemory:
         moved = copy.copy(self)
         moved.weight = check_weight(weight)
         return moved
+
+    def _copy(self) -> "ReferenceMemory":
+        """Return a shallow copy for other banks, without the hash of these."""
+        other = copy.copy(self)
+        other.__dict__.pop("digest", None)
+        return other
+
+    def check_tower(self, model: nn.Module) -> None:
+        """
+        Raise a ValueError if a model's image tower is not the one that computed the tokens.
+
+        One weight of each tensor is compared, so that the dtype may differ.
+        """
+        present = tower_weights(model)
+        shared = self.tower.keys() & present.keys()
+        close = [math.isclose(self.tower[name], present[name], rel_tol=0.02, abs_tol=1e-4) for name in shared]
+        if not all(close) or (self.tower and not shared):
+            raise ValueError(
+                f"The references were computed by another image tower: {close.count(False) or 'all'} of"
+                f" {len(self.tower)} compared weights differ. Set the references again with this model"
+                f" (`pipe.set_references`), or delete {REFERENCES_FILE} from the checkpoint."
+            )
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -345,7 +391,7 @@ class ReferenceMemory:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
             if metadata.get("format") != str(_FORMAT):
                 raise ValueError(f"its format is {metadata.get('format')!r}, expected {_FORMAT}")
             facts = json.loads(metadata["references"])
@@ -358,6 +404,21 @@ class ReferenceMemory:
                 f"{os.fspath(path)!r} cannot be read as a memory of references ({error}). Restore the file, or delete"
                 " it and set the references again."
             ) from error
+
+
+def tower_weights(model: nn.Module) -> dict[str, float]:
+    """
+    Return one weight of each floating-point tensor of a model's image tower, quantized and offloaded ones left out.
+
+    Args:
+        model ([`VCPCLIPModel`]): model with the image tower `clip.vision_model`.
+    """
+    weights = {}
+    for name, parameter in model.clip.vision_model.named_parameters():
+        if type(parameter.data) is torch.Tensor and parameter.is_floating_point() and not parameter.is_meta:
+            flat = parameter.data.reshape(-1)
+            weights[name] = float(flat[len(flat) // 2])
+    return weights
 
 
 _FACTS = [each.name for each in fields(ReferenceMemory) if each.name not in ("banks", "rows_of", "settings")]
@@ -462,15 +523,12 @@ class ReferencedModel(nn.Module):
         """Return the model's configuration."""
         return self.model.config
 
-    def forward(
-        self, pixel_values: torch.FloatTensor, own_pictures: Sequence[int | None] | None = None, **kwargs: Any
-    ) -> ModelOutput:
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Any) -> ModelOutput:
         """
         Compute maps with the memory.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): images.
-            own_pictures (`Sequence[int | None]`, *optional*): see [`ReferenceMemory.distances`].
             kwargs: further arguments of the model's `forward`.
 
         Returns:
@@ -484,7 +542,7 @@ class ReferencedModel(nn.Module):
         height, width = pixel_values.shape[-2:]
         patch_size = self.config.vision_config.patch_size
         grid = (height // patch_size, width // patch_size)
-        distances = self.memory.distances(states, grid, own_pictures)
+        distances = self.memory.distances(states, grid)
         memory_map = nn.functional.interpolate(
             distances[:, None], size=(height, width), mode="bilinear", align_corners=True
         )[:, 0]

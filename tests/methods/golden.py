@@ -43,6 +43,17 @@ TOLERANCES = (
     ("*loss_trajectory*", 1e-4),
     ("*", 1e-5),
 )
+# A stored tensor that only one method has, for folders without a name
+TELLTALES = {
+    "original_stream_last": "anomalyclip",
+    "tta.anomaly_map": "anovl",
+    "zero_shot.grid_map": "winclip",
+    "few_shot_layer_maps": "april_gan",
+    "zero_shot.anomaly_map": "april_gan",
+    "sdp.anomaly_map": "clip_ad",
+    "meta_token": "cocoop",
+    "msm_scores": "musc",
+}
 _NUMBER = r"\d+(?:\.\d+)?e-\d+|\d*\.\d+"
 
 
@@ -104,11 +115,15 @@ class GoldenFolder:
         """Return the method's name."""
         if "method" in self.config:
             return self.config["method"]
-        title = re.search(r"^# *(\w+)", self.readme, re.MULTILINE)
-        for name in (*([title[1]] if title else []), self.path.name):
-            if name in CHECKERS:
-                return name
-        raise ValueError(f"{self.path}: neither config.json nor README.md names a method of {sorted(CHECKERS)}.")
+        title = re.match(r"\s*# *(\w+)", self.readme)
+        own = [method for name, method in TELLTALES.items() if name in self.expected]
+        return next((name for name in (title and title[1], *own) if name), self.path.name)
+
+    def checker(self) -> Callable[["GoldenFolder"], dict[str, Quantity]]:
+        """Return the method's `check`."""
+        if self.method not in CHECKERS:
+            raise ValueError(f"{self.path} is of the method {self.method!r}; there are checks of {sorted(CHECKERS)}.")
+        return CHECKERS[self.method]
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Return the tensors of a safetensors file, none if there is no such file."""
@@ -141,10 +156,6 @@ class GoldenFolder:
         """Return the stored names that match a regular expression as a whole, with its first group."""
         found = {name: re.fullmatch(pattern, name) for name in self.expected}
         return {name: match[1] for name, match in found.items() if match}
-
-    def stored(self, found: dict[str, torch.Tensor]) -> dict[str, Quantity]:
-        """Return those of our tensors that the folder has too."""
-        return {name: Quantity(self.expected[name], each) for name, each in found.items() if name in self.expected}
 
     @cached_property
     def clip(self) -> CLIPModel:
@@ -329,7 +340,7 @@ def compare(path: Path) -> Iterator[tuple[str, float, float | None, bool]]:
     """Yield name, largest difference, tolerance (`None` if not checked) and verdict of every stored quantity."""
     folder = GoldenFolder(path)
     with torch.random.fork_rng():
-        quantities = CHECKERS[folder.method](folder)
+        quantities = folder.checker()(folder)
     for name, quantity in quantities.items():
         difference, tolerance = quantity.difference(), folder.tolerance(name, quantity)
         yield name, difference, tolerance, difference <= tolerance

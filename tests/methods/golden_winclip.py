@@ -42,11 +42,12 @@ def _text(folder: GoldenFolder, model: WinCLIPModel, tokenizer: RecordedTokenize
     ids = tokenizer.record([*normal, *abnormal], folder.expected["input_ids"])
     embeds = [model.encode_sentences(each) for each in (normal, abnormal)]
     means = torch.stack([each.mean(dim=0) for each in embeds])
-    # anomalib keeps the means, and normalizes them when it compares
     unit = nn.functional.normalize(folder.expected["text_embeds"], dim=-1)
     return {
         "input_ids": ids,
-        **folder.stored({"prompt_embeds": torch.cat(embeds), "text_embeds": means}),
+        "prompt_embeds": Quantity(folder.expected["prompt_embeds"], torch.cat(embeds)),
+        # anomalib keeps the means, and normalizes them when it compares
+        "text_embeds": Quantity(folder.expected["text_embeds"], means),
         "text_embeds, unit": Quantity(unit, model.text_embeds([product])[0]),
     }
 
@@ -58,7 +59,7 @@ def _embeddings(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity
     for scale, each in embeddings.windows.items():
         found[f"window_embeds_{scale}"] = each
         found[f"window_index_{scale}"] = window_index(features.grid, scale)
-    return folder.stored(found)
+    return folder.quantities(found)
 
 
 def _zero_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
@@ -69,14 +70,15 @@ def _zero_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]
     found = {"grid_map": scores.grid_map, "anomaly_map": outputs.anomaly_map, "image_score": outputs.image_scores}
     for scale in model.config.scales:
         found[f"window_scores_{scale}"], found[f"harmonic_{scale}"] = scores.windows[scale], scores.scales[scale]
-    return folder.stored({f"zero_shot.{name}": each for name, each in found.items()})
+    return folder.quantities({f"zero_shot.{name}": each for name, each in found.items()})
 
 
 def _few_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
     tokens = model.reference_tokens(folder.input("reference_pixel_values"))
     names = {"patch": "reference_patch_embeds"}
     names |= {f"window_{scale}": f"reference_window_embeds_{scale}" for scale in model.config.scales}
-    quantities = folder.stored({names[bank]: each for bank, each in tokens.items()})
+    quantities = folder.quantities({names[bank]: each for bank, each in tokens.items()})
+
     banks = {bank: nn.functional.normalize(each.flatten(0, 1), dim=-1) for bank, each in tokens.items()}
     pixel_values = folder.input("pixel_values")
     scores = model.compare_with_references(model.embed_windows(model.image_features(pixel_values)), banks)
@@ -89,4 +91,5 @@ def _few_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
     }
     for scale in model.config.scales:
         found[f"window_scores_{scale}"], found[f"harmonic_{scale}"] = scores.windows[scale], scores.scales[scale]
-    return quantities | folder.stored({f"few_shot.{name}": each for name, each in found.items()})
+    quantities |= folder.quantities({f"few_shot.{name}": each for name, each in found.items()})
+    return quantities

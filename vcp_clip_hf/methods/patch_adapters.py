@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-__all__ = ["PatchAdapters", "patch_logits", "upsample"]
+__all__ = ["PatchAdapters", "image_logits", "patch_logits", "upsample"]
 
 
 class PatchAdapters(nn.Module):
@@ -56,6 +56,22 @@ def patch_logits(
     difference = (text_embeds[:, 1] - text_embeds[:, 0]).unsqueeze(-1)
     cosines = [(nn.functional.normalize(each, dim=-1) @ difference.to(each)).squeeze(-1).float() for each in features]
     return scale * torch.stack(cosines, dim=1)
+
+
+def image_logits(image_embeds: torch.Tensor, text_embeds: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+    """
+    Compare the global feature of each image with both states.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): global features, not normalized.
+        text_embeds (`torch.Tensor` of shape `(batch_size, 2, projection_dim)`): L2-normalized, normal first.
+        scale (`torch.Tensor` or `float`): factor of the cosines.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, 2)`: logits, normal first.
+    """
+    cosines = nn.functional.normalize(image_embeds, dim=-1).unsqueeze(1) @ text_embeds.to(image_embeds).mT
+    return scale * cosines.squeeze(1).float()
 
 
 def upsample(values: torch.Tensor, grid: tuple[int, int], size: tuple[int, int], align_corners: bool) -> torch.Tensor:

@@ -7,7 +7,7 @@ V-V attention (AnoVL), dual path (CLIP-AD) and DPAM (AnomalyCLIP), after CLIP Su
 Shapes: B images, N patches, D the image width; h_l is the residual stream after block l, h_0 the input of the first.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, eager_attention_forward
 
 
-__all__ = ["staged_value_stream", "value_attention", "value_stream"]
+__all__ = ["ValueStream", "attend_to_values", "staged_value_stream", "value_attention", "value_stream"]
 
 # Stages of CLIP-AD's second path
 _NUM_STAGES = 4
@@ -34,10 +34,66 @@ def value_attention(block: CLIPEncoderLayer, hidden_states: torch.Tensor) -> tor
     """
     attention: CLIPAttention = block.self_attn
     values = attention.v_proj(block.layer_norm1(hidden_states))
-    heads = values.view(*values.shape[:-1], -1, attention.head_dim).transpose(1, 2)
+    return attend_to_values(attention, values.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2))
+
+
+def attend_to_values(attention: CLIPAttention, values: torch.Tensor) -> torch.Tensor:
+    """
+    Compute the value-value attention of a block from its values.
+
+    Args:
+        attention (`CLIPAttention`): the block's attention.
+        values (`torch.Tensor` of shape `(B, heads, 1 + N, D / heads)`): result of its value projection.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1 + N, D)`.
+    """
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-    attended, _ = attend(attention, heads, heads, heads, None, scaling=attention.scale, dropout=0.0)
-    return attention.out_proj(attended.reshape(values.shape).contiguous())
+    attended, _ = attend(attention, values, values, values, None, scaling=attention.scale, dropout=0.0)
+    return attention.out_proj(attended.flatten(2))
+
+
+class ValueStream:
+    """
+    The value-value stream of one pass: s = x before the first block, then s + VV(LN1(x)) in every block.
+
+    Args:
+        layers (`Iterable[int]`): blocks after which the stream is requested, counted from 1. Before `first_block` the
+            stream is the ordinary one.
+        first_block (`int`): first block with value-value attention, counted from 1.
+        ordinary_layers (`Iterable[int]`, *optional*): blocks after which the ordinary stream is requested; 0 is the
+            input of the first block.
+
+    Attributes:
+        states (`dict[int, torch.Tensor]`): `(B, 1 + N, D)` of each requested layer, once the encoder has run.
+        ordinary_states (`dict[int, torch.Tensor]`): the same of the ordinary stream.
+    """
+
+    def __init__(self, layers: Iterable[int], first_block: int, ordinary_layers: Iterable[int] = ()):
+        self.layers, self.ordinary_layers = frozenset(layers), frozenset(ordinary_layers)
+        self.first_block = first_block
+        self.states: dict[int, torch.Tensor] = {}
+        self.ordinary_states: dict[int, torch.Tensor] = {}
+        self._stream: torch.Tensor | None = None
+
+    def runs_in(self, number: int) -> bool:
+        """Return whether a block has value-value attention that a requested layer depends on."""
+        return self.first_block <= number <= max(self.layers)
+
+    def start(self, hidden_states: torch.Tensor) -> None:
+        """Begin with the ordinary stream before the first block."""
+        self._stream = hidden_states
+
+    def add(self, update: torch.Tensor) -> None:
+        """Add the value-value attention of a block."""
+        self._stream = self._stream + update
+
+    def record(self, number: int, hidden_states: torch.Tensor) -> None:
+        """Keep the streams after a block if they were requested."""
+        if number in self.layers:
+            self.states[number] = self._stream if number >= self.first_block else hidden_states
+        if number in self.ordinary_layers:
+            self.ordinary_states[number] = hidden_states
 
 
 def value_stream(
@@ -58,13 +114,13 @@ def value_stream(
     Returns:
         `dict[int, torch.Tensor]`: u_l of each requested layer, of shape `(B, 1 + N, D)`.
     """
-    streams = {layer: states[layer] for layer in layers if layer < first_block}
-    stream = states[first_block - 1]
-    for number in range(first_block, max(layers) + 1):
-        stream = stream + value_attention(blocks[number - 1], states[number - 1])
-        if number in layers:
-            streams[number] = stream
-    return streams
+    stream = ValueStream(layers, first_block)
+    stream.start(states[first_block - 1])
+    for number in range(1, max(layers) + 1):
+        if stream.runs_in(number):
+            stream.add(value_attention(blocks[number - 1], states[number - 1]))
+        stream.record(number, states.get(number))
+    return stream.states
 
 
 def staged_value_stream(
