@@ -27,6 +27,8 @@ from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .model_card import write_model_card
 from .modeling_vcp_clip import VCPCLIPModel
 from .prompts import check_tokenizer
+from .reference_pictures import find_references, save_references
+from .references import ReferenceMemory
 from .version import EMBEDDED_CHECKPOINT
 
 
@@ -56,11 +58,13 @@ class CheckpointParts:
         model ([`VCPCLIPModel`]): model with its configuration.
         image_processor ([`VCPCLIPImageProcessor`]): preprocessing, scoring and thresholds.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): CLIP's tokenizer, needed only to change the prompts.
+        references ([`ReferenceMemory`], *optional*): memory of normal pictures.
     """
 
     model: VCPCLIPModel
     image_processor: VCPCLIPImageProcessor
     tokenizer: PreTrainedTokenizerBase | None = None
+    references: ReferenceMemory | None = None
 
 
 # --- load ---------------------------------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def load_parts(
     if named is not None:
         sources.append(backbone_location(named, source))
     tokenizer = load_tokenizer(model.config.text_config.vocab_size, *sources)
-    return CheckpointParts(model, load_image_processor(source, model.config), tokenizer)
+    return CheckpointParts(model, load_image_processor(source, model.config), tokenizer, find_references(model))
 
 
 def load_config(source: str | os.PathLike, **config_fields: Any) -> VCPCLIPConfig:
@@ -156,7 +160,7 @@ def complete_parts(
         image_processor = load_image_processor(source, model.config)
     if tokenizer is None and source is not None:
         tokenizer = load_tokenizer(model.config.text_config.vocab_size, source)
-    return CheckpointParts(model, image_processor, tokenizer)
+    return CheckpointParts(model, image_processor, tokenizer, None if source is None else find_references(model))
 
 
 def load_tokenizer(
@@ -263,6 +267,7 @@ def save_parts(
     parts.image_processor.save_pretrained(folder)
     if parts.tokenizer is not None:
         parts.tokenizer.save_pretrained(folder)
+    save_references(parts.references, folder)
     if include_code:
         _add_code(folder)
     if training_facts is not None:
@@ -284,6 +289,7 @@ def save_calibration(folder: str | os.PathLike, parts: CheckpointParts) -> None:
     source = parts.model.name_or_path
     if source and Path(source).resolve() == Path(folder).resolve() and Path(folder).is_dir():
         parts.image_processor.save_pretrained(folder)
+        save_references(parts.references, folder)
         write_model_card(folder)
     else:
         save_parts(folder, parts)

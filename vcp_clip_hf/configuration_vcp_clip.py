@@ -1,6 +1,6 @@
 """VCP-CLIP configuration: the architecture, the prompts and the backbone of a checkpoint."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
@@ -60,6 +60,16 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             Heads of that attention; must divide the vision width.
         fusion_weight (`float`, *optional*, defaults to 0.75):
             Weight a in `(1 - a) * base_map + a * vcp_map`: 0.75 in the paper, 0.8 in the authors' test code.
+        reference_layers (`list[int]`, *optional*, defaults to `feature_layers`):
+            Image blocks (1-based, ascending; 0 is the embedded patches) whose patch tokens a memory of normal pictures
+            keeps, see [`ReferenceMemory`]. The paper has no such memory; these three fields change nothing without it.
+        reference_neighborhood (`int`, *optional*, defaults to 1):
+            Odd side of the square of patches that the memory averages tokens over; 1: no averaging.
+        reference_weight (`float`, *optional*, defaults to 0.5):
+            Weight w of the memory in `(1 - w) * zero_shot_map + w * memory_map`.
+        use_image_head (`bool`, *optional*, defaults to `False`):
+            Whether to add a head with parameters of its own that scores whole images, see [`VCPCLIPImageHead`]. The
+            paper's model has none. Saved configurations name this field only if it is `True`.
         normal_prompts, abnormal_prompts (`list[str]`, *optional*, defaults to the paper's good / damaged):
             Templates with one `{}` each, the category slot; the same number for both states.
         normal_prompt_input_ids, abnormal_prompt_input_ids (`list[list[int]]`, *optional*):
@@ -97,6 +107,10 @@ class VCPCLIPConfig(FrozenCLIPConfig):
     use_post_vcp: bool = True
     post_vcp_num_heads: int = 8
     fusion_weight: float | int = 0.75
+    reference_layers: list[int] | tuple[int, ...] | None = None
+    reference_neighborhood: int = 1
+    reference_weight: float | int = 0.5
+    use_image_head: bool = False
     normal_prompts: list[str] | tuple[str, ...] | None = None
     abnormal_prompts: list[str] | tuple[str, ...] | None = None
     normal_prompt_input_ids: list[list[int]] | None = None
@@ -108,8 +122,17 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         if self.category_token_id is None:
             self.category_token_id = self.text_config.vocab_size
         # JSON knows no tuples: keep what a reload gives
+        if self.reference_layers is not None:
+            self.reference_layers = list(self.reference_layers)
         self.normal_prompts = list(self.normal_prompts)
         self.abnormal_prompts = list(self.abnormal_prompts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values; `use_image_head` only if it is `True`, as in earlier versions."""
+        values = super().to_dict()
+        if not self.use_image_head:
+            values.pop("use_image_head", None)
+        return values
 
     def _fill_defaults(self) -> None:
         """Also set the default prompts where neither strings nor ids are given; refuse strings without their ids."""
@@ -135,6 +158,11 @@ class VCPCLIPConfig(FrozenCLIPConfig):
                     " checkpoint states its prompts in words."
                 )
 
+    @property
+    def memory_layers(self) -> list[int]:
+        """Return the layers of a memory of normal pictures: `reference_layers`, by default the feature layers."""
+        return list(self.feature_layers if self.reference_layers is None else self.reference_layers)
+
     def check_consistency(self) -> None:
         """
         Check the fields against each other.
@@ -152,6 +180,7 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             raise ValueError(f"deep_prompt_dropout={self.deep_prompt_dropout} must lie in [0, 1).")
         if not 0 <= self.fusion_weight <= 1:
             raise ValueError(f"fusion_weight={self.fusion_weight} must lie in [0, 1].")
+        self._check_references(vision.num_hidden_layers)
         if self.use_pre_vcp and text.hidden_size != self.projection_dim:
             raise ValueError(
                 f"use_pre_vcp adds the image feature (projection_dim={self.projection_dim}) to word embeddings"
@@ -164,6 +193,18 @@ class VCPCLIPConfig(FrozenCLIPConfig):
                 f" vision_config.hidden_size={vision.hidden_size}."
             )
         self._check_prompts()
+
+    def _check_references(self, depth: int) -> None:
+        layers = self.memory_layers
+        if not layers or layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] > depth:
+            raise ValueError(
+                f"reference_layers={self.reference_layers} must be ascending, distinct, and lie in 0..{depth} (0: the"
+                " embedded patches)."
+            )
+        if self.reference_neighborhood < 1 or self.reference_neighborhood % 2 == 0:
+            raise ValueError(f"reference_neighborhood={self.reference_neighborhood} must be odd, 1 or more.")
+        if not 0 <= self.reference_weight <= 1:
+            raise ValueError(f"reference_weight={self.reference_weight} must lie in [0, 1].")
 
     def _check_prompts(self) -> None:
         vocab_size = self.text_config.vocab_size

@@ -24,6 +24,7 @@ from .data import export_dataset
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .model_card import hub_name, is_generated, stamped
 from .modeling_vcp_clip import VCPCLIPModel
+from .references import REFERENCES_FILE, ReferenceMemory
 
 
 __all__ = ["push_checkpoint", "push_dataset"]
@@ -32,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 # Files of an earlier push that are deleted unless replaced: transformers would load them together with
 # the new weights, or in their place
-_OWN_MODEL_FILES = ("model*.safetensors", "model*.safetensors.index.json")
+_OWN_MODEL_FILES = ("model*.safetensors", "model*.safetensors.index.json", REFERENCES_FILE)
 _OWN_DATASET_FILES = ("data/*.parquet",)
 _README = "README.md"
 _TOKENS = "https://huggingface.co/settings/tokens"
@@ -44,6 +45,7 @@ def push_checkpoint(
     *,
     image_processor: VCPCLIPImageProcessor | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    references: ReferenceMemory | None = None,
     adapter_only: bool | None = None,
     include_code: bool = True,
     backbone: str | None = None,
@@ -65,6 +67,8 @@ def push_checkpoint(
             Image processor to push; by default that of the checkpoint that the model was loaded from.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer to push; by default that of the checkpoint that the model was loaded from.
+        references ([`ReferenceMemory`], *optional*):
+            Memory of normal pictures to push; by default that of the checkpoint that the model was loaded from.
         adapter_only (`bool`, *optional*):
             Push the learned tensors only; CLIP is then loaded from the repository that the configuration names.
             Default: as the checkpoint is stored.
@@ -90,9 +94,15 @@ def push_checkpoint(
     api = _api(token, repo_id)
     if isinstance(model, (str, os.PathLike)):
         loaded = load_parts(model)
-        parts = CheckpointParts(loaded.model, image_processor or loaded.image_processor, tokenizer or loaded.tokenizer)
+        parts = CheckpointParts(
+            loaded.model,
+            image_processor or loaded.image_processor,
+            tokenizer or loaded.tokenizer,
+            references or loaded.references,
+        )
     else:
         parts = complete_parts(model, image_processor, tokenizer)
+        parts.references = references or parts.references
     config = parts.model.config
     adapter_only = not config.backbone_included if adapter_only is None else adapter_only
     with (

@@ -391,7 +391,7 @@ class ReferenceMemory:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
             if metadata.get("format") != str(_FORMAT):
                 raise ValueError(f"its format is {metadata.get('format')!r}, expected {_FORMAT}")
             facts = json.loads(metadata["references"])
