@@ -189,7 +189,8 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         fast.clip.vision_model.embeddings._tables = _Constants()
         if fast.post_vcp is not None:
             fast.post_vcp.__class__ = _FastPostVCP
-        for module in (*fast.clip.modules(), *fast.feature_projections):
+        head = () if fast.image_head is None else fast.image_head.modules()
+        for module in (*fast.clip.modules(), *fast.feature_projections, *head):
             if type(module) is nn.Linear:
                 module.__class__ = ConvolutionLinear
         if fast.clip.vision_model.config._attn_implementation == "sdpa":

@@ -9,9 +9,9 @@ bounds its expectation (conformal risk control; Angelopoulos et al., ICLR 2024).
 With a memory of references, normal images that are not among them are used as above (split). The references themselves
 are each scored against the others (leave one out), and the same bounds hold, not only those of the jackknife+ (Barber
 et al. 2021), which are twice as large, because the distance to the nearest patch never grows when a picture is added.
-Proof: let s(i) be the score of image i against all others of the n references and the new image. These n + 1 scores are
-exchangeable, so that the bounds hold for them. The score of a reference against the other references alone is s(i) or
-higher, and that of the new image is its own s. Therefore a threshold from the former is at least as high as needed.
+Proof: let s(i) be the score of image i against all others of the n references and the new image. These n + 1 scores
+are exchangeable, so that the bounds hold for them. The score of a reference against the other references alone is s(i)
+or higher, and that of the new image is its own s. Therefore a threshold from the former is at least as high as needed.
 This holds for the fused map and for every score, which never fall when a distance rises, and for an exact memory only:
 a coreset can lose a near patch.
 
@@ -132,7 +132,8 @@ def describe_calibration(calibration: dict[str, Any]) -> list[str]:
         lines.append(
             "Masks: the threshold of the images."
             if score_mode == "max"
-            else "Masks: no threshold, since scores of 'top_k' are not values of a map; give a pixel false-alarm rate."
+            else f"Masks: no threshold, since scores of {score_mode!r} are not values of a map; give a pixel"
+            " false-alarm rate."
         )
     return lines
 

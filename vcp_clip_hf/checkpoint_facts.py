@@ -41,6 +41,7 @@ __all__ = [
     "add_results",
     "carry_facts",
     "learned_fingerprint",
+    "read_training_facts",
     "set_statements",
     "write_training_facts",
 ]
@@ -165,6 +166,24 @@ def write_training_facts(folder: str | os.PathLike, facts: Mapping[str, Any]) ->
     _write(Path(folder) / TRAINING_FILE, {**facts, "fingerprint": learned_fingerprint(folder)})
 
 
+def read_training_facts(source: str | os.PathLike) -> dict[str, Any]:
+    """
+    Return the contents of `training.json` of a checkpoint, without the fingerprint of the weights.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or Hub repository.
+
+    Returns:
+        `dict[str, Any]`: empty without such a file, or if it describes other weights than those beside it.
+    """
+    path = _facts_file(source, TRAINING_FILE, download=True)
+    facts = (None if path is None else _read(path)) or {}
+    fingerprint = facts.pop("fingerprint", None)
+    if fingerprint is not None and os.path.isdir(source) and fingerprint != learned_fingerprint(source):
+        return {}
+    return facts
+
+
 def add_results(folder: str | os.PathLike, report: EvaluationReport | Mapping[str, Any]) -> None:
     """
     Add an evaluation report to `results.json`. A report on the same datasets by the same protocol is replaced.
@@ -220,18 +239,23 @@ def carry_facts(source: str | os.PathLike, folder: str | os.PathLike, download: 
         download (`bool`, *optional*, defaults to `False`): download from the Hub if `source` is not a folder.
     """
     for name in FACTS_FILES:
-        found = Path(source) / name
-        if not os.path.isdir(source):
-            if not download:
-                return
-            try:
-                found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
-            except (OSError, ValueError):  # neither a folder nor a repository, e.g. a model made in memory
-                return
-        target = Path(folder) / name
-        if found is not None and os.path.isfile(found) and not target.exists():
+        found, target = _facts_file(source, name, download), Path(folder) / name
+        if found is not None and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found, target)
+
+
+def _facts_file(source: str | os.PathLike, name: str, download: bool) -> Path | None:
+    """Return a file of facts of a folder or, with `download`, of a Hub repository; `None` if it does not exist."""
+    found = Path(source) / name
+    if not os.path.isdir(source):
+        if not download:
+            return None
+        try:
+            found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError):  # neither a folder nor a repository, e.g. a model made in memory
+            return None
+    return Path(found) if found is not None and os.path.isfile(found) else None
 
 
 def learned_fingerprint(folder: str | os.PathLike) -> str:

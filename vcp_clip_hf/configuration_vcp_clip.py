@@ -1,6 +1,6 @@
 """VCP-CLIP configuration: the architecture, the prompts and the backbone of a checkpoint."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
@@ -67,6 +67,9 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             Odd side of the square of patches that the memory averages tokens over; 1: no averaging.
         reference_weight (`float`, *optional*, defaults to 0.5):
             Weight w of the memory in `(1 - w) * zero_shot_map + w * memory_map`.
+        use_image_head (`bool`, *optional*, defaults to `False`):
+            Whether to add a head with parameters of its own that scores whole images, see [`VCPCLIPImageHead`]. The
+            paper's model has none. Saved configurations name this field only if it is `True`.
         normal_prompts, abnormal_prompts (`list[str]`, *optional*, defaults to the paper's good / damaged):
             Templates with one `{}` each, the category slot; the same number for both states.
         normal_prompt_input_ids, abnormal_prompt_input_ids (`list[list[int]]`, *optional*):
@@ -107,6 +110,7 @@ class VCPCLIPConfig(FrozenCLIPConfig):
     reference_layers: list[int] | tuple[int, ...] | None = None
     reference_neighborhood: int = 1
     reference_weight: float | int = 0.5
+    use_image_head: bool = False
     normal_prompts: list[str] | tuple[str, ...] | None = None
     abnormal_prompts: list[str] | tuple[str, ...] | None = None
     normal_prompt_input_ids: list[list[int]] | None = None
@@ -122,6 +126,13 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             self.reference_layers = list(self.reference_layers)
         self.normal_prompts = list(self.normal_prompts)
         self.abnormal_prompts = list(self.abnormal_prompts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values; `use_image_head` only if it is `True`, as in earlier versions."""
+        values = super().to_dict()
+        if not self.use_image_head:
+            values.pop("use_image_head", None)
+        return values
 
     def _fill_defaults(self) -> None:
         """Also set the default prompts where neither strings nor ids are given; refuse strings without their ids."""

@@ -48,6 +48,11 @@ _METRIC_TYPES = {
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
+_IMAGE_HEAD = (
+    'with parameters of its own, scores whole images (`score_mode="image_head"`); the model of the paper has none'
+)
+
+
 def model_card(folder: str | os.PathLike, repo_id: str | None = None) -> ModelCard:
     """
     Return the card of a saved checkpoint.
@@ -248,7 +253,11 @@ def _model_table(facts: CheckpointFacts) -> str:
         if used
     ]
     stored = ", ".join(_DTYPES.get(dtype, dtype) for dtype in weights.dtypes)
-    score = {"max": "maximum of the map", "top_k": f"mean of the largest {processor.top_k_fraction:.2%} of the maps"}
+    score = {
+        "max": "maximum of the map",
+        "top_k": f"mean of the largest {processor.top_k_fraction:.2%} of the maps",
+        "image_head": "that of the image head",
+    }
     rows = [
         (
             "Backbone (frozen)",
@@ -265,6 +274,7 @@ def _model_table(facts: CheckpointFacts) -> str:
         ("Fusion weight of the Post-VCP map", f"{config.fusion_weight:g}"),
         ("Smoothing of the map", f"Gaussian with sigma {processor.smoothing_sigma:g}, in input pixels"),
         ("Image score", score[processor.score_mode]),
+        *([("Image head", _IMAGE_HEAD)] if config.use_image_head else []),
         ("Learned parameters", f"{weights.learned:,}"),
         ("Backbone parameters", f"{weights.backbone:,}" if weights.backbone else "not in this checkpoint"),
         ("Stored as", f"safetensors, {stored}, {_size(weights.num_bytes)}"),
@@ -273,8 +283,24 @@ def _model_table(facts: CheckpointFacts) -> str:
 
 
 def _training(facts: CheckpointFacts) -> str:
-    training = facts.training
-    if training is None:
+    """Describe the training of the checkpoint and, if it was trained alone, that of its image head."""
+    record = dict(facts.training or {})
+    head = record.pop("image_head", None)
+    if head is None:
+        return _main_training(record, facts.config.use_image_head)
+    return "\n\n".join(
+        (
+            "All parts but the image head:",
+            _main_training(record, with_image_head=False),
+            "The image head, which the paper's model does not have, was trained afterwards on the finished checkpoint,"
+            " whose other parts stayed as they are:",
+            _run_table(head),
+        )
+    )
+
+
+def _main_training(training: dict[str, Any], with_image_head: bool) -> str:
+    if not training:
         return "This checkpoint has no record of its training."
     if "converted_from" in training:
         origin = training["converted_from"]
@@ -282,6 +308,14 @@ def _training(facts: CheckpointFacts) -> str:
             "Trained by the authors of the paper, not with this package. Converted from their file"
             f" {as_code(origin['file'])} (sha256 {as_code(origin['sha256'])})."
         )
+    what = "Only the learned part was trained; CLIP is frozen, as in the paper."
+    if with_image_head:
+        what += " The image head, which the paper's model does not have, was trained together with it."
+    return f"{what}\n\n{_run_table(training)}"
+
+
+def _run_table(training: dict[str, Any]) -> str:
+    """Return the data, the settings and the compute of a training run."""
     held_out, images = training.get("held_out_products") or [], training["images"]
     rows = [
         ("Dataset", f"{_dataset_title(training['dataset'])}, split {as_code(training['split'])}"),
@@ -313,7 +347,7 @@ def _training(facts: CheckpointFacts) -> str:
         ("Versions", ", ".join(f"{name} {version}" for name, version in training["versions"].items())),
         ("Date", training["date"]),
     ]
-    return "Only the learned part was trained; CLIP is frozen, as in the paper.\n\n" + table(("", ""), rows, "ll")
+    return table(("", ""), rows, "ll")
 
 
 def _results(facts: CheckpointFacts) -> str:
@@ -349,21 +383,29 @@ def _report(report: EvaluationReport, facts: CheckpointFacts) -> str:
 
 
 def _overlap(dataset: str, result: dict[str, Any], facts: CheckpointFacts) -> str:
-    """Say whether the numbers are zero-shot."""
-    training, name = facts.training, escaped(dataset)
-    if training is None or "dataset" not in training:
-        return f"{name}: the training data of the checkpoint is not recorded, so overlap cannot be excluded."
+    """Say whether the numbers are zero-shot, for the checkpoint and for an image head that was trained afterwards."""
+    training = facts.training or {}
+    sentences = [_overlap_with(training, "the checkpoint", dataset, result)]
+    if "image_head" in training:
+        sentences.append(_overlap_with(training["image_head"], "its image head", dataset, result))
+    return "\n\n".join(sentences)
+
+
+def _overlap_with(training: dict[str, Any], subject: str, dataset: str, result: dict[str, Any]) -> str:
+    name = escaped(dataset)
+    if "dataset" not in training:
+        return f"{name}: the training data of {subject} is not recorded, so overlap cannot be excluded."
     if training["dataset"] != dataset:
-        return f"{name}: zero-shot, the checkpoint was trained on {escaped(training['dataset'])}."
+        return f"{name}: zero-shot, {subject} was trained on {escaped(training['dataset'])}."
     if not training["products"]:
-        return f"{name}: the checkpoint was trained on the same dataset; on which products is not recorded."
+        return f"{name}: {subject} was trained on the same dataset; on which products is not recorded."
     measured = set(result["per_product"])
     seen, chosen = measured & set(training["products"]), measured & set(training.get("held_out_products") or [])
     if seen:
-        return f"{name}: **not zero-shot**, the checkpoint was trained on images of {_listed(sorted(seen))}."
+        return f"{name}: **not zero-shot**, {subject} was trained on images of {_listed(sorted(seen))}."
     if chosen:
         return f"{name}: not trained on these products, but {_listed(sorted(chosen))} served for model selection."
-    return f"{name}: the checkpoint was trained on other products of the same dataset, not on these."
+    return f"{name}: {subject} was trained on other products of the same dataset, not on these."
 
 
 def _paper(facts: CheckpointFacts) -> str:

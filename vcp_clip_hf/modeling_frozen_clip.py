@@ -117,17 +117,21 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"])
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        if location is None or cls._includes_backbone(location, config, hub_arguments):
-            if location is not None:
-                refuse_pickles(location, hub_arguments.get("subfolder") or "")
-            with explained(location):
-                loaded = super().from_pretrained(location, *model_args, config=config, **kwargs)
-        else:
-            loaded = cls._from_adapter(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
+        loaded = cls._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
         # Loading makes new parameters, which require gradients again
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.clip.requires_grad_(False)
         return loaded
+
+    @classmethod
+    def _from_checkpoint(cls, location, *model_args, config, hub_arguments: dict, **kwargs):
+        """Load a checkpoint as it is stored."""
+        if location is None or cls._includes_backbone(location, config, hub_arguments):
+            if location is not None:
+                refuse_pickles(location, hub_arguments.get("subfolder") or "")
+            with explained(location):
+                return super().from_pretrained(location, *model_args, config=config, **kwargs)
+        return cls._from_adapter(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
 
     @classmethod
     def _includes_backbone(cls, location, config, hub_arguments: dict) -> bool:

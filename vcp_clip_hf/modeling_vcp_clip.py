@@ -16,10 +16,12 @@ from torch import nn
 from transformers import CLIPConfig, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
-from .backbone_loading import config_on_backbone
+from .backbone_loading import config_on_backbone, without_load_report
+from .checkpoint_errors import read_config_values
 from .configuration_vcp_clip import VCPCLIPConfig
+from .image_head import VCPCLIPImageHead, image_head_loss
 from .losses import segmentation_loss
 from .modeling_frozen_clip import FrozenCLIPPreTrainedModel, check_labels, requested_states, with_blocks_of
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
@@ -29,6 +31,11 @@ from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLI
 
 __all__ = ["VCPCLIPModel", "VCPCLIPOutput", "VCPCLIPPreTrainedModel"]
 
+logger = logging.get_logger(__name__)
+
+# Names of the image head's parameters start with it
+IMAGE_HEAD_PREFIX = "image_head."
+
 
 @dataclass
 class VCPCLIPOutput(ModelOutput):
@@ -37,8 +44,9 @@ class VCPCLIPOutput(ModelOutput):
     model's dtype, at the size of `pixel_values`, not smoothed.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` are given):
-            Focal + dice loss, summed over feature layers and branches (equation 10).
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` or `is_anomalous` are given):
+            Focal + dice loss, summed over feature layers and branches (equation 10), if `labels` are given; with an
+            image head, plus its binary cross-entropy.
         anomaly_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
             `(1 - fusion_weight) * base_map + fusion_weight * vcp_map`.
         base_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
@@ -59,6 +67,10 @@ class VCPCLIPOutput(ModelOutput):
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
             The image tower's residual stream: the embedded patches, then the output of each block, each of shape
             `(batch_size, 1 + num_patches, d_v)`.
+        image_logits (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
+            Logits of the image head, positive for anomalous images, float32.
+        image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
+            Their sigmoid: the probability that the image is anomalous, in [0, 1], float32.
     """
 
     loss: torch.FloatTensor | None = None
@@ -71,6 +83,8 @@ class VCPCLIPOutput(ModelOutput):
     image_embeds: torch.FloatTensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    image_logits: torch.FloatTensor | None = None
+    image_scores: torch.FloatTensor | None = None
 
 
 class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
@@ -78,7 +92,15 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
 
     config: VCPCLIPConfig
     supports_gradient_checkpointing = True
-    _no_split_modules = ["VCPCLIPPreVCP", "VCPCLIPDeepPrompts", "VCPCLIPPostVCP", "VCPCLIPVisionEmbeddings"]
+    _no_split_modules = [
+        "VCPCLIPPreVCP",
+        "VCPCLIPDeepPrompts",
+        "VCPCLIPPostVCP",
+        "VCPCLIPVisionEmbeddings",
+        "VCPCLIPImageHead",
+    ]
+    # A checkpoint with an image head can be loaded without it
+    _keys_to_ignore_on_load_unexpected = [rf"^{IMAGE_HEAD_PREFIX}"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -88,12 +110,40 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
         elif isinstance(module, VCPCLIPDeepPrompts):
             init.uniform_(module.embeddings, -1.0, 1.0)
             init.kaiming_normal_(module.projection.weight, mode="fan_out", a=0, nonlinearity="leaky_relu")
+        elif isinstance(module, VCPCLIPImageHead):
+            module.initialize()
         elif isinstance(module, VCPCLIPModel):
             init.constant_(module.base_logit_scale, math.log(1 / 0.07))
             if module.vcp_logit_scale is not None:
                 init.constant_(module.vcp_logit_scale, math.log(1 / 0.07))
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def _from_checkpoint(cls, location, *model_args, config, hub_arguments: dict, **kwargs):
+        """Load a checkpoint as it is stored; `use_image_head=True` adds a new image head to one that has none."""
+        if location is not None and _adds_image_head(location, config, kwargs, hub_arguments):
+            return cls._with_new_image_head(
+                location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs
+            )
+        return super()._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
+
+    @classmethod
+    def _with_new_image_head(cls, location, *model_args, output_loading_info: bool = False, **kwargs):
+        """Load a checkpoint without an image head into a model with one, without a table of missing weights."""
+        with without_load_report():
+            model, report = super()._from_checkpoint(location, *model_args, output_loading_info=True, **kwargs)
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith(IMAGE_HEAD_PREFIX))
+        if missing:
+            raise OSError(
+                f"The weights of {str(location)!r} are incomplete: {len(missing)} tensors are missing, such as"
+                f" {missing[0]}. Copy or download the checkpoint again."
+            )
+        logger.warning(
+            f"{location} has no image head; a new one is initialized. Train it before you use its scores: `vcp-clip"
+            " train --trainable image_head`."
+        )
+        return (model, report) if output_loading_info else model
 
 
 class VCPCLIPModel(VCPCLIPPreTrainedModel):
@@ -104,6 +154,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
     evaluation mode inside `model.train()`. Trained are the category tokens and the Mini-Net (`pre_vcp`), the deep
     prompts (`deep_prompts`), `prompt_norm`, one linear map per feature layer (`feature_projections`), `post_vcp` and
     both temperatures. `model.clip.requires_grad_(True)` or adapters train the towers too.
+
+    With `use_image_head`, `image_head` scores whole images. No gradient flows from it into the other parts, which
+    therefore train exactly as without it; `freeze_all_but_image_head` leaves it as the only trained part.
 
     The model keeps nothing between calls. [`accelerate_inference`] makes a faster copy for inference.
 
@@ -140,6 +193,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self.base_logit_scale = nn.Parameter(torch.empty(()))
         self.post_vcp = VCPCLIPPostVCP(config) if config.use_post_vcp else None
         self.vcp_logit_scale = nn.Parameter(torch.empty(())) if config.use_post_vcp else None
+        self.image_head = VCPCLIPImageHead(config) if config.use_image_head else None
 
         self.post_init()
 
@@ -151,6 +205,28 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         self.config.move_category_slot(embeddings.weight.shape[0])
         return embeddings
+
+    def train(self, mode: bool = True):
+        """Set training mode for what is trained; frozen parts of CLIP and frozen deep prompts stay in eval."""
+        super().train(mode)
+        deep = self.deep_prompts
+        if deep is not None and not any(parameter.requires_grad for parameter in deep.parameters()):
+            deep.eval()
+        return self
+
+    def freeze_all_but_image_head(self) -> None:
+        """
+        Leave the image head as the only part that requires gradients.
+
+        Raises:
+            ValueError: the model has no image head.
+        """
+        if self.image_head is None:
+            raise ValueError(
+                "This model has no image head to train. Load it with from_pretrained(..., use_image_head=True)."
+            )
+        self.requires_grad_(False)
+        self.image_head.requires_grad_(True)
 
     @classmethod
     def _config_on_backbone(
@@ -301,7 +377,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 
     # --- patches against text ---------------------------------------------------------------------------------------
 
-    def _layer_logits(
+    def _layer_contrasts(
         self, patch_tokens: tuple[torch.Tensor, ...], text_embeds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
         """
@@ -311,7 +387,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         one channel is upsampled, not two.
 
         Returns:
-            `tuple`: abnormal minus normal logit of every patch, `(B, K, N)` float32, of the base branch and of the
+            `tuple`: abnormal minus normal cosine of every patch, `(B, K, N)` float32, of the base branch and of the
             Post-VCP branch (or `None`), and the Post-VCP attentions.
         """
         device = text_embeds.device
@@ -319,9 +395,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         for tokens, projection in zip(patch_tokens, self.feature_projections, strict=True):
             projected = projection(tokens)
             base.append(_contrast(projected, text_embeds, inverse_norm(projected)).to(device))
-        base_logits = self.base_logit_scale.float().exp() * torch.stack(base, dim=1)
+        base = torch.stack(base, dim=1)
         if self.post_vcp is None:
-            return base_logits, None, ()
+            return base, None, ()
 
         inverse_norms = [inverse_norm(tokens) for tokens in patch_tokens]
         updated, attentions = self.post_vcp(text_embeds, patch_tokens, inverse_norms)
@@ -329,7 +405,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             _contrast(tokens, embeds, norms).to(device)
             for tokens, embeds, norms in zip(patch_tokens, updated, inverse_norms, strict=True)
         ]
-        return base_logits, self.vcp_logit_scale.float().exp() * torch.stack(vcp, dim=1), attentions
+        return base, torch.stack(vcp, dim=1), attentions
 
     @can_return_tuple
     def forward(
@@ -342,6 +418,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         image_embeds: torch.FloatTensor | None = None,
         patch_tokens: torch.FloatTensor | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
+        is_anomalous: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VCPCLIPOutput:
         r"""
@@ -370,6 +447,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             output_hidden_states (`bool`, `int` or `Sequence[int]`, *optional*, defaults to
                 `config.output_hidden_states`): also return the image tower's hidden states, or those of the given
                 indices only, with `None` in the place of the others; needs `pixel_values`.
+            is_anomalous (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+                1 for anomalous images, else 0, for the loss of the image head. Default with `labels`: 1 if the mask
+                has an abnormal pixel. Without `labels`, `loss` is that of the image head alone. (transformers' Trainer
+                evaluates a loss only if every argument with "label" in its name is given.)
             return_dict (`bool`, *optional*): `False` for a plain tuple.
             kwargs: arguments of transformers' attention functions, for the image tower.
 
@@ -377,7 +458,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             [`VCPCLIPOutput`]
 
         Raises:
-            ValueError: a wrong shape, or labels outside 0 and 1; the message says what was expected.
+            ValueError: a wrong shape, labels outside 0 and 1, or `is_anomalous` for a model without an image head;
+                the message says what was expected.
             TypeError: an unknown keyword argument.
         """
         _refuse_unknown(kwargs)
@@ -405,8 +487,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         # 2. the prompted text tower, once for all images that share their global features
         text_embeds = self.encode_text(image_embeds, prompt_input_ids).expand(batch_size, -1, -1)
 
-        # 3. patches against text, in both branches: (B, K, N) differences of logits
-        base_logits, vcp_logits, attentions = self._layer_logits(patch_tokens, text_embeds)
+        # 3. patches against text, in both branches: (B, K, N) differences of cosines, then of logits
+        base, vcp, attentions = self._layer_contrasts(patch_tokens, text_embeds)
+        base_logits = self.base_logit_scale.float().exp() * base
+        vcp_logits = None if vcp is None else self.vcp_logit_scale.float().exp() * vcp
 
         # 4. to pixels and probabilities, then the mean over layers and the fusion
         base_layer_maps, vcp_layer_maps = self._layer_maps(base_logits, vcp_logits, size)
@@ -416,7 +500,13 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             vcp_map = vcp_layer_maps.mean(dim=1)
             anomaly_map = torch.lerp(base_map, vcp_map, float(self.config.fusion_weight))
 
-        # 5. the loss of both branches
+        # 5. the score of the image
+        image_logits = None
+        if self.image_head is not None:
+            embeds = own_embeds.expand(batch_size, -1)
+            image_logits = self.image_head(embeds, text_embeds, patch_tokens, base, vcp)
+
+        # 6. the loss of both branches and of the image head
         loss = None
         if labels is not None:
             check_labels(labels, (batch_size, *size))
@@ -424,6 +514,13 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             loss = segmentation_loss(base_layer_maps, labels)
             if vcp_layer_maps is not None:
                 loss = loss + segmentation_loss(vcp_layer_maps, labels)
+        if is_anomalous is not None:
+            self._check_is_anomalous(is_anomalous, batch_size)
+        elif labels is not None and image_logits is not None:
+            is_anomalous = labels.flatten(1).amax(dim=1)
+        if is_anomalous is not None:
+            image_loss = image_head_loss(image_logits, is_anomalous.to(image_logits.device))
+            loss = image_loss if loss is None else loss + image_loss
 
         return VCPCLIPOutput(
             loss=loss,
@@ -436,6 +533,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             image_embeds=image_embeds.expand(batch_size, -1),
             attentions=attentions if output_attentions and attentions else None,
             hidden_states=hidden_states,
+            image_logits=image_logits,
+            image_scores=None if image_logits is None else image_logits.sigmoid(),
         )
 
     def _prompting_embeds(self, image_embeds: torch.Tensor, own_embeds: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -470,12 +569,36 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f" feature layers, {expected[1]} patches of a {height} x {width} image, {expected[2]})."
             )
 
+    def _check_is_anomalous(self, is_anomalous: torch.Tensor, batch_size: int) -> None:
+        if self.image_head is None:
+            raise ValueError(
+                "is_anomalous is for the image head, and this model has none. Leave it out, or load the model with"
+                " from_pretrained(..., use_image_head=True)."
+            )
+        if tuple(is_anomalous.shape) != (batch_size,):
+            raise ValueError(
+                f"is_anomalous has shape {tuple(is_anomalous.shape)}, expected ({batch_size},): one value for each"
+                " image."
+            )
+        if not torch.compiler.is_compiling() and is_anomalous.dtype != torch.bool:
+            low, high = is_anomalous.aminmax()
+            if low < 0 or high > 1:
+                raise ValueError(
+                    f"is_anomalous must be 0 (normal) or 1 (anomalous), got values from {low.item()} to {high.item()}."
+                )
+
+
+def _adds_image_head(location: Any, config: Any, arguments: dict[str, Any], hub_arguments: dict[str, Any]) -> bool:
+    """Return whether a checkpoint without an image head is to be loaded into a model with one."""
+    requested = arguments.get("use_image_head", getattr(config, "use_image_head", False))
+    return requested is True and not read_config_values(location, **hub_arguments).get("use_image_head", False)
+
 
 def _refuse_unknown(arguments: dict[str, Any]) -> None:
     """Raise for unknown keyword arguments, such as a misspelled one of ours; transformers' own are passed on."""
     known = ("pixel_values", "labels", "prompt_input_ids", "output_layer_maps", "output_attentions", "image_embeds")
     for name in arguments.keys() - TransformersKwargs.__annotations__.keys():
-        close = difflib.get_close_matches(name, (*known, "patch_tokens", "output_hidden_states"), n=1)
+        close = difflib.get_close_matches(name, (*known, "patch_tokens", "output_hidden_states", "is_anomalous"), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise TypeError(f"VCPCLIPModel.forward() has no argument {name!r}{hint}")
 

@@ -288,7 +288,8 @@ class AnomalySegmentationPipeline(Pipeline):
                 calibrated with the settings of this call. Without a threshold there are no masks and no labels.
             image_threshold (`float`, *optional*): images with a score at or above it are anomalous. Default: the
                 checkpoint's on the same condition, else `threshold` with the score `"max"`.
-            smoothing_sigma, score_mode, top_k_fraction (*optional*): settings of [`VCPCLIPImageProcessor`].
+            smoothing_sigma, score_mode, top_k_fraction (*optional*): settings of [`VCPCLIPImageProcessor`]. In tiles,
+                `"image_head"` is the score of the whole image at the model's size.
             prompts (`dict`, *optional*):
                 `{"normal": ..., "abnormal": ...}`: a state word ("perfect"), a template with one `{}`
                 ("a perfect {} on a table"), or a list of these.
@@ -497,6 +498,7 @@ class AnomalySegmentationPipeline(Pipeline):
         output_branch_maps: bool,
     ) -> dict[str, Any]:
         """Segment one image in tiles."""
+        scoring.check_region(roi_mask is not None)
         if references is not None and self._references_as_new:
             references = references.for_new_picture(image)
         maps = segment_tiles(
@@ -513,7 +515,7 @@ class AnomalySegmentationPipeline(Pipeline):
         inside = None if roi_mask is None else torch.from_numpy(roi_mask)
         if inside is not None:
             anomaly_map, branches = anomaly_map * inside, [branch * inside for branch in branches]
-        (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches])
+        (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches], maps.image_scores)
         result = scoring.result(anomaly_map, score, inside)
         if output_branch_maps:
             result.update(zip(("base_map", "vcp_map"), branches, strict=False))

@@ -94,7 +94,7 @@ def _maps(folder: GoldenFolder, model: AnomalyCLIPModel) -> dict[str, Quantity]:
 
 def _losses(folder: GoldenFolder, model: AnomalyCLIPModel) -> dict[str, Quantity]:
     masks, labels = folder.input("masks"), folder.input("labels")
-    outputs = model(folder.input("pixel_values"), labels=masks, image_labels=labels, output_layer_maps=True)
+    outputs = model(folder.input("pixel_values"), labels=masks, is_anomalous=labels, output_layer_maps=True)
     maps = outputs.layer_maps.unbind(dim=1)
     parts = {
         "focal_per_layer": torch.stack([focal_loss(each, masks) for each in maps]),
@@ -112,7 +112,7 @@ def _training(folder: GoldenFolder, model: AnomalyCLIPModel) -> dict[str, Quanti
     pixel_values, masks, labels = (folder.input(name) for name in ("pixel_values", "masks", "labels"))
     model.train()
     quantities = adam_steps(
-        folder, parameters(model), lambda: model(pixel_values, labels=masks, image_labels=labels).loss
+        folder, parameters(model), lambda: model(pixel_values, labels=masks, is_anomalous=labels).loss
     )
     for quantity in quantities.values():  # the authors' context vectors have two more axes of length 1
         quantity.got = quantity.got.view_as(quantity.expected)

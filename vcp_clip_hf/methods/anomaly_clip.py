@@ -352,7 +352,7 @@ class AnomalyCLIPModel(AnomalyMethodModel):
         )
 
     def compute_loss(
-        self, outputs: AnomalyMethodOutput, labels: torch.Tensor, image_labels: torch.Tensor
+        self, outputs: AnomalyMethodOutput, labels: torch.Tensor, is_anomalous: torch.Tensor
     ) -> torch.Tensor:
         """
         Return the loss of the image scores (cross-entropy) plus `local_loss_weight` times that of the maps: focal, and
@@ -361,5 +361,5 @@ class AnomalyCLIPModel(AnomalyMethodModel):
         maps = outputs.layer_maps
         normal_dice = maps.shape[1] * dice_loss(1 - maps, 1 - labels.to(maps.dtype).unsqueeze(1))
         local_loss = segmentation_loss(maps, labels) + normal_dice
-        global_loss = nn.functional.cross_entropy(outputs.image_logits, image_labels)
+        global_loss = nn.functional.cross_entropy(outputs.image_logits, is_anomalous)
         return global_loss + self.config.local_loss_weight * local_loss

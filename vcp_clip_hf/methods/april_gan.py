@@ -143,7 +143,7 @@ class AprilGANModel(PromptEnsembleModel):
         return (text_scores + scaled_over_product(map_maxima)) / 2
 
     def compute_loss(
-        self, outputs: AnomalyMethodOutput, labels: torch.Tensor, image_labels: torch.Tensor
+        self, outputs: AnomalyMethodOutput, labels: torch.Tensor, is_anomalous: torch.Tensor
     ) -> torch.Tensor:
         """Return focal plus dice loss, summed over the layers."""
         return segmentation_loss(outputs.layer_maps, labels)

@@ -407,7 +407,7 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
         raise NotImplementedError(f"{type(self).__name__} must define segment.")
 
     def compute_loss(
-        self, outputs: AnomalyMethodOutput, labels: torch.Tensor, image_labels: torch.Tensor
+        self, outputs: AnomalyMethodOutput, labels: torch.Tensor, is_anomalous: torch.Tensor
     ) -> torch.Tensor:
         """
         Return the training loss.
@@ -415,7 +415,7 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
         Args:
             outputs ([`AnomalyMethodOutput`]): result of `segment`.
             labels (`torch.Tensor` of shape `(batch_size, height, width)`): 1 where abnormal, else 0.
-            image_labels (`torch.LongTensor` of shape `(batch_size,)`): 1 for images with a defect.
+            is_anomalous (`torch.LongTensor` of shape `(batch_size,)`): 1 for images with a defect.
 
         Raises:
             ValueError: the method is not trained.
@@ -442,7 +442,7 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
         product_names: Sequence[str] | str | None = None,
         labels: torch.Tensor | None = None,
         references: Mapping[str, torch.Tensor] | None = None,
-        image_labels: torch.Tensor | None = None,
+        is_anomalous: torch.Tensor | None = None,
         output_layer_maps: bool = False,
         output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs,
@@ -459,7 +459,7 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
                 Ground truth, 1 where abnormal, else 0. Gives `loss`.
             references (`Mapping[str, torch.Tensor]`, *optional*):
                 Banks of a reference memory for the few-shot mode, name -> L2-normalized rows `(rows, width)`.
-            image_labels (`torch.Tensor` of shape `(batch_size,)`, *optional*, defaults to whether `labels` have a
+            is_anomalous (`torch.Tensor` of shape `(batch_size,)`, *optional*, defaults to whether `labels` have a
                 defect): 1 for images with a defect, else 0.
             output_layer_maps (`bool`, *optional*, defaults to `False`): whether to return the maps of each layer.
             output_hidden_states (`bool`, `int` or `Sequence[int]`, *optional*, defaults to
@@ -489,10 +489,10 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
         if labels is not None:
             check_labels(labels, (len(pixel_values), *features.size))
             labels = labels.to(outputs.anomaly_map.device)
-            if image_labels is None:
-                image_labels = labels.flatten(1).amax(dim=1) > 0
-            image_labels = image_labels.to(outputs.anomaly_map.device, torch.long)
-            outputs["loss"] = self.compute_loss(outputs, labels, image_labels)
+            if is_anomalous is None:
+                is_anomalous = labels.flatten(1).amax(dim=1) > 0
+            is_anomalous = is_anomalous.to(outputs.anomaly_map.device, torch.long)
+            outputs["loss"] = self.compute_loss(outputs, labels, is_anomalous)
         if not output_layer_maps:
             outputs["layer_maps"] = None
         if requested:
@@ -522,7 +522,7 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
         return names
 
     def _refuse_unknown(self, arguments: dict[str, Any]) -> None:
-        known = ("pixel_values", "product_names", "labels", "references", "image_labels", "output_layer_maps")
+        known = ("pixel_values", "product_names", "labels", "references", "is_anomalous", "output_layer_maps")
         for name in arguments.keys() - TransformersKwargs.__annotations__.keys():
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "."

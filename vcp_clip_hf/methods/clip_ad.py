@@ -187,7 +187,7 @@ class ClipADModel(PromptEnsembleModel):
         )
 
     def compute_loss(
-        self, outputs: AnomalyMethodOutput, labels: torch.Tensor, image_labels: torch.Tensor
+        self, outputs: AnomalyMethodOutput, labels: torch.Tensor, is_anomalous: torch.Tensor
     ) -> torch.Tensor:
         """
         Return focal plus dice loss of the adapters' maps, summed over the layers.

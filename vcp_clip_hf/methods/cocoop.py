@@ -281,7 +281,7 @@ class CoCoOpModel(AnomalyMethodModel):
         return pixels.topk(min(self.config.num_top_pixels, pixels.shape[1]), dim=1).values.mean(dim=1)
 
     def compute_loss(
-        self, outputs: AnomalyMethodOutput, labels: torch.Tensor, image_labels: torch.Tensor
+        self, outputs: AnomalyMethodOutput, labels: torch.Tensor, is_anomalous: torch.Tensor
     ) -> torch.Tensor:
-        """Return focal plus dice loss of the abnormal state, summed over the layers; `image_labels` are not used."""
+        """Return focal plus dice loss of the abnormal state, summed over the layers; `is_anomalous` are not used."""
         return segmentation_loss(outputs.layer_maps, labels)
