@@ -32,6 +32,11 @@ class AprilGANConfig(PromptEnsembleConfig):
     """
 
     model_type = "april_gan"
+    title = "APRIL-GAN"
+    source = (
+        "Chen et al. 2023, [arXiv 2305.17382](https://arxiv.org/abs/2305.17382); code: "
+        "[VAND-APRIL-GAN](https://github.com/ByChelsea/VAND-APRIL-GAN) (MIT)"
+    )
 
     few_shot_layers: list[int] | tuple[int, ...] | None = None
     logit_scale: float | int = 100.0
@@ -147,6 +152,10 @@ class AprilGANModel(PromptEnsembleModel):
     ) -> torch.Tensor:
         """Return focal plus dice loss, summed over the layers."""
         return segmentation_loss(outputs.layer_maps, labels)
+
+    def reference_banks(self) -> list[str]:
+        """Return `layer_<number>` of each of the `few_shot_layers`."""
+        return [f"layer_{layer}" for layer in self.config.few_shot_layers]
 
     def reference_tokens(
         self, pixel_values: torch.FloatTensor, product_names: Sequence[str] | str | None = None

@@ -63,6 +63,11 @@ class WinCLIPConfig(PromptEnsembleConfig):
     """
 
     model_type = "winclip"
+    title = "WinCLIP"
+    source = (
+        "Jeong et al., CVPR 2023, [arXiv 2303.14814](https://arxiv.org/abs/2303.14814); after "
+        "[anomalib](https://github.com/open-edge-platform/anomalib) (Apache-2.0)"
+    )
     default_text_config = VIT_B_16_PLUS_240_TEXT
     default_vision_config = VIT_B_16_PLUS_240_VISION
 
@@ -266,6 +271,13 @@ class WinCLIPModel(PromptEnsembleModel):
             patches = (nearest_distance(embeddings.patches, references["patch"]) / 2).unflatten(1, embeddings.grid)
         maps = [*scales.values(), *([] if patches is None else [patches])]
         return AssociationScores(torch.stack(maps).mean(dim=0), patches, windows, scales)
+
+    def reference_banks(self) -> list[str]:
+        """Return `window_<scale>` of each scale, and `patch` if patch tokens are compared."""
+        return [
+            *(f"window_{scale}" for scale in self.config.scales),
+            *(["patch"] if self.config.use_patch_scale else []),
+        ]
 
     def reference_tokens(
         self, pixel_values: torch.FloatTensor, product_names: Sequence[str] | str | None = None
