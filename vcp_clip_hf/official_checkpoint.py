@@ -9,8 +9,19 @@ from typing import Any
 
 import torch
 
+from .backbone_loading import BACKBONE_PREFIX
+from .modeling_frozen_clip import FrozenCLIPPreTrainedModel
 
-__all__ = ["check_entries", "check_feature_layers", "describe_file", "linear_layers", "read_official"]
+
+__all__ = [
+    "check_entries",
+    "check_feature_layers",
+    "describe_file",
+    "fill_learned_part",
+    "linear_layers",
+    "read_official",
+    "size_in",
+]
 
 
 def read_official(checkpoint: str | os.PathLike) -> dict[str, Any]:
@@ -124,6 +135,36 @@ def check_feature_layers(
         f"{checkpoint} has linear layers for {num_layers} feature layers, but does not state to which image blocks"
         f" they belong. Pass feature_layers, {num_layers} of 1..{num_blocks}."
     )
+
+
+def size_in(tensors: Mapping[str, Any], name: str, axis: int, default: int) -> int:
+    """Return one size of a tensor's shape, or the default if the tensor is missing, which `check_entries` reports."""
+    tensor = tensors.get(name)
+    return tensor.shape[axis] if isinstance(tensor, torch.Tensor) and tensor.ndim > axis else default
+
+
+def fill_learned_part(
+    model: FrozenCLIPPreTrainedModel, state_dict: Mapping[str, torch.Tensor], checkpoint: str | os.PathLike
+) -> None:
+    """
+    Load the tensors of a file as the learned part of a model, in the model's dtype.
+
+    Args:
+        model ([`FrozenCLIPPreTrainedModel`]): model on its backbone; changed.
+        state_dict (`Mapping[str, torch.Tensor]`): every learned tensor by its name in the model.
+        checkpoint (`str` or `os.PathLike`): the file, for the message.
+
+    Raises:
+        RuntimeError: a learned tensor of the model has no value, or a value has no place: an error of the converter.
+    """
+    values = {name: tensor.to(model.dtype) for name, tensor in state_dict.items()}
+    result = model.load_state_dict(values, strict=False)
+    unfilled = [name for name in result.missing_keys if not name.startswith(BACKBONE_PREFIX)]
+    if unfilled or result.unexpected_keys:
+        raise RuntimeError(
+            f"The conversion of {checkpoint} left {unfilled} without a value and found no place for"
+            f" {result.unexpected_keys}. Please report this, with the versions that `vcp-clip info` prints."
+        )
 
 
 def describe_file(checkpoint: str | os.PathLike) -> dict[str, str]:
