@@ -43,6 +43,7 @@ __all__ = [
     "load_backbone_weights",
     "quantize_backbone_only",
     "read_backbone_config",
+    "segmenter_config_class",
     "without_load_report",
 ]
 
@@ -100,6 +101,23 @@ def _config_class(model_type: str | None) -> type[PreTrainedConfig] | None:
         return CONFIG_MAPPING[model_type]  # `get` does not read what transformers imports on first use
     except KeyError:
         return None
+
+
+def segmenter_config_class(values: Mapping[str, Any], location: str | os.PathLike) -> type[FrozenCLIPConfig]:
+    """
+    Return the configuration class of a checkpoint of this package: VCP-CLIP, or a registered method.
+
+    Args:
+        values (`Mapping`): contents of its `config.json`.
+        location (`str` or `os.PathLike`): the checkpoint.
+
+    Raises:
+        ValueError: a CLIP model without a learned part, or a model of another type.
+    """
+    kind = _config_class(values.get("model_type"))
+    if kind is None or not issubclass(kind, FrozenCLIPConfig):
+        check_model_type(values, location)
+    return kind
 
 
 def check_model_type(

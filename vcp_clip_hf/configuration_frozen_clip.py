@@ -66,6 +66,12 @@ class FrozenCLIPConfig(PreTrainedConfig):
         ValueError: values contradict each other; the message names both.
     """
 
+    # What model cards and tables call the method, and where it is published
+    title = ""
+    source = ""
+    # Arguments of the image processor that differ from its defaults
+    image_processing = {}
+
     sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
     # Towers that stand for `None`
     default_text_config = _VIT_L_14_336_TEXT

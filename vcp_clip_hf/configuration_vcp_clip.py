@@ -97,6 +97,8 @@ class VCPCLIPConfig(FrozenCLIPConfig):
     """
 
     model_type = "vcp_clip"
+    title = "VCP-CLIP"
+    source = "Qu et al., ECCV 2024, [arXiv 2407.12276](https://arxiv.org/abs/2407.12276)"
 
     num_category_tokens: int = 2
     num_deep_prompt_tokens: int = 1

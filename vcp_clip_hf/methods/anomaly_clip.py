@@ -85,6 +85,11 @@ class AnomalyCLIPConfig(AnomalyMethodConfig):
     """
 
     model_type = "anomaly_clip"
+    title = "AnomalyCLIP"
+    source = (
+        "Zhou et al., ICLR 2024, [arXiv 2310.18961](https://arxiv.org/abs/2310.18961); code: "
+        "[AnomalyCLIP](https://github.com/zqhang/AnomalyCLIP) (MIT)"
+    )
     image_processing = {"smoothing_sigma": 4.0, "score_mode": "image_head"}
     default_text_config = {**FrozenCLIPConfig.default_text_config, "hidden_act": "quick_gelu"}
     default_vision_config = {**FrozenCLIPConfig.default_vision_config, "hidden_act": "quick_gelu"}

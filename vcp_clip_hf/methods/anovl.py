@@ -62,6 +62,11 @@ class AnoVLConfig(AnomalyMethodConfig):
     """
 
     model_type = "anovl"
+    title = "AnoVL"
+    source = (
+        "Deng et al. 2023, [arXiv 2308.15939](https://arxiv.org/abs/2308.15939); code: "
+        "[AnoVL](https://github.com/hq-deng/AnoVL) (MIT)"
+    )
     default_text_config = VIT_B_16_PLUS_240_TEXT
     default_vision_config = VIT_B_16_PLUS_240_VISION
     # Torchvision's default resampling; 2 is PIL's bilinear

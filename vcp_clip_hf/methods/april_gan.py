@@ -32,6 +32,11 @@ class AprilGANConfig(PromptEnsembleConfig):
     """
 
     model_type = "april_gan"
+    title = "APRIL-GAN"
+    source = (
+        "Chen et al. 2023, [arXiv 2305.17382](https://arxiv.org/abs/2305.17382); code: "
+        "[VAND-APRIL-GAN](https://github.com/ByChelsea/VAND-APRIL-GAN) (MIT)"
+    )
 
     few_shot_layers: list[int] | tuple[int, ...] | None = None
     logit_scale: float | int = 100.0

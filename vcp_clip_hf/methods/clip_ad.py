@@ -50,6 +50,11 @@ class ClipADConfig(PromptEnsembleConfig):
     """
 
     model_type = "clip_ad"
+    title = "CLIP-AD"
+    source = (
+        "Chen et al. 2023, [arXiv 2311.00453](https://arxiv.org/abs/2311.00453); code: "
+        "[CLIP-AD](https://github.com/ByChelsea/CLIP-AD) (no license)"
+    )
     default_text_config = VIT_B_16_PLUS_240_TEXT
     default_vision_config = VIT_B_16_PLUS_240_VISION
     # 8 for both datasets with SDP, and for MVTec-AD with SDP+; 2 for VisA with SDP+ (code)

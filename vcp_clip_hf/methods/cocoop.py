@@ -76,6 +76,12 @@ class CoCoOpConfig(AnomalyMethodConfig):
     """
 
     model_type = "cocoop"
+    title = "CoCoOp"
+    source = (
+        "Zhou et al., CVPR 2022, [arXiv 2203.05557](https://arxiv.org/abs/2203.05557); code: "
+        "[CoOp](https://github.com/KaiyangZhou/CoOp) (MIT); for segmentation as VCP-CLIP's paper "
+        "describes it"
+    )
     image_processing = {"smoothing_sigma": 8.0, "score_mode": "image_head"}
 
     num_context_tokens: int = 4

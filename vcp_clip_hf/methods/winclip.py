@@ -63,6 +63,11 @@ class WinCLIPConfig(PromptEnsembleConfig):
     """
 
     model_type = "winclip"
+    title = "WinCLIP"
+    source = (
+        "Jeong et al., CVPR 2023, [arXiv 2303.14814](https://arxiv.org/abs/2303.14814); after "
+        "[anomalib](https://github.com/open-edge-platform/anomalib) (Apache-2.0)"
+    )
     default_text_config = VIT_B_16_PLUS_240_TEXT
     default_vision_config = VIT_B_16_PLUS_240_VISION
 
