@@ -15,6 +15,7 @@ FEW_PROMPTS = {
 
 # Fields that do not fit the tiny towers otherwise
 FIELDS = {
+    "anovl": {"object_templates": ["a {}", "the {}"], "texture_templates": ["a texture of {}"]},
     "anomaly_clip": {"deep_prompt_depth": 2, "num_context_tokens": 4, "num_deep_prompt_tokens": 2},
 }
 

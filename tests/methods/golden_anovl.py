@@ -17,9 +17,7 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
     with torch.no_grad():
         for product in folder.config["classes"]:
             quantities |= _text(folder, model, tokenizer, product)
-        quantities["text_embeds"] = Quantity(
-            folder.expected["text_embeds"], model.text_embeds(folder.config["classes"])
-        )
+        quantities |= folder.quantities({"text_embeds": model.text_embeds(folder.config["classes"])})
         quantities |= _image_side(folder, model)
         quantities |= _adaptation(folder, model)
     return quantities
@@ -56,9 +54,7 @@ def _text(folder: GoldenFolder, model: AnoVLModel, tokenizer: RecordedTokenizer,
         f"prompt_embeds.{product}": embeds,
         f"adapter_prompt_bank.{product}": nn.functional.normalize(embeds, dim=-1),
     }
-    return {f"input_ids.{product}": ids} | {
-        name: Quantity(folder.expected[name], each) for name, each in found.items() if name in folder.expected
-    }
+    return {f"input_ids.{product}": ids} | folder.quantities(found)
 
 
 def _image_side(folder: GoldenFolder, model: AnoVLModel) -> dict[str, Quantity]:
@@ -82,10 +78,9 @@ def _image_side(folder: GoldenFolder, model: AnoVLModel) -> dict[str, Quantity]:
         "augmented_0": augmented_views(pixel_values[:1])[0],
         "augmented_0.class_embeds": view_embeds[0],
     }
-    quantities = {
-        name: Quantity(folder.expected[name], each) for name, each in found.items() if name in folder.expected
+    return folder.quantities(found) | {
+        "no_tta.anomaly_map, parts": Quantity(folder.expected["no_tta.anomaly_map"], maps)
     }
-    return quantities | {"no_tta.anomaly_map, parts": Quantity(folder.expected["no_tta.anomaly_map"], maps)}
 
 
 def _adaptation(folder: GoldenFolder, model: AnoVLModel) -> dict[str, Quantity]:
@@ -110,8 +105,4 @@ def _adaptation(folder: GoldenFolder, model: AnoVLModel) -> dict[str, Quantity]:
         }
     maps = model.pixel_maps(torch.cat(adapted), model.text_embeds(products), features.size)
     found["tta.anomaly_map"] = maps
-    return _stored(folder, found)
-
-
-def _stored(folder: GoldenFolder, found: dict[str, torch.Tensor]) -> dict[str, Quantity]:
-    return {name: Quantity(folder.expected[name], each) for name, each in found.items() if name in folder.expected}
+    return folder.quantities(found)

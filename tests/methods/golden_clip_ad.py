@@ -58,7 +58,7 @@ def _text(folder: GoldenFolder, model: ClipADModel, tokenizer: RecordedTokenizer
     ):
         quantities[f"input_ids_{state}"] = tokenizer.record(sentences, expected[f"input_ids_{state}"])
         embeds = model.encode_sentences(sentences)
-        quantities[f"prompt_embeds_{state}"] = Quantity(expected[f"prompt_embeds_{state}"], embeds)
+        quantities |= folder.quantities({f"prompt_embeds_{state}": embeds})
         unit[state] = nn.functional.normalize(embeds, dim=-1)
     for name in folder.keys(r"dbscan_labels_(.+)"):
         dataset, state = re.fullmatch(r"dbscan_labels_(.+)_(normal|abnormal)", name).groups()
@@ -78,7 +78,7 @@ def _features(folder: GoldenFolder, model: ClipADModel) -> dict[str, Quantity]:
     found = {"similarity": _similarity(folder, model).sum(dim=1)}
     for layer, original, surgery in zip(model.config.feature_layers, paths.original, paths.surgery, strict=True):
         found[f"ori_{layer}"], found[f"surgery_{layer}"] = original, surgery
-    return {name: Quantity(folder.expected[name], each) for name, each in found.items() if name in folder.expected}
+    return folder.quantities(found)
 
 
 def _similarity(folder: GoldenFolder, model: ClipADModel) -> torch.Tensor:
@@ -102,4 +102,4 @@ def _maps(folder: GoldenFolder, model: ClipADModel, mode: str) -> dict[str, Quan
         "text_score": outputs.text_scores,
         "image_score": model.scores_of_product(outputs.text_scores, maxima),
     }
-    return {f"{mode}.{name}": Quantity(folder.expected[f"{mode}.{name}"], each) for name, each in found.items()}
+    return folder.quantities({f"{mode}.{name}": each for name, each in found.items()})

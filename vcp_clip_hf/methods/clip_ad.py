@@ -17,7 +17,7 @@ from torch import nn
 from ..losses import segmentation_loss
 from .base import AnomalyMethodOutput, ImageFeatures, ProductText, PromptEnsembleModel, scaled_over_product
 from .configuration import VIT_B_16_PLUS_240_TEXT, VIT_B_16_PLUS_240_VISION, AnomalyMethodConfig, PromptEnsembleConfig
-from .patch_adapters import PatchAdapters, patch_logits, upsample
+from .patch_adapters import PatchAdapters, image_logits, patch_logits, upsample
 from .representative_vectors import representative_vector
 from .vv_attention import staged_value_stream
 
@@ -179,14 +179,13 @@ class ClipADModel(PromptEnsembleModel):
             layer_maps = upsample(logits, grid, size, align_corners=True).sigmoid()
             anomaly_map = (2 * anomaly_map + layer_maps.mean(dim=1)) / 3
         image_embeds = paths.surgery[-1][:, 0]
-        cosines = nn.functional.normalize(image_embeds.float(), dim=-1)[:, None] @ text_embeds.float().mT
-        image_logits = self.config.logit_scale * cosines[:, 0]
-        scores = image_logits.softmax(dim=-1)[:, 1]
+        text_logits = image_logits(image_embeds, text_embeds, self.config.logit_scale)
+        scores = text_logits.softmax(dim=-1)[:, 1]
         return AnomalyMethodOutput(
             anomaly_map=anomaly_map,
             image_scores=scores,
             text_scores=scores,
-            image_logits=image_logits,
+            image_logits=text_logits,
             layer_maps=layer_maps,
             text_embeds=text_embeds,
             image_embeds=image_embeds,

@@ -250,7 +250,16 @@ class WinCLIPModel(PromptEnsembleModel):
         Args:
             embeddings ([`WinCLIPEmbeddings`]): result of `embed_windows`.
             references (`Mapping[str, torch.Tensor]`): banks of unit vectors by the names of `reference_tokens`.
+
+        Raises:
+            ValueError: a bank is missing.
         """
+        names = [*(f"window_{scale}" for scale in self.config.scales), *(["patch"] * self.config.use_patch_scale)]
+        if missing := [name for name in names if name not in references]:
+            raise ValueError(
+                f"references has the banks {sorted(references)}, but {missing} are missing. Make them with"
+                " `reference_tokens` of a model with the same configuration."
+            )
         windows = {
             scale: nearest_distance(each, references[f"window_{scale}"]) / 2
             for scale, each in embeddings.windows.items()
@@ -277,7 +286,7 @@ class WinCLIPModel(PromptEnsembleModel):
         """Compute maps and scores; with references, this is WinCLIP+."""
         embeddings, text_embeds = self.embed_windows(features), self.text_embeds(product_names)
         zero_shot = self.compare_with_text(embeddings, text_embeds)
-        grid_map, image_scores = zero_shot.grid_map, zero_shot.image
+        grid_map, image_scores, reference_map = zero_shot.grid_map, zero_shot.image, None
         if references is not None:
             association = self.compare_with_references(embeddings, references).grid_map
             image_scores = (image_scores + association.flatten(1).amax(dim=1)) / 2
@@ -285,14 +294,18 @@ class WinCLIPModel(PromptEnsembleModel):
                 grid_map = (grid_map + association) / 2
             else:
                 grid_map = 1 / (1 / grid_map + 1 / association)
+            reference_map = self._to_pixels(association, features)
         if self.config.image_score == "map_maximum":
             image_scores = grid_map.flatten(1).amax(dim=1)
         return AnomalyMethodOutput(
-            anomaly_map=upsample(grid_map.flatten(1)[:, None], features.grid, features.size, align_corners=False)[
-                :, 0
-            ],
+            anomaly_map=self._to_pixels(grid_map, features),
             image_scores=image_scores,
             text_scores=zero_shot.image,
+            reference_map=reference_map,
             text_embeds=text_embeds,
             image_embeds=embeddings.image,
         )
+
+    @staticmethod
+    def _to_pixels(grid_map: torch.Tensor, features: ImageFeatures) -> torch.Tensor:
+        return upsample(grid_map.flatten(1)[:, None], features.grid, features.size, align_corners=False)[:, 0]
