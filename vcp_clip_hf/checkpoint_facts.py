@@ -23,9 +23,9 @@ from safetensors import safe_open
 from transformers.utils import cached_file, logging
 
 from .atomic_write import atomic_file
-from .backbone_loading import BACKBONE_PREFIX, check_model_type
+from .backbone_loading import BACKBONE_PREFIX, segmenter_config_class
 from .checkpoint_errors import explained, read_config_values
-from .configuration_vcp_clip import VCPCLIPConfig
+from .configuration_frozen_clip import FrozenCLIPConfig
 from .evaluation_report import EvaluationReport
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
@@ -87,7 +87,7 @@ class CheckpointFacts:
 
     Args:
         folder (`Path`): folder of the checkpoint.
-        config ([`VCPCLIPConfig`]): its configuration.
+        config ([`FrozenCLIPConfig`]): its configuration.
         image_processor ([`VCPCLIPImageProcessor`]): its image processor.
         weights (`WeightFacts`): sizes and dtypes of its weights.
         has_code (`bool`): whether the folder includes the code, so that it works without this package.
@@ -97,7 +97,7 @@ class CheckpointFacts:
     """
 
     folder: Path
-    config: VCPCLIPConfig
+    config: FrozenCLIPConfig
     image_processor: VCPCLIPImageProcessor
     weights: WeightFacts
     has_code: bool = False
@@ -125,7 +125,7 @@ class CheckpointFacts:
                 " missing. Save model and image processor into it first."
             )
         values = read_config_values(folder)
-        check_model_type(values, folder)
+        config_class = segmenter_config_class(values, folder)
         files = {name: _read(folder / name) for name in FACTS_FILES}
         training, reports = files[TRAINING_FILE], files[RESULTS_FILE] or []
         reports = [reports] if isinstance(reports, dict) else reports
@@ -143,7 +143,7 @@ class CheckpointFacts:
 
         return cls(
             folder=folder,
-            config=VCPCLIPConfig.from_pretrained(folder),
+            config=config_class.from_pretrained(folder),
             image_processor=VCPCLIPImageProcessor.from_pretrained(folder),
             weights=_weights(folder),
             has_code="custom_pipelines" in values,
@@ -261,7 +261,7 @@ def _facts_file(source: str | os.PathLike, name: str, download: bool) -> Path | 
 def learned_fingerprint(folder: str | os.PathLike) -> str:
     """
     Return a hash of the learned tensors in float16. It is the same for all copies of a checkpoint: with or without
-    CLIP, sharded or not, in float32 or float16.
+    CLIP, sharded or not, in float32 or float16. Of a method without a learned part, it is the hash of its type.
 
     Args:
         folder (`str` or `os.PathLike`): folder of the checkpoint.
@@ -271,6 +271,8 @@ def learned_fingerprint(folder: str | os.PathLike) -> str:
     """
     digest = hashlib.sha256()
     files = {name: file for file in _files(folder) for name in _names(file) if not name.startswith(BACKBONE_PREFIX)}
+    if not files:
+        digest.update(read_config_values(folder)["model_type"].encode())
     for name in sorted(files):
         with _opened(files[name]) as weights:
             values = weights.get_tensor(name).to(torch.float16).contiguous()

@@ -14,7 +14,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput
 
 from .anomaly_scoring import AUTHORS_SCORING, AnomalyScoring, gaussian_smooth, resize_map
-from .configuration_vcp_clip import VCPCLIPConfig
+from .configuration_frozen_clip import FrozenCLIPConfig
 from .image_loading import ImageLike, list_images, load_image, load_mask
 from .pixel_preprocessing import fit, place, to_planes, value_table
 from .region_of_interest import region_at_size
@@ -141,13 +141,13 @@ class VCPCLIPImageProcessor(PilBackend):
 
     @classmethod
     def for_model(
-        cls, config: VCPCLIPConfig, **kwargs: Unpack[VCPCLIPImageProcessorKwargs]
+        cls, config: FrozenCLIPConfig, **kwargs: Unpack[VCPCLIPImageProcessorKwargs]
     ) -> "VCPCLIPImageProcessor":
         """
         Make an image processor for the input size and the patch size of a model.
 
         Args:
-            config ([`VCPCLIPConfig`]): configuration of the model.
+            config ([`FrozenCLIPConfig`]): configuration of the model.
             kwargs: arguments of the constructor, which take precedence.
 
         Returns:
@@ -157,6 +157,7 @@ class VCPCLIPImageProcessor(PilBackend):
         defaults = {
             "size": {"height": height, "width": width},
             "size_divisor": config.vision_config.patch_size,
+            **config.image_processing,
         }
         return cls(**{**defaults, **kwargs})
 
@@ -354,7 +355,9 @@ class VCPCLIPImageProcessor(PilBackend):
         scoring = self.scoring(known, **settings)
         scoring.check_region(roi_masks is not None and any(mask is not None for mask in roi_masks))
         maps, image_scores = outputs.anomaly_map.float(), getattr(outputs, "image_scores", None)
-        branches = [branch.float() for branch in (outputs.base_map, outputs.vcp_map) if branch is not None]
+        branches = [outputs[name].float() for name in ("base_map", "vcp_map") if outputs.get(name) is not None] or [
+            maps
+        ]
         for name, given in (("target_sizes", target_sizes), ("roi_masks", roi_masks)):
             if given is not None and len(given) != len(maps):
                 raise ValueError(f"{len(given)} {name} came with {len(maps)} images.")

@@ -5,45 +5,27 @@ layers, T prompt templates of each state, r category tokens, n deep prompt token
 d_v the image width. The two states are always ordered normal, abnormal.
 """
 
-import copy
 import difflib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CLIPConfig, PreTrainedTokenizerBase
 from transformers import initialization as init
-from transformers.modeling_utils import unwrap_model
-from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
-from transformers.utils.quantization_config import QuantizationMethod
 
-from .backbone_loading import (
-    BACKBONE_PREFIX,
-    HUB_ARGUMENTS,
-    check_backbone,
-    check_model_type,
-    config_on_backbone,
-    learned_state,
-    load_adapter_weights,
-    load_backbone,
-    load_backbone_weights,
-    quantize_backbone_only,
-    read_backbone_config,
-    without_load_report,
-)
-from .checkpoint_errors import check_dtype, explained, explained_writing, read_config_values, refuse_pickles
+from .backbone_loading import config_on_backbone, without_load_report
+from .checkpoint_errors import read_config_values
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_head import VCPCLIPImageHead, image_head_loss
 from .losses import segmentation_loss
+from .modeling_frozen_clip import FrozenCLIPPreTrainedModel, check_labels, requested_states, with_blocks_of
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_states_differ, check_tokenizer, tokenize_prompts
-from .vision_tower import LayerStates, VCPCLIPVisionEmbeddings, VCPCLIPVisionEncoder
 from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLIPPreVCP, inverse_norm
 
 
@@ -105,18 +87,11 @@ class VCPCLIPOutput(ModelOutput):
     image_scores: torch.FloatTensor | None = None
 
 
-class VCPCLIPPreTrainedModel(PreTrainedModel):
+class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
     """Load, save and initialize VCP-CLIP models."""
 
     config: VCPCLIPConfig
-    # CLIP's own prefix: a CLIP checkpoint loads straight into `self.clip`, and CLIPModel loads from our checkpoints
-    base_model_prefix = "clip"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
     _no_split_modules = [
         "VCPCLIPPreVCP",
         "VCPCLIPDeepPrompts",
@@ -126,22 +101,15 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
     ]
     # A checkpoint with an image head can be loaded without it
     _keys_to_ignore_on_load_unexpected = [rf"^{IMAGE_HEAD_PREFIX}"]
-    # The loss is a mean over the batch, whatever the keyword arguments of `forward`: Trainer must divide it itself
-    accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialize as the authors do; linear and convolution layers keep PyTorch's default."""
+        """Initialize as the authors do."""
         if isinstance(module, VCPCLIPPreVCP):
             init.trunc_normal_(module.category_embeddings, std=1.0)
         elif isinstance(module, VCPCLIPDeepPrompts):
             init.uniform_(module.embeddings, -1.0, 1.0)
             init.kaiming_normal_(module.projection.weight, mode="fan_out", a=0, nonlinearity="leaky_relu")
-        elif isinstance(module, (nn.Linear, nn.Conv1d)):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, VCPCLIPImageHead):
             module.initialize()
         elif isinstance(module, VCPCLIPModel):
@@ -152,40 +120,19 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """
-        Load a checkpoint from the Hub or a folder: a full one, or one with the learned part only, whose CLIP is then
-        loaded from `config.backbone_name_or_path`.
-
-        Args are those of [`~transformers.PreTrainedModel.from_pretrained`]. `backbone_name_or_path="..."` names
-        another place for the backbone of an adapter-only checkpoint, for example a local copy. A
-        `quantization_config` applies to the backbone only. `use_image_head=True` adds a newly initialized image head
-        to a checkpoint that has none.
-
-        Raises:
-            OSError: the checkpoint or its backbone is missing; the message says which one and what to do.
-            ValueError: the backbone's sizes are not those the checkpoint was trained with.
-        """
-        location = pretrained_model_name_or_path
-        if kwargs.get("use_safetensors") is False:
-            raise ValueError("use_safetensors=False would load pickles, which can run code. Convert the weights.")
-        kwargs["use_safetensors"] = True
-        check_dtype(kwargs.get("dtype"))
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"])
-        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    def _from_checkpoint(cls, location, *model_args, config, hub_arguments: dict, **kwargs):
+        """Load a checkpoint as it is stored; `use_image_head=True` adds a new image head to one that has none."""
         if location is not None and _adds_image_head(location, config, kwargs, hub_arguments):
-            return cls._with_new_image_head(location, *model_args, config=config, **kwargs)
-        return cls._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
+            return cls._with_new_image_head(
+                location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs
+            )
+        return super()._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
 
     @classmethod
     def _with_new_image_head(cls, location, *model_args, output_loading_info: bool = False, **kwargs):
         """Load a checkpoint without an image head into a model with one, without a table of missing weights."""
-        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         with without_load_report():
-            model, report = cls._from_checkpoint(
-                location, *model_args, hub_arguments=hub_arguments, output_loading_info=True, **kwargs
-            )
+            model, report = super()._from_checkpoint(location, *model_args, output_loading_info=True, **kwargs)
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(IMAGE_HEAD_PREFIX))
         if missing:
             raise OSError(
@@ -197,104 +144,6 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
             " example with `vcp-clip train --trainable image_head`."
         )
         return (model, report) if output_loading_info else model
-
-    @classmethod
-    def _from_checkpoint(cls, location, *model_args, config, hub_arguments: dict, **kwargs):
-        """Load a checkpoint as it is stored."""
-        if location is None or cls._includes_backbone(location, config, hub_arguments):
-            if location is not None:
-                refuse_pickles(location, hub_arguments.get("subfolder") or "")
-            with explained(location):
-                loaded = super().from_pretrained(location, *model_args, config=config, **kwargs)
-        else:
-            loaded = cls._from_adapter(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
-        # Loading makes new parameters, which require gradients again
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.clip.requires_grad_(False)
-        return loaded
-
-    @classmethod
-    def _includes_backbone(cls, location, config, hub_arguments: dict) -> bool:
-        """Return whether the weight file of a checkpoint includes CLIP, or only the learned part."""
-        if isinstance(config, PreTrainedConfig):
-            return config.backbone_included
-        values = read_config_values(config or location, **hub_arguments)
-        check_model_type(values, location)
-        return values.get("backbone_included", True)
-
-    @classmethod
-    def _from_adapter(cls, location, *model_args, config, hub_arguments: dict, variant: str | None = None, **kwargs):
-        # 1. the configuration, with overrides among the keyword arguments; the rest says how to build the model
-        loading = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
-        if not isinstance(config, PreTrainedConfig):
-            # Arguments that a configuration would take as its own fields
-            building = {name: loading.pop(name) for name in ("attn_implementation", "dtype") if name in loading}
-            config, loading = cls.config_class.from_pretrained(
-                config or location, return_unused_kwargs=True, **hub_arguments, **loading
-            )
-            loading.update(building)
-        # 2. the learned part, 3. the frozen backbone, 4. both together
-        state_dict = load_adapter_weights(location, variant, hub_arguments)
-        state_dict.update(load_backbone_weights(config, location, hub_arguments))
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **loading)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.name_or_path = model.config.name_or_path = str(location)
-        return loaded
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        is_main_process: bool = True,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        *args,
-        adapter_only: bool = False,
-        **kwargs,
-    ):
-        """
-        Save configuration and weights as safetensors.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): folder, made if missing.
-            is_main_process, args, kwargs: as in [`~transformers.PreTrainedModel.save_pretrained`].
-            state_dict (`dict[str, torch.Tensor]`, *optional*): weights to save instead of the model's own.
-            adapter_only (`bool`, *optional*, defaults to `False`):
-                Save the learned tensors only (31 MB for ViT-L). The configuration then names the CLIP backbone, and
-                `from_pretrained` loads it from there.
-
-        Raises:
-            ValueError: `adapter_only` without a named backbone, or while CLIP itself is trained; a model that is
-                quantized with torchao.
-        """
-        model = unwrap_model(self)
-        config = model.config
-        quantization = getattr(config, "quantization_config", None)
-        if getattr(quantization, "quant_method", None) == QuantizationMethod.TORCHAO:
-            raise ValueError(
-                "A model quantized with torchao can be saved but not loaded again: its file format cannot store"
-                " parameters outside of modules, such as base_logit_scale. Keep the checkpoint as it was before, and"
-                " quantize it whenever it is loaded."
-            )
-        if adapter_only:
-            if not config.backbone_name_or_path:
-                raise ValueError(
-                    "adapter_only=True saves no CLIP weights, so the checkpoint must name their place, but"
-                    " config.backbone_name_or_path is not set. Set it to a Hub repository or a folder with the CLIP"
-                    " model, or save with adapter_only=False."
-                )
-            if any(parameter.requires_grad for parameter in model.clip.parameters()):
-                raise ValueError(
-                    "adapter_only=True leaves CLIP's weights out, but some of them require gradients and differ from"
-                    " the backbone's once they are trained. Save with adapter_only=False, or freeze CLIP again with"
-                    " model.clip.requires_grad_(False) if they are unchanged."
-                )
-            state_dict = learned_state(model.state_dict() if state_dict is None else state_dict)
-        included = config.backbone_included
-        config.backbone_included = not adapter_only
-        try:
-            with explained_writing(save_directory):
-                super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
-        finally:
-            config.backbone_included = included
 
 
 class VCPCLIPModel(VCPCLIPPreTrainedModel):
@@ -331,12 +180,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
     def __init__(self, config: VCPCLIPConfig):
         super().__init__(config)
         text, vision = config.text_config, config.vision_config
-        self.clip = CLIPModel._from_config(config.to_clip_config())
-        # Three modules of CLIP with the same parameters and names, and with what VCP-CLIP changes
-        vision_model, text_model = self.clip.vision_model, self.clip.text_model
-        vision_model.embeddings = VCPCLIPVisionEmbeddings(vision_model.config)
-        vision_model.encoder = _with_blocks_of(vision_model.encoder, VCPCLIPVisionEncoder)
-        text_model.encoder = _with_blocks_of(text_model.encoder, VCPCLIPTextEncoder)
+        self.clip = self._make_clip()
+        text_model = self.clip.text_model
+        text_model.encoder = with_blocks_of(text_model.encoder, VCPCLIPTextEncoder)
 
         self.pre_vcp = VCPCLIPPreVCP(config)
         self.deep_prompts = VCPCLIPDeepPrompts(config) if config.num_deep_prompt_tokens else None
@@ -349,16 +195,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self.vcp_logit_scale = nn.Parameter(torch.empty(())) if config.use_post_vcp else None
         self.image_head = VCPCLIPImageHead(config) if config.use_image_head else None
 
-        self.clip.requires_grad_(False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return CLIP's token embedding."""
-        return self.clip.text_model.embeddings.token_embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace CLIP's token embedding."""
-        self.clip.text_model.embeddings.token_embedding = value
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
         """
@@ -372,9 +209,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
     def train(self, mode: bool = True):
         """Set training mode for what is trained; frozen parts of CLIP and frozen deep prompts stay in eval."""
         super().train(mode)
-        for part in (self.clip, self.clip.text_model, self.clip.vision_model, self.deep_prompts):
-            if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
-                part.eval()
+        deep = self.deep_prompts
+        if deep is not None and not any(parameter.requires_grad for parameter in deep.parameters()):
+            deep.eval()
         return self
 
     def freeze_all_but_image_head(self) -> None:
@@ -392,62 +229,15 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self.image_head.requires_grad_(True)
 
     @classmethod
-    def from_clip(
+    def _config_on_backbone(
         cls,
-        backbone: str | os.PathLike | CLIPModel,
-        config: VCPCLIPConfig | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        **kwargs,
-    ) -> "VCPCLIPModel":
-        """
-        Build a model on a pretrained CLIP, with a newly initialized learned part, as the start of a training.
-
-        Args:
-            backbone (`str`, `os.PathLike` or `CLIPModel`):
-                Hub repository, folder, or a loaded model. Of a VCP-CLIP checkpoint, only its CLIP is used.
-            config ([`VCPCLIPConfig`], *optional*):
-                The architecture; its towers must be the backbone's. Made from the backbone and `kwargs` if absent.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                Tokenizer of the backbone, to turn `normal_prompts` / `abnormal_prompts` into ids. Needed only where
-                the prompts are not the paper's or the vocabulary is not OpenAI's; loaded from `backbone` if absent.
-            kwargs:
-                Without `config`: fields of [`VCPCLIPConfig`], and `hidden_act`, to run both towers with another
-                activation than the backbone's own (the authors run OpenAI's weights with `"gelu"`). Always:
-                arguments of `from_pretrained` such as `dtype`, `attn_implementation`, `revision`, `token`.
-
-        Returns:
-            [`VCPCLIPModel`] in evaluation mode.
-
-        Raises:
-            OSError: the backbone is missing.
-            ValueError: not a CLIP model, not the one of `config`, or fields that contradict it.
-        """
-        # The learned part is trained in float32, whatever the backbone is stored in
-        loading = {"dtype": torch.float32, **kwargs}
-        hub_arguments = {name: loading[name] for name in HUB_ARGUMENTS if name in loading}
-        clip_config, name = read_backbone_config(backbone, hub_arguments)
-        if config is None:
-            fields = {
-                name: loading.pop(name)
-                for name in list(loading)
-                if name == "hidden_act" or (name in VCPCLIPConfig.__dataclass_fields__ and name != "dtype")
-            }
-            config = config_on_backbone(clip_config, name, tokenizer, hub_arguments, **fields)
-        else:
-            check_backbone(config, clip_config, name or "the given model")
-            config = copy.deepcopy(config)
-            config.backbone_name_or_path = name or config.backbone_name_or_path
-            config.backbone_included = True
-
-        if not isinstance(backbone, CLIPModel):
-            backbone = load_backbone(name, clip_config, "auto", hub_arguments)
-        state_dict = {BACKBONE_PREFIX + key: value for key, value in backbone.state_dict().items()}
-        loading = {name: value for name, value in loading.items() if name not in HUB_ARGUMENTS}
-        with without_load_report():  # the learned part has no weights yet
-            model = cls.from_pretrained(None, config=config, state_dict=state_dict, **loading)
-        logger.info("The learned part is newly initialized: train the model before use.")
-        model.name_or_path = model.config.name_or_path = ""
-        return model
+        clip_config: CLIPConfig,
+        name: str | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        hub_arguments: dict[str, Any],
+        **fields,
+    ) -> VCPCLIPConfig:
+        return config_on_backbone(clip_config, name, tokenizer, hub_arguments, **fields)
 
     def set_prompts(self, normal: Sequence[str], abnormal: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         """
@@ -501,38 +291,14 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self, pixel_values: torch.Tensor, output_hidden_states: bool | int | Sequence[int] = False, **kwargs
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """Run `encode_image`, with the residual stream after every block, or after chosen ones, on request."""
-        self._check_pixel_values(pixel_values)
         layers = self.config.feature_layers
         num_states = len(self.clip.vision_model.encoder.layers) + 1
-        requested = _requested_states(output_hidden_states, num_states)
-        recorded = LayerStates((*layers, *requested))
-        outputs = self.clip.vision_model(
-            pixel_values,
-            interpolate_pos_encoding=True,
-            layer_states=recorded,
-            output_hidden_states=False,
-            output_attentions=False,
-            **kwargs,
-        )
-        patch_tokens = tuple(recorded.states[layer][:, 1:] for layer in layers)
-        image_embeds = self.clip.visual_projection(outputs.pooler_output)
-        hidden_states = tuple(recorded.states[each] if each in requested else None for each in range(num_states))
+        requested = requested_states(output_hidden_states, num_states)
+        states, pooled = self.run_image_tower(pixel_values, (*layers, *requested), **kwargs)
+        patch_tokens = tuple(states[layer][:, 1:] for layer in layers)
+        image_embeds = self.clip.visual_projection(pooled)
+        hidden_states = tuple(states[each] if each in requested else None for each in range(num_states))
         return patch_tokens, image_embeds, hidden_states if requested else None
-
-    def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
-        channels = self.config.vision_config.num_channels
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch_size, {channels}, height,"
-                " width)."
-            )
-        height, width = pixel_values.shape[-2:]
-        patch_size = self.config.vision_config.patch_size
-        if height % patch_size or width % patch_size or not height or not width:
-            raise ValueError(
-                f"pixel_values is {height} x {width} pixels; both sides must be multiples of patch_size={patch_size}."
-                " VCPCLIPImageProcessor makes such sizes."
-            )
 
     # --- the text tower -------------------------------------------------------------------------------------------
 
@@ -743,7 +509,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         # 6. the loss of both branches and of the image head
         loss = None
         if labels is not None:
-            self._check_labels(labels, (batch_size, *size))
+            check_labels(labels, (batch_size, *size))
             labels = labels.to(base_layer_maps.device)
             loss = segmentation_loss(base_layer_maps, labels)
             if vcp_layer_maps is not None:
@@ -803,21 +569,6 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f" feature layers, {expected[1]} patches of a {height} x {width} image, {expected[2]})."
             )
 
-    @staticmethod
-    def _check_labels(labels: torch.Tensor, expected: tuple[int, ...]) -> None:
-        if tuple(labels.shape) != expected:
-            raise ValueError(
-                f"labels has shape {tuple(labels.shape)}, expected {expected}: one mask for each image, at the size of"
-                " pixel_values. VCPCLIPImageProcessor makes them from `segmentation_maps`."
-            )
-        if not torch.compiler.is_compiling() and labels.dtype != torch.bool:
-            low, high = labels.aminmax()
-            if low < 0 or high > 1:
-                raise ValueError(
-                    f"labels must be 0 (normal) or 1 (abnormal), got values from {low.item()} to {high.item()}."
-                    " Divide a 0/255 mask by 255."
-                )
-
     def _check_is_anomalous(self, is_anomalous: torch.Tensor, batch_size: int) -> None:
         if self.image_head is None:
             raise ValueError(
@@ -841,22 +592,6 @@ def _adds_image_head(location: Any, config: Any, arguments: dict[str, Any], hub_
     """Return whether a checkpoint without an image head is to be loaded into a model with one."""
     requested = arguments.get("use_image_head", getattr(config, "use_image_head", False))
     return requested is True and not read_config_values(location, **hub_arguments).get("use_image_head", False)
-
-
-def _with_blocks_of(encoder: CLIPEncoder, cls: type[CLIPEncoder]) -> CLIPEncoder:
-    """Return an encoder of another class with the blocks of a given one."""
-    with torch.device("meta"):  # the blocks made here are replaced at once
-        replacement = cls(encoder.config)
-    replacement.layers = encoder.layers
-    return replacement
-
-
-def _requested_states(output_hidden_states: bool | int | Sequence[int], num_states: int) -> list[int]:
-    """Return the indices of hidden states that an `output_hidden_states` of transformers selects."""
-    if isinstance(output_hidden_states, bool) or output_hidden_states is None:
-        return list(range(num_states)) if output_hidden_states else []
-    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
-    return sorted({index % num_states for index in indices if -num_states <= index < num_states})
 
 
 def _refuse_unknown(arguments: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from .anomaly_scoring import gaussian_smooth, resize_map
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
 
-__all__ = ["TiledMaps", "Tiling", "segment_tiles", "tile_starts"]
+__all__ = ["TiledMaps", "Tiling", "segment_tiles", "tile_starts", "tiles_of"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,29 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(index * (length - tile) / (count - 1)) for index in range(count)]
 
 
+def _tops_and_lefts(image: Image.Image, tiling: Tiling) -> tuple[list[int], list[int]]:
+    """Return the first rows and the first columns of an image's tiles."""
+    tops, lefts = (
+        tile_starts(length, min(tiling.size, length), tiling.overlap) for length in (image.height, image.width)
+    )
+    return tops, lefts
+
+
+def tiles_of(image: Image.Image, tiling: Tiling) -> Iterator[Image.Image]:
+    """
+    Yield the tiles of an image, row by row.
+
+    Args:
+        image (`PIL.Image.Image`): the image.
+        tiling ([`Tiling`]): size and overlap of the tiles.
+    """
+    tops, lefts = _tops_and_lefts(image, tiling)
+    height, width = min(tiling.size, image.height), min(tiling.size, image.width)
+    for top in tops:
+        for left in lefts:
+            yield image.crop((left, top, left + width, top + height))
+
+
 def _ramp(length: int, overlap: int) -> np.ndarray:
     """Return the weights of a tile along one side: rising over the overlap, positive everywhere."""
     positions = np.arange(length) + 0.5
@@ -177,7 +200,7 @@ def segment_tiles(
 
     # 2. the tiles, one batch at a time, added with their weights
     tile_height, tile_width = min(tiling.size, height), min(tiling.size, width)
-    tops, lefts = tile_starts(height, tile_height, tiling.overlap), tile_starts(width, tile_width, tiling.overlap)
+    tops, lefts = _tops_and_lefts(image, tiling)
     row_ramp, column_ramp = _ramp(tile_height, tiling.overlap), _ramp(tile_width, tiling.overlap)
     weights = row_ramp[:, None] * column_ramp
     corners = [(top, left) for top in tops for left in lefts]
