@@ -112,6 +112,8 @@ def train(
         OSError: a file could not be read or written, as on a full disk; the message says where the run can continue.
         DatasetLayoutError: the auxiliary dataset does not have the expected layout.
     """
+    if validation_dataset is not None:
+        config.check_selection()
     accelerator = accelerator or make_accelerator(config)
     if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
         raise ValueError(
@@ -127,8 +129,6 @@ def train(
         with accelerator.main_process_first():
             train_dataset, validation_dataset = load_training_data(config)
     check_training_data(train_dataset, config)
-    if validation_dataset is not None:
-        config.check_selection()
     examples = training_examples(train_dataset, image_processor, config)
     if config.image_feature_dir is not None:
         examples = cache_image_features(
