@@ -254,8 +254,7 @@ class WinCLIPModel(PromptEnsembleModel):
         Raises:
             ValueError: a bank is missing.
         """
-        names = [*(f"window_{scale}" for scale in self.config.scales), *(["patch"] * self.config.use_patch_scale)]
-        if missing := [name for name in names if name not in references]:
+        if missing := [name for name in self.reference_banks() if name not in references]:
             raise ValueError(
                 f"references has the banks {sorted(references)}, but {missing} are missing. Make them with"
                 " `reference_tokens` of a model with the same configuration."
