@@ -236,7 +236,7 @@ def test_other_files_are_refused(tensors, tmp_path):
     bare = {name.removeprefix("visual.trunk."): tensor for name, tensor in timm(image_tower).items()}
     refuse(bare, tmp_path, "image tower only")
     refuse({"weight": torch.ones(2)}, tmp_path, "no place for 1 of its 1 tensors")
-    refuse({"a": 1}, tmp_path, "expected a dictionary of tensors")
+    refuse({"a": 1}, tmp_path, "not tensors: ['a']")
     refuse({**tensors, "visual.positional_embedding": torch.zeros(8, WIDTH)}, tmp_path, "not square")
     del tensors["visual.transformer.resblocks.1.ln_1.weight"], tensors["visual.conv1.weight"]
     refuse(tensors, tmp_path, "no tensor for vision_model.embeddings.patch_embedding.weight")
@@ -250,7 +250,7 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(OSError, match="neither open_clip_model"):
         convert_open_clip(tmp_path)
     (tmp_path / "empty.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(ValueError, match="is not a safetensors file"):
         convert_open_clip(tmp_path / "empty.safetensors")
     torch.save({"code": re.compile("a")}, tmp_path / "code.pt")
     with pytest.raises(ValueError, match="refused because loading them can run code"):
@@ -260,7 +260,7 @@ def test_unreadable_files(tmp_path):
 def test_the_command_writes_a_clip_that_transformers_loads(tensors, tmp_path):
     save_file(tensors, tmp_path / "weights.safetensors")
     tiny_tokenizer().save_pretrained(tmp_path / "words")
-    command = [sys.executable, "-m", "vcp_clip_hf.convert_open_clip", "--checkpoint"]
+    command = [sys.executable, "-m", "vcp_clip_hf.convert_vcp_clip_to_hf", "--method", "open_clip", "--checkpoint"]
     arguments = [tmp_path / "weights.safetensors", "--output", tmp_path / "clip", "--tokenizer", tmp_path / "words"]
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """Convert an open_clip checkpoint to transformers' `CLIPModel`, for example the ViT-B-16-plus-240 of WinCLIP.
 
-    python -m vcp_clip_hf.convert_open_clip \
+    vcp-clip convert --method open_clip \
         --checkpoint timm/vit_base_patch16_plus_clip_240.laion400m_e31 --output vit-b-16-plus-240
 
 Read are safetensors files and pickles (with `weights_only=True`) in open_clip's own names (`visual.conv1`,
@@ -14,7 +14,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 
 from .atomic_write import atomic_folder
 from .checkpoint_folder import load_tokenizer
+from .official_checkpoint import read_official
 
 
 __all__ = ["convert_open_clip"]
@@ -149,25 +150,20 @@ def _read_model_config(path: str | None) -> dict[str, Any]:
 
 
 def _read_tensors(path: str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file, without the prefix of distributed training."""
+    """Return the tensors of a file, without the prefixes of training checkpoints."""
     try:
-        if path.endswith(".safetensors"):
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickles fail in many ways: UnpicklingError, EOFError, KeyError, RuntimeError, ...
-        if isinstance(error, (SafetensorError, OSError)) and not os.path.getsize(path):
-            raise ValueError(f"{path} is empty. Download it again.") from error
-        raise ValueError(
-            f"{path} could not be read as tensors ({type(error).__name__}). It is damaged, or not a checkpoint, or has"
-            " other pickled objects, which are refused because loading them can run code. Download the file again, or"
-            " its safetensors version."
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]  # open_clip's training checkpoints
-    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors.")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+        content = load_file(path) if path.endswith(".safetensors") else read_official(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file ({error}). It is damaged: download it again.") from error
+    # A training checkpoint also has epoch, optimizer and others beside its `state_dict`
+    inner = {
+        name.removeprefix("state_dict."): each for name, each in content.items() if name.startswith("state_dict.")
+    }
+    tensors = inner or content
+    others = [name for name, each in tensors.items() if not isinstance(each, torch.Tensor)]
+    if others:
+        raise ValueError(f"{path} has entries that are not tensors: {others}. Expected is a dictionary of tensors.")
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
 def _to_clip_names(tensors: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:

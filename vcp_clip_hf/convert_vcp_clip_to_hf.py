@@ -1,6 +1,6 @@
 """Convert the authors' checkpoints (`train_visa.pth`, `train_mvtec.pth`) into a Hub-ready folder.
 
-The command line also converts those of the other methods, with `--method`.
+The command line also converts those of the other methods, and CLIPs of open_clip, with `--method`.
 
     python -m vcp_clip_hf.convert_vcp_clip_to_hf --checkpoint train_visa.pth \
         --backbone openai/clip-vit-large-patch14-336 --output vcp-clip-visa
@@ -26,6 +26,7 @@ from .configuration_frozen_clip import FrozenCLIPConfig
 from .configuration_vcp_clip import VCPCLIPConfig
 from .convert_anomaly_clip import convert_anomaly_clip
 from .convert_april_gan import convert_april_gan
+from .convert_open_clip import main as convert_backbone
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .methods import AnomalyCLIPConfig, AprilGANConfig
 from .modeling_vcp_clip import VCPCLIPModel
@@ -47,6 +48,9 @@ logger = logging.get_logger(__name__)
 # Settings of the authors' test code that differ from the paper
 _OFFICIAL_HIDDEN_ACT = "gelu"
 _OFFICIAL_FUSION_WEIGHT = 0.8
+
+# A `--method` whose files are a backbone, with options of its own
+_OPEN_CLIP = "open_clip"
 
 # Entries of the file that no output depends on
 _WITHOUT_EFFECT = {
@@ -206,9 +210,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip
     )
     parser.add_argument(
         "--method",
-        choices=_CONVERTERS,
+        choices=[*_CONVERTERS, _OPEN_CLIP],
         default=VCPCLIPConfig.model_type,
-        help="method that the file belongs to (default: %(default)s)",
+        help="method that the file belongs to (default: %(default)s); open_clip: a CLIP itself, see"
+        f" `--method {_OPEN_CLIP} --help`",
     )
     parser.add_argument(
         "--checkpoint", required=True, type=Path, metavar="FILE", help="the authors' file, e.g. train_visa.pth"
@@ -235,8 +240,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip
     parser.add_argument(
         "--adapter-only", action="store_true", help="write the learned part only; the configuration names the backbone"
     )
-    given = sys.argv[1:] if arguments is None else map(str, arguments)
-    options = parser.parse_args([_with_hyphens(argument) for argument in given])
+    given = [_with_hyphens(str(each)) for each in (sys.argv[1:] if arguments is None else arguments)]
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--method")
+    chosen, others = chooser.parse_known_args(given)
+    if chosen.method == _OPEN_CLIP:
+        convert_backbone(others, prog=f"{prog} --method {_OPEN_CLIP}")
+        return
+    options = parser.parse_args(given)
     hub_arguments = {} if options.revision is None else {"revision": options.revision}
     try:
         model = _CONVERTERS[options.method](

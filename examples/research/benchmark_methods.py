@@ -26,7 +26,7 @@ from vcp_clip_hf.methods import METHODS, AnomalyMethodConfig, AnomalyMethodModel
 from vcp_clip_hf.methods.windows import window_index, window_sequences
 
 
-__all__ = ["SUBJECTS", "Subject", "main", "make_model", "measure"]
+__all__ = ["SUBJECTS", "Subject", "main", "make_model", "make_parser", "measure"]
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(one / other for one, other in zip(ours, theirs, strict=False))
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
-    """Measure, print and save; return the rows."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.research.benchmark_methods",
         description=__doc__,
@@ -133,7 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--reference_rounds", type=int, default=1)
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """Measure, print and save; return the rows."""
+    options = make_parser().parse_args(arguments)
     rows = {}
     for method in options.methods:
         model = make_model(method).to("cuda" if torch.cuda.is_available() else "cpu")

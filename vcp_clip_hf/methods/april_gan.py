@@ -153,6 +153,10 @@ class AprilGANModel(PromptEnsembleModel):
         """Return focal plus dice loss, summed over the layers."""
         return segmentation_loss(outputs.layer_maps, labels)
 
+    def reference_banks(self) -> list[str]:
+        """Return `layer_<number>` of each of the `few_shot_layers`."""
+        return [f"layer_{layer}" for layer in self.config.few_shot_layers]
+
     def reference_tokens(
         self, pixel_values: torch.FloatTensor, product_names: Sequence[str] | str | None = None
     ) -> dict[str, torch.Tensor]:

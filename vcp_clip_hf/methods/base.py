@@ -21,6 +21,7 @@ from ..modeling_frozen_clip import FrozenCLIPPreTrainedModel, check_labels, requ
 from ..prompts import check_tokenizer
 from ..weight_snapshot import WeightSnapshot
 from .configuration import AnomalyMethodConfig, PromptEnsembleConfig
+from .named_product import NamedProductModel
 from .prompt_ensemble import ensemble_mean
 
 
@@ -132,7 +133,7 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
 
     # Whether the text depends on the product's name
     uses_product_names = True
-    # Whether the method has a few-shot mode: `reference_tokens`, and `references` in `segment`
+    # Whether the method has a few-shot mode: `reference_banks`, `reference_tokens`, and `references` in `segment`
     supports_references = False
 
     def __init__(self, config: AnomalyMethodConfig):
@@ -388,6 +389,27 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
             ValueError: the method has no few-shot mode.
         """
         raise ValueError(f"{type(self).__name__} has no few-shot mode, so it cannot use reference images.")
+
+    def reference_banks(self) -> list[str]:
+        """
+        Return the names of the banks that `reference_tokens` returns.
+
+        Raises:
+            ValueError: the method has no few-shot mode.
+        """
+        raise ValueError(f"{type(self).__name__} has no few-shot mode, so it cannot use reference images.")
+
+    def for_product(
+        self, product_name: str | None = None, references: Mapping[str, torch.Tensor] | None = None
+    ) -> NamedProductModel:
+        """
+        Return this model bound to a product, with the arguments and outputs of VCP-CLIP's `forward`.
+
+        Args:
+            product_name (`str`, *optional*, defaults to `"object"`): name of the product.
+            references (`Mapping[str, torch.Tensor]`, *optional*): banks as in `forward`.
+        """
+        return NamedProductModel(self, product_name, references)
 
     def segment(
         self, features: ImageFeatures, product_names: list[str], references: Mapping[str, torch.Tensor] | None = None

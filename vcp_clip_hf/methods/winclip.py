@@ -254,8 +254,7 @@ class WinCLIPModel(PromptEnsembleModel):
         Raises:
             ValueError: a bank is missing.
         """
-        names = [*(f"window_{scale}" for scale in self.config.scales), *(["patch"] * self.config.use_patch_scale)]
-        if missing := [name for name in names if name not in references]:
+        if missing := [name for name in self.reference_banks() if name not in references]:
             raise ValueError(
                 f"references has the banks {sorted(references)}, but {missing} are missing. Make them with"
                 " `reference_tokens` of a model with the same configuration."
@@ -271,6 +270,13 @@ class WinCLIPModel(PromptEnsembleModel):
             patches = (nearest_distance(embeddings.patches, references["patch"]) / 2).unflatten(1, embeddings.grid)
         maps = [*scales.values(), *([] if patches is None else [patches])]
         return AssociationScores(torch.stack(maps).mean(dim=0), patches, windows, scales)
+
+    def reference_banks(self) -> list[str]:
+        """Return `window_<scale>` of each scale, and `patch` if patch tokens are compared."""
+        return [
+            *(f"window_{scale}" for scale in self.config.scales),
+            *(["patch"] if self.config.use_patch_scale else []),
+        ]
 
     def reference_tokens(
         self, pixel_values: torch.FloatTensor, product_names: Sequence[str] | str | None = None
