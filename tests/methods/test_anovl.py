@@ -167,6 +167,7 @@ def test_textures_have_their_own_sentences_and_macaroni_another_name():
 
 def test_the_default_is_the_authors_setting():
     config = AnoVLConfig()
+    assert config.projection_dim == config.vision_config.projection_dim == config.text_config.projection_dim == 640
     for texture, words in ((True, "surface picture"), (False, "manufacturing image")):
         normal, abnormal = config.prompt_ensemble(texture).sentences("tile")
         assert len(normal) == len(abnormal) == 462

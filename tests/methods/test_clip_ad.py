@@ -164,6 +164,7 @@ def test_published_scores_depend_on_the_whole_product():
 
 def test_the_default_is_the_authors_setting():
     config = ClipADConfig()
+    assert config.projection_dim == config.vision_config.projection_dim == config.text_config.projection_dim == 640
     normal, abnormal = config.prompt_ensemble().sentences("bottle")
     assert (len(normal), len(abnormal)) == (198, 220)
     assert normal[0] == "a cropped photo of the flawless bottle." and config.feature_layers == [3, 6, 9, 12]

@@ -175,6 +175,7 @@ def test_missing_banks_are_named():
 
 def test_the_default_is_anomalibs_setting():
     config = WinCLIPConfig()
+    assert config.projection_dim == config.vision_config.projection_dim == config.text_config.projection_dim == 640
     assert config.scales == [2, 3] and config.image_size == 240
     vision = config.vision_config
     assert (vision.hidden_size, vision.num_attention_heads, vision.hidden_act) == (896, 14, "gelu")

@@ -72,6 +72,7 @@ class AnoVLConfig(AnomalyMethodConfig):
     # Torchvision's default resampling; 2 is PIL's bilinear
     image_processing = {**AnomalyMethodConfig.image_processing, "resample": 2}
 
+    projection_dim: int = 640
     image_size: int | list[int] | tuple[int, ...] = 240
     normal_states: list[str] | tuple[str, ...] | None = None
     abnormal_states: list[str] | tuple[str, ...] | None = None

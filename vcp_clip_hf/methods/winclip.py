@@ -71,6 +71,7 @@ class WinCLIPConfig(PromptEnsembleConfig):
     default_text_config = VIT_B_16_PLUS_240_TEXT
     default_vision_config = VIT_B_16_PLUS_240_VISION
 
+    projection_dim: int = 640
     image_size: int | list[int] | tuple[int, ...] = 240
     scales: list[int] | tuple[int, ...] = (2, 3)
     use_image_scale: bool = True
