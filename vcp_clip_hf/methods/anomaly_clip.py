@@ -304,27 +304,9 @@ class AnomalyCLIPModel(AnomalyMethodModel):
         Returns:
             [`AnomalyCLIPImageFeatures`]
         """
-        self._check_pixel_values(pixel_values)
-        config = self.config
-        stream = ValueStream(config.feature_layers, config.first_value_block, () if layers is None else layers)
-        outputs = self.clip.vision_model(
-            pixel_values,
-            interpolate_pos_encoding=True,
-            value_stream=stream,
-            output_hidden_states=False,
-            output_attentions=False,
-            **kwargs,
-        )
-        patch_size = config.vision_config.patch_size
-        height, width = pixel_values.shape[-2:]
-        return AnomalyCLIPImageFeatures(
-            pixel_values=pixel_values,
-            states=stream.ordinary_states,
-            pooled=outputs.pooler_output,
-            grid=(height // patch_size, width // patch_size),
-            value_states=stream.states,
-            class_token=outputs.last_hidden_state[:, 0],
-        )
+        stream = ValueStream(self.config.feature_layers, self.config.first_value_block)
+        features = super().image_features(pixel_values, layers, value_stream=stream, **kwargs)
+        return AnomalyCLIPImageFeatures(**vars(features), value_states=stream.states, class_token=stream.class_token)
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """

@@ -292,10 +292,11 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
 
     def _kept_texts(self, prompts: list[str]) -> dict[str, ProductText]:
         modules = self.text_modules()
-        snapshot = WeightSnapshot(modules, modules)
         settings = repr([getattr(self.config, name) for name in self.config.own_fields()])
-        if snapshot != self._text_snapshot or settings != self._text_settings:
-            self._texts, self._text_snapshot, self._text_settings = {}, snapshot, settings
+        snapshot = self._text_snapshot
+        if snapshot is None or settings != self._text_settings or not snapshot.holds(modules):
+            self._texts, self._text_settings = {}, settings
+            self._text_snapshot = WeightSnapshot(modules, modules)
         texts = dict(self._texts)
         # Later calls use the embeddings with and without autocast, and in inference mode or for a training
         with torch.inference_mode(False), torch.no_grad(), no_autocast(self.device):
