@@ -21,6 +21,8 @@ from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE, __version__, versions
 
 
 if TYPE_CHECKING:
+    from .configuration_frozen_clip import FrozenCLIPConfig
+    from .evaluation_report import EvaluationProtocol
     from .image_files import LeftOut
     from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 
@@ -69,6 +71,23 @@ class _Verb(_InterruptibleVerb):
         return super().invoke(context)
 
 
+class _EvaluateVerb(_Verb):
+    """A verb whose options `--method` and `--dataset` take several values: `--method winclip anovl --dataset visa`."""
+
+    def parse_args(self, context: typer.Context, arguments: list[str]) -> list[str]:
+        spread, several = [], None
+        for argument in arguments:
+            if argument.startswith("-"):
+                several = argument if argument in ("--method", "--methods", "--dataset", "--datasets") else None
+                if several is None:
+                    spread.append(argument)
+            elif several is not None and several.startswith("--method"):
+                spread += ["--method", argument]
+            else:
+                spread.append(argument)
+        return super().parse_args(context, spread)
+
+
 class MapFormat(str, Enum):
     """File formats of anomaly maps."""
 
@@ -102,6 +121,15 @@ class ScoreMode(str, Enum):
     image_head = "image_head"
 
 
+class Copies(str, Enum):
+    """Copies of references: none, flips (2), rotations by right angles (3), or all (7)."""
+
+    none = "none"
+    flips = "flips"
+    rotations = "rotations"
+    all = "all"
+
+
 class RecordFormat(str, Enum):
     """Formats written beside the records."""
 
@@ -130,6 +158,29 @@ ScoreOption = Annotated[
         "--score-mode", help="Image score; image_head needs a checkpoint with one. Default: the checkpoint's setting."
     ),
 ]
+ProductName = Annotated[
+    str | None,
+    typer.Option("--product-name", help="Product in the images, for other methods than VCP-CLIP; default: object."),
+]
+References = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--references",
+        help="Normal images of the product to compare with (file, folder, pattern); repeat for several.",
+    ),
+]
+ReferenceWeight = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Weight of the references in the map; 0: zero-shot.", show_default="the checkpoint's"
+    ),
+]
+ReferenceCopies = Annotated[
+    Copies, typer.Option(help="Turned and mirrored copies of each reference, for parts that lie in any direction.")
+]
+MaxReferencePatches = Annotated[
+    int, typer.Option(min=1, help="Patches of references to keep in each layer; beyond it, a coreset is kept.")
+]
 Products = Annotated[list[str] | None, typer.Option(help="Products to restrict to; repeat for several.")]
 
 
@@ -154,6 +205,61 @@ def _make_pipeline(model: str, device: str | None, dtype: WeightType) -> "Anomal
         tokenizer=parts.tokenizer,
         device=device,
     )
+
+
+def _drawn(sources: Sequence[str] | None, images: Sequence[str]) -> Sequence[str] | None:
+    """Replace `k=N` among references by N of the given images, drawn at random with a fixed seed."""
+    import random
+
+    drawn = []
+    for source in sources or ():
+        match = re.fullmatch(r"k=(\d+)", source)
+        if match is None:
+            drawn.append(source)
+            continue
+        count = int(match[1])
+        if not 0 < count < len(images):
+            raise typer.BadParameter(
+                f"--references {source}: {count} references cannot be drawn from {len(images)} normal images so that"
+                " some are left for the thresholds; name the folder to use all of them"
+            )
+        drawn += random.Random(0).sample(list(images), count)
+    return drawn or None
+
+
+def _set_references(
+    pipe: "AnomalySegmentationPipeline",
+    sources: Sequence[str] | None,
+    weight: float | None,
+    copies: Copies,
+    max_patches: int,
+    **reading: Any,
+) -> list[tuple[str, str]]:
+    """Set the references of the command line; return the sources and files that could not be read."""
+    from .input_images import find_inputs
+
+    if not sources:
+        if weight is not None and pipe.references is None:
+            raise typer.BadParameter("--reference-weight needs --references, or a checkpoint with references")
+        if weight is not None:
+            pipe.set_references(pipe.references, weight)
+        return []
+    found = find_inputs(sources)
+    if not found.images:
+        raise FileNotFoundError(found.describe_problems() or f"No reference image was found in {', '.join(sources)}.")
+    memory = pipe.set_references(
+        [image.path for image in found.images],
+        weight,
+        copies=copies.value,
+        max_patches=max_patches,
+        source=", ".join(Path(source).name or source for source in sources),
+        progress=True,
+        on_error="return",
+        **reading,
+    )
+    typer.echo(_printable(memory.describe()), err=True)
+    _list_left_out(found.left_out)
+    return found.problems
 
 
 @app.command(cls=_Verb)
@@ -200,6 +306,11 @@ def predict(
     abnormal: Annotated[
         list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
     ] = None,
+    product_name: ProductName = None,
+    references: References = None,
+    reference_weight: ReferenceWeight = None,
+    reference_copies: ReferenceCopies = Copies.none,
+    max_reference_patches: MaxReferencePatches = 10_000,
     together: Annotated[
         bool,
         typer.Option(
@@ -229,6 +340,9 @@ def predict(
     listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among
     processes.
 
+    With --references, each image is compared with normal images of the same product as well. Thresholds then need a
+    calibration with the same references (`vcp-clip calibrate --references`), which the checkpoint keeps.
+
     With --together, results depend on the whole set of images, and the checkpoint's thresholds do not apply: give
     --threshold and --image-threshold for masks and labels. A run with another set of images is refused. The cost,
     which grows with the square of the number of images, is said first.
@@ -248,6 +362,7 @@ def predict(
         "roi_mask": None if roi_mask is None else str(roi_mask),
         "max_pixels": max_pixels,
         "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
+        "product_name": product_name,
         "regions": with_regions or None,
     }
     of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
@@ -256,7 +371,18 @@ def predict(
         raise typer.BadParameter("--subset-size and --zero-shot-weight need --together")
     if together and tile_size is not None:
         raise typer.BadParameter("--tile-size cannot be used with --together")
+    if together and (references or reference_weight is not None):
+        raise typer.BadParameter("--references cannot be used with --together")
     pipe = _make_pipeline(model, device, dtype)
+    reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
+    problems = _set_references(
+        pipe,
+        references,
+        reference_weight,
+        reference_copies,
+        max_reference_patches,
+        **{name: value for name, value in reading.items() if value is not None},
+    )
     if with_regions and threshold is None and (together or pipe.image_processor.threshold is None):
         raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
     summary = predict_files(
@@ -278,9 +404,9 @@ def predict(
         write_coco(read_predictions(output), output / COCO_FILE)
     typer.echo(_printable(summary.describe()))
     _list_left_out(summary.left_out)
-    for path, error in summary.errors:
+    for path, error in (*problems, *summary.errors):
         typer.echo(f"failed: {_printable(path)}: {_printable(error)}", err=True)
-    if summary.errors:
+    if problems or summary.errors:
         raise typer.Exit(1)
 
 
@@ -320,12 +446,21 @@ def calibrate(
         ),
     ] = None,
     score_mode: ScoreOption = None,
+    product_name: ProductName = None,
+    references: References = None,
+    reference_weight: ReferenceWeight = None,
+    reference_copies: ReferenceCopies = Copies.none,
+    max_reference_patches: MaxReferencePatches = 10_000,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: DType = WeightType.auto,
 ) -> None:
     """
     Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too.
+
+    With --references, the checkpoint keeps these images as its memory, and the thresholds hold for it. The references
+    can be the normal images themselves: each is then scored against the others. If they are only some of these, such
+    as 4 that are drawn with `--references k=4`, the rest sets the thresholds.
 
     A rate needs at least 1 / rate - 1 normal images: 19 for 0.05, 99 for 0.01. Images that cannot be read are left
     out, and listed (exit status 1).
@@ -342,6 +477,8 @@ def calibrate(
     normal, abnormal = find_inputs(images), find_inputs(defects or ())
     if not normal.images:
         raise FileNotFoundError(normal.describe_problems())
+    references = _drawn(references, [image.path for image in normal.images])
+    problems = _set_references(pipe, references, reference_weight, reference_copies, max_reference_patches)
     paths = [image.path for image in (*normal.images, *abnormal.images)]
     labels = [0] * len(normal.images) + [1] * len(abnormal.images) if defects else None
     calibration = pipe.calibrate(
@@ -353,28 +490,46 @@ def calibrate(
         batch_size=batch_size,
         on_error="return",
         **({} if score_mode is None else {"score_mode": score_mode.value}),
+        **({} if product_name is None else {"product_name": product_name}),
     )
-    save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer))
+    save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer, pipe.references))
     for line in describe_calibration(pipe.image_processor.calibration):
         typer.echo(line)
     typer.echo(f"saved in {output}")
     _list_left_out([*normal.left_out, *abnormal.left_out])
-    for path, error in (*normal.problems, *abnormal.problems):
+    problems += [*normal.problems, *abnormal.problems]
+    for path, error in problems:
         typer.echo(f"failed: {_printable(path)}: {_printable(error)}", err=True)
     # the pipeline warns of each image that it cannot read
-    if normal.problems or abnormal.problems or calibration.num_images < len(paths):
+    if problems or calibration.num_images + (calibration.num_left_out or 0) < len(paths):
         raise typer.Exit(1)
 
 
-@app.command(cls=_Verb)
+@app.command(cls=_EvaluateVerb)
 def evaluate(
     dataset: Annotated[list[str], typer.Argument(help=_DATASET_HELP)],
     model: Model = EMBEDDED_CHECKPOINT,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Methods to compare in one table, NAME or NAME=CHECKPOINT, instead of --model; names: `vcp-clip info"
+            " --methods`. Several after one --method."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="CLIP of the methods without a checkpoint: a folder, a Hub repository, or embedded."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed that each of the methods starts from.")] = 0,
     split: Annotated[str, typer.Option(help="Part of the dataset.")] = "test",
     products: Products = None,
     protocol: Annotated[
-        str, typer.Option(help="Protocol of the measurement: default, authors or native.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            help="Protocol of the measurement: default, authors, published or native.",
+            show_default="default; published with --method",
+        ),
+    ] = None,
     score_mode: ScoreOption = None,
     ablation: Annotated[
         str | None, typer.Option(help="Ablation of the paper to apply to the checkpoint; one that needs no training.")
@@ -389,6 +544,9 @@ def evaluate(
     """
     Measure a checkpoint on annotated datasets: a table per product, beside the paper's numbers.
 
+    With --method, several methods are measured on the same data, in one table beside their published numbers.
+    `--dataset NAME` is another way to write NAME.
+
     accelerate chooses the device: the first accelerator, or the CPU with ACCELERATE_USE_CPU=true.
     """
     from accelerate import Accelerator
@@ -398,8 +556,17 @@ def evaluate(
     from .evaluation import evaluate as run
     from .evaluation_report import PROTOCOLS
 
+    protocol = ("published" if method else "default") if protocol is None else protocol
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"protocol {protocol!r} must be one of {', '.join(PROTOCOLS)}")
+    measurement = PROTOCOLS[protocol] if score_mode is None else PROTOCOLS[protocol].with_score(score_mode.value)
+    if method:
+        if ablation is not None or model != EMBEDDED_CHECKPOINT:
+            raise typer.BadParameter("--method takes no --ablation and no --model; write --method vcp_clip=CHECKPOINT")
+        _compare(method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype)
+        return
+    if backbone is not None:
+        raise typer.BadParameter("--backbone is for the methods of --method")
     _announce_embedded(model)
     if ablation is None:
         parts = load_parts(model, dtype=dtype.value)
@@ -420,7 +587,7 @@ def evaluate(
         parts.model,
         parts.image_processor,
         datasets,
-        PROTOCOLS[protocol] if score_mode is None else PROTOCOLS[protocol].with_score(score_mode.value),
+        measurement,
         batch_size,
         num_workers,
         accelerator,
@@ -433,6 +600,56 @@ def evaluate(
         if output is not None:
             report.save(output)
             typer.echo(f"results and sheets in {output}")
+
+
+def _compare(
+    methods: list[str],
+    backbone: str | None,
+    dataset: list[str],
+    split: str,
+    products: list[str] | None,
+    protocol: "EvaluationProtocol",
+    seed: int,
+    output: Path | None,
+    batch_size: int,
+    num_workers: int,
+    dtype: WeightType,
+) -> None:
+    """Measure several methods, and print and write their table."""
+    from accelerate import Accelerator
+
+    from .method_comparison import compare_methods, load_method
+
+    entries = [_name_and_folder(entry) for entry in methods]
+    names = [name for name, _ in entries]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter(f"--method names {max(names, key=names.count)!r} more than once")
+    accelerator = Accelerator()
+    datasets = {}
+    for name, folder in map(_name_and_folder, dataset):
+        with accelerator.main_process_first():
+            datasets[name] = _load_dataset(name, folder, split, products)
+    if len(entries) > 1:  # mistakes show before the first evaluation, which may take hours
+        for name, source in entries:
+            load_method(name, source, backbone, dtype.value)
+    comparison = compare_methods(
+        ((name, load_method(name, source, backbone, dtype.value)) for name, source in entries),
+        datasets,
+        protocol,
+        seed,
+        sheets_dir=None if output is None else output / "sheets",
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process:
+        typer.echo(comparison.to_text())
+        for result in comparison.results.values():
+            for note in result.notes:
+                typer.echo(f"{result.title}: {_printable(note)}")
+        if output is not None:
+            comparison.save(output)
+            typer.echo(f"table and sheets in {output}")
 
 
 def _load_dataset(name: str, folder: str | None, split: str | None, products: list[str] | None, **options: Any) -> Any:
@@ -657,6 +874,7 @@ def push_dataset(
 def info(
     model: Model = EMBEDDED_CHECKPOINT,
     datasets: Annotated[bool, typer.Option("--datasets", help="List the datasets that can be read.")] = False,
+    methods: Annotated[bool, typer.Option("--methods", help="List the methods that can be compared.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Print versions, device and the facts of a checkpoint, for bug reports."""
@@ -667,6 +885,13 @@ def info(
             paper = " (paper)" if summary.in_paper else ""
             typer.echo(f"{summary.name:<16}{summary.title}{paper}; {summary.license}")
         return
+    if methods:
+        from .configuration_vcp_clip import VCPCLIPConfig
+        from .methods import METHODS
+
+        for config in (VCPCLIPConfig, *(METHODS[name].config_class for name in sorted(METHODS))):
+            typer.echo(f"{config.model_type:<16}{config.title}: {config.source}")
+        return
     facts = _facts(model)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -675,6 +900,16 @@ def info(
         for line in _as_text(value).splitlines():
             typer.echo(f"{name:<22}{line}")
             name = ""
+
+
+def _facts_of_vcp_clip(config: "FrozenCLIPConfig") -> dict[str, Any]:
+    """Return facts that other methods do not have."""
+    from .configuration_vcp_clip import VCPCLIPConfig
+
+    if not isinstance(config, VCPCLIPConfig):
+        return {}
+    prompts = [*config.normal_prompts, *config.abnormal_prompts]
+    return {"prompts": prompts, "fusion weight": config.fusion_weight}
 
 
 def _as_text(value: Any) -> str:
@@ -700,6 +935,7 @@ def _facts(model: str) -> dict[str, Any]:
         "python": f"{platform.python_version()} on {platform.platform()}",
         "device": str(accelerator) if accelerator is not None else f"cpu, {torch.get_num_threads()} threads",
         "checkpoint": model,
+        "method": config.title,
         "backbone": " ".join(
             [*([config.backbone_name_or_path] if config.backbone_name_or_path else []), "included"]
             if config.backbone_included
@@ -707,8 +943,7 @@ def _facts(model: str) -> dict[str, Any]:
         ),
         "image size": list(config.input_size),
         "feature layers": config.feature_layers,
-        "prompts": [*config.normal_prompts, *config.abnormal_prompts],
-        "fusion weight": config.fusion_weight,
+        **_facts_of_vcp_clip(config),
         "smoothing sigma": processor.smoothing_sigma,
         "score mode": processor.score_mode,
         "threshold": processor.threshold,

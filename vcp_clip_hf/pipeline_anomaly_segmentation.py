@@ -58,7 +58,7 @@ _FALSE_ALARM_RATE = 0.01
 # Arguments of a call that images which are judged together have no use for
 _NOT_TOGETHER = (
     *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
-    *("output_branch_maps", "output_layer_maps", "output_uncertainty"),
+    *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight"),
 )
 
 # One image or many: the inputs of `__call__` and `calibrate`
@@ -118,12 +118,7 @@ class AnomalySegmentationPipeline(Pipeline):
             self.model.tokenizer = self.tokenizer
         self._references = find_references(self.model)
         if reference_images is not None:
-            images = _in_list(reference_images)
-            self.set_references(images)
-            if len(self.references.pictures) > 1:
-                calibration = self.calibrate(images, false_alarm_rate=false_alarm_rate)
-                say = logger.info if calibration.reached else logger.warning
-                say(" ".join(describe_calibration(self.image_processor.calibration)))
+            self._set_references_and_thresholds(_in_list(reference_images), false_alarm_rate)
         elif false_alarm_rate is not None:
             raise ValueError(
                 f"false_alarm_rate={false_alarm_rate!r} needs reference_images, the normal images that the threshold"
@@ -211,6 +206,20 @@ class AnomalySegmentationPipeline(Pipeline):
         )
         return self._references
 
+    def _set_references_and_thresholds(self, images: list[ImageLike], false_alarm_rate: float | None) -> None:
+        """Set references, and thresholds from them if there are two or more."""
+        of_thresholds, memory = images, self.set_references(images)
+        if not memory.exact:
+            logger.info(
+                "The memory keeps only a coreset of these references, so that they cannot be scored as new images:"
+                " every second one sets the thresholds instead, and is not in the memory."
+            )
+            of_thresholds, memory = images[1::2], self.set_references(images[::2])
+        if len(images) > 1:
+            calibration = self.calibrate(of_thresholds, false_alarm_rate=false_alarm_rate)
+            say = logger.info if calibration.reached else logger.warning
+            say(" ".join(describe_calibration(self.image_processor.calibration)))
+
     def _network_with(self, references: ReferenceMemory | None, product_name: str | None) -> torch.nn.Module:
         """Return what computes maps: the model, alone or with a memory, and with the product's name if it reads it."""
         network = self._inference_model()
@@ -231,8 +240,16 @@ class AnomalySegmentationPipeline(Pipeline):
         if not self._reads_names and product_name is not None:
             raise ValueError(f"product_name={product_name!r} has no effect: {kind} needs no name. Leave it out.")
 
-    def _active_references(self, weight: float | None) -> ReferenceMemory | None:
-        """Return the memory with the weight of a call, or `None` if it has no part in the results."""
+    def active_references(self, weight: float | None) -> ReferenceMemory | None:
+        """
+        Return the memory that a call uses, or `None` if it has no part in the results.
+
+        Args:
+            weight (`float`, *optional*): `reference_weight` of the call.
+
+        Raises:
+            ValueError: there is a weight, and there are no references.
+        """
         if self._references is None:
             if weight:
                 raise ValueError(
@@ -433,7 +450,7 @@ class AnomalySegmentationPipeline(Pipeline):
         **settings: float | str | None,
     ) -> dict[str, list]:
         tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
-        references = self._active_references(reference_weight)
+        references = self.active_references(reference_weight)
         text = _Text(prompt_input_ids, product_name)
         conditions = self._conditions(text, tiling, input_range, roi_mask, references)
         # inputs of a batch are lists, those of a single image are not
@@ -619,8 +636,8 @@ class AnomalySegmentationPipeline(Pipeline):
         Judge unlabeled images of one product together (mutual scoring, MuSc): what few of them have is abnormal.
 
         Results depend on the set of images, by design. Thresholds of the checkpoint do not apply to them: without a
-        threshold of this call there are no masks and no labels. The time grows with the square of the number of
-        images, see [`mutual_scoring_cost`].
+        threshold of this call there are no masks and no labels. References have no part in them. The time grows with
+        the square of the number of images, see [`mutual_scoring_cost`].
 
         Args:
             images (`Images`): at least 5 images, as in a call; each is read twice.
@@ -721,9 +738,11 @@ class AnomalySegmentationPipeline(Pipeline):
         shaping = {*argument_names(self.postprocess), *argument_names(finish)}
         arguments = {name: value for name, value in kwargs.items() if name not in shaping}
         scoring, conditions = self._call_settings(arguments)
-        leave_one_out = False
+        leave_one_out, num_left_out = False, 0
         if conditions["references"] is not None:
+            given = images = _in_list(images, arguments.pop("image_column", None))
             images, labels, leave_one_out = self._without_references(images, labels, arguments)
+            num_left_out = len(given) - len(images)
         total = len(images) if isinstance(images, (list, tuple)) else None
         if labels is not None and total not in (None, len(labels)):
             raise ValueError(f"Expected one label for each of {total} images, got {len(labels)}.")
@@ -739,18 +758,16 @@ class AnomalySegmentationPipeline(Pipeline):
             calibration = from_normal_scores(measured.scores, false_alarm_rate, HIGHEST_SCORES[scoring.score_mode])
         else:
             calibration = from_labeled_scores(measured.scores, measured.chosen(labels))
-        if leave_one_out:
-            calibration.leave_one_out = True
-            if pixels is not None:
-                pixels.leave_one_out = True
+        for each in (calibration, pixels):
+            if each is not None:
+                each.leave_one_out, each.num_left_out = leave_one_out or None, num_left_out or None
         self._keep(calibration, pixels, scoring, conditions)
         return calibration
 
     def _without_references(
-        self, images: Images, labels: Sequence[int] | None, arguments: dict[str, Any]
-    ) -> tuple[Any, Sequence[int] | None, bool]:
+        self, images: list[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
+    ) -> tuple[list[Any], Sequence[int] | None, bool]:
         """Return images and labels to calibrate on, and whether they are references that are scored as new images."""
-        images = _in_list(images, arguments.pop("image_column", None))
         names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
         reading = {**self._preprocess_params, **arguments}
         own = own_references(
@@ -791,7 +808,7 @@ class AnomalySegmentationPipeline(Pipeline):
             tiling,
             values.get("input_range"),
             values.get("roi_mask"),
-            self._active_references(values.get("reference_weight")),
+            self.active_references(values.get("reference_weight")),
         )
         settings = {name: values.get(name) for name in _SCORING if name not in _THRESHOLDS}
         return self.image_processor.without_thresholds().scoring(**settings), conditions

@@ -58,6 +58,8 @@ COPIES: dict[str, tuple[Image.Transpose, ...]] = {
 _BLOCK_VALUES = 2**24
 # Width at which the coreset compares patches; wider ones are projected (Johnson-Lindenstrauss), as PatchCore does
 _CORESET_WIDTH = 128
+# Rows whose next choices are worked out together, so that distances are matrix products
+_CANDIDATES = 256
 _FORMAT = 1
 
 
@@ -118,17 +120,43 @@ def greedy_k_center(vectors: torch.Tensor, count: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         projection = torch.randn(points.shape[1], _CORESET_WIDTH, generator=generator) / _CORESET_WIDTH**0.5
         points = points @ projection.to(points.device)
-    norms = points.square().sum(dim=1)
-    # the first row is the one farthest from the mean: no other row depends on the order of the pictures
-    chosen = [int((points - points.mean(dim=0)).square().sum(dim=1).argmax())]
-    nearest = torch.full_like(norms, torch.inf)
-    for _ in range(count - 1):
-        latest = chosen[-1]
-        distances = norms + norms[latest] - 2 * (points @ points[latest])
-        nearest = torch.minimum(nearest, distances)
+    # the first row is the one farthest from the mean: no row depends on the order of the pictures
+    chosen = (points - points.mean(dim=0)).square().sum(dim=1).argmax()[None]
+    nearest, latest = torch.full_like(points[:, 0], torch.inf), chosen
+    while len(chosen) < count:
+        nearest = torch.minimum(nearest, _squared_distances(points, points[latest]).amin(dim=1))
         nearest[latest] = -torch.inf
-        chosen.append(int(nearest.argmax()))
-    return torch.tensor(sorted(chosen), device=vectors.device)
+        latest = _next_centers(points, nearest, count - len(chosen))
+        chosen = torch.cat([chosen, latest])
+    return chosen.sort().values
+
+
+def _next_centers(points: torch.Tensor, nearest: torch.Tensor, most: int) -> torch.Tensor:
+    """
+    Return the next rows that the greedy choice takes, at least one.
+
+    The distances of rows only fall. So among the rows with the largest distances, the choice is known without the
+    others as long as the largest of their updated distances is not below the largest one of the others.
+    """
+    values, candidates = nearest.topk(min(_CANDIDATES + 1, len(nearest)))
+    bound = values[-1] if len(values) > _CANDIDATES else values.new_tensor(-torch.inf)
+    values, candidates = values[:_CANDIDATES].clone(), candidates[:_CANDIDATES]
+    between = _squared_distances(points[candidates], points[candidates])
+    taken = []
+    while len(taken) < min(most, len(candidates)):
+        best = int(values.argmax())
+        if taken and (values[best] < bound or values[best] == -torch.inf):
+            break
+        taken.append(best)
+        values = torch.minimum(values, between[best])
+        values[best] = -torch.inf
+    return candidates[taken]
+
+
+def _squared_distances(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return the squared Euclidean distances of rows: (n, d) and (m, d) -> (n, m)."""
+    squares = points.square().sum(dim=1, keepdim=True) + others.square().sum(dim=1)
+    return squares - 2 * (points @ others.T)
 
 
 def averaged_over_neighbors(tokens: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:

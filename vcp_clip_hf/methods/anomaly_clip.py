@@ -6,12 +6,12 @@ width. The two states are always ordered normal, abnormal.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 from transformers import initialization as init
 
 from ..configuration_frozen_clip import FrozenCLIPConfig
@@ -171,6 +171,12 @@ class AnomalyCLIPConfig(AnomalyMethodConfig):
                     f"num_deep_prompt_tokens={self.num_deep_prompt_tokens} would overwrite the end token of {name},"
                     f" which has {len(ids) - 2} words after num_context_tokens={self.num_context_tokens}."
                 )
+
+    @classmethod
+    def fitted_fields(cls, clip_config: CLIPConfig) -> dict[str, Any]:
+        """Return the fields whose defaults may not fit a CLIP, with values that do."""
+        depth = min(cls.deep_prompt_depth, clip_config.text_config.num_hidden_layers)
+        return {**super().fitted_fields(clip_config), "deep_prompt_depth": depth}
 
     @property
     def first_value_block(self) -> int:

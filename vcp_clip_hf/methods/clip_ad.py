@@ -98,6 +98,7 @@ class ClipADModel(PromptEnsembleModel):
     """
 
     config: ClipADConfig
+    scores_depend_on_product = True
 
     def __init__(self, config: ClipADConfig):
         super().__init__(config)
