@@ -6,6 +6,15 @@ any place among the n (split conformal prediction; Vovk et al. 2005). For pixels
 of its pixels that is flagged. It lies in [0, 1] and falls with the threshold, so that (sum of losses + 1) / (n + 1)
 bounds its expectation (conformal risk control; Angelopoulos et al., ICLR 2024). Both bounds are at least 1 / (n + 1).
 
+With a memory of references, normal images that are not among them are used as above (split). The references themselves
+are each scored against the others (leave one out), and the same bounds hold, not only those of the jackknife+ (Barber
+et al. 2021), which are twice as large, because the distance to the nearest patch never grows when a picture is added.
+Proof: let s(i) be the score of image i against all others of the n references and the new image. These n + 1 scores
+are exchangeable, so that the bounds hold for them. The score of a reference against the other references alone is s(i)
+or higher, and that of the new image is its own s. Therefore a threshold from the former is at least as high as needed.
+This holds for the fused map and for every score, which never fall when a distance rises, and for an exact memory only:
+a coreset can lose a near patch.
+
 Thresholds lie in gaps between scores, away from both sides, because the last digits of a score depend on the batch
 size and the processor (see `thresholds.TOLERANCE`).
 """
@@ -52,6 +61,8 @@ class Calibration:
             few images.
         num_above (`int`, *optional*): number of calibration images at or above the threshold.
         f1 (`float`, *optional*): F1 reached on the labeled images.
+        num_left_out (`int`, *optional*): number of given images that were left out because they are references.
+        leave_one_out (`bool`, *optional*): whether the images are the references, each scored against the others.
         date (`str`): ISO 8601.
     """
 
@@ -62,6 +73,8 @@ class Calibration:
     false_alarm_bound: float | None = None
     num_above: int | None = None
     f1: float | None = None
+    num_left_out: int | None = None
+    leave_one_out: bool | None = None
     date: str = ""
 
     def __post_init__(self):
@@ -84,8 +97,9 @@ class Calibration:
                 f" {self.date}."
             )
         what = "images" if self.method == "conformal" else "pixels"
+        origin = ", each scored against the other references" if self.leave_one_out else ""
         text = (
-            f"Threshold {self.threshold:.4g} from {self.num_images} normal images, {self.date}: at most"
+            f"Threshold {self.threshold:.4g} from {self.num_images} normal images{origin}, {self.date}: at most"
             f" {self.false_alarm_bound:.2%} of normal {what} are expected above it."
         )
         return text if self.reached else f"{text} {self._shortfall(what)}"
@@ -120,7 +134,8 @@ def describe_calibration(calibration: dict[str, Any]) -> list[str]:
         lines.append(
             "Masks: the threshold of the images."
             if score_mode == "max"
-            else "Masks: no threshold, since scores of 'top_k' are not values of a map; give a pixel false-alarm rate."
+            else f"Masks: no threshold, since scores of {score_mode!r} are not values of a map; give a pixel"
+            " false-alarm rate."
         )
     return lines
 

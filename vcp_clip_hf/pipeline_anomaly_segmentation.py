@@ -34,6 +34,14 @@ from .image_loading import ImageLike, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
 from .mutual_scoring import MEMORY_LIMIT, MutualScoring
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
+from .reference_pictures import (
+    build_memory,
+    find_references,
+    image_conditions,
+    own_references,
+    save_references,
+)
+from .references import ReferencedModel, ReferenceMemory
 from .region_of_interest import load_region_of_interest
 from .thresholds import HIGHEST_SCORES, Thresholds, calibrated_thresholds
 from .tiling import Tiling, segment_tiles
@@ -50,7 +58,7 @@ _FALSE_ALARM_RATE = 0.01
 # Arguments of a call that images which are judged together have no use for
 _NOT_TOGETHER = (
     *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
-    *("output_branch_maps", "output_layer_maps", "output_uncertainty"),
+    *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight"),
 )
 
 # One image or many: the inputs of `__call__` and `calibrate`
@@ -73,7 +81,8 @@ class AnomalySegmentationPipeline(Pipeline):
 
     Besides the arguments of every pipeline, the constructor takes
 
-    - **reference_images** (`list`, *optional*): normal images to calibrate the thresholds on, see `calibrate`;
+    - **reference_images** (`list`, *optional*): normal images that images are compared with, see `set_references`.
+      Two or more of them also calibrate the thresholds, each scored against the others, see `calibrate`;
     - **false_alarm_rate** (`float`, *optional*, defaults to 0.01): target rate of that calibration;
     - **accelerate** (`bool`, *optional*, defaults to `True`): whether to compute with a fast copy of the model, see
       [`accelerate_inference`]. `pipe.model` stays the plain model. After a change of it, a new copy is made. If hooks,
@@ -98,15 +107,18 @@ class AnomalySegmentationPipeline(Pipeline):
     ):
         self.accelerate = accelerate
         self._network: PreTrainedModel | None = None
+        self._references: ReferenceMemory | None = None
+        self._references_as_new = False
         check_device(kwargs.get("device"))
         super().__init__(*args, **kwargs)
         if self.device.type == "cpu" and self.model.dtype == torch.float16:
             logger.warning_once("float16 is several times slower than float32 on a CPU; computing in float32.")
             self.model.float()
+        if self._reads_names and self.tokenizer is not None:
+            self.model.tokenizer = self.tokenizer
+        self._references = find_references(self.model)
         if reference_images is not None:
-            calibration = self.calibrate(reference_images, false_alarm_rate=false_alarm_rate)
-            say = logger.info if calibration.reached else logger.warning
-            say(" ".join(describe_calibration(self.image_processor.calibration)))
+            self._set_references_and_thresholds(_in_list(reference_images), false_alarm_rate)
         elif false_alarm_rate is not None:
             raise ValueError(
                 f"false_alarm_rate={false_alarm_rate!r} needs reference_images, the normal images that the threshold"
@@ -121,6 +133,136 @@ class AnomalySegmentationPipeline(Pipeline):
         """Return what computes: the fast copy of the model as it is now, or the model itself."""
         self._network = accelerated_or_plain(self.model, self._network) if self.accelerate else self.model
         return self._network
+
+    # --- references -----------------------------------------------------------------------------------------------
+
+    @property
+    def references(self) -> ReferenceMemory | None:
+        """Return the memory of normal pictures that images are compared with, or `None`."""
+        return self._references
+
+    def set_references(
+        self,
+        images: Images | ReferenceMemory | None,
+        weight: float | None = None,
+        layers: Sequence[int] | None = None,
+        neighborhood: int | None = None,
+        copies: str = "none",
+        max_patches: int = 10_000,
+        source: str = "",
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> ReferenceMemory | None:
+        """
+        Compare images with normal pictures from now on: the distance of each patch to the nearest patch of these
+        pictures is fused with the zero-shot map, `(1 - weight) * zero_shot + weight * memory`. `save_pretrained` keeps
+        the memory.
+
+        Thresholds that were calibrated without these references do not apply any more: `calibrate` again.
+
+        Args:
+            images (`ImageLike` or many of them, [`ReferenceMemory`], or `None`):
+                Normal images of one product, one to thousands; a memory; or `None` to go back to zero-shot.
+            weight (`float`, *optional*, defaults to `config.reference_weight`):
+                Weight of the memory's map, in [0, 1]: 0 is zero-shot, 1 the memory alone. `reference_weight` of a call
+                replaces it.
+            layers, neighborhood (*optional*, default to `config.reference_layers` and
+                `config.reference_neighborhood`), copies, max_patches (*optional*): see [`MemorySettings`].
+            source (`str`, *optional*): where the images are from, for the model card.
+            progress (`bool`, *optional*, defaults to `False`): show a progress bar.
+            kwargs: arguments of a call that say how images are read (`input_range`, `timeout`, `max_pixels`,
+                `max_download_bytes`, `on_error`), `batch_size`, and `tile_size`, `tile_overlap`, `global_weight` for
+                images that will be tiled. With `on_error="return"`, images that cannot be read are left out, with a
+                warning.
+
+        Returns:
+            [`ReferenceMemory`], or `None`; `describe()` states its size.
+
+        Raises:
+            ValueError, TypeError, FileNotFoundError: an image cannot be read, no image is given, a value is out of
+                range, or a given memory belongs to another image tower. The former references stay.
+        """
+        if images is None or isinstance(images, ReferenceMemory):
+            if images is not None:
+                images.check_tower(self.model)
+                images = images if weight is None else images.with_weight(weight)
+            self._references = images
+            return images
+        known = (*argument_names(self.preprocess), *argument_names(Tiling.of), "batch_size")
+        refuse_unknown(kwargs, [name for name in known if name != "roi_mask"], "set_references")
+        arguments = {**self._preprocess_params, **self._forward_params, **kwargs}
+        self._references = build_memory(
+            self._inference_model(),
+            self.image_processor,
+            _in_list(images),
+            weight=weight,
+            layers=layers,
+            neighborhood=neighborhood,
+            copies=copies,
+            max_patches=max_patches,
+            source=source,
+            progress=progress,
+            **{name: arguments[name] for name in known if name in arguments and name != "roi_mask"},
+        )
+        return self._references
+
+    def _set_references_and_thresholds(self, images: list[ImageLike], false_alarm_rate: float | None) -> None:
+        """Set references, and thresholds from them if there are two or more."""
+        of_thresholds, memory = images, self.set_references(images)
+        if not memory.exact:
+            logger.info(
+                "The memory keeps only a coreset of these references, so that they cannot be scored as new images:"
+                " every second one sets the thresholds instead, and is not in the memory."
+            )
+            of_thresholds, memory = images[1::2], self.set_references(images[::2])
+        if len(images) > 1:
+            calibration = self.calibrate(of_thresholds, false_alarm_rate=false_alarm_rate)
+            say = logger.info if calibration.reached else logger.warning
+            say(" ".join(describe_calibration(self.image_processor.calibration)))
+
+    def _network_with(self, references: ReferenceMemory | None, product_name: str | None) -> torch.nn.Module:
+        """Return what computes maps: the model, alone or with a memory, and with the product's name if it reads it."""
+        network = self._inference_model()
+        if self._reads_names:
+            return network.for_product(product_name, None if references is None else references.banks)
+        return network if references is None else ReferencedModel(network, references)
+
+    @property
+    def _reads_names(self) -> bool:
+        """Return whether the model is another method than VCP-CLIP, which reads the product's name."""
+        return hasattr(self.model, "for_product")
+
+    def _check_text(self, prompts: Any, product_name: str | None) -> None:
+        """Raise for text that the model does not read."""
+        kind = type(self.model).__name__
+        if self._reads_names and prompts is not None:
+            raise ValueError(f"{kind} has prompts of its own, which `prompts` cannot replace. Give a product_name.")
+        if not self._reads_names and product_name is not None:
+            raise ValueError(f"product_name={product_name!r} has no effect: {kind} needs no name. Leave it out.")
+
+    def active_references(self, weight: float | None) -> ReferenceMemory | None:
+        """
+        Return the memory that a call uses, or `None` if it has no part in the results.
+
+        Args:
+            weight (`float`, *optional*): `reference_weight` of the call.
+
+        Raises:
+            ValueError: there is a weight, and there are no references.
+        """
+        if self._references is None:
+            if weight:
+                raise ValueError(
+                    f"reference_weight={weight!r} needs references: call `set_references` with normal images first."
+                )
+            return None
+        if self._reads_names and weight not in (None, 0, 1):
+            raise ValueError(
+                f"reference_weight={weight!r} has no meaning for {type(self.model).__name__}, which fuses both maps as"
+                " it was published. Leave it out, or give 0 for zero-shot."
+            )
+        active = self._references if weight is None else self._references.with_weight(weight)
+        return active if active.weight else None
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         steps = (
@@ -141,6 +283,7 @@ class AnomalySegmentationPipeline(Pipeline):
         """Tokenize state words or whole templates of both states; return ids of shape (2, templates, length)."""
         if prompts is None:
             return None
+        self._check_text(prompts, None)
         if set(prompts) != {"normal", "abnormal"}:
             raise ValueError(f'prompts must have the keys "normal" and "abnormal", got {sorted(prompts)}.')
         if self.tokenizer is None:
@@ -185,10 +328,13 @@ class AnomalySegmentationPipeline(Pipeline):
                 calibrated with the settings of this call. Without a threshold there are no masks and no labels.
             image_threshold (`float`, *optional*): images with a score at or above it are anomalous. Default: the
                 checkpoint's on the same condition, else `threshold` with the score `"max"`.
-            smoothing_sigma, score_mode, top_k_fraction (*optional*): settings of [`VCPCLIPImageProcessor`].
+            smoothing_sigma, score_mode, top_k_fraction (*optional*): settings of [`VCPCLIPImageProcessor`]. In tiles,
+                `"image_head"` is the score of the whole image at the model's size.
             prompts (`dict`, *optional*):
                 `{"normal": ..., "abnormal": ...}`: a state word ("perfect"), a template with one `{}`
                 ("a perfect {} on a table"), or a list of these.
+            product_name (`str`, *optional*, defaults to `"object"`):
+                Name of the product in all images, for other methods than VCP-CLIP, which needs none.
             input_range (`tuple[float, float]`, *optional*): values of black and white in data of more than 8 bits.
             roi_mask (`ImageLike`, *optional*):
                 Region of interest of the images' size: pixels that are neither black nor transparent are inspected.
@@ -197,9 +343,14 @@ class AnomalySegmentationPipeline(Pipeline):
             tile_batch_size (`int`, *optional*, defaults to 4): tiles in one forward pass; bounds the memory.
             global_weight (`float`, *optional*, defaults to 0): weight of the map of the whole image, mixed into that
                 of the tiles.
-            output_branch_maps (`bool`, *optional*): whether to add `base_map` and `vcp_map`, not smoothed.
+            reference_weight (`float`, *optional*):
+                Weight of the memory that `set_references` made, in [0, 1], instead of its own; 0 is zero-shot.
+            output_branch_maps (`bool`, *optional*):
+                Whether to add `base_map` and `vcp_map`, not smoothed; with references, both are fused with the
+                memory's map, which is added as `reference_map`.
             output_layer_maps (`bool`, *optional*):
-                Whether to add `base_layer_maps` and `vcp_layer_maps`, float32 `(feature layers, height, width)`.
+                Whether to add the zero-shot `base_layer_maps` and `vcp_layer_maps`, float32
+                `(feature layers, height, width)`.
             output_uncertainty (`bool`, *optional*):
                 Whether to add `uncertainty_map`, float32 `(height, width)`: the standard deviation over layers and
                 branches, in [0, 0.5]; and `uncertainty`, its value where the map is highest.
@@ -285,6 +436,7 @@ class AnomalySegmentationPipeline(Pipeline):
         self,
         inputs: dict[str, Any],
         prompt_input_ids: torch.LongTensor | None = None,
+        product_name: str | None = None,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
         tile_batch_size: int = 4,
@@ -294,10 +446,13 @@ class AnomalySegmentationPipeline(Pipeline):
         output_uncertainty: bool = False,
         input_range: tuple[float, float] | None = None,
         roi_mask: ImageLike | None = None,
+        reference_weight: float | None = None,
         **settings: float | str | None,
     ) -> dict[str, list]:
         tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
-        conditions = self._conditions(prompt_input_ids, tiling, input_range, roi_mask)
+        references = self.active_references(reference_weight)
+        text = _Text(prompt_input_ids, product_name)
+        conditions = self._conditions(text, tiling, input_range, roi_mask, references)
         # inputs of a batch are lists, those of a single image are not
         images, roi_masks, errors = (
             inputs[name] if isinstance(inputs["image"], list) else [inputs[name]]
@@ -308,7 +463,8 @@ class AnomalySegmentationPipeline(Pipeline):
                 inputs["pixel_values"],
                 images,
                 roi_masks,
-                prompt_input_ids,
+                references,
+                text,
                 {**settings, "conditions": conditions},
                 output_branch_maps,
                 output_layer_maps,
@@ -319,7 +475,7 @@ class AnomalySegmentationPipeline(Pipeline):
                 raise ValueError("Layer maps and uncertainty are not kept for tiles; leave tile_size out.")
             scoring = self.image_processor.scoring(conditions, **settings)
             results = [
-                self._tiled(image, inside, tiling, prompt_input_ids, scoring, output_branch_maps)
+                self._tiled(image, inside, tiling, references, text, scoring, output_branch_maps)
                 for image, inside in zip(images, roi_masks, strict=True)
             ]
         for result, image, inside, error in zip(results, images, roi_masks, errors, strict=True):
@@ -328,18 +484,28 @@ class AnomalySegmentationPipeline(Pipeline):
 
     def _conditions(
         self,
-        prompt_input_ids: torch.LongTensor | None,
+        text: "_Text",
         tiling: Tiling | None,
         input_range: tuple[float, float] | None,
         roi_mask: ImageLike | None,
+        references: ReferenceMemory | None,
     ) -> dict[str, Any]:
         """Return the settings of a call that the image processor does not know, as a calibration records them."""
         input_range = input_range or self.image_processor.input_range
+        if references is not None:
+            references.check_conditions(image_conditions(self.image_processor, tiling))
+        self._check_text(None, text.product_name)
+        if self._reads_names:
+            (name,) = self.model.names_of_images(text.product_name, 1)
+            words = {"product_name": self.model.prompt_name(name)}
+        else:
+            words = {"prompts": prompt_rows(self.model.config, text.prompt_input_ids)}
         return {
-            "prompts": prompt_rows(self.model.config, prompt_input_ids),
+            **words,
             "tiling": None if tiling is None else tiling.settings(),
             "region_of_interest": roi_mask is not None,
             "input_range": None if input_range is None else list(input_range),
+            "references": None if references is None else references.identity(),
         }
 
     def _whole(
@@ -347,15 +513,23 @@ class AnomalySegmentationPipeline(Pipeline):
         pixel_values: torch.Tensor,
         images: list[Image.Image],
         roi_masks: list[np.ndarray | None],
-        prompt_input_ids: torch.LongTensor | None,
+        references: ReferenceMemory | None,
+        text: "_Text",
         settings: dict[str, Any],
         branches: bool,
         layers: bool,
         uncertainty: bool,
     ) -> list[dict[str, Any]]:
         """Segment a batch of images, each as a whole."""
-        network = self._inference_model()
-        outputs = network(pixel_values, prompt_input_ids=prompt_input_ids, output_layer_maps=layers or uncertainty)
+        if references is not None and self._references_as_new:
+            if len(images) > 1:  # one by one, because each has a memory of its own
+                further = (text, settings, branches, layers, uncertainty)
+                parts = zip(pixel_values.split(1), images, roi_masks, strict=True)
+                return [self._whole(one, [image], [mask], references, *further)[0] for one, image, mask in parts]
+            references = references.for_new_picture(images[0])
+        network = self._network_with(references, text.product_name)
+        prompts = text.prompt_input_ids
+        outputs = network(pixel_values, prompt_input_ids=prompts, output_layer_maps=layers or uncertainty)
         sizes = [(image.height, image.width) for image in images]
         results = self.image_processor.post_process_anomaly_segmentation(
             outputs, sizes, None if all(mask is None for mask in roi_masks) else roi_masks, **settings
@@ -369,17 +543,21 @@ class AnomalySegmentationPipeline(Pipeline):
         image: Image.Image,
         roi_mask: np.ndarray | None,
         tiling: Tiling,
-        prompt_input_ids: torch.LongTensor | None,
+        references: ReferenceMemory | None,
+        text: "_Text",
         scoring: AnomalyScoring,
         output_branch_maps: bool,
     ) -> dict[str, Any]:
         """Segment one image in tiles."""
+        scoring.check_region(roi_mask is not None)
+        if references is not None and self._references_as_new:
+            references = references.for_new_picture(image)
         maps = segment_tiles(
-            self._inference_model(),
+            self._network_with(references, text.product_name),
             self.image_processor,
             image,
             tiling,
-            prompt_input_ids,
+            text.prompt_input_ids,
             scoring.smoothing_sigma,
             with_branches=output_branch_maps or scoring.score_mode == "top_k",
         )
@@ -388,7 +566,7 @@ class AnomalySegmentationPipeline(Pipeline):
         inside = None if roi_mask is None else torch.from_numpy(roi_mask)
         if inside is not None:
             anomaly_map, branches = anomaly_map * inside, [branch * inside for branch in branches]
-        (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches])
+        (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches], maps.image_scores)
         result = scoring.result(anomaly_map, score, inside)
         if output_branch_maps:
             result.update(zip(("base_map", "vcp_map"), branches, strict=False))
@@ -404,13 +582,13 @@ class AnomalySegmentationPipeline(Pipeline):
 
         found = {}
         if branches:
-            for name in ("base_map", "vcp_map"):
-                if outputs[name] is not None:
+            for name in ("base_map", "vcp_map", "reference_map"):
+                if outputs.get(name) is not None:
                     found[name] = at_size(outputs[name][index])
         stacks = {
             name: outputs[name][index]
             for name in ("base_layer_maps", "vcp_layer_maps")
-            if (layers or uncertainty) and outputs[name] is not None
+            if (layers or uncertainty) and outputs.get(name) is not None
         }
         if layers:
             found.update({name: at_size(stack) for name, stack in stacks.items()})
@@ -458,8 +636,8 @@ class AnomalySegmentationPipeline(Pipeline):
         Judge unlabeled images of one product together (mutual scoring, MuSc): what few of them have is abnormal.
 
         Results depend on the set of images, by design. Thresholds of the checkpoint do not apply to them: without a
-        threshold of this call there are no masks and no labels. The time grows with the square of the number of
-        images, see [`mutual_scoring_cost`].
+        threshold of this call there are no masks and no labels. References have no part in them. The time grows with
+        the square of the number of images, see [`mutual_scoring_cost`].
 
         Args:
             images (`Images`): at least 5 images, as in a call; each is read twice.
@@ -493,8 +671,10 @@ class AnomalySegmentationPipeline(Pipeline):
                 raise ValueError(f"{name}={forward[name]!r} is not supported for images that are judged together.")
         config = self.model.config
         scoring = MutualScoring(layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight)
+        product_name = forward.get("product_name")
+        self._check_text(None, product_name)
         judge = MutualJudge(
-            self._inference_model(),
+            self._network_with(None, product_name),
             self.image_processor,
             scoring.on(config.feature_layers, config.vision_config.num_hidden_layers),
             partial(self.preprocess, **preprocess),
@@ -526,7 +706,11 @@ class AnomalySegmentationPipeline(Pipeline):
 
         The image processor also takes over `smoothing_sigma`, `score_mode` and `top_k_fraction` of the calibration, so
         that later calls compute the scores that the thresholds belong to. The other settings (prompts, tiles, region
-        of interest, sizes) are recorded with the thresholds, which do not apply to calls with others.
+        of interest, sizes, references) are recorded with the thresholds, which do not apply to calls with others.
+
+        With references, an image that is one of them would have no distance from itself. If all images are references,
+        each is scored against the others, as a new image would be, and the false-alarm rate is guaranteed as for other
+        images (see `calibration`). Otherwise images that are references are left out, with a warning.
 
         Args:
             images (`ImageLike` or many of them): images as in a call; normal ones, unless `labels` are given.
@@ -554,10 +738,17 @@ class AnomalySegmentationPipeline(Pipeline):
         shaping = {*argument_names(self.postprocess), *argument_names(finish)}
         arguments = {name: value for name, value in kwargs.items() if name not in shaping}
         scoring, conditions = self._call_settings(arguments)
+        leave_one_out, num_left_out = False, 0
+        if conditions["references"] is not None:
+            given = images = _in_list(images, arguments.pop("image_column", None))
+            images, labels, leave_one_out = self._without_references(images, labels, arguments)
+            num_left_out = len(given) - len(images)
         total = len(images) if isinstance(images, (list, tuple)) else None
         if labels is not None and total not in (None, len(labels)):
             raise ValueError(f"Expected one label for each of {total} images, got {len(labels)}.")
-        measured = _Measured(self._without_verdicts()._results(images, **arguments), total, progress)
+        measuring = self._without_verdicts()
+        measuring._references_as_new = leave_one_out
+        measured = _Measured(measuring._results(images, **arguments), total, progress)
         # the maps are read one by one, the scores while they are
         pixels = None if pixel_false_alarm_rate is None else from_normal_maps(measured.maps(), pixel_false_alarm_rate)
         if pixels is None:
@@ -567,8 +758,41 @@ class AnomalySegmentationPipeline(Pipeline):
             calibration = from_normal_scores(measured.scores, false_alarm_rate, HIGHEST_SCORES[scoring.score_mode])
         else:
             calibration = from_labeled_scores(measured.scores, measured.chosen(labels))
+        for each in (calibration, pixels):
+            if each is not None:
+                each.leave_one_out, each.num_left_out = leave_one_out or None, num_left_out or None
         self._keep(calibration, pixels, scoring, conditions)
         return calibration
+
+    def _without_references(
+        self, images: list[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
+    ) -> tuple[list[Any], Sequence[int] | None, bool]:
+        """Return images and labels to calibrate on, and whether they are references that are scored as new images."""
+        names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
+        reading = {**self._preprocess_params, **arguments}
+        own = own_references(
+            self.references, images, self.image_processor, **{name: reading[name] for name in names if name in reading}
+        )
+        if labels is None and all(own) and self.references.exact and len(self.references.pictures) > 1:
+            return images, None, True
+        kept = [index for index, is_reference in enumerate(own) if not is_reference]
+        if not kept:
+            raise ValueError(
+                "All of these images are references, whose distance from the memory is not that of a new image. "
+                + (
+                    "The memory keeps only a coreset of their patches, so that they cannot be scored without"
+                    " themselves: give other normal images, or set the references with a larger max_patches."
+                    if not self.references.exact
+                    else "Give other images."
+                )
+            )
+        if len(kept) < len(images):
+            logger.warning(
+                f"{len(images) - len(kept)} of {len(images)} images are references, and are left out of the"
+                " calibration."
+            )
+            labels = labels if labels is None else [labels[index] for index in kept]
+        return [images[index] for index in kept], labels, False
 
     def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
         """Return the scoring of a call with these arguments, without thresholds, and its further settings."""
@@ -580,7 +804,11 @@ class AnomalySegmentationPipeline(Pipeline):
             values.get("tile_size"), values.get("tile_overlap"), global_weight=values.get("global_weight", 0.0)
         )
         conditions = self._conditions(
-            values.get("prompt_input_ids"), tiling, values.get("input_range"), values.get("roi_mask")
+            _Text(values.get("prompt_input_ids"), values.get("product_name")),
+            tiling,
+            values.get("input_range"),
+            values.get("roi_mask"),
+            self.active_references(values.get("reference_weight")),
         )
         settings = {name: values.get(name) for name in _SCORING if name not in _THRESHOLDS}
         return self.image_processor.without_thresholds().scoring(**settings), conditions
@@ -645,8 +873,9 @@ class AnomalySegmentationPipeline(Pipeline):
         except ImportError:  # this file is a copy in a checkpoint with code: save that code again
             super().save_pretrained(save_directory, **kwargs)
             custom_object_save(self, save_directory)
+            save_references(self.references, save_directory)
             return
-        parts = CheckpointParts(self.model, self.image_processor, self.tokenizer)
+        parts = CheckpointParts(self.model, self.image_processor, self.tokenizer, self.references)
         save_parts(save_directory, parts, include_code=include_code, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs):
@@ -667,8 +896,20 @@ class AnomalySegmentationPipeline(Pipeline):
                 "Pushing a whole checkpoint needs the package: pip install vcp-clip-hf. `model.push_to_hub` works"
                 " without it and pushes model and configuration only."
             ) from error
-        parts = {"image_processor": self.image_processor, "tokenizer": self.tokenizer}
+        parts = {
+            "image_processor": self.image_processor,
+            "tokenizer": self.tokenizer,
+            "references": self.references,
+        }
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Text of a call: token ids of other prompts for VCP-CLIP, or the product's name for the other methods."""
+
+    prompt_input_ids: torch.LongTensor | None
+    product_name: str | None
 
 
 @dataclass
@@ -732,6 +973,16 @@ def _check_calibration_arguments(
 
 def _without_given_thresholds(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in _THRESHOLDS}
+
+
+def _in_list(inputs: Images, image_column: str | None = None) -> list[Any]:
+    """Return a list of images, so that they can be read more than once."""
+    images = _as_images(inputs, image_column)
+    if isinstance(images, (str, bytes, Image.Image, np.ndarray, torch.Tensor)):
+        return [images]
+    if isinstance(images, torch.utils.data.Dataset):  # an index error ends no iteration over a `Dataset`
+        return [images[index] for index in range(len(images))]
+    return list(images)
 
 
 def _as_images(inputs: Images, image_column: str | None) -> Any:

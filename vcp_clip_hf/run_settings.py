@@ -97,6 +97,10 @@ class RunSettings:
         }
         if options.get("prompts") is not None:  # words are easier to compare than token ids
             values["prompt_input_ids"] = _plain(options["prompts"])
+        values.pop("reference_weight", None)
+        references = pipe.active_references(given.get("reference_weight"))
+        if references is not None:
+            values["references"] = references.identity()
         if isinstance(given.get("roi_mask"), (str, os.PathLike)):
             values["roi_mask"] = _file_hash(given["roi_mask"])
         return cls(json.loads(json.dumps(values)))

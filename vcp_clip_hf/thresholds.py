@@ -33,9 +33,11 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 1e-6
 
 # Upper end of the scale of each score; the lower end is 0
-HIGHEST_SCORES = {"max": 1.0, "top_k": 2.0}
+HIGHEST_SCORES = {"max": 1.0, "top_k": 2.0, "image_head": 1.0}
 
 _NAMES = ("threshold", "image_threshold")
+# Settings that older calibrations do not name, with the value that they were made with
+_UNRECORDED = {"references": None}
 # Results without each of them
 _RESULTS = {"threshold": "no masks", "image_threshold": "no labels"}
 
@@ -112,8 +114,10 @@ def differing_settings(calibration: Mapping[str, Any] | None, current: Mapping[s
     """
     calibration = calibration or {}
     recorded = calibration.get("settings") or {name: calibration[name] for name in calibration.keys() & {"score_mode"}}
+    if recorded:
+        recorded = {**_UNRECORDED, **recorded}
     names = [name for name in recorded if name in current]
-    if recorded.get("score_mode") == current.get("score_mode") == "max":
+    if "top_k" not in (recorded.get("score_mode"), current.get("score_mode")):
         names = [name for name in names if name != "top_k_fraction"]  # only "top_k" reads it
     return {name: (recorded[name], current[name]) for name in names if _plain(recorded[name]) != _plain(current[name])}
 
@@ -170,6 +174,8 @@ def resolve_thresholds(
 def _difference(name: str, recorded: Any, now: Any) -> str:
     if name == "prompts":
         return "other prompts"
+    if name == "references":
+        return "without references" if recorded is None else "with references" if now is None else "other references"
     return f"{name} was {_plain(recorded)!r}, is {_plain(now)!r}"
 
 

@@ -20,7 +20,7 @@ from .anomaly_scoring import gaussian_smooth, resize_map
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
 
-__all__ = ["TiledMaps", "Tiling", "segment_tiles", "tile_starts"]
+__all__ = ["TiledMaps", "Tiling", "segment_tiles", "tile_starts", "tiles_of"]
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,15 @@ class TiledMaps:
         anomaly_map (`np.ndarray`): fused and smoothed map.
         base_map, vcp_map (`np.ndarray`, *optional*): unsmoothed map of each branch, if requested.
         num_tiles (`int`): number of tiles.
+        image_scores (`torch.FloatTensor` of shape `(1,)`, *optional*): the model's own score of the whole image, from
+            the pass over it at the model's size; `None` for a model without one.
     """
 
     anomaly_map: np.ndarray
     base_map: np.ndarray | None
     vcp_map: np.ndarray | None
     num_tiles: int
+    image_scores: torch.Tensor | None = None
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -118,6 +121,29 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
         return [0]
     count = math.ceil((length - overlap) / (tile - overlap))
     return [round(index * (length - tile) / (count - 1)) for index in range(count)]
+
+
+def _tops_and_lefts(image: Image.Image, tiling: Tiling) -> tuple[list[int], list[int]]:
+    """Return the first rows and the first columns of an image's tiles."""
+    tops, lefts = (
+        tile_starts(length, min(tiling.size, length), tiling.overlap) for length in (image.height, image.width)
+    )
+    return tops, lefts
+
+
+def tiles_of(image: Image.Image, tiling: Tiling) -> Iterator[Image.Image]:
+    """
+    Yield the tiles of an image, row by row.
+
+    Args:
+        image (`PIL.Image.Image`): the image.
+        tiling ([`Tiling`]): size and overlap of the tiles.
+    """
+    tops, lefts = _tops_and_lefts(image, tiling)
+    height, width = min(tiling.size, image.height), min(tiling.size, image.width)
+    for top in tops:
+        for left in lefts:
+            yield image.crop((left, top, left + width, top + height))
 
 
 def _ramp(length: int, overlap: int) -> np.ndarray:
@@ -174,7 +200,7 @@ def segment_tiles(
 
     # 2. the tiles, one batch at a time, added with their weights
     tile_height, tile_width = min(tiling.size, height), min(tiling.size, width)
-    tops, lefts = tile_starts(height, tile_height, tiling.overlap), tile_starts(width, tile_width, tiling.overlap)
+    tops, lefts = _tops_and_lefts(image, tiling)
     row_ramp, column_ramp = _ramp(tile_height, tiling.overlap), _ramp(tile_width, tiling.overlap)
     weights = row_ramp[:, None] * column_ramp
     corners = [(top, left) for top in tops for left in lefts]
@@ -203,6 +229,7 @@ def segment_tiles(
         base_map=canvases.get("base_map"),
         vcp_map=canvases.get("vcp_map"),
         num_tiles=len(corners),
+        image_scores=getattr(whole, "image_scores", None),
     )
 
 

@@ -1,0 +1,270 @@
+"""From normal pictures to a memory, and the memory's file in a checkpoint."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, logging
+
+from .configuration_frozen_clip import FrozenCLIPConfig
+from .image_loading import ImageLike, load_image
+from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .references import (
+    REFERENCES_FILE,
+    MemoryBuilder,
+    MemorySettings,
+    ReferenceMemory,
+    check_weight,
+    picture_digest,
+    tower_weights,
+    turned_copies,
+)
+from .tiling import Tiling, tiles_of
+
+
+__all__ = ["build_memory", "find_references", "image_conditions", "own_references", "save_references"]
+
+logger = logging.get_logger(__name__)
+
+_PIPELINE_SETTINGS = ("input_range", "timeout", "max_pixels", "max_download_bytes")
+
+
+def image_conditions(image_processor: VCPCLIPImageProcessor, tiling: Tiling | None) -> dict[str, Any]:
+    """Return the settings of images that the patches in a memory depend on, as JSON gives them back."""
+    return {
+        "size": [image_processor.size.height, image_processor.size.width],
+        "resize_mode": image_processor.resize_mode,
+        "tiling": None if tiling is None else tiling.settings(),
+    }
+
+
+@torch.no_grad()
+def build_memory(
+    model: PreTrainedModel,
+    image_processor: VCPCLIPImageProcessor,
+    images: Sequence[ImageLike],
+    weight: float | None = None,
+    layers: Sequence[int] | None = None,
+    neighborhood: int | None = None,
+    copies: str = "none",
+    max_patches: int = 10_000,
+    source: str = "",
+    progress: bool = False,
+    batch_size: int = 8,
+    on_error: str = "raise",
+    tile_size: int | None = None,
+    tile_overlap: int | None = None,
+    tile_batch_size: int = 4,
+    global_weight: float = 0.0,
+    **reading: Any,
+) -> ReferenceMemory:
+    """
+    Compute the memory of normal pictures.
+
+    Args:
+        model ([`VCPCLIPModel`], plain or accelerated, or a method with a few-shot mode of its own): model.
+        image_processor ([`VCPCLIPImageProcessor`]): image processor of the model.
+        images (`Sequence[ImageLike]`): normal pictures; a second copy of the same picture is left out.
+        weight (`float`, *optional*, defaults to `config.reference_weight`): weight of the memory's map.
+        layers, neighborhood (*optional*, default to the configuration's), copies, max_patches: see
+            [`MemorySettings`].
+        source (`str`, *optional*): where the pictures are from, for the model card.
+        progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
+        batch_size (`int`, *optional*, defaults to 8): pictures, copies and tiles in one forward pass.
+        on_error (`"raise"` or `"return"`, *optional*, defaults to `"raise"`): `"return"` leaves pictures out that
+            cannot be read, with a warning.
+        tile_size, tile_overlap, tile_batch_size, global_weight (*optional*): see [`Tiling`]. The memory then has the
+            patches of tiles, and with a `global_weight` those of the whole picture too.
+        reading: arguments of [`load_image`].
+
+    Returns:
+        [`ReferenceMemory`] on the model's device.
+
+    Raises:
+        ValueError: no picture was given or could be read, or a value is out of range.
+    """
+    own_banks = getattr(model, "reference_banks", None)
+    if own_banks is None:
+        weight, settings = _memory_settings(model.config, weight, layers, neighborhood, max_patches, copies)
+    else:
+        _refuse_settings(model, weight=weight, layers=layers, neighborhood=neighborhood)
+        weight, settings = 1.0, MemorySettings(tuple(own_banks()), max_patches, copies=copies)
+    tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
+    builder = MemoryBuilder(settings)
+    bar = tqdm(images, desc="references", unit="image", disable=not progress)
+    views = _views(_readable(bar, image_processor, on_error, reading), settings, tiling)
+    # tiles are squashed to the model's size, as `segment_tiles` does
+    resize_mode = image_processor.resize_mode if tiling is None else "squash"
+    for batch in _batches(views, batch_size, resize_mode == "keep_ratio"):
+        pixel_values = image_processor([view for _, view in batch], resize_mode=resize_mode, return_tensors="pt")
+        pixel_values = pixel_values.pixel_values.to(model.device)
+        if own_banks is not None:
+            tokens = model.reference_tokens(pixel_values)
+            for index, (digest, _) in enumerate(batch):
+                builder.add_tokens(digest, {name: each[index] for name, each in tokens.items()})
+            continue
+        outputs = model(pixel_values, output_hidden_states=list(settings.layers))
+        height, width = pixel_values.shape[-2:]
+        patch_size = model.config.vision_config.patch_size
+        for index, (digest, _) in enumerate(batch):
+            states = [each if each is None else each[index : index + 1] for each in outputs.hidden_states]
+            builder.add(digest, states, (height // patch_size, width // patch_size))
+    return builder.finish(
+        weight=weight,
+        source=source,
+        conditions=image_conditions(image_processor, tiling),
+        tower=tower_weights(model),
+    )
+
+
+def _memory_settings(
+    config: FrozenCLIPConfig,
+    weight: float | None,
+    layers: Sequence[int] | None,
+    neighborhood: int | None,
+    max_patches: int,
+    copies: str,
+) -> tuple[float, MemorySettings]:
+    """Return weight and settings of a memory of patch tokens; what is not given is the configuration's."""
+    settings = MemorySettings(
+        layers=tuple(config.memory_layers if layers is None else layers),
+        max_patches=max_patches,
+        neighborhood=config.reference_neighborhood if neighborhood is None else neighborhood,
+        copies=copies,
+    )
+    depth = config.vision_config.num_hidden_layers
+    if settings.layers[-1] > depth:
+        raise ValueError(f"layers={settings.layers} must lie in 0..{depth}: the image tower has {depth} blocks.")
+    return check_weight(config.reference_weight if weight is None else weight), settings
+
+
+def _refuse_settings(model: PreTrainedModel, **settings: Any) -> None:
+    """Raise for settings of the memory that a method's own few-shot mode does not have."""
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value!r} has no meaning for {type(model).__name__}, which compares images with references"
+                " as it was published. Leave it out."
+            )
+
+
+def _readable(
+    images: Sequence[ImageLike], image_processor: VCPCLIPImageProcessor, on_error: str, reading: dict[str, Any]
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield digest and picture of every image that can be read, each picture once."""
+    seen, errors, duplicates = set(), [], 0
+    for image in images:
+        try:
+            picture = _load(image, image_processor, reading)
+        except (ValueError, TypeError, OSError) as error:
+            if on_error == "raise":
+                raise
+            errors.append(str(error))
+            continue
+        digest = picture_digest(picture)
+        if digest in seen:
+            duplicates += 1
+            continue
+        seen.add(digest)
+        yield digest, picture
+    if errors and not seen:
+        raise ValueError(f"None of the references could be read: {'; '.join(errors)}")
+    if errors:
+        logger.warning(f"{len(errors)} references could not be read and are left out: {'; '.join(errors)}")
+    if duplicates:
+        logger.warning(f"{duplicates} references are copies of others, pixel by pixel, and are left out.")
+
+
+def _load(image: ImageLike, image_processor: VCPCLIPImageProcessor, reading: dict[str, Any]) -> Image.Image:
+    options = {name: value for name, value in reading.items() if name in _PIPELINE_SETTINGS}
+    input_range = options.pop("input_range", None) or image_processor.input_range
+    return load_image(image, input_range, **options)
+
+
+def _views(
+    pictures: Iterator[tuple[str, Image.Image]], settings: MemorySettings, tiling: Tiling | None
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield digest and view of all that the memory keeps: each picture and its copies, as a whole or in tiles."""
+    for digest, picture in pictures:
+        for copy in turned_copies(picture, settings.copies):
+            if tiling is None or tiling.global_weight:
+                yield digest, copy
+            if tiling is not None:
+                for tile in tiles_of(copy, tiling):
+                    yield digest, tile
+
+
+def _batches(views: Iterator, size: int, by_shape: bool) -> Iterator[list]:
+    """Yield lists of up to `size` views; with `by_shape`, one by one, since their shapes may differ."""
+    batch = []
+    for view in views:
+        batch.append(view)
+        if len(batch) == size or by_shape:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def own_references(
+    memory: ReferenceMemory, images: Sequence[ImageLike], image_processor: VCPCLIPImageProcessor, **reading: Any
+) -> list[bool]:
+    """
+    Return whether each image is one of the references, pixel by pixel. An image that cannot be read is not.
+
+    Args:
+        memory ([`ReferenceMemory`]): the references.
+        images (`Sequence[ImageLike]`): images to look up; each is read.
+        image_processor ([`VCPCLIPImageProcessor`]): its `input_range` is the default.
+        reading: arguments of [`load_image`].
+    """
+    known, own = set(memory.pictures), []
+    for image in images:
+        try:
+            own.append(picture_digest(_load(image, image_processor, reading)) in known)
+        except (ValueError, TypeError, OSError):
+            own.append(False)
+    return own
+
+
+def find_references(model: PreTrainedModel) -> ReferenceMemory | None:
+    """
+    Return the memory in the checkpoint that a model was loaded from, on the model's device, or `None`.
+
+    Args:
+        model ([`VCPCLIPModel`]): model with `name_or_path`, a folder or a Hub repository.
+
+    Raises:
+        ValueError: the file is damaged, or belongs to another image tower.
+    """
+    source = model.name_or_path
+    if not source:
+        return None
+    # a file of the same commit; nothing is asked for again that the cache of the Hub knows to be missing
+    revision = getattr(model.config, "_commit_hash", None)
+    path = cached_file(
+        source,
+        REFERENCES_FILE,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return None
+    memory = ReferenceMemory.load(path)
+    memory.check_tower(model)
+    return memory.to(model.device)
+
+
+def save_references(memory: ReferenceMemory | None, folder: str | os.PathLike) -> None:
+    """Write the memory into a checkpoint; without one, remove the file of an earlier checkpoint in the folder."""
+    if memory is None:
+        (Path(folder) / REFERENCES_FILE).unlink(missing_ok=True)
+    else:
+        memory.save(folder)

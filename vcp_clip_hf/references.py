@@ -1,0 +1,606 @@
+"""Normal pictures as a memory: the distance of each patch to its nearest patch of normal pictures.
+
+The memory bank of patch tokens is that of few-shot APRIL-GAN (Chen et al. 2023, arXiv 2305.17382, section 3.3): the
+residual stream after chosen blocks of the image tower, neither normalized by a LayerNorm nor projected, one bank for
+each layer. A patch's distance is (1 - maximum cosine) / 2, in [0, 1]; the map is the mean over layers, upsampled
+like the model's maps. Fused with the zero-shot map: `(1 - weight) * zero_shot + weight * memory`. The paper of
+VCP-CLIP names few-shot segmentation as future work, so that no published numbers exist for this fusion.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers.utils import ModelOutput
+
+from .autocast import no_autocast
+
+
+__all__ = [
+    "COPIES",
+    "REFERENCES_FILE",
+    "MemoryBuilder",
+    "MemorySettings",
+    "ReferenceMemory",
+    "ReferencedModel",
+    "averaged_over_neighbors",
+    "check_weight",
+    "greedy_k_center",
+    "nearest_distance",
+    "picture_digest",
+    "tower_weights",
+    "turned_copies",
+]
+
+REFERENCES_FILE = "references.safetensors"
+
+# Turned and mirrored copies of each reference; the picture itself is always in the memory
+COPIES: dict[str, tuple[Image.Transpose, ...]] = {
+    "none": (),
+    "flips": (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM),
+    "rotations": (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270),
+    "all": tuple(Image.Transpose),
+}
+
+# Values of one block of cosines: 64 MiB in float32
+_BLOCK_VALUES = 2**24
+# Width at which the coreset compares patches; wider ones are projected (Johnson-Lindenstrauss), as PatchCore does
+_CORESET_WIDTH = 128
+# Rows whose next choices are worked out together, so that distances are matrix products
+_CANDIDATES = 256
+_FORMAT = 1
+
+
+# --- distances and the coreset --------------------------------------------------------------------------------------
+
+
+def nearest_distance(tokens: torch.Tensor, bank: torch.Tensor, block_values: int = _BLOCK_VALUES) -> torch.Tensor:
+    """
+    Compute the cosine distance of tokens to the nearest row of a bank.
+
+    The search is one matrix product, in blocks of rows of the bank, in the dtype of the tokens.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(..., width)`): tokens, not normalized.
+        bank (`torch.Tensor` of shape `(rows, width)`): unit vectors, at least one.
+        block_values (`int`, *optional*, defaults to 2**24): maximum number of cosines in memory at a time.
+
+    Returns:
+        `torch.FloatTensor` of shape `(...)`: `1 - maximum cosine`, float32, in [0, 2].
+
+    Raises:
+        ValueError: the widths differ, or the bank has no row to compare with.
+    """
+    if bank.ndim != 2 or bank.shape[-1] != tokens.shape[-1]:
+        raise ValueError(
+            f"Tokens of width {tokens.shape[-1]} cannot be compared with a bank of shape {tuple(bank.shape)}; expected"
+            f" (rows, {tokens.shape[-1]})."
+        )
+    if not bank.shape[0]:
+        raise ValueError("The memory has no patch to compare with: it needs at least one other picture.")
+    flat = tokens.flatten(0, -2)
+    block = max(1, block_values // max(1, flat.shape[0]))
+    bank = bank.to(flat.device, flat.dtype)
+    with no_autocast(flat.device):
+        parts = [(flat @ rows.T).amax(dim=1) for rows in bank.split(min(block, bank.shape[0]))]
+        nearest = parts[0] if len(parts) == 1 else torch.stack(parts).amax(dim=0)
+        cosine = nearest.float() / flat.float().norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    return (1 - cosine).clamp(0, 2).view(tokens.shape[:-1])
+
+
+def greedy_k_center(vectors: torch.Tensor, count: int) -> torch.Tensor:
+    """
+    Choose rows so that every row is near a chosen one: each step takes the row farthest from those chosen so far
+    (Gonzalez 1985). The largest distance to a chosen row is at most twice the smallest possible one.
+
+    Args:
+        vectors (`torch.FloatTensor` of shape `(rows, width)`): unit vectors. Those wider than 128 are compared through
+            a fixed random projection to 128.
+        count (`int`): number of rows to choose.
+
+    Returns:
+        `torch.LongTensor` of shape `(min(count, rows),)`: ascending indices.
+    """
+    if count >= len(vectors):
+        return torch.arange(len(vectors), device=vectors.device)
+    points = vectors.float()
+    if points.shape[1] > _CORESET_WIDTH:
+        generator = torch.Generator().manual_seed(0)
+        projection = torch.randn(points.shape[1], _CORESET_WIDTH, generator=generator) / _CORESET_WIDTH**0.5
+        points = points @ projection.to(points.device)
+    # the first row is the one farthest from the mean: no row depends on the order of the pictures
+    chosen = (points - points.mean(dim=0)).square().sum(dim=1).argmax()[None]
+    nearest, latest = torch.full_like(points[:, 0], torch.inf), chosen
+    while len(chosen) < count:
+        nearest = torch.minimum(nearest, _squared_distances(points, points[latest]).amin(dim=1))
+        nearest[latest] = -torch.inf
+        latest = _next_centers(points, nearest, count - len(chosen))
+        chosen = torch.cat([chosen, latest])
+    return chosen.sort().values
+
+
+def _next_centers(points: torch.Tensor, nearest: torch.Tensor, most: int) -> torch.Tensor:
+    """
+    Return the next rows that the greedy choice takes, at least one.
+
+    The distances of rows only fall. So among the rows with the largest distances, the choice is known without the
+    others as long as the largest of their updated distances is not below the largest one of the others.
+    """
+    values, candidates = nearest.topk(min(_CANDIDATES + 1, len(nearest)))
+    bound = values[-1] if len(values) > _CANDIDATES else values.new_tensor(-torch.inf)
+    values, candidates = values[:_CANDIDATES].clone(), candidates[:_CANDIDATES]
+    between = _squared_distances(points[candidates], points[candidates])
+    taken = []
+    while len(taken) < min(most, len(candidates)):
+        best = int(values.argmax())
+        if taken and (values[best] < bound or values[best] == -torch.inf):
+            break
+        taken.append(best)
+        values = torch.minimum(values, between[best])
+        values[best] = -torch.inf
+    return candidates[taken]
+
+
+def _squared_distances(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return the squared Euclidean distances of rows: (n, d) and (m, d) -> (n, m)."""
+    squares = points.square().sum(dim=1, keepdim=True) + others.square().sum(dim=1)
+    return squares - 2 * (points @ others.T)
+
+
+def averaged_over_neighbors(tokens: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
+    """
+    Replace each patch token by the mean over its neighbors in the picture; at a border, over those that exist.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(batch_size, num_patches, width)`): patch tokens, row by row.
+        grid (`tuple[int, int]`): rows and columns of patches.
+        side (`int`): odd side of the square of neighbors; 1 returns the tokens unchanged.
+    """
+    if side == 1:
+        return tokens
+    planes = tokens.transpose(1, 2).unflatten(2, grid)
+    means = nn.functional.avg_pool2d(planes, side, stride=1, padding=side // 2, count_include_pad=False)
+    return means.flatten(2).transpose(1, 2)
+
+
+def picture_digest(picture: Image.Image) -> str:
+    """Return a hash of the pixels of a picture, by which a reference is recognized among other pictures."""
+    digest = hashlib.sha256(f"{picture.mode} {picture.size}".encode())
+    digest.update(picture.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def turned_copies(picture: Image.Image, copies: str) -> list[Image.Image]:
+    """Return the picture and the copies of it that `copies`, a name in `COPIES`, stands for."""
+    return [picture, *(picture.transpose(each) for each in COPIES[copies])]
+
+
+# --- the memory -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """
+    Settings that a memory is built with.
+
+    Args:
+        layers (`tuple[int, ...]` or `tuple[str, ...]`): blocks of the image tower whose patch tokens are kept,
+            1-based; 0 is the embedded patches. Of a method with a few-shot mode of its own, the names of its banks.
+        max_patches (`int`, *optional*, defaults to 10000): maximum number of patches kept of each layer. Up to it the
+            memory is exact; beyond it, a greedy k-center coreset is kept.
+        neighborhood (`int`, *optional*, defaults to 1): odd side of the square of patches that a token is averaged
+            over, in references and in images; 1: no averaging.
+        copies (`str`, *optional*, defaults to `"none"`): turned and mirrored copies of each reference that are kept
+            too: `"none"`, `"flips"` (2), `"rotations"` (by 90, 180 and 270 degrees) or `"all"` (7).
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    layers: tuple[int | str, ...]
+    max_patches: int = 10_000
+    neighborhood: int = 1
+    copies: str = "none"
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers or not all(isinstance(each, str) for each in self.layers):
+            self._check_blocks()
+        for name in ("max_patches", "neighborhood"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
+        if self.neighborhood % 2 == 0:
+            raise ValueError(f"neighborhood={self.neighborhood} must be odd, so that it has a center.")
+        if self.copies not in COPIES:
+            raise ValueError(f"copies={self.copies!r} must be one of {', '.join(map(repr, COPIES))}.")
+
+    def _check_blocks(self) -> None:
+        if not self.layers or any(isinstance(each, bool) or not isinstance(each, int) for each in self.layers):
+            raise ValueError(f"layers={self.layers!r} must be whole numbers, at least one.")
+        if list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise ValueError(f"layers={self.layers} must be ascending, distinct, and 0 or more.")
+
+
+@dataclass
+class ReferenceMemory:
+    """
+    Patch tokens of normal pictures.
+
+    Args:
+        banks (`dict[int | str, torch.Tensor]`): layer -> unit vectors `(patches, width)`, in the model's dtype.
+        rows_of (`dict[int | str, torch.IntTensor]`): layer -> index of the picture that each row is from.
+        settings ([`MemorySettings`]): settings that it was built with.
+        pictures (`list[str]`): `picture_digest` of each picture, in order.
+        num_patches (`int`): number of patches of each layer that were seen, copies included; of the largest bank of a
+            method whose banks have different numbers.
+        weight (`float`, *optional*, defaults to 0.5): weight of the memory's map in the fusion, in [0, 1].
+        source (`str`, *optional*): where the pictures are from, for the model card.
+        conditions (`dict`, *optional*): settings of the images that the patches depend on, such as tiles.
+        tower (`dict[str, float]`, *optional*): one weight of each tensor of the image tower that computed the tokens,
+            by which `check_tower` recognizes another tower.
+    """
+
+    banks: dict[int | str, torch.Tensor]
+    rows_of: dict[int | str, torch.Tensor]
+    settings: MemorySettings
+    pictures: list[str]
+    num_patches: int
+    weight: float = 0.5
+    source: str = ""
+    conditions: dict[str, Any] = field(default_factory=dict)
+    tower: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> bool:
+        """Return whether every patch of the references is kept, and not a coreset of them."""
+        return max(len(bank) for bank in self.banks.values()) == self.num_patches
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of the banks in bytes."""
+        return sum(bank.numel() * bank.element_size() for bank in self.banks.values())
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a hash of everything that results depend on, except the weight."""
+        digest = hashlib.sha256(json.dumps([asdict(self.settings), self.conditions], sort_keys=True).encode())
+        for layer, bank in sorted(self.banks.items()):
+            digest.update(f"{layer} {tuple(bank.shape)} {bank.dtype}".encode())
+            digest.update(bank.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> str:
+        """Return one sentence for a terminal or a model card."""
+        kept = max(len(bank) for bank in self.banks.values())
+        count = f"{len(self.pictures)} normal picture{'' if len(self.pictures) == 1 else 's'}"
+        origin = f" from {self.source}" if self.source else ""
+        extent = "all" if self.exact else f"a coreset of {kept:,}"
+        layers = ", ".join(map(str, self.settings.layers))
+        return (
+            f"References: {count}{origin}; {extent} of {self.num_patches:,} patches in each of the layers {layers},"
+            f" {self.num_bytes / 1e6:.1f} MB; weight {self.weight:g}."
+        )
+
+    def distances(self, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> torch.Tensor:
+        """
+        Compare the patches of a batch with the memory.
+
+        Args:
+            hidden_states (`Sequence[torch.Tensor]`): the image tower's residual stream, indexed by layer, each of
+                shape `(batch_size, 1 + num_patches, width)`, class token first; only the memory's layers are read.
+            grid (`tuple[int, int]`): rows and columns of patches.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, *grid)`: mean over layers of `(1 - maximum cosine) / 2`, in
+            [0, 1].
+        """
+        total = 0
+        for layer in self.settings.layers:
+            tokens = averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
+            total = total + nearest_distance(tokens, self.banks[layer]).to(hidden_states[layer].device)
+        return (total / (2 * len(self.settings.layers))).unflatten(1, grid)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what thresholds belong to: a hash of the memory, and its weight."""
+        return {"memory": self.digest, "weight": self.weight}
+
+    def check_conditions(self, conditions: Mapping[str, Any]) -> None:
+        """
+        Raise a ValueError if images are prepared otherwise than the references were.
+
+        Args:
+            conditions (`Mapping[str, Any]`): settings of the images, under the names of `self.conditions`.
+        """
+        differing = [
+            f"{name} was {value!r}, is {conditions[name]!r}"
+            for name, value in self.conditions.items()
+            if name in conditions and conditions[name] != value
+        ]
+        if differing:
+            raise ValueError(
+                f"The references were set with other settings: {'; '.join(differing)}. Use those settings, set the"
+                " references again with the settings of this call, or pass reference_weight=0 for zero-shot maps."
+            )
+
+    def for_new_picture(self, picture: Image.Image) -> "ReferenceMemory":
+        """Return the memory without a picture, if that is one of the references."""
+        digest = picture_digest(picture)
+        return self.without(self.pictures.index(digest)) if digest in self.pictures else self
+
+    def without(self, picture: int) -> "ReferenceMemory":
+        """
+        Return the memory without one of its pictures, to score that picture as a new one.
+
+        Args:
+            picture (`int`): index of the picture in `pictures`.
+        """
+        kept = self._copy()
+        rows = {layer: rows_of != picture for layer, rows_of in self.rows_of.items()}
+        kept.banks = {layer: bank[rows[layer]] for layer, bank in self.banks.items()}
+        kept.rows_of = {layer: rows_of[rows[layer]] for layer, rows_of in self.rows_of.items()}
+        return kept
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ReferenceMemory":
+        """Return a memory with its banks on another device or in another dtype."""
+        moved = self._copy()
+        moved.banks = {layer: bank.to(device, dtype or bank.dtype) for layer, bank in self.banks.items()}
+        moved.rows_of = {layer: rows.to(device) for layer, rows in self.rows_of.items()}
+        return moved
+
+    def with_weight(self, weight: float) -> "ReferenceMemory":
+        """
+        Return the memory with another weight in the fusion.
+
+        Raises:
+            ValueError: the weight is not a number in [0, 1].
+        """
+        moved = copy.copy(self)
+        moved.weight = check_weight(weight)
+        return moved
+
+    def _copy(self) -> "ReferenceMemory":
+        """Return a shallow copy for other banks, without the hash of these."""
+        other = copy.copy(self)
+        other.__dict__.pop("digest", None)
+        return other
+
+    def check_tower(self, model: nn.Module) -> None:
+        """
+        Raise a ValueError if a model's image tower is not the one that computed the tokens.
+
+        One weight of each tensor is compared, so that the dtype may differ.
+        """
+        present = tower_weights(model)
+        shared = self.tower.keys() & present.keys()
+        close = [math.isclose(self.tower[name], present[name], rel_tol=0.02, abs_tol=1e-4) for name in shared]
+        if not all(close) or (self.tower and not shared):
+            raise ValueError(
+                f"The references were computed by another image tower: {close.count(False) or 'all'} of"
+                f" {len(self.tower)} compared weights differ. Set the references again with this model"
+                f" (`pipe.set_references`), or delete {REFERENCES_FILE} from the checkpoint."
+            )
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write the memory to `references.safetensors` in a folder; `load` reads it back bit-equal."""
+        tensors = {}
+        for layer, bank in self.banks.items():
+            tensors[f"layer_{layer}.tokens"] = bank.detach().cpu().contiguous()
+            tensors[f"layer_{layer}.picture"] = self.rows_of[layer].cpu().contiguous()
+        facts = {name: getattr(self, name) for name in _FACTS}
+        facts["settings"] = asdict(self.settings)
+        metadata = {"format": str(_FORMAT), "references": json.dumps(facts, sort_keys=True)}
+        path = Path(folder) / REFERENCES_FILE
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        save_file(tensors, unfinished, metadata)
+        os.replace(unfinished, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "ReferenceMemory":
+        """
+        Read a memory.
+
+        Args:
+            path (`str` or `os.PathLike`): the file that `save` wrote.
+
+        Raises:
+            ValueError: the file is damaged, or of a newer format.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
+            if metadata.get("format") != str(_FORMAT):
+                raise ValueError(f"its format is {metadata.get('format')!r}, expected {_FORMAT}")
+            facts = json.loads(metadata["references"])
+            settings = MemorySettings(**facts.pop("settings"))
+            banks = {layer: tensors[f"layer_{layer}.tokens"] for layer in settings.layers}
+            rows_of = {layer: tensors[f"layer_{layer}.picture"] for layer in settings.layers}
+            return cls(banks, rows_of, settings, **{name: facts[name] for name in _FACTS})
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{os.fspath(path)!r} cannot be read as a memory of references ({error}). Restore the file, or delete"
+                " it and set the references again."
+            ) from error
+
+
+def tower_weights(model: nn.Module) -> dict[str, float]:
+    """
+    Return one weight of each floating-point tensor of a model's image tower, quantized and offloaded ones left out.
+
+    Args:
+        model ([`VCPCLIPModel`]): model with the image tower `clip.vision_model`.
+    """
+    weights = {}
+    for name, parameter in model.clip.vision_model.named_parameters():
+        if type(parameter.data) is torch.Tensor and parameter.is_floating_point() and not parameter.is_meta:
+            flat = parameter.data.reshape(-1)
+            weights[name] = float(flat[len(flat) // 2])
+    return weights
+
+
+_FACTS = [each.name for each in fields(ReferenceMemory) if each.name not in ("banks", "rows_of", "settings")]
+
+
+def check_weight(weight: float) -> float:
+    """Return the weight of a memory as a number; raise a ValueError unless it lies in [0, 1]."""
+    if isinstance(weight, (bool, str)) or not 0 <= weight <= 1:
+        raise ValueError(f"reference_weight={weight!r} must lie in [0, 1]: 0 is zero-shot, 1 the memory alone.")
+    return float(weight)
+
+
+class MemoryBuilder:
+    """
+    Collects patch tokens picture by picture, in bounded memory: when twice `max_patches` rows have come in, a coreset
+    of `max_patches` of them is kept.
+
+    Args:
+        settings ([`MemorySettings`]): settings of the memory.
+    """
+
+    def __init__(self, settings: MemorySettings):
+        self.settings = settings
+        self.pictures: list[str] = []
+        self.num_patches = 0
+        self._tokens: dict[int | str, list[torch.Tensor]] = {layer: [] for layer in settings.layers}
+        self._rows_of: dict[int | str, list[torch.Tensor]] = {layer: [] for layer in settings.layers}
+        self._waiting = 0
+
+    def add(self, picture: str, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> None:
+        """
+        Add the patches of one picture: of itself and its copies, or of its tiles.
+
+        Args:
+            picture (`str`): `picture_digest` of the picture.
+            hidden_states (`Sequence[torch.Tensor]`): residual stream, indexed by layer, `(views, 1 + patches, width)`.
+            grid (`tuple[int, int]`): rows and columns of patches of a view.
+        """
+        self.add_tokens(
+            picture,
+            {
+                layer: averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
+                for layer in self.settings.layers
+            },
+        )
+
+    def add_tokens(self, picture: str, tokens: Mapping[int | str, torch.Tensor]) -> None:
+        """
+        Add tokens of one picture.
+
+        Args:
+            picture (`str`): `picture_digest` of the picture.
+            tokens (`Mapping[int | str, torch.Tensor]`): layer or bank -> tokens `(..., width)`, not normalized.
+        """
+        if not self.pictures or self.pictures[-1] != picture:
+            self.pictures.append(picture)
+        index, added = len(self.pictures) - 1, 0
+        for layer in self.settings.layers:
+            rows = nn.functional.normalize(tokens[layer].flatten(0, -2).float(), dim=1).to(tokens[layer].dtype)
+            self._tokens[layer].append(rows)
+            self._rows_of[layer].append(torch.full((len(rows),), index, dtype=torch.int32))
+            added = max(added, len(rows))
+        self.num_patches += added
+        self._waiting += added
+        if self._waiting > 2 * self.settings.max_patches:
+            self._thin()
+
+    def _thin(self) -> None:
+        for layer in self.settings.layers:
+            tokens, rows_of = torch.cat(self._tokens[layer]), torch.cat(self._rows_of[layer])
+            kept = greedy_k_center(tokens, self.settings.max_patches)
+            self._tokens[layer], self._rows_of[layer] = [tokens[kept]], [rows_of[kept.cpu()]]
+        self._waiting = min(self._waiting, self.settings.max_patches)
+
+    def finish(self, **facts: Any) -> ReferenceMemory:
+        """
+        Return the memory.
+
+        Args:
+            facts: further fields of [`ReferenceMemory`], such as `weight` and `source`.
+
+        Raises:
+            ValueError: no picture was added.
+        """
+        if not self.pictures:
+            raise ValueError("References need at least one normal picture, and none was given.")
+        self._thin()
+        banks = {layer: torch.cat(parts) for layer, parts in self._tokens.items()}
+        rows_of = {layer: torch.cat(parts).to(banks[layer].device) for layer, parts in self._rows_of.items()}
+        return ReferenceMemory(banks, rows_of, self.settings, self.pictures, self.num_patches, **facts)
+
+
+# --- a model with a memory ------------------------------------------------------------------------------------------
+
+
+class ReferencedModel(nn.Module):
+    """
+    A model together with a memory: the same `forward`, whose maps and image scores include the memory's.
+
+    Args:
+        model ([`VCPCLIPModel`]): the model, plain or accelerated.
+        memory ([`ReferenceMemory`]): the memory, of this model's image tower.
+    """
+
+    def __init__(self, model: nn.Module, memory: ReferenceMemory):
+        super().__init__()
+        self.model = model
+        self.memory = memory
+
+    @property
+    def device(self) -> torch.device:
+        """Return the model's device."""
+        return self.model.device
+
+    @property
+    def config(self) -> Any:
+        """Return the model's configuration."""
+        return self.model.config
+
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Any) -> ModelOutput:
+        """
+        Compute maps with the memory.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): images.
+            kwargs: further arguments of the model's `forward`.
+
+        Returns:
+            `ModelOutput` of the model, in which `anomaly_map`, `base_map` and `vcp_map` are fused with the memory's
+            map, and `image_scores`, if the model has them, with its maximum; and `reference_map` of shape
+            `(batch_size, height, width)`, float32 in [0, 1], the memory's map alone. Layer maps are the model's.
+        """
+        layers = list(self.memory.settings.layers)
+        outputs = self.model(pixel_values, output_hidden_states=layers, **kwargs)
+        states = outputs.hidden_states
+        height, width = pixel_values.shape[-2:]
+        patch_size = self.config.vision_config.patch_size
+        grid = (height // patch_size, width // patch_size)
+        distances = self.memory.distances(states, grid)
+        memory_map = nn.functional.interpolate(
+            distances[:, None], size=(height, width), mode="bilinear", align_corners=True
+        )[:, 0]
+        weight = self.memory.weight
+        for name in ("anomaly_map", "base_map", "vcp_map"):
+            if outputs.get(name) is not None:
+                outputs[name] = torch.lerp(outputs[name].float(), memory_map.to(outputs[name].device), weight)
+        if outputs.get("image_scores") is not None:
+            highest = memory_map.flatten(1).amax(dim=1).to(outputs.image_scores.device)
+            outputs["image_scores"] = torch.lerp(outputs.image_scores.float(), highest, weight)
+        outputs["hidden_states"] = None
+        outputs["reference_map"] = memory_map
+        return outputs
