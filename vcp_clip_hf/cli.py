@@ -21,6 +21,8 @@ from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE, __version__, versions
 
 
 if TYPE_CHECKING:
+    from .configuration_frozen_clip import FrozenCLIPConfig
+    from .evaluation_report import EvaluationProtocol
     from .image_files import LeftOut
     from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 
@@ -67,6 +69,23 @@ class _Verb(_InterruptibleVerb):
     def invoke(self, context: typer.Context) -> Any:
         _hide_progress_bars(context)
         return super().invoke(context)
+
+
+class _EvaluateVerb(_Verb):
+    """A verb whose options `--method` and `--dataset` take several values: `--method winclip anovl --dataset visa`."""
+
+    def parse_args(self, context: typer.Context, arguments: list[str]) -> list[str]:
+        spread, several = [], None
+        for argument in arguments:
+            if argument.startswith("-"):
+                several = argument if argument in ("--method", "--methods", "--dataset", "--datasets") else None
+                if several is None:
+                    spread.append(argument)
+            elif several is not None and several.startswith("--method"):
+                spread += ["--method", argument]
+            else:
+                spread.append(argument)
+        return super().parse_args(context, spread)
 
 
 class MapFormat(str, Enum):
@@ -138,6 +157,10 @@ ScoreOption = Annotated[
     typer.Option(
         "--score-mode", help="Image score; image_head needs a checkpoint with one. Default: the checkpoint's setting."
     ),
+]
+ProductName = Annotated[
+    str | None,
+    typer.Option("--product-name", help="Product in the images, for other methods than VCP-CLIP; default: object."),
 ]
 References = Annotated[
     list[str] | None,
@@ -283,6 +306,7 @@ def predict(
     abnormal: Annotated[
         list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
     ] = None,
+    product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
     reference_copies: ReferenceCopies = Copies.none,
@@ -338,6 +362,7 @@ def predict(
         "roi_mask": None if roi_mask is None else str(roi_mask),
         "max_pixels": max_pixels,
         "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
+        "product_name": product_name,
         "regions": with_regions or None,
     }
     of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
@@ -421,6 +446,7 @@ def calibrate(
         ),
     ] = None,
     score_mode: ScoreOption = None,
+    product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
     reference_copies: ReferenceCopies = Copies.none,
@@ -464,6 +490,7 @@ def calibrate(
         batch_size=batch_size,
         on_error="return",
         **({} if score_mode is None else {"score_mode": score_mode.value}),
+        **({} if product_name is None else {"product_name": product_name}),
     )
     save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer, pipe.references))
     for line in describe_calibration(pipe.image_processor.calibration):
@@ -478,15 +505,31 @@ def calibrate(
         raise typer.Exit(1)
 
 
-@app.command(cls=_Verb)
+@app.command(cls=_EvaluateVerb)
 def evaluate(
     dataset: Annotated[list[str], typer.Argument(help=_DATASET_HELP)],
     model: Model = EMBEDDED_CHECKPOINT,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Methods to compare in one table, NAME or NAME=CHECKPOINT, instead of --model; names: `vcp-clip info"
+            " --methods`. Several after one --method."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="CLIP of the methods without a checkpoint: a folder, a Hub repository, or embedded."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed that each of the methods starts from.")] = 0,
     split: Annotated[str, typer.Option(help="Part of the dataset.")] = "test",
     products: Products = None,
     protocol: Annotated[
-        str, typer.Option(help="Protocol of the measurement: default, authors or native.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            help="Protocol of the measurement: default, authors, published or native.",
+            show_default="default; published with --method",
+        ),
+    ] = None,
     score_mode: ScoreOption = None,
     ablation: Annotated[
         str | None, typer.Option(help="Ablation of the paper to apply to the checkpoint; one that needs no training.")
@@ -501,6 +544,9 @@ def evaluate(
     """
     Measure a checkpoint on annotated datasets: a table per product, beside the paper's numbers.
 
+    With --method, several methods are measured on the same data, in one table beside their published numbers.
+    `--dataset NAME` is another way to write NAME.
+
     accelerate chooses the device: the first accelerator, or the CPU with ACCELERATE_USE_CPU=true.
     """
     from accelerate import Accelerator
@@ -510,8 +556,17 @@ def evaluate(
     from .evaluation import evaluate as run
     from .evaluation_report import PROTOCOLS
 
+    protocol = ("published" if method else "default") if protocol is None else protocol
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"protocol {protocol!r} must be one of {', '.join(PROTOCOLS)}")
+    measurement = PROTOCOLS[protocol] if score_mode is None else PROTOCOLS[protocol].with_score(score_mode.value)
+    if method:
+        if ablation is not None or model != EMBEDDED_CHECKPOINT:
+            raise typer.BadParameter("--method takes no --ablation and no --model; write --method vcp_clip=CHECKPOINT")
+        _compare(method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype)
+        return
+    if backbone is not None:
+        raise typer.BadParameter("--backbone is for the methods of --method")
     _announce_embedded(model)
     if ablation is None:
         parts = load_parts(model, dtype=dtype.value)
@@ -532,7 +587,7 @@ def evaluate(
         parts.model,
         parts.image_processor,
         datasets,
-        PROTOCOLS[protocol] if score_mode is None else PROTOCOLS[protocol].with_score(score_mode.value),
+        measurement,
         batch_size,
         num_workers,
         accelerator,
@@ -545,6 +600,56 @@ def evaluate(
         if output is not None:
             report.save(output)
             typer.echo(f"results and sheets in {output}")
+
+
+def _compare(
+    methods: list[str],
+    backbone: str | None,
+    dataset: list[str],
+    split: str,
+    products: list[str] | None,
+    protocol: "EvaluationProtocol",
+    seed: int,
+    output: Path | None,
+    batch_size: int,
+    num_workers: int,
+    dtype: WeightType,
+) -> None:
+    """Measure several methods, and print and write their table."""
+    from accelerate import Accelerator
+
+    from .method_comparison import compare_methods, load_method
+
+    entries = [_name_and_folder(entry) for entry in methods]
+    names = [name for name, _ in entries]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter(f"--method names {max(names, key=names.count)!r} more than once")
+    accelerator = Accelerator()
+    datasets = {}
+    for name, folder in map(_name_and_folder, dataset):
+        with accelerator.main_process_first():
+            datasets[name] = _load_dataset(name, folder, split, products)
+    if len(entries) > 1:  # mistakes show before the first evaluation, which may take hours
+        for name, source in entries:
+            load_method(name, source, backbone, dtype.value)
+    comparison = compare_methods(
+        ((name, load_method(name, source, backbone, dtype.value)) for name, source in entries),
+        datasets,
+        protocol,
+        seed,
+        sheets_dir=None if output is None else output / "sheets",
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process:
+        typer.echo(comparison.to_text())
+        for result in comparison.results.values():
+            for note in result.notes:
+                typer.echo(f"{result.title}: {_printable(note)}")
+        if output is not None:
+            comparison.save(output)
+            typer.echo(f"table and sheets in {output}")
 
 
 def _load_dataset(name: str, folder: str | None, split: str | None, products: list[str] | None, **options: Any) -> Any:
@@ -769,6 +874,7 @@ def push_dataset(
 def info(
     model: Model = EMBEDDED_CHECKPOINT,
     datasets: Annotated[bool, typer.Option("--datasets", help="List the datasets that can be read.")] = False,
+    methods: Annotated[bool, typer.Option("--methods", help="List the methods that can be compared.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Print versions, device and the facts of a checkpoint, for bug reports."""
@@ -779,6 +885,13 @@ def info(
             paper = " (paper)" if summary.in_paper else ""
             typer.echo(f"{summary.name:<16}{summary.title}{paper}; {summary.license}")
         return
+    if methods:
+        from .configuration_vcp_clip import VCPCLIPConfig
+        from .methods import METHODS
+
+        for config in (VCPCLIPConfig, *(METHODS[name].config_class for name in sorted(METHODS))):
+            typer.echo(f"{config.model_type:<16}{config.title}: {config.source}")
+        return
     facts = _facts(model)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -787,6 +900,16 @@ def info(
         for line in _as_text(value).splitlines():
             typer.echo(f"{name:<22}{line}")
             name = ""
+
+
+def _facts_of_vcp_clip(config: "FrozenCLIPConfig") -> dict[str, Any]:
+    """Return facts that other methods do not have."""
+    from .configuration_vcp_clip import VCPCLIPConfig
+
+    if not isinstance(config, VCPCLIPConfig):
+        return {}
+    prompts = [*config.normal_prompts, *config.abnormal_prompts]
+    return {"prompts": prompts, "fusion weight": config.fusion_weight}
 
 
 def _as_text(value: Any) -> str:
@@ -812,6 +935,7 @@ def _facts(model: str) -> dict[str, Any]:
         "python": f"{platform.python_version()} on {platform.platform()}",
         "device": str(accelerator) if accelerator is not None else f"cpu, {torch.get_num_threads()} threads",
         "checkpoint": model,
+        "method": config.title,
         "backbone": " ".join(
             [*([config.backbone_name_or_path] if config.backbone_name_or_path else []), "included"]
             if config.backbone_included
@@ -819,8 +943,7 @@ def _facts(model: str) -> dict[str, Any]:
         ),
         "image size": list(config.input_size),
         "feature layers": config.feature_layers,
-        "prompts": [*config.normal_prompts, *config.abnormal_prompts],
-        "fusion weight": config.fusion_weight,
+        **_facts_of_vcp_clip(config),
         "smoothing sigma": processor.smoothing_sigma,
         "score mode": processor.score_mode,
         "threshold": processor.threshold,

@@ -2,7 +2,9 @@
 
 import datetime
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .accelerated_inference import accelerated_or_plain
+from .anomaly_scoring import gaussian_smooth
 from .evaluation_report import PROTOCOLS, EvaluationProtocol, EvaluationReport
 from .evaluation_sheets import choose_examples, shown_example, write_sheets
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .methods import AnomalyMethodModel
+from .methods.named_product import NamedProductModel
 from .metrics import AnomalySegmentationEvaluator
 from .version import versions
 
@@ -45,7 +50,8 @@ def evaluate(
     Evaluate a model on annotated datasets, on as many processes as `accelerator` has.
 
     Args:
-        model ([`VCPCLIPModel`] or a model with the same outputs): model, moved to the accelerator's device.
+        model ([`VCPCLIPModel`] or a model with the same outputs, or another method):
+            Model, moved to the accelerator's device. Methods get the product of each record as its name.
         image_processor ([`VCPCLIPImageProcessor`]): image processor that makes its inputs and scores its outputs.
         datasets (`Mapping[str, Dataset]`):
             Name -> records as `load_anomaly_dataset` returns them (`image`, `mask`, `label`, `product`, `image_id`).
@@ -78,8 +84,10 @@ def evaluate(
     was_training = model.training
     model.to(accelerator.device).eval()
     network = accelerated_or_plain(model) if accelerate else model
+    if isinstance(model, AnomalyMethodModel):
+        network = model.for_product()
     scorer = image_processor.without_thresholds()  # the metrics need scores and maps only
-    results = {}
+    results, seconds = {}, 0.0
     try:
         for name, dataset in datasets.items():
             if not len(dataset):
@@ -94,8 +102,11 @@ def evaluate(
                 pin_memory=accelerator.device.type == "cuda",
             )
             bar = tqdm(loader, desc=name, disable=not (progress and accelerator.is_main_process), leave=False)
-            evaluator, gallery = _run(network, scorer, protocol, bar, accelerator)
-            results[name] = _gathered(evaluator, accelerator).compute()
+            measured = _run(network, scorer, protocol, bar, accelerator)
+            evaluator, gallery = _gathered(measured.evaluator, accelerator), measured.gallery
+            _score_by_product(evaluator, model, measured, accelerator)
+            results[name] = evaluator.compute()
+            seconds += sum(gather_object([measured.seconds]))
             if sheets_dir is not None:
                 gallery = sorted(gather_object(gallery), key=lambda example: example["index"])
                 if accelerator.is_main_process:
@@ -103,6 +114,7 @@ def evaluate(
     finally:
         model.train(was_training)
     settings = _settings(model, image_processor, accelerator)
+    settings["seconds_per_image"] = seconds / sum(map(len, datasets.values()))
     settings["splits"] = {name: str(dataset.split) for name, dataset in datasets.items() if _has_split(dataset)}
     return EvaluationReport(results, protocol, settings)
 
@@ -158,42 +170,90 @@ def _collate(examples: list[dict]) -> dict[str, Any]:
     return batch
 
 
+@dataclass
+class _Measured:
+    """
+    What this process has measured of one dataset.
+
+    Args:
+        evaluator ([`AnomalySegmentationEvaluator`]): its images.
+        gallery (`list[dict]`): examples for sheets.
+        parts (`dict[str, list[tuple[float, float]]]`): product -> text score and map maximum of each image, where the
+            published score of a method depends on all images of the product.
+        seconds (`float`): time for the model, without reading images and without metrics.
+    """
+
+    evaluator: AnomalySegmentationEvaluator
+    gallery: list[dict[str, Any]] = field(default_factory=list)
+    parts: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
 @torch.no_grad()
 def _run(
-    model: PreTrainedModel,
+    model: PreTrainedModel | NamedProductModel,
     image_processor: VCPCLIPImageProcessor,
     protocol: EvaluationProtocol,
     batches: Iterable[dict[str, Any]],
     accelerator: Accelerator,
-) -> tuple[AnomalySegmentationEvaluator, list[dict[str, Any]]]:
-    """Evaluate the batches of this process; return the evaluator, and the examples for sheets."""
-    evaluator = AnomalySegmentationEvaluator(
-        metrics=_with_threshold(protocol.metrics), mode=protocol.mode, skip_undefined=protocol.skip_undefined
+) -> _Measured:
+    """Evaluate the batches of this process."""
+    measured = _Measured(
+        AnomalySegmentationEvaluator(
+            metrics=_with_threshold(protocol.metrics), mode=protocol.mode, skip_undefined=protocol.skip_undefined
+        )
     )
     settings = {name: getattr(protocol, name) for name in ("smoothing_sigma", "score_mode", "top_k_fraction")}
-    gallery = []
+    scoring = image_processor.scoring(**settings)
     for batch in batches:
+        names = {"product_names": batch["product"]} if isinstance(model, NamedProductModel) else {}
+        started = time.perf_counter()
         with accelerator.autocast():
-            outputs = model(batch["pixel_values"].to(accelerator.device, non_blocking=True))
+            outputs = model(batch["pixel_values"].to(accelerator.device, non_blocking=True), **names)
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize(accelerator.device)
+        measured.seconds += time.perf_counter() - started
         sizes = batch["size"] if protocol.native_size else None
         results = image_processor.post_process_anomaly_segmentation(outputs, sizes, **settings)
-        maps = [result["anomaly_map"].cpu().numpy() for result in results]
-        evaluator.add(
-            maps,
+        measured.evaluator.add(
+            [result["anomaly_map"].cpu().numpy() for result in results],
             batch["mask"],
             batch["product"],
             image_scores=[result["score"] for result in results],
             labels=batch["label"],
             image_ids=batch["image_id"],
         )
+        if outputs.get("text_scores") is not None and scoring.score_mode == "image_head":
+            maxima = gaussian_smooth(outputs.anomaly_map.float(), scoring.smoothing_sigma).flatten(1).amax(dim=1)
+            rows = zip(batch["product"], outputs["text_scores"].tolist(), maxima.tolist(), strict=True)
+            for product, *parts in rows:
+                measured.parts.setdefault(product, []).append(tuple(parts))
         if any(batch["record"]):
             full = image_processor.post_process_anomaly_segmentation(outputs, batch["size"], **settings)
-            gallery += [
+            measured.gallery += [
                 _shown(record, whole["anomaly_map"].cpu().numpy(), result["score"])
                 for record, whole, result in zip(batch["record"], full, results, strict=True)
                 if record is not None
             ]
-    return evaluator, gallery
+    return measured
+
+
+def _score_by_product(
+    evaluator: AnomalySegmentationEvaluator, model: PreTrainedModel, measured: _Measured, accelerator: Accelerator
+) -> None:
+    """Replace image scores by the published ones where these depend on all images of a product."""
+    if not getattr(model, "scores_depend_on_product", False):
+        return
+    # In the order of the processes, in which the evaluators were merged
+    parts: dict[str, list[tuple[float, float]]] = {}
+    for each in gather_object([measured.parts]):
+        for product, rows in each.items():
+            parts.setdefault(product, []).extend(rows)
+    for product, rows in parts.items():
+        text_scores, maxima = torch.tensor(rows).unbind(dim=1)
+        scores = model.scores_of_product(text_scores, maxima)
+        if not scores.isnan().any():  # of a single image, or equal ones, the published formula has no value
+            evaluator.replace_image_scores(product, scores.tolist())
 
 
 def _shown(record: dict[str, Any], anomaly_map: np.ndarray, score: float) -> dict[str, Any]:

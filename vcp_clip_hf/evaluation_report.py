@@ -87,6 +87,14 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
         description="the authors' test code: input size, sigma 8, PRO from 200 thresholds, score from the 2000 largest"
         " pixels",
     ),
+    "published": EvaluationProtocol(
+        metrics=(
+            *("pixel_auroc", "pixel_pro_200", "pixel_ap", "pixel_f1_max"),
+            *("image_auroc", "image_ap", "image_f1_max"),
+        ),
+        skip_undefined=True,
+        description="each method's own settings, at its input size, PRO from 200 thresholds",
+    ),
     "native": EvaluationProtocol(
         native_size=True, mode="streaming", description="at each image's own size, streaming metrics"
     ),
