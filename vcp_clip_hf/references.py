@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -198,11 +199,11 @@ class MemorySettings:
                 raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
         if self.neighborhood % 2 == 0:
             raise ValueError(f"neighborhood={self.neighborhood} must be odd, so that it has a center.")
-        if self.copies not in COPIES:
+        if not isinstance(self.copies, str) or self.copies not in COPIES:
             raise ValueError(f"copies={self.copies!r} must be one of {', '.join(map(repr, COPIES))}.")
 
 
-@dataclass
+@dataclass(eq=False)
 class ReferenceMemory:
     """
     Patch tokens of normal pictures.
@@ -218,6 +219,9 @@ class ReferenceMemory:
         conditions (`dict`, *optional*): settings of the images that the patches depend on, such as tiles.
         tower (`dict[str, float]`, *optional*): one weight of each tensor of the image tower that computed the tokens,
             by which `check_tower` recognizes another tower.
+
+    Raises:
+        ValueError: the shapes of a layer do not fit, or the weight is out of range.
     """
 
     banks: dict[int, torch.Tensor]
@@ -229,6 +233,16 @@ class ReferenceMemory:
     source: str = ""
     conditions: dict[str, Any] = field(default_factory=dict)
     tower: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.weight = check_weight(self.weight)
+        for layer in self.settings.layers:
+            bank, rows_of = self.banks[layer], self.rows_of[layer]
+            if bank.ndim != 2 or not bank.is_floating_point() or rows_of.shape != bank.shape[:1]:
+                raise ValueError(
+                    f"layer {layer}: tokens of shape {tuple(bank.shape)} and pictures of shape {tuple(rows_of.shape)};"
+                    " expected floating-point tokens (patches, width) and pictures (patches,)"
+                )
 
     @property
     def exact(self) -> bool:
@@ -334,6 +348,7 @@ class ReferenceMemory:
         Raises:
             ValueError: the weight is not a number in [0, 1].
         """
+        self.digest  # noqa: B018 (computed here, once, and shared by all copies)
         moved = copy.copy(self)
         moved.weight = check_weight(weight)
         return moved
@@ -348,11 +363,11 @@ class ReferenceMemory:
         """
         Raise a ValueError if a model's image tower is not the one that computed the tokens.
 
-        One weight of each tensor is compared, so that the dtype may differ.
+        One weight of each tensor is compared, with a tolerance of the rounding of bfloat16.
         """
         present = tower_weights(model)
         shared = self.tower.keys() & present.keys()
-        close = [math.isclose(self.tower[name], present[name], rel_tol=0.02, abs_tol=1e-4) for name in shared]
+        close = [math.isclose(self.tower[name], present[name], rel_tol=0.005, abs_tol=1e-6) for name in shared]
         if not all(close) or (self.tower and not shared):
             raise ValueError(
                 f"The references were computed by another image tower: {close.count(False) or 'all'} of"
@@ -426,7 +441,7 @@ _FACTS = [each.name for each in fields(ReferenceMemory) if each.name not in ("ba
 
 def check_weight(weight: float) -> float:
     """Return the weight of a memory as a number; raise a ValueError unless it lies in [0, 1]."""
-    if isinstance(weight, (bool, str)) or not 0 <= weight <= 1:
+    if not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= weight <= 1:
         raise ValueError(f"reference_weight={weight!r} must lie in [0, 1]: 0 is zero-shot, 1 the memory alone.")
     return float(weight)
 
