@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.common import FIXTURES, pixels, tiny_model
-from vcp_clip_hf import VCPCLIPImageProcessor, accelerate_inference
+from vcp_clip_hf import VCPCLIPImageProcessor, accelerate_inference, references
 from vcp_clip_hf.references import (
     COPIES,
     REFERENCES_FILE,
@@ -353,26 +353,39 @@ def test_views_of_one_picture_belong_together():
 def test_thousands_of_rows_stream_through_bounded_memory(monkeypatch):
     max_patches, pictures = 50, 200
     builder = MemoryBuilder(MemorySettings(layers=(1, 2), max_patches=max_patches))
-    thinned = []
+    compared = []
     monkeypatch.setattr(
-        "vcp_clip_hf.references.greedy_k_center",
-        lambda vectors, count: thinned.append(len(vectors)) or greedy_k_center(vectors, count),
+        references,
+        "_farthest_first",
+        lambda points, count, plain=references._farthest_first: compared.append(len(points)) or plain(points, count),
     )
-    centers = unit(30, WIDTH)
-    held = []
+    centers, held = unit(30, WIDTH), []
     for index in range(pictures):
-        states = [torch.randn(1, 1, WIDTH)] * 3
-        tokens = centers[torch.randint(30, (1, 12))] + 0.01 * torch.randn(1, 12, WIDTH)
-        states = [torch.cat([state, tokens], dim=1) for state in states]
-        builder.add(str(index), states, GRID)
-        held.append(sum(len(part) for part in builder._tokens[1]))
-        assert held[-1] == sum(len(part) for part in builder._rows_of[2])
-    assert max(held) <= 2 * max_patches and max(thinned) <= 2 * max_patches + 12
+        tokens = centers[torch.randint(30, (1, 12))] + 0.05 * torch.randn(1, 12, WIDTH)
+        builder.add(str(index), [torch.cat([torch.randn(1, 1, WIDTH), tokens], dim=1)] * 3, GRID)
+        held += [len(rows) for rows in builder._rows.values()]
+        assert all(sum(map(len, rows.rows_of)) == len(rows) for rows in builder._rows.values())
+    assert 2 * max_patches - 12 < max(held) <= 2 * max_patches and max(compared) <= 2 * max_patches + 12
+    assert len(compared) < 2 * pictures * 12 / max_patches / 4, "most rows are near to kept ones and need no coreset"
     memory = builder.finish()
     assert memory.num_patches == pictures * 12 and not memory.exact and len(memory.pictures) == pictures
     assert {len(bank) for bank in memory.banks.values()} == {max_patches}
     # the coreset of coresets keeps every cluster of patches
-    assert nearest_distance(centers, memory.banks[1]).max() < 1e-3
+    assert nearest_distance(centers, memory.banks[1]).max() < 0.02
+
+
+def test_a_stream_is_covered_nearly_as_well_as_by_a_coreset_of_all_rows():
+    """Rows that come late, and are new, are kept too."""
+    rows = nn.functional.normalize(torch.cat([unit(900, WIDTH) * 0.2 + unit(1, WIDTH), unit(60, WIDTH)]), dim=1)
+    builder = MemoryBuilder(MemorySettings(layers=(0,), max_patches=60))
+    for index, part in enumerate(rows.split(12)):
+        builder.add(str(index), [torch.cat([part[:1], part])[None]], GRID)
+    memory = builder.finish()
+    covered = torch.cdist(rows, memory.banks[0]).amin(dim=1).max().item()
+    assert covered < 1.5 * radius(rows, plain_k_center_fast(rows, 60))
+    # each row is that of the picture that it is named after
+    for row, picture in zip(memory.banks[0], memory.rows_of[0].tolist(), strict=True):
+        assert (rows.split(12)[picture] - row).norm(dim=1).min() < 1e-5
 
 
 def test_a_memory_needs_a_picture():

@@ -19,6 +19,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -59,6 +60,8 @@ COPIES: dict[str, tuple[Image.Transpose, ...]] = {
 _BLOCK_VALUES = 2**24
 # Width at which the coreset compares patches; wider ones are projected (Johnson-Lindenstrauss), as PatchCore does
 _CORESET_WIDTH = 128
+# Candidates of the next steps of the coreset, compared with each other at a time
+_CANDIDATES = 512
 _FORMAT = 1
 
 
@@ -114,22 +117,69 @@ def greedy_k_center(vectors: torch.Tensor, count: int) -> torch.Tensor:
     """
     if count >= len(vectors):
         return torch.arange(len(vectors), device=vectors.device)
+    chosen, _ = _farthest_first(_compared(vectors), count)
+    return chosen.sort().values
+
+
+def _compared(vectors: torch.Tensor) -> torch.Tensor:
+    """Return vectors as the coreset compares them: float32, wide ones projected."""
     points = vectors.float()
-    if points.shape[1] > _CORESET_WIDTH:
-        generator = torch.Generator().manual_seed(0)
-        projection = torch.randn(points.shape[1], _CORESET_WIDTH, generator=generator) / _CORESET_WIDTH**0.5
-        points = points @ projection.to(points.device)
-    norms = points.square().sum(dim=1)
-    # the first row is the one farthest from the mean: no other row depends on the order of the pictures
-    chosen = [int((points - points.mean(dim=0)).square().sum(dim=1).argmax())]
-    nearest = torch.full_like(norms, torch.inf)
-    for _ in range(count - 1):
-        latest = chosen[-1]
-        distances = norms + norms[latest] - 2 * (points @ points[latest])
-        nearest = torch.minimum(nearest, distances)
+    if points.shape[1] <= _CORESET_WIDTH:
+        return points
+    generator = torch.Generator().manual_seed(0)
+    projection = torch.randn(points.shape[1], _CORESET_WIDTH, generator=generator) / _CORESET_WIDTH**0.5
+    with no_autocast(points.device):
+        return points @ projection.to(points.device)
+
+
+def _squared_distances(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    """Return the squared distance of each point to each center, `(points, centers)`; rounding can make it negative."""
+    with no_autocast(points.device):
+        products = points @ centers.T
+    return products.mul_(-2).add_(points.square().sum(dim=1)[:, None]).add_(centers.square().sum(dim=1))
+
+
+def _farthest_first(points: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
+    """
+    Choose points one after the other, each the farthest from those chosen before.
+
+    The distance of a point to the chosen ones only falls. Therefore the farthest points of now are the candidates of
+    many steps, as long as one of them is farther than every other point was: these steps read the distances among the
+    candidates only, and one matrix product updates all points afterwards.
+
+    Returns:
+        `tuple`: indices in the order of choice, and the largest squared distance of a point to a chosen one.
+    """
+    # the first row is the one farthest from the mean: the choice does not depend on the order of the pictures
+    chosen = [(points - points.mean(dim=0)).square().sum(dim=1).argmax()[None]]
+    nearest = _squared_distances(points, points[chosen[0]])[:, 0]
+    nearest[chosen[0]] = -torch.inf
+    missing = count - 1
+    while missing:
+        distances, candidates = nearest.topk(min(_CANDIDATES + 1, len(points)))
+        rest = distances[-1].item() if len(distances) > _CANDIDATES else -torch.inf
+        distances, candidates = distances[:_CANDIDATES], candidates[:_CANDIDATES]
+        steps = _steps_among(distances, _squared_distances(points[candidates], points[candidates]), rest, missing)
+        latest = candidates[steps.to(candidates.device)]
+        nearest = torch.minimum(nearest, _squared_distances(points, points[latest]).amin(dim=1))
         nearest[latest] = -torch.inf
-        chosen.append(int(nearest.argmax()))
-    return torch.tensor(sorted(chosen), device=vectors.device)
+        chosen.append(latest)
+        missing -= len(latest)
+    return torch.cat(chosen), max(0.0, nearest.max().item())
+
+
+def _steps_among(distances: torch.Tensor, mutual: torch.Tensor, rest: float, count: int) -> torch.Tensor:
+    """Choose up to `count` candidates, while the farthest of them is at least as far as `rest`; always one."""
+    values, mutual = distances.cpu().numpy().copy(), mutual.cpu().numpy()
+    steps = [int(values.argmax())]
+    while len(steps) < count:
+        np.minimum(values, mutual[steps[-1]], out=values)
+        values[steps[-1]] = -np.inf
+        farthest = int(values.argmax())
+        if values[farthest] < rest or values[farthest] == -np.inf:
+            break
+        steps.append(farthest)
+    return torch.tensor(steps)
 
 
 def averaged_over_neighbors(tokens: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
@@ -448,8 +498,9 @@ def check_weight(weight: float) -> float:
 
 class MemoryBuilder:
     """
-    Collects patch tokens picture by picture, in bounded memory: when twice `max_patches` rows have come in, a coreset
-    of `max_patches` of them is kept.
+    Collects patch tokens picture by picture, in bounded memory: when more than twice `max_patches` rows are held, a
+    coreset of `max_patches` of them is kept. From then on, a new row is left out if it is at least as near to a kept
+    one as every row of that coreset's choice was, so that few coresets are needed for thousands of pictures.
 
     Args:
         settings ([`MemorySettings`]): settings of the memory.
@@ -459,9 +510,7 @@ class MemoryBuilder:
         self.settings = settings
         self.pictures: list[str] = []
         self.num_patches = 0
-        self._tokens: dict[int, list[torch.Tensor]] = {layer: [] for layer in settings.layers}
-        self._rows_of: dict[int, list[torch.Tensor]] = {layer: [] for layer in settings.layers}
-        self._waiting = 0
+        self._rows = {layer: _LayerRows(settings.max_patches) for layer in settings.layers}
 
     def add(self, picture: str, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> None:
         """
@@ -478,20 +527,9 @@ class MemoryBuilder:
         for layer in self.settings.layers:
             tokens = averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
             rows = nn.functional.normalize(tokens.flatten(0, 1).float(), dim=1).to(tokens.dtype)
-            self._tokens[layer].append(rows)
-            self._rows_of[layer].append(torch.full((len(rows),), index, dtype=torch.int32))
+            self._rows[layer].add(rows, index)
             added = len(rows)
         self.num_patches += added
-        self._waiting += added
-        if self._waiting > 2 * self.settings.max_patches:
-            self._thin()
-
-    def _thin(self) -> None:
-        for layer in self.settings.layers:
-            tokens, rows_of = torch.cat(self._tokens[layer]), torch.cat(self._rows_of[layer])
-            kept = greedy_k_center(tokens, self.settings.max_patches)
-            self._tokens[layer], self._rows_of[layer] = [tokens[kept]], [rows_of[kept.cpu()]]
-        self._waiting = min(self._waiting, self.settings.max_patches)
 
     def finish(self, **facts: Any) -> ReferenceMemory:
         """
@@ -505,10 +543,45 @@ class MemoryBuilder:
         """
         if not self.pictures:
             raise ValueError("References need at least one normal picture, and none was given.")
-        self._thin()
-        banks = {layer: torch.cat(parts) for layer, parts in self._tokens.items()}
-        rows_of = {layer: torch.cat(parts).to(banks[layer].device) for layer, parts in self._rows_of.items()}
+        found = {layer: rows.finish() for layer, rows in self._rows.items()}
+        banks, rows_of = ({layer: pair[place] for layer, pair in found.items()} for place in (0, 1))
         return ReferenceMemory(banks, rows_of, self.settings, self.pictures, self.num_patches, **facts)
+
+
+class _LayerRows:
+    """The rows of one layer that a [`MemoryBuilder`] holds, and the pictures that they are from."""
+
+    def __init__(self, max_rows: int):
+        self.max_rows = max_rows
+        self.tokens: list[torch.Tensor] = []
+        self.rows_of: list[torch.Tensor] = []
+        # the last coreset, and the largest squared distance to it of the rows that it was chosen from
+        self.centers: torch.Tensor | None = None
+        self.reach = 0.0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tokens))
+
+    def add(self, rows: torch.Tensor, picture: int) -> None:
+        if self.centers is not None:
+            rows = rows[_squared_distances(_compared(rows), self.centers).amin(dim=1) > self.reach]
+        self.tokens.append(rows)
+        self.rows_of.append(torch.full((len(rows),), picture, dtype=torch.int32, device=rows.device))
+        if len(self) > 2 * self.max_rows:
+            self._thin()
+
+    def _thin(self) -> None:
+        tokens, rows_of = torch.cat(self.tokens), torch.cat(self.rows_of)
+        points = _compared(tokens)
+        chosen, self.reach = _farthest_first(points, self.max_rows)
+        kept = chosen.sort().values
+        self.tokens, self.rows_of, self.centers = [tokens[kept]], [rows_of[kept]], points[kept]
+
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return at most `max_rows` rows, and the index of the picture of each."""
+        if len(self) > self.max_rows:
+            self._thin()
+        return torch.cat(self.tokens), torch.cat(self.rows_of)
 
 
 # --- a model with a memory ------------------------------------------------------------------------------------------
