@@ -98,6 +98,10 @@ def build_memory(
     )
     if settings.layers[-1] > depth:
         raise ValueError(f"layers={settings.layers} must lie in 0..{depth}: the image tower has {depth} blocks.")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be a whole number, 1 or more.")
+    if on_error not in ("raise", "return"):
+        raise ValueError(f'on_error={on_error!r} must be "raise" or "return".')
     tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
     builder = MemoryBuilder(settings)
     bar = tqdm(images, desc="references", unit="image", disable=not progress)
@@ -210,24 +214,36 @@ def find_references(model: PreTrainedModel) -> ReferenceMemory | None:
     Raises:
         ValueError: the file is damaged, or belongs to another image tower.
     """
-    source = model.name_or_path
-    if not source:
-        return None
-    # a file of the same commit; nothing is asked for again that the cache of the Hub knows to be missing
-    revision = getattr(model.config, "_commit_hash", None)
-    path = cached_file(
-        source,
-        REFERENCES_FILE,
-        revision=revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    path = _references_file(model.name_or_path, getattr(model.config, "_commit_hash", None))
     if path is None:
         return None
     memory = ReferenceMemory.load(path)
     memory.check_tower(model)
     return memory.to(model.device)
+
+
+def _references_file(source: str, commit: str | None) -> str | None:
+    """Return the path of the file in a folder, or in a Hub repository at the commit of the model's files."""
+    if not source or os.path.isdir(source):
+        path = os.path.join(source, REFERENCES_FILE)
+        return path if source and os.path.isfile(path) else None
+    try:
+        # nothing is asked for again that the cache of the Hub knows to be missing
+        return cached_file(
+            source,
+            REFERENCES_FILE,
+            revision=commit,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError as error:
+        if commit is not None:
+            logger.warning(
+                f"References of {source} were not looked for, because the repository cannot be read: {error} For a"
+                " private repository, log in with `hf auth login` or set HF_TOKEN."
+            )
+        return None  # without a commit, `source` is not a repository: a folder that is gone, or a name
 
 
 def save_references(memory: ReferenceMemory | None, folder: str | os.PathLike) -> None:
