@@ -36,7 +36,7 @@ from .reference_pictures import (
     build_memory,
     find_references,
     image_conditions,
-    own_references,
+    picture_digests,
     save_references,
 )
 from .references import ReferencedModel, ReferenceMemory
@@ -110,10 +110,7 @@ class AnomalySegmentationPipeline(Pipeline):
         if reference_images is not None:
             images = _in_list(reference_images)
             self.set_references(images)
-            if len(self.references.pictures) > 1:
-                calibration = self.calibrate(images, false_alarm_rate=false_alarm_rate)
-                say = logger.info if calibration.reached else logger.warning
-                say(" ".join(describe_calibration(self.image_processor.calibration)))
+            self._calibrate_on_references(images, false_alarm_rate)
         elif false_alarm_rate is not None:
             raise ValueError(
                 f"false_alarm_rate={false_alarm_rate!r} needs reference_images, the normal images that the threshold"
@@ -180,16 +177,21 @@ class AnomalySegmentationPipeline(Pipeline):
         if images is None or isinstance(images, ReferenceMemory):
             if images is not None:
                 images.check_tower(self.model)
-                images = images if weight is None else images.with_weight(weight)
+                images = (images if weight is None else images.with_weight(weight)).to(self.device)
             self._references = images
             return images
-        known = (*argument_names(self.preprocess), *argument_names(Tiling.of), "batch_size")
-        refuse_unknown(kwargs, [name for name in known if name != "roi_mask"], "set_references")
+        known = [
+            name
+            for name in (*argument_names(self.preprocess), *argument_names(Tiling.of), "batch_size")
+            if name != "roi_mask"
+        ]
+        refuse_unknown(kwargs, [*known, "image_column"], "set_references")
+        images = _in_list(images, kwargs.pop("image_column", None))
         arguments = {**self._preprocess_params, **self._forward_params, **kwargs}
         self._references = build_memory(
             self._inference_model(),
             self.image_processor,
-            _in_list(images),
+            images,
             weight=weight,
             layers=layers,
             neighborhood=neighborhood,
@@ -197,9 +199,33 @@ class AnomalySegmentationPipeline(Pipeline):
             max_patches=max_patches,
             source=source,
             progress=progress,
-            **{name: arguments[name] for name in known if name in arguments and name != "roi_mask"},
+            **{name: arguments[name] for name in known if name in arguments},
         )
         return self._references
+
+    def _calibrate_on_references(self, images: Images, false_alarm_rate: float | None) -> None:
+        """Calibrate on the references if that is possible. A requested rate that is not possible is an error."""
+        obstacle = self._leave_one_out_obstacle()
+        if obstacle is None:
+            calibration = self.calibrate(images, false_alarm_rate=false_alarm_rate)
+            say = logger.info if calibration.reached else logger.warning
+            say(" ".join(describe_calibration(self.image_processor.calibration)))
+        elif false_alarm_rate is not None:
+            raise ValueError(f"false_alarm_rate={false_alarm_rate!r} needs more than these references. {obstacle}")
+        elif len(self.references.pictures) > 1:
+            logger.warning(f"The thresholds were not calibrated on the references. {obstacle}")
+
+    def _leave_one_out_obstacle(self) -> str | None:
+        """Return why the references cannot be scored as new images, each against the others, or `None`."""
+        if len(self.references.pictures) < 2:
+            return "A single reference has no other that it could be compared with: `calibrate` on other normal images."
+        if not self.references.exact:
+            return (
+                "The memory keeps only a coreset of their patches, so that they cannot be scored without themselves:"
+                " `calibrate` on other normal images, or set the references with a larger max_patches"
+                f" ({self.references.num_patches} keeps all)."
+            )
+        return None
 
     def _network_with(self, references: ReferenceMemory | None) -> torch.nn.Module:
         """Return what computes maps: the model, alone or with a memory."""
@@ -632,29 +658,30 @@ class AnomalySegmentationPipeline(Pipeline):
         images = _in_list(images, arguments.pop("image_column", None))
         names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
         reading = {**self._preprocess_params, **arguments}
-        own = own_references(
-            self.references, images, self.image_processor, **{name: reading[name] for name in names if name in reading}
+        digests = picture_digests(
+            images, self.image_processor, **{name: reading[name] for name in names if name in reading}
         )
-        if labels is None and all(own) and self.references.exact and len(self.references.pictures) > 1:
-            return images, None, True
-        kept = [index for index, is_reference in enumerate(own) if not is_reference]
-        if not kept:
-            raise ValueError(
-                "All of these images are references, whose distance from the memory is not that of a new image. "
-                + (
-                    "The memory keeps only a coreset of their patches, so that they cannot be scored without"
-                    " themselves: give other normal images, or set the references with a larger max_patches."
-                    if not self.references.exact
-                    else "Give other images."
+        known = set(self.references.pictures)
+        others = [index for index, digest in enumerate(digests) if digest not in known]
+        if all(digests[index] is None for index in others) and len(others) < len(images):
+            # all that can be read are references
+            obstacle = "For the best F1, give other images, with labels." if labels is not None else None
+            obstacle = obstacle or self._leave_one_out_obstacle()
+            if obstacle is not None:
+                raise ValueError(
+                    "All of these images are references, whose distance from the memory is not that of a new image."
+                    f" {obstacle}"
                 )
-            )
-        if len(kept) < len(images):
+            # a copy of an image would count as a second one
+            once = [index for index, digest in enumerate(digests) if digest is None or digests.index(digest) == index]
+            return _chosen(images, once), None, True
+        if len(others) < len(images):
             logger.warning(
-                f"{len(images) - len(kept)} of {len(images)} images are references, and are left out of the"
+                f"{len(images) - len(others)} of {len(images)} images are references, and are left out of the"
                 " calibration."
             )
-            labels = labels if labels is None else [labels[index] for index in kept]
-        return [images[index] for index in kept], labels, False
+            labels = labels if labels is None else [labels[index] for index in others]
+        return _chosen(images, others), labels, False
 
     def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
         """Return the scoring of a call with these arguments, without thresholds, and its further settings."""
@@ -761,7 +788,7 @@ class AnomalySegmentationPipeline(Pipeline):
         parts = {
             "image_processor": self.image_processor,
             "tokenizer": self.tokenizer,
-            "references": self.references,
+            "references": self.references or False,
         }
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
 
@@ -829,14 +856,21 @@ def _without_given_thresholds(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in _THRESHOLDS}
 
 
-def _in_list(inputs: Images, image_column: str | None = None) -> list[Any]:
-    """Return a list of images, so that they can be read more than once."""
+def _in_list(inputs: Images, image_column: str | None = None) -> Sequence[Any]:
+    """Return a sequence of images, so that they can be read more than once; those of a dataset are read when needed."""
     images = _as_images(inputs, image_column)
     if isinstance(images, (str, bytes, Image.Image, np.ndarray, torch.Tensor)):
         return [images]
-    if isinstance(images, torch.utils.data.Dataset):  # an index error ends no iteration over a `Dataset`
-        return [images[index] for index in range(len(images))]
+    if isinstance(images, torch.utils.data.Dataset) and hasattr(images, "__len__"):
+        return _chosen(images, range(len(images)))
     return list(images)
+
+
+def _chosen(images: Sequence[Any] | torch.utils.data.Dataset, indices: Sequence[int]) -> Sequence[Any]:
+    """Return some of the images: a list of a list; of a dataset, a dataset that ends like a list."""
+    if isinstance(images, torch.utils.data.Dataset):
+        return torch.utils.data.Subset(images, indices)
+    return [images[index] for index in indices]
 
 
 def _as_images(inputs: Images, image_column: str | None) -> Any:

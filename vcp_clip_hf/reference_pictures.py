@@ -26,7 +26,7 @@ from .references import (
 from .tiling import Tiling, tiles_of
 
 
-__all__ = ["build_memory", "find_references", "image_conditions", "own_references", "save_references"]
+__all__ = ["build_memory", "find_references", "image_conditions", "picture_digests", "save_references"]
 
 logger = logging.get_logger(__name__)
 
@@ -183,25 +183,24 @@ def _batches(views: Iterator, size: int, by_shape: bool) -> Iterator[list]:
         yield batch
 
 
-def own_references(
-    memory: ReferenceMemory, images: Sequence[ImageLike], image_processor: VCPCLIPImageProcessor, **reading: Any
-) -> list[bool]:
+def picture_digests(
+    images: Sequence[ImageLike], image_processor: VCPCLIPImageProcessor, **reading: Any
+) -> list[str | None]:
     """
-    Return whether each image is one of the references, pixel by pixel. An image that cannot be read is not.
+    Return `picture_digest` of each image, `None` for one that cannot be read.
 
     Args:
-        memory ([`ReferenceMemory`]): the references.
-        images (`Sequence[ImageLike]`): images to look up; each is read.
+        images (`Sequence[ImageLike]`): images; each is read.
         image_processor ([`VCPCLIPImageProcessor`]): its `input_range` is the default.
         reading: arguments of [`load_image`].
     """
-    known, own = set(memory.pictures), []
+    digests: list[str | None] = []
     for image in images:
         try:
-            own.append(picture_digest(_load(image, image_processor, reading)) in known)
+            digests.append(picture_digest(_load(image, image_processor, reading)))
         except (ValueError, TypeError, OSError):
-            own.append(False)
-    return own
+            digests.append(None)
+    return digests
 
 
 def find_references(model: PreTrainedModel) -> ReferenceMemory | None:
