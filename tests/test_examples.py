@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from examples import calibrate, demo, demo_train, evaluate, export, predict, train
-from examples.research import ablation, compare_with_rivals, embedded_checkpoint, pretrain_clip
+from examples.research import ablation, benchmark_together, compare_with_rivals, embedded_checkpoint, pretrain_clip
 from examples.research.benchmark.__main__ import main as benchmark
 from examples.research.benchmark.floor import image_encoder_flops
 from examples.research.captioned_views import load_tokenizer
@@ -74,6 +74,12 @@ def test_benchmark(checkpoint, tmp_path, what):
         assert accelerated["times_faster_than_reference"] > 0 and accelerated["times_floor"] > 1
     table = (tmp_path / "benchmark.md").read_text().splitlines()
     assert len(table) == 2 + len(rows)
+
+
+def test_benchmark_of_pictures_judged_together(checkpoint, capsys):
+    benchmark_together.main(["--model", str(checkpoint), "--pictures", "6", "--picture_size", "64", "--degrees", "1"])
+    out = capsys.readouterr().out
+    assert "6 pictures: " in out and "peak memory" in out and "% of the rate of its products" in out
 
 
 def test_flops_of_the_image_encoder():

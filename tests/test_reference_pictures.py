@@ -15,7 +15,7 @@ from vcp_clip_hf.reference_pictures import (
     build_memory,
     find_references,
     image_conditions,
-    own_references,
+    picture_digests,
     save_references,
 )
 from vcp_clip_hf.references import COPIES, REFERENCES_FILE, ReferencedModel, ReferenceMemory, picture_digest
@@ -156,8 +156,9 @@ def test_data_of_16_bits_are_read_by_their_range(model):
     assert memory.pictures == build_memory(
         model, VCPCLIPImageProcessor.for_model(model.config), [values], input_range=(0, 4095)
     ).pictures
-    assert own_references(memory, [values, values + 1], processor) == [True, False]
-    assert own_references(memory, [values], processor, input_range=(0, 65535)) == [False]
+    assert picture_digests([values], processor) == memory.pictures
+    for other in (picture_digests([values // 2], processor), picture_digests([values], processor, input_range=(0, 9999))):
+        assert other != memory.pictures
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
@@ -207,15 +208,17 @@ def test_tiles_are_squashed_like_those_of_images(model):
     assert maps.anomaly_map.max() < 1e-5
 
 
-# --- own references -------------------------------------------------------------------------------------------------
+# --- recognition ----------------------------------------------------------------------------------------------------
 
 
-def test_references_are_recognized_by_their_pixels(model, processor, tmp_path):
-    pictures = [picture(48, 48, seed) for seed in range(3)]
-    memory = build_memory(model, processor, pictures[:2])
-    pictures[1].save(tmp_path / "one.png")
-    images = [pictures[0], tmp_path / "one.png", pictures[2], pictures[0].transpose(Image.Transpose.ROTATE_90)]
-    assert own_references(memory, images, processor) == [True, True, False, False]
+def test_references_are_recognized_by_their_pixels(processor, tmp_path):
+    images = [picture(48, 48, 0), picture(48, 48, 1)]
+    images[1].save(tmp_path / "one.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    turned = images[0].transpose(Image.Transpose.ROTATE_90)
+    found = picture_digests([*images, tmp_path / "one.png", turned, tmp_path / "bad.png"], processor)
+    assert found[:2] == [picture_digest(each) for each in images]
+    assert found[2] == found[1] and found[3] not in found[:3] and found[4] is None
 
 
 # --- the checkpoint's file ------------------------------------------------------------------------------------------

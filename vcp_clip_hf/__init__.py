@@ -18,6 +18,7 @@ from .configuration_vcp_clip import VCPCLIPConfig
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .losses import dice_loss, focal_loss, segmentation_loss
 from .modeling_vcp_clip import VCPCLIPModel, VCPCLIPOutput, VCPCLIPPreTrainedModel
+from .mutual_scoring import MutualScoring
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE, __version__
 
@@ -40,6 +41,7 @@ __all__ = [
     "AnomalySegmentationEvaluator",
     "AnomalySegmentationPipeline",
     "Calibration",
+    "MutualScoring",
     "TrainingConfig",
     "VCPCLIPConfig",
     "VCPCLIPImageProcessor",

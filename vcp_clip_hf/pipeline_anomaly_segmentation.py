@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from .configuration_vcp_clip import CATEGORY_SLOT
 from .devices import check_device
 from .image_loading import ImageLike, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
+from .mutual_scoring import MEMORY_LIMIT, MutualScoring
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
 from .reference_pictures import (
     build_memory,
@@ -43,6 +45,7 @@ from .references import ReferencedModel, ReferenceMemory
 from .region_of_interest import load_region_of_interest
 from .thresholds import HIGHEST_SCORES, Thresholds, calibrated_thresholds
 from .tiling import Tiling, segment_tiles
+from .together import MutualJudge
 
 
 __all__ = ["AnomalySegmentationPipeline"]
@@ -52,6 +55,11 @@ logger = logging.get_logger(__name__)
 _SCORING = [each.name for each in fields(AnomalyScoring)]
 _THRESHOLDS = ("threshold", "image_threshold")
 _FALSE_ALARM_RATE = 0.01
+# Arguments of a call that images which are judged together have no use for
+_NOT_TOGETHER = (
+    *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
+    *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight"),
+)
 
 # One image or many: the inputs of `__call__` and `calibrate`
 Images = ImageLike | Iterable[ImageLike] | torch.utils.data.Dataset
@@ -108,9 +116,7 @@ class AnomalySegmentationPipeline(Pipeline):
             self.model.float()
         self._references = find_references(self.model)
         if reference_images is not None:
-            images = _in_list(reference_images)
-            self.set_references(images)
-            self._calibrate_on_references(images, false_alarm_rate)
+            self._set_references_and_thresholds(_in_list(reference_images), false_alarm_rate)
         elif false_alarm_rate is not None:
             raise ValueError(
                 f"false_alarm_rate={false_alarm_rate!r} needs reference_images, the normal images that the threshold"
@@ -203,22 +209,30 @@ class AnomalySegmentationPipeline(Pipeline):
         )
         return self._references
 
-    def _calibrate_on_references(self, images: Images, false_alarm_rate: float | None) -> None:
-        """Calibrate on the references if that is possible. A requested rate that is not possible is an error."""
-        obstacle = self._leave_one_out_obstacle()
-        if obstacle is None:
+    def _set_references_and_thresholds(self, images: Sequence[Any], false_alarm_rate: float | None) -> None:
+        """Set references, and thresholds from them if there are two or more."""
+        memory = self.set_references(images)
+        split = not memory.exact and len(images) > 1
+        if split:
+            logger.info(
+                "The memory keeps only a coreset of these references, so that they cannot be scored as new images:"
+                " every second one sets the thresholds instead, and is not in the memory."
+            )
+            self.set_references(_chosen(images, range(0, len(images), 2)))
+            images = _chosen(images, range(1, len(images), 2))
+        if split or len(memory.pictures) > 1:
             calibration = self.calibrate(images, false_alarm_rate=false_alarm_rate)
             say = logger.info if calibration.reached else logger.warning
             say(" ".join(describe_calibration(self.image_processor.calibration)))
         elif false_alarm_rate is not None:
-            raise ValueError(f"false_alarm_rate={false_alarm_rate!r} needs more than these references. {obstacle}")
-        elif len(self.references.pictures) > 1:
-            logger.warning(f"The thresholds were not calibrated on the references. {obstacle}")
+            raise ValueError(
+                f"false_alarm_rate={false_alarm_rate!r} needs two reference_images or more. {self._obstacle()}"
+            )
 
-    def _leave_one_out_obstacle(self) -> str | None:
+    def _obstacle(self) -> str | None:
         """Return why the references cannot be scored as new images, each against the others, or `None`."""
         if len(self.references.pictures) < 2:
-            return "A single reference has no other that it could be compared with: `calibrate` on other normal images."
+            return "A single reference has no other to be compared with: `calibrate` on other normal images."
         if not self.references.exact:
             return (
                 "The memory keeps only a coreset of their patches, so that they cannot be scored without themselves:"
@@ -232,8 +246,16 @@ class AnomalySegmentationPipeline(Pipeline):
         network = self._inference_model()
         return network if references is None else ReferencedModel(network, references)
 
-    def _active_references(self, weight: float | None) -> ReferenceMemory | None:
-        """Return the memory with the weight of a call, or `None` if it has no part in the results."""
+    def active_references(self, weight: float | None) -> ReferenceMemory | None:
+        """
+        Return the memory that a call uses, or `None` if it has no part in the results.
+
+        Args:
+            weight (`float`, *optional*): `reference_weight` of the call.
+
+        Raises:
+            ValueError: there is a weight, and there are no references.
+        """
         if self._references is None:
             if weight:
                 raise ValueError(
@@ -424,7 +446,7 @@ class AnomalySegmentationPipeline(Pipeline):
         **settings: float | str | None,
     ) -> dict[str, list]:
         tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
-        references = self._active_references(reference_weight)
+        references = self.active_references(reference_weight)
         conditions = self._conditions(prompt_input_ids, tiling, input_range, roi_mask, references)
         # inputs of a batch are lists, those of a single image are not
         images, roi_masks, errors = (
@@ -580,6 +602,81 @@ class AnomalySegmentationPipeline(Pipeline):
         result = finish(image, found["anomaly_map"], found["score"], thresholds, inside, **options)
         return as_segments(result) if output_format == "image-segmentation" else {**found, **result}
 
+    def segment_together(
+        self,
+        images: Images,
+        *,
+        layers: Sequence[int] | None = None,
+        degrees: Sequence[int] = (1, 3, 5),
+        interval: tuple[float, float] = (0.0, 0.3),
+        subset_size: int | None = None,
+        rescore_neighbors: Sequence[int] = (1, 2, 3),
+        zero_shot_weight: float = 0.0,
+        memory_limit: int = MEMORY_LIMIT,
+        progress: bool = True,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        image_column: str | None = None,
+        **kwargs: Any,
+    ) -> list[Any] | Iterator[Any]:
+        """
+        Judge unlabeled images of one product together (mutual scoring, MuSc): what few of them have is abnormal.
+
+        Results depend on the set of images, by design. Thresholds of the checkpoint do not apply to them: without a
+        threshold of this call there are no masks and no labels. References have no part in them. The time grows with
+        the square of the number of images, see [`mutual_scoring_cost`].
+
+        Args:
+            images (`Images`): at least 5 images, as in a call; each is read twice.
+            layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight: see [`MutualScoring`].
+            memory_limit (`int`, *optional*, defaults to 1 GiB):
+                Bytes of patch tokens, of distances and of zero-shot maps that are kept in memory each; what exceeds
+                them goes to a temporary file.
+            progress (`bool`, *optional*, defaults to `True`): whether to say the cost and show progress bars.
+            batch_size, num_workers (`int`, *optional*), image_column (`str`, *optional*): as in a call.
+            kwargs: further arguments of a call. `prompts` and `smoothing_sigma` change the zero-shot map only;
+                `score_mode`, tiles, and maps of branches and layers are refused. With `on_error="return"`, images
+                that cannot be read are left out of the comparison.
+
+        Returns:
+            A list of results for a list, an iterator for a generator or a dataset, as in a call, with
+            - **score** (`float`): in [0, 1]; 0 and 1 before the scores of similar images are averaged are the least
+              and the most abnormal image of the set. With `rescore_neighbors=()`, the maximum of the map;
+            - **anomaly_map**: half the mean distance to the most similar images, in [0, 1], not smoothed, or its
+              fusion with the zero-shot map;
+            - **judged_with** (`dict`): number of `pictures` that were compared, of those in this image's `subset`,
+              and the settings.
+
+        Raises:
+            ValueError: fewer than 5 images that can be read, or an argument is wrong.
+        """
+        preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        preprocess = {**self._preprocess_params, **preprocess}
+        forward = {**_without_given_thresholds(self._forward_params), **forward}
+        for name in _NOT_TOGETHER:
+            if forward.get(name):
+                raise ValueError(f"{name}={forward[name]!r} is not supported for images that are judged together.")
+        config = self.model.config
+        scoring = MutualScoring(layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight)
+        judge = MutualJudge(
+            self._inference_model(),
+            self.image_processor,
+            scoring.on(config.feature_layers, config.vision_config.num_hidden_layers),
+            partial(self.preprocess, **preprocess),
+            *(forward.get(name) for name in ("prompt_input_ids", "smoothing_sigma", *_THRESHOLDS)),
+            batch_size=batch_size or self._batch_size or 1,
+            num_workers=self._num_workers or 0 if num_workers is None else num_workers,
+            memory_limit=memory_limit,
+            progress=progress,
+        )
+        listed = _as_images(images, image_column)
+        if not isinstance(listed, (list, torch.utils.data.Dataset)):
+            single = isinstance(listed, (str, Image.Image, np.ndarray, torch.Tensor))
+            listed = [listed] if single else list(listed)
+        options = {**self._postprocess_params, **postprocess}
+        results = (self.postprocess({"results": each}, **options) for each in judge.results(listed))
+        return list(results) if isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) else results
+
     def calibrate(
         self,
         images: Images,
@@ -626,12 +723,16 @@ class AnomalySegmentationPipeline(Pipeline):
         shaping = {*argument_names(self.postprocess), *argument_names(finish)}
         arguments = {name: value for name, value in kwargs.items() if name not in shaping}
         scoring, conditions = self._call_settings(arguments)
-        leave_one_out = False
+        leave_one_out, num_left_out = False, 0
         if conditions["references"] is not None:
-            images, labels, leave_one_out = self._without_references(images, labels, arguments)
-        total = len(images) if isinstance(images, (list, tuple)) else None
+            images = _in_list(images, arguments.pop("image_column", None))
+        total = len(images) if isinstance(images, (list, tuple, torch.utils.data.Subset)) else None
         if labels is not None and total not in (None, len(labels)):
             raise ValueError(f"Expected one label for each of {total} images, got {len(labels)}.")
+        if conditions["references"] is not None:
+            images, labels, leave_one_out = self._without_references(images, labels, arguments)
+            num_left_out = 0 if leave_one_out else total - len(images)
+            total = len(images)
         measuring = self._without_verdicts()
         measuring._references_as_new = leave_one_out
         measured = _Measured(measuring._results(images, **arguments), total, progress)
@@ -644,18 +745,16 @@ class AnomalySegmentationPipeline(Pipeline):
             calibration = from_normal_scores(measured.scores, false_alarm_rate, HIGHEST_SCORES[scoring.score_mode])
         else:
             calibration = from_labeled_scores(measured.scores, measured.chosen(labels))
-        if leave_one_out:
-            calibration.leave_one_out = True
-            if pixels is not None:
-                pixels.leave_one_out = True
+        for each in (calibration, pixels):
+            if each is not None:
+                each.leave_one_out, each.num_left_out = leave_one_out or None, num_left_out or None
         self._keep(calibration, pixels, scoring, conditions)
         return calibration
 
     def _without_references(
-        self, images: Images, labels: Sequence[int] | None, arguments: dict[str, Any]
-    ) -> tuple[Any, Sequence[int] | None, bool]:
+        self, images: Sequence[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
+    ) -> tuple[Sequence[Any], Sequence[int] | None, bool]:
         """Return images and labels to calibrate on, and whether they are references that are scored as new images."""
-        images = _in_list(images, arguments.pop("image_column", None))
         names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
         reading = {**self._preprocess_params, **arguments}
         digests = picture_digests(
@@ -666,7 +765,7 @@ class AnomalySegmentationPipeline(Pipeline):
         if all(digests[index] is None for index in others) and len(others) < len(images):
             # all that can be read are references
             obstacle = "For the best F1, give other images, with labels." if labels is not None else None
-            obstacle = obstacle or self._leave_one_out_obstacle()
+            obstacle = obstacle or self._obstacle()
             if obstacle is not None:
                 raise ValueError(
                     "All of these images are references, whose distance from the memory is not that of a new image."
@@ -697,7 +796,7 @@ class AnomalySegmentationPipeline(Pipeline):
             tiling,
             values.get("input_range"),
             values.get("roi_mask"),
-            self._active_references(values.get("reference_weight")),
+            self.active_references(values.get("reference_weight")),
         )
         settings = {name: values.get(name) for name in _SCORING if name not in _THRESHOLDS}
         return self.image_processor.without_thresholds().scoring(**settings), conditions
