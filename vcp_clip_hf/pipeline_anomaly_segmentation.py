@@ -107,6 +107,7 @@ class AnomalySegmentationPipeline(Pipeline):
     ):
         self.accelerate = accelerate
         self._network: PreTrainedModel | None = None
+        self._compared_network: PreTrainedModel | None = None
         self._references: ReferenceMemory | None = None
         self._references_as_new = False
         check_device(kwargs.get("device"))
@@ -125,7 +126,7 @@ class AnomalySegmentationPipeline(Pipeline):
 
     def __getstate__(self) -> dict[str, Any]:
         # The fast copy is made again: a pickle would contain the weights twice
-        return {**self.__dict__, "_network": None}
+        return {**self.__dict__, "_network": None, "_compared_network": None}
 
     def _inference_model(self) -> PreTrainedModel:
         """Return what computes: the fast copy of the model as it is now, or the model itself."""
@@ -181,16 +182,22 @@ class AnomalySegmentationPipeline(Pipeline):
                 range, or a given memory belongs to another image tower. The former references stay.
         """
         if images is None or isinstance(images, ReferenceMemory):
+            for name, value, idle in (
+                *(("layers", layers, None), ("neighborhood", neighborhood, None), ("copies", copies, "none")),
+                *(("max_patches", max_patches, 10_000), ("source", source, "")),
+                *(("weight", weight, weight if images is not None else None),),
+                *((name, value, None) for name, value in kwargs.items()),
+            ):
+                if value != idle:
+                    given = "no references" if images is None else "a finished memory"
+                    raise TypeError(f"{name}={value!r} has no effect on {given}; leave it out.")
             if images is not None:
                 images.check_tower(self.model)
                 images = (images if weight is None else images.with_weight(weight)).to(self.device)
             self._references = images
             return images
-        known = [
-            name
-            for name in (*argument_names(self.preprocess), *argument_names(Tiling.of), "batch_size")
-            if name != "roi_mask"
-        ]
+        known = [name for name in argument_names(self.preprocess) if name != "roi_mask"]
+        known += ["tile_overlap", "tile_batch_size", "global_weight", "batch_size"]
         refuse_unknown(kwargs, [*known, "image_column"], "set_references")
         images = _in_list(images, kwargs.pop("image_column", None))
         arguments = {**self._preprocess_params, **self._forward_params, **kwargs}
@@ -242,9 +249,14 @@ class AnomalySegmentationPipeline(Pipeline):
         return None
 
     def _network_with(self, references: ReferenceMemory | None) -> torch.nn.Module:
-        """Return what computes maps: the model, alone or with a memory."""
+        """Return what computes maps: the model, alone or with a memory of its image tower."""
         network = self._inference_model()
-        return network if references is None else ReferencedModel(network, references)
+        if references is None:
+            return network
+        if network is not self._compared_network:  # `model` was changed, or this is the first call
+            references.check_tower(network)
+            self._compared_network = network
+        return ReferencedModel(network, references)
 
     def active_references(self, weight: float | None) -> ReferenceMemory | None:
         """
@@ -557,6 +569,9 @@ class AnomalySegmentationPipeline(Pipeline):
         result = scoring.result(anomaly_map, score, inside)
         if output_branch_maps:
             result.update(zip(("base_map", "vcp_map"), branches, strict=False))
+            if maps.reference_map is not None:
+                reference_map = torch.from_numpy(maps.reference_map)
+                result["reference_map"] = reference_map if inside is None else reference_map * inside
         return result
 
     def _further_maps(
