@@ -219,7 +219,9 @@ def simulate(n: int, rate: float, draws: int) -> dict[str, SimpleNamespace]:
             image = from_normal_scores(maps[way].max(axis=1), rate, highest=1)
             pixel = from_normal_maps(maps[way], rate)
             new = maps["fresh"][:FRESH]
-            alarms = np.mean([Thresholds(None, image.threshold).label(score) == "anomalous" for score in new.max(axis=1)])
+            alarms = np.mean(
+                [Thresholds(None, image.threshold).label(score) == "anomalous" for score in new.max(axis=1)]
+            )
             flagged = Thresholds(pixel.threshold, None).mask(new).mean()
             rows.append((alarms, flagged, image.false_alarm_bound, pixel.false_alarm_bound))
     return {way: _summary(np.array(rows)) for way, rows in found.items()}

@@ -15,7 +15,13 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from tests.common import tiny_clip, tiny_model, tiny_tokenizer
 from tests.test_pipeline_anomaly_segmentation import picture
-from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor, VCPCLIPModel, pipeline_anomaly_segmentation, thresholds
+from vcp_clip_hf import (
+    AnomalySegmentationPipeline,
+    VCPCLIPImageProcessor,
+    VCPCLIPModel,
+    pipeline_anomaly_segmentation,
+    thresholds,
+)
 from vcp_clip_hf.references import REFERENCES_FILE, ReferenceMemory
 
 
@@ -82,9 +88,7 @@ def test_the_weight_of_a_call(pipe):
     assert_equal(pipe(NEW[0], reference_weight=0), zero_shot)
     assert_equal(pipe(NEW[0], reference_weight=0.25), pipe(NEW[0]))
     alone = pipe(NEW[0], reference_weight=1)["anomaly_map"]
-    np.testing.assert_allclose(
-        pipe(NEW[0])["anomaly_map"], 0.75 * zero_shot["anomaly_map"] + 0.25 * alone, atol=1e-6
-    )
+    np.testing.assert_allclose(pipe(NEW[0])["anomaly_map"], 0.75 * zero_shot["anomaly_map"] + 0.25 * alone, atol=1e-6)
     assert pipe.references.weight == 0.25
     for weight in (1.5, "0.5", True):
         with pytest.raises(ValueError, match=r"reference_weight=.* must lie in \[0, 1\]"):
@@ -207,9 +211,7 @@ def test_a_memory_is_shared_by_pipelines_of_one_tower(pipe, checkpoint):
     other = pipeline("anomaly-segmentation", model=str(checkpoint), accelerate=False)
     given = other.set_references(memory, weight=1)
     assert given.weight == 1 and memory.weight == 0.5
-    np.testing.assert_allclose(
-        other(NEW[0], reference_weight=0.5)["anomaly_map"], expected["anomaly_map"], atol=1e-6
-    )
+    np.testing.assert_allclose(other(NEW[0], reference_weight=0.5)["anomaly_map"], expected["anomaly_map"], atol=1e-6)
     torch.manual_seed(5)
     stranger = pipeline(
         "anomaly-segmentation", model=tiny_model(), image_processor=VCPCLIPImageProcessor.from_pretrained(checkpoint)
@@ -402,7 +404,9 @@ def test_references_among_other_images_are_left_out(pipe, warned):
 def test_references_cannot_be_calibrated_on_if_they_cannot_be_scored_without_themselves(pipe):
     memory = pipe.set_references(NORMAL, max_patches=100)
     assert not memory.exact
-    with pytest.raises(ValueError, match=r"All of these images are references.*coreset.*max_patches \(144 keeps all\)"):
+    with pytest.raises(
+        ValueError, match=r"All of these images are references.*coreset.*max_patches \(144 keeps all\)"
+    ):
         pipe.calibrate(NORMAL)
     assert pipe.calibrate(NEW, false_alarm_rate=0.2).num_images == 4
     pipe.set_references(NORMAL[0])

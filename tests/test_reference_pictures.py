@@ -153,11 +153,15 @@ def test_data_of_16_bits_are_read_by_their_range(model):
     values = np.random.default_rng(0).integers(0, 4096, (48, 48), dtype=np.uint16)
     processor = VCPCLIPImageProcessor.for_model(model.config, input_range=[0, 4095])
     memory = build_memory(model, processor, [values])
-    assert memory.pictures == build_memory(
-        model, VCPCLIPImageProcessor.for_model(model.config), [values], input_range=(0, 4095)
-    ).pictures
+    assert (
+        memory.pictures
+        == build_memory(model, VCPCLIPImageProcessor.for_model(model.config), [values], input_range=(0, 4095)).pictures
+    )
     assert picture_digests([values], processor) == memory.pictures
-    for other in (picture_digests([values // 2], processor), picture_digests([values], processor, input_range=(0, 9999))):
+    for other in (
+        picture_digests([values // 2], processor),
+        picture_digests([values], processor, input_range=(0, 9999)),
+    ):
         assert other != memory.pictures
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from . import methods
 from .accelerated_inference import accelerate_inference
 from .calibration import Calibration
 from .configuration_vcp_clip import VCPCLIPConfig
@@ -56,6 +57,7 @@ __all__ = [
     "export_model",
     "focal_loss",
     "load_anomaly_dataset",
+    "methods",
     "open_segmenter",
     "predict_files",
     "push_checkpoint",

@@ -134,7 +134,8 @@ def describe_calibration(calibration: dict[str, Any]) -> list[str]:
         lines.append(
             "Masks: the threshold of the images."
             if score_mode == "max"
-            else "Masks: no threshold, since scores of 'top_k' are not values of a map; give a pixel false-alarm rate."
+            else f"Masks: no threshold, since scores of {score_mode!r} are not values of a map; give a pixel"
+            " false-alarm rate."
         )
     return lines
 

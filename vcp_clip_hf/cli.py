@@ -94,6 +94,14 @@ class WeightType(str, Enum):
     float16 = "float16"
 
 
+class ScoreMode(str, Enum):
+    """Ways to get the score of an image."""
+
+    max = "max"
+    top_k = "top_k"
+    image_head = "image_head"
+
+
 class Copies(str, Enum):
     """Copies of references: none, flips (2), rotations by right angles (3), or all (7)."""
 
@@ -125,6 +133,12 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; defa
 DType = Annotated[WeightType, typer.Option(help="Data type to compute with; auto: as stored.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead of the model.")]
+ScoreOption = Annotated[
+    ScoreMode | None,
+    typer.Option(
+        "--score-mode", help="Image score; image_head needs a checkpoint with one. Default: the checkpoint's setting."
+    ),
+]
 References = Annotated[
     list[str] | None,
     typer.Option(
@@ -236,6 +250,7 @@ def predict(
     image_threshold: Annotated[
         float | None, typer.Option(min=0, max=2, help="Images with a score at or above it are labeled anomalous.")
     ] = None,
+    score_mode: ScoreOption = None,
     maps: Annotated[
         MapFormat, typer.Option(help="Anomaly maps: 16-bit PNG (value x 65535), float32 .npy, or none.")
     ] = MapFormat.png,
@@ -317,6 +332,7 @@ def predict(
         "min_area": min_area,
         "threshold": threshold,
         "image_threshold": image_threshold,
+        "score_mode": None if score_mode is None else score_mode.value,
         "tile_size": tile_size,
         "tile_overlap": tile_overlap,
         "roi_mask": None if roi_mask is None else str(roi_mask),
@@ -404,6 +420,7 @@ def calibrate(
             "--output", "-o", file_okay=False, help="Folder to save to; default: the checkpoint's own folder."
         ),
     ] = None,
+    score_mode: ScoreOption = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
     reference_copies: ReferenceCopies = Copies.none,
@@ -446,6 +463,7 @@ def calibrate(
         progress=True,
         batch_size=batch_size,
         on_error="return",
+        **({} if score_mode is None else {"score_mode": score_mode.value}),
     )
     save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer, pipe.references))
     for line in describe_calibration(pipe.image_processor.calibration):
@@ -469,6 +487,7 @@ def evaluate(
     protocol: Annotated[
         str, typer.Option(help="Protocol of the measurement: default, authors or native.")
     ] = "default",
+    score_mode: ScoreOption = None,
     ablation: Annotated[
         str | None, typer.Option(help="Ablation of the paper to apply to the checkpoint; one that needs no training.")
     ] = None,
@@ -513,7 +532,7 @@ def evaluate(
         parts.model,
         parts.image_processor,
         datasets,
-        protocol,
+        PROTOCOLS[protocol] if score_mode is None else PROTOCOLS[protocol].with_score(score_mode.value),
         batch_size,
         num_workers,
         accelerator,

@@ -43,7 +43,7 @@ FEWEST_PICTURES = 5
 # Bytes of each large array that are kept in memory; what exceeds them goes to a temporary file
 MEMORY_LIMIT = 2**30
 # Bytes of all tensors of one comparison of blocks, and of one product: on a CPU, products should stay in its cache
-_CPU_BLOCK, _CPU_PRODUCT = 2**28, 2**23
+_CPU_BLOCK, _CPU_PRODUCT = 2**28, 2**22
 _GPU_BLOCK, _GPU_PRODUCT = 2**31, 2**29
 _LAYER_NORM_EPS = 1e-5
 
@@ -263,13 +263,13 @@ def mutual_scores(
     to 1e-3, on a CUDA device 2e-2.
 
     Memory: `block_bytes` for the comparison of two blocks of pictures, at least what two pictures need, and
-    `4 * N * N * P` bytes of distances, in a temporary file above `memory_limit`.
+    `4 * N * N * P` bytes of nearest neighbors, in a temporary file above `memory_limit`.
 
     Args:
         features ([`Patches`]): unit vectors, float32, such as a tensor of shape `(N, P, D)`; see [`lnamd`].
         interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.3)`): part of the sorted distances.
         block_bytes (`int`, *optional*): limit of the memory of a comparison; default: 256 MiB, 2 GiB on a GPU.
-        memory_limit (`int`, *optional*, defaults to 1 GiB): bytes of distances that are kept in memory.
+        memory_limit (`int`, *optional*, defaults to 1 GiB): bytes of nearest neighbors that are kept in memory.
         on_pairs (`Callable[[int], object]`, *optional*): function that is called with the number of pairs of pictures
             that have just been compared.
 
@@ -284,19 +284,19 @@ def mutual_scores(
     example = features[0:1]
     patches, width = example.shape[1:]
     block = _Block.of(example.device, patches, width, block_bytes)
-    # Row i * N + j: distances of the patches of picture i to picture j
-    distances = TensorStore((count * count, patches), torch.float32, memory_limit)
+    # Row i * N + j: highest cosine of each patch of picture i with the patches of picture j
+    cosines = TensorStore((count * count, patches), torch.float32, memory_limit)
     for start in range(0, count, block.pictures):
         rows = features[start : start + block.pictures]
         for other in range(start, count, block.pictures):
             columns = rows if other == start else features[other : other + block.pictures]
             for i, j, forth, back in _compare(rows, columns, block, same=other == start):
-                distances.write((start + i) * count + other + j, forth)
+                cosines.write((start + i) * count + other + j, forth)
                 for number, row in enumerate(back):
-                    distances.write((other + j + number) * count + start + i, row[None])
+                    cosines.write((other + j + number) * count + start + i, row[None])
                 if on_pairs is not None:
                     on_pairs(len(back))
-    return torch.stack([_mean_of_ranks(distances, each, count, first, last) for each in range(count)])
+    return torch.stack([_mean_distance(cosines, each, count, first, last) for each in range(count)])
 
 
 def _ranks(interval: tuple[float, float], count: int) -> tuple[int, int]:
@@ -346,8 +346,8 @@ def _compare(
     Compare each picture of a block with those of another one, or with the later ones of the same block.
 
     Yields:
-        `tuple`: picture i of the rows, first picture j of n columns, the distances of the patches of i to each of
-        them, and their distances to i, both of shape `(n, P)`, on the CPU.
+        `tuple`: picture i of the rows, first picture j of n columns, the highest cosine of each patch of i with each
+        of them, and that of their patches with i, both of shape `(n, P)`, on the CPU.
     """
     patches = rows.shape[1]
     rows, columns = rows.to(block.dtype), columns.to(block.dtype)
@@ -360,7 +360,7 @@ def _compare(
                 _multiply(row, targets, cosines)
                 forth = cosines.view(patches, -1, patches).amax(dim=2).T
                 back = cosines.amax(dim=0).view(-1, patches)
-                yield i, j, *_distances(torch.stack([forth, back])).cpu()
+                yield i, j, *torch.stack([forth, back]).cpu()
 
 
 def _multiply(row: torch.Tensor, targets: torch.Tensor, out: torch.Tensor) -> None:
@@ -371,18 +371,12 @@ def _multiply(row: torch.Tensor, targets: torch.Tensor, out: torch.Tensor) -> No
         torch.mm(row, targets.T, out_dtype=out.dtype, out=out)
 
 
-def _distances(cosines: torch.Tensor) -> torch.Tensor:
-    """Return the Euclidean distances of unit vectors; rounding may make a cosine larger than 1."""
-    return (2 - 2 * cosines).clamp_(min=0).sqrt_()
-
-
-def _mean_of_ranks(distances: TensorStore, picture: int, count: int, first: int, last: int) -> torch.Tensor:
+def _mean_distance(cosines: TensorStore, picture: int, count: int, first: int, last: int) -> torch.Tensor:
     """Return the mean of the chosen ranks among the distances of a picture's patches to the others, (P,) float64."""
-    found = (
-        distances.read(picture * count, picture * count + picture),
-        distances.read(picture * count + picture + 1, (picture + 1) * count),
-    )
-    by_patch = np.ascontiguousarray(torch.cat(found).numpy().T)
+    start, own, stop = picture * count, picture * count + picture, (picture + 1) * count
+    others = torch.cat([cosines.read(start, own), cosines.read(own + 1, stop)])
+    # Euclidean distances of unit vectors; rounding may make a cosine larger than 1
+    by_patch = (2 - 2 * others.T.contiguous()).clamp_(min=0).sqrt_().numpy()
     by_patch.partition(sorted({first, last - 1}), axis=1)
     return torch.from_numpy(by_patch[:, first:last].mean(axis=1, dtype=np.float64))
 

@@ -115,6 +115,8 @@ class AnomalySegmentationPipeline(Pipeline):
         if self.device.type == "cpu" and self.model.dtype == torch.float16:
             logger.warning_once("float16 is several times slower than float32 on a CPU; computing in float32.")
             self.model.float()
+        if self._reads_names and self.tokenizer is not None:
+            self.model.tokenizer = self.tokenizer
         self._references = find_references(self.model)
         if reference_images is not None:
             self._set_references_and_thresholds(_in_list(reference_images), false_alarm_rate)
@@ -248,15 +250,32 @@ class AnomalySegmentationPipeline(Pipeline):
             )
         return None
 
-    def _network_with(self, references: ReferenceMemory | None) -> torch.nn.Module:
-        """Return what computes maps: the model, alone or with a memory of its image tower."""
+    def _network_with(self, references: ReferenceMemory | None, product_name: str | None) -> torch.nn.Module:
+        """
+        Return what computes maps: the model, alone or with a memory of its image tower, and with the product's name if
+        it reads it.
+        """
         network = self._inference_model()
-        if references is None:
-            return network
-        if network is not self._compared_network:  # `model` was changed, or this is the first call
+        if references is not None and network is not self._compared_network:
+            # the first call, or `model` was changed
             references.check_tower(network)
             self._compared_network = network
-        return ReferencedModel(network, references)
+        if self._reads_names:
+            return network.for_product(product_name, None if references is None else references.banks)
+        return network if references is None else ReferencedModel(network, references)
+
+    @property
+    def _reads_names(self) -> bool:
+        """Return whether the model is another method than VCP-CLIP, which reads the product's name."""
+        return hasattr(self.model, "for_product")
+
+    def _check_text(self, prompts: Any, product_name: str | None) -> None:
+        """Raise for text that the model does not read."""
+        kind = type(self.model).__name__
+        if self._reads_names and prompts is not None:
+            raise ValueError(f"{kind} has prompts of its own, which `prompts` cannot replace. Give a product_name.")
+        if not self._reads_names and product_name is not None:
+            raise ValueError(f"product_name={product_name!r} has no effect: {kind} needs no name. Leave it out.")
 
     def active_references(self, weight: float | None) -> ReferenceMemory | None:
         """
@@ -274,6 +293,11 @@ class AnomalySegmentationPipeline(Pipeline):
                     f"reference_weight={weight!r} needs references: call `set_references` with normal images first."
                 )
             return None
+        if self._reads_names and weight not in (None, 0, 1):
+            raise ValueError(
+                f"reference_weight={weight!r} has no meaning for {type(self.model).__name__}, which fuses both maps as"
+                " it was published. Leave it out, or give 0 for zero-shot."
+            )
         active = self._references if weight is None else self._references.with_weight(weight)
         return active if active.weight else None
 
@@ -296,6 +320,7 @@ class AnomalySegmentationPipeline(Pipeline):
         """Tokenize state words or whole templates of both states; return ids of shape (2, templates, length)."""
         if prompts is None:
             return None
+        self._check_text(prompts, None)
         if set(prompts) != {"normal", "abnormal"}:
             raise ValueError(f'prompts must have the keys "normal" and "abnormal", got {sorted(prompts)}.')
         if self.tokenizer is None:
@@ -340,10 +365,13 @@ class AnomalySegmentationPipeline(Pipeline):
                 calibrated with the settings of this call. Without a threshold there are no masks and no labels.
             image_threshold (`float`, *optional*): images with a score at or above it are anomalous. Default: the
                 checkpoint's on the same condition, else `threshold` with the score `"max"`.
-            smoothing_sigma, score_mode, top_k_fraction (*optional*): settings of [`VCPCLIPImageProcessor`].
+            smoothing_sigma, score_mode, top_k_fraction (*optional*): settings of [`VCPCLIPImageProcessor`]. In tiles,
+                `"image_head"` is the score of the whole image at the model's size.
             prompts (`dict`, *optional*):
                 `{"normal": ..., "abnormal": ...}`: a state word ("perfect"), a template with one `{}`
                 ("a perfect {} on a table"), or a list of these.
+            product_name (`str`, *optional*, defaults to `"object"`):
+                Name of the product in all images, for other methods than VCP-CLIP, which needs none.
             input_range (`tuple[float, float]`, *optional*): values of black and white in data of more than 8 bits.
             roi_mask (`ImageLike`, *optional*):
                 Region of interest of the images' size: pixels that are neither black nor transparent are inspected.
@@ -445,6 +473,7 @@ class AnomalySegmentationPipeline(Pipeline):
         self,
         inputs: dict[str, Any],
         prompt_input_ids: torch.LongTensor | None = None,
+        product_name: str | None = None,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
         tile_batch_size: int = 4,
@@ -459,7 +488,8 @@ class AnomalySegmentationPipeline(Pipeline):
     ) -> dict[str, list]:
         tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
         references = self.active_references(reference_weight)
-        conditions = self._conditions(prompt_input_ids, tiling, input_range, roi_mask, references)
+        text = _Text(prompt_input_ids, product_name)
+        conditions = self._conditions(text, tiling, input_range, roi_mask, references)
         # inputs of a batch are lists, those of a single image are not
         images, roi_masks, errors = (
             inputs[name] if isinstance(inputs["image"], list) else [inputs[name]]
@@ -471,7 +501,7 @@ class AnomalySegmentationPipeline(Pipeline):
                 images,
                 roi_masks,
                 references,
-                prompt_input_ids,
+                text,
                 {**settings, "conditions": conditions},
                 output_branch_maps,
                 output_layer_maps,
@@ -482,7 +512,7 @@ class AnomalySegmentationPipeline(Pipeline):
                 raise ValueError("Layer maps and uncertainty are not kept for tiles; leave tile_size out.")
             scoring = self.image_processor.scoring(conditions, **settings)
             results = [
-                self._tiled(image, inside, tiling, references, prompt_input_ids, scoring, output_branch_maps)
+                self._tiled(image, inside, tiling, references, text, scoring, output_branch_maps)
                 for image, inside in zip(images, roi_masks, strict=True)
             ]
         for result, image, inside, error in zip(results, images, roi_masks, errors, strict=True):
@@ -491,7 +521,7 @@ class AnomalySegmentationPipeline(Pipeline):
 
     def _conditions(
         self,
-        prompt_input_ids: torch.LongTensor | None,
+        text: "_Text",
         tiling: Tiling | None,
         input_range: tuple[float, float] | None,
         roi_mask: ImageLike | None,
@@ -501,8 +531,14 @@ class AnomalySegmentationPipeline(Pipeline):
         input_range = input_range or self.image_processor.input_range
         if references is not None:
             references.check_conditions(image_conditions(self.image_processor, tiling))
+        self._check_text(None, text.product_name)
+        if self._reads_names:
+            (name,) = self.model.names_of_images(text.product_name, 1)
+            words = {"product_name": self.model.prompt_name(name)}
+        else:
+            words = {"prompts": prompt_rows(self.model.config, text.prompt_input_ids)}
         return {
-            "prompts": prompt_rows(self.model.config, prompt_input_ids),
+            **words,
             "tiling": None if tiling is None else tiling.settings(),
             "region_of_interest": roi_mask is not None,
             "input_range": None if input_range is None else list(input_range),
@@ -515,7 +551,7 @@ class AnomalySegmentationPipeline(Pipeline):
         images: list[Image.Image],
         roi_masks: list[np.ndarray | None],
         references: ReferenceMemory | None,
-        prompt_input_ids: torch.LongTensor | None,
+        text: "_Text",
         settings: dict[str, Any],
         branches: bool,
         layers: bool,
@@ -524,12 +560,13 @@ class AnomalySegmentationPipeline(Pipeline):
         """Segment a batch of images, each as a whole."""
         if references is not None and self._references_as_new:
             if len(images) > 1:  # one by one, because each has a memory of its own
-                further = (prompt_input_ids, settings, branches, layers, uncertainty)
+                further = (text, settings, branches, layers, uncertainty)
                 parts = zip(pixel_values.split(1), images, roi_masks, strict=True)
                 return [self._whole(one, [image], [mask], references, *further)[0] for one, image, mask in parts]
             references = references.for_new_picture(images[0])
-        network = self._network_with(references)
-        outputs = network(pixel_values, prompt_input_ids=prompt_input_ids, output_layer_maps=layers or uncertainty)
+        network = self._network_with(references, text.product_name)
+        prompts = text.prompt_input_ids
+        outputs = network(pixel_values, prompt_input_ids=prompts, output_layer_maps=layers or uncertainty)
         sizes = [(image.height, image.width) for image in images]
         results = self.image_processor.post_process_anomaly_segmentation(
             outputs, sizes, None if all(mask is None for mask in roi_masks) else roi_masks, **settings
@@ -544,19 +581,20 @@ class AnomalySegmentationPipeline(Pipeline):
         roi_mask: np.ndarray | None,
         tiling: Tiling,
         references: ReferenceMemory | None,
-        prompt_input_ids: torch.LongTensor | None,
+        text: "_Text",
         scoring: AnomalyScoring,
         output_branch_maps: bool,
     ) -> dict[str, Any]:
         """Segment one image in tiles."""
+        scoring.check_region(roi_mask is not None)
         if references is not None and self._references_as_new:
             references = references.for_new_picture(image)
         maps = segment_tiles(
-            self._network_with(references),
+            self._network_with(references, text.product_name),
             self.image_processor,
             image,
             tiling,
-            prompt_input_ids,
+            text.prompt_input_ids,
             scoring.smoothing_sigma,
             with_branches=output_branch_maps or scoring.score_mode == "top_k",
         )
@@ -565,7 +603,7 @@ class AnomalySegmentationPipeline(Pipeline):
         inside = None if roi_mask is None else torch.from_numpy(roi_mask)
         if inside is not None:
             anomaly_map, branches = anomaly_map * inside, [branch * inside for branch in branches]
-        (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches])
+        (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches], maps.image_scores)
         result = scoring.result(anomaly_map, score, inside)
         if output_branch_maps:
             result.update(zip(("base_map", "vcp_map"), branches, strict=False))
@@ -590,7 +628,7 @@ class AnomalySegmentationPipeline(Pipeline):
         stacks = {
             name: outputs[name][index]
             for name in ("base_layer_maps", "vcp_layer_maps")
-            if (layers or uncertainty) and outputs[name] is not None
+            if (layers or uncertainty) and outputs.get(name) is not None
         }
         if layers:
             found.update({name: at_size(stack) for name, stack in stacks.items()})
@@ -673,8 +711,10 @@ class AnomalySegmentationPipeline(Pipeline):
                 raise ValueError(f"{name}={forward[name]!r} is not supported for images that are judged together.")
         config = self.model.config
         scoring = MutualScoring(layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight)
+        product_name = forward.get("product_name")
+        self._check_text(None, product_name)
         judge = MutualJudge(
-            self._inference_model(),
+            self._network_with(None, product_name),
             self.image_processor,
             scoring.on(config.feature_layers, config.vision_config.num_hidden_layers),
             partial(self.preprocess, **preprocess),
@@ -807,7 +847,7 @@ class AnomalySegmentationPipeline(Pipeline):
             values.get("tile_size"), values.get("tile_overlap"), global_weight=values.get("global_weight", 0.0)
         )
         conditions = self._conditions(
-            values.get("prompt_input_ids"),
+            _Text(values.get("prompt_input_ids"), values.get("product_name")),
             tiling,
             values.get("input_range"),
             values.get("roi_mask"),
@@ -907,6 +947,14 @@ class AnomalySegmentationPipeline(Pipeline):
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
 
 
+@dataclass(frozen=True)
+class _Text:
+    """Text of a call: token ids of other prompts for VCP-CLIP, or the product's name for the other methods."""
+
+    prompt_input_ids: torch.LongTensor | None
+    product_name: str | None
+
+
 @dataclass
 class _Measured:
     """Scores of the results that were read; results of unreadable images are left out and counted."""
@@ -971,7 +1019,7 @@ def _without_given_thresholds(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_list(inputs: Images, image_column: str | None = None) -> Sequence[Any]:
-    """Return a sequence of images, so that they can be read more than once; those of a dataset are read when needed."""
+    """Return a sequence of images that can be read more than once; those of a dataset are read when needed."""
     images = _as_images(inputs, image_column)
     if isinstance(images, (str, bytes, Image.Image, np.ndarray, torch.Tensor)):
         return [images]

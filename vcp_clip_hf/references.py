@@ -219,8 +219,8 @@ class MemorySettings:
     Settings that a memory is built with.
 
     Args:
-        layers (`tuple[int, ...]`): blocks of the image tower whose patch tokens are kept, 1-based; 0 is the embedded
-            patches.
+        layers (`tuple[int, ...]` or `tuple[str, ...]`): blocks of the image tower whose patch tokens are kept,
+            1-based; 0 is the embedded patches. Of a method with a few-shot mode of its own, the names of its banks.
         max_patches (`int`, *optional*, defaults to 10000): maximum number of patches kept of each layer. Up to it the
             memory is exact; beyond it, a greedy k-center coreset is kept.
         neighborhood (`int`, *optional*, defaults to 1): odd side of the square of patches that a token is averaged
@@ -232,17 +232,15 @@ class MemorySettings:
         ValueError: a value is out of range.
     """
 
-    layers: tuple[int, ...]
+    layers: tuple[int | str, ...]
     max_patches: int = 10_000
     neighborhood: int = 1
     copies: str = "none"
 
     def __post_init__(self):
         object.__setattr__(self, "layers", tuple(self.layers))
-        if not self.layers or any(isinstance(each, bool) or not isinstance(each, int) for each in self.layers):
-            raise ValueError(f"layers={self.layers!r} must be whole numbers, at least one.")
-        if list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
-            raise ValueError(f"layers={self.layers} must be ascending, distinct, and 0 or more.")
+        if not self.layers or not all(isinstance(each, str) for each in self.layers):
+            self._check_blocks()
         for name in ("max_patches", "neighborhood"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -252,6 +250,12 @@ class MemorySettings:
         if not isinstance(self.copies, str) or self.copies not in COPIES:
             raise ValueError(f"copies={self.copies!r} must be one of {', '.join(map(repr, COPIES))}.")
 
+    def _check_blocks(self) -> None:
+        if not self.layers or any(isinstance(each, bool) or not isinstance(each, int) for each in self.layers):
+            raise ValueError(f"layers={self.layers!r} must be whole numbers, at least one.")
+        if list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise ValueError(f"layers={self.layers} must be ascending, distinct, and 0 or more.")
+
 
 @dataclass(eq=False)
 class ReferenceMemory:
@@ -259,11 +263,12 @@ class ReferenceMemory:
     Patch tokens of normal pictures.
 
     Args:
-        banks (`dict[int, torch.Tensor]`): layer -> unit vectors `(patches, width)`, in the model's dtype.
-        rows_of (`dict[int, torch.IntTensor]`): layer -> index of the picture that each row is from, `(patches,)`.
+        banks (`dict[int | str, torch.Tensor]`): layer -> unit vectors `(patches, width)`, in the model's dtype.
+        rows_of (`dict[int | str, torch.IntTensor]`): layer -> index of the picture that each row is from.
         settings ([`MemorySettings`]): settings that it was built with.
         pictures (`list[str]`): `picture_digest` of each picture, in order.
-        num_patches (`int`): number of patches of each layer that were seen, copies included.
+        num_patches (`int`): number of patches of each layer that were seen, copies included; of the largest bank of a
+            method whose banks have different numbers.
         weight (`float`, *optional*, defaults to 0.5): weight of the memory's map in the fusion, in [0, 1].
         source (`str`, *optional*): where the pictures are from, for the model card.
         conditions (`dict`, *optional*): settings of the images that the patches depend on, such as tiles.
@@ -274,8 +279,8 @@ class ReferenceMemory:
         ValueError: the shapes of a layer do not fit, or the weight is out of range.
     """
 
-    banks: dict[int, torch.Tensor]
-    rows_of: dict[int, torch.Tensor]
+    banks: dict[int | str, torch.Tensor]
+    rows_of: dict[int | str, torch.Tensor]
     settings: MemorySettings
     pictures: list[str]
     num_patches: int
@@ -297,7 +302,7 @@ class ReferenceMemory:
     @property
     def exact(self) -> bool:
         """Return whether every patch of the references is kept, and not a coreset of them."""
-        return all(len(bank) == self.num_patches for bank in self.banks.values())
+        return max(len(bank) for bank in self.banks.values()) == self.num_patches
 
     @property
     def num_bytes(self) -> int:
@@ -521,14 +526,29 @@ class MemoryBuilder:
             hidden_states (`Sequence[torch.Tensor]`): residual stream, indexed by layer, `(views, 1 + patches, width)`.
             grid (`tuple[int, int]`): rows and columns of patches of a view.
         """
+        self.add_tokens(
+            picture,
+            {
+                layer: averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
+                for layer in self.settings.layers
+            },
+        )
+
+    def add_tokens(self, picture: str, tokens: Mapping[int | str, torch.Tensor]) -> None:
+        """
+        Add tokens of one picture.
+
+        Args:
+            picture (`str`): `picture_digest` of the picture.
+            tokens (`Mapping[int | str, torch.Tensor]`): layer or bank -> tokens `(..., width)`, not normalized.
+        """
         if not self.pictures or self.pictures[-1] != picture:
             self.pictures.append(picture)
-        index = len(self.pictures) - 1
+        index, added = len(self.pictures) - 1, 0
         for layer in self.settings.layers:
-            tokens = averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
-            rows = nn.functional.normalize(tokens.flatten(0, 1).float(), dim=1).to(tokens.dtype)
+            rows = nn.functional.normalize(tokens[layer].flatten(0, -2).float(), dim=1).to(tokens[layer].dtype)
             self._rows[layer].add(rows, index)
-            added = len(rows)
+            added = max(added, len(rows))
         self.num_patches += added
 
     def finish(self, **facts: Any) -> ReferenceMemory:

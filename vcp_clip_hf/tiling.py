@@ -97,12 +97,15 @@ class TiledMaps:
         base_map, vcp_map (`np.ndarray`, *optional*): unsmoothed map of each branch, if requested.
         reference_map (`np.ndarray`, *optional*): map of the memory of a model that has one, if branches are requested.
         num_tiles (`int`): number of tiles.
+        image_scores (`torch.FloatTensor` of shape `(1,)`, *optional*): the model's own score of the whole image, from
+            the pass over it at the model's size; `None` for a model without one.
     """
 
     anomaly_map: np.ndarray
     base_map: np.ndarray | None
     vcp_map: np.ndarray | None
     num_tiles: int
+    image_scores: torch.Tensor | None = None
     reference_map: np.ndarray | None = None
 
 
@@ -229,6 +232,7 @@ def segment_tiles(
         vcp_map=canvases.get("vcp_map"),
         num_tiles=len(corners),
         reference_map=canvases.get("reference_map"),
+        image_scores=getattr(whole, "image_scores", None),
     )
 
 
