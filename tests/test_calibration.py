@@ -178,7 +178,7 @@ SIDE, WIDTH, FRESH = 2, 3, 16
 
 
 def normal_pictures(count: int, kinds: torch.Tensor) -> torch.Tensor:
-    """Draw patches (count, SIDE * SIDE, WIDTH) of pictures: each shows a few kinds of patches, some pictures noisily."""
+    """Draw patches (count, SIDE * SIDE, WIDTH) of pictures, some of them noisier than others."""
     noise = 0.05 + 0.4 * torch.rand(count, 1, 1) ** 4
     return kinds[torch.randint(len(kinds), (count, SIDE * SIDE))] + noise * torch.randn(count, SIDE * SIDE, WIDTH)
 
@@ -207,7 +207,7 @@ def memory_maps(references: torch.Tensor, fresh: torch.Tensor) -> dict[str, np.n
 
 
 def simulate(n: int, rate: float, draws: int) -> dict[str, SimpleNamespace]:
-    """Return, for each way, the rate of false alarms and of flagged pixels in new pictures, and what was guaranteed."""
+    """Return the rates of false alarms and of flagged pixels in new pictures, and what was guaranteed."""
     torch.manual_seed(n)
     found: dict[str, list[tuple[float, ...]]] = {"leave_one_out": [], "naive": [], "split": []}
     for _ in range(draws):

@@ -410,10 +410,10 @@ def test_references_cannot_be_calibrated_on_if_they_cannot_be_scored_without_the
         pipe.calibrate(NORMAL)
     assert pipe.calibrate(NEW, false_alarm_rate=0.2).num_images == 4
     pipe.set_references(NORMAL[0])
-    with pytest.raises(ValueError, match="All of these images are references.*single reference"):
+    with pytest.raises(ValueError, match=r"All of these images are references.*single reference"):
         pipe.calibrate(NORMAL[:1])
     pipe.set_references(NORMAL)
-    with pytest.raises(ValueError, match="All of these images are references.*with labels"):
+    with pytest.raises(ValueError, match=r"All of these images are references.*with labels"):
         pipe.calibrate(NORMAL, labels=[0, 1, 0, 1])
     # without weight, they have no part in the scores, and are images as others
     zero_shot = pipe.calibrate(NORMAL, false_alarm_rate=0.2, reference_weight=0)

@@ -245,7 +245,7 @@ def find_references(model: PreTrainedModel) -> ReferenceMemory | None:
     Raises:
         ValueError: the file is damaged, or belongs to another image tower.
     """
-    path = _references_file(model.name_or_path, getattr(model.config, "_commit_hash", None))
+    path = _references_file(model.name_or_path, **getattr(model, "hub_arguments", {}))
     if path is None:
         return None
     memory = ReferenceMemory.load(path)
@@ -253,28 +253,24 @@ def find_references(model: PreTrainedModel) -> ReferenceMemory | None:
     return memory.to(model.device)
 
 
-def _references_file(source: str, commit: str | None) -> str | None:
-    """Return the path of the file in a folder, or in a Hub repository at the commit of the model's files."""
+def _references_file(source: str, subfolder: str | None = None, **hub_arguments: Any) -> str | None:
+    """Return the path of the file in a folder, or in a Hub repository at the revision of the model."""
+    subfolder = subfolder or ""
     if not source or os.path.isdir(source):
-        path = os.path.join(source, REFERENCES_FILE)
+        path = os.path.join(source, subfolder, REFERENCES_FILE)
         return path if source and os.path.isfile(path) else None
     try:
         # nothing is asked for again that the cache of the Hub knows to be missing
         return cached_file(
-            source,
-            REFERENCES_FILE,
-            revision=commit,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
+            source, REFERENCES_FILE, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_arguments
         )
     except OSError as error:
-        if commit is not None:
+        if not isinstance(error.__cause__, ValueError):  # not a repository's name: a folder that is gone
             logger.warning(
                 f"References of {source} were not looked for, because the repository cannot be read: {error} For a"
                 " private repository, log in with `hf auth login` or set HF_TOKEN."
             )
-        return None  # without a commit, `source` is not a repository: a folder that is gone, or a name
+        return None
 
 
 def save_references(memory: ReferenceMemory | None, folder: str | os.PathLike) -> None:

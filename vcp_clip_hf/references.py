@@ -439,8 +439,9 @@ class ReferenceMemory:
             tensors[f"layer_{layer}.tokens"] = bank.detach().cpu().contiguous()
             tensors[f"layer_{layer}.picture"] = self.rows_of[layer].cpu().contiguous()
         facts = {name: getattr(self, name) for name in _FACTS}
-        facts["settings"] = asdict(self.settings)
-        metadata = {"format": str(_FORMAT), "references": json.dumps(facts, sort_keys=True)}
+        facts |= {"settings": asdict(self.settings), "format": _FORMAT}
+        # one entry: safetensors writes several in any order, and equal memories would have different files
+        metadata = {"references": json.dumps(facts, sort_keys=True)}
         path = Path(folder) / REFERENCES_FILE
         unfinished = path.with_name(f".{path.name}.unfinished")
         save_file(tensors, unfinished, metadata)
@@ -462,9 +463,9 @@ class ReferenceMemory:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
-            if metadata.get("format") != str(_FORMAT):
-                raise ValueError(f"its format is {metadata.get('format')!r}, expected {_FORMAT}")
             facts = json.loads(metadata["references"])
+            if facts["format"] != _FORMAT:
+                raise ValueError(f"its format is {facts['format']!r}, expected {_FORMAT}")
             settings = MemorySettings(**facts.pop("settings"))
             banks = {layer: tensors[f"layer_{layer}.tokens"] for layer in settings.layers}
             rows_of = {layer: tensors[f"layer_{layer}.picture"] for layer in settings.layers}
