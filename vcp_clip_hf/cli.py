@@ -461,6 +461,10 @@ def export(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Side of the square input in pixels; default: the checkpoint's.")
     ] = None,
+    references: Annotated[
+        bool,
+        typer.Option("--references/--no-references", help="Build the checkpoint's normal pictures into the graph."),
+    ] = True,
 ) -> None:
     """Export to ONNX, OpenVINO or a torch program; nothing is written unless its results equal the model's."""
     from .checkpoint_folder import load_parts
@@ -478,6 +482,7 @@ def export(
         int8,
         calibration_images,
         image_size,
+        parts.references if references else None,
     )
     typer.echo(report.describe())
 
