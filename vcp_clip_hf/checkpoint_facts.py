@@ -28,6 +28,8 @@ from .checkpoint_errors import explained, read_config_values
 from .configuration_vcp_clip import VCPCLIPConfig
 from .evaluation_report import EvaluationReport
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .reference_pictures import load_references
+from .references import ReferenceMemory
 
 
 __all__ = [
@@ -93,6 +95,7 @@ class CheckpointFacts:
         training (`dict`, *optional*): contents of `training.json`, if it describes these weights.
         reports (`list[EvaluationReport]`): reports of `results.json` that describe these weights.
         statements (`dict[str, str]`): contents of `card.json`.
+        references ([`ReferenceMemory`], *optional*): contents of `references.safetensors`.
     """
 
     folder: Path
@@ -103,6 +106,7 @@ class CheckpointFacts:
     training: dict[str, Any] | None = None
     reports: list[EvaluationReport] = field(default_factory=list)
     statements: dict[str, str] = field(default_factory=dict)
+    references: ReferenceMemory | None = None
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "CheckpointFacts":
@@ -114,7 +118,7 @@ class CheckpointFacts:
 
         Raises:
             OSError: the folder does not hold a checkpoint.
-            ValueError: one of the three files of facts has unexpected contents.
+            ValueError: one of the files of facts, or that of the references, has unexpected contents.
         """
         folder = Path(folder)
         missing = [name for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()]
@@ -151,6 +155,7 @@ class CheckpointFacts:
                 EvaluationReport.from_dict(each) for each in reports if is_current(each["settings"], RESULTS_FILE)
             ],
             statements=_check_statements(files[STATEMENTS_FILE] or {}),
+            references=load_references(folder),
         )
 
 

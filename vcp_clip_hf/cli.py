@@ -650,9 +650,11 @@ def _facts(model: str) -> dict[str, Any]:
 
     from .calibration import describe_calibration
     from .checkpoint_folder import load_config, load_image_processor
+    from .reference_pictures import load_references
 
     config = load_config(model)
     processor = load_image_processor(model, config)
+    references = load_references(model, getattr(config, "_commit_hash", None))
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
         **versions("torch", "transformers", "accelerate", "huggingface_hub", "numpy", "pillow"),
@@ -672,6 +674,7 @@ def _facts(model: str) -> dict[str, Any]:
         "score mode": processor.score_mode,
         "threshold": processor.threshold,
         "image threshold": processor.image_threshold,
+        "references": None if references is None else references.describe(),
         "calibration": "\n".join(describe_calibration(processor.calibration)) if processor.calibration else None,
     }
 

@@ -21,6 +21,7 @@ from .checkpoint_facts import CheckpointFacts
 from .data import DatasetSummary, list_datasets
 from .evaluation_report import METRIC_TITLES, EvaluationReport, paper_results
 from .markdown_text import as_code, escaped, one_line, table
+from .thresholds import differing_settings
 from .version import EMBEDDED_CHECKPOINT
 
 
@@ -70,6 +71,7 @@ def model_card(folder: str | os.PathLike, repo_id: str | None = None) -> ModelCa
         usage=_usage(facts, repo_id),
         usage_note=_usage_note(facts),
         model_table=_model_table(facts),
+        references=_references(facts),
         training=_training(facts),
         results=_results(facts),
         paper=_paper(facts),
@@ -272,6 +274,31 @@ def _model_table(facts: CheckpointFacts) -> str:
     return table(("", ""), rows, "ll")
 
 
+def _references(facts: CheckpointFacts) -> str:
+    """Return the section on the memory of normal pictures, with the blank lines around it, or nothing."""
+    memory = facts.references
+    if memory is None:
+        return ""
+    side = memory.settings.neighborhood
+    averaged = f"averaged over {side} x {side} patches" if side > 1 else "each patch by itself"
+    lines = [
+        "## References",
+        "",
+        "The checkpoint has a memory of normal pictures. Each patch of an image is compared with its nearest patch in"
+        " the memory, and that distance is fused with the zero-shot map: `(1 - weight) * zero_shot + weight * memory`."
+        " Results are therefore comparisons with these pictures, meant for images of the same product that are taken"
+        " in the same way. `reference_weight=0` gives zero-shot results, and `pipe.set_references` sets other"
+        " pictures.",
+        "",
+        f"- {escaped(memory.describe())}",
+        f"- Patch tokens: {averaged}.",
+        f"- Turned and mirrored copies of each picture: {as_code(memory.settings.copies)}.",
+    ]
+    if memory.conditions:
+        lines.append(f"- Valid for images with {_settings(memory.conditions)}.")
+    return "\n" + "\n".join(lines) + "\n"
+
+
 def _training(facts: CheckpointFacts) -> str:
     training = facts.training
     if training is None:
@@ -399,11 +426,26 @@ def _thresholds(facts: CheckpointFacts) -> str:
             lines.append(f"- Calibrated ({what}): {Calibration(**calibration[what]).describe()}")
     if not calibration:
         lines.append("- How these thresholds were chosen is not recorded.")
+    lines += _references_of_thresholds(facts)
     lines += [
         "",
         "They are valid for images like those of their calibration. Calibrate again for other images.",
     ]
     return "\n".join(lines)
+
+
+def _references_of_thresholds(facts: CheckpointFacts) -> list[str]:
+    """Say whether calibrated thresholds belong to the references of the checkpoint."""
+    memory, calibration = facts.references, facts.image_processor.calibration
+    identity = memory.identity() if memory is not None and memory.weight else None
+    if not calibration:
+        return []
+    if not differing_settings(calibration, {"references": identity}):
+        return ["- Measured with the references of this checkpoint."] if identity else []
+    reason = "with references, and this checkpoint has none"
+    if identity:
+        reason = "without the references of this checkpoint"
+    return [f"- Calibrated thresholds are **not used**: they were measured {reason}. Calibrate again."]
 
 
 def _patch_limit(facts: CheckpointFacts) -> str:

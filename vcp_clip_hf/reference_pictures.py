@@ -26,7 +26,14 @@ from .references import (
 from .tiling import Tiling, tiles_of
 
 
-__all__ = ["build_memory", "find_references", "image_conditions", "own_references", "save_references"]
+__all__ = [
+    "build_memory",
+    "find_references",
+    "image_conditions",
+    "load_references",
+    "own_references",
+    "save_references",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -211,23 +218,34 @@ def find_references(model: PreTrainedModel) -> ReferenceMemory | None:
         ValueError: the file is damaged, or belongs to another image tower.
     """
     source = model.name_or_path
-    if not source:
-        return None
     # a file of the same commit; nothing is asked for again that the cache of the Hub knows to be missing
-    revision = getattr(model.config, "_commit_hash", None)
+    memory = load_references(source, getattr(model.config, "_commit_hash", None)) if source else None
+    if memory is None:
+        return None
+    memory.check_tower(model)
+    return memory.to(model.device)
+
+
+def load_references(source: str | os.PathLike, revision: str | None = None) -> ReferenceMemory | None:
+    """
+    Return the memory in a checkpoint, on the CPU, or `None`.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or Hub repository.
+        revision (`str`, *optional*): commit of the repository.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = cached_file(
-        source,
+        str(source),
         REFERENCES_FILE,
         revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if path is None:
-        return None
-    memory = ReferenceMemory.load(path)
-    memory.check_tower(model)
-    return memory.to(model.device)
+    return None if path is None else ReferenceMemory.load(path)
 
 
 def save_references(memory: ReferenceMemory | None, folder: str | os.PathLike) -> None:
