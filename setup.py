@@ -68,7 +68,7 @@ setup(
     package_dir={"vcp_clip_hf.hub_configs": "hub_configs"},
     py_modules=["vcp_clip_cli"],
     package_data={
-        "vcp_clip_hf": ["assets/**/*", "templates/*", "py.typed"],
+        "vcp_clip_hf": ["assets/**/*", "methods/prompts/*.json", "templates/*", "py.typed"],
         "vcp_clip_hf.hub_configs": ["ablations.yaml", "*/*.json", "*/*.yaml"],
     },
     entry_points={"console_scripts": ["vcp-clip=vcp_clip_cli:main"]},

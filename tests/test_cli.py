@@ -147,6 +147,36 @@ def test_predict_from_files_patterns_and_with_options(checkpoint, images, tmp_pa
     assert annotation["segmentation"]["size"] == [coco["images"][0]["height"], coco["images"][0]["width"]]
 
 
+def test_predict_together(checkpoint, images, tmp_path):
+    arguments = ["predict", images, "-o", tmp_path, "-m", checkpoint, "--together", "--num-workers", 0]
+    done = run(*arguments, "--subset-size", 10, "--zero-shot-weight", 0.5, "--threshold", 0.1, "--format", "coco")
+    assert "7 images segmented" in done.stdout and (tmp_path / "predictions.coco.json").is_file()
+    assert "7 pictures together: 252 comparisons of two pictures" in done.stderr
+    for record in read_predictions(tmp_path):
+        judged_with = record["judged_with"]
+        assert judged_with["pictures"] == 7 and judged_with["zero_shot_weight"] == 0.5
+        assert record["threshold"] == 0.1 and record["label"] is None and "regions" in record
+    done = run(*arguments, check=1)
+    assert "other settings" in done.stderr and "together: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--subset-size", 20], 2, "--subset-size and --zero-shot-weight need --together"),
+        (["--zero-shot-weight", 0], 2, "--subset-size and --zero-shot-weight need --together"),
+        (["--together", "--tile-size", 32], 2, "--tile-size cannot be used with --together"),
+        (["--together", "--subset-size", 9], 2, "Invalid value for '--subset-size'"),
+        (["--together", "--regions"], 2, "regions need --threshold"),
+        (["--together"], 1, "from 5 on, got 1"),
+    ],
+)
+def test_predict_together_is_refused(checkpoint, images, tmp_path, options, status, message):
+    done = run("predict", images / "a.png", "-o", tmp_path, "-m", checkpoint, *options, check=status)
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert not read_predictions(tmp_path)
+
+
 def test_an_unreadable_file_is_listed_and_tried_again(checkpoint, images, tmp_path):
     broken = tmp_path / "in" / "m_broken.png"
     broken.parent.mkdir()

@@ -12,7 +12,14 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from examples import calibrate, demo, demo_train, evaluate, export, predict, train
-from examples.research import ablation, compare_with_rivals, embedded_checkpoint, pretrain_clip
+from examples.research import (
+    ablation,
+    benchmark_methods,
+    benchmark_together,
+    compare_with_rivals,
+    embedded_checkpoint,
+    pretrain_clip,
+)
 from examples.research.benchmark.__main__ import main as benchmark
 from examples.research.benchmark.floor import image_encoder_flops
 from examples.research.captioned_views import load_tokenizer
@@ -21,12 +28,22 @@ from tests.training_run import make_model_folder
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.generator import render_sample, select_products
+from vcp_clip_hf.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
 def _as_a_process_of_its_own():
     """Forget the mixed precision of earlier tests: Accelerate keeps that of the first run of a process."""
     AcceleratorState._reset_state()
+
+
+def tiny_method_config(method):
+    """The configuration of a method on small towers, with the vocabulary of the embedded checkpoint."""
+    tower = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 4}
+    text = {**tower, "vocab_size": 1003, "bos_token_id": 1001, "eos_token_id": 1002}
+    vision = {**tower, "patch_size": 8, "image_size": 32}
+    config_class = METHODS[method].config_class
+    return config_class(text_config=text, vision_config=vision, projection_dim=32, image_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +93,28 @@ def test_benchmark(checkpoint, tmp_path, what):
     assert len(table) == 2 + len(rows)
 
 
+def test_benchmark_of_pictures_judged_together(checkpoint, capsys):
+    benchmark_together.main(["--model", str(checkpoint), "--pictures", "6", "--picture_size", "64", "--degrees", "1"])
+    out = capsys.readouterr().out
+    assert "6 pictures: " in out and "peak memory" in out and "% of the rate of its products" in out
+
+
 def test_flops_of_the_image_encoder():
     config = VCPCLIPConfig()  # ViT-L/14
     assert image_encoder_flops(config, 518) / 1e9 == pytest.approx(1013.6, rel=2e-3)
+
+
+@pytest.mark.parametrize("method", benchmark_methods.SUBJECTS)
+def test_benchmark_of_a_method(method):
+    model = benchmark_methods.make_model(method, tiny_method_config(method))
+    subject = benchmark_methods.SUBJECTS[method]
+    row = benchmark_methods.measure(model, subject, size=64, batch_size=2, rounds=2, reference_rounds=1)
+    assert all(value > 0 for value in row.values()) and row["times the image tower"] > 1
+
+
+def test_flops_of_winclip():
+    config = METHODS["winclip"].config_class()  # ViT-B-16-plus-240
+    assert benchmark_methods.winclip_share(config, 240) == pytest.approx(12.29, abs=0.01)
 
 
 def test_ablation_rows_and_their_runs(checkpoint, tmp_path, capsys):

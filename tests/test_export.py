@@ -67,11 +67,11 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize("score_mode", ["max", "top_k"])
+@pytest.mark.parametrize("score_mode", ["max", "top_k", "image_head"])
 @pytest.mark.parametrize("built_with", MEMORIES.values(), ids=MEMORIES.keys())
 @torch.no_grad()
 def test_the_graph_has_the_memory(built_with, score_mode):
-    model = small_model()
+    model = small_model(use_image_head=score_mode == "image_head")
     processor = small_processor(model, score_mode=score_mode)
     known = memory(model, processor, **built_with)
     graph = SegmentationGraph(model, processor.scoring(), processor.size.height, known)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from examples.research import write_hub_configs
 from tests.common import tiny_clip
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import list_datasets
+from vcp_clip_hf.methods import METHODS
 from vcp_clip_hf.training_config import TrainingConfig
 
 
@@ -20,15 +21,15 @@ SETTINGS = write_hub_configs.settings()
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_every_folder_loads(folder):
-    config = VCPCLIPConfig.from_pretrained(folder)
-    assert type(AutoConfig.from_pretrained(folder)) is VCPCLIPConfig
+    config = AutoConfig.from_pretrained(folder)
+    assert type(config) is (METHODS[folder.name].config_class if folder.name in METHODS else VCPCLIPConfig)
     processor = VCPCLIPImageProcessor.from_pretrained(folder)
     assert (processor.size.height, processor.size.width) == config.input_size
     training = TrainingConfig.from_file(folder / "train.yaml")
     assert training.model == str(folder) and training.dataset not in training.evaluation_targets
     assert {training.dataset, *training.evaluation_targets} <= {summary.name for summary in list_datasets()}
     with torch.device("meta"):
-        VCPCLIPModel(config)
+        AutoModel.from_config(config)
 
 
 def test_the_folders_are_what_the_script_writes(tmp_path):
@@ -70,6 +71,19 @@ def test_the_main_setting_trains_with_either_auxiliary_set():
     assert (visa.dataset, visa.learning_rate, visa.mosaic_probability) == ("visa", 4e-5, 0.0)
     assert (mvtec.dataset, mvtec.learning_rate, mvtec.mosaic_probability) == ("mvtec_ad", 2e-5, 0.2)
     assert mvtec.evaluation_targets == ["visa"] and len(visa.evaluation_targets) == 9
+
+
+def test_anomaly_clip_is_trained_as_by_its_authors():
+    run = TrainingConfig.from_file(ROOT / "anomaly_clip" / "train.yaml")
+    assert (run.learning_rate, run.adam_beta1, run.adam_beta2, run.seed) == (1e-3, 0.5, 0.999, 111)
+    assert (run.num_train_epochs, run.per_device_train_batch_size, run.augmentation) == (15, 8, False)
+    processor = VCPCLIPImageProcessor.from_pretrained(ROOT / "anomaly_clip")
+    assert (processor.smoothing_sigma, processor.score_mode) == (4.0, "image_head")
+
+
+def test_cocoop_is_trained_as_the_baseline():
+    run, baseline = (TrainingConfig.from_file(ROOT / name / "train.yaml") for name in ("cocoop", "vcp-clip-baseline"))
+    assert {**vars(run), "model": "", "output_dir": ""} == {**vars(baseline), "model": "", "output_dir": ""}
 
 
 def test_another_backbone_is_refused():

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from tests.common import tiny_model, tiny_tokenizer
-from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
+from vcp_clip_hf import AnomalySegmentationPipeline, MutualScoring, VCPCLIPImageProcessor
 from vcp_clip_hf.prediction import predict_files, read_predictions
 
 
@@ -235,6 +235,82 @@ def test_any_file_name_is_segmented(predict, tmp_path, num_workers):
     assert predict([tmp_path / "odd"]).skipped == len(names)
 
 
+# Images judged together
+
+
+@pytest.fixture
+def predict_together(predict, folder):
+    for index in range(4, 6):
+        save_image(folder / f"{index}.png", index)
+
+    def run(**options):
+        return predict(together=MutualScoring(**options.pop("scoring", {})), **options)
+
+    return run
+
+
+def test_images_are_judged_together_once(predict_together, folder, tmp_path):
+    summary = predict_together(threshold=0.1)
+    assert summary.predicted == 6 and not summary.errors
+    records = read_predictions(tmp_path / "out")
+    assert all(record["judged_with"]["pictures"] == 6 and record["label"] is None for record in records)
+    assert all(
+        (tmp_path / "out" / record[kind]).is_file() for record in records for kind in ("map", "mask", "overlay")
+    )
+    again = predict_together(threshold=0.1)
+    assert (again.predicted, again.skipped, dict(again.reasons)) == (0, 6, {})
+
+
+def test_missing_outputs_are_made_again_from_the_whole_set(predict_together, tmp_path):
+    predict_together()
+    before = {record["image"]: record for record in read_predictions(tmp_path / "out")}
+    (tmp_path / "out" / "maps" / "1.png").unlink()
+    summary = predict_together()
+    assert summary.predicted == 1 and summary.skipped == 5
+    assert {record["image"]: record for record in read_predictions(tmp_path / "out")} == before
+
+
+@pytest.mark.parametrize("change", ["new", "changed", "removed", "settings", "each by itself"])
+def test_another_set_or_other_settings_are_refused(predict_together, predict, folder, tmp_path, change):
+    predict_together()
+    run, message = predict_together, r"images: 6 images \(list \w+\) -> [567] images \(list \w+\)"
+    if change == "new":
+        save_image(folder / "6.png", 6)
+    elif change == "changed":
+        save_image(folder / "0.png", 100)
+    elif change == "removed":
+        (folder / "0.png").unlink()
+    elif change == "settings":
+        message, options = "together: ", {"scoring": {"degrees": [1]}}
+        run = lambda **others: predict_together(**options, **others)  # noqa: E731
+    else:
+        run, message = predict, "together: .* -> not set"
+    with pytest.raises(ValueError, match=f"{message}.*--overwrite"):
+        run()
+    assert run(overwrite=True).predicted == len(list(folder.iterdir()))
+    assert run().predicted == 0
+
+
+def test_an_unreadable_image_stays_left_out_until_it_changes(predict_together, folder, tmp_path):
+    (folder / "3.png").write_bytes(b"no picture")
+    for predicted in (5, 0):
+        summary = predict_together()
+        assert summary.predicted == predicted and summary.skipped == 5 - predicted
+        assert [Path(path).name for path, _ in summary.errors] == ["3.png"]
+    assert all(record.get("judged_with", {}).get("pictures", 5) == 5 for record in read_predictions(tmp_path / "out"))
+    save_image(folder / "3.png", 3)
+    with pytest.raises(ValueError, match=r"images: .*--overwrite"):
+        predict_together()
+
+
+def test_too_few_images_leave_no_records(predict_together, folder, tmp_path):
+    for index in range(2):
+        (folder / f"{index}.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"from 5 on, 4 of 6 could be read .*0\.png"):
+        predict_together()
+    assert not read_predictions(tmp_path / "out")
+
+
 # Interruptions
 
 
@@ -291,6 +367,19 @@ def test_a_signal_ends_the_run_with_a_way_on(many, checkpoint, tmp_path, number)
     assert 10 <= done < 400 and not (output / "predictions.csv").exists()
     summary = predict_files(make_pipe(), [many], output, progress=False)
     assert summary.predicted == 400 - done and summary.skipped == done and len(table(output)) == 400
+
+
+def test_a_comparison_can_be_interrupted(many, checkpoint, tmp_path):
+    process = start(many, tmp_path / "out", checkpoint, "--together", "--num-workers", "0")
+    shown = ""
+    while "compare:   1%" not in shown:
+        assert process.poll() is None, shown
+        shown += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert "run the same command again" in stderr and "Traceback" not in stderr
+    assert not read_predictions(tmp_path / "out")
 
 
 @pytest.mark.slow

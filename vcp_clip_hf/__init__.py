@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from . import methods
 from .accelerated_inference import accelerate_inference
 from .calibration import Calibration
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .losses import dice_loss, focal_loss, segmentation_loss
 from .modeling_vcp_clip import VCPCLIPModel, VCPCLIPOutput, VCPCLIPPreTrainedModel
+from .mutual_scoring import MutualScoring
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE, __version__
 
@@ -40,6 +42,7 @@ __all__ = [
     "AnomalySegmentationEvaluator",
     "AnomalySegmentationPipeline",
     "Calibration",
+    "MutualScoring",
     "TrainingConfig",
     "VCPCLIPConfig",
     "VCPCLIPImageProcessor",
@@ -54,6 +57,7 @@ __all__ = [
     "export_model",
     "focal_loss",
     "load_anomaly_dataset",
+    "methods",
     "open_segmenter",
     "predict_files",
     "push_checkpoint",

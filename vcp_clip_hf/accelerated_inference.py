@@ -31,6 +31,7 @@ from .prompted_text import insert_category_tokens, insert_deep_prompts
 from .prompts import PromptPlan
 from .vision_tower import VCPCLIPVisionEmbeddings
 from .visual_context_prompting import VCPCLIPPostVCP
+from .weight_snapshot import WeightSnapshot
 
 
 __all__ = [
@@ -188,7 +189,8 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         fast.clip.vision_model.embeddings._tables = _Constants()
         if fast.post_vcp is not None:
             fast.post_vcp.__class__ = _FastPostVCP
-        for module in (*fast.clip.modules(), *fast.feature_projections):
+        head = () if fast.image_head is None else fast.image_head.modules()
+        for module in (*fast.clip.modules(), *fast.feature_projections, *head):
             if type(module) is nn.Linear:
                 module.__class__ = ConvolutionLinear
         if fast.clip.vision_model.config._attn_implementation == "sdpa":
@@ -450,50 +452,26 @@ class _Snapshot:
     """
     Weights, modules and configuration of a model, to be compared later.
 
-    PyTorch counts in-place changes of a tensor, and `Module.to` assigns other memory to a parameter. The copy keeps
-    the memory of the former values in use, so that no other tensor can take its address. Changes through `.data` are
-    not counted (averaged weights, merged adapters): they are recognized by a few values of each tensor that constants
-    are computed from. The copy reads all other weights from the shared memory.
+    The copy keeps the memory of the former values in use, so that no other tensor can take its address. Constants are
+    computed from the sampled parts; the copy reads all other weights from the shared memory.
     """
 
     def __init__(self, model: VCPCLIPModel):
-        self._modules = list(model.modules())
-        self._parameters = list(model.parameters())
-        self._states = [(each.data_ptr(), each.stride(), each._version) for each in self._parameters]
-        # Settings of layers, such as the epsilon of a LayerNorm
-        self._settings = [(type(each), each.extra_repr()) for each in self._modules]
         config = model.config
-        fields = [name for name in VCPCLIPConfig.__annotations__ if not name.endswith("_config")]
-        fields += ["output_hidden_states", "output_attentions"]
+        fields = [*config.own_fields(), "output_hidden_states", "output_attentions"]
         self._fields = repr([getattr(config, name) for name in fields])
         towers = (model.clip.text_model, model.clip.vision_model)
         self._attention = [tower.config._attn_implementation for tower in towers]
-        self._samples = _sample_values(model)
+        sampled = [model.clip.text_model, model.clip.vision_model.embeddings, model.pre_vcp, model.prompt_norm]
+        sampled += [model.clip.text_projection] + ([] if model.deep_prompts is None else [model.deep_prompts])
+        self._weights = WeightSnapshot([model], sampled)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, _Snapshot)
-            and self._states == other._states
-            and self._settings == other._settings
             and self._fields == other._fields
             and self._attention == other._attention
-            and _same_objects(self._parameters, other._parameters)
-            and _same_objects(self._modules, other._modules)
-            and torch.equal(self._samples, other._samples)
+            and self._weights == other._weights
         )
 
     __hash__ = None
-
-
-def _same_objects(ours: list, theirs: list) -> bool:
-    return len(ours) == len(theirs) and all(our is their for our, their in zip(ours, theirs, strict=True))
-
-
-def _sample_values(model: VCPCLIPModel) -> torch.Tensor:
-    """Return about four values of each tensor that constants are computed from, on the CPU; none of a `meta` model."""
-    if model.device.type == "meta":
-        return torch.empty(0)
-    parts = [model.clip.text_model, model.clip.vision_model.embeddings, model.pre_vcp, model.prompt_norm]
-    parts += [model.clip.text_projection] + ([] if model.deep_prompts is None else [model.deep_prompts])
-    tensors = [each.detach().flatten() for part in parts for each in part.parameters()]
-    return torch.cat([each[:: max(1, each.numel() // 4)].float() for each in tensors]).cpu()

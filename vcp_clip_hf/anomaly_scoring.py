@@ -17,6 +17,12 @@ __all__ = ["AUTHORS_SCORING", "AnomalyScoring", "gaussian_matrix", "gaussian_smo
 # The authors' test code: sigma in pixels of a 518 x 518 map, score from its 2000 largest pixels
 AUTHORS_SCORING = {"smoothing_sigma": 8.0, "score_mode": "top_k", "top_k_fraction": 2000 / 518**2}
 
+_NO_IMAGE_SCORES = (
+    "score_mode='image_head' reads the model's own score of whole images, and this model returns none"
+    " (outputs.image_scores is None). Use score_mode='max' or 'top_k', or train an image head for it: `vcp-clip train"
+    " --trainable image_head`."
+)
+
 # Kernel radius in sigmas: the default of scipy.ndimage.gaussian_filter, which the authors use
 _TRUNCATE = 4.0
 
@@ -42,7 +48,7 @@ class AnomalyScoring:
 
     def __post_init__(self):
         if self.score_mode not in HIGHEST_SCORES:
-            raise ValueError(f"score_mode={self.score_mode!r} must be 'max' or 'top_k'.")
+            raise ValueError(f"score_mode={self.score_mode!r} must be one of {', '.join(map(repr, HIGHEST_SCORES))}.")
         if not 0 < self.top_k_fraction <= 1:
             raise ValueError(f"top_k_fraction={self.top_k_fraction} must lie in (0, 1].")
         if not 0 <= self.smoothing_sigma < math.inf:
@@ -54,7 +60,12 @@ class AnomalyScoring:
         """Return the thresholds, the image threshold filled in where the score allows it."""
         return Thresholds.of(self.threshold, self.image_threshold, self.score_mode)
 
-    def scores(self, anomaly_maps: Sequence[torch.Tensor], branches: list[torch.Tensor]) -> list[float]:
+    def scores(
+        self,
+        anomaly_maps: Sequence[torch.Tensor],
+        branches: list[torch.Tensor],
+        image_scores: torch.Tensor | None = None,
+    ) -> list[float]:
         """
         Score images.
 
@@ -64,25 +75,60 @@ class AnomalyScoring:
                 threshold exactly if its map has a pixel there.
             branches (`list[torch.FloatTensor]` of shape `(batch_size, h, w)`): unsmoothed maps of the branches at the
                 model's size, read by "top_k".
+            image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): the model's own scores of whole
+                images, read by "image_head".
+
+        Raises:
+            ValueError: the score "image_head" of a model that returns no image scores.
         """
         if self.score_mode == "max":
             return torch.stack([each.amax() for each in anomaly_maps]).tolist()
-        return self.score_tensor(None, branches).tolist()
+        return self.score_tensor(None, branches, image_scores).tolist()
 
-    def score_tensor(self, smooth: torch.Tensor | None, branches: list[torch.Tensor]) -> torch.Tensor:
+    def score_tensor(
+        self,
+        smooth: torch.Tensor | None,
+        branches: list[torch.Tensor],
+        image_scores: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         Score a batch at the model's size. Exported graphs end with this function.
 
         Args:
             smooth (`torch.FloatTensor` of shape `(batch_size, height, width)`): smoothed fused maps, read by "max".
             branches (`list[torch.FloatTensor]` of that shape): unsmoothed maps of the branches, read by "top_k".
+            image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): the model's own scores of whole
+                images, read by "image_head".
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size,)`, on the device of the maps.
+
+        Raises:
+            ValueError: the score "image_head" of a model that returns no image scores.
         """
         if self.score_mode == "max":
             return smooth.flatten(1).amax(dim=1)
+        if self.score_mode == "image_head":
+            if image_scores is None:
+                raise ValueError(_NO_IMAGE_SCORES)
+            return image_scores.float()
         return sum(_top_mean(branch, self.top_k_fraction) for branch in branches)
+
+    def check_region(self, has_region: bool) -> None:
+        """
+        Check that the score can be restricted to a region of interest.
+
+        Args:
+            has_region (`bool`): whether the call has a region of interest.
+
+        Raises:
+            ValueError: the score "image_head" with a region.
+        """
+        if has_region and self.score_mode == "image_head":
+            raise ValueError(
+                "score_mode='image_head' judges the whole picture and cannot be restricted to a region of interest"
+                " (roi_mask). Use score_mode='max' or 'top_k' with a region, or crop the pictures."
+            )
 
     def result(self, anomaly_map: torch.Tensor, score: float, inside: torch.Tensor | None = None) -> dict:
         """

@@ -10,12 +10,21 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from .checkpoint_errors import explained, read_config_values, refuse_pickles
+from .configuration_frozen_clip import FrozenCLIPConfig
 from .configuration_vcp_clip import VCPCLIPConfig
 from .prompts import check_tokenizer, tokenize_prompts
 
@@ -27,12 +36,14 @@ __all__ = [
     "check_backbone",
     "check_model_type",
     "config_on_backbone",
+    "fields_on_backbone",
     "learned_state",
     "load_adapter_weights",
     "load_backbone",
     "load_backbone_weights",
     "quantize_backbone_only",
     "read_backbone_config",
+    "segmenter_config_class",
     "without_load_report",
 ]
 
@@ -43,7 +54,7 @@ BACKBONE_PREFIX = "clip."
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 # The learned part is small: quantizing it saves little memory and costs accuracy
-_LEARNED_MODULES = ("pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp")
+_LEARNED_MODULES = ("pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp", "image_head")
 # Names that the quantization methods use for their list of skipped modules
 _KEPT_MODULES_FIELDS = ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules")
 
@@ -56,7 +67,8 @@ def read_backbone_config(
 
     Args:
         backbone (`str`, `os.PathLike` or `CLIPModel`):
-            Hub repository, folder, or a loaded model. A VCP-CLIP checkpoint that includes its backbone stands for it.
+            Hub repository, folder, or a loaded model. A checkpoint of this package that includes its backbone
+            stands for it.
         hub_arguments (`dict`): the given arguments among `HUB_ARGUMENTS`.
 
     Returns:
@@ -70,8 +82,9 @@ def read_backbone_config(
         return backbone.config, getattr(backbone, "name_or_path", "") or None
     name = str(backbone)
     values = read_config_values(name, **hub_arguments)
-    if values.get("model_type") == VCPCLIPConfig.model_type and values.get("backbone_included", True):
-        return VCPCLIPConfig.from_pretrained(name, **hub_arguments).to_clip_config(), name
+    kind = _config_class(values.get("model_type"))
+    if kind is not None and issubclass(kind, FrozenCLIPConfig) and values.get("backbone_included", True):
+        return kind.from_pretrained(name, **hub_arguments).to_clip_config(), name
     if values.get("model_type") != CLIPConfig.model_type:
         raise ValueError(
             f"{name} has model_type={values.get('model_type')!r}, expected {CLIPConfig.model_type!r}: a CLIP model"
@@ -80,27 +93,60 @@ def read_backbone_config(
     return CLIPConfig.from_pretrained(name, **hub_arguments), name
 
 
-def check_model_type(values: Mapping[str, Any], location: str | os.PathLike) -> None:
+def _config_class(model_type: str | None) -> type[PreTrainedConfig] | None:
+    # VCP-CLIP's is not registered in remote code
+    if model_type == VCPCLIPConfig.model_type:
+        return VCPCLIPConfig
+    try:
+        return CONFIG_MAPPING[model_type]  # `get` does not read what transformers imports on first use
+    except KeyError:
+        return None
+
+
+def segmenter_config_class(values: Mapping[str, Any], location: str | os.PathLike) -> type[FrozenCLIPConfig]:
     """
-    Check that a `config.json` describes a VCP-CLIP model.
+    Return the configuration class of a checkpoint of this package: VCP-CLIP, or a registered method.
+
+    Args:
+        values (`Mapping`): contents of its `config.json`.
+        location (`str` or `os.PathLike`): the checkpoint.
+
+    Raises:
+        ValueError: a CLIP model without a learned part, or a model of another type.
+    """
+    kind = _config_class(values.get("model_type"))
+    if kind is None or not issubclass(kind, FrozenCLIPConfig):
+        check_model_type(values, location)
+    return kind
+
+
+def check_model_type(
+    values: Mapping[str, Any], location: str | os.PathLike, model_class: type[PreTrainedModel] | None = None
+) -> None:
+    """
+    Check that a `config.json` describes a model of a class.
 
     Args:
         values (`Mapping`): its contents.
         location (`str` or `os.PathLike`): its checkpoint.
+        model_class (`type[PreTrainedModel]`, *optional*, defaults to VCP-CLIP's): class of the expected model.
 
     Raises:
-        ValueError: a CLIP model without the learned part, or a model of another type.
+        ValueError: a CLIP model without a learned part, or a model of another type.
     """
+    expected, name = VCPCLIPConfig.model_type, "VCPCLIPModel"
+    if model_class is not None:
+        expected, name = model_class.config_class.model_type, model_class.__name__
+    words = "a VCP-CLIP" if expected == VCPCLIPConfig.model_type else f"an {expected}"
     model_type = values["model_type"]
     if model_type == CLIPConfig.model_type:
         raise ValueError(
-            f"{location} is a CLIP model without VCP-CLIP's learned part. To train one on it, start with"
-            f" VCPCLIPModel.from_clip({str(location)!r})."
+            f"{location} is a CLIP model without {words[2:].strip()}'s learned part. To train one on it, start with"
+            f" {name}.from_clip({str(location)!r})."
         )
-    if model_type != VCPCLIPConfig.model_type:
+    if model_type != expected:
         raise ValueError(
-            f"{location} is a model of type {model_type!r}, expected {VCPCLIPConfig.model_type!r}. Pass a VCP-CLIP"
-            " checkpoint."
+            f"{location} is a model of type {model_type!r}, expected {expected!r}. Pass {words} checkpoint."
         )
 
 
@@ -126,10 +172,6 @@ def config_on_backbone(
     Raises:
         ValueError: prompts that need a tokenizer, without one, or fields that contradict the backbone.
     """
-    text_config, vision_config = clip_config.text_config.to_dict(), clip_config.vision_config.to_dict()
-    if hidden_act is not None:
-        text_config["hidden_act"] = vision_config["hidden_act"] = hidden_act
-
     default, vocab_size = VCPCLIPConfig(), clip_config.text_config.vocab_size
     prompts = {
         f"{state}_prompts": list(fields.get(f"{state}_prompts") or getattr(default, f"{state}_prompts"))
@@ -150,17 +192,31 @@ def config_on_backbone(
             ids = tokenize_prompts(words, tokenizer, vocab_size)
             fields[field.replace("_prompts", "_prompt_input_ids")] = ids
 
-    return VCPCLIPConfig(
-        **{
-            "text_config": text_config,
-            "vision_config": vision_config,
-            "projection_dim": clip_config.projection_dim,
-            "logit_scale_init_value": clip_config.logit_scale_init_value,
-            "backbone_name_or_path": name,
-            "backbone_revision": hub_arguments.get("revision"),
-            **fields,
-        }
-    )
+    return VCPCLIPConfig(**fields_on_backbone(clip_config, name, hub_arguments, hidden_act, **fields))
+
+
+def fields_on_backbone(
+    clip_config: CLIPConfig,
+    name: str | None,
+    hub_arguments: dict[str, Any],
+    hidden_act: str | None = None,
+    **fields,
+) -> dict[str, Any]:
+    """
+    Return the fields of a configuration on the towers of a CLIP. Arguments are those of [`config_on_backbone`].
+    """
+    text_config, vision_config = clip_config.text_config.to_dict(), clip_config.vision_config.to_dict()
+    if hidden_act is not None:
+        text_config["hidden_act"] = vision_config["hidden_act"] = hidden_act
+    return {
+        "text_config": text_config,
+        "vision_config": vision_config,
+        "projection_dim": clip_config.projection_dim,
+        "logit_scale_init_value": clip_config.logit_scale_init_value,
+        "backbone_name_or_path": name,
+        "backbone_revision": hub_arguments.get("revision"),
+        **fields,
+    }
 
 
 def learned_state(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -207,7 +263,7 @@ def load_adapter_weights(
 
 
 def load_backbone_weights(
-    config: VCPCLIPConfig, location: str | os.PathLike, hub_arguments: dict[str, Any]
+    config: FrozenCLIPConfig, location: str | os.PathLike, hub_arguments: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
     """
     Load CLIP's weights for an adapter-only checkpoint, with the names of a VCP-CLIP model.
@@ -284,7 +340,7 @@ def without_load_report() -> Iterator[None]:
         logger.removeFilter(other_records)
 
 
-def check_backbone(config: VCPCLIPConfig, clip_config: CLIPConfig, source: str) -> None:
+def check_backbone(config: FrozenCLIPConfig, clip_config: CLIPConfig, source: str) -> None:
     """
     Check that a backbone has the sizes of the one used in training.
 

@@ -61,6 +61,7 @@ class Calibration:
             few images.
         num_above (`int`, *optional*): number of calibration images at or above the threshold.
         f1 (`float`, *optional*): F1 reached on the labeled images.
+        num_left_out (`int`, *optional*): number of given images that were left out because they are references.
         leave_one_out (`bool`, *optional*): whether the images are the references, each scored against the others.
         date (`str`): ISO 8601.
     """
@@ -72,6 +73,7 @@ class Calibration:
     false_alarm_bound: float | None = None
     num_above: int | None = None
     f1: float | None = None
+    num_left_out: int | None = None
     leave_one_out: bool | None = None
     date: str = ""
 
@@ -132,7 +134,8 @@ def describe_calibration(calibration: dict[str, Any]) -> list[str]:
         lines.append(
             "Masks: the threshold of the images."
             if score_mode == "max"
-            else "Masks: no threshold, since scores of 'top_k' are not values of a map; give a pixel false-alarm rate."
+            else f"Masks: no threshold, since scores of {score_mode!r} are not values of a map; give a pixel"
+            " false-alarm rate."
         )
     return lines
 

@@ -23,9 +23,9 @@ from safetensors import safe_open
 from transformers.utils import cached_file, logging
 
 from .atomic_write import atomic_file
-from .backbone_loading import BACKBONE_PREFIX, check_model_type
+from .backbone_loading import BACKBONE_PREFIX, segmenter_config_class
 from .checkpoint_errors import explained, read_config_values
-from .configuration_vcp_clip import VCPCLIPConfig
+from .configuration_frozen_clip import FrozenCLIPConfig
 from .evaluation_report import EvaluationReport
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .reference_pictures import load_references
@@ -43,6 +43,7 @@ __all__ = [
     "add_results",
     "carry_facts",
     "learned_fingerprint",
+    "read_training_facts",
     "set_statements",
     "write_training_facts",
 ]
@@ -88,7 +89,7 @@ class CheckpointFacts:
 
     Args:
         folder (`Path`): folder of the checkpoint.
-        config ([`VCPCLIPConfig`]): its configuration.
+        config ([`FrozenCLIPConfig`]): its configuration.
         image_processor ([`VCPCLIPImageProcessor`]): its image processor.
         weights (`WeightFacts`): sizes and dtypes of its weights.
         has_code (`bool`): whether the folder includes the code, so that it works without this package.
@@ -99,7 +100,7 @@ class CheckpointFacts:
     """
 
     folder: Path
-    config: VCPCLIPConfig
+    config: FrozenCLIPConfig
     image_processor: VCPCLIPImageProcessor
     weights: WeightFacts
     has_code: bool = False
@@ -128,7 +129,7 @@ class CheckpointFacts:
                 " missing. Save model and image processor into it first."
             )
         values = read_config_values(folder)
-        check_model_type(values, folder)
+        config_class = segmenter_config_class(values, folder)
         files = {name: _read(folder / name) for name in FACTS_FILES}
         training, reports = files[TRAINING_FILE], files[RESULTS_FILE] or []
         reports = [reports] if isinstance(reports, dict) else reports
@@ -146,7 +147,7 @@ class CheckpointFacts:
 
         return cls(
             folder=folder,
-            config=VCPCLIPConfig.from_pretrained(folder),
+            config=config_class.from_pretrained(folder),
             image_processor=VCPCLIPImageProcessor.from_pretrained(folder),
             weights=_weights(folder),
             has_code="custom_pipelines" in values,
@@ -168,6 +169,24 @@ def write_training_facts(folder: str | os.PathLike, facts: Mapping[str, Any]) ->
         facts (`Mapping`): contents of the file; the fingerprint of the weights is added.
     """
     _write(Path(folder) / TRAINING_FILE, {**facts, "fingerprint": learned_fingerprint(folder)})
+
+
+def read_training_facts(source: str | os.PathLike) -> dict[str, Any]:
+    """
+    Return the contents of `training.json` of a checkpoint, without the fingerprint of the weights.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or Hub repository.
+
+    Returns:
+        `dict[str, Any]`: empty without such a file, or if it describes other weights than those beside it.
+    """
+    path = _facts_file(source, TRAINING_FILE, download=True)
+    facts = (None if path is None else _read(path)) or {}
+    fingerprint = facts.pop("fingerprint", None)
+    if fingerprint is not None and os.path.isdir(source) and fingerprint != learned_fingerprint(source):
+        return {}
+    return facts
 
 
 def add_results(folder: str | os.PathLike, report: EvaluationReport | Mapping[str, Any]) -> None:
@@ -225,24 +244,29 @@ def carry_facts(source: str | os.PathLike, folder: str | os.PathLike, download: 
         download (`bool`, *optional*, defaults to `False`): download from the Hub if `source` is not a folder.
     """
     for name in FACTS_FILES:
-        found = Path(source) / name
-        if not os.path.isdir(source):
-            if not download:
-                return
-            try:
-                found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
-            except (OSError, ValueError):  # neither a folder nor a repository, e.g. a model made in memory
-                return
-        target = Path(folder) / name
-        if found is not None and os.path.isfile(found) and not target.exists():
+        found, target = _facts_file(source, name, download), Path(folder) / name
+        if found is not None and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found, target)
+
+
+def _facts_file(source: str | os.PathLike, name: str, download: bool) -> Path | None:
+    """Return a file of facts of a folder or, with `download`, of a Hub repository; `None` if it does not exist."""
+    found = Path(source) / name
+    if not os.path.isdir(source):
+        if not download:
+            return None
+        try:
+            found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError):  # neither a folder nor a repository, e.g. a model made in memory
+            return None
+    return Path(found) if found is not None and os.path.isfile(found) else None
 
 
 def learned_fingerprint(folder: str | os.PathLike) -> str:
     """
     Return a hash of the learned tensors in float16. It is the same for all copies of a checkpoint: with or without
-    CLIP, sharded or not, in float32 or float16.
+    CLIP, sharded or not, in float32 or float16. Of a method without a learned part, it is the hash of its type.
 
     Args:
         folder (`str` or `os.PathLike`): folder of the checkpoint.
@@ -252,6 +276,8 @@ def learned_fingerprint(folder: str | os.PathLike) -> str:
     """
     digest = hashlib.sha256()
     files = {name: file for file in _files(folder) for name in _names(file) if not name.startswith(BACKBONE_PREFIX)}
+    if not files:
+        digest.update(read_config_values(folder)["model_type"].encode())
     for name in sorted(files):
         with _opened(files[name]) as weights:
             values = weights.get_tensor(name).to(torch.float16).contiguous()

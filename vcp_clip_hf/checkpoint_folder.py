@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import MODEL_MAPPING, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
-from .backbone_loading import backbone_location, check_model_type
+from .backbone_loading import backbone_location, segmenter_config_class
 from .checkpoint_errors import explained, read_config_values, refuse_pickles
 from .checkpoint_facts import carry_facts, write_training_facts
+from .configuration_frozen_clip import FrozenCLIPConfig
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .model_card import write_model_card
+from .modeling_frozen_clip import FrozenCLIPPreTrainedModel
 from .modeling_vcp_clip import VCPCLIPModel
 from .prompts import check_tokenizer
 from .reference_pictures import find_references, save_references
@@ -55,13 +57,13 @@ class CheckpointParts:
     The objects that a checkpoint consists of.
 
     Args:
-        model ([`VCPCLIPModel`]): model with its configuration.
+        model ([`VCPCLIPModel`] or another model on a frozen CLIP): model with its configuration.
         image_processor ([`VCPCLIPImageProcessor`]): preprocessing, scoring and thresholds.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): CLIP's tokenizer, needed only to change the prompts.
         references ([`ReferenceMemory`], *optional*): memory of normal pictures.
     """
 
-    model: VCPCLIPModel
+    model: FrozenCLIPPreTrainedModel
     image_processor: VCPCLIPImageProcessor
     tokenizer: PreTrainedTokenizerBase | None = None
     references: ReferenceMemory | None = None
@@ -90,7 +92,7 @@ def load_parts(
         untrained (`bool`, *optional*, defaults to `False`):
             Accept a source without weights, such as the folders of `hub_configs/`: the learned part is then freshly
             initialized, in float32, on its backbone.
-        config_fields: fields of [`VCPCLIPConfig`] that replace those of the checkpoint.
+        config_fields: fields of the configuration that replace those of the checkpoint.
 
     Returns:
         [`CheckpointParts`]: the model in evaluation mode. A missing image processor is replaced by one
@@ -105,6 +107,7 @@ def load_parts(
     refuse_pickles(source)
     backbone = EMBEDDED_CHECKPOINT if backbone == "embedded" else backbone
     loading = {} if dtype == "auto" else {"dtype": dtype}
+    model_class = VCPCLIPModel if isinstance(config, VCPCLIPConfig) else MODEL_MAPPING[type(config)]
     if untrained and not _has_weights(source):
         named = backbone or config.backbone_name_or_path
         if named is None:
@@ -112,7 +115,7 @@ def load_parts(
                 f"{source} has no weights and its config.json names no backbone. Pass backbone=..., a CLIP repository"
                 " or folder."
             )
-        model = VCPCLIPModel.from_clip(backbone_location(str(named), source), config=config, **loading)
+        model = model_class.from_clip(backbone_location(str(named), source), config=config, **loading)
     else:
         if backbone is not None:
             if read_config_values(source).get("backbone_included", True):
@@ -121,7 +124,7 @@ def load_parts(
                     " Leave it out, or name a checkpoint with the learned part only, or a folder without weights."
                 )
             config_fields["backbone_name_or_path"] = str(backbone)
-        model = VCPCLIPModel.from_pretrained(source, **loading, **config_fields)
+        model = model_class.from_pretrained(source, **loading, **config_fields)
     sources, named = [source], model.config.backbone_name_or_path
     if named is not None:
         sources.append(backbone_location(named, source))
@@ -129,25 +132,25 @@ def load_parts(
     return CheckpointParts(model, load_image_processor(source, model.config), tokenizer, find_references(model))
 
 
-def load_config(source: str | os.PathLike, **config_fields: Any) -> VCPCLIPConfig:
+def load_config(source: str | os.PathLike, **config_fields: Any) -> FrozenCLIPConfig:
     """
     Load the configuration of a checkpoint.
 
     Args:
         source (`str` or `os.PathLike`): folder or Hub repository.
-        config_fields: fields of [`VCPCLIPConfig`] that replace those of the checkpoint.
+        config_fields: fields of the configuration that replace those of the checkpoint.
 
     Raises:
         OSError: the checkpoint or its `config.json` is missing or damaged.
         ValueError: another type of model, or wrong values.
     """
-    check_model_type(read_config_values(source), source)
+    config_class = segmenter_config_class(read_config_values(source), source)
     with explained(source):
-        return VCPCLIPConfig.from_pretrained(source, **config_fields)
+        return config_class.from_pretrained(source, **config_fields)
 
 
 def complete_parts(
-    model: VCPCLIPModel,
+    model: FrozenCLIPPreTrainedModel,
     image_processor: VCPCLIPImageProcessor | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> CheckpointParts:
@@ -186,13 +189,13 @@ def load_tokenizer(
     return None
 
 
-def load_image_processor(source: str | None, config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
+def load_image_processor(source: str | None, config: FrozenCLIPConfig) -> VCPCLIPImageProcessor:
     """
     Return the image processor of a checkpoint, or one with default settings and a warning.
 
     Args:
         source (`str`, *optional*): folder or Hub repository.
-        config ([`VCPCLIPConfig`]): the model's configuration, for the default settings.
+        config ([`FrozenCLIPConfig`]): the model's configuration, for the default settings.
 
     Raises:
         OSError: `preprocessor_config.json` is not valid JSON.
@@ -220,14 +223,15 @@ def _has_weights(source: str) -> bool:
 
 
 def _is_checkpoint(source: str) -> bool:
-    """Return whether `source` is a VCP-CLIP checkpoint. The name of a new model is a CLIP's, or empty."""
+    """Return whether `source` is a checkpoint of this package. The name of a new model is a CLIP's, or empty."""
     if not source:
         return False
     try:
         values, _ = VCPCLIPConfig.get_config_dict(source)
-    except (OSError, ValueError):
+        segmenter_config_class(values, source)
+    except (OSError, ValueError, KeyError):
         return False
-    return values.get("model_type") == VCPCLIPConfig.model_type
+    return True
 
 
 # --- save ---------------------------------------------------------------------------------------------------------
@@ -259,9 +263,17 @@ def save_parts(
             copied; facts about other weights are recognized by their fingerprint and left out of the card.
         download_facts (`bool`, *optional*, defaults to `False`): copy them from the Hub too, not only from a folder.
         repo_id (`str`, *optional*): Hub repository that the checkpoint is for; named in the card.
-        kwargs: arguments of [`VCPCLIPModel.save_pretrained`].
+        kwargs: arguments of the model's `save_pretrained`.
+
+    Raises:
+        ValueError: `include_code` with another model than VCP-CLIP.
     """
     folder = Path(folder)
+    if include_code and not isinstance(parts.model, VCPCLIPModel):
+        raise ValueError(
+            f"include_code=True copies VCP-CLIP's modules, and {type(parts.model).__name__} needs others. Save it"
+            " without code: it is loaded after `import vcp_clip_hf`."
+        )
     folder.mkdir(parents=True, exist_ok=True)  # raises where transformers would only log
     parts.model.save_pretrained(folder, adapter_only=adapter_only, **kwargs)
     parts.image_processor.save_pretrained(folder)

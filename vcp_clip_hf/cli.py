@@ -94,6 +94,23 @@ class WeightType(str, Enum):
     float16 = "float16"
 
 
+class ScoreMode(str, Enum):
+    """Ways to get the score of an image."""
+
+    max = "max"
+    top_k = "top_k"
+    image_head = "image_head"
+
+
+class Copies(str, Enum):
+    """Copies of references: none, flips (2), rotations by right angles (3), or all (7)."""
+
+    none = "none"
+    flips = "flips"
+    rotations = "rotations"
+    all = "all"
+
+
 class RecordFormat(str, Enum):
     """Formats written beside the records."""
 
@@ -116,6 +133,31 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; defa
 DType = Annotated[WeightType, typer.Option(help="Data type to compute with; auto: as stored.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead of the model.")]
+ScoreOption = Annotated[
+    ScoreMode | None,
+    typer.Option(
+        "--score-mode", help="Image score; image_head needs a checkpoint with one. Default: the checkpoint's setting."
+    ),
+]
+References = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--references",
+        help="Normal images of the product to compare with (file, folder, pattern); repeat for several.",
+    ),
+]
+ReferenceWeight = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Weight of the references in the map; 0: zero-shot.", show_default="the checkpoint's"
+    ),
+]
+ReferenceCopies = Annotated[
+    Copies, typer.Option(help="Turned and mirrored copies of each reference, for parts that lie in any direction.")
+]
+MaxReferencePatches = Annotated[
+    int, typer.Option(min=1, help="Patches of references to keep in each layer; beyond it, a coreset is kept.")
+]
 Products = Annotated[list[str] | None, typer.Option(help="Products to restrict to; repeat for several.")]
 
 
@@ -142,6 +184,61 @@ def _make_pipeline(model: str, device: str | None, dtype: WeightType) -> "Anomal
     )
 
 
+def _drawn(sources: Sequence[str] | None, images: Sequence[str]) -> Sequence[str] | None:
+    """Replace `k=N` among references by N of the given images, drawn at random with a fixed seed."""
+    import random
+
+    drawn = []
+    for source in sources or ():
+        match = re.fullmatch(r"k=(\d+)", source)
+        if match is None:
+            drawn.append(source)
+            continue
+        count = int(match[1])
+        if not 0 < count < len(images):
+            raise typer.BadParameter(
+                f"--references {source}: {count} references cannot be drawn from {len(images)} normal images so that"
+                " some are left for the thresholds; name the folder to use all of them"
+            )
+        drawn += random.Random(0).sample(list(images), count)
+    return drawn or None
+
+
+def _set_references(
+    pipe: "AnomalySegmentationPipeline",
+    sources: Sequence[str] | None,
+    weight: float | None,
+    copies: Copies,
+    max_patches: int,
+    **reading: Any,
+) -> list[tuple[str, str]]:
+    """Set the references of the command line; return the sources and files that could not be read."""
+    from .input_images import find_inputs
+
+    if not sources:
+        if weight is not None and pipe.references is None:
+            raise typer.BadParameter("--reference-weight needs --references, or a checkpoint with references")
+        if weight is not None:
+            pipe.set_references(pipe.references, weight)
+        return []
+    found = find_inputs(sources)
+    if not found.images:
+        raise FileNotFoundError(found.describe_problems() or f"No reference image was found in {', '.join(sources)}.")
+    memory = pipe.set_references(
+        [image.path for image in found.images],
+        weight,
+        copies=copies.value,
+        max_patches=max_patches,
+        source=", ".join(Path(source).name or source for source in sources),
+        progress=True,
+        on_error="return",
+        **reading,
+    )
+    typer.echo(_printable(memory.describe()), err=True)
+    _list_left_out(found.left_out)
+    return found.problems
+
+
 @app.command(cls=_Verb)
 def predict(
     sources: Annotated[list[str], typer.Argument(help="Images, folders, patterns (in quotes) or URLs.")],
@@ -153,6 +250,7 @@ def predict(
     image_threshold: Annotated[
         float | None, typer.Option(min=0, max=2, help="Images with a score at or above it are labeled anomalous.")
     ] = None,
+    score_mode: ScoreOption = None,
     maps: Annotated[
         MapFormat, typer.Option(help="Anomaly maps: 16-bit PNG (value x 65535), float32 .npy, or none.")
     ] = MapFormat.png,
@@ -185,6 +283,25 @@ def predict(
     abnormal: Annotated[
         list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
     ] = None,
+    references: References = None,
+    reference_weight: ReferenceWeight = None,
+    reference_copies: ReferenceCopies = Copies.none,
+    max_reference_patches: MaxReferencePatches = 10_000,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together", help="Compare all images, unlabeled ones of one product: what few have is abnormal."
+        ),
+    ] = False,
+    subset_size: Annotated[
+        int | None, typer.Option(min=10, help="With --together: images that are compared; default: all of them.")
+    ] = None,
+    zero_shot_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="With --together: weight of the zero-shot map in the result.", show_default="0"
+        ),
+    ] = None,
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
     device: Device = None,
@@ -198,8 +315,16 @@ def predict(
     settings it is refused, unless --overwrite starts anew. Images and sources that cannot be read are skipped, and
     listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among
     processes.
+
+    With --references, each image is compared with normal images of the same product as well. Thresholds then need a
+    calibration with the same references (`vcp-clip calibrate --references`), which the checkpoint keeps.
+
+    With --together, results depend on the whole set of images, and the checkpoint's thresholds do not apply: give
+    --threshold and --image-threshold for masks and labels. A run with another set of images is refused. The cost,
+    which grows with the square of the number of images, is said first.
     """
     from .coco_format import write_coco
+    from .mutual_scoring import MutualScoring
     from .prediction import COCO_FILE, predict_files, read_predictions
 
     with_regions = regions or record_format is RecordFormat.coco
@@ -207,6 +332,7 @@ def predict(
         "min_area": min_area,
         "threshold": threshold,
         "image_threshold": image_threshold,
+        "score_mode": None if score_mode is None else score_mode.value,
         "tile_size": tile_size,
         "tile_overlap": tile_overlap,
         "roi_mask": None if roi_mask is None else str(roi_mask),
@@ -214,8 +340,25 @@ def predict(
         "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
         "regions": with_regions or None,
     }
+    of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
+    of_together = {name: value for name, value in of_together.items() if value is not None}
+    if of_together and not together:
+        raise typer.BadParameter("--subset-size and --zero-shot-weight need --together")
+    if together and tile_size is not None:
+        raise typer.BadParameter("--tile-size cannot be used with --together")
+    if together and (references or reference_weight is not None):
+        raise typer.BadParameter("--references cannot be used with --together")
     pipe = _make_pipeline(model, device, dtype)
-    if with_regions and threshold is None and pipe.image_processor.threshold is None:
+    reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
+    problems = _set_references(
+        pipe,
+        references,
+        reference_weight,
+        reference_copies,
+        max_reference_patches,
+        **{name: value for name, value in reading.items() if value is not None},
+    )
+    if with_regions and threshold is None and (together or pipe.image_processor.threshold is None):
         raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
     summary = predict_files(
         pipe,
@@ -227,6 +370,7 @@ def predict(
         batch_size,
         num_workers,
         overwrite,
+        together=MutualScoring(**of_together) if together else None,
         **{name: value for name, value in options.items() if value is not None},
     )
     if not _is_main_process():
@@ -235,9 +379,9 @@ def predict(
         write_coco(read_predictions(output), output / COCO_FILE)
     typer.echo(_printable(summary.describe()))
     _list_left_out(summary.left_out)
-    for path, error in summary.errors:
+    for path, error in (*problems, *summary.errors):
         typer.echo(f"failed: {_printable(path)}: {_printable(error)}", err=True)
-    if summary.errors:
+    if problems or summary.errors:
         raise typer.Exit(1)
 
 
@@ -276,12 +420,21 @@ def calibrate(
             "--output", "-o", file_okay=False, help="Folder to save to; default: the checkpoint's own folder."
         ),
     ] = None,
+    score_mode: ScoreOption = None,
+    references: References = None,
+    reference_weight: ReferenceWeight = None,
+    reference_copies: ReferenceCopies = Copies.none,
+    max_reference_patches: MaxReferencePatches = 10_000,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: DType = WeightType.auto,
 ) -> None:
     """
     Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too.
+
+    With --references, the checkpoint keeps these images as its memory, and the thresholds hold for it. The references
+    can be the normal images themselves: each is then scored against the others. If they are only some of these, such
+    as 4 that are drawn with `--references k=4`, the rest sets the thresholds.
 
     A rate needs at least 1 / rate - 1 normal images: 19 for 0.05, 99 for 0.01. Images that cannot be read are left
     out, and listed (exit status 1).
@@ -298,6 +451,8 @@ def calibrate(
     normal, abnormal = find_inputs(images), find_inputs(defects or ())
     if not normal.images:
         raise FileNotFoundError(normal.describe_problems())
+    references = _drawn(references, [image.path for image in normal.images])
+    problems = _set_references(pipe, references, reference_weight, reference_copies, max_reference_patches)
     paths = [image.path for image in (*normal.images, *abnormal.images)]
     labels = [0] * len(normal.images) + [1] * len(abnormal.images) if defects else None
     calibration = pipe.calibrate(
@@ -308,16 +463,18 @@ def calibrate(
         progress=True,
         batch_size=batch_size,
         on_error="return",
+        **({} if score_mode is None else {"score_mode": score_mode.value}),
     )
-    save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer))
+    save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer, pipe.references))
     for line in describe_calibration(pipe.image_processor.calibration):
         typer.echo(line)
     typer.echo(f"saved in {output}")
     _list_left_out([*normal.left_out, *abnormal.left_out])
-    for path, error in (*normal.problems, *abnormal.problems):
+    problems += [*normal.problems, *abnormal.problems]
+    for path, error in problems:
         typer.echo(f"failed: {_printable(path)}: {_printable(error)}", err=True)
     # the pipeline warns of each image that it cannot read
-    if normal.problems or abnormal.problems or calibration.num_images < len(paths):
+    if problems or calibration.num_images + (calibration.num_left_out or 0) < len(paths):
         raise typer.Exit(1)
 
 
@@ -330,6 +487,7 @@ def evaluate(
     protocol: Annotated[
         str, typer.Option(help="Protocol of the measurement: default, authors or native.")
     ] = "default",
+    score_mode: ScoreOption = None,
     ablation: Annotated[
         str | None, typer.Option(help="Ablation of the paper to apply to the checkpoint; one that needs no training.")
     ] = None,
@@ -374,7 +532,7 @@ def evaluate(
         parts.model,
         parts.image_processor,
         datasets,
-        protocol,
+        PROTOCOLS[protocol] if score_mode is None else PROTOCOLS[protocol].with_score(score_mode.value),
         batch_size,
         num_workers,
         accelerator,

@@ -1,40 +1,16 @@
 """VCP-CLIP configuration: the architecture, the prompts and the backbone of a checkpoint."""
 
-import difflib
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
-from transformers.utils import logging
 
-from .checkpoint_errors import check_dtype
+from .configuration_frozen_clip import FrozenCLIPConfig
 
 
 __all__ = ["CATEGORY_SLOT", "VCPCLIPConfig"]
 
-logger = logging.get_logger(__name__)
-
 # Marks the position of the learned category tokens in a prompt string.
 CATEGORY_SLOT = "{}"
-
-# The towers of `VCPCLIPConfig()`: OpenAI's ViT-L/14-336 with plain GELU, as the VCP-CLIP authors run it.
-_VIT_L_14_336_TEXT = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-    "hidden_act": "gelu",
-}
-_VIT_L_14_336_VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 24,
-    "patch_size": 14,
-    "image_size": 336,
-    "projection_dim": 768,
-    "hidden_act": "gelu",
-}
 
 # The paper's prompts, and their ids in the vocabulary of OpenAI's CLIP (49408 entries, so the slot has id 49408).
 _NORMAL_PROMPTS = ["a photo of a good {}"]
@@ -44,7 +20,7 @@ _ABNORMAL_PROMPT_IDS = [[49406, 320, 1125, 539, 320, 13568, 49408, 49407]]
 
 
 @strict
-class VCPCLIPConfig(PreTrainedConfig):
+class VCPCLIPConfig(FrozenCLIPConfig):
     r"""
     Configuration of a [`VCPCLIPModel`]. The defaults are the paper's (VCP-CLIP, ECCV 2024) on CLIP ViT-L/14-336. Each
     ablation of the paper changes one or a few of these fields.
@@ -91,6 +67,9 @@ class VCPCLIPConfig(PreTrainedConfig):
             Odd side of the square of patches that the memory averages tokens over; 1: no averaging.
         reference_weight (`float`, *optional*, defaults to 0.5):
             Weight w of the memory in `(1 - w) * zero_shot_map + w * memory_map`.
+        use_image_head (`bool`, *optional*, defaults to `False`):
+            Whether to add a head with parameters of its own that scores whole images, see [`VCPCLIPImageHead`]. The
+            paper's model has none. Saved configurations name this field only if it is `True`.
         normal_prompts, abnormal_prompts (`list[str]`, *optional*, defaults to the paper's good / damaged):
             Templates with one `{}` each, the category slot; the same number for both states.
         normal_prompt_input_ids, abnormal_prompt_input_ids (`list[list[int]]`, *optional*):
@@ -118,14 +97,9 @@ class VCPCLIPConfig(PreTrainedConfig):
     """
 
     model_type = "vcp_clip"
-    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
+    title = "VCP-CLIP"
+    source = "Qu et al., ECCV 2024, [arXiv 2407.12276](https://arxiv.org/abs/2407.12276)"
 
-    text_config: dict | CLIPTextConfig | None = None
-    vision_config: dict | CLIPVisionConfig | None = None
-    projection_dim: int = 768
-    logit_scale_init_value: float | int = 2.6592
-    image_size: int | list[int] | tuple[int, ...] = 518
-    feature_layers: list[int] | tuple[int, ...] | None = None
     num_category_tokens: int = 2
     num_deep_prompt_tokens: int = 1
     deep_prompt_position: Literal["start", "end"] = "start"
@@ -138,83 +112,33 @@ class VCPCLIPConfig(PreTrainedConfig):
     reference_layers: list[int] | tuple[int, ...] | None = None
     reference_neighborhood: int = 1
     reference_weight: float | int = 0.5
+    use_image_head: bool = False
     normal_prompts: list[str] | tuple[str, ...] | None = None
     abnormal_prompts: list[str] | tuple[str, ...] | None = None
     normal_prompt_input_ids: list[list[int]] | None = None
     abnormal_prompt_input_ids: list[list[int]] | None = None
     category_token_id: int | None = None
-    backbone_name_or_path: str | None = None
-    backbone_revision: str | None = None
-    backbone_included: bool = True
 
-    def __post_init__(self, **kwargs):
-        if not __name__.startswith("transformers_modules."):
-            # The code in a repository is for users without this package. With this entry, transformers demands
-            # trust_remote_code although the package is installed.
-            kwargs.pop("custom_pipelines", None)
-        for name, field in self._misspelled_fields(kwargs).items():
-            raise ValueError(f"VCPCLIPConfig has no field {name!r}; did you mean {field!r}?")
-        if self.text_config is None:
-            self.text_config = dict(_VIT_L_14_336_TEXT)
-        if self.vision_config is None:
-            self.vision_config = dict(_VIT_L_14_336_VISION)
-        self._fill_prompts()
-        super().__post_init__(**kwargs)
-
+    def _complete(self) -> None:
+        super()._complete()
         if self.category_token_id is None:
             self.category_token_id = self.text_config.vocab_size
-        if self.feature_layers is None:
-            depth = self.vision_config.num_hidden_layers
-            self.feature_layers = sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)})
         # JSON knows no tuples: keep what a reload gives
-        self.feature_layers = list(self.feature_layers)
         if self.reference_layers is not None:
             self.reference_layers = list(self.reference_layers)
         self.normal_prompts = list(self.normal_prompts)
         self.abnormal_prompts = list(self.abnormal_prompts)
-        if isinstance(self.image_size, tuple):
-            self.image_size = list(self.image_size)
-        self.check_consistency()
 
-    @classmethod
-    def _misspelled_fields(cls, unknown: dict[str, Any]) -> dict[str, str]:
-        """
-        Return the unknown names that resemble a field, with that field. `PreTrainedConfig` stores unknown names as
-        attributes, so that a misspelled field would have no effect.
-        """
-        close = {
-            name: difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
-            for name in unknown.keys() - vars(cls).keys() - cls.__dataclass_fields__.keys()
-        }
-        return {name: fields[0] for name, fields in close.items() if fields}
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values; `use_image_head` only if it is `True`, as in earlier versions."""
+        values = super().to_dict()
+        if not self.use_image_head:
+            values.pop("use_image_head", None)
+        return values
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "VCPCLIPConfig":
-        """
-        Make a configuration from a dictionary, as in [`~transformers.PreTrainedConfig.from_dict`].
-
-        A saved file may come from a newer version: unknown fields that resemble a known one are kept with a warning.
-        Among the keyword arguments they are an error, as in the constructor.
-
-        Raises:
-            ValueError: a misspelled keyword argument, or values that contradict each other.
-        """
-        for name, field in cls._misspelled_fields(kwargs).items():
-            raise ValueError(f"VCPCLIPConfig has no field {name!r}; did you mean {field!r}?")
-        check_dtype(kwargs.get("dtype"))
-        unknown = cls._misspelled_fields(config_dict)
-        loaded = super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        for name, field in unknown.items():
-            logger.warning(
-                f"This configuration has a field {name!r}, which VCPCLIPConfig does not know and ignores. It resembles"
-                f" {field!r}: check whether it is misspelled or from a newer version."
-            )
-            setattr(config, name, config_dict[name])
-        return loaded
-
-    def _fill_prompts(self) -> None:
-        """Set the default prompts where neither strings nor ids are given; refuse strings without their ids."""
+    def _fill_defaults(self) -> None:
+        """Also set the default prompts where neither strings nor ids are given; refuse strings without their ids."""
+        super()._fill_defaults()
         for state, prompts, ids in (
             ("normal", _NORMAL_PROMPTS, _NORMAL_PROMPT_IDS),
             ("abnormal", _ABNORMAL_PROMPTS, _ABNORMAL_PROMPT_IDS),
@@ -241,11 +165,6 @@ class VCPCLIPConfig(PreTrainedConfig):
         """Return the layers of a memory of normal pictures: `reference_layers`, by default the feature layers."""
         return list(self.feature_layers if self.reference_layers is None else self.reference_layers)
 
-    def validate_architecture(self):
-        """Check the fields. transformers calls this again when the configuration is saved."""
-        super().validate_architecture()
-        self.check_consistency()
-
     def check_consistency(self) -> None:
         """
         Check the fields against each other.
@@ -253,26 +172,8 @@ class VCPCLIPConfig(PreTrainedConfig):
         Raises:
             ValueError: fields contradict each other; the message names both.
         """
+        super().check_consistency()
         text, vision = self.text_config, self.vision_config
-
-        patch_size = vision.patch_size
-        for side in self.input_size:
-            if side <= 0 or side % patch_size:
-                below = max(patch_size, side - side % patch_size)
-                raise ValueError(
-                    f"image_size={self.image_size} is not a multiple of patch_size={patch_size};"
-                    f" the nearest sides are {below} and {below + patch_size}."
-                )
-
-        depth = vision.num_hidden_layers
-        if not self.feature_layers or self.feature_layers != sorted(set(self.feature_layers)):
-            raise ValueError(f"feature_layers={self.feature_layers} must be ascending, distinct and not empty.")
-        if self.feature_layers[0] < 1 or self.feature_layers[-1] > depth:
-            raise ValueError(
-                f"feature_layers={self.feature_layers} must lie in 1..{depth}: the image tower has"
-                f" num_hidden_layers={depth} blocks, counted from 1."
-            )
-
         if self.num_category_tokens < 1:
             raise ValueError(f"num_category_tokens={self.num_category_tokens} must be at least 1.")
         if self.num_deep_prompt_tokens < 0:
@@ -281,7 +182,7 @@ class VCPCLIPConfig(PreTrainedConfig):
             raise ValueError(f"deep_prompt_dropout={self.deep_prompt_dropout} must lie in [0, 1).")
         if not 0 <= self.fusion_weight <= 1:
             raise ValueError(f"fusion_weight={self.fusion_weight} must lie in [0, 1].")
-        self._check_references(depth)
+        self._check_references(vision.num_hidden_layers)
         if self.use_pre_vcp and text.hidden_size != self.projection_dim:
             raise ValueError(
                 f"use_pre_vcp adds the image feature (projection_dim={self.projection_dim}) to word embeddings"
@@ -384,32 +285,6 @@ class VCPCLIPConfig(PreTrainedConfig):
             setattr(self, field, rows)
 
     @property
-    def input_size(self) -> tuple[int, int]:
-        """Return `(height, width)` in pixels of the images that this checkpoint was trained for."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        if len(self.image_size) != 2:
-            raise ValueError(f"image_size={self.image_size} must be one side or [height, width].")
-        return tuple(self.image_size)
-
-    @property
     def prompt_eos_token_id(self) -> int:
         """Return the prompts' end token id; `text_config.eos_token_id` is wrong in OpenAI's own repositories."""
         return self.normal_prompt_input_ids[0][-1]
-
-    def to_clip_config(self) -> CLIPConfig:
-        """Return the configuration of the backbone, which shares both sub-configurations with this one."""
-        # Building a CLIPConfig resets the attention implementation of its parts unless it is passed along
-        attn_implementation = {
-            "": self._attn_implementation,
-            "text_config": self.text_config._attn_implementation,
-            "vision_config": self.vision_config._attn_implementation,
-        }
-        return CLIPConfig(
-            text_config=self.text_config,
-            vision_config=self.vision_config,
-            projection_dim=self.projection_dim,
-            logit_scale_init_value=self.logit_scale_init_value,
-            dtype=self.dtype,
-            attn_implementation=attn_implementation,
-        )

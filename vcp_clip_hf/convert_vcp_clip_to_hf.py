@@ -1,5 +1,7 @@
 """Convert the authors' checkpoints (`train_visa.pth`, `train_mvtec.pth`) into a Hub-ready folder.
 
+The command line also converts those of the other methods, and CLIPs of open_clip, with `--method`.
+
     python -m vcp_clip_hf.convert_vcp_clip_to_hf --checkpoint train_visa.pth \
         --backbone openai/clip-vit-large-patch14-336 --output vcp-clip-visa
 
@@ -8,10 +10,8 @@ the deep prompts are plain tensors. The file is a pickle, and is read with `weig
 """
 
 import argparse
-import hashlib
 import math
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +21,24 @@ from transformers import CLIPModel
 from transformers.utils import logging
 
 from .anomaly_scoring import AUTHORS_SCORING
-from .backbone_loading import BACKBONE_PREFIX
 from .checkpoint_folder import CheckpointParts, load_tokenizer, save_parts
+from .configuration_frozen_clip import FrozenCLIPConfig
 from .configuration_vcp_clip import VCPCLIPConfig
+from .convert_anomaly_clip import convert_anomaly_clip
+from .convert_april_gan import convert_april_gan
+from .convert_open_clip import main as convert_backbone
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .methods import AnomalyCLIPConfig, AprilGANConfig
 from .modeling_vcp_clip import VCPCLIPModel
+from .official_checkpoint import (
+    check_entries,
+    check_feature_layers,
+    describe_file,
+    fill_learned_part,
+    linear_layers,
+    read_official,
+    size_in,
+)
 
 
 __all__ = ["convert_checkpoint", "official_image_processor"]
@@ -35,6 +48,9 @@ logger = logging.get_logger(__name__)
 # Settings of the authors' test code that differ from the paper
 _OFFICIAL_HIDDEN_ACT = "gelu"
 _OFFICIAL_FUSION_WEIGHT = 0.8
+
+# A `--method` whose files are a backbone, with options of its own
+_OPEN_CLIP = "open_clip"
 
 # Entries of the file that no output depends on
 _WITHOUT_EFFECT = {
@@ -73,11 +89,10 @@ def convert_checkpoint(
         ValueError: the file is not such a checkpoint, or does not fit the backbone; the message lists all missing and
             unexpected entries and all wrong shapes.
     """
-    tensors = _read_official(checkpoint)
-    num_layers = sum(bool(re.fullmatch(r"trainable_linearlayer\.fc\.\d+\.weight", name)) for name in tensors)
+    tensors = read_official(checkpoint)
     sizes = {
-        "num_category_tokens": _axis(tensors, "New_Lan_Embed.prompt_query", 1, default=2),
-        "num_deep_prompt_tokens": _axis(tensors, "prompt_embeddings", 1, default=1),
+        "num_category_tokens": size_in(tensors, "New_Lan_Embed.prompt_query", 1, default=2),
+        "num_deep_prompt_tokens": size_in(tensors, "prompt_embeddings", 1, default=1),
     }
     model = VCPCLIPModel.from_clip(
         backbone,
@@ -91,27 +106,10 @@ def convert_checkpoint(
         },
     )
     config = model.config
-    if num_layers and num_layers != len(config.feature_layers):
-        if feature_layers is not None:
-            raise ValueError(
-                f"{checkpoint} has linear layers for {num_layers} feature layers, but feature_layers={feature_layers}"
-                f" names {len(feature_layers)}."
-            )
-        raise ValueError(
-            f"{checkpoint} has linear layers for {num_layers} feature layers, but does not state to which image blocks"
-            f" they belong. Pass feature_layers, {num_layers} of 1..{config.vision_config.num_hidden_layers}."
-        )
-
-    _check_entries(tensors, _official_shapes(config), str(checkpoint))
-    state_dict = _to_our_names(tensors, config)
-    dtype = model.dtype
-    result = model.load_state_dict({name: tensor.to(dtype) for name, tensor in state_dict.items()}, strict=False)
-    unfilled = [name for name in result.missing_keys if not name.startswith(BACKBONE_PREFIX)]
-    if unfilled or result.unexpected_keys:
-        raise RuntimeError(
-            f"The conversion of {checkpoint} left {unfilled} without a value and found no place for"
-            f" {result.unexpected_keys}. Please report this, with the versions that `vcp-clip info` prints."
-        )
+    num_blocks = config.vision_config.num_hidden_layers
+    check_feature_layers(linear_layers(tensors), feature_layers, config.feature_layers, num_blocks, checkpoint)
+    check_entries(tensors, _official_shapes(config), checkpoint, "VCP-CLIP", _WITHOUT_EFFECT)
+    fill_learned_part(model, _to_our_names(tensors, config), checkpoint)
     for name in sorted(_WITHOUT_EFFECT.keys() & tensors.keys()):
         logger.info(f"Skipped {name}: {_WITHOUT_EFFECT[name]}.")
     return model
@@ -124,37 +122,6 @@ def official_image_processor(config: VCPCLIPConfig) -> VCPCLIPImageProcessor:
     num_pixels = round(AUTHORS_SCORING["top_k_fraction"] * math.prod(VCPCLIPConfig().input_size))
     fraction = min(1.0, num_pixels / (height * width))
     return VCPCLIPImageProcessor.for_model(config, **{**AUTHORS_SCORING, "top_k_fraction": fraction})
-
-
-def _read_official(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Return the tensors of the file under dotted names."""
-    if not os.path.isfile(checkpoint):
-        raise FileNotFoundError(f"The checkpoint {os.fspath(checkpoint)!r} does not exist.")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # other files fail in many ways: UnpicklingError, EOFError, KeyError, ...
-        raise ValueError(
-            f"{checkpoint} could not be read as tensors ({type(error).__name__}). It is damaged, or not a PyTorch"
-            " checkpoint, or has other pickled objects, which are refused because loading them can run code. Download"
-            " the authors' file again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{checkpoint} holds a {type(content).__name__}, expected the authors' dictionary of tensors."
-        )
-    tensors = {}
-    for name, value in content.items():
-        entries = (
-            {f"{name}.{key}": tensor for key, tensor in value.items()} if isinstance(value, dict) else {name: value}
-        )
-        tensors.update(entries)
-    return tensors
-
-
-def _axis(tensors: dict, name: str, axis: int, default: int) -> int:
-    """Return one size of a tensor's shape, or the default if the tensor is missing, which `_check_entries` reports."""
-    tensor = tensors.get(name)
-    return tensor.shape[axis] if isinstance(tensor, torch.Tensor) and tensor.ndim > axis else default
 
 
 def _official_shapes(config: VCPCLIPConfig) -> dict[str, tuple[int, ...]]:
@@ -188,25 +155,6 @@ def _official_shapes(config: VCPCLIPConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_entries(tensors: dict, expected: dict[str, tuple[int, ...]], checkpoint: str) -> None:
-    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
-    for name, value in tensors.items():
-        if name in _WITHOUT_EFFECT:
-            continue
-        if name not in expected:
-            problems.append(f"unexpected: {name}")
-        elif not isinstance(value, torch.Tensor):
-            problems.append(f"not a tensor: {name} is a {type(value).__name__}")
-        elif tuple(value.shape) != expected[name]:
-            problems.append(f"wrong shape: {name} {tuple(value.shape)}, expected {expected[name]} for this backbone")
-        elif not value.isfinite().all():
-            problems.append(f"not finite: {name}")
-    if problems:
-        raise ValueError(
-            f"{checkpoint} is not an official VCP-CLIP checkpoint for this backbone:\n  " + "\n  ".join(problems)
-        )
-
-
 def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> dict[str, torch.Tensor]:
     state_dict = {
         "pre_vcp.category_embeddings": tensors["New_Lan_Embed.prompt_query"][0],
@@ -232,6 +180,20 @@ def _to_our_names(tensors: dict[str, torch.Tensor], config: VCPCLIPConfig) -> di
     return state_dict
 
 
+# Name on the command line -> converter
+_CONVERTERS = {
+    VCPCLIPConfig.model_type: convert_checkpoint,
+    AprilGANConfig.model_type: convert_april_gan,
+    AnomalyCLIPConfig.model_type: convert_anomaly_clip,
+}
+
+
+def _image_processor(config: FrozenCLIPConfig) -> VCPCLIPImageProcessor:
+    if isinstance(config, VCPCLIPConfig):
+        return official_image_processor(config)
+    return VCPCLIPImageProcessor.for_model(config, **config.image_processing)
+
+
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip_hf.convert_vcp_clip_to_hf") -> None:
     """
     Run the command line. Options are spelled with hyphens or underscores.
@@ -243,7 +205,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip
     parser = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s --checkpoint FILE --output FOLDER [OPTIONS]",
-        description="Convert the authors' VCP-CLIP checkpoint (.pth) into a folder for from_pretrained and the Hub.",
+        description="Convert the authors' checkpoint (.pth) of VCP-CLIP or of another method into a folder for"
+        " from_pretrained and the Hub.",
+    )
+    parser.add_argument(
+        "--method",
+        choices=[*_CONVERTERS, _OPEN_CLIP],
+        default=VCPCLIPConfig.model_type,
+        help="method that the file belongs to (default: %(default)s); open_clip: a CLIP itself, see"
+        f" `--method {_OPEN_CLIP} --help`",
     )
     parser.add_argument(
         "--checkpoint", required=True, type=Path, metavar="FILE", help="the authors' file, e.g. train_visa.pth"
@@ -264,27 +234,33 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip
         type=int,
         nargs="+",
         metavar="INT",
-        help="image blocks whose features are used, e.g. 6 12 18 24 (default: four at even distances)",
+        help="image blocks whose features are used, e.g. 6 12 18 24 (default: four at even distances; the last one"
+        f" for {AnomalyCLIPConfig.model_type})",
     )
     parser.add_argument(
         "--adapter-only", action="store_true", help="write the learned part only; the configuration names the backbone"
     )
-    given = sys.argv[1:] if arguments is None else map(str, arguments)
-    options = parser.parse_args([_with_hyphens(argument) for argument in given])
+    given = [_with_hyphens(str(each)) for each in (sys.argv[1:] if arguments is None else arguments)]
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--method")
+    chosen, others = chooser.parse_known_args(given)
+    if chosen.method == _OPEN_CLIP:
+        convert_backbone(others, prog=f"{prog} --method {_OPEN_CLIP}")
+        return
+    options = parser.parse_args(given)
     hub_arguments = {} if options.revision is None else {"revision": options.revision}
     try:
-        model = convert_checkpoint(
+        model = _CONVERTERS[options.method](
             options.checkpoint, options.backbone, options.image_size, options.feature_layers, **hub_arguments
         )
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
     tokenizer = load_tokenizer(model.config.text_config.vocab_size, options.backbone, **hub_arguments)
-    digest = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()
     save_parts(
         options.output,
-        CheckpointParts(model, official_image_processor(model.config), tokenizer),
+        CheckpointParts(model, _image_processor(model.config), tokenizer),
         adapter_only=options.adapter_only,
-        training_facts={"converted_from": {"file": options.checkpoint.name, "sha256": digest}},
+        training_facts={"converted_from": describe_file(options.checkpoint)},
     )
 
     learned = model.num_parameters(only_trainable=True)
@@ -292,7 +268,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip
     print(f"  feature layers {model.config.feature_layers}, input {options.image_size} pixels")
     print("  " + ("learned part only" if options.adapter_only else "CLIP weights included"))
     print("  " + ("tokenizer included" if tokenizer is not None else "no tokenizer: the prompts cannot be changed"))
-    for name, reason in _WITHOUT_EFFECT.items():
+    for name, reason in (_WITHOUT_EFFECT if options.method == VCPCLIPConfig.model_type else {}).items():
         print(f"  skipped {name}: {reason}")
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class EvaluationProtocol:
             Compare maps and masks at each image's own size, instead of the model's input size, at which thin defects
             can vanish.
         smoothing_sigma (`float`, *optional*): sigma of the Gaussian in pixels of the model's input.
-        score_mode (`"max"` or `"top_k"`, *optional*): how the image score is computed.
+        score_mode (`"max"`, `"top_k"` or `"image_head"`, *optional*): how the image score is computed.
         top_k_fraction (`float`, *optional*): fraction of the pixels that "top_k" averages.
         mode (`"exact"` or `"streaming"`): "streaming" needs constant memory and gives bounds.
         skip_undefined (`bool`):
@@ -67,6 +67,15 @@ class EvaluationProtocol:
     mode: str = "exact"
     skip_undefined: bool = False
     description: str = "the image processor's own settings, at the model's input size"
+
+    def with_score(self, score_mode: str) -> "EvaluationProtocol":
+        """
+        Return the same protocol with another image score, which its description names.
+
+        Args:
+            score_mode (`"max"`, `"top_k"` or `"image_head"`): the image score.
+        """
+        return replace(self, score_mode=score_mode, description=f"{self.description}; image score {score_mode!r}")
 
 
 PROTOCOLS: dict[str, EvaluationProtocol] = {

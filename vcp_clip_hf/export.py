@@ -150,7 +150,7 @@ class SegmentationGraph(nn.Module):
             # weighted means of probabilities, which rounding could move out of [0, 1]
             smooth = (self.smoothing @ smooth @ self.smoothing.T).clamp(0, 1)
         branches = [branch for branch in (outputs.base_map, outputs.vcp_map) if branch is not None]
-        return smooth, self.scoring.score_tensor(smooth, branches)
+        return smooth, self.scoring.score_tensor(smooth, branches, outputs.image_scores)
 
 
 def export_model(

@@ -240,9 +240,11 @@ class ExportedSegmenter:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be 1 or more.")
         if roi_mask is not None and self.settings["score_mode"] != "max":
+            pipeline_too = "" if self.settings["score_mode"] == "image_head" else "use the pipeline, or "
             raise ValueError(
                 f"roi_mask needs score_mode='max', and this graph has {self.settings['score_mode']!r} built in, which"
-                " reads the whole image. Use the pipeline, or set score_mode='max' in the checkpoint and export again."
+                f" reads the whole image. Way out: {pipeline_too}set score_mode='max' in the checkpoint and export"
+                " again."
             )
         thresholds = self._thresholds(threshold, image_threshold, input_range, roi_mask is not None)
         reading = {

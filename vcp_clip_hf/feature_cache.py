@@ -37,12 +37,14 @@ def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
     """Return name -> (shape, dtype) of the arrays that are stored for an image."""
     height, width = config.input_size
     patches = (height // config.vision_config.patch_size) * (width // config.vision_config.patch_size)
-    return {
+    arrays = {
         "patch_tokens": ((len(config.feature_layers), patches, config.vision_config.hidden_size), np.float16),
         "image_embeds": ((config.projection_dim,), np.float32),
         "labels": ((height, width), np.uint8),
         "has_mask": ((), np.bool_),
     }
+    # other models have no use for it, and their folders of earlier versions do not hold it
+    return {**arrays, "is_anomalous": ((), np.bool_)} if config.use_image_head else arrays
 
 
 class CachedFeatures(Dataset):
@@ -52,8 +54,8 @@ class CachedFeatures(Dataset):
     Args:
         folder (`str`): folder of the features.
 
-    Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8 and
-    `has_mask`.
+    Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8, `has_mask`
+    and, for a model with an image head, `is_anomalous`.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -92,7 +94,8 @@ def cache_image_features(
 
     Args:
         model ([`VCPCLIPModel`]): model whose image tower computes the features.
-        examples (`Dataset`): items with `pixel_values`, `labels` and `has_mask`, the same ones each time.
+        examples (`Dataset`): items with `pixel_values`, `labels` and `has_mask`, the same ones each time; for a
+            model with an image head also `is_anomalous`.
         folder (`str`): folder to write.
         batch_size, num_workers (`int`): batch size and DataLoader workers of each process.
         accelerator (`Accelerator`): accelerator of the processes that share the work.
@@ -103,6 +106,8 @@ def cache_image_features(
     """
     folder = Path(folder)
     facts = {"images": len(examples), "tower": _tower_fingerprint(model), "data": data_fingerprint}
+    if model.config.use_image_head:
+        facts["is_anomalous"] = True
     # One process reads, and all use its result, because they must reach the same barriers
     found = broadcast_object_list([_read_facts(folder) == facts])[0]
     if found:
@@ -166,10 +171,11 @@ def _fill(
                 "image_embeds": image_embeds.float(),
                 "labels": batch["labels"],
                 "has_mask": batch["has_mask"],
+                "is_anomalous": batch.get("is_anomalous"),
             }
             indices = list(mine[done : done + len(image_embeds)])
-            for name, value in values.items():
-                files[name][indices] = value.cpu().numpy()
+            for name, file in files.items():
+                file[indices] = values[name].cpu().numpy()
             done += len(indices)
             bar.update(len(indices))
     for array in files.values():

@@ -19,10 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .checkpoint_folder import CheckpointParts, complete_parts, load_parts, save_parts
-from .configuration_vcp_clip import VCPCLIPConfig
+from .configuration_frozen_clip import FrozenCLIPConfig
 from .data import export_dataset
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .model_card import hub_name, is_generated, stamped
+from .modeling_frozen_clip import FrozenCLIPPreTrainedModel
 from .modeling_vcp_clip import VCPCLIPModel
 from .references import REFERENCES_FILE, ReferenceMemory
 
@@ -40,14 +41,14 @@ _TOKENS = "https://huggingface.co/settings/tokens"
 
 
 def push_checkpoint(
-    model: VCPCLIPModel | str | os.PathLike,
+    model: FrozenCLIPPreTrainedModel | str | os.PathLike,
     repo_id: str,
     *,
     image_processor: VCPCLIPImageProcessor | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     references: ReferenceMemory | None = None,
     adapter_only: bool | None = None,
-    include_code: bool = True,
+    include_code: bool | None = None,
     backbone: str | None = None,
     backbone_revision: str | None = None,
     revision: str | None = None,
@@ -61,7 +62,8 @@ def push_checkpoint(
     package.
 
     Args:
-        model ([`VCPCLIPModel`] or `str` or `os.PathLike`): model, or the folder or Hub repository of a checkpoint.
+        model ([`VCPCLIPModel`] or another method's model, `str` or `os.PathLike`):
+            Model, or the folder or Hub repository of a checkpoint.
         repo_id (`str`): `"owner/name"`; the repository is created if missing.
         image_processor ([`VCPCLIPImageProcessor`], *optional*):
             Image processor to push; by default that of the checkpoint that the model was loaded from.
@@ -72,7 +74,7 @@ def push_checkpoint(
         adapter_only (`bool`, *optional*):
             Push the learned tensors only; CLIP is then loaded from the repository that the configuration names.
             Default: as the checkpoint is stored.
-        include_code (`bool`, *optional*, defaults to `True`):
+        include_code (`bool`, *optional*, defaults to `True` for VCP-CLIP):
             Push this package's modules too, so that
             `pipeline("anomaly-segmentation", model=repo_id, trust_remote_code=True)` works without the package.
         backbone (`str`, *optional*): Hub repository of the CLIP, if the configuration does not name it.
@@ -105,6 +107,7 @@ def push_checkpoint(
         parts.references = references or parts.references
     config = parts.model.config
     adapter_only = not config.backbone_included if adapter_only is None else adapter_only
+    include_code = isinstance(parts.model, VCPCLIPModel) if include_code is None else include_code
     with (
         tempfile.TemporaryDirectory() as temporary,
         _backbone_named(config, adapter_only, backbone, backbone_revision),
@@ -117,7 +120,7 @@ def push_checkpoint(
         with _clear_errors(api, repo_id):
             if adapter_only:
                 _check_backbone_exists(api, config)
-            message = commit_message or f"Upload VCP-CLIP, {'learned part' if adapter_only else 'with backbone'}"
+            message = commit_message or f"Upload {config.title}, {'learned part' if adapter_only else 'with backbone'}"
             return _push_folder(api, folder, repo_id, "model", _OWN_MODEL_FILES, message, revision, tag, private)
 
 
@@ -175,7 +178,7 @@ def push_dataset(
 
 @contextmanager
 def _backbone_named(
-    config: VCPCLIPConfig, adapter_only: bool, backbone: str | None, revision: str | None
+    config: FrozenCLIPConfig, adapter_only: bool, backbone: str | None, revision: str | None
 ) -> Iterator[None]:
     """Name a Hub backbone in the configuration during the `with` block, instead of a folder of this machine."""
     before = config.backbone_name_or_path, config.backbone_revision
@@ -196,7 +199,7 @@ def _backbone_named(
         config.backbone_name_or_path, config.backbone_revision = before
 
 
-def _check_backbone_exists(api: HfApi, config: VCPCLIPConfig) -> None:
+def _check_backbone_exists(api: HfApi, config: FrozenCLIPConfig) -> None:
     """Raise unless the backbone is a repository that the token can read."""
     name, revision = config.backbone_name_or_path, config.backbone_revision
     try:

@@ -14,7 +14,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput
 
 from .anomaly_scoring import AUTHORS_SCORING, AnomalyScoring, gaussian_smooth, resize_map
-from .configuration_vcp_clip import VCPCLIPConfig
+from .configuration_frozen_clip import FrozenCLIPConfig
 from .image_loading import ImageLike, list_images, load_image, load_mask
 from .pixel_preprocessing import fit, place, to_planes, value_table
 from .region_of_interest import region_at_size
@@ -45,7 +45,7 @@ class VCPCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor (`int`): divisor of both sides with `"keep_ratio"`: the model's patch size.
     input_range (`tuple[float, float]`): values of black and white in data of more than 8 bits.
     smoothing_sigma (`float`): standard deviation of the Gaussian on the map, in input pixels; 0 switches it off.
-    score_mode (`"max"` or `"top_k"`): way to read the image score from the maps.
+    score_mode (`"max"`, `"top_k"` or `"image_head"`): way to get the image score.
     top_k_fraction (`float`): fraction of the pixels that `"top_k"` averages.
     threshold (`float`): pixels of the map at or above it are abnormal.
     image_threshold (`float`): images with a score at or above it are anomalous.
@@ -56,7 +56,7 @@ class VCPCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor: int
     input_range: list[float | int] | tuple[float | int, ...] | None
     smoothing_sigma: float | int
-    score_mode: Literal["max", "top_k"]
+    score_mode: Literal["max", "top_k", "image_head"]
     top_k_fraction: float | int
     threshold: float | int | None
     image_threshold: float | int | None
@@ -92,14 +92,15 @@ class VCPCLIPImageProcessor(PilBackend):
         score_mode (`str`, *optional*, defaults to `"max"`):
             `"max"`: maximum of the smoothed map at the size of the mask, in [0, 1] (the paper, table 10). `"top_k"`:
             mean of the largest values of the unsmoothed base map plus the same of the Post-VCP map, in [0, 2] (the
-            authors' code).
+            authors' code). `"image_head"`: the model's own score of the whole image, `image_scores` of its outputs,
+            in [0, 1]; it needs a model that has one, and cannot be restricted to a region of interest.
         top_k_fraction (`float`, *optional*, defaults to 2000 / 518^2):
             Fraction of the pixels that `"top_k"` averages.
         threshold (`float`, *optional*):
             Pixels of the map at or above it are abnormal, in [0, 1]. `None`: no masks.
         image_threshold (`float`, *optional*):
             Images with a score at or above it are anomalous, on the scale of the score. `None`: `threshold` with
-            `"max"`, where both are on one scale; no labels with `"top_k"`.
+            `"max"`, where both are on one scale; no labels with the other scores.
         calibration (`dict`, *optional*):
             Method, number of images, date and settings of the thresholds, as the pipeline's `calibrate` writes it.
             A calibrated threshold is not used under other settings.
@@ -140,13 +141,13 @@ class VCPCLIPImageProcessor(PilBackend):
 
     @classmethod
     def for_model(
-        cls, config: VCPCLIPConfig, **kwargs: Unpack[VCPCLIPImageProcessorKwargs]
+        cls, config: FrozenCLIPConfig, **kwargs: Unpack[VCPCLIPImageProcessorKwargs]
     ) -> "VCPCLIPImageProcessor":
         """
         Make an image processor for the input size and the patch size of a model.
 
         Args:
-            config ([`VCPCLIPConfig`]): configuration of the model.
+            config ([`FrozenCLIPConfig`]): configuration of the model.
             kwargs: arguments of the constructor, which take precedence.
 
         Returns:
@@ -156,6 +157,7 @@ class VCPCLIPImageProcessor(PilBackend):
         defaults = {
             "size": {"height": height, "width": width},
             "size_divisor": config.vision_config.patch_size,
+            **config.image_processing,
         }
         return cls(**{**defaults, **kwargs})
 
@@ -333,7 +335,7 @@ class VCPCLIPImageProcessor(PilBackend):
         Returns:
             `list[dict]` with, for each image,
             - **score** (`float`): with `"max"`, the maximum of `anomaly_map`, in [0, 1]; with `"top_k"`, read at the
-              model's size, in [0, 2];
+              model's size, in [0, 2]; with `"image_head"`, the model's own, in [0, 1];
             - **label** (`"normal"`, `"anomalous"` or `None`): score compared with the image threshold;
             - **threshold**, **image_threshold** (`float` or `None`): the thresholds in use;
             - **anomaly_map** (`torch.FloatTensor` of shape `(height, width)`): fused, smoothed, in [0, 1];
@@ -343,7 +345,7 @@ class VCPCLIPImageProcessor(PilBackend):
 
         Raises:
             ValueError: the number of `target_sizes` or `roi_masks` differs from that of images; a setting is unknown
-                or out of range.
+                or out of range; the score `"image_head"` with a region of interest, or without image scores.
         """
         known = {
             "resize_mode": resize_mode or self.resize_mode,
@@ -351,8 +353,11 @@ class VCPCLIPImageProcessor(PilBackend):
             **(conditions or {}),
         }
         scoring = self.scoring(known, **settings)
-        maps = outputs.anomaly_map.float()
-        branches = [branch.float() for branch in (outputs.base_map, outputs.vcp_map) if branch is not None]
+        scoring.check_region(roi_masks is not None and any(mask is not None for mask in roi_masks))
+        maps, image_scores = outputs.anomaly_map.float(), getattr(outputs, "image_scores", None)
+        branches = [outputs[name].float() for name in ("base_map", "vcp_map") if outputs.get(name) is not None] or [
+            maps
+        ]
         for name, given in (("target_sizes", target_sizes), ("roi_masks", roi_masks)):
             if given is not None and len(given) != len(maps):
                 raise ValueError(f"{len(given)} {name} came with {len(maps)} images.")
@@ -382,7 +387,8 @@ class VCPCLIPImageProcessor(PilBackend):
                     at_model_size = torch.stack([_region_like(roi_masks[index], smooth[0]) for index in indices])
                     group_branches = [branch * at_model_size for branch in group_branches]
             # 3. score the maps that the masks are read from
-            scores = scoring.scores(finished, group_branches)
+            own = None if image_scores is None else image_scores[indices]
+            scores = scoring.scores(finished, group_branches, own)
             for index, anomaly_map, score, inside in zip(indices, finished, scores, regions, strict=True):
                 results[index] = scoring.result(anomaly_map, score, inside)
         return results

@@ -5,50 +5,36 @@ layers, T prompt templates of each state, r category tokens, n deep prompt token
 d_v the image width. The two states are always ordered normal, abnormal.
 """
 
-import copy
 import difflib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CLIPConfig, PreTrainedTokenizerBase
 from transformers import initialization as init
-from transformers.modeling_utils import unwrap_model
-from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
-from transformers.utils.quantization_config import QuantizationMethod
 
-from .backbone_loading import (
-    BACKBONE_PREFIX,
-    HUB_ARGUMENTS,
-    check_backbone,
-    check_model_type,
-    config_on_backbone,
-    learned_state,
-    load_adapter_weights,
-    load_backbone,
-    load_backbone_weights,
-    quantize_backbone_only,
-    read_backbone_config,
-    without_load_report,
-)
-from .checkpoint_errors import check_dtype, explained, explained_writing, read_config_values, refuse_pickles
+from .backbone_loading import config_on_backbone, without_load_report
+from .checkpoint_errors import read_config_values
 from .configuration_vcp_clip import VCPCLIPConfig
+from .image_head import VCPCLIPImageHead, image_head_loss
 from .losses import segmentation_loss
+from .modeling_frozen_clip import FrozenCLIPPreTrainedModel, check_labels, requested_states, with_blocks_of
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_states_differ, check_tokenizer, tokenize_prompts
-from .vision_tower import LayerStates, VCPCLIPVisionEmbeddings, VCPCLIPVisionEncoder
 from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLIPPreVCP, inverse_norm
 
 
 __all__ = ["VCPCLIPModel", "VCPCLIPOutput", "VCPCLIPPreTrainedModel"]
 
 logger = logging.get_logger(__name__)
+
+# Names of the image head's parameters start with it
+IMAGE_HEAD_PREFIX = "image_head."
 
 
 @dataclass
@@ -58,8 +44,9 @@ class VCPCLIPOutput(ModelOutput):
     model's dtype, at the size of `pixel_values`, not smoothed.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` are given):
-            Focal + dice loss, summed over feature layers and branches (equation 10).
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` or `is_anomalous` are given):
+            Focal + dice loss, summed over feature layers and branches (equation 10), if `labels` are given; with an
+            image head, plus its binary cross-entropy.
         anomaly_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
             `(1 - fusion_weight) * base_map + fusion_weight * vcp_map`.
         base_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
@@ -80,6 +67,10 @@ class VCPCLIPOutput(ModelOutput):
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
             The image tower's residual stream: the embedded patches, then the output of each block, each of shape
             `(batch_size, 1 + num_patches, d_v)`.
+        image_logits (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
+            Logits of the image head, positive for anomalous images, float32.
+        image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
+            Their sigmoid: the probability that the image is anomalous, in [0, 1], float32.
     """
 
     loss: torch.FloatTensor | None = None
@@ -92,37 +83,35 @@ class VCPCLIPOutput(ModelOutput):
     image_embeds: torch.FloatTensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    image_logits: torch.FloatTensor | None = None
+    image_scores: torch.FloatTensor | None = None
 
 
-class VCPCLIPPreTrainedModel(PreTrainedModel):
+class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
     """Load, save and initialize VCP-CLIP models."""
 
     config: VCPCLIPConfig
-    # CLIP's own prefix: a CLIP checkpoint loads straight into `self.clip`, and CLIPModel loads from our checkpoints
-    base_model_prefix = "clip"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    _no_split_modules = ["VCPCLIPPreVCP", "VCPCLIPDeepPrompts", "VCPCLIPPostVCP", "VCPCLIPVisionEmbeddings"]
-    # The loss is a mean over the batch, whatever the keyword arguments of `forward`: Trainer must divide it itself
-    accepts_loss_kwargs = False
+    _no_split_modules = [
+        "VCPCLIPPreVCP",
+        "VCPCLIPDeepPrompts",
+        "VCPCLIPPostVCP",
+        "VCPCLIPVisionEmbeddings",
+        "VCPCLIPImageHead",
+    ]
+    # A checkpoint with an image head can be loaded without it
+    _keys_to_ignore_on_load_unexpected = [rf"^{IMAGE_HEAD_PREFIX}"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialize as the authors do; linear and convolution layers keep PyTorch's default."""
+        """Initialize as the authors do."""
         if isinstance(module, VCPCLIPPreVCP):
             init.trunc_normal_(module.category_embeddings, std=1.0)
         elif isinstance(module, VCPCLIPDeepPrompts):
             init.uniform_(module.embeddings, -1.0, 1.0)
             init.kaiming_normal_(module.projection.weight, mode="fan_out", a=0, nonlinearity="leaky_relu")
-        elif isinstance(module, (nn.Linear, nn.Conv1d)):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, VCPCLIPImageHead):
+            module.initialize()
         elif isinstance(module, VCPCLIPModel):
             init.constant_(module.base_logit_scale, math.log(1 / 0.07))
             if module.vcp_logit_scale is not None:
@@ -131,121 +120,30 @@ class VCPCLIPPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """
-        Load a checkpoint from the Hub or a folder: a full one, or one with the learned part only, whose CLIP is then
-        loaded from `config.backbone_name_or_path`.
-
-        Args are those of [`~transformers.PreTrainedModel.from_pretrained`]. `backbone_name_or_path="..."` names
-        another place for the backbone of an adapter-only checkpoint, for example a local copy. A
-        `quantization_config` applies to the backbone only.
-
-        Raises:
-            OSError: the checkpoint or its backbone is missing; the message says which one and what to do.
-            ValueError: the backbone's sizes are not those the checkpoint was trained with.
-        """
-        location = pretrained_model_name_or_path
-        if kwargs.get("use_safetensors") is False:
-            raise ValueError("use_safetensors=False would load pickles, which can run code. Convert the weights.")
-        kwargs["use_safetensors"] = True
-        check_dtype(kwargs.get("dtype"))
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"])
-        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        if location is None or cls._includes_backbone(location, config, hub_arguments):
-            if location is not None:
-                refuse_pickles(location, hub_arguments.get("subfolder") or "")
-            with explained(location):
-                loaded = super().from_pretrained(location, *model_args, config=config, **kwargs)
-        else:
-            loaded = cls._from_adapter(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
-        # Loading makes new parameters, which require gradients again
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.clip.requires_grad_(False)
-        return loaded
+    def _from_checkpoint(cls, location, *model_args, config, hub_arguments: dict, **kwargs):
+        """Load a checkpoint as it is stored; `use_image_head=True` adds a new image head to one that has none."""
+        if location is not None and _adds_image_head(location, config, kwargs, hub_arguments):
+            return cls._with_new_image_head(
+                location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs
+            )
+        return super()._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
 
     @classmethod
-    def _includes_backbone(cls, location, config, hub_arguments: dict) -> bool:
-        """Return whether the weight file of a checkpoint includes CLIP, or only the learned part."""
-        if isinstance(config, PreTrainedConfig):
-            return config.backbone_included
-        values = read_config_values(config or location, **hub_arguments)
-        check_model_type(values, location)
-        return values.get("backbone_included", True)
-
-    @classmethod
-    def _from_adapter(cls, location, *model_args, config, hub_arguments: dict, variant: str | None = None, **kwargs):
-        # 1. the configuration, with overrides among the keyword arguments; the rest says how to build the model
-        loading = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
-        if not isinstance(config, PreTrainedConfig):
-            # Arguments that a configuration would take as its own fields
-            building = {name: loading.pop(name) for name in ("attn_implementation", "dtype") if name in loading}
-            config, loading = cls.config_class.from_pretrained(
-                config or location, return_unused_kwargs=True, **hub_arguments, **loading
+    def _with_new_image_head(cls, location, *model_args, output_loading_info: bool = False, **kwargs):
+        """Load a checkpoint without an image head into a model with one, without a table of missing weights."""
+        with without_load_report():
+            model, report = super()._from_checkpoint(location, *model_args, output_loading_info=True, **kwargs)
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith(IMAGE_HEAD_PREFIX))
+        if missing:
+            raise OSError(
+                f"The weights of {str(location)!r} are incomplete: {len(missing)} tensors are missing, such as"
+                f" {missing[0]}. Copy or download the checkpoint again."
             )
-            loading.update(building)
-        # 2. the learned part, 3. the frozen backbone, 4. both together
-        state_dict = load_adapter_weights(location, variant, hub_arguments)
-        state_dict.update(load_backbone_weights(config, location, hub_arguments))
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **loading)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.name_or_path = model.config.name_or_path = str(location)
-        return loaded
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        is_main_process: bool = True,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        *args,
-        adapter_only: bool = False,
-        **kwargs,
-    ):
-        """
-        Save configuration and weights as safetensors.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): folder, made if missing.
-            is_main_process, args, kwargs: as in [`~transformers.PreTrainedModel.save_pretrained`].
-            state_dict (`dict[str, torch.Tensor]`, *optional*): weights to save instead of the model's own.
-            adapter_only (`bool`, *optional*, defaults to `False`):
-                Save the learned tensors only (31 MB for ViT-L). The configuration then names the CLIP backbone, and
-                `from_pretrained` loads it from there.
-
-        Raises:
-            ValueError: `adapter_only` without a named backbone, or while CLIP itself is trained; a model that is
-                quantized with torchao.
-        """
-        model = unwrap_model(self)
-        config = model.config
-        quantization = getattr(config, "quantization_config", None)
-        if getattr(quantization, "quant_method", None) == QuantizationMethod.TORCHAO:
-            raise ValueError(
-                "A model quantized with torchao can be saved but not loaded again: its file format cannot store"
-                " parameters outside of modules, such as base_logit_scale. Keep the checkpoint as it was before, and"
-                " quantize it whenever it is loaded."
-            )
-        if adapter_only:
-            if not config.backbone_name_or_path:
-                raise ValueError(
-                    "adapter_only=True saves no CLIP weights, so the checkpoint must name their place, but"
-                    " config.backbone_name_or_path is not set. Set it to a Hub repository or a folder with the CLIP"
-                    " model, or save with adapter_only=False."
-                )
-            if any(parameter.requires_grad for parameter in model.clip.parameters()):
-                raise ValueError(
-                    "adapter_only=True leaves CLIP's weights out, but some of them require gradients and differ from"
-                    " the backbone's once they are trained. Save with adapter_only=False, or freeze CLIP again with"
-                    " model.clip.requires_grad_(False) if they are unchanged."
-                )
-            state_dict = learned_state(model.state_dict() if state_dict is None else state_dict)
-        included = config.backbone_included
-        config.backbone_included = not adapter_only
-        try:
-            with explained_writing(save_directory):
-                super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
-        finally:
-            config.backbone_included = included
+        logger.warning(
+            f"{location} has no image head; a new one is initialized. Train it before you use its scores: `vcp-clip"
+            " train --trainable image_head`."
+        )
+        return (model, report) if output_loading_info else model
 
 
 class VCPCLIPModel(VCPCLIPPreTrainedModel):
@@ -256,6 +154,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
     evaluation mode inside `model.train()`. Trained are the category tokens and the Mini-Net (`pre_vcp`), the deep
     prompts (`deep_prompts`), `prompt_norm`, one linear map per feature layer (`feature_projections`), `post_vcp` and
     both temperatures. `model.clip.requires_grad_(True)` or adapters train the towers too.
+
+    With `use_image_head`, `image_head` scores whole images. No gradient flows from it into the other parts, which
+    therefore train exactly as without it; `freeze_all_but_image_head` leaves it as the only trained part.
 
     The model keeps nothing between calls. [`accelerate_inference`] makes a faster copy for inference.
 
@@ -279,12 +180,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
     def __init__(self, config: VCPCLIPConfig):
         super().__init__(config)
         text, vision = config.text_config, config.vision_config
-        self.clip = CLIPModel._from_config(config.to_clip_config())
-        # Three modules of CLIP with the same parameters and names, and with what VCP-CLIP changes
-        vision_model, text_model = self.clip.vision_model, self.clip.text_model
-        vision_model.embeddings = VCPCLIPVisionEmbeddings(vision_model.config)
-        vision_model.encoder = _with_blocks_of(vision_model.encoder, VCPCLIPVisionEncoder)
-        text_model.encoder = _with_blocks_of(text_model.encoder, VCPCLIPTextEncoder)
+        self.clip = self._make_clip()
+        text_model = self.clip.text_model
+        text_model.encoder = with_blocks_of(text_model.encoder, VCPCLIPTextEncoder)
 
         self.pre_vcp = VCPCLIPPreVCP(config)
         self.deep_prompts = VCPCLIPDeepPrompts(config) if config.num_deep_prompt_tokens else None
@@ -295,17 +193,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self.base_logit_scale = nn.Parameter(torch.empty(()))
         self.post_vcp = VCPCLIPPostVCP(config) if config.use_post_vcp else None
         self.vcp_logit_scale = nn.Parameter(torch.empty(())) if config.use_post_vcp else None
+        self.image_head = VCPCLIPImageHead(config) if config.use_image_head else None
 
-        self.clip.requires_grad_(False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return CLIP's token embedding."""
-        return self.clip.text_model.embeddings.token_embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace CLIP's token embedding."""
-        self.clip.text_model.embeddings.token_embedding = value
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
         """
@@ -317,70 +207,37 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         return embeddings
 
     def train(self, mode: bool = True):
-        """Set training mode for the learned part and for what is trained of CLIP; the rest of CLIP stays in eval."""
+        """Set training mode for what is trained; frozen parts of CLIP and frozen deep prompts stay in eval."""
         super().train(mode)
-        for part in (self.clip, self.clip.text_model, self.clip.vision_model):
-            if not any(parameter.requires_grad for parameter in part.parameters()):
-                part.eval()
+        deep = self.deep_prompts
+        if deep is not None and not any(parameter.requires_grad for parameter in deep.parameters()):
+            deep.eval()
         return self
 
-    @classmethod
-    def from_clip(
-        cls,
-        backbone: str | os.PathLike | CLIPModel,
-        config: VCPCLIPConfig | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        **kwargs,
-    ) -> "VCPCLIPModel":
+    def freeze_all_but_image_head(self) -> None:
         """
-        Build a model on a pretrained CLIP, with a newly initialized learned part, as the start of a training.
-
-        Args:
-            backbone (`str`, `os.PathLike` or `CLIPModel`):
-                Hub repository, folder, or a loaded model. Of a VCP-CLIP checkpoint, only its CLIP is used.
-            config ([`VCPCLIPConfig`], *optional*):
-                The architecture; its towers must be the backbone's. Made from the backbone and `kwargs` if absent.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                Tokenizer of the backbone, to turn `normal_prompts` / `abnormal_prompts` into ids. Needed only where
-                the prompts are not the paper's or the vocabulary is not OpenAI's; loaded from `backbone` if absent.
-            kwargs:
-                Without `config`: fields of [`VCPCLIPConfig`], and `hidden_act`, to run both towers with another
-                activation than the backbone's own (the authors run OpenAI's weights with `"gelu"`). Always:
-                arguments of `from_pretrained` such as `dtype`, `attn_implementation`, `revision`, `token`.
-
-        Returns:
-            [`VCPCLIPModel`] in evaluation mode.
+        Leave the image head as the only part that requires gradients.
 
         Raises:
-            OSError: the backbone is missing.
-            ValueError: not a CLIP model, not the one of `config`, or fields that contradict it.
+            ValueError: the model has no image head.
         """
-        # The learned part is trained in float32, whatever the backbone is stored in
-        loading = {"dtype": torch.float32, **kwargs}
-        hub_arguments = {name: loading[name] for name in HUB_ARGUMENTS if name in loading}
-        clip_config, name = read_backbone_config(backbone, hub_arguments)
-        if config is None:
-            fields = {
-                name: loading.pop(name)
-                for name in list(loading)
-                if name == "hidden_act" or (name in VCPCLIPConfig.__dataclass_fields__ and name != "dtype")
-            }
-            config = config_on_backbone(clip_config, name, tokenizer, hub_arguments, **fields)
-        else:
-            check_backbone(config, clip_config, name or "the given model")
-            config = copy.deepcopy(config)
-            config.backbone_name_or_path = name or config.backbone_name_or_path
-            config.backbone_included = True
+        if self.image_head is None:
+            raise ValueError(
+                "This model has no image head to train. Load it with from_pretrained(..., use_image_head=True)."
+            )
+        self.requires_grad_(False)
+        self.image_head.requires_grad_(True)
 
-        if not isinstance(backbone, CLIPModel):
-            backbone = load_backbone(name, clip_config, "auto", hub_arguments)
-        state_dict = {BACKBONE_PREFIX + key: value for key, value in backbone.state_dict().items()}
-        loading = {name: value for name, value in loading.items() if name not in HUB_ARGUMENTS}
-        with without_load_report():  # the learned part has no weights yet
-            model = cls.from_pretrained(None, config=config, state_dict=state_dict, **loading)
-        logger.info("The learned part is newly initialized: train the model before use.")
-        model.name_or_path = model.config.name_or_path = ""
-        return model
+    @classmethod
+    def _config_on_backbone(
+        cls,
+        clip_config: CLIPConfig,
+        name: str | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        hub_arguments: dict[str, Any],
+        **fields,
+    ) -> VCPCLIPConfig:
+        return config_on_backbone(clip_config, name, tokenizer, hub_arguments, **fields)
 
     def set_prompts(self, normal: Sequence[str], abnormal: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         """
@@ -434,38 +291,14 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self, pixel_values: torch.Tensor, output_hidden_states: bool | int | Sequence[int] = False, **kwargs
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """Run `encode_image`, with the residual stream after every block, or after chosen ones, on request."""
-        self._check_pixel_values(pixel_values)
         layers = self.config.feature_layers
         num_states = len(self.clip.vision_model.encoder.layers) + 1
-        requested = _requested_states(output_hidden_states, num_states)
-        recorded = LayerStates((*layers, *requested))
-        outputs = self.clip.vision_model(
-            pixel_values,
-            interpolate_pos_encoding=True,
-            layer_states=recorded,
-            output_hidden_states=False,
-            output_attentions=False,
-            **kwargs,
-        )
-        patch_tokens = tuple(recorded.states[layer][:, 1:] for layer in layers)
-        image_embeds = self.clip.visual_projection(outputs.pooler_output)
-        hidden_states = tuple(recorded.states[each] if each in requested else None for each in range(num_states))
+        requested = requested_states(output_hidden_states, num_states)
+        states, pooled = self.run_image_tower(pixel_values, (*layers, *requested), **kwargs)
+        patch_tokens = tuple(states[layer][:, 1:] for layer in layers)
+        image_embeds = self.clip.visual_projection(pooled)
+        hidden_states = tuple(states[each] if each in requested else None for each in range(num_states))
         return patch_tokens, image_embeds, hidden_states if requested else None
-
-    def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
-        channels = self.config.vision_config.num_channels
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch_size, {channels}, height,"
-                " width)."
-            )
-        height, width = pixel_values.shape[-2:]
-        patch_size = self.config.vision_config.patch_size
-        if height % patch_size or width % patch_size or not height or not width:
-            raise ValueError(
-                f"pixel_values is {height} x {width} pixels; both sides must be multiples of patch_size={patch_size}."
-                " VCPCLIPImageProcessor makes such sizes."
-            )
 
     # --- the text tower -------------------------------------------------------------------------------------------
 
@@ -544,7 +377,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 
     # --- patches against text ---------------------------------------------------------------------------------------
 
-    def _layer_logits(
+    def _layer_contrasts(
         self, patch_tokens: tuple[torch.Tensor, ...], text_embeds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
         """
@@ -554,7 +387,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         one channel is upsampled, not two.
 
         Returns:
-            `tuple`: abnormal minus normal logit of every patch, `(B, K, N)` float32, of the base branch and of the
+            `tuple`: abnormal minus normal cosine of every patch, `(B, K, N)` float32, of the base branch and of the
             Post-VCP branch (or `None`), and the Post-VCP attentions.
         """
         device = text_embeds.device
@@ -562,9 +395,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         for tokens, projection in zip(patch_tokens, self.feature_projections, strict=True):
             projected = projection(tokens)
             base.append(_contrast(projected, text_embeds, inverse_norm(projected)).to(device))
-        base_logits = self.base_logit_scale.float().exp() * torch.stack(base, dim=1)
+        base = torch.stack(base, dim=1)
         if self.post_vcp is None:
-            return base_logits, None, ()
+            return base, None, ()
 
         inverse_norms = [inverse_norm(tokens) for tokens in patch_tokens]
         updated, attentions = self.post_vcp(text_embeds, patch_tokens, inverse_norms)
@@ -572,7 +405,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             _contrast(tokens, embeds, norms).to(device)
             for tokens, embeds, norms in zip(patch_tokens, updated, inverse_norms, strict=True)
         ]
-        return base_logits, self.vcp_logit_scale.float().exp() * torch.stack(vcp, dim=1), attentions
+        return base, torch.stack(vcp, dim=1), attentions
 
     @can_return_tuple
     def forward(
@@ -585,6 +418,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         image_embeds: torch.FloatTensor | None = None,
         patch_tokens: torch.FloatTensor | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
+        is_anomalous: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VCPCLIPOutput:
         r"""
@@ -613,6 +447,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             output_hidden_states (`bool`, `int` or `Sequence[int]`, *optional*, defaults to
                 `config.output_hidden_states`): also return the image tower's hidden states, or those of the given
                 indices only, with `None` in the place of the others; needs `pixel_values`.
+            is_anomalous (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+                1 for anomalous images, else 0, for the loss of the image head. Default with `labels`: 1 if the mask
+                has an abnormal pixel. Without `labels`, `loss` is that of the image head alone. (transformers' Trainer
+                evaluates a loss only if every argument with "label" in its name is given.)
             return_dict (`bool`, *optional*): `False` for a plain tuple.
             kwargs: arguments of transformers' attention functions, for the image tower.
 
@@ -620,7 +458,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             [`VCPCLIPOutput`]
 
         Raises:
-            ValueError: a wrong shape, or labels outside 0 and 1; the message says what was expected.
+            ValueError: a wrong shape, labels outside 0 and 1, or `is_anomalous` for a model without an image head;
+                the message says what was expected.
             TypeError: an unknown keyword argument.
         """
         _refuse_unknown(kwargs)
@@ -648,8 +487,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         # 2. the prompted text tower, once for all images that share their global features
         text_embeds = self.encode_text(image_embeds, prompt_input_ids).expand(batch_size, -1, -1)
 
-        # 3. patches against text, in both branches: (B, K, N) differences of logits
-        base_logits, vcp_logits, attentions = self._layer_logits(patch_tokens, text_embeds)
+        # 3. patches against text, in both branches: (B, K, N) differences of cosines, then of logits
+        base, vcp, attentions = self._layer_contrasts(patch_tokens, text_embeds)
+        base_logits = self.base_logit_scale.float().exp() * base
+        vcp_logits = None if vcp is None else self.vcp_logit_scale.float().exp() * vcp
 
         # 4. to pixels and probabilities, then the mean over layers and the fusion
         base_layer_maps, vcp_layer_maps = self._layer_maps(base_logits, vcp_logits, size)
@@ -659,14 +500,27 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             vcp_map = vcp_layer_maps.mean(dim=1)
             anomaly_map = torch.lerp(base_map, vcp_map, float(self.config.fusion_weight))
 
-        # 5. the loss of both branches
+        # 5. the score of the image
+        image_logits = None
+        if self.image_head is not None:
+            embeds = own_embeds.expand(batch_size, -1)
+            image_logits = self.image_head(embeds, text_embeds, patch_tokens, base, vcp)
+
+        # 6. the loss of both branches and of the image head
         loss = None
         if labels is not None:
-            self._check_labels(labels, (batch_size, *size))
+            check_labels(labels, (batch_size, *size))
             labels = labels.to(base_layer_maps.device)
             loss = segmentation_loss(base_layer_maps, labels)
             if vcp_layer_maps is not None:
                 loss = loss + segmentation_loss(vcp_layer_maps, labels)
+        if is_anomalous is not None:
+            self._check_is_anomalous(is_anomalous, batch_size)
+        elif labels is not None and image_logits is not None:
+            is_anomalous = labels.flatten(1).amax(dim=1)
+        if is_anomalous is not None:
+            image_loss = image_head_loss(image_logits, is_anomalous.to(image_logits.device))
+            loss = image_loss if loss is None else loss + image_loss
 
         return VCPCLIPOutput(
             loss=loss,
@@ -679,6 +533,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             image_embeds=image_embeds.expand(batch_size, -1),
             attentions=attentions if output_attentions and attentions else None,
             hidden_states=hidden_states,
+            image_logits=image_logits,
+            image_scores=None if image_logits is None else image_logits.sigmoid(),
         )
 
     def _prompting_embeds(self, image_embeds: torch.Tensor, own_embeds: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -713,43 +569,36 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f" feature layers, {expected[1]} patches of a {height} x {width} image, {expected[2]})."
             )
 
-    @staticmethod
-    def _check_labels(labels: torch.Tensor, expected: tuple[int, ...]) -> None:
-        if tuple(labels.shape) != expected:
+    def _check_is_anomalous(self, is_anomalous: torch.Tensor, batch_size: int) -> None:
+        if self.image_head is None:
             raise ValueError(
-                f"labels has shape {tuple(labels.shape)}, expected {expected}: one mask for each image, at the size of"
-                " pixel_values. VCPCLIPImageProcessor makes them from `segmentation_maps`."
+                "is_anomalous is for the image head, and this model has none. Leave it out, or load the model with"
+                " from_pretrained(..., use_image_head=True)."
             )
-        if not torch.compiler.is_compiling() and labels.dtype != torch.bool:
-            low, high = labels.aminmax()
+        if tuple(is_anomalous.shape) != (batch_size,):
+            raise ValueError(
+                f"is_anomalous has shape {tuple(is_anomalous.shape)}, expected ({batch_size},): one value for each"
+                " image."
+            )
+        if not torch.compiler.is_compiling() and is_anomalous.dtype != torch.bool:
+            low, high = is_anomalous.aminmax()
             if low < 0 or high > 1:
                 raise ValueError(
-                    f"labels must be 0 (normal) or 1 (abnormal), got values from {low.item()} to {high.item()}."
-                    " Divide a 0/255 mask by 255."
+                    f"is_anomalous must be 0 (normal) or 1 (anomalous), got values from {low.item()} to {high.item()}."
                 )
 
 
-def _with_blocks_of(encoder: CLIPEncoder, cls: type[CLIPEncoder]) -> CLIPEncoder:
-    """Return an encoder of another class with the blocks of a given one."""
-    with torch.device("meta"):  # the blocks made here are replaced at once
-        replacement = cls(encoder.config)
-    replacement.layers = encoder.layers
-    return replacement
-
-
-def _requested_states(output_hidden_states: bool | int | Sequence[int], num_states: int) -> list[int]:
-    """Return the indices of hidden states that an `output_hidden_states` of transformers selects."""
-    if isinstance(output_hidden_states, bool) or output_hidden_states is None:
-        return list(range(num_states)) if output_hidden_states else []
-    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
-    return sorted({index % num_states for index in indices if -num_states <= index < num_states})
+def _adds_image_head(location: Any, config: Any, arguments: dict[str, Any], hub_arguments: dict[str, Any]) -> bool:
+    """Return whether a checkpoint without an image head is to be loaded into a model with one."""
+    requested = arguments.get("use_image_head", getattr(config, "use_image_head", False))
+    return requested is True and not read_config_values(location, **hub_arguments).get("use_image_head", False)
 
 
 def _refuse_unknown(arguments: dict[str, Any]) -> None:
     """Raise for unknown keyword arguments, such as a misspelled one of ours; transformers' own are passed on."""
     known = ("pixel_values", "labels", "prompt_input_ids", "output_layer_maps", "output_attentions", "image_embeds")
     for name in arguments.keys() - TransformersKwargs.__annotations__.keys():
-        close = difflib.get_close_matches(name, (*known, "patch_tokens", "output_hidden_states"), n=1)
+        close = difflib.get_close_matches(name, (*known, "patch_tokens", "output_hidden_states", "is_anomalous"), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise TypeError(f"VCPCLIPModel.forward() has no argument {name!r}{hint}")
 

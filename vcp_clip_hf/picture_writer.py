@@ -109,8 +109,9 @@ class PictureWriter:
             # Without subsampling, which would blur the thin colored outlines
             save = partial(picture.save, quality=90, subsampling=0)
             self._save(record, "overlay", ".jpg", save)
-        if "regions" in result:
-            record["regions"] = result["regions"]
+        for name in ("regions", "judged_with"):
+            if name in result:
+                record[name] = result[name]
         return record
 
     def _save(self, record: dict[str, Any], kind: str, extension: str, save: Callable[[Path], None]) -> None:

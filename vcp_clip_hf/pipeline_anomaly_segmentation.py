@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from .configuration_vcp_clip import CATEGORY_SLOT
 from .devices import check_device
 from .image_loading import ImageLike, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
+from .mutual_scoring import MEMORY_LIMIT, MutualScoring
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
 from .reference_pictures import (
     build_memory,
@@ -43,6 +45,7 @@ from .references import ReferencedModel, ReferenceMemory
 from .region_of_interest import load_region_of_interest
 from .thresholds import HIGHEST_SCORES, Thresholds, calibrated_thresholds
 from .tiling import Tiling, segment_tiles
+from .together import MutualJudge
 
 
 __all__ = ["AnomalySegmentationPipeline"]
@@ -52,6 +55,11 @@ logger = logging.get_logger(__name__)
 _SCORING = [each.name for each in fields(AnomalyScoring)]
 _THRESHOLDS = ("threshold", "image_threshold")
 _FALSE_ALARM_RATE = 0.01
+# Arguments of a call that images which are judged together have no use for
+_NOT_TOGETHER = (
+    *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
+    *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight"),
+)
 
 # One image or many: the inputs of `__call__` and `calibrate`
 Images = ImageLike | Iterable[ImageLike] | torch.utils.data.Dataset
@@ -106,14 +114,11 @@ class AnomalySegmentationPipeline(Pipeline):
         if self.device.type == "cpu" and self.model.dtype == torch.float16:
             logger.warning_once("float16 is several times slower than float32 on a CPU; computing in float32.")
             self.model.float()
+        if self._reads_names and self.tokenizer is not None:
+            self.model.tokenizer = self.tokenizer
         self._references = find_references(self.model)
         if reference_images is not None:
-            images = _in_list(reference_images)
-            self.set_references(images)
-            if len(self.references.pictures) > 1:
-                calibration = self.calibrate(images, false_alarm_rate=false_alarm_rate)
-                say = logger.info if calibration.reached else logger.warning
-                say(" ".join(describe_calibration(self.image_processor.calibration)))
+            self._set_references_and_thresholds(_in_list(reference_images), false_alarm_rate)
         elif false_alarm_rate is not None:
             raise ValueError(
                 f"false_alarm_rate={false_alarm_rate!r} needs reference_images, the normal images that the threshold"
@@ -201,19 +206,61 @@ class AnomalySegmentationPipeline(Pipeline):
         )
         return self._references
 
-    def _network_with(self, references: ReferenceMemory | None) -> torch.nn.Module:
-        """Return what computes maps: the model, alone or with a memory."""
+    def _set_references_and_thresholds(self, images: list[ImageLike], false_alarm_rate: float | None) -> None:
+        """Set references, and thresholds from them if there are two or more."""
+        of_thresholds, memory = images, self.set_references(images)
+        if not memory.exact:
+            logger.info(
+                "The memory keeps only a coreset of these references, so that they cannot be scored as new images:"
+                " every second one sets the thresholds instead, and is not in the memory."
+            )
+            of_thresholds, memory = images[1::2], self.set_references(images[::2])
+        if len(images) > 1:
+            calibration = self.calibrate(of_thresholds, false_alarm_rate=false_alarm_rate)
+            say = logger.info if calibration.reached else logger.warning
+            say(" ".join(describe_calibration(self.image_processor.calibration)))
+
+    def _network_with(self, references: ReferenceMemory | None, product_name: str | None) -> torch.nn.Module:
+        """Return what computes maps: the model, alone or with a memory, and with the product's name if it reads it."""
         network = self._inference_model()
+        if self._reads_names:
+            return network.for_product(product_name, None if references is None else references.banks)
         return network if references is None else ReferencedModel(network, references)
 
-    def _active_references(self, weight: float | None) -> ReferenceMemory | None:
-        """Return the memory with the weight of a call, or `None` if it has no part in the results."""
+    @property
+    def _reads_names(self) -> bool:
+        """Return whether the model is another method than VCP-CLIP, which reads the product's name."""
+        return hasattr(self.model, "for_product")
+
+    def _check_text(self, prompts: Any, product_name: str | None) -> None:
+        """Raise for text that the model does not read."""
+        kind = type(self.model).__name__
+        if self._reads_names and prompts is not None:
+            raise ValueError(f"{kind} has prompts of its own, which `prompts` cannot replace. Give a product_name.")
+        if not self._reads_names and product_name is not None:
+            raise ValueError(f"product_name={product_name!r} has no effect: {kind} needs no name. Leave it out.")
+
+    def active_references(self, weight: float | None) -> ReferenceMemory | None:
+        """
+        Return the memory that a call uses, or `None` if it has no part in the results.
+
+        Args:
+            weight (`float`, *optional*): `reference_weight` of the call.
+
+        Raises:
+            ValueError: there is a weight, and there are no references.
+        """
         if self._references is None:
             if weight:
                 raise ValueError(
                     f"reference_weight={weight!r} needs references: call `set_references` with normal images first."
                 )
             return None
+        if self._reads_names and weight not in (None, 0, 1):
+            raise ValueError(
+                f"reference_weight={weight!r} has no meaning for {type(self.model).__name__}, which fuses both maps as"
+                " it was published. Leave it out, or give 0 for zero-shot."
+            )
         active = self._references if weight is None else self._references.with_weight(weight)
         return active if active.weight else None
 
@@ -236,6 +283,7 @@ class AnomalySegmentationPipeline(Pipeline):
         """Tokenize state words or whole templates of both states; return ids of shape (2, templates, length)."""
         if prompts is None:
             return None
+        self._check_text(prompts, None)
         if set(prompts) != {"normal", "abnormal"}:
             raise ValueError(f'prompts must have the keys "normal" and "abnormal", got {sorted(prompts)}.')
         if self.tokenizer is None:
@@ -280,10 +328,13 @@ class AnomalySegmentationPipeline(Pipeline):
                 calibrated with the settings of this call. Without a threshold there are no masks and no labels.
             image_threshold (`float`, *optional*): images with a score at or above it are anomalous. Default: the
                 checkpoint's on the same condition, else `threshold` with the score `"max"`.
-            smoothing_sigma, score_mode, top_k_fraction (*optional*): settings of [`VCPCLIPImageProcessor`].
+            smoothing_sigma, score_mode, top_k_fraction (*optional*): settings of [`VCPCLIPImageProcessor`]. In tiles,
+                `"image_head"` is the score of the whole image at the model's size.
             prompts (`dict`, *optional*):
                 `{"normal": ..., "abnormal": ...}`: a state word ("perfect"), a template with one `{}`
                 ("a perfect {} on a table"), or a list of these.
+            product_name (`str`, *optional*, defaults to `"object"`):
+                Name of the product in all images, for other methods than VCP-CLIP, which needs none.
             input_range (`tuple[float, float]`, *optional*): values of black and white in data of more than 8 bits.
             roi_mask (`ImageLike`, *optional*):
                 Region of interest of the images' size: pixels that are neither black nor transparent are inspected.
@@ -385,6 +436,7 @@ class AnomalySegmentationPipeline(Pipeline):
         self,
         inputs: dict[str, Any],
         prompt_input_ids: torch.LongTensor | None = None,
+        product_name: str | None = None,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
         tile_batch_size: int = 4,
@@ -398,8 +450,9 @@ class AnomalySegmentationPipeline(Pipeline):
         **settings: float | str | None,
     ) -> dict[str, list]:
         tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
-        references = self._active_references(reference_weight)
-        conditions = self._conditions(prompt_input_ids, tiling, input_range, roi_mask, references)
+        references = self.active_references(reference_weight)
+        text = _Text(prompt_input_ids, product_name)
+        conditions = self._conditions(text, tiling, input_range, roi_mask, references)
         # inputs of a batch are lists, those of a single image are not
         images, roi_masks, errors = (
             inputs[name] if isinstance(inputs["image"], list) else [inputs[name]]
@@ -411,7 +464,7 @@ class AnomalySegmentationPipeline(Pipeline):
                 images,
                 roi_masks,
                 references,
-                prompt_input_ids,
+                text,
                 {**settings, "conditions": conditions},
                 output_branch_maps,
                 output_layer_maps,
@@ -422,7 +475,7 @@ class AnomalySegmentationPipeline(Pipeline):
                 raise ValueError("Layer maps and uncertainty are not kept for tiles; leave tile_size out.")
             scoring = self.image_processor.scoring(conditions, **settings)
             results = [
-                self._tiled(image, inside, tiling, references, prompt_input_ids, scoring, output_branch_maps)
+                self._tiled(image, inside, tiling, references, text, scoring, output_branch_maps)
                 for image, inside in zip(images, roi_masks, strict=True)
             ]
         for result, image, inside, error in zip(results, images, roi_masks, errors, strict=True):
@@ -431,7 +484,7 @@ class AnomalySegmentationPipeline(Pipeline):
 
     def _conditions(
         self,
-        prompt_input_ids: torch.LongTensor | None,
+        text: "_Text",
         tiling: Tiling | None,
         input_range: tuple[float, float] | None,
         roi_mask: ImageLike | None,
@@ -441,8 +494,14 @@ class AnomalySegmentationPipeline(Pipeline):
         input_range = input_range or self.image_processor.input_range
         if references is not None:
             references.check_conditions(image_conditions(self.image_processor, tiling))
+        self._check_text(None, text.product_name)
+        if self._reads_names:
+            (name,) = self.model.names_of_images(text.product_name, 1)
+            words = {"product_name": self.model.prompt_name(name)}
+        else:
+            words = {"prompts": prompt_rows(self.model.config, text.prompt_input_ids)}
         return {
-            "prompts": prompt_rows(self.model.config, prompt_input_ids),
+            **words,
             "tiling": None if tiling is None else tiling.settings(),
             "region_of_interest": roi_mask is not None,
             "input_range": None if input_range is None else list(input_range),
@@ -455,7 +514,7 @@ class AnomalySegmentationPipeline(Pipeline):
         images: list[Image.Image],
         roi_masks: list[np.ndarray | None],
         references: ReferenceMemory | None,
-        prompt_input_ids: torch.LongTensor | None,
+        text: "_Text",
         settings: dict[str, Any],
         branches: bool,
         layers: bool,
@@ -464,12 +523,13 @@ class AnomalySegmentationPipeline(Pipeline):
         """Segment a batch of images, each as a whole."""
         if references is not None and self._references_as_new:
             if len(images) > 1:  # one by one, because each has a memory of its own
-                further = (prompt_input_ids, settings, branches, layers, uncertainty)
+                further = (text, settings, branches, layers, uncertainty)
                 parts = zip(pixel_values.split(1), images, roi_masks, strict=True)
                 return [self._whole(one, [image], [mask], references, *further)[0] for one, image, mask in parts]
             references = references.for_new_picture(images[0])
-        network = self._network_with(references)
-        outputs = network(pixel_values, prompt_input_ids=prompt_input_ids, output_layer_maps=layers or uncertainty)
+        network = self._network_with(references, text.product_name)
+        prompts = text.prompt_input_ids
+        outputs = network(pixel_values, prompt_input_ids=prompts, output_layer_maps=layers or uncertainty)
         sizes = [(image.height, image.width) for image in images]
         results = self.image_processor.post_process_anomaly_segmentation(
             outputs, sizes, None if all(mask is None for mask in roi_masks) else roi_masks, **settings
@@ -484,19 +544,20 @@ class AnomalySegmentationPipeline(Pipeline):
         roi_mask: np.ndarray | None,
         tiling: Tiling,
         references: ReferenceMemory | None,
-        prompt_input_ids: torch.LongTensor | None,
+        text: "_Text",
         scoring: AnomalyScoring,
         output_branch_maps: bool,
     ) -> dict[str, Any]:
         """Segment one image in tiles."""
+        scoring.check_region(roi_mask is not None)
         if references is not None and self._references_as_new:
             references = references.for_new_picture(image)
         maps = segment_tiles(
-            self._network_with(references),
+            self._network_with(references, text.product_name),
             self.image_processor,
             image,
             tiling,
-            prompt_input_ids,
+            text.prompt_input_ids,
             scoring.smoothing_sigma,
             with_branches=output_branch_maps or scoring.score_mode == "top_k",
         )
@@ -505,7 +566,7 @@ class AnomalySegmentationPipeline(Pipeline):
         inside = None if roi_mask is None else torch.from_numpy(roi_mask)
         if inside is not None:
             anomaly_map, branches = anomaly_map * inside, [branch * inside for branch in branches]
-        (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches])
+        (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches], maps.image_scores)
         result = scoring.result(anomaly_map, score, inside)
         if output_branch_maps:
             result.update(zip(("base_map", "vcp_map"), branches, strict=False))
@@ -527,7 +588,7 @@ class AnomalySegmentationPipeline(Pipeline):
         stacks = {
             name: outputs[name][index]
             for name in ("base_layer_maps", "vcp_layer_maps")
-            if (layers or uncertainty) and outputs[name] is not None
+            if (layers or uncertainty) and outputs.get(name) is not None
         }
         if layers:
             found.update({name: at_size(stack) for name, stack in stacks.items()})
@@ -553,6 +614,83 @@ class AnomalySegmentationPipeline(Pipeline):
         thresholds = Thresholds(found["threshold"], found["image_threshold"])
         result = finish(image, found["anomaly_map"], found["score"], thresholds, inside, **options)
         return as_segments(result) if output_format == "image-segmentation" else {**found, **result}
+
+    def segment_together(
+        self,
+        images: Images,
+        *,
+        layers: Sequence[int] | None = None,
+        degrees: Sequence[int] = (1, 3, 5),
+        interval: tuple[float, float] = (0.0, 0.3),
+        subset_size: int | None = None,
+        rescore_neighbors: Sequence[int] = (1, 2, 3),
+        zero_shot_weight: float = 0.0,
+        memory_limit: int = MEMORY_LIMIT,
+        progress: bool = True,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        image_column: str | None = None,
+        **kwargs: Any,
+    ) -> list[Any] | Iterator[Any]:
+        """
+        Judge unlabeled images of one product together (mutual scoring, MuSc): what few of them have is abnormal.
+
+        Results depend on the set of images, by design. Thresholds of the checkpoint do not apply to them: without a
+        threshold of this call there are no masks and no labels. References have no part in them. The time grows with
+        the square of the number of images, see [`mutual_scoring_cost`].
+
+        Args:
+            images (`Images`): at least 5 images, as in a call; each is read twice.
+            layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight: see [`MutualScoring`].
+            memory_limit (`int`, *optional*, defaults to 1 GiB):
+                Bytes of patch tokens, of distances and of zero-shot maps that are kept in memory each; what exceeds
+                them goes to a temporary file.
+            progress (`bool`, *optional*, defaults to `True`): whether to say the cost and show progress bars.
+            batch_size, num_workers (`int`, *optional*), image_column (`str`, *optional*): as in a call.
+            kwargs: further arguments of a call. `prompts` and `smoothing_sigma` change the zero-shot map only;
+                `score_mode`, tiles, and maps of branches and layers are refused. With `on_error="return"`, images
+                that cannot be read are left out of the comparison.
+
+        Returns:
+            A list of results for a list, an iterator for a generator or a dataset, as in a call, with
+            - **score** (`float`): in [0, 1]; 0 and 1 before the scores of similar images are averaged are the least
+              and the most abnormal image of the set. With `rescore_neighbors=()`, the maximum of the map;
+            - **anomaly_map**: half the mean distance to the most similar images, in [0, 1], not smoothed, or its
+              fusion with the zero-shot map;
+            - **judged_with** (`dict`): number of `pictures` that were compared, of those in this image's `subset`,
+              and the settings.
+
+        Raises:
+            ValueError: fewer than 5 images that can be read, or an argument is wrong.
+        """
+        preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        preprocess = {**self._preprocess_params, **preprocess}
+        forward = {**_without_given_thresholds(self._forward_params), **forward}
+        for name in _NOT_TOGETHER:
+            if forward.get(name):
+                raise ValueError(f"{name}={forward[name]!r} is not supported for images that are judged together.")
+        config = self.model.config
+        scoring = MutualScoring(layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight)
+        product_name = forward.get("product_name")
+        self._check_text(None, product_name)
+        judge = MutualJudge(
+            self._network_with(None, product_name),
+            self.image_processor,
+            scoring.on(config.feature_layers, config.vision_config.num_hidden_layers),
+            partial(self.preprocess, **preprocess),
+            *(forward.get(name) for name in ("prompt_input_ids", "smoothing_sigma", *_THRESHOLDS)),
+            batch_size=batch_size or self._batch_size or 1,
+            num_workers=self._num_workers or 0 if num_workers is None else num_workers,
+            memory_limit=memory_limit,
+            progress=progress,
+        )
+        listed = _as_images(images, image_column)
+        if not isinstance(listed, (list, torch.utils.data.Dataset)):
+            single = isinstance(listed, (str, Image.Image, np.ndarray, torch.Tensor))
+            listed = [listed] if single else list(listed)
+        options = {**self._postprocess_params, **postprocess}
+        results = (self.postprocess({"results": each}, **options) for each in judge.results(listed))
+        return list(results) if isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) else results
 
     def calibrate(
         self,
@@ -600,9 +738,11 @@ class AnomalySegmentationPipeline(Pipeline):
         shaping = {*argument_names(self.postprocess), *argument_names(finish)}
         arguments = {name: value for name, value in kwargs.items() if name not in shaping}
         scoring, conditions = self._call_settings(arguments)
-        leave_one_out = False
+        leave_one_out, num_left_out = False, 0
         if conditions["references"] is not None:
+            given = images = _in_list(images, arguments.pop("image_column", None))
             images, labels, leave_one_out = self._without_references(images, labels, arguments)
+            num_left_out = len(given) - len(images)
         total = len(images) if isinstance(images, (list, tuple)) else None
         if labels is not None and total not in (None, len(labels)):
             raise ValueError(f"Expected one label for each of {total} images, got {len(labels)}.")
@@ -618,18 +758,16 @@ class AnomalySegmentationPipeline(Pipeline):
             calibration = from_normal_scores(measured.scores, false_alarm_rate, HIGHEST_SCORES[scoring.score_mode])
         else:
             calibration = from_labeled_scores(measured.scores, measured.chosen(labels))
-        if leave_one_out:
-            calibration.leave_one_out = True
-            if pixels is not None:
-                pixels.leave_one_out = True
+        for each in (calibration, pixels):
+            if each is not None:
+                each.leave_one_out, each.num_left_out = leave_one_out or None, num_left_out or None
         self._keep(calibration, pixels, scoring, conditions)
         return calibration
 
     def _without_references(
-        self, images: Images, labels: Sequence[int] | None, arguments: dict[str, Any]
-    ) -> tuple[Any, Sequence[int] | None, bool]:
+        self, images: list[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
+    ) -> tuple[list[Any], Sequence[int] | None, bool]:
         """Return images and labels to calibrate on, and whether they are references that are scored as new images."""
-        images = _in_list(images, arguments.pop("image_column", None))
         names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
         reading = {**self._preprocess_params, **arguments}
         own = own_references(
@@ -666,11 +804,11 @@ class AnomalySegmentationPipeline(Pipeline):
             values.get("tile_size"), values.get("tile_overlap"), global_weight=values.get("global_weight", 0.0)
         )
         conditions = self._conditions(
-            values.get("prompt_input_ids"),
+            _Text(values.get("prompt_input_ids"), values.get("product_name")),
             tiling,
             values.get("input_range"),
             values.get("roi_mask"),
-            self._active_references(values.get("reference_weight")),
+            self.active_references(values.get("reference_weight")),
         )
         settings = {name: values.get(name) for name in _SCORING if name not in _THRESHOLDS}
         return self.image_processor.without_thresholds().scoring(**settings), conditions
@@ -764,6 +902,14 @@ class AnomalySegmentationPipeline(Pipeline):
             "references": self.references,
         }
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Text of a call: token ids of other prompts for VCP-CLIP, or the product's name for the other methods."""
+
+    prompt_input_ids: torch.LongTensor | None
+    product_name: str | None
 
 
 @dataclass

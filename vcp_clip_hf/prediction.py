@@ -5,6 +5,9 @@ time of change of the image. `run.json` stores the model's fingerprint and all s
 run with the same settings segments exactly the images that are new, changed, failed before, or lack an output file; a
 run with other settings is refused, so that one folder never mixes two. A file that cannot be read is recorded as an
 error and does not affect the others.
+
+Images that are judged together depend on each other: the list of files, with their sizes and times, is one of the
+settings, and files that could not be read are read again only when they have changed, which makes another list.
 """
 
 import json
@@ -14,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +31,7 @@ from transformers.utils import logging
 from .image_files import LeftOut
 from .input_images import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
 from .interruption import stop_on_signal
+from .mutual_scoring import MutualScoring
 from .picture_writer import PICTURE_FOLDERS, PictureWriter
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .prediction_records import (
@@ -75,7 +79,8 @@ class PredictionSummary:
             `"with missing outputs"`.
         removed (`int`): records of earlier runs left out of the tables, because their image is gone or has changed.
         errors (`list[tuple[str, str]]`):
-            Path and message of each image that could not be segmented, and of each source that could not be read.
+            Path and message of each image that could not be segmented, now or in the run that judged it together with
+            the others, and of each source that could not be read.
         left_out (`list[tuple[str, LeftOut]]`): folder and what was left out of it.
         seconds (`float`): duration in this process.
         records (`Path`): `predictions.jsonl`.
@@ -126,6 +131,7 @@ def predict_files(
     num_workers: int = 0,
     overwrite: bool = False,
     progress: bool = True,
+    together: MutualScoring | None = None,
     **options: Any,
 ) -> PredictionSummary:
     """
@@ -142,27 +148,38 @@ def predict_files(
         batch_size, num_workers (`int`): arguments of the pipeline's call.
         overwrite (`bool`): whether to start anew: the records and files of earlier runs are removed first.
         progress (`bool`): whether to show a progress bar.
+        together ([`MutualScoring`], *optional*):
+            Judge all images together with these settings, see [`~AnomalySegmentationPipeline.segment_together`], in
+            one process. Default: each image by itself.
         options: further arguments of the pipeline's call; `output_image` is set by `save_overlays`.
 
     Returns:
         [`PredictionSummary`] over all processes.
 
     Raises:
-        ValueError: `save_maps` is none of its values; or the folder has results of another model or other settings.
+        ValueError: `save_maps` is none of its values; or the folder has results of another model or other settings,
+            or of other images that were judged together.
         FileNotFoundError: the sources have no image at all. One source without images is an error of the summary.
         KeyboardInterrupt: the run was interrupted; the finished images are recorded.
     """
     if save_maps not in ("png", "npy", None):
         raise ValueError(f"save_maps={save_maps!r} must be 'png', 'npy' or None.")
     output_dir, state = Path(output_dir), process_state()
+    if together is not None and state.num_processes > 1:
+        raise ValueError(
+            f"Images are judged together in one process, not in {state.num_processes}. Start `vcp-clip predict`"
+            " without `accelerate launch`."
+        )
     writer = PictureWriter(output_dir, save_maps, save_masks, save_overlays)
-    settings = RunSettings.of(pipe, options)
     earlier = read_predictions(output_dir)
-    if not overwrite:
-        _refuse_other_settings(settings, output_dir, earlier)
     records = {} if overwrite else {image_key(record["image"]): record for record in earlier}
     found = _find(sources, records, output_dir)
-    run = _Run(output_dir, writer, found.images, records, bool(options.get("regions")), state)
+    settings = RunSettings.of(pipe, options)
+    if together is not None:
+        settings = settings.judged_together(together, [image.path for image in found.images])
+    if not overwrite:
+        _refuse_other_settings(settings, output_dir, earlier)
+    run = _Run(output_dir, writer, found.images, records, bool(options.get("regions")), together is not None, state)
     state.wait_for_everyone()
     if state.is_main_process:
         if overwrite:
@@ -173,7 +190,7 @@ def predict_files(
     mine = run.todo[state.process_index :: state.num_processes]
     with_image = save_overlays or any(is_url(image.path) for image in mine)
     summary = PredictionSummary(
-        skipped=len(run.images) - len(run.todo),
+        skipped=len(run.images) - len(run.todo) - len(run.errors_before),
         reasons=run.reasons,
         removed=len(run.outdated),
         left_out=found.left_out,
@@ -187,7 +204,11 @@ def predict_files(
     )
     started = time.perf_counter()
     with bar, stop_on_signal(_INTERRUPTED if state.is_main_process else None, raise_at_once=True) as signals:
-        results = _results(pipe, mine, batch_size, num_workers, {**options, "output_image": with_image})
+        options = {**options, "output_image": with_image, "batch_size": batch_size, "num_workers": num_workers}
+        if together is None:
+            results = _results(pipe, mine, options)
+        else:
+            results = _results_together(pipe, run, together, {**options, "progress": progress})
         for record in run.write_results(mine, results, ahead=4 * batch_size):
             if "error" in record:
                 summary.errors.append((record["image"], record["error"]))
@@ -198,6 +219,7 @@ def predict_files(
                 raise KeyboardInterrupt(_INTERRUPTED)
     summary.seconds = time.perf_counter() - started
     state.wait_for_everyone()
+    summary.errors += run.errors_before
     run.merge_records(summary)
     summary.errors += found.problems
     return summary
@@ -259,6 +281,7 @@ class _Run:
         state (`PartialState`): this process among those launched.
         records (`dict`): record of earlier runs by [`image_key`].
         regions (`bool`): whether records need regions.
+        together (`bool`): whether images are judged together, so that an image that could not be read stays left out.
     """
 
     def __init__(
@@ -268,17 +291,22 @@ class _Run:
         images: list[InputImage],
         records: dict[str, dict[str, Any]],
         regions: bool,
+        together: bool,
         state: PartialState,
     ):
         self.output_dir, self.writer, self.images, self.state = output_dir, writer, images, state
-        self.regions = regions
+        self.regions, self.together = regions, together
         # Before the images are read: a file that changes during the run is changed for the next one
         self.states = {image.path: file_state(image.path) for image in images}
         self.todo: list[InputImage] = []
         self.reasons: Counter[str] = Counter()
+        self.errors_before: list[tuple[str, str]] = []
         for image in images:
-            reason = self.reason(image, records.get(image_key(image.path)))
-            if reason is not None:
+            record = records.get(image_key(image.path))
+            reason = self.reason(image, record)
+            if reason is None and "error" in record:
+                self.errors_before.append((image.path, record["error"]))
+            elif reason is not None:
                 self.todo.append(image)
                 self.reasons[reason] += 1
         listed = {image_key(image.path) for image in images}
@@ -289,7 +317,7 @@ class _Run:
         if record is None:
             return "new"
         if "error" in record:
-            return "failed before"
+            return None if self.together else "failed before"
         if _recorded_state(record) != self.states[image.path]:
             return "changed"
         if self.writer.lacks(record) or (self.regions and "regions" not in record):
@@ -355,17 +383,26 @@ def _still_holds(record: Mapping[str, Any]) -> bool:
 
 
 def _results(
-    pipe: AnomalySegmentationPipeline,
-    images: Sequence[InputImage],
-    batch_size: int,
-    num_workers: int,
-    options: dict[str, Any],
+    pipe: AnomalySegmentationPipeline, images: Sequence[InputImage], options: dict[str, Any]
 ) -> Iterable[dict[str, Any]]:
     """Run the pipeline lazily; an image that fails gives a result with `error`."""
     if not images:
         return ()
     # not `iter(pipe(...))`: iterating over that again would start the workers twice, and request each URL twice
-    return pipe(_Paths(images), batch_size=batch_size, num_workers=num_workers, on_error="return", **options)
+    return pipe(_Paths(images), on_error="return", **options)
+
+
+def _results_together(
+    pipe: AnomalySegmentationPipeline, run: _Run, together: MutualScoring, options: dict[str, Any]
+) -> Iterable[dict[str, Any]]:
+    """Judge all images of a run, and yield the results of those to do."""
+    if not run.todo:
+        return
+    todo = {image.path for image in run.todo}
+    results = pipe.segment_together(_Paths(run.images), on_error="return", **asdict(together), **options)
+    for image, result in zip(run.images, results, strict=True):
+        if image.path in todo:
+            yield result
 
 
 class _Paths(torch.utils.data.Dataset):

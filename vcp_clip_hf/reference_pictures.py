@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
+from .configuration_frozen_clip import FrozenCLIPConfig
 from .image_loading import ImageLike, load_image
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .references import (
@@ -73,7 +74,7 @@ def build_memory(
     Compute the memory of normal pictures.
 
     Args:
-        model ([`VCPCLIPModel`]): model, plain or accelerated.
+        model ([`VCPCLIPModel`], plain or accelerated, or a method with a few-shot mode of its own): model.
         image_processor ([`VCPCLIPImageProcessor`]): image processor of the model.
         images (`Sequence[ImageLike]`): normal pictures; a second copy of the same picture is left out.
         weight (`float`, *optional*, defaults to `config.reference_weight`): weight of the memory's map.
@@ -94,17 +95,12 @@ def build_memory(
     Raises:
         ValueError: no picture was given or could be read, or a value is out of range.
     """
-    config = model.config
-    weight = check_weight(config.reference_weight if weight is None else weight)
-    depth = config.vision_config.num_hidden_layers
-    settings = MemorySettings(
-        layers=tuple(config.memory_layers if layers is None else layers),
-        max_patches=max_patches,
-        neighborhood=config.reference_neighborhood if neighborhood is None else neighborhood,
-        copies=copies,
-    )
-    if settings.layers[-1] > depth:
-        raise ValueError(f"layers={settings.layers} must lie in 0..{depth}: the image tower has {depth} blocks.")
+    own_banks = getattr(model, "reference_banks", None)
+    if own_banks is None:
+        weight, settings = _memory_settings(model.config, weight, layers, neighborhood, max_patches, copies)
+    else:
+        _refuse_settings(model, weight=weight, layers=layers, neighborhood=neighborhood)
+        weight, settings = 1.0, MemorySettings(tuple(own_banks()), max_patches, copies=copies)
     tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
     builder = MemoryBuilder(settings)
     bar = tqdm(images, desc="references", unit="image", disable=not progress)
@@ -114,9 +110,14 @@ def build_memory(
     for batch in _batches(views, batch_size, resize_mode == "keep_ratio"):
         pixel_values = image_processor([view for _, view in batch], resize_mode=resize_mode, return_tensors="pt")
         pixel_values = pixel_values.pixel_values.to(model.device)
+        if own_banks is not None:
+            tokens = model.reference_tokens(pixel_values)
+            for index, (digest, _) in enumerate(batch):
+                builder.add_tokens(digest, {name: each[index] for name, each in tokens.items()})
+            continue
         outputs = model(pixel_values, output_hidden_states=list(settings.layers))
         height, width = pixel_values.shape[-2:]
-        patch_size = config.vision_config.patch_size
+        patch_size = model.config.vision_config.patch_size
         for index, (digest, _) in enumerate(batch):
             states = [each if each is None else each[index : index + 1] for each in outputs.hidden_states]
             builder.add(digest, states, (height // patch_size, width // patch_size))
@@ -126,6 +127,37 @@ def build_memory(
         conditions=image_conditions(image_processor, tiling),
         tower=tower_weights(model),
     )
+
+
+def _memory_settings(
+    config: FrozenCLIPConfig,
+    weight: float | None,
+    layers: Sequence[int] | None,
+    neighborhood: int | None,
+    max_patches: int,
+    copies: str,
+) -> tuple[float, MemorySettings]:
+    """Return weight and settings of a memory of patch tokens; what is not given is the configuration's."""
+    settings = MemorySettings(
+        layers=tuple(config.memory_layers if layers is None else layers),
+        max_patches=max_patches,
+        neighborhood=config.reference_neighborhood if neighborhood is None else neighborhood,
+        copies=copies,
+    )
+    depth = config.vision_config.num_hidden_layers
+    if settings.layers[-1] > depth:
+        raise ValueError(f"layers={settings.layers} must lie in 0..{depth}: the image tower has {depth} blocks.")
+    return check_weight(config.reference_weight if weight is None else weight), settings
+
+
+def _refuse_settings(model: PreTrainedModel, **settings: Any) -> None:
+    """Raise for settings of the memory that a method's own few-shot mode does not have."""
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value!r} has no meaning for {type(model).__name__}, which compares images with references"
+                " as it was published. Leave it out."
+            )
 
 
 def _readable(

@@ -58,6 +58,8 @@ COPIES: dict[str, tuple[Image.Transpose, ...]] = {
 _BLOCK_VALUES = 2**24
 # Width at which the coreset compares patches; wider ones are projected (Johnson-Lindenstrauss), as PatchCore does
 _CORESET_WIDTH = 128
+# Rows whose next choices are worked out together, so that distances are matrix products
+_CANDIDATES = 256
 _FORMAT = 1
 
 
@@ -121,17 +123,43 @@ def greedy_k_center(vectors: torch.Tensor, count: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         projection = torch.randn(points.shape[1], _CORESET_WIDTH, generator=generator) / _CORESET_WIDTH**0.5
         points = points @ projection.to(points.device)
-    norms = points.square().sum(dim=1)
-    # the first row is the one farthest from the mean: no other row depends on the order of the pictures
-    chosen = [int((points - points.mean(dim=0)).square().sum(dim=1).argmax())]
-    nearest = torch.full_like(norms, torch.inf)
-    for _ in range(count - 1):
-        latest = chosen[-1]
-        distances = norms + norms[latest] - 2 * (points @ points[latest])
-        nearest = torch.minimum(nearest, distances)
+    # the first row is the one farthest from the mean: no row depends on the order of the pictures
+    chosen = (points - points.mean(dim=0)).square().sum(dim=1).argmax()[None]
+    nearest, latest = torch.full_like(points[:, 0], torch.inf), chosen
+    while len(chosen) < count:
+        nearest = torch.minimum(nearest, _squared_distances(points, points[latest]).amin(dim=1))
         nearest[latest] = -torch.inf
-        chosen.append(int(nearest.argmax()))
-    return torch.tensor(sorted(chosen), device=vectors.device)
+        latest = _next_centers(points, nearest, count - len(chosen))
+        chosen = torch.cat([chosen, latest])
+    return chosen.sort().values
+
+
+def _next_centers(points: torch.Tensor, nearest: torch.Tensor, most: int) -> torch.Tensor:
+    """
+    Return the next rows that the greedy choice takes, at least one.
+
+    The distances of rows only fall. So among the rows with the largest distances, the choice is known without the
+    others as long as the largest of their updated distances is not below the largest one of the others.
+    """
+    values, candidates = nearest.topk(min(_CANDIDATES + 1, len(nearest)))
+    bound = values[-1] if len(values) > _CANDIDATES else values.new_tensor(-torch.inf)
+    values, candidates = values[:_CANDIDATES].clone(), candidates[:_CANDIDATES]
+    between = _squared_distances(points[candidates], points[candidates])
+    taken = []
+    while len(taken) < min(most, len(candidates)):
+        best = int(values.argmax())
+        if taken and (values[best] < bound or values[best] == -torch.inf):
+            break
+        taken.append(best)
+        values = torch.minimum(values, between[best])
+        values[best] = -torch.inf
+    return candidates[taken]
+
+
+def _squared_distances(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return the squared Euclidean distances of rows: (n, d) and (m, d) -> (n, m)."""
+    squares = points.square().sum(dim=1, keepdim=True) + others.square().sum(dim=1)
+    return squares - 2 * (points @ others.T)
 
 
 def averaged_over_neighbors(tokens: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
@@ -171,8 +199,8 @@ class MemorySettings:
     Settings that a memory is built with.
 
     Args:
-        layers (`tuple[int, ...]`): blocks of the image tower whose patch tokens are kept, 1-based; 0 is the embedded
-            patches.
+        layers (`tuple[int, ...]` or `tuple[str, ...]`): blocks of the image tower whose patch tokens are kept,
+            1-based; 0 is the embedded patches. Of a method with a few-shot mode of its own, the names of its banks.
         max_patches (`int`, *optional*, defaults to 10000): maximum number of patches kept of each layer. Up to it the
             memory is exact; beyond it, a greedy k-center coreset is kept.
         neighborhood (`int`, *optional*, defaults to 1): odd side of the square of patches that a token is averaged
@@ -184,17 +212,15 @@ class MemorySettings:
         ValueError: a value is out of range.
     """
 
-    layers: tuple[int, ...]
+    layers: tuple[int | str, ...]
     max_patches: int = 10_000
     neighborhood: int = 1
     copies: str = "none"
 
     def __post_init__(self):
         object.__setattr__(self, "layers", tuple(self.layers))
-        if not self.layers or any(isinstance(each, bool) or not isinstance(each, int) for each in self.layers):
-            raise ValueError(f"layers={self.layers!r} must be whole numbers, at least one.")
-        if list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
-            raise ValueError(f"layers={self.layers} must be ascending, distinct, and 0 or more.")
+        if not self.layers or not all(isinstance(each, str) for each in self.layers):
+            self._check_blocks()
         for name in ("max_patches", "neighborhood"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -204,6 +230,12 @@ class MemorySettings:
         if self.copies not in COPIES:
             raise ValueError(f"copies={self.copies!r} must be one of {', '.join(map(repr, COPIES))}.")
 
+    def _check_blocks(self) -> None:
+        if not self.layers or any(isinstance(each, bool) or not isinstance(each, int) for each in self.layers):
+            raise ValueError(f"layers={self.layers!r} must be whole numbers, at least one.")
+        if list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise ValueError(f"layers={self.layers} must be ascending, distinct, and 0 or more.")
+
 
 @dataclass
 class ReferenceMemory:
@@ -211,11 +243,12 @@ class ReferenceMemory:
     Patch tokens of normal pictures.
 
     Args:
-        banks (`dict[int, torch.Tensor]`): layer -> unit vectors `(patches, width)`, in the model's dtype.
-        rows_of (`dict[int, torch.IntTensor]`): layer -> index of the picture that each row is from, `(patches,)`.
+        banks (`dict[int | str, torch.Tensor]`): layer -> unit vectors `(patches, width)`, in the model's dtype.
+        rows_of (`dict[int | str, torch.IntTensor]`): layer -> index of the picture that each row is from.
         settings ([`MemorySettings`]): settings that it was built with.
         pictures (`list[str]`): `picture_digest` of each picture, in order.
-        num_patches (`int`): number of patches of each layer that were seen, copies included.
+        num_patches (`int`): number of patches of each layer that were seen, copies included; of the largest bank of a
+            method whose banks have different numbers.
         weight (`float`, *optional*, defaults to 0.5): weight of the memory's map in the fusion, in [0, 1].
         source (`str`, *optional*): where the pictures are from, for the model card.
         conditions (`dict`, *optional*): settings of the images that the patches depend on, such as tiles.
@@ -223,8 +256,8 @@ class ReferenceMemory:
             by which `check_tower` recognizes another tower.
     """
 
-    banks: dict[int, torch.Tensor]
-    rows_of: dict[int, torch.Tensor]
+    banks: dict[int | str, torch.Tensor]
+    rows_of: dict[int | str, torch.Tensor]
     settings: MemorySettings
     pictures: list[str]
     num_patches: int
@@ -236,7 +269,7 @@ class ReferenceMemory:
     @property
     def exact(self) -> bool:
         """Return whether every patch of the references is kept, and not a coreset of them."""
-        return all(len(bank) == self.num_patches for bank in self.banks.values())
+        return max(len(bank) for bank in self.banks.values()) == self.num_patches
 
     @property
     def num_bytes(self) -> int:
@@ -451,8 +484,8 @@ class MemoryBuilder:
         self.settings = settings
         self.pictures: list[str] = []
         self.num_patches = 0
-        self._tokens: dict[int, list[torch.Tensor]] = {layer: [] for layer in settings.layers}
-        self._rows_of: dict[int, list[torch.Tensor]] = {layer: [] for layer in settings.layers}
+        self._tokens: dict[int | str, list[torch.Tensor]] = {layer: [] for layer in settings.layers}
+        self._rows_of: dict[int | str, list[torch.Tensor]] = {layer: [] for layer in settings.layers}
         self._waiting = 0
 
     def add(self, picture: str, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> None:
@@ -464,15 +497,30 @@ class MemoryBuilder:
             hidden_states (`Sequence[torch.Tensor]`): residual stream, indexed by layer, `(views, 1 + patches, width)`.
             grid (`tuple[int, int]`): rows and columns of patches of a view.
         """
+        self.add_tokens(
+            picture,
+            {
+                layer: averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
+                for layer in self.settings.layers
+            },
+        )
+
+    def add_tokens(self, picture: str, tokens: Mapping[int | str, torch.Tensor]) -> None:
+        """
+        Add tokens of one picture.
+
+        Args:
+            picture (`str`): `picture_digest` of the picture.
+            tokens (`Mapping[int | str, torch.Tensor]`): layer or bank -> tokens `(..., width)`, not normalized.
+        """
         if not self.pictures or self.pictures[-1] != picture:
             self.pictures.append(picture)
-        index = len(self.pictures) - 1
+        index, added = len(self.pictures) - 1, 0
         for layer in self.settings.layers:
-            tokens = averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
-            rows = nn.functional.normalize(tokens.flatten(0, 1).float(), dim=1).to(tokens.dtype)
+            rows = nn.functional.normalize(tokens[layer].flatten(0, -2).float(), dim=1).to(tokens[layer].dtype)
             self._tokens[layer].append(rows)
             self._rows_of[layer].append(torch.full((len(rows),), index, dtype=torch.int32))
-            added = len(rows)
+            added = max(added, len(rows))
         self.num_patches += added
         self._waiting += added
         if self._waiting > 2 * self.settings.max_patches:

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from transformers import PreTrainedModel
 from .anomaly_result import finish
 from .atomic_write import atomic_file
 from .backbone_loading import BACKBONE_PREFIX
+from .input_images import image_key
+from .mutual_scoring import MutualScoring
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
+from .prediction_records import file_state
 from .version import __version__
 
 
@@ -94,9 +97,26 @@ class RunSettings:
         }
         if options.get("prompts") is not None:  # words are easier to compare than token ids
             values["prompt_input_ids"] = _plain(options["prompts"])
+        values.pop("reference_weight", None)
+        references = pipe.active_references(given.get("reference_weight"))
+        if references is not None:
+            values["references"] = references.identity()
         if isinstance(given.get("roi_mask"), (str, os.PathLike)):
             values["roi_mask"] = _file_hash(given["roi_mask"])
         return cls(json.loads(json.dumps(values)))
+
+    def judged_together(self, scoring: MutualScoring, paths: Sequence[str]) -> "RunSettings":
+        """
+        Return the settings of a run whose images are judged together: each result depends on all images.
+
+        Args:
+            scoring ([`MutualScoring`]): settings of the comparison.
+            paths (`Sequence[str]`): paths or URLs of the images, in order.
+        """
+        states = [(image_key(path), file_state(path)) for path in paths]
+        digest = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
+        values = {"together": scoring.settings(), "images": f"{len(paths)} images (list {digest})"}
+        return RunSettings({**self.values, **values})
 
     @classmethod
     def read(cls, output_dir: Path) -> "RunSettings | None":

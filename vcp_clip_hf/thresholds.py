@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 1e-6
 
 # Upper end of the scale of each score; the lower end is 0
-HIGHEST_SCORES = {"max": 1.0, "top_k": 2.0}
+HIGHEST_SCORES = {"max": 1.0, "top_k": 2.0, "image_head": 1.0}
 
 _NAMES = ("threshold", "image_threshold")
 # Settings that older calibrations do not name, with the value that they were made with
@@ -117,7 +117,7 @@ def differing_settings(calibration: Mapping[str, Any] | None, current: Mapping[s
     if recorded:
         recorded = {**_UNRECORDED, **recorded}
     names = [name for name in recorded if name in current]
-    if recorded.get("score_mode") == current.get("score_mode") == "max":
+    if "top_k" not in (recorded.get("score_mode"), current.get("score_mode")):
         names = [name for name in names if name != "top_k_fraction"]  # only "top_k" reads it
     return {name: (recorded[name], current[name]) for name in names if _plain(recorded[name]) != _plain(current[name])}
 

@@ -96,12 +96,15 @@ class TiledMaps:
         anomaly_map (`np.ndarray`): fused and smoothed map.
         base_map, vcp_map (`np.ndarray`, *optional*): unsmoothed map of each branch, if requested.
         num_tiles (`int`): number of tiles.
+        image_scores (`torch.FloatTensor` of shape `(1,)`, *optional*): the model's own score of the whole image, from
+            the pass over it at the model's size; `None` for a model without one.
     """
 
     anomaly_map: np.ndarray
     base_map: np.ndarray | None
     vcp_map: np.ndarray | None
     num_tiles: int
+    image_scores: torch.Tensor | None = None
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -226,6 +229,7 @@ def segment_tiles(
         base_map=canvases.get("base_map"),
         vcp_map=canvases.get("vcp_map"),
         num_tiles=len(corners),
+        image_scores=getattr(whole, "image_scores", None),
     )
 
 

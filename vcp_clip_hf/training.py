@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from transformers.utils import logging
 
 from .ablations import load_ablation
 from .atomic_write import atomic_folder
+from .checkpoint_facts import read_training_facts
 from .checkpoint_folder import CheckpointParts, load_parts, save_parts
 from .evaluation import evaluate
 from .evaluation_report import EvaluationProtocol
 from .feature_cache import cache_image_features
+from .image_head import image_head_loss
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .interruption import stop_on_signal
-from .modeling_vcp_clip import VCPCLIPModel
+from .modeling_vcp_clip import VCPCLIPModel, VCPCLIPOutput
 from .peak_memory import peak_memory
 from .training_checkpoints import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from .training_config import TrainingConfig
@@ -125,6 +127,8 @@ def train(
         with accelerator.main_process_first():
             train_dataset, validation_dataset = load_training_data(config)
     check_training_data(train_dataset, config)
+    if validation_dataset is not None:
+        config.check_selection()
     examples = training_examples(train_dataset, image_processor, config)
     if config.image_feature_dir is not None:
         examples = cache_image_features(
@@ -137,7 +141,8 @@ def train(
             _features_fingerprint(train_dataset, image_processor),
         )
 
-    run = _Run(config, accelerator, model, image_processor, tokenizer, examples, validation_dataset)
+    labels = None if config.normal_fraction is None else np.array(train_dataset["label"])
+    run = _Run(config, accelerator, model, image_processor, tokenizer, examples, validation_dataset, labels)
     run.data = _data_facts(config, train_dataset, validation_dataset)
     run.start()
     try:
@@ -190,6 +195,7 @@ class _Run:
         config, accelerator, model, image_processor, tokenizer: see [`train`].
         examples (`Dataset`): training examples, see `training_examples`.
         validation_dataset (`datasets.Dataset` or sequence of dicts, *optional*): records of the held-out products.
+        labels (`np.ndarray`, *optional*): labels of the examples, for `config.normal_fraction`.
     """
 
     def __init__(
@@ -201,15 +207,22 @@ class _Run:
         tokenizer: PreTrainedTokenizerBase | None,
         examples: Dataset,
         validation_dataset: Records | None,
+        labels: np.ndarray | None = None,
     ):
         self.config, self.accelerator = config, accelerator
         self.image_processor, self.tokenizer, self.validation_dataset = image_processor, tokenizer, validation_dataset
         self.output_dir = Path(config.output_dir)
         self.checkpoints = self.output_dir / _CHECKPOINTS
         self.data: dict[str, Any] = {}
+        self.source_facts = read_training_facts(model.name_or_path) if model.name_or_path else {}
         # The order depends on seed and epoch alone, so that a resumed run continues it
         self.sampler = EpochSampler(
-            len(examples), config.seed, config.per_device_train_batch_size, accelerator.num_processes
+            len(examples),
+            config.seed,
+            config.per_device_train_batch_size,
+            accelerator.num_processes,
+            labels,
+            config.normal_fraction,
         )
         loader = DataLoader(
             examples,
@@ -229,6 +242,7 @@ class _Run:
 
         self.state = TrainingState()
         self.recent_losses: list[torch.Tensor] = []
+        self.recent_image_losses: list[torch.Tensor] = []
         self.num_images, self.seconds = 0, 0.0
 
     # --- the loop
@@ -283,18 +297,19 @@ class _Run:
         Train on one batch.
 
         Args:
-            batch (`dict`): model inputs, `labels`, and `has_mask`, see `collate_examples`.
+            batch (`dict`): model inputs, `labels`, `is_anomalous` and `has_mask`, see `collate_examples`.
             micro_step (`int`): batches of this pass over the loader done before.
 
         Returns:
             Whether the optimizer made a step: `False` while gradients are accumulated.
         """
         labels, has_mask = batch.pop("labels"), torch.tensor(batch.pop("has_mask"))
+        is_anomalous = batch.pop("is_anomalous", None)  # features that were stored for another model do not have them
         with self.accelerator.accumulate(self.prepared_model):
             # Dropout is a function of the position in the run, so that no random state has to be saved
             torch.manual_seed(_step_seed(self.config.seed, self.state, micro_step, self.accelerator))
             outputs = self.prepared_model(**batch, output_layer_maps=True)
-            loss = training_loss(outputs, labels, has_mask)
+            loss = self.loss(outputs, labels, has_mask, is_anomalous)
             self.accelerator.backward(loss)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -311,6 +326,22 @@ class _Run:
         if self.state.step % self.config.checkpointing_steps == 0 and not at_end:
             self.checkpoint()
         return True
+
+    def loss(
+        self,
+        outputs: VCPCLIPOutput,
+        labels: torch.Tensor,
+        has_mask: torch.Tensor,
+        is_anomalous: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return the loss of what is trained: segmentation, image head, or their sum."""
+        if outputs.image_logits is None:
+            return training_loss(outputs, labels, has_mask)
+        image_loss = image_head_loss(outputs.image_logits, is_anomalous)
+        self.recent_image_losses.append(image_loss.detach())
+        if self.config.trainable == "image_head":
+            return image_loss
+        return training_loss(outputs, labels, has_mask) + image_loss
 
     def end_of_epoch(self) -> None:
         """Move on to the next epoch, after validation if products are held out."""
@@ -409,8 +440,12 @@ class _Run:
         if not np.isfinite(loss):
             self.raise_diverged(f"The loss is {loss}")
         self.bar.set_postfix(loss=f"{loss:.3f}")
-        self.log({"loss": loss, "epoch": self.state.epoch})
-        self.recent_losses = self.recent_losses[-1:]
+        values = {"loss": loss, "epoch": self.state.epoch}
+        if self.recent_image_losses:
+            image_loss = torch.stack(self.recent_image_losses).mean()
+            values["image_loss"] = self.accelerator.reduce(image_loss, "mean").item()
+        self.log(values)
+        self.recent_losses, self.recent_image_losses = self.recent_losses[-1:], self.recent_image_losses[-1:]
 
     def validate(self) -> None:
         """Evaluate on the held-out products, and save the weights if they are the best so far."""
@@ -418,7 +453,7 @@ class _Run:
             self.model,
             self.image_processor,
             {"validation": self.validation_dataset},
-            _VALIDATION,
+            replace(_VALIDATION, score_mode="image_head" if self.model.image_head is not None else None),
             self.config.per_device_eval_batch_size,
             self.config.dataloader_num_workers,
             self.accelerator,
@@ -448,9 +483,9 @@ class _Run:
         """Return what the model card says about the run; paths of this machine are left out."""
         device = self.accelerator.device
         chosen = {"best": {"metric": self.config.metric_for_best_model, "value": self.state.best_metric}}
-        return {
+        run = {
             **self.data,
-            "hyper_parameters": self.config.card_settings(),
+            "hyper_parameters": self.config.card_settings(self.model.image_head is not None),
             "steps": self.state.step,
             "selection": chosen.get(name),
             "compute": {
@@ -463,17 +498,23 @@ class _Run:
             "versions": versions("transformers", "torch", "python"),
             "date": datetime.date.today().isoformat(),
         }
+        # A head alone is trained on a checkpoint whose other parts keep the record of their own training
+        return {**self.source_facts, "image_head": run} if self.config.trainable == "image_head" else run
 
 
 def _make_optimizer(model: VCPCLIPModel, config: TrainingConfig) -> torch.optim.Adam:
     temperatures = [scale for scale in (model.base_logit_scale, model.vcp_logit_scale) if scale is not None]
-    ids = {id(scale) for scale in temperatures}
-    others = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in ids]
+    head = [] if model.image_head is None else list(model.image_head.parameters())
+    ids = {id(parameter) for parameter in (*temperatures, *head)}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    rates = (
+        (others, config.learning_rate),
+        (temperatures, config.temperature_learning_rate),
+        (head, config.image_head_learning_rate),
+    )
+    trained = [([each for each in parameters if each.requires_grad], rate) for parameters, rate in rates]
     return torch.optim.Adam(
-        [
-            {"params": others, "lr": config.learning_rate},
-            {"params": temperatures, "lr": config.temperature_learning_rate},
-        ],
+        [{"params": parameters, "lr": rate} for parameters, rate in trained if parameters],
         betas=(config.adam_beta1, config.adam_beta2),
     )
 
@@ -528,8 +569,13 @@ def _flat(config: TrainingConfig) -> dict[str, Any]:
 def _load_parts(config: TrainingConfig) -> CheckpointParts:
     """Load the checkpoint to train, with the fields of the ablation if one is named."""
     ablation = None if config.ablation is None else load_ablation(config.ablation)
-    fields = {} if ablation is None else ablation.config_fields
-    parts = load_parts(config.model, config.backbone, dtype=torch.float32, untrained=True, **fields)
+    fields = {} if ablation is None else dict(ablation.config_fields)
+    if config.has_image_head:
+        fields["use_image_head"] = True
+    untrained = config.trainable == "all"  # a head alone is trained on a trained checkpoint
+    parts = load_parts(config.model, config.backbone, dtype=torch.float32, untrained=untrained, **fields)
+    if config.trainable == "image_head":
+        parts.model.freeze_all_but_image_head()
     if ablation is not None:
         parts.image_processor = ablation.image_processor(parts.image_processor)
     return parts

@@ -66,6 +66,10 @@ class TrainingConfig:
       relative to the file; the default is the folder of the file.
     - `validation_products`: names, or how many (the last ones in alphabetical order). Never hold out a product of the
       datasets that the checkpoint is compared on: choosing an epoch on those leaks.
+    - `normal_fraction`: an epoch has as many images as the dataset. If there are too few of one kind, they come more
+      than once; if there are too many, each epoch takes others. It is counted before mosaics, which are anomalous if
+      one of their images is. `split: train+test` adds the normal images of the training split.
+    - `trainable: image_head`: pixel metrics cannot select the best weights, because maps stay as they are.
     - `image_feature_dir`: other runs on the same images use the features too. The required disk space is logged
       first. It excludes augmentation, with which no image comes twice.
     - `resume`: with `"latest"` and no checkpoint yet, the run starts from the beginning.
@@ -88,6 +92,18 @@ class TrainingConfig:
     backbone: str | None = field(
         default=None, metadata=_about(_MODEL, "CLIP's repository or folder, instead of the one that config.json names")
     )
+    use_image_head: bool = field(
+        default=False,
+        metadata=_about(_MODEL, "add an image head to a model that has none; not part of the paper", fixed=True),
+    )
+    trainable: Literal["all", "image_head"] = field(
+        default="all",
+        metadata=_about(
+            _MODEL,
+            "parts to train: all learned ones, or the image head alone, on a trained checkpoint that stays unchanged",
+            fixed=True,
+        ),
+    )
     data_dir: str | None = field(default=None, metadata=_about(_DATA, "folder where the dataset was unpacked"))
     dataset_options: dict[str, Any] = field(
         default_factory=dict, metadata=_about(_DATA, "further arguments of load_anomaly_dataset", fixed=True)
@@ -101,6 +117,17 @@ class TrainingConfig:
     validation_products: list[str] | int = field(
         default=0,
         metadata=_about(_DATA, "products (names or number) held out and evaluated after each epoch", fixed=True),
+    )
+    normal_fraction: float | None = field(
+        default=None,
+        metadata=_about(
+            _DATA,
+            "share of normal images in every batch, for an image head 0.5; null takes the images as they come",
+            fixed=True,
+            card=True,
+            minimum=0,
+            maximum=1,
+        ),
     )
     evaluation_targets: list[str] = field(
         default_factory=list,
@@ -149,6 +176,9 @@ class TrainingConfig:
     )
     temperature_learning_rate: float = field(
         default=1e-2, metadata=_about(_OPTIMIZATION, "learning rate of both temperatures", fixed=True, card=True)
+    )
+    image_head_learning_rate: float = field(
+        default=1e-3, metadata=_about(_OPTIMIZATION, "learning rate of the image head", fixed=True, card=True)
     )
     adam_beta1: float = field(
         default=0.5, metadata=_about(_OPTIMIZATION, "first decay rate of Adam", fixed=True, card=True)
@@ -228,6 +258,14 @@ class TrainingConfig:
             )
         if self.ablation is not None:
             load_ablation(self.ablation)  # an unknown name is an error
+        if self.normal_fraction is not None and self.synthetic_anomaly_probability:
+            raise ValueError(
+                f"normal_fraction={self.normal_fraction} and"
+                f" synthetic_anomaly_probability={self.synthetic_anomaly_probability} both decide how many images are"
+                " normal. Set one of them."
+            )
+        if self.validation_products:
+            self.check_selection()
         if self.dataset in self.evaluation_targets and not self.allow_training_on_target:
             raise ValueError(
                 f"dataset={self.dataset!r} is also in evaluation_targets={self.evaluation_targets}: a zero-shot"
@@ -239,13 +277,34 @@ class TrainingConfig:
             if unknown:
                 raise ValueError(f"validation_products={unknown} are not among products={self.products}.")
 
+    @property
+    def has_image_head(self) -> bool:
+        """Return whether this run adds an image head to a model that has none, or trains one alone."""
+        return self.use_image_head or self.trainable == "image_head"
+
+    def check_selection(self) -> None:
+        """Raise a ValueError if `metric_for_best_model` does not depend on what is trained."""
+        if self.trainable == "image_head" and not self.metric_for_best_model.startswith("image_"):
+            raise ValueError(
+                f"metric_for_best_model={self.metric_for_best_model!r} stays the same while only the image head is"
+                " trained. Set metric_for_best_model=image_auroc."
+            )
+
     def fixed_settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must have unchanged."""
         return self._marked("fixed")
 
-    def card_settings(self) -> dict[str, Any]:
-        """Return the hyperparameters that a model card shows."""
-        return self._marked("card")
+    def card_settings(self, with_image_head: bool = False) -> dict[str, Any]:
+        """
+        Return the hyperparameters that a model card shows.
+
+        Args:
+            with_image_head (`bool`, *optional*, defaults to `False`): whether the trained model has an image head.
+        """
+        shown = self._marked("card")
+        if not with_image_head:
+            del shown["image_head_learning_rate"]
+        return shown
 
     def _marked(self, mark: str) -> dict[str, Any]:
         return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.metadata[mark]}

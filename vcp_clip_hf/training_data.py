@@ -103,7 +103,10 @@ def check_training_data(dataset: Records, config: TrainingConfig) -> None:
 def training_examples(
     dataset: Records, image_processor: VCPCLIPImageProcessor, config: TrainingConfig
 ) -> AugmentedDataset:
-    """Make augmented examples of records: `pixel_values` (3, H, W), `labels` (H, W) uint8 and `has_mask`."""
+    """
+    Make augmented examples of records: `pixel_values` (3, H, W), `labels` (H, W) uint8, `has_mask` and `is_anomalous`,
+    whether the image is anomalous.
+    """
     probability = config.synthetic_anomaly_probability
     if probability > 0:
         dataset = _WithSyntheticAnomalies(dataset, probability, config.seed)
@@ -127,7 +130,7 @@ def collate_examples(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, A
 
 
 class _ToTensors:
-    """Converts a record to tensors: image and mask as the model takes them, and whether the mask is known."""
+    """Converts a record to tensors: image and mask for the model, whether the mask is known, and the label."""
 
     def __init__(self, image_processor: VCPCLIPImageProcessor):
         self.image_processor = image_processor
@@ -139,6 +142,7 @@ class _ToTensors:
             "labels": torch.from_numpy(inputs["labels"][0]).to(torch.uint8),
             # The mask of a normal image is known to be empty
             "has_mask": torch.tensor(record["mask"] is not None or record["label"] == 0),
+            "is_anomalous": torch.tensor(record["label"] == 1),
         }
 
 
@@ -174,15 +178,39 @@ class EpochSampler(Sampler):
     With several processes, images from the start of the permutation fill the last round of batches, so that a resumed
     epoch ends with the same images.
 
+    With a `normal_fraction`, normal and anomalous images alternate in that ratio, so that every batch has its share.
+    Images of the rarer kind come several times; of the other kind, each epoch takes others.
+
     Args:
         length (`int`): number of images.
         seed (`int`): seed of the permutations.
         batch_size (`int`): images per batch of one process.
         num_processes (`int`, *optional*, defaults to 1): processes that take batches in turn.
+        labels (`np.ndarray` of shape `(length,)`, *optional*): 0 (normal) or 1 (anomalous); for `normal_fraction`.
+        normal_fraction (`float`, *optional*): share of normal images; by default, every image comes once.
+
+    Raises:
+        ValueError: a `normal_fraction` that needs images of a kind that does not exist.
     """
 
-    def __init__(self, length: int, seed: int, batch_size: int, num_processes: int = 1):
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        batch_size: int,
+        num_processes: int = 1,
+        labels: np.ndarray | None = None,
+        normal_fraction: float | None = None,
+    ):
         self.length, self.seed = length, seed
+        self.normal_fraction, self.labels = normal_fraction, labels
+        if normal_fraction is not None:
+            for label, kind, share in ((0, "normal", normal_fraction), (1, "anomalous", 1 - normal_fraction)):
+                if share > 0 and not (labels == label).any():
+                    raise ValueError(
+                        f"normal_fraction={normal_fraction} needs {kind} images, and the training data has none. Leave"
+                        " it out, or train on data with both kinds."
+                    )
         self.num_processes, self.round_size = num_processes, batch_size * num_processes
         self.epoch, self.first = 0, 0
 
@@ -204,5 +232,17 @@ class EpochSampler(Sampler):
         return self._total() - self.first
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        order = self._order(np.random.default_rng((self.seed, self.epoch)))
         return iter(np.resize(order, self._total())[self.first :].tolist())
+
+    def _order(self, generator: np.random.Generator) -> np.ndarray:
+        """Return the images of one epoch in their order."""
+        if self.normal_fraction is None:
+            return generator.permutation(self.length)
+        steps = np.floor(np.arange(self.length + 1) * self.normal_fraction + 1e-9)
+        is_normal = np.diff(steps) > 0
+        order = np.empty(self.length, np.int64)
+        for places, label in ((is_normal, 0), (~is_normal, 1)):
+            if places.any():
+                order[places] = np.resize(generator.permutation(np.flatnonzero(self.labels == label)), places.sum())
+        return order

@@ -69,7 +69,14 @@ class VCPCLIPVisionEncoder(CLIPEncoder):
 
 
 class VCPCLIPVisionEmbeddings(CLIPVisionEmbeddings):
-    """CLIP's image embeddings whose position table is resized with antialiasing."""
+    """
+    CLIP's image embeddings whose position table is resized with antialiasing, or in another way.
+
+    Attributes:
+        position_interpolation (`str`): way to resize, as in [`resize_position_table`].
+    """
+
+    position_interpolation = "bicubic_antialias"
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """
@@ -84,12 +91,15 @@ class VCPCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         """
         # Read through the module, so that hooks, adapters and offloaded weights work
         table = self.position_embedding(self.position_ids)
-        return resize_position_table(table, (height // self.patch_size, width // self.patch_size))
+        grid = (height // self.patch_size, width // self.patch_size)
+        return resize_position_table(table, grid, self.position_interpolation)
 
 
-def resize_position_table(table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def resize_position_table(
+    table: torch.Tensor, grid: tuple[int, int], interpolation: str = "bicubic_antialias"
+) -> torch.Tensor:
     """
-    Resize the patch positions of a table to another grid: bicubic with antialiasing, `align_corners=False`.
+    Resize the patch positions of a table to another grid, with `align_corners=False`.
 
     transformers' own interpolation has no antialiasing and differs by 5 to 7 %. With antialiasing, upsampling uses
     another cubic kernel too, so the option matters in both directions.
@@ -97,6 +107,8 @@ def resize_position_table(table: torch.Tensor, grid: tuple[int, int]) -> torch.T
     Args:
         table (`torch.Tensor` of shape `(1, 1 + side * side, d_v)`): the class token's position, then the patches'.
         grid (`tuple[int, int]`): patches in a column and in a row.
+        interpolation (`str`, *optional*, defaults to `"bicubic_antialias"`):
+            `"bicubic_antialias"` (VCP-CLIP), `"bicubic"` or `"bilinear"`, both without antialiasing.
 
     Returns:
         `torch.Tensor` of shape `(1, 1 + grid[0] * grid[1], d_v)`, same dtype; `table` itself if the grid is its own.
@@ -107,5 +119,8 @@ def resize_position_table(table: torch.Tensor, grid: tuple[int, int]) -> torch.T
     patches = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
     if patches.dtype in (torch.float16, torch.bfloat16):
         patches = patches.float()
-    patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False, antialias=True)
+    mode, _, antialias = interpolation.partition("_")
+    patches = nn.functional.interpolate(
+        patches, size=grid, mode=mode, align_corners=False, antialias=antialias == "antialias"
+    )
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)

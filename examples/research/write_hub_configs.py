@@ -12,14 +12,16 @@ from pathlib import Path
 import yaml
 
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor
+from vcp_clip_hf.configuration_frozen_clip import FrozenCLIPConfig
 from vcp_clip_hf.generator import possible_defects, select_products
+from vcp_clip_hf.methods import METHODS
 from vcp_clip_hf.prompts import tokenize_prompts
 
 from . import pretrain_clip
 from .captioned_views import load_tokenizer
 
 
-__all__ = ["KEPT_OUT", "ROOT", "embedded_config", "embedded_products", "settings", "write"]
+__all__ = ["KEPT_OUT", "ROOT", "embedded_config", "embedded_products", "method_settings", "settings", "write"]
 
 ROOT = Path(__file__).parents[2] / "hub_configs"
 
@@ -77,6 +79,28 @@ def settings() -> dict[str, tuple[dict, dict]]:
         "vcp-clip-vit-large-patch14-224": (_TOWERS["vit-large-patch14-224"], _VISA),
         "vcp-clip-vit-base-patch16-224": (_TOWERS["vit-base-patch16-224"], _VISA),
         "vcp-clip-baseline": ({"use_pre_vcp": False, "use_post_vcp": False}, _VISA),
+    }
+
+
+def method_settings() -> dict[str, dict]:
+    """
+    Return model type -> settings of the training, for the other trained methods.
+
+    AnomalyCLIP: as in its authors' script, where the last epoch is used. CoCoOp: there is no public code for
+    segmentation; its patch adapters and temperature are those of VCP-CLIP's baseline, so it is trained like that.
+    """
+    return {
+        "anomaly_clip": {
+            **_VISA,
+            "validation_products": 0,
+            "augmentation": False,
+            "learning_rate": 1e-3,
+            "num_train_epochs": 15,
+            "per_device_train_batch_size": 8,
+            "mixed_precision": "no",
+            "seed": 111,
+        },
+        "cocoop": {**_VISA, "validation_products": 2},
     }
 
 
@@ -142,11 +166,14 @@ def write(root: Path = ROOT) -> None:
         config = VCPCLIPConfig(**{"backbone_name_or_path": _BACKBONES[backbone], **fields})
         run = {"output_dir": f"runs/{name}", **training, "validation_products": 2}
         _write_folder(root / name, config, {}, run)
+    for name, training in method_settings().items():
+        config = METHODS[name].config_class(backbone_name_or_path=_BACKBONES["vit-large-patch14-336"])
+        _write_folder(root / name, config, config.image_processing, {"output_dir": f"runs/{name}", **training})
     config = embedded_config()
     _write_folder(root / "vcp-clip-tiny", config, {"smoothing_sigma": 3.5}, _EMBEDDED_RUN)
 
 
-def _write_folder(folder: Path, config: VCPCLIPConfig, processing: dict, run: dict) -> None:
+def _write_folder(folder: Path, config: FrozenCLIPConfig, processing: dict, run: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     VCPCLIPImageProcessor.for_model(config, **processing).save_pretrained(folder)

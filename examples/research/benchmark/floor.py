@@ -4,21 +4,28 @@ from collections.abc import Callable
 
 import torch
 
-from vcp_clip_hf import VCPCLIPConfig
+from vcp_clip_hf.configuration_frozen_clip import FrozenCLIPConfig
 
 from .clock import seconds
 
 
-__all__ = ["image_encoder_flops", "matrix_product"]
+__all__ = ["image_encoder_flops", "matrix_product", "tower_flops"]
 
 
-def image_encoder_flops(config: VCPCLIPConfig, size: int) -> float:
+def image_encoder_flops(config: FrozenCLIPConfig, size: int) -> float:
     """Return the multiplications and additions of the image tower for one image, matrix products only."""
     vision = config.vision_config
-    tokens, width = (size // vision.patch_size) ** 2 + 1, vision.hidden_size
+    patches = (size // vision.patch_size) ** 2
+    embedding = 2.0 * patches * vision.hidden_size * vision.num_channels * vision.patch_size**2
+    return tower_flops(config, patches + 1) + embedding
+
+
+def tower_flops(config: FrozenCLIPConfig, tokens: int) -> float:
+    """Return the multiplications and additions of all blocks of the image tower for one sequence of tokens."""
+    vision = config.vision_config
+    width = vision.hidden_size
     per_layer = tokens * (4 * width**2 + 2 * width * vision.intermediate_size) + 2 * tokens**2 * width
-    patches = (tokens - 1) * width * vision.num_channels * vision.patch_size**2
-    return 2.0 * (vision.num_hidden_layers * per_layer + patches)
+    return 2.0 * vision.num_hidden_layers * per_layer
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], torch.Tensor], float]:

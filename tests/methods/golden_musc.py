@@ -1,0 +1,43 @@
+"""Mutual scoring against the tensors of MuSc's code; see `golden`."""
+
+import torch
+from torch import nn
+
+from tests.methods.golden import GoldenFolder, Quantity
+from vcp_clip_hf.methods import AprilGANModel
+from vcp_clip_hf.mutual_scoring import MutualScoring, lnamd, patch_scores, raise_to_image, rscin
+
+
+def check(folder: GoldenFolder) -> dict[str, Quantity]:
+    """Return every stored quantity with ours, each computed from our own earlier ones."""
+    config, pixel_values = folder.config, folder.input("pixel_values")
+    layers, degrees, neighbors = config["feature_layers"], config["r_list"], config["rscin_k"]
+    scoring = MutualScoring(layers=layers, degrees=degrees, interval=config["interval"], rescore_neighbors=neighbors)
+    # Any model on a frozen CLIP; MuSc resizes its position table without antialiasing
+    model = AprilGANModel.from_clip(
+        folder.clip, image_size=config["image_size"], feature_layers=layers, position_interpolation="bicubic"
+    )
+    with torch.no_grad():
+        features = model.image_features(pixel_values)
+        image_embeds = model.clip.visual_projection(features.pooled)
+    class_tokens = nn.functional.normalize(image_embeds, dim=-1)
+    tokens = {layer: features.states[layer][:, 1:] for layer in layers}
+    got = {"image_embeds": image_embeds, "class_tokens": class_tokens}
+    got |= {f"patch_tokens_{layer}": features.states[layer] for layer in layers}
+
+    # Subsets are scored separately; the last one has what is left over
+    num_subsets = config.get("divide_num", 1)
+    length = len(pixel_values) // num_subsets
+    sizes = [*[length] * (num_subsets - 1), len(pixel_values) - length * (num_subsets - 1)]
+    parts = zip(*(each.split(sizes) for each in tokens.values()), strict=True)
+    subsets = [dict(zip(layers, part, strict=True)) for part in parts]
+    for degree in degrees:
+        got |= {f"lnamd_r{degree}_layer{layer}": lnamd(subsets[0][layer], features.grid, degree) for layer in layers}
+    scores = torch.cat([patch_scores(subset, features.grid, scoring) for subset in subsets], dim=2)
+    scores = scores.unflatten(-1, features.grid)
+    maps = raise_to_image(scores.mean(dim=(0, 1)), features.size)
+    raw = maps.flatten(1).amax(dim=1)
+    got |= {"msm_scores": scores, "anomaly_map": maps, "image_score_raw": raw}
+    got |= {f"rscin_k{k}": rscin(raw, class_tokens, [k]) for k in neighbors}
+    got["image_score"] = rscin(raw, class_tokens, neighbors)
+    return folder.quantities(got)

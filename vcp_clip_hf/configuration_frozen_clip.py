@@ -1,0 +1,218 @@
+"""Configuration that every model on a frozen CLIP has: its towers, the input size, the layers that it reads."""
+
+import difflib
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.utils import logging
+
+from .checkpoint_errors import check_dtype
+
+
+__all__ = ["FrozenCLIPConfig"]
+
+logger = logging.get_logger(__name__)
+
+# The default towers: OpenAI's ViT-L/14-336 with plain GELU, as the VCP-CLIP authors run it
+_VIT_L_14_336_TEXT = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+    "hidden_act": "gelu",
+}
+_VIT_L_14_336_VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "patch_size": 14,
+    "image_size": 336,
+    "projection_dim": 768,
+    "hidden_act": "gelu",
+}
+
+
+@strict
+class FrozenCLIPConfig(PreTrainedConfig):
+    r"""
+    Configuration of a model that segments with a frozen CLIP; the base class of each model's own.
+
+    Args:
+        text_config (`dict` or `CLIPTextConfig`, *optional*, defaults to ViT-L/14's):
+            CLIP's text tower. A dict is read over `CLIPTextConfig`'s own defaults.
+        vision_config (`dict` or `CLIPVisionConfig`, *optional*, defaults to ViT-L/14-336's):
+            CLIP's image tower. Its `image_size` is the *pretraining* size, which fixes the stored position table;
+            the size this model works at is `image_size`.
+        projection_dim (`int`, *optional*, defaults to 768):
+            Width of CLIP's joint space.
+        logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
+            CLIP's own temperature.
+        image_size (`int` or `list[int]`, *optional*, defaults to 518):
+            Side of the square input in pixels, or `[height, width]`; multiples of the patch size. The forward pass
+            accepts any multiple.
+        feature_layers (`list[int]`, *optional*, defaults to four evenly spaced blocks, the last included):
+            Image blocks (1-based, ascending) whose patch tokens are read.
+        backbone_name_or_path (`str`, *optional*):
+            Source of the CLIP weights: a Hub repository, or a folder, which may be relative to the checkpoint's own.
+        backbone_revision (`str`, *optional*):
+            Branch, tag or commit of that repository.
+        backbone_included (`bool`, *optional*, defaults to `True`):
+            Whether the checkpoint's weight file includes the CLIP weights. Written by
+            `save_pretrained(adapter_only=...)`.
+
+    Raises:
+        ValueError: values contradict each other; the message names both.
+    """
+
+    # What model cards and tables call the method, and where it is published
+    title = ""
+    source = ""
+    # Arguments of the image processor that differ from its defaults
+    image_processing = {}
+
+    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
+    # Towers that stand for `None`
+    default_text_config = _VIT_L_14_336_TEXT
+    default_vision_config = _VIT_L_14_336_VISION
+
+    text_config: dict | CLIPTextConfig | None = None
+    vision_config: dict | CLIPVisionConfig | None = None
+    projection_dim: int = 768
+    logit_scale_init_value: float | int = 2.6592
+    image_size: int | list[int] | tuple[int, ...] = 518
+    feature_layers: list[int] | tuple[int, ...] | None = None
+    backbone_name_or_path: str | None = None
+    backbone_revision: str | None = None
+    backbone_included: bool = True
+
+    def __post_init__(self, **kwargs):
+        if not __name__.startswith("transformers_modules."):
+            # The code in a repository is for users without this package. With this entry, transformers demands
+            # trust_remote_code although the package is installed.
+            kwargs.pop("custom_pipelines", None)
+        for name, field in self._misspelled_fields(kwargs).items():
+            raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {field!r}?")
+        self._fill_defaults()
+        super().__post_init__(**kwargs)
+        self._complete()
+        self.check_consistency()
+
+    def _complete(self) -> None:
+        """Set the fields whose `None` stands for a value that depends on the towers."""
+        if self.feature_layers is None:
+            depth = self.vision_config.num_hidden_layers
+            self.feature_layers = sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)})
+        # JSON knows no tuples: keep what a reload gives
+        self.feature_layers = list(self.feature_layers)
+        if isinstance(self.image_size, tuple):
+            self.image_size = list(self.image_size)
+
+    def _fill_defaults(self) -> None:
+        """Set the fields whose `None` stands for a value; the towers are not configurations yet."""
+        if self.text_config is None:
+            self.text_config = dict(self.default_text_config)
+        if self.vision_config is None:
+            self.vision_config = dict(self.default_vision_config)
+
+    @classmethod
+    def own_fields(cls) -> list[str]:
+        """Return the names of the fields that transformers' base class does not have, without the towers."""
+        inherited = PreTrainedConfig.__dataclass_fields__
+        return [name for name in cls.__dataclass_fields__ if name not in inherited and not name.endswith("_config")]
+
+    @classmethod
+    def _misspelled_fields(cls, unknown: dict[str, Any]) -> dict[str, str]:
+        """
+        Return the unknown names that resemble a field, with that field. `PreTrainedConfig` stores unknown names as
+        attributes, so that a misspelled field would have no effect.
+        """
+        close = {
+            name: difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
+            for name in unknown.keys() - vars(cls).keys() - cls.__dataclass_fields__.keys()
+        }
+        return {name: fields[0] for name, fields in close.items() if fields}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "FrozenCLIPConfig":
+        """
+        Make a configuration from a dictionary, as in [`~transformers.PreTrainedConfig.from_dict`].
+
+        A saved file may come from a newer version: unknown fields that resemble a known one are kept with a warning.
+        Among the keyword arguments they are an error, as in the constructor.
+
+        Raises:
+            ValueError: a misspelled keyword argument, or values that contradict each other.
+        """
+        for name, field in cls._misspelled_fields(kwargs).items():
+            raise ValueError(f"{cls.__name__} has no field {name!r}; did you mean {field!r}?")
+        check_dtype(kwargs.get("dtype"))
+        unknown = cls._misspelled_fields(config_dict)
+        loaded = super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name, field in unknown.items():
+            logger.warning(
+                f"This configuration has a field {name!r}, which {cls.__name__} does not know and ignores. It"
+                f" resembles {field!r}: check whether it is misspelled or from a newer version."
+            )
+            setattr(config, name, config_dict[name])
+        return loaded
+
+    def validate_architecture(self):
+        """Check the fields. transformers calls this again when the configuration is saved."""
+        super().validate_architecture()
+        self.check_consistency()
+
+    def check_consistency(self) -> None:
+        """
+        Check the fields against each other.
+
+        Raises:
+            ValueError: fields contradict each other; the message names both.
+        """
+        patch_size = self.vision_config.patch_size
+        for side in self.input_size:
+            if side <= 0 or side % patch_size:
+                below = max(patch_size, side - side % patch_size)
+                raise ValueError(
+                    f"image_size={self.image_size} is not a multiple of patch_size={patch_size};"
+                    f" the nearest sides are {below} and {below + patch_size}."
+                )
+        self._check_layers("feature_layers", self.feature_layers)
+
+    def _check_layers(self, name: str, layers: list[int]) -> None:
+        depth = self.vision_config.num_hidden_layers
+        if not layers or list(layers) != sorted(set(layers)):
+            raise ValueError(f"{name}={layers} must be ascending, distinct and not empty.")
+        if layers[0] < 1 or layers[-1] > depth:
+            raise ValueError(
+                f"{name}={layers} must lie in 1..{depth}: the image tower has"
+                f" num_hidden_layers={depth} blocks, counted from 1."
+            )
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Return `(height, width)` in pixels of the images that this checkpoint was trained for."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        if len(self.image_size) != 2:
+            raise ValueError(f"image_size={self.image_size} must be one side or [height, width].")
+        return tuple(self.image_size)
+
+    def to_clip_config(self) -> CLIPConfig:
+        """Return the configuration of the backbone, which shares both sub-configurations with this one."""
+        # Building a CLIPConfig resets the attention implementation of its parts unless it is passed along
+        attn_implementation = {
+            "": self._attn_implementation,
+            "text_config": self.text_config._attn_implementation,
+            "vision_config": self.vision_config._attn_implementation,
+        }
+        return CLIPConfig(
+            text_config=self.text_config,
+            vision_config=self.vision_config,
+            projection_dim=self.projection_dim,
+            logit_scale_init_value=self.logit_scale_init_value,
+            dtype=self.dtype,
+            attn_implementation=attn_implementation,
+        )

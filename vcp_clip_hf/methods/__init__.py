@@ -1,0 +1,57 @@
+"""The methods that VCP-CLIP's paper compares itself with, each a model of its own type.
+
+Every module of this package that defines an [`AnomalyMethodModel`] with a `model_type` is found by its presence: the
+model is registered with transformers' Auto classes and becomes a name of this package.
+"""
+
+import pkgutil
+from importlib import import_module
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+
+from ..image_processing_vcp_clip import VCPCLIPImageProcessor
+from .base import AnomalyMethodModel, AnomalyMethodOutput, ProductText, PromptEnsembleModel
+from .configuration import AnomalyMethodConfig, PromptEnsembleConfig
+
+
+__all__ = [
+    "METHODS",
+    "AnomalyMethodConfig",
+    "AnomalyMethodModel",
+    "AnomalyMethodOutput",
+    "ProductText",
+    "PromptEnsembleConfig",
+    "PromptEnsembleModel",
+    "register_method",
+]
+
+# model_type -> class of the model
+METHODS: dict[str, type[AnomalyMethodModel]] = {}
+
+
+def register_method(model_class: type[AnomalyMethodModel]) -> type[AnomalyMethodModel]:
+    """
+    Register a method: `AutoModel.from_pretrained` and everything else of this package then know its `model_type`.
+
+    Args:
+        model_class (`type[AnomalyMethodModel]`): class whose `config_class` has a `model_type`.
+    """
+    config_class = model_class.config_class
+    METHODS[config_class.model_type] = model_class
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
+    AutoImageProcessor.register(config_class, image_processor_classes={"pil": VCPCLIPImageProcessor}, exist_ok=True)
+    AutoProcessor.register(config_class, VCPCLIPImageProcessor, exist_ok=True)
+    return model_class
+
+
+def _register_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        for name, value in vars(import_module(f"{__name__}.{module.name}")).items():
+            is_method = isinstance(value, type) and issubclass(value, AnomalyMethodModel)
+            if is_method and value.__module__ == f"{__name__}.{module.name}" and value.config_class.model_type:
+                register_method(value)
+                globals().update({name: value, value.config_class.__name__: value.config_class})
+
+
+_register_all()
