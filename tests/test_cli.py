@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.common import golden, tiny_model, tiny_tokenizer
+from tests.methods.common import tiny_method
 from tests.training_run import make_model_folder, make_records
 from vcp_clip_hf import (
     AnomalySegmentationPipeline,
@@ -407,6 +408,14 @@ def test_info_describes_the_references(checkpoint, tmp_path):
     memory.save(folder)
     assert json.loads(run("info", "-m", folder, "--json").stdout)["references"] == memory.describe()
     assert "2 normal pictures from station 3" in run("info", "-m", folder).stdout
+
+
+def test_info_of_another_method(tmp_path):
+    model = tiny_method()
+    model.save_pretrained(tmp_path)
+    VCPCLIPImageProcessor.for_model(model.config).save_pretrained(tmp_path)
+    facts = json.loads(run("info", "-m", tmp_path, "--json").stdout)
+    assert facts["method"] == "APRIL-GAN" and "prompts" not in facts and facts["references"] is None
 
 
 def test_the_help_lists_verbs_and_options():

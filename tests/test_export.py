@@ -27,8 +27,9 @@ from tests.export_run import (
     traced,
     traced_with_references,
 )
+from tests.methods.common import tiny_method
 from tests.test_cli import run
-from vcp_clip_hf import export, references
+from vcp_clip_hf import VCPCLIPImageProcessor, export, references
 from vcp_clip_hf.export import SegmentationGraph, export_model
 from vcp_clip_hf.exported_segmenter import ExportedSegmenter, open_segmenter
 from vcp_clip_hf.references import ReferencedModel
@@ -407,6 +408,13 @@ def test_mistakes_are_reported_before_any_work(settings, options, message, tmp_p
     model = small_model()
     with pytest.raises(ValueError, match=message):
         export_model(model, small_processor(model, **settings), tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_method_is_refused(tmp_path):
+    model = tiny_method()
+    with pytest.raises(ValueError, match=r"Only VCP-CLIP can be exported, and this is a AprilGAN\w*"):
+        export_model(model, VCPCLIPImageProcessor.for_model(model.config), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

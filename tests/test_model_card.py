@@ -22,6 +22,7 @@ from transformers import pipeline
 
 from tests.common import FIXTURES, tiny_model, tiny_tokenizer
 from tests.evaluation_run import run as evaluation_run
+from tests.methods.common import tiny_method
 from tests.training_run import make_model_folder, make_records, settings
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, AnomalySegmentationPipeline, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.checkpoint_facts import (
@@ -233,6 +234,19 @@ def test_the_card_describes_the_references(tmp_path):
     assert "all of 144 patches" in text and "averaged over" not in text and "<script>" not in text
     save_references(None, tmp_path)
     assert model_card(tmp_path).text == plain
+
+
+def test_the_card_of_another_method_describes_its_references(tmp_path):
+    model = tiny_method(few_shot_layers=[2, 3])
+    processor = VCPCLIPImageProcessor.for_model(model.config)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    plain = model_card(tmp_path).text
+    save_references(build_memory(model, processor, normal_pictures()), tmp_path)
+    text = model_card(tmp_path).text
+    section = text[text.index("## References") : text.index("## Training")]
+    assert "zero-shot map as APRIL-GAN was published." in section and "4 normal pictures" in section
+    assert text.replace(section, "") == plain
 
 
 def test_a_damaged_memory_is_named(tmp_path):

@@ -808,12 +808,17 @@ def _facts(model: str) -> dict[str, Any]:
 
     from .calibration import describe_calibration
     from .checkpoint_folder import load_config, load_image_processor
+    from .configuration_vcp_clip import VCPCLIPConfig
     from .reference_pictures import load_references
 
     config = load_config(model)
     processor = load_image_processor(model, config)
     references = load_references(model, getattr(config, "_commit_hash", None))
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    words = {"method": config.title}
+    if isinstance(config, VCPCLIPConfig):
+        words["prompts"] = [*config.normal_prompts, *config.abnormal_prompts]
+        words["fusion weight"] = config.fusion_weight
     return {
         **versions("torch", "transformers", "accelerate", "huggingface_hub", "numpy", "pillow"),
         "python": f"{platform.python_version()} on {platform.platform()}",
@@ -826,8 +831,7 @@ def _facts(model: str) -> dict[str, Any]:
         ),
         "image size": list(config.input_size),
         "feature layers": config.feature_layers,
-        "prompts": [*config.normal_prompts, *config.abnormal_prompts],
-        "fusion weight": config.fusion_weight,
+        **words,
         "smoothing sigma": processor.smoothing_sigma,
         "score mode": processor.score_mode,
         "threshold": processor.threshold,

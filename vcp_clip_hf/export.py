@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from .accelerated_inference import freeze_for_export
 from .anomaly_scoring import AnomalyScoring, gaussian_matrix
 from .atomic_write import atomic_folder
+from .configuration_vcp_clip import VCPCLIPConfig
 from .exported_segmenter import open_segmenter
 from .image_loading import ImageLike, load_image
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
@@ -199,6 +200,11 @@ def export_model(
         FileExistsError: `output_dir` holds files of another kind.
         ImportError: a package that the format needs is not installed.
     """
+    if model.config.model_type != VCPCLIPConfig.model_type:
+        raise ValueError(
+            f"Only VCP-CLIP can be exported, and this is a {type(model).__name__}, whose results depend on the name of"
+            " the product. Use it through the pipeline."
+        )
     output_dir = Path(output_dir).resolve()
     tolerance = _check_arguments(output_dir, format, int8, tolerance)
     processor = _at_size(image_processor, model, image_size)
