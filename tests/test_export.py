@@ -44,6 +44,7 @@ VARIANTS = {
     "deep prompts at the end": ({"deep_prompt_position": "end", "num_deep_prompt_tokens": 2}, {"smoothing_sigma": 0}),
     "templates": ({"normal": ("a good {}", "{} is fine"), "abnormal": ("a bad {} here", "the broken {}")}, {}),
     "pretrained size": ({"image_size": 32}, {}),
+    "image head": ({"use_image_head": True}, {"score_mode": "image_head"}),
 }
 
 
@@ -83,6 +84,13 @@ def test_the_graph_has_the_memory(built_with, score_mode):
         torch.testing.assert_close(maps[index], expected["anomaly_map"], atol=1e-5, rtol=0)
         assert scores[index].item() == pytest.approx(expected["score"], abs=1e-5)
     assert (maps - SegmentationGraph(model, processor.scoring(), 48)(**inputs)[0]).abs().max() > 0.01
+
+
+def test_the_score_of_the_image_head_needs_a_head(tmp_path):
+    model = small_model()
+    with pytest.raises(ValueError, match=r"outputs\.image_scores is None"):
+        export_model(model, small_processor(model, score_mode="image_head"), tmp_path / "exported", "torch")
+    assert not (tmp_path / "exported").exists()
 
 
 @torch.no_grad()

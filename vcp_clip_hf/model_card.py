@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
 from .calibration import Calibration
-from .checkpoint_facts import CheckpointFacts
+from .checkpoint_facts import CheckpointFacts, overlap
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .configuration_vcp_clip import VCPCLIPConfig
 from .data import DatasetSummary, list_datasets
@@ -361,7 +361,7 @@ def _fusion_of_references(facts: CheckpointFacts) -> str:
 
 def _training(facts: CheckpointFacts) -> str:
     """Describe the training of the checkpoint and, if it was trained alone, that of its image head."""
-    record = dict(facts.training or {})
+    record = {name: value for name, value in (facts.training or {}).items() if name != "fingerprint"}
     head = record.pop("image_head", None)
     if head is None:
         if not facts.weights.learned:
@@ -463,30 +463,13 @@ def _report(report: EvaluationReport, facts: CheckpointFacts) -> str:
 
 def _overlap(dataset: str, result: dict[str, Any], facts: CheckpointFacts) -> str:
     """Say whether the numbers are zero-shot, for the checkpoint and for an image head that was trained afterwards."""
-    training = facts.training or {}
     if not facts.weights.learned:
         return f"{escaped(dataset)}: zero-shot, the method has no learned part."
-    sentences = [_overlap_with(training, "the checkpoint", dataset, result)]
+    training = facts.training or {}
+    sentences = [overlap(training, "the checkpoint", dataset, result["per_product"])]
     if "image_head" in training:
-        sentences.append(_overlap_with(training["image_head"], "its image head", dataset, result))
+        sentences.append(overlap(training["image_head"], "its image head", dataset, result["per_product"]))
     return "\n\n".join(sentences)
-
-
-def _overlap_with(training: dict[str, Any], subject: str, dataset: str, result: dict[str, Any]) -> str:
-    name = escaped(dataset)
-    if "dataset" not in training:
-        return f"{name}: the training data of {subject} is not recorded, so overlap cannot be excluded."
-    if training["dataset"] != dataset:
-        return f"{name}: zero-shot, {subject} was trained on {escaped(training['dataset'])}."
-    if not training["products"]:
-        return f"{name}: {subject} was trained on the same dataset; on which products is not recorded."
-    measured = set(result["per_product"])
-    seen, chosen = measured & set(training["products"]), measured & set(training.get("held_out_products") or [])
-    if seen:
-        return f"{name}: **not zero-shot**, {subject} was trained on images of {_listed(sorted(seen))}."
-    if chosen:
-        return f"{name}: not trained on these products, but {_listed(sorted(chosen))} served for model selection."
-    return f"{name}: {subject} was trained on other products of the same dataset, not on these."
 
 
 def _paper(facts: CheckpointFacts) -> str:

@@ -88,6 +88,7 @@ def method_settings() -> dict[str, dict]:
 
     AnomalyCLIP: as in its authors' script, where the last epoch is used. CoCoOp: there is no public code for
     segmentation; its patch adapters and temperature are those of VCP-CLIP's baseline, so it is trained like that.
+    CLIP-AD: SDP+ as in its authors' script, with PyTorch's own betas.
     """
     return {
         "anomaly_clip": {
@@ -101,7 +102,22 @@ def method_settings() -> dict[str, dict]:
             "seed": 111,
         },
         "cocoop": {**_VISA, "validation_products": 2},
+        "clip_ad": {
+            **_VISA,
+            "validation_products": 0,
+            "augmentation": False,
+            "learning_rate": 1e-4,
+            "adam_beta1": 0.9,
+            "num_train_epochs": 5,
+            "per_device_train_batch_size": 8,
+            "seed": 42,
+        },
     }
+
+
+# Model type -> fields that differ from the method's default. The backbone is a folder that the converter of open_clip
+# writes, see docs/conversion.md
+_METHOD_FIELDS = {"clip_ad": {"use_adapters": True, "backbone_name_or_path": "vit-b-16-plus-240"}}
 
 
 # Families that look like products of the real data sets on which the embedded checkpoint is measured. It is not
@@ -167,7 +183,8 @@ def write(root: Path = ROOT) -> None:
         run = {"output_dir": f"runs/{name}", **training, "validation_products": 2}
         _write_folder(root / name, config, {}, run)
     for name, training in method_settings().items():
-        config = METHODS[name].config_class(backbone_name_or_path=_BACKBONES["vit-large-patch14-336"])
+        backbone = _BACKBONES["vit-large-patch14-336"]
+        config = METHODS[name].config_class(**{"backbone_name_or_path": backbone, **_METHOD_FIELDS.get(name, {})})
         _write_folder(root / name, config, config.image_processing, {"output_dir": f"runs/{name}", **training})
     config = embedded_config()
     _write_folder(root / "vcp-clip-tiny", config, {"smoothing_sigma": 3.5}, _EMBEDDED_RUN)
