@@ -88,6 +88,14 @@ def test_anomaly_clip_is_trained_as_by_its_authors():
     assert (processor.smoothing_sigma, processor.score_mode) == (4.0, "image_head")
 
 
+def test_clip_ad_is_trained_as_by_its_authors():
+    run = TrainingConfig.from_file(ROOT / "clip_ad" / "train.yaml")
+    assert (run.learning_rate, run.adam_beta1, run.adam_beta2, run.seed) == (1e-4, 0.9, 0.999, 42)
+    assert (run.num_train_epochs, run.per_device_train_batch_size, run.augmentation) == (5, 8, False)
+    config = METHODS["clip_ad"].config_class.from_pretrained(ROOT / "clip_ad")
+    assert config.use_adapters and config.feature_layers == [3, 6, 9, 12]
+
+
 def test_cocoop_is_trained_as_the_baseline():
     run, baseline = (TrainingConfig.from_file(ROOT / name / "train.yaml") for name in ("cocoop", "vcp-clip-baseline"))
     assert {**vars(run), "model": "", "output_dir": ""} == {**vars(baseline), "model": "", "output_dir": ""}

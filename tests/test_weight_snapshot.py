@@ -38,12 +38,27 @@ def other_setting(model):
 def test_changes_are_noticed(change):
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     former = WeightSnapshot([model], [model])
-    assert former == WeightSnapshot([model], [model])
+    assert former == WeightSnapshot([model], [model]) and former.holds([model])
     change(model)
-    assert former != WeightSnapshot([model], [model])
+    assert former != WeightSnapshot([model], [model]) and not former.holds([model])
 
 
 def test_parameters_made_in_inference_mode_are_compared_by_their_values():
     with torch.inference_mode():
         model = nn.Linear(3, 3)
     assert WeightSnapshot([model], [model]) == WeightSnapshot([model], [model])
+
+
+@pytest.mark.parametrize("layout", ["transposed", "expanded", "channels_last", "half"])
+def test_changes_through_data_are_noticed_in_any_memory_layout(layout):
+    made = {
+        "transposed": lambda: torch.zeros(3, 5).T,
+        "expanded": lambda: torch.zeros(1, 5).expand(3, 5),
+        "channels_last": lambda: torch.zeros(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        "half": lambda: torch.zeros(3, dtype=torch.float16),
+    }
+    module = nn.ParameterList([nn.Parameter(made[layout](), requires_grad=False), nn.Parameter(torch.zeros(()))])
+    former = WeightSnapshot([module], [module])
+    assert former.holds([module])
+    module[0].data[:1] += 1
+    assert not former.holds([module]) and former != WeightSnapshot([module], [module])

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from .checkpoint_errors import explained, read_config_values
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .evaluation_report import EvaluationReport
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .markdown_text import escaped
+from .reference_pictures import load_references
+from .references import ReferenceMemory
 
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "add_results",
     "carry_facts",
     "learned_fingerprint",
+    "overlap",
     "read_training_facts",
     "set_statements",
     "write_training_facts",
@@ -94,6 +98,7 @@ class CheckpointFacts:
         training (`dict`, *optional*): contents of `training.json`, if it describes these weights.
         reports (`list[EvaluationReport]`): reports of `results.json` that describe these weights.
         statements (`dict[str, str]`): contents of `card.json`.
+        references ([`ReferenceMemory`], *optional*): contents of `references.safetensors`.
     """
 
     folder: Path
@@ -104,6 +109,7 @@ class CheckpointFacts:
     training: dict[str, Any] | None = None
     reports: list[EvaluationReport] = field(default_factory=list)
     statements: dict[str, str] = field(default_factory=dict)
+    references: ReferenceMemory | None = None
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "CheckpointFacts":
@@ -115,7 +121,7 @@ class CheckpointFacts:
 
         Raises:
             OSError: the folder does not hold a checkpoint.
-            ValueError: one of the three files of facts has unexpected contents.
+            ValueError: one of the files of facts, or that of the references, has unexpected contents.
         """
         folder = Path(folder)
         missing = [name for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()]
@@ -152,6 +158,7 @@ class CheckpointFacts:
                 EvaluationReport.from_dict(each) for each in reports if is_current(each["settings"], RESULTS_FILE)
             ],
             statements=_check_statements(files[STATEMENTS_FILE] or {}),
+            references=load_references(folder),
         )
 
 
@@ -256,6 +263,36 @@ def _facts_file(source: str | os.PathLike, name: str, download: bool) -> Path | 
         except (OSError, ValueError):  # neither a folder nor a repository, e.g. a model made in memory
             return None
     return Path(found) if found is not None and os.path.isfile(found) else None
+
+
+def overlap(training: Mapping[str, Any], subject: str, dataset: str, products: Collection[str]) -> str:
+    """
+    Say in one sentence whether results on a dataset are zero-shot.
+
+    Args:
+        training (`Mapping`): contents of `training.json`, empty if there is none.
+        subject (`str`): what was trained, such as "the checkpoint".
+        dataset (`str`): name of the dataset that was evaluated.
+        products (`Collection[str]`): its products.
+    """
+    name = escaped(dataset)
+    if "dataset" not in training:
+        return f"{name}: the training data of {subject} is not recorded, so overlap cannot be excluded."
+    if training["dataset"] != dataset:
+        return f"{name}: zero-shot, {subject} was trained on {escaped(training['dataset'])}."
+    if not training["products"]:
+        return f"{name}: {subject} was trained on the same dataset; on which products is not recorded."
+    measured = set(products)
+    seen, chosen = measured & set(training["products"]), measured & set(training.get("held_out_products") or [])
+    if seen:
+        return f"{name}: **not zero-shot**, {subject} was trained on images of {_listed(seen)}."
+    if chosen:
+        return f"{name}: not trained on these products, but {_listed(chosen)} served for model selection."
+    return f"{name}: {subject} was trained on other products of the same dataset, not on these."
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(map(escaped, sorted(names)))
 
 
 def learned_fingerprint(folder: str | os.PathLike) -> str:

@@ -4,6 +4,7 @@ Each verb imports what it needs, so that this module itself imports neither torc
 `__init__` imports both, so `vcp-clip --help` waits for them; `vcp-clip --version` alone does not (`vcp_clip_cli.py`).
 """
 
+import contextlib
 import errno
 import json
 import platform
@@ -21,6 +22,11 @@ from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE, __version__, versions
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .configuration_frozen_clip import FrozenCLIPConfig
+    from .evaluation_references import ReferenceDraw
+    from .evaluation_report import EvaluationProtocol
     from .image_files import LeftOut
     from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 
@@ -67,6 +73,23 @@ class _Verb(_InterruptibleVerb):
     def invoke(self, context: typer.Context) -> Any:
         _hide_progress_bars(context)
         return super().invoke(context)
+
+
+class _EvaluateVerb(_Verb):
+    """A verb whose options `--method` and `--dataset` take several values: `--method winclip anovl --dataset visa`."""
+
+    def parse_args(self, context: typer.Context, arguments: list[str]) -> list[str]:
+        spread, several = [], None
+        for argument in arguments:
+            if argument.startswith("-"):
+                several = argument if argument in ("--method", "--methods", "--dataset", "--datasets") else None
+                if several is None:
+                    spread.append(argument)
+            elif several is not None and several.startswith("--method"):
+                spread += ["--method", argument]
+            else:
+                spread.append(argument)
+        return super().parse_args(context, spread)
 
 
 class MapFormat(str, Enum):
@@ -138,6 +161,10 @@ ScoreOption = Annotated[
     typer.Option(
         "--score-mode", help="Image score; image_head needs a checkpoint with one. Default: the checkpoint's setting."
     ),
+]
+ProductName = Annotated[
+    str | None,
+    typer.Option("--product-name", help="Product in the images, for other methods than VCP-CLIP; default: object."),
 ]
 References = Annotated[
     list[str] | None,
@@ -283,6 +310,7 @@ def predict(
     abnormal: Annotated[
         list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
     ] = None,
+    product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
     reference_copies: ReferenceCopies = Copies.none,
@@ -338,6 +366,7 @@ def predict(
         "roi_mask": None if roi_mask is None else str(roi_mask),
         "max_pixels": max_pixels,
         "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
+        "product_name": product_name,
         "regions": with_regions or None,
     }
     of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
@@ -421,6 +450,7 @@ def calibrate(
         ),
     ] = None,
     score_mode: ScoreOption = None,
+    product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
     reference_copies: ReferenceCopies = Copies.none,
@@ -464,6 +494,7 @@ def calibrate(
         batch_size=batch_size,
         on_error="return",
         **({} if score_mode is None else {"score_mode": score_mode.value}),
+        **({} if product_name is None else {"product_name": product_name}),
     )
     save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer, pipe.references))
     for line in describe_calibration(pipe.image_processor.calibration):
@@ -478,16 +509,44 @@ def calibrate(
         raise typer.Exit(1)
 
 
-@app.command(cls=_Verb)
+@app.command(cls=_EvaluateVerb)
 def evaluate(
     dataset: Annotated[list[str], typer.Argument(help=_DATASET_HELP)],
     model: Model = EMBEDDED_CHECKPOINT,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Methods to compare in one table, NAME or NAME=CHECKPOINT, instead of --model; names: `vcp-clip info"
+            " --methods`. Several after one --method."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="CLIP of the methods without a checkpoint: a folder, a Hub repository, or embedded."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed that each of the methods starts from.")] = 0,
     split: Annotated[str, typer.Option(help="Part of the dataset.")] = "test",
     products: Products = None,
     protocol: Annotated[
-        str, typer.Option(help="Protocol of the measurement: default, authors or native.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            help="Protocol of the measurement: default, authors, published or native.",
+            show_default="default; published with --method",
+        ),
+    ] = None,
     score_mode: ScoreOption = None,
+    references: Annotated[
+        str | None,
+        typer.Option(
+            help="k=N: compare with N normal images of each product, drawn from its training images (or held out of"
+            " the test images). stored: with the references that the checkpoint keeps. Default: zero-shot."
+        ),
+    ] = None,
+    reference_seeds: Annotated[
+        int, typer.Option(min=1, help="Number of draws of references; means and standard deviations are over them.")
+    ] = 3,
+    reference_weight: ReferenceWeight = None,
+    reference_copies: ReferenceCopies = Copies.none,
     ablation: Annotated[
         str | None, typer.Option(help="Ablation of the paper to apply to the checkpoint; one that needs no training.")
     ] = None,
@@ -501,6 +560,9 @@ def evaluate(
     """
     Measure a checkpoint on annotated datasets: a table per product, beside the paper's numbers.
 
+    With --method, several methods are measured on the same data, in one table beside their published numbers.
+    `--dataset NAME` is another way to write NAME.
+
     accelerate chooses the device: the first accelerator, or the CPU with ACCELERATE_USE_CPU=true.
     """
     from accelerate import Accelerator
@@ -510,8 +572,22 @@ def evaluate(
     from .evaluation import evaluate as run
     from .evaluation_report import PROTOCOLS
 
+    protocol = ("published" if method else "default") if protocol is None else protocol
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"protocol {protocol!r} must be one of {', '.join(PROTOCOLS)}")
+    measurement = PROTOCOLS[protocol] if score_mode is None else PROTOCOLS[protocol].with_score(score_mode.value)
+    draw = _reference_draw(references, reference_seeds, reference_weight, reference_copies)
+    if method:
+        if ablation is not None or model != EMBEDDED_CHECKPOINT:
+            raise typer.BadParameter("--method takes no --ablation and no --model; write --method vcp_clip=CHECKPOINT")
+        if references == "stored":
+            raise typer.BadParameter("--references stored is for one checkpoint; with --method, give k=N")
+        _compare(
+            method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype, draw
+        )
+        return
+    if backbone is not None:
+        raise typer.BadParameter("--backbone is for the methods of --method")
     _announce_embedded(model)
     if ablation is None:
         parts = load_parts(model, dtype=dtype.value)
@@ -520,6 +596,12 @@ def evaluate(
         variant.check_without_training(load_config(model))
         parts = load_parts(model, dtype=dtype.value, **variant.config_fields)
         parts.image_processor = variant.image_processor(parts.image_processor)
+    if references == "stored":
+        draw = parts.references
+        if draw is None:
+            raise typer.BadParameter(f"--references stored: {model} has no references")
+    elif parts.references is not None and draw is None:
+        typer.echo("The references of this checkpoint are not used: --references stored uses them.", err=True)
     accelerator = Accelerator()
     datasets = {}
     for entry in dataset:
@@ -532,11 +614,13 @@ def evaluate(
         parts.model,
         parts.image_processor,
         datasets,
-        PROTOCOLS[protocol] if score_mode is None else PROTOCOLS[protocol].with_score(score_mode.value),
+        measurement,
         batch_size,
         num_workers,
         accelerator,
         sheets_dir=None if output is None else output / "sheets",
+        references=draw,
+        reference_pools=_training_images(dataset, split, products, accelerator) if references else None,
     )
     if ablation is not None:
         report.settings["ablation"] = ablation
@@ -545,6 +629,90 @@ def evaluate(
         if output is not None:
             report.save(output)
             typer.echo(f"results and sheets in {output}")
+
+
+def _reference_draw(
+    references: str | None, num_seeds: int, weight: float | None, copies: Copies
+) -> "ReferenceDraw | None":
+    """Return what `--references` requests of each product; `None` without it, and for stored ones."""
+    from .evaluation_references import ReferenceDraw
+
+    match = re.fullmatch(r"k=([1-9]\d*)", references or "")
+    if match is None:
+        if references not in (None, "stored"):
+            raise typer.BadParameter(f"--references {references!r} must be k=N, such as k=4, or stored")
+        if weight is not None or copies is not Copies.none:
+            raise typer.BadParameter("--reference-weight and --reference-copies need --references k=N")
+        return None
+    settings = {"weight": weight, "copies": None if copies is Copies.none else copies.value}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    return ReferenceDraw(int(match[1]), tuple(range(num_seeds)), settings)
+
+
+def _training_images(
+    dataset: list[str], split: str, products: list[str] | None, accelerator: "Accelerator"
+) -> dict[str, Any]:
+    """Return the training images of the datasets that have some, for references."""
+    pools = {}
+    for name, folder in map(_name_and_folder, dataset):
+        # without a training split, references are drawn from the evaluated images
+        with accelerator.main_process_first(), contextlib.suppress(ValueError):
+            if split != "train":
+                pools[name] = _load_dataset(name, folder, "train", products)
+    return pools
+
+
+def _compare(
+    methods: list[str],
+    backbone: str | None,
+    dataset: list[str],
+    split: str,
+    products: list[str] | None,
+    protocol: "EvaluationProtocol",
+    seed: int,
+    output: Path | None,
+    batch_size: int,
+    num_workers: int,
+    dtype: WeightType,
+    draw: "ReferenceDraw | None",
+) -> None:
+    """Measure several methods, and print and write their table."""
+    from accelerate import Accelerator
+
+    from .method_comparison import compare_methods, load_method
+
+    entries = [_name_and_folder(entry) for entry in methods]
+    names = [name for name, _ in entries]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter(f"--method names {max(names, key=names.count)!r} more than once")
+    accelerator = Accelerator()
+    datasets = {}
+    for name, folder in map(_name_and_folder, dataset):
+        with accelerator.main_process_first():
+            datasets[name] = _load_dataset(name, folder, split, products)
+    if len(entries) > 1:  # mistakes show before the first evaluation, which may take hours
+        for name, source in entries:
+            load_method(name, source, backbone, dtype.value)
+    comparison = compare_methods(
+        ((name, load_method(name, source, backbone, dtype.value)) for name, source in entries),
+        datasets,
+        protocol,
+        seed,
+        sheets_dir=None if output is None else output / "sheets",
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+        references=draw,
+        reference_pools=None if draw is None else _training_images(dataset, split, products, accelerator),
+    )
+    if accelerator.is_main_process:
+        typer.echo(comparison.to_text())
+        for result in comparison.results.values():
+            for note in result.notes:
+                typer.echo(f"{result.title}: {_printable(note)}")
+        if output is not None:
+            comparison.save(output)
+            typer.echo(f"table and sheets in {output}")
 
 
 def _load_dataset(name: str, folder: str | None, split: str | None, products: list[str] | None, **options: Any) -> Any:
@@ -619,6 +787,10 @@ def export(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Side of the square input in pixels; default: the checkpoint's.")
     ] = None,
+    references: Annotated[
+        bool,
+        typer.Option("--references/--no-references", help="Build the checkpoint's normal pictures into the graph."),
+    ] = True,
 ) -> None:
     """Export to ONNX, OpenVINO or a torch program; nothing is written unless its results equal the model's."""
     from .checkpoint_folder import load_parts
@@ -636,6 +808,7 @@ def export(
         int8,
         calibration_images,
         image_size,
+        parts.references if references else None,
     )
     typer.echo(report.describe())
 
@@ -769,6 +942,7 @@ def push_dataset(
 def info(
     model: Model = EMBEDDED_CHECKPOINT,
     datasets: Annotated[bool, typer.Option("--datasets", help="List the datasets that can be read.")] = False,
+    methods: Annotated[bool, typer.Option("--methods", help="List the methods that can be compared.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Print versions, device and the facts of a checkpoint, for bug reports."""
@@ -779,6 +953,13 @@ def info(
             paper = " (paper)" if summary.in_paper else ""
             typer.echo(f"{summary.name:<16}{summary.title}{paper}; {summary.license}")
         return
+    if methods:
+        from .configuration_vcp_clip import VCPCLIPConfig
+        from .methods import METHODS
+
+        for config in (VCPCLIPConfig, *(METHODS[name].config_class for name in sorted(METHODS))):
+            typer.echo(f"{config.model_type:<16}{config.title}: {config.source}")
+        return
     facts = _facts(model)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -787,6 +968,16 @@ def info(
         for line in _as_text(value).splitlines():
             typer.echo(f"{name:<22}{line}")
             name = ""
+
+
+def _facts_of_vcp_clip(config: "FrozenCLIPConfig") -> dict[str, Any]:
+    """Return facts that other methods do not have."""
+    from .configuration_vcp_clip import VCPCLIPConfig
+
+    if not isinstance(config, VCPCLIPConfig):
+        return {}
+    prompts = [*config.normal_prompts, *config.abnormal_prompts]
+    return {"prompts": prompts, "fusion weight": config.fusion_weight}
 
 
 def _as_text(value: Any) -> str:
@@ -803,15 +994,18 @@ def _facts(model: str) -> dict[str, Any]:
 
     from .calibration import describe_calibration
     from .checkpoint_folder import load_config, load_image_processor
+    from .reference_pictures import load_references
 
     config = load_config(model)
     processor = load_image_processor(model, config)
+    references = load_references(model)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
         **versions("torch", "transformers", "accelerate", "huggingface_hub", "numpy", "pillow"),
         "python": f"{platform.python_version()} on {platform.platform()}",
         "device": str(accelerator) if accelerator is not None else f"cpu, {torch.get_num_threads()} threads",
         "checkpoint": model,
+        "method": config.title,
         "backbone": " ".join(
             [*([config.backbone_name_or_path] if config.backbone_name_or_path else []), "included"]
             if config.backbone_included
@@ -819,12 +1013,12 @@ def _facts(model: str) -> dict[str, Any]:
         ),
         "image size": list(config.input_size),
         "feature layers": config.feature_layers,
-        "prompts": [*config.normal_prompts, *config.abnormal_prompts],
-        "fusion weight": config.fusion_weight,
+        **_facts_of_vcp_clip(config),
         "smoothing sigma": processor.smoothing_sigma,
         "score mode": processor.score_mode,
         "threshold": processor.threshold,
         "image threshold": processor.image_threshold,
+        "references": None if references is None else references.describe(),
         "calibration": "\n".join(describe_calibration(processor.calibration)) if processor.calibration else None,
     }
 

@@ -31,7 +31,7 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
 def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer, use_adapters: bool) -> ClipADModel:
     """Return the method with the folder's settings and weights."""
     config = folder.config
-    eps, min_samples = DBSCAN[config["dataset"]]
+    eps, min_samples = DBSCAN.get(config["dataset"], DBSCAN["mvtec"])
     model = ClipADModel.from_clip(
         folder.clip,
         tokenizer=tokenizer,

@@ -7,6 +7,7 @@ from tests.common import pixels, tiny_clip
 from vcp_clip_hf.methods.value_stream_tower import SharedValueAttention, ValueStreamEncoder
 from vcp_clip_hf.methods.vv_attention import ValueStream, value_stream
 from vcp_clip_hf.modeling_frozen_clip import with_blocks_of
+from vcp_clip_hf.vision_tower import LayerStates
 
 
 DEPTH = 4
@@ -39,17 +40,17 @@ def ordinary_states(tower, images):
 def test_the_stream_is_the_one_computed_after_the_pass(tower, first_block, layers):
     images = pixels(2)
     states = ordinary_states(tower, images)
-    stream = ValueStream(layers, first_block, ordinary_layers=[0, 2])
-    outputs = tower(images, value_stream=stream)
+    stream, ordinary = ValueStream(layers, first_block), LayerStates([0, 2])
+    outputs = tower(images, layer_states=ordinary, value_stream=stream)
     expected = value_stream(tower.encoder.layers, states, layers, first_block)
     assert stream.states.keys() == expected.keys()
     for layer, value in expected.items():
         torch.testing.assert_close(stream.states[layer], value, atol=1e-5, rtol=1e-5)
     for layer in (0, 2):
-        torch.testing.assert_close(stream.ordinary_states[layer], states[layer], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ordinary.states[layer], states[layer], atol=1e-5, rtol=1e-5)
     # The class token of the last block, alone or with all others
-    torch.testing.assert_close(outputs.last_hidden_state[:, 0], states[DEPTH][:, 0], atol=1e-5, rtol=1e-5)
-    assert torch.equal(outputs.pooler_output, tower.post_layernorm(outputs.last_hidden_state[:, 0]))
+    torch.testing.assert_close(stream.class_token, states[DEPTH][:, 0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(outputs.pooler_output, tower.post_layernorm(stream.class_token))
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def test_the_last_block_is_computed_for_the_class_token_only(tower):
     images, shapes = pixels(2), []
     tower.encoder.layers[-1].mlp.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape)))
     tower(images, value_stream=ValueStream([DEPTH], 2))
-    tower(images, value_stream=ValueStream([DEPTH], 2, ordinary_layers=[DEPTH]))
+    tower(images, value_stream=ValueStream([DEPTH], 2), layer_states=LayerStates([DEPTH]))
     assert shapes == [(2, 1, 64), (2, 37, 64)]
 
 
@@ -81,9 +82,10 @@ def test_values_are_projected_once_and_there_are_no_further_queries_and_keys(tow
 
 @torch.no_grad()
 def test_without_a_stream_the_tower_is_clips(tower):
-    images = pixels(1)
+    images, ordinary = pixels(1), LayerStates([1])
     states = ordinary_states(tower, images)
-    torch.testing.assert_close(tower(images).last_hidden_state, states[DEPTH])
+    torch.testing.assert_close(tower(images, layer_states=ordinary).last_hidden_state, states[DEPTH])
+    torch.testing.assert_close(ordinary.states[1], states[1])
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

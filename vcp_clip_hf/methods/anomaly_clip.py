@@ -6,12 +6,12 @@ width. The two states are always ordered normal, abnormal.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 from transformers import initialization as init
 
 from ..configuration_frozen_clip import FrozenCLIPConfig
@@ -172,6 +172,12 @@ class AnomalyCLIPConfig(AnomalyMethodConfig):
                     f" which has {len(ids) - 2} words after num_context_tokens={self.num_context_tokens}."
                 )
 
+    @classmethod
+    def fitted_fields(cls, clip_config: CLIPConfig) -> dict[str, Any]:
+        """Return the fields whose defaults may not fit a CLIP, with values that do."""
+        depth = min(cls.deep_prompt_depth, clip_config.text_config.num_hidden_layers)
+        return {**super().fitted_fields(clip_config), "deep_prompt_depth": depth}
+
     @property
     def first_value_block(self) -> int:
         """Return the first image block with value-value attention, counted from 1."""
@@ -298,27 +304,9 @@ class AnomalyCLIPModel(AnomalyMethodModel):
         Returns:
             [`AnomalyCLIPImageFeatures`]
         """
-        self._check_pixel_values(pixel_values)
-        config = self.config
-        stream = ValueStream(config.feature_layers, config.first_value_block, () if layers is None else layers)
-        outputs = self.clip.vision_model(
-            pixel_values,
-            interpolate_pos_encoding=True,
-            value_stream=stream,
-            output_hidden_states=False,
-            output_attentions=False,
-            **kwargs,
-        )
-        patch_size = config.vision_config.patch_size
-        height, width = pixel_values.shape[-2:]
-        return AnomalyCLIPImageFeatures(
-            pixel_values=pixel_values,
-            states=stream.ordinary_states,
-            pooled=outputs.pooler_output,
-            grid=(height // patch_size, width // patch_size),
-            value_states=stream.states,
-            class_token=outputs.last_hidden_state[:, 0],
-        )
+        stream = ValueStream(self.config.feature_layers, self.config.first_value_block)
+        features = super().image_features(pixel_values, layers, value_stream=stream, **kwargs)
+        return AnomalyCLIPImageFeatures(**vars(features), value_states=stream.states, class_token=stream.class_token)
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """

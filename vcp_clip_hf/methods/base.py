@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..autocast import no_autocast
-from ..backbone_loading import backbone_location
+from ..backbone_loading import HUB_ARGUMENTS, backbone_location, read_backbone_config
+from ..checkpoint_errors import read_config_values
 from ..modeling_frozen_clip import FrozenCLIPPreTrainedModel, check_labels, requested_states
 from ..prompts import check_tokenizer
 from ..weight_snapshot import WeightSnapshot
@@ -133,6 +134,8 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
 
     # Whether the text depends on the product's name
     uses_product_names = True
+    # Whether the published image scores without references need all images of a product: `scores_of_product`
+    scores_depend_on_product = False
     # Whether the method has a few-shot mode: `reference_banks`, `reference_tokens`, and `references` in `segment`
     supports_references = False
 
@@ -154,6 +157,24 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
         if tokenizer is not None:
             model.tokenizer = tokenizer
         return model
+
+    @classmethod
+    def fitted_to(cls, backbone: str | os.PathLike | CLIPModel, **kwargs) -> "AnomalyMethodModel":
+        """
+        Build the method on any CLIP: fields of its configuration that do not fit the CLIP are changed.
+
+        Args:
+            backbone (`str`, `os.PathLike` or `CLIPModel`): as in `from_clip`. Of another checkpoint of this package,
+                its input size is taken too; otherwise the method's own, rounded to a multiple of the patch size.
+            kwargs: as in `from_clip`; given fields are not changed.
+        """
+        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        clip_config, _ = read_backbone_config(backbone, hub_arguments)
+        fields = cls.config_class.fitted_fields(clip_config)
+        if not isinstance(backbone, CLIPModel):
+            values = read_config_values(backbone, **hub_arguments)
+            fields.update({name: values[name] for name in ("image_size",) if name in values})
+        return cls.from_clip(backbone, **{**fields, **kwargs})
 
     # --- the tokenizer ----------------------------------------------------------------------------------------------
 
@@ -271,10 +292,11 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
 
     def _kept_texts(self, prompts: list[str]) -> dict[str, ProductText]:
         modules = self.text_modules()
-        snapshot = WeightSnapshot(modules, modules)
         settings = repr([getattr(self.config, name) for name in self.config.own_fields()])
-        if snapshot != self._text_snapshot or settings != self._text_settings:
-            self._texts, self._text_snapshot, self._text_settings = {}, snapshot, settings
+        snapshot = self._text_snapshot
+        if snapshot is None or settings != self._text_settings or not snapshot.holds(modules):
+            self._texts, self._text_settings = {}, settings
+            self._text_snapshot = WeightSnapshot(modules, modules)
         texts = dict(self._texts)
         # Later calls use the embeddings with and without autocast, and in inference mode or for a training
         with torch.inference_mode(False), torch.no_grad(), no_autocast(self.device):

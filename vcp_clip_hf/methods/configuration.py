@@ -1,8 +1,9 @@
 """Configurations of the rival methods: what all of them have, and what those with a prompt ensemble add."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig
 
 from ..configuration_frozen_clip import FrozenCLIPConfig
 from .prompt_ensemble import PromptEnsemble, read_prompts
@@ -51,6 +52,17 @@ class AnomalyMethodConfig(FrozenCLIPConfig):
     image_processing = {"smoothing_sigma": 0.0, "score_mode": "image_head"}
 
     position_interpolation: Literal["bicubic_antialias", "bicubic", "bilinear"] = "bicubic_antialias"
+
+    @classmethod
+    def fitted_fields(cls, clip_config: CLIPConfig) -> dict[str, Any]:
+        """
+        Return the fields whose defaults may not fit a CLIP, with values that do.
+
+        Args:
+            clip_config (`CLIPConfig`): configuration of the CLIP.
+        """
+        patch_size = clip_config.vision_config.patch_size
+        return {"image_size": max(1, round(cls.image_size / patch_size)) * patch_size}
 
 
 @strict

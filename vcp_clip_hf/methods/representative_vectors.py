@@ -42,6 +42,8 @@ def representative_vector(embeds: torch.Tensor, kind: str, eps: float = 0.5, min
     Raises:
         ValueError: an unknown kind.
     """
+    # On the CPU: a few hundred vectors, and not every device has float64
+    device, embeds = embeds.device, embeds.cpu()
     mean = embeds.mean(dim=0)
     if kind in ("mean", "mean_shift"):
         vector = mean
@@ -59,7 +61,7 @@ def representative_vector(embeds: torch.Tensor, kind: str, eps: float = 0.5, min
         vector = (densities / densities.sum()).to(embeds.dtype) @ embeds
     else:
         raise ValueError(f"{kind!r} must be one of {', '.join(map(repr, REPRESENTATIVES))}.")
-    return nn.functional.normalize(vector, dim=0)
+    return nn.functional.normalize(vector, dim=0).to(device)
 
 
 def dbscan_labels(embeds: torch.Tensor, eps: float, min_samples: int) -> torch.Tensor:
@@ -75,7 +77,7 @@ def dbscan_labels(embeds: torch.Tensor, eps: float, min_samples: int) -> torch.T
         `torch.LongTensor` of shape `(n,)`: clusters in the order of their first core point, -1 for noise. A point
         between two clusters belongs to the first.
     """
-    neighbors = (_squared_distances(embeds) <= eps**2).cpu()
+    neighbors = _squared_distances(embeds) <= eps**2
     is_core = neighbors.sum(dim=1) >= min_samples
     labels = torch.full((len(embeds),), _NOISE)
     cluster = 0
@@ -86,7 +88,7 @@ def dbscan_labels(embeds: torch.Tensor, eps: float, min_samples: int) -> torch.T
         reached = torch.zeros(len(embeds), dtype=torch.bool)
         reached[first] = True
         while True:
-            frontier = neighbors[reached & is_core].any(dim=0) & (labels == _NOISE) | reached
+            frontier = reached | (neighbors[reached & is_core].any(dim=0) & (labels == _NOISE))
             if frontier.equal(reached):
                 break
             reached = frontier
@@ -97,6 +99,6 @@ def dbscan_labels(embeds: torch.Tensor, eps: float, min_samples: int) -> torch.T
 
 def _squared_distances(embeds: torch.Tensor) -> torch.Tensor:
     """Return the squared Euclidean distances of all pairs, float64 so that no root of a tiny negative appears."""
-    points = embeds.double()
+    points = embeds.cpu().double()
     squares = points.square().sum(dim=1)
     return (squares[:, None] + squares - 2 * points @ points.T).clamp(min=0)

@@ -9,21 +9,23 @@ Shapes: B images, N patches, D the image width.
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, eager_attention_forward
+from transformers.models.clip.modeling_clip import CLIPAttention, eager_attention_forward
 
+from ..vision_tower import LayerStates, VCPCLIPVisionEncoder
 from .vv_attention import ValueStream, attend_to_values
 
 
 __all__ = ["SharedValueAttention", "ValueStreamEncoder"]
 
 
-class ValueStreamEncoder(CLIPEncoder):
-    """Run CLIP's image encoder and a value-value stream beside it; without `value_stream` it is a `CLIPEncoder`."""
+class ValueStreamEncoder(VCPCLIPVisionEncoder):
+    """Run CLIP's image encoder with a value-value stream beside it, or without one as `VCPCLIPVisionEncoder` does."""
 
     def forward(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        layer_states: LayerStates | None = None,
         value_stream: ValueStream | None = None,
         **kwargs,
     ) -> BaseModelOutput:
@@ -33,34 +35,34 @@ class ValueStreamEncoder(CLIPEncoder):
         Args:
             inputs_embeds (`torch.Tensor` of shape `(B, 1 + N, D)`): embedded class token and patches.
             attention_mask (`torch.Tensor`, *optional*): mask as in `CLIPEncoder`.
-            value_stream ([`ValueStream`], *optional*): receiver of the streams.
+            layer_states ([`LayerStates`], *optional*): receiver of the ordinary stream after the requested blocks.
+            value_stream ([`ValueStream`], *optional*): receiver of the value-value stream, and of the class token.
             kwargs: arguments of the blocks.
 
         Returns:
-            `BaseModelOutput` with `last_hidden_state`, the ordinary stream after the last block: of shape
-            `(B, 1, D)`, the class token only, unless `value_stream` requests that layer of the ordinary stream.
+            `BaseModelOutput` with `last_hidden_state`, the ordinary stream after the last block. Beside a value-value
+            stream it has the shape `(B, 1, D)`, the class token only, unless a receiver requests all tokens.
         """
         if value_stream is None:
-            return super().forward(inputs_embeds, attention_mask, **kwargs)
-        hidden_states = inputs_embeds
-        value_stream.record(0, hidden_states)
+            return super().forward(inputs_embeds, attention_mask, layer_states, **kwargs)
+        layer_states = LayerStates(()) if layer_states is None else layer_states
+        hidden_states, depth = inputs_embeds, len(self.layers)
+        all_tokens = depth in layer_states.layers or (
+            depth in value_stream.layers and depth < value_stream.first_block
+        )
+        layer_states.record(0, hidden_states)
         for number, layer in enumerate(self.layers, start=1):
             if number == value_stream.first_block:
                 value_stream.start(hidden_states)
-            if value_stream.runs_in(number):
-                kwargs["value_stream"] = value_stream
-            else:
-                kwargs.pop("value_stream", None)
-            if number == len(self.layers) and not self._needs_all_tokens(number, value_stream):
-                everything = layer.layer_norm1(hidden_states)
-                hidden_states = layer(hidden_states[:, :1], attention_mask, key_value_states=everything, **kwargs)
-            else:
-                hidden_states = layer(hidden_states, attention_mask, **kwargs)
+            arguments = {**kwargs, "value_stream": value_stream} if value_stream.runs_in(number) else dict(kwargs)
+            if number == depth and not all_tokens:
+                arguments["key_value_states"] = layer.layer_norm1(hidden_states)
+                hidden_states = hidden_states[:, :1]
+            hidden_states = layer(hidden_states, attention_mask, **arguments)
+            layer_states.record(number, hidden_states)
             value_stream.record(number, hidden_states)
+        value_stream.class_token = hidden_states[:, 0]
         return BaseModelOutput(last_hidden_state=hidden_states)
-
-    def _needs_all_tokens(self, number: int, stream: ValueStream) -> bool:
-        return number in stream.ordinary_layers or (number in stream.layers and number < stream.first_block)
 
 
 class SharedValueAttention(CLIPAttention):

@@ -61,19 +61,18 @@ class ValueStream:
         layers (`Iterable[int]`): blocks after which the stream is requested, counted from 1. Before `first_block` the
             stream is the ordinary one.
         first_block (`int`): first block with value-value attention, counted from 1.
-        ordinary_layers (`Iterable[int]`, *optional*): blocks after which the ordinary stream is requested; 0 is the
-            input of the first block.
 
     Attributes:
         states (`dict[int, torch.Tensor]`): `(B, 1 + N, D)` of each requested layer, once the encoder has run.
-        ordinary_states (`dict[int, torch.Tensor]`): the same of the ordinary stream.
+        class_token (`torch.Tensor` of shape `(B, D)`, *optional*): class token of the ordinary stream after the last
+            block, if an encoder computes both streams in one pass.
     """
 
-    def __init__(self, layers: Iterable[int], first_block: int, ordinary_layers: Iterable[int] = ()):
-        self.layers, self.ordinary_layers = frozenset(layers), frozenset(ordinary_layers)
+    def __init__(self, layers: Iterable[int], first_block: int):
+        self.layers = frozenset(layers)
         self.first_block = first_block
         self.states: dict[int, torch.Tensor] = {}
-        self.ordinary_states: dict[int, torch.Tensor] = {}
+        self.class_token: torch.Tensor | None = None
         self._stream: torch.Tensor | None = None
 
     def runs_in(self, number: int) -> bool:
@@ -89,11 +88,9 @@ class ValueStream:
         self._stream = self._stream + update
 
     def record(self, number: int, hidden_states: torch.Tensor) -> None:
-        """Keep the streams after a block if they were requested."""
+        """Keep the stream after a block if it was requested; `hidden_states` is the ordinary one."""
         if number in self.layers:
             self.states[number] = self._stream if number >= self.first_block else hidden_states
-        if number in self.ordinary_layers:
-            self.ordinary_states[number] = hidden_states
 
 
 def value_stream(

@@ -158,6 +158,23 @@ class AnomalySegmentationEvaluator:
                 product = self._products[image.product] = _Product(self._new_scores())
             product.add(image)
 
+    def replace_image_scores(self, product: str, scores: Values) -> None:
+        """
+        Replace the scores of all images of a product, where they depend on each other.
+
+        Args:
+            product (`str`): name of the product.
+            scores (sequence or 1-D array): one score for each image of the product, in the order of their addition.
+
+        Raises:
+            ValueError: another number of scores than of images, or an unknown product.
+        """
+        count = len(self._products[product].labels) if product in self._products else 0
+        scores = as_scores(scores, "scores")
+        if len(scores) != count:
+            raise ValueError(f"{len(scores)} scores were given for the {count} images of {product!r}.")
+        self._products[product].image_scores = [float(score) for score in scores]
+
     def merge(self, other: "AnomalySegmentationEvaluator") -> "AnomalySegmentationEvaluator":
         """
         Add all images of another evaluator with the same settings, which is not changed.
