@@ -787,6 +787,10 @@ def export(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Side of the square input in pixels; default: the checkpoint's.")
     ] = None,
+    references: Annotated[
+        bool,
+        typer.Option("--references/--no-references", help="Build the checkpoint's normal pictures into the graph."),
+    ] = True,
 ) -> None:
     """Export to ONNX, OpenVINO or a torch program; nothing is written unless its results equal the model's."""
     from .checkpoint_folder import load_parts
@@ -804,6 +808,7 @@ def export(
         int8,
         calibration_images,
         image_size,
+        parts.references if references else None,
     )
     typer.echo(report.describe())
 
@@ -989,9 +994,11 @@ def _facts(model: str) -> dict[str, Any]:
 
     from .calibration import describe_calibration
     from .checkpoint_folder import load_config, load_image_processor
+    from .reference_pictures import load_references
 
     config = load_config(model)
     processor = load_image_processor(model, config)
+    references = load_references(model)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
         **versions("torch", "transformers", "accelerate", "huggingface_hub", "numpy", "pillow"),
@@ -1011,6 +1018,7 @@ def _facts(model: str) -> dict[str, Any]:
         "score mode": processor.score_mode,
         "threshold": processor.threshold,
         "image threshold": processor.image_threshold,
+        "references": None if references is None else references.describe(),
         "calibration": "\n".join(describe_calibration(processor.calibration)) if processor.calibration else None,
     }
 

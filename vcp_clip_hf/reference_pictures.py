@@ -27,7 +27,14 @@ from .references import (
 from .tiling import Tiling, tiles_of
 
 
-__all__ = ["build_memory", "find_references", "image_conditions", "picture_digests", "save_references"]
+__all__ = [
+    "build_memory",
+    "find_references",
+    "image_conditions",
+    "load_references",
+    "picture_digests",
+    "save_references",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -245,12 +252,26 @@ def find_references(model: PreTrainedModel) -> ReferenceMemory | None:
     Raises:
         ValueError: the file is damaged, or belongs to another image tower.
     """
-    path = _references_file(model.name_or_path, **getattr(model, "hub_arguments", {}))
-    if path is None:
+    memory = load_references(model.name_or_path, **getattr(model, "hub_arguments", {}))
+    if memory is None:
         return None
-    memory = ReferenceMemory.load(path)
     memory.check_tower(model)
     return memory.to(model.device)
+
+
+def load_references(source: str | os.PathLike, **hub_arguments: Any) -> ReferenceMemory | None:
+    """
+    Return the memory in a checkpoint, on the CPU, or `None`.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or Hub repository.
+        hub_arguments: arguments of `from_pretrained` such as `revision` and `subfolder`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = _references_file(str(source), **hub_arguments)
+    return None if path is None else ReferenceMemory.load(path)
 
 
 def _references_file(source: str, subfolder: str | None = None, **hub_arguments: Any) -> str | None:

@@ -93,10 +93,13 @@ def nearest_distance(tokens: torch.Tensor, bank: torch.Tensor, block_values: int
     if not bank.shape[0]:
         raise ValueError("The memory has no patch to compare with: it needs at least one other picture.")
     flat = tokens.flatten(0, -2)
-    block = max(1, block_values // max(1, flat.shape[0]))
+    # the number of images of a traced graph is open, so that its blocks are those of one image
+    count = tokens.shape[-2] if torch.compiler.is_compiling() else flat.shape[0]
+    block = max(1, block_values // max(1, count))
     bank = bank.to(flat.device, flat.dtype)
     with no_autocast(flat.device):
-        parts = [(flat @ rows.T).amax(dim=1) for rows in bank.split(min(block, bank.shape[0]))]
+        starts = range(0, bank.shape[0], block)
+        parts = [(flat @ bank[start : start + block].T).amax(dim=1) for start in starts]
         nearest = parts[0] if len(parts) == 1 else torch.stack(parts).amax(dim=0)
         cosine = nearest.float() / flat.float().norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
     return (1 - cosine).clamp(0, 2).view(tokens.shape[:-1])
@@ -353,18 +356,22 @@ class ReferenceMemory:
         """Return what thresholds belong to: a hash of the memory, and its weight."""
         return {"memory": self.digest, "weight": self.weight}
 
-    def check_conditions(self, conditions: Mapping[str, Any]) -> None:
+    def differing_conditions(self, conditions: Mapping[str, Any]) -> list[str]:
         """
-        Raise a ValueError if images are prepared otherwise than the references were.
+        Return in words which settings of images differ from those of the references.
 
         Args:
             conditions (`Mapping[str, Any]`): settings of the images, under the names of `self.conditions`.
         """
-        differing = [
+        return [
             f"{name} was {value!r}, is {conditions[name]!r}"
             for name, value in self.conditions.items()
             if name in conditions and conditions[name] != value
         ]
+
+    def check_conditions(self, conditions: Mapping[str, Any]) -> None:
+        """Raise a ValueError if images are prepared otherwise than the references; see `differing_conditions`."""
+        differing = self.differing_conditions(conditions)
         if differing:
             raise ValueError(
                 f"The references were set with other settings: {'; '.join(differing)}. Use those settings, set the"
