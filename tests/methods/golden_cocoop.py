@@ -71,7 +71,7 @@ def _text(folder: GoldenFolder, model: CoCoOpModel) -> dict[str, Quantity]:
         "context": context,
         "prompt_embeds": embeds,
         "text_features": outputs.text_embeds,
-        "official_class_logits": outputs.image_logits,
+        "official_class_logits": model.class_logits(outputs.image_embeds, outputs.text_embeds),
     }
     return folder.quantities(got)
 
