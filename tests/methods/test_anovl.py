@@ -1,13 +1,15 @@
 """AnoVL beside a plain reading, and its adaptation inside of the model."""
 
 import copy
+import random
 
 import pytest
 import torch
 from torch.nn.functional import avg_pool2d, interpolate, normalize, pad
 
-from tests.common import pixels
-from tests.methods.common import tiny_method
+from tests.common import pixels, tiny_tokenizer
+from tests.methods.common import FEW_PROMPTS, FIELDS, tiny_method
+from tests.methods.random_variation import random_clip
 from tests.methods.test_vv_attention import plain as value_attention
 from tests.reference_forward import block
 from vcp_clip_hf.methods import AnoVLConfig, AnoVLModel
@@ -43,6 +45,25 @@ def test_outputs_without_adaptation_are_those_of_a_plain_reading():
             torch.testing.assert_close(outputs.anomaly_map[index], expected, atol=1e-5, rtol=0)
             score = (normalize(embedding, dim=0) @ text.T).softmax(dim=0)[1]
             torch.testing.assert_close(outputs.image_scores[index], score, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_outputs_of_random_sizes_are_those_of_a_plain_reading(seed):
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    clip, side = random_clip(draw)
+    prompts = {**FEW_PROMPTS, **FIELDS["anovl"]}
+    del prompts["templates"]
+    model = AnoVLModel.from_clip(clip, tokenizer=tiny_tokenizer(), image_size=side, adapt=False, **prompts)
+    image = pixels(1, side, side)
+    grid = (side // model.config.vision_config.patch_size,) * 2
+    with torch.no_grad():
+        outputs, text = model(image, "nut"), model.text_embeds(["nut"])[0]
+        expected = plain_map(plain_tokens(model, image[0])[0], text, (side, side), grid)
+        embeds = torch.stack([plain_tokens(model, view)[1] for view in augmented_views(image)[0]])
+    score = (normalize(embeds, dim=1) @ text.T).softmax(dim=1)[:, 1].mean()
+    torch.testing.assert_close(outputs.anomaly_map[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs.image_scores[0], score, atol=1e-6, rtol=0)
 
 
 def test_the_image_score_is_the_mean_over_views():
@@ -146,6 +167,7 @@ def test_textures_have_their_own_sentences_and_macaroni_another_name():
 
 def test_the_default_is_the_authors_setting():
     config = AnoVLConfig()
+    assert config.projection_dim == config.vision_config.projection_dim == config.text_config.projection_dim == 640
     for texture, words in ((True, "surface picture"), (False, "manufacturing image")):
         normal, abnormal = config.prompt_ensemble(texture).sentences("tile")
         assert len(normal) == len(abnormal) == 462

@@ -1,15 +1,18 @@
 """CLIP-AD (SDP and SDP+) beside a plain reading of its formulas."""
 
+import random
+
 import pytest
 import torch
 from torch.nn.functional import interpolate, normalize
 
-from tests.common import pixels
-from tests.methods.common import tiny_method
+from tests.common import pixels, tiny_tokenizer
+from tests.methods.common import FEW_PROMPTS, tiny_method
+from tests.methods.random_variation import random_clip, random_layers
 from tests.methods.test_vv_attention import plain as value_attention
 from tests.reference_forward import attention, block
 from vcp_clip_hf.losses import dice_loss, focal_loss
-from vcp_clip_hf.methods import ClipADConfig
+from vcp_clip_hf.methods import ClipADConfig, ClipADModel
 
 
 def plain_paths(model, image):
@@ -20,17 +23,18 @@ def plain_paths(model, image):
     for layer in blocks:
         states.append(block(layer, states[-1]))
     original, second = [], []
-    quarter = len(blocks) / 4
+    updates = [value_attention(layer, states[index][None])[0] for index, layer in enumerate(blocks)]
     for number in layers:
         own = states[number]
         if model.config.published_feature_shift and number < len(blocks):
             following = blocks[number]
             own = own + attention(following.self_attn, following.layer_norm1(own), None)
-        first = int((number - 1) // quarter * quarter)
-        stage = range(first, first + int(quarter))
-        total = sum(value_attention(blocks[index], states[index][None])[0] for index in stage)
+        # A stage starts where the index is a multiple of a quarter of the depth, which may be no whole number
+        starts = [index for index in range(len(blocks)) if index % (len(blocks) / 4) == 0]
+        first = max(start for start in starts if start < number)
+        end = min((start for start in starts if start >= number), default=len(blocks))
         original.append(own)
-        second.append(torch.cat([own[:1], total[1:]]))
+        second.append(torch.cat([own[:1], sum(updates[first:end])[1:]]))
     return original, second
 
 
@@ -82,6 +86,30 @@ def test_outputs_are_those_of_a_plain_reading(fields):
             torch.testing.assert_close(outputs.anomaly_map[index], expected, atol=1e-5, rtol=0)
             torch.testing.assert_close(outputs.image_scores[index], score, atol=1e-5, rtol=0)
     assert outputs.anomaly_map.min() >= 0 and outputs.anomaly_map.max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_outputs_of_random_sizes_are_those_of_a_plain_reading(seed):
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    clip, side = random_clip(draw)
+    fields = {
+        "feature_layers": random_layers(draw, clip.config.vision_config.num_hidden_layers),
+        "published_feature_shift": draw.random() < 0.7,
+        "use_adapters": draw.random() < 0.5,
+        "representative": draw.choice(["dbscan", "mean", "kde", "pca"]),
+        "dbscan_min_samples": 2,
+    }
+    model = ClipADModel.from_clip(clip, tokenizer=tiny_tokenizer(), image_size=side, **FEW_PROMPTS, **fields)
+    image, num_layers = pixels(1, side, side), len(fields["feature_layers"])
+    grid = (side // model.config.vision_config.patch_size,) * 2
+    with torch.no_grad():
+        outputs, text = model(image, "nut"), model.text_embeds(["nut"])[0]
+        sdp, adapted, score = plain_outputs(model, image[0], text, grid)
+    expected = 1 + sdp / num_layers + (0 if adapted is None else adapted / num_layers)
+    parts = 2 if adapted is None else 3
+    torch.testing.assert_close(outputs.anomaly_map[0], expected / parts, atol=2e-5, rtol=0)
+    torch.testing.assert_close(outputs.image_scores[0], score, atol=1e-4, rtol=0)
 
 
 def test_the_shift_matters_except_in_the_last_layer():
@@ -136,6 +164,7 @@ def test_published_scores_depend_on_the_whole_product():
 
 def test_the_default_is_the_authors_setting():
     config = ClipADConfig()
+    assert config.projection_dim == config.vision_config.projection_dim == config.text_config.projection_dim == 640
     normal, abnormal = config.prompt_ensemble().sentences("bottle")
     assert (len(normal), len(abnormal)) == (198, 220)
     assert normal[0] == "a cropped photo of the flawless bottle." and config.feature_layers == [3, 6, 9, 12]

@@ -1,14 +1,17 @@
 """WinCLIP beside a plain reading of its formulas: one image and one window at a time."""
 
+import random
+
 import pytest
 import torch
 from torch.nn.functional import interpolate, normalize
 
-from tests.common import pixels
-from tests.methods.common import tiny_method
+from tests.common import pixels, tiny_tokenizer
+from tests.methods.common import FEW_PROMPTS, tiny_method
+from tests.methods.random_variation import random_clip
 from tests.methods.test_windows import windows_of
 from tests.reference_forward import block
-from vcp_clip_hf.methods import WinCLIPConfig, winclip
+from vcp_clip_hf.methods import WinCLIPConfig, WinCLIPModel, winclip
 
 
 def plain_features(model, image):
@@ -117,6 +120,22 @@ def test_outputs_are_those_of_a_plain_reading(fields, few_shot):
     assert (outputs.reference_map is not None) == few_shot
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_outputs_of_random_sizes_are_those_of_a_plain_reading(seed):
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    clip, side = random_clip(draw)
+    grid = side // clip.config.vision_config.patch_size
+    fields = {"scales": sorted(draw.sample(range(1, grid + 1), draw.randint(1, min(2, grid)))), "temperature": 0.5}
+    model = WinCLIPModel.from_clip(clip, tokenizer=tiny_tokenizer(), image_size=side, **FEW_PROMPTS, **fields)
+    images = pixels(3, side, side)
+    with torch.no_grad():
+        outputs, text = model(images[:1], "nut", references=banks(model, images[1:])), model.text_embeds(["nut"])[0]
+        expected, score = plain(model, images[0], text, list(images[1:]))
+    torch.testing.assert_close(outputs.anomaly_map[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs.image_scores[0], score, atol=1e-5, rtol=0)
+
+
 def test_the_text_is_the_mean_of_raw_embeddings_unless_asked():
     model = tiny_method("winclip")
     with torch.no_grad():
@@ -156,6 +175,7 @@ def test_missing_banks_are_named():
 
 def test_the_default_is_anomalibs_setting():
     config = WinCLIPConfig()
+    assert config.projection_dim == config.vision_config.projection_dim == config.text_config.projection_dim == 640
     assert config.scales == [2, 3] and config.image_size == 240
     vision = config.vision_config
     assert (vision.hidden_size, vision.num_attention_heads, vision.hidden_act) == (896, 14, "gelu")

@@ -44,7 +44,7 @@ class AnoVLConfig(AnomalyMethodConfig):
         prompt_names (`dict[str, str]`, *optional*, defaults to the authors' for VisA's macaroni):
             Product -> its name in the sentences, where it differs.
         augment_image_score (`bool`, *optional*, defaults to `True`):
-            Whether the image score is the mean over 22 views of the image (22 passes); else its own.
+            Whether the image score is the mean over 22 views of the image (22 passes); else that of the image alone.
         adapt (`bool`, *optional*, defaults to `True`):
             Whether the patch tokens of each image are adapted at test time.
         adaptation_steps (`int`, *optional*, defaults to 5):
@@ -72,6 +72,7 @@ class AnoVLConfig(AnomalyMethodConfig):
     # Torchvision's default resampling; 2 is PIL's bilinear
     image_processing = {**AnomalyMethodConfig.image_processing, "resample": 2}
 
+    projection_dim: int = 640
     image_size: int | list[int] | tuple[int, ...] = 240
     normal_states: list[str] | tuple[str, ...] | None = None
     abnormal_states: list[str] | tuple[str, ...] | None = None

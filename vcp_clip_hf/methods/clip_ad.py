@@ -60,6 +60,7 @@ class ClipADConfig(PromptEnsembleConfig):
     # 8 for both datasets with SDP, and for MVTec-AD with SDP+; 2 for VisA with SDP+ (code)
     image_processing = {**AnomalyMethodConfig.image_processing, "smoothing_sigma": 8.0}
 
+    projection_dim: int = 640
     image_size: int | list[int] | tuple[int, ...] = 240
     use_adapters: bool = False
     representative: Literal["dbscan", "mean", "pca", "kde", "mean_shift"] = "dbscan"

@@ -88,7 +88,7 @@ def dbscan_labels(embeds: torch.Tensor, eps: float, min_samples: int) -> torch.T
         reached = torch.zeros(len(embeds), dtype=torch.bool)
         reached[first] = True
         while True:
-            frontier = neighbors[reached & is_core].any(dim=0) & (labels == _NOISE) | reached
+            frontier = reached | (neighbors[reached & is_core].any(dim=0) & (labels == _NOISE))
             if frontier.equal(reached):
                 break
             reached = frontier

@@ -37,7 +37,7 @@ class WinCLIPConfig(PromptEnsembleConfig):
         scales (`list[int]`, *optional*, defaults to `[2, 3]`):
             Sides of the windows in patches.
         use_image_scale (`bool`, *optional*, defaults to `True`):
-            Whether the score of the full image takes part in the zero-shot map; not in caoyunkang/WinClip.
+            Whether the score of the full image takes part in the zero-shot map; caoyunkang/WinClip leaves it out.
         temperature (`float`, *optional*, defaults to 0.07):
             Divisor of the cosines; 0.01 in caoyunkang/WinClip.
         harmonic_of (`"abnormality"` or `"normality"`, *optional*, defaults to `"abnormality"`):
@@ -48,7 +48,7 @@ class WinCLIPConfig(PromptEnsembleConfig):
         use_patch_scale (`bool`, *optional*, defaults to `True`):
             Whether patch tokens are compared with references beside the windows.
         patch_post_layernorm (`bool`, *optional*, defaults to `True`):
-            Whether `post_layernorm` is applied to these patch tokens; not in zqhang/Accurate-WinCLIP-pytorch.
+            Whether `post_layernorm` is applied to these patch tokens; zqhang/Accurate-WinCLIP-pytorch leaves it out.
         fusion (`"mean"` or `"harmonic"`, *optional*, defaults to `"mean"`):
             Fusion of zero-shot map Z and association map M: `(Z + M) / 2`, or `1 / (1 / Z + 1 / M)` in
             caoyunkang/WinClip. zqhang/Accurate-WinCLIP-pytorch takes `Z + M`, which ranks like the mean.
@@ -71,6 +71,7 @@ class WinCLIPConfig(PromptEnsembleConfig):
     default_text_config = VIT_B_16_PLUS_240_TEXT
     default_vision_config = VIT_B_16_PLUS_240_VISION
 
+    projection_dim: int = 640
     image_size: int | list[int] | tuple[int, ...] = 240
     scales: list[int] | tuple[int, ...] = (2, 3)
     use_image_scale: bool = True
