@@ -84,6 +84,16 @@ def tiny_model(**fields) -> VCPCLIPModel:
     return model
 
 
+def tiny_model_with_head(trained: bool = True, **fields) -> VCPCLIPModel:
+    """Make a `tiny_model` with an image head; all parameters of a `trained` one matter for its scores."""
+    model = tiny_model(use_image_head=True, **fields)
+    if trained:
+        with torch.no_grad():
+            for parameter in model.image_head.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
 def pixels(batch_size: int = 2, height: int = 48, width: int = 48) -> torch.Tensor:
     """Return random `pixel_values`."""
     return torch.randn(batch_size, 3, height, width)

@@ -46,3 +46,34 @@ def test_the_processor_starts_from_the_authors_smoothing_and_fraction():
 def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         AnomalyScoring(**{"threshold": 0.5, "image_threshold": 0.5, **AUTHORS_SCORING, **setting})
+
+
+def scoring(**settings) -> AnomalyScoring:
+    return AnomalyScoring(**{"threshold": None, "image_threshold": None, **AUTHORS_SCORING, **settings})
+
+
+def test_the_score_of_the_image_head_is_the_models_own():
+    own, maps = torch.tensor([0.25, 0.75]), torch.rand(2, 8, 8)
+    of_head = scoring(score_mode="image_head")
+    assert of_head.scores(maps, [maps], own) == [0.25, 0.75]
+    assert torch.equal(of_head.score_tensor(maps, [maps], own.double()), own)
+    for other in ("max", "top_k"):
+        assert scoring(score_mode=other).scores(maps, [maps], own) == scoring(score_mode=other).scores(maps, [maps])
+    with pytest.raises(ValueError, match=r"image_scores is None.*train an image head for it: `vcp-clip train"):
+        of_head.scores(maps, [maps])
+
+
+def test_the_score_of_the_image_head_has_a_threshold_of_its_own():
+    of_head = scoring(score_mode="image_head", threshold=0.5)
+    assert of_head.thresholds.pixel == 0.5 and of_head.thresholds.image is None
+    result = scoring(score_mode="image_head", threshold=0.5, image_threshold=0.9).result(torch.ones(4, 4), 0.8)
+    assert result["label"] == "normal" and result["mask"].all()
+    with pytest.raises(ValueError, match=r"image_threshold=1.5 must be a number in \[0, 1\], the scale of the score"):
+        scoring(score_mode="image_head", image_threshold=1.5)
+
+
+def test_the_score_of_the_image_head_cannot_be_restricted_to_a_region():
+    scoring(score_mode="top_k").check_region(True)
+    scoring(score_mode="image_head").check_region(False)
+    with pytest.raises(ValueError, match=r"judges the whole picture.*Use score_mode='max' or 'top_k' with a region"):
+        scoring(score_mode="image_head").check_region(True)

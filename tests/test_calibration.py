@@ -138,8 +138,9 @@ def test_both_thresholds_are_described():
     assert [line.split(":")[0] for line in both] == ["Images", "Masks"] and "normal pixels" in both[1]
     (_, shared) = describe_calibration({"image": image, "score_mode": "max"})
     assert shared == "Masks: the threshold of the images."
-    (_, absent) = describe_calibration({"image": image, "settings": {"score_mode": "top_k"}})
-    assert absent.startswith("Masks: no threshold")
+    for score_mode in ("top_k", "image_head"):
+        (_, absent) = describe_calibration({"image": image, "settings": {"score_mode": score_mode}})
+        assert absent.startswith(f"Masks: no threshold, since scores of '{score_mode}' are not values of a map")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.common import golden, tiny_model, tiny_tokenizer
+from tests.common import golden, tiny_model, tiny_model_with_head, tiny_tokenizer
 from tests.training_run import make_model_folder, make_records
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel, __version__
 from vcp_clip_hf.cli import main
@@ -286,6 +286,31 @@ def test_calibrate_on_normal_images_and_with_defects(checkpoint, images, tmp_pat
     assert "best F1" in done.stdout
 
 
+def test_the_score_of_the_image_head(checkpoint, images, tmp_path):
+    model = tiny_model_with_head()
+    model.save_pretrained(tmp_path / "model")
+    processor = VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=2.0, threshold=0.5)
+    processor.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    own = ("--score-mode", "image_head")
+    done = run(
+        "calibrate", images, "-m", tmp_path / "model", "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2, *own
+    )
+    assert "since scores of 'image_head' are not values of a map" in done.stdout
+    saved = json.loads((tmp_path / "tuned" / "preprocessor_config.json").read_text())
+    assert saved["score_mode"] == saved["calibration"]["settings"]["score_mode"] == "image_head"
+    run("predict", images, "-m", tmp_path / "tuned", "-o", tmp_path / "stored", "--num-workers", 0)
+    run("predict", images, "-m", tmp_path / "model", "-o", tmp_path / "given", "--num-workers", 0, *own)
+    stored, given = (
+        {record["image"]: record["score"] for record in read_predictions(tmp_path / name)}
+        for name in ("stored", "given")
+    )
+    assert stored == pytest.approx(given, abs=1e-6) and len(stored) == 7
+    out = tmp_path / "none"
+    failed = run("predict", images, "-m", checkpoint, "-o", out, "--num-workers", 0, *own, check=1)
+    assert "outputs.image_scores is None" in failed.stderr
+
+
 def test_calibrate_does_not_stop_at_unreadable_files(checkpoint, images, tmp_path):
     (tmp_path / "broken.png").write_text("not an image")
     arguments = ["-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2]
@@ -356,6 +381,12 @@ def test_evaluate(checkpoint, tmp_path):
         *("evaluate", f"folder={tmp_path / 'data'}", "-m", checkpoint, "-o", tmp_path / "out", "--num-workers", 0)
     )
     assert "AUROC" in done.stdout and (tmp_path / "out" / "results.json").is_file()
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["protocol"]["score_mode"] is None
+    top = ("--score-mode", "top_k", "--num-workers", 0)
+    run("evaluate", f"folder={tmp_path / 'data'}", "-m", checkpoint, "-o", tmp_path / "top", *top)
+    protocol = json.loads((tmp_path / "top" / "results.json").read_text())["protocol"]
+    assert protocol["score_mode"] == "top_k" and protocol["description"].endswith("; image score 'top_k'")
     assert "'x' must be one of" in run("evaluate", "folder=x", "--protocol", "x", check=2).stderr
     assert "visa" in run("evaluate", "visaa=x", check=1).stderr
 

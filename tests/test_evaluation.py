@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tests.common import tiny_model
+from tests.common import tiny_model, tiny_model_with_head
 from tests.evaluation_run import run
 from tests.training_run import make_records
 from vcp_clip_hf import VCPCLIPImageProcessor
@@ -79,6 +79,21 @@ def test_every_protocol(name):
     assert PROTOCOLS[name].description in report.to_markdown()
     if name == "authors":
         assert "PRO (200 steps)" in report.to_markdown() and "pixel_pro" not in metrics
+
+
+def test_the_score_of_the_image_head():
+    torch.manual_seed(0)
+    model = tiny_model_with_head()
+    processor, records = VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=1.0), make_records(8)
+    protocol = EvaluationProtocol(metrics=("image_auroc",)).with_score("image_head")
+    report = evaluate(model, processor, {"squares": records.map(lambda row: {"product": "one"})}, protocol)
+    with torch.no_grad():
+        scores = model(**processor(list(records["image"]), return_tensors="pt")).image_scores
+    expected = roc_auc_score(records["label"], scores.numpy())
+    assert report.results["squares"]["mean"]["image_auroc"] == pytest.approx(expected)
+    assert "image score 'image_head'" in report.to_markdown()
+    with pytest.raises(ValueError, match=r"outputs\.image_scores is None"):
+        evaluate(tiny_model(), processor, {"squares": records}, protocol)
 
 
 def test_native_size_uses_the_masks_as_they_are():

@@ -95,7 +95,8 @@ def test_benchmark(checkpoint, tmp_path, what):
 
 
 def test_benchmark_of_pictures_judged_together(checkpoint, capsys):
-    benchmark_together.main(["--model", str(checkpoint), "--pictures", "6", "--picture_size", "64", "--degrees", "1"])
+    arguments = ["--pictures", "6", "--picture_size", "64", "--degrees", "1", "--image_size", "32"]
+    benchmark_together.main(["--model", str(checkpoint), *arguments])
     out = capsys.readouterr().out
     assert "6 pictures: " in out and "peak memory" in out and "% of the rate of its products" in out
 

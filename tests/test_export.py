@@ -28,6 +28,7 @@ VARIANTS = {
     "deep prompts at the end": ({"deep_prompt_position": "end", "num_deep_prompt_tokens": 2}, {"smoothing_sigma": 0}),
     "templates": ({"normal": ("a good {}", "{} is fine"), "abnormal": ("a bad {} here", "the broken {}")}, {}),
     "pretrained size": ({"image_size": 32}, {}),
+    "image head": ({"use_image_head": True}, {"score_mode": "image_head"}),
 }
 
 
@@ -42,6 +43,13 @@ def test_the_graph_is_model_and_image_processor(fields, settings):
     for index, expected in enumerate(processor.post_process_anomaly_segmentation(model(**inputs))):
         torch.testing.assert_close(maps[index], expected["anomaly_map"], atol=1e-5, rtol=0)
         assert scores[index].item() == pytest.approx(expected["score"], abs=1e-5)
+
+
+def test_the_score_of_the_image_head_needs_a_head(tmp_path):
+    model = small_model()
+    with pytest.raises(ValueError, match=r"outputs\.image_scores is None"):
+        export_model(model, small_processor(model, score_mode="image_head"), tmp_path / "exported", "torch")
+    assert not (tmp_path / "exported").exists()
 
 
 @torch.no_grad()

@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-import vcp_clip_hf  # noqa: F401 - registers the pipeline
+from tests.common import tiny_model_with_head
 from tests.deep_files import write_png
-from tests.export_run import exported, pictures
+from tests.export_run import SMALL, exported, pictures, small_processor
+from vcp_clip_hf import AnomalySegmentationPipeline
+from vcp_clip_hf.export import export_model
 from vcp_clip_hf.exported_segmenter import ExportedSegmenter
 
 
@@ -351,6 +353,21 @@ def test_a_region_of_interest_needs_a_score_of_the_map(folder):
     assert segmenter(image, threshold=0.4)["label"] is None, "the two thresholds are on different scales"
     with pytest.raises(ValueError, match="score_mode='max'"):
         segmenter(image, roi_mask=np.ones((48, 48)))
+
+
+def test_the_score_of_the_image_head_is_built_in(tmp_path):
+    torch.manual_seed(1)
+    model = tiny_model_with_head(**SMALL)
+    processor = small_processor(model, score_mode="image_head", image_threshold=0.5)
+    report = export_model(model, processor, tmp_path / "exported", "onnx", images=pictures())
+    assert report.score_deviation < 1e-5
+    inspect = AnomalySegmentationPipeline(model=model, image_processor=processor, device="cpu")
+    segmenter = ExportedSegmenter(tmp_path / "exported", num_threads=1)
+    for result, expected in zip(segmenter(pictures()), inspect(pictures()), strict=True):
+        assert_same(result, expected)
+    assert len({round(result["score"], 4) for result in segmenter(pictures())}) > 1, "equal scores prove nothing"
+    with pytest.raises(ValueError, match=r"'image_head' built in.*Way out: set score_mode='max' in the checkpoint"):
+        segmenter(pictures()[1], roi_mask=np.ones((48, 48)))
 
 
 def test_a_missing_runtime_names_the_command(monkeypatch):

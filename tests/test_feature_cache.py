@@ -62,6 +62,23 @@ def test_the_cache_has_the_predicted_size_and_is_reused(folder, caplog, monkeypa
     run(folder, "out", image_feature_dir=str(features), max_train_steps=2, resume="latest")
 
 
+def test_features_for_an_image_head_hold_the_labels_of_images(folder):
+    features = folder / "features"
+    short = {"image_feature_dir": str(features), "max_train_steps": 1}
+    run(folder, "plain", **short)
+    assert "is_anomalous" not in CachedFeatures(features)[0]
+    plain = json.loads((features / "features.json").read_text())
+    model, _ = run(folder, "head", use_image_head=True, **short)
+    data = CachedFeatures(features)
+    assert [bool(data[index]["is_anomalous"]) for index in range(4)] == [False, True, False, True]
+    assert (
+        feature_cache_size(1, model.config)
+        == feature_cache_size(1, VCPCLIPConfig.from_pretrained(folder / "model")) + 1
+    )
+    assert json.loads((features / "features.json").read_text()) == {**plain, "is_anomalous": True}
+    run(folder, "head", use_image_head=True, resume="latest", **{**short, "max_train_steps": 2})
+
+
 def test_two_processes_share_a_cache_and_train_like_one(tmp_path):
     make_model_folder(tmp_path, deep_prompt_dropout=0.0)
     one_folder = tmp_path / "of_one"

@@ -73,6 +73,13 @@ def test_the_main_setting_trains_with_either_auxiliary_set():
     assert mvtec.evaluation_targets == ["visa"] and len(visa.evaluation_targets) == 9
 
 
+def test_the_settings_of_an_image_head_train_it_alone_on_half_normal_images():
+    run = TrainingConfig.from_file(ROOT / "image_head.yaml", model="trained")
+    assert (run.trainable, run.normal_fraction, run.metric_for_best_model) == ("image_head", 0.5, "image_auroc")
+    visa = TrainingConfig.from_file(ROOT / "vcp-clip-vit-large-patch14-336-visa" / "train.yaml")
+    assert (run.dataset, run.evaluation_targets) == (visa.dataset, visa.evaluation_targets)
+
+
 def test_anomaly_clip_is_trained_as_by_its_authors():
     run = TrainingConfig.from_file(ROOT / "anomaly_clip" / "train.yaml")
     assert (run.learning_rate, run.adam_beta1, run.adam_beta2, run.seed) == (1e-3, 0.5, 0.999, 111)

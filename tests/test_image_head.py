@@ -5,13 +5,16 @@ import logging
 import math
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BitsAndBytesConfig
 
-from tests.common import pixels, tiny_clip, tiny_config, tiny_model
+from tests.common import pixels, tiny_clip, tiny_config, tiny_model, tiny_model_with_head
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPModel
 from vcp_clip_hf.accelerated_inference import accelerate_inference, accelerated_or_plain, freeze_for_export
+from vcp_clip_hf.backbone_loading import quantize_backbone_only
 from vcp_clip_hf.checkpoint_folder import load_parts
 from vcp_clip_hf.image_head import VCPCLIPImageHead, image_head_loss
 
@@ -27,16 +30,6 @@ VARIANTS = {
 
 def close(actual, expected, atol=1e-5):
     torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
-
-
-def with_head(trained: bool = True, **fields) -> VCPCLIPModel:
-    """Make a tiny model with an image head, all of whose parameters matter if it is `trained`."""
-    model = tiny_model(use_image_head=True, **fields)
-    if trained:
-        with torch.no_grad():
-            for parameter in model.image_head.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
 
 
 def squares(images: torch.Tensor, count: int) -> torch.Tensor:
@@ -57,7 +50,7 @@ def logit_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> float:
 
     def corrected(contrast, correction, token):
         projected = correction.token_projection.weight @ (token / token.norm())
-        return 10 * (contrast + projected @ (correction.text_projection.weight @ difference)).item()
+        return (10 * contrast + projected @ (correction.text_projection.weight @ difference)).item()
 
     rows = []
     for projection, correction, layer in zip(model.feature_projections, head.patch_corrections, tokens, strict=True):
@@ -72,7 +65,7 @@ def logit_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> float:
             contrast = states[0, 1] - states[0, 0]
             rows.append([10 * (token / token.norm() @ contrast).item() for token in layer[0]])
 
-    total = head.bias.item()
+    total = 10 * head.bias.item()
     for row, sharpness, of_prominence, of_spread in zip(
         rows, head.log_sharpness.exp().tolist(), head.prominence_weights, head.spread_weights, strict=True
     ):
@@ -89,7 +82,7 @@ def logit_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> float:
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
 @torch.no_grad()
 def test_the_logit_is_the_documented_formula(fields):
-    model, images = with_head(**fields), pixels(2)
+    model, images = tiny_model_with_head(**fields), pixels(2)
     outputs = model(images)
     assert outputs.image_logits.std() > 1e-3, "equal logits prove nothing"
     for image, logit in zip(images, outputs.image_logits, strict=True):
@@ -111,7 +104,7 @@ def test_an_untrained_head_rises_with_patches_that_stand_out():
 
 @torch.no_grad()
 def test_a_batch_equals_its_images_one_by_one():
-    model, images = with_head(), pixels(4)
+    model, images = tiny_model_with_head(), pixels(4)
     together = model(images).image_logits
     for index in range(4):
         close(model(images[index : index + 1]).image_logits[0], together[index])
@@ -120,13 +113,13 @@ def test_a_batch_equals_its_images_one_by_one():
 @pytest.mark.parametrize("size", [(48, 48), (32, 32), (24, 40), (8, 8)])
 @torch.no_grad()
 def test_any_grid_of_patches(size):
-    scores = with_head()(pixels(2, *size)).image_scores
+    scores = tiny_model_with_head()(pixels(2, *size)).image_scores
     assert scores.shape == (2,) and scores.isfinite().all() and ((scores > 0) & (scores < 1)).all()
 
 
 @torch.no_grad()
 def test_features_instead_of_pixels_and_anothers_prompt():
-    model, images = with_head(), pixels(2)
+    model, images = tiny_model_with_head(), pixels(2)
     expected = model(images).image_logits
     tokens, embeds = model.encode_image(images)
     close(model(patch_tokens=torch.stack(tokens, dim=1), image_embeds=embeds).image_logits, expected)
@@ -138,7 +131,7 @@ def test_features_instead_of_pixels_and_anothers_prompt():
 
 @torch.no_grad()
 def test_half_precision_is_close_and_scores_are_float32():
-    model, images = with_head(), pixels(2)
+    model, images = tiny_model_with_head(), pixels(2)
     expected = model(images).image_scores
     with torch.autocast("cpu", torch.bfloat16):
         under_autocast = model(images)
@@ -147,6 +140,28 @@ def test_half_precision_is_close_and_scores_are_float32():
     scores = model.to(torch.bfloat16)(images.bfloat16()).image_scores
     assert scores.dtype == torch.float32
     close(scores, expected, atol=0.1)
+
+
+@torch.no_grad()
+def test_hooks_fire_on_the_head_and_offloaded_weights_give_the_same_scores():
+    model, images, fired = tiny_model_with_head(), pixels(2), set()
+    expected = model(images).image_scores
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: fired.add(name))
+        for name, module in model.image_head.named_modules()
+    ]
+    model(images)
+    silent = {name for name, _ in model.image_head.named_modules()} - fired
+    assert silent == {"patch_corrections"}  # a list of modules
+    for handle in handles:
+        handle.remove()
+    offloaded = accelerate.cpu_offload(model, torch.device("cpu"))
+    close(offloaded(images).image_scores, expected, atol=1e-6)
+
+
+def test_a_quantized_backbone_leaves_the_head_as_it_is():
+    changed = quantize_backbone_only(BitsAndBytesConfig(load_in_8bit=True))
+    assert HEAD.removesuffix(".") in changed.llm_int8_skip_modules
 
 
 def test_without_a_head_nothing_is_scored():
@@ -161,7 +176,7 @@ def test_without_a_head_nothing_is_scored():
 
 
 def test_the_gradients_of_the_papers_parts_are_bit_equal_with_and_without_a_head():
-    model, images = with_head().train(), pixels(3)
+    model, images = tiny_model_with_head().train(), pixels(3)
     plain = VCPCLIPModel(tiny_config()).train()
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if not name.startswith(HEAD)})
     losses = []
@@ -182,7 +197,7 @@ def test_the_gradients_of_the_papers_parts_are_bit_equal_with_and_without_a_head
 
 
 def test_the_loss_adds_the_cross_entropy_of_whole_images():
-    model, images = with_head(), pixels(4)
+    model, images = tiny_model_with_head(), pixels(4)
     labels, marked = squares(images, 1), torch.tensor([0, 1, 1, 0])
     outputs = model(images, labels=labels)
     segmentation = tiny_model()
@@ -210,18 +225,18 @@ def test_the_loss_adds_the_cross_entropy_of_whole_images():
 )
 def test_bad_labels_of_images_are_explained(is_anomalous, message):
     with pytest.raises(ValueError, match=message):
-        with_head()(pixels(2), is_anomalous=is_anomalous)
+        tiny_model_with_head()(pixels(2), is_anomalous=is_anomalous)
 
 
 def test_labels_for_a_head_that_does_not_exist_are_refused():
     with pytest.raises(ValueError, match=r"is for the image head, and this model has none.*use_image_head=True"):
         tiny_model()(pixels(2), is_anomalous=torch.ones(2))
     with pytest.raises(TypeError, match="did you mean 'is_anomalous'"):
-        with_head()(pixels(2), is_anomolous=torch.ones(2))
+        tiny_model_with_head()(pixels(2), is_anomolous=torch.ones(2))
 
 
 def test_flat_maps_have_finite_gradients():
-    model = with_head(trained=False)
+    model = tiny_model_with_head(trained=False)
     model(torch.zeros(2, 3, 48, 48), is_anomalous=torch.tensor([0, 1])).loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.image_head.parameters())
     tokens, text = [torch.zeros(1, 4, 64)] * 4, torch.zeros(1, 2, 32)
@@ -233,7 +248,7 @@ def test_flat_maps_have_finite_gradients():
 
 
 def test_the_head_alone_is_trained_with_the_rest_frozen():
-    model, images = with_head(trained=False), pixels(4)
+    model, images = tiny_model_with_head(trained=False), pixels(4)
     model.freeze_all_but_image_head()
     model.train()
     assert model.image_head.training and not model.deep_prompts.dropout.training
@@ -280,7 +295,7 @@ def test_configurations_and_checkpoints_without_a_head_are_as_before(tmp_path):
 @pytest.mark.parametrize("adapter_only", [False, True])
 @torch.no_grad()
 def test_a_head_comes_back_bit_equal(adapter_only, tmp_path):
-    model, images = with_head(), pixels(2)
+    model, images = tiny_model_with_head(), pixels(2)
     model.clip.save_pretrained(tmp_path / "clip")
     model.config.backbone_name_or_path = str(tmp_path / "clip")
     model.save_pretrained(tmp_path / "model", adapter_only=adapter_only)
@@ -301,7 +316,7 @@ def test_a_head_is_added_to_a_checkpoint_without_one(adapter_only, tmp_path, cap
     with caplog.at_level(logging.WARNING):
         model = VCPCLIPModel.from_pretrained(tmp_path / "old", use_image_head=True)
     assert "LOAD REPORT" not in caplog.text and "MISSING" not in caplog.text
-    assert "has no image head; a new one is initialized. Train it" in caplog.text
+    assert "has no image head; a new one is initialized. Its scores say little before" in caplog.text
     state = model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in old.state_dict().items())
     assert (state[f"{HEAD}prominence_weights"] == 0.1).all() and state[f"{HEAD}bias"] == 0
@@ -334,7 +349,7 @@ def test_other_missing_weights_are_still_an_error(tmp_path):
 
 @torch.no_grad()
 def test_a_checkpoint_with_a_head_loads_without_it(tmp_path, caplog):
-    model, images = with_head(), pixels(2)
+    model, images = tiny_model_with_head(), pixels(2)
     model.save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
         loaded = VCPCLIPModel.from_pretrained(tmp_path, use_image_head=False)
@@ -360,7 +375,7 @@ def test_a_new_model_with_a_head_has_the_same_other_parts():
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
 @torch.no_grad()
 def test_the_accelerated_copy_gives_the_same_scores(fields):
-    model, images = with_head(**fields), pixels(3)
+    model, images = tiny_model_with_head(**fields), pixels(3)
     for scale in (model.base_logit_scale, model.vcp_logit_scale):
         if scale is not None:
             scale.fill_(math.log(1 / 0.07))
@@ -373,7 +388,7 @@ def test_the_accelerated_copy_gives_the_same_scores(fields):
 
 @torch.no_grad()
 def test_a_changed_head_is_copied_anew():
-    model, images = with_head(), pixels(2)
+    model, images = tiny_model_with_head(), pixels(2)
     fast = accelerated_or_plain(model)
     assert accelerated_or_plain(model, fast) is fast
     model.image_head.bias.add_(1)

@@ -313,6 +313,24 @@ def test_a_padded_image_comes_back_where_it_was():
             assert (found & (mask > 0)).sum() / (found | (mask > 0)).sum() > 0.95, (size, mode)
 
 
+@pytest.mark.parametrize("resize_mode", ["squash", "pad"])
+def test_the_models_own_score_of_each_image(resize_mode):
+    outputs = output(torch.rand(3, 56, 56))
+    outputs.image_scores = torch.tensor([0.1, 0.2, 0.3])
+    processor = VCPCLIPImageProcessor(size=56, resize_mode=resize_mode, score_mode="image_head", threshold=0.9)
+    sizes = [(50, 100), (56, 56), (80, 20)]
+    results = processor.post_process_anomaly_segmentation(outputs, sizes)
+    assert [result["score"] for result in results] == pytest.approx([0.1, 0.2, 0.3], abs=1e-7)
+    assert {result["label"] for result in results} == {None}
+    judged = processor.post_process_anomaly_segmentation(outputs, sizes, image_threshold=0.2)
+    assert [result["label"] for result in judged] == ["normal", "anomalous", "anomalous"]
+    inside = np.ones((56, 56), bool)
+    with pytest.raises(ValueError, match="judges the whole picture"):
+        processor.post_process_anomaly_segmentation(outputs, sizes, [None, inside, None])
+    with pytest.raises(ValueError, match=r"outputs\.image_scores is None"):
+        processor.post_process_anomaly_segmentation(output(torch.rand(3, 56, 56)), sizes)
+
+
 def test_scores():
     base, vcp = torch.rand(2, 20, 20), torch.rand(2, 20, 20)
     fused = 0.25 * base + 0.75 * vcp

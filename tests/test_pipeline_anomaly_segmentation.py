@@ -17,7 +17,7 @@ from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import vcp_clip_hf
-from tests.common import tiny_model, tiny_tokenizer
+from tests.common import tiny_model, tiny_model_with_head, tiny_tokenizer
 from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
 from vcp_clip_hf.accelerated_inference import AcceleratedVCPCLIPModel
 from vcp_clip_hf.anomaly_result import finish
@@ -336,6 +336,54 @@ def test_tiles(inspect, pictures):
     assert not inside["anomaly_map"][50:].any() and inside["score"] == pytest.approx(inside["anomaly_map"].max())
     with pytest.raises(ValueError, match="tile_size out"):
         inspect(image, tile_size=48, output_uncertainty=True)
+
+
+@pytest.fixture
+def with_head():
+    """Make a pipeline whose model has an image head."""
+    model = tiny_model_with_head()
+    processor = VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=2.0)
+    return AnomalySegmentationPipeline(model=model, image_processor=processor, device="cpu")
+
+
+def test_the_score_of_the_image_head(with_head, inspect, pictures):
+    with torch.no_grad():
+        inputs = with_head.image_processor(pictures, return_tensors="pt")
+        expected = with_head.model(**inputs).image_scores.tolist()
+    results = with_head(pictures, score_mode="image_head", batch_size=2)
+    assert [result["score"] for result in results] == pytest.approx(expected, abs=1e-6)
+    for result, by_map in zip(results, with_head(pictures), strict=True):
+        np.testing.assert_allclose(result["anomaly_map"], by_map["anomaly_map"], atol=1e-6)
+    # tiles change the map, and the score is that of the whole image
+    image = picture(130, 200, seed=9)
+    tiled, whole = (with_head(image, score_mode="image_head", **tiles) for tiles in ({"tile_size": 48}, {}))
+    assert tiled["score"] == pytest.approx(whole["score"], abs=1e-6)
+    assert np.abs(tiled["anomaly_map"] - whole["anomaly_map"]).max() > 1e-3
+    for tiles in ({}, {"tile_size": 48}):
+        with pytest.raises(ValueError, match="judges the whole picture"):
+            with_head(image, score_mode="image_head", roi_mask=np.ones((130, 200), bool), **tiles)
+        with pytest.raises(ValueError, match=r"outputs\.image_scores is None.*--trainable image_head"):
+            inspect(image, score_mode="image_head", **tiles)
+
+
+def test_calibration_of_the_image_heads_score(with_head, tmp_path):
+    normal = [picture(50, 60, seed=100 + index) for index in range(30)]
+    calibration = with_head.calibrate(
+        normal, false_alarm_rate=0.1, pixel_false_alarm_rate=0.2, score_mode="image_head", batch_size=4
+    )
+    scores = sorted(result["score"] for result in with_head(normal))
+    assert scores[-3] < calibration.threshold <= scores[-2]
+    with_head.save_pretrained(tmp_path)
+    again = pipeline("anomaly-segmentation", model=str(tmp_path))
+    processor = again.image_processor
+    assert (processor.score_mode, processor.image_threshold) == ("image_head", calibration.threshold)
+    assert 0 < processor.threshold != processor.image_threshold
+    results = again(normal)
+    assert sum(result["label"] == "anomalous" for result in results) == calibration.num_above == 2
+    assert {result["mask"] is None for result in results} == {False}
+    # without a pixel rate there is no threshold for masks: scores of the head are not values of a map
+    with_head.calibrate(normal, false_alarm_rate=0.1, score_mode="image_head")
+    assert with_head.image_processor.threshold is None and with_head(normal[0])["mask"] is None
 
 
 def test_number_formats(checkpoint, pictures):

@@ -30,6 +30,7 @@ def test_an_image_threshold_is_filled_in_where_scores_are_values_of_the_map():
     assert Thresholds.of(0.5, None, "max") == Thresholds(0.5, 0.5)
     assert Thresholds.of(0.5, 0.7, "max") == Thresholds(0.5, 0.7)
     assert Thresholds.of(0.5, None, "top_k") == Thresholds(0.5, None)
+    assert Thresholds.of(0.5, None, "image_head") == Thresholds(0.5, None)
     assert Thresholds.of(None, None, "max") == Thresholds(None, None)
 
 
@@ -58,11 +59,11 @@ def test_the_last_digits_do_not_decide():
 
 
 @pytest.mark.parametrize("value", [50, -1, 2.5, float("nan"), float("inf"), "0.5", True, [0.5, 0.6]])
-@pytest.mark.parametrize("score_mode", ["max", "top_k"])
+@pytest.mark.parametrize("score_mode", ["max", "top_k", "image_head"])
 def test_values_outside_the_scale_are_refused(value, score_mode):
     with pytest.raises(ValueError, match=r"^threshold=.* must be a number in \[0, 1\], the scale of a map"):
         Thresholds.of(value, None, score_mode)
-    highest = {"max": 1, "top_k": 2}[score_mode]
+    highest = {"max": 1, "top_k": 2, "image_head": 1}[score_mode]
     with pytest.raises(ValueError, match=rf"^image_threshold=.* in \[0, {highest}\], the scale of the score"):
         Thresholds.of(None, value, score_mode)
 
@@ -77,6 +78,9 @@ def test_settings_are_compared_as_they_are_after_saving():
     assert differing_settings(CALIBRATION, {**SETTINGS, "size": (48, 48), "prompts": {"normal": ((1,),)}}) == {}
     assert differing_settings(CALIBRATION, {**SETTINGS, "size": [64, 48]}) == {"size": ([48, 48], [64, 48])}
     assert differing_settings(CALIBRATION, {**SETTINGS, "top_k_fraction": 0.2}) == {}, "only top_k reads it"
+    of_head = {"settings": {**SETTINGS, "score_mode": "image_head"}}
+    assert differing_settings(of_head, {**of_head["settings"], "top_k_fraction": 0.2}) == {}
+    assert set(differing_settings(of_head, {**SETTINGS, "top_k_fraction": 0.2})) == {"score_mode"}
     assert differing_settings(CALIBRATION, {"unknown": 1}) == differing_settings(None, SETTINGS) == {}
     top_k = {"settings": {"score_mode": "top_k", "top_k_fraction": 0.1}}
     assert set(differing_settings(top_k, {"score_mode": "top_k", "top_k_fraction": 0.2})) == {"top_k_fraction"}

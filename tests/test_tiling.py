@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.common import tiny_model
+from tests.common import tiny_model, tiny_model_with_head
 from vcp_clip_hf import VCPCLIPImageProcessor
 from vcp_clip_hf.tiling import Tiling, segment_tiles, tile_starts
 
@@ -134,3 +134,13 @@ def test_wrong_values_are_explained(arguments, message):
 
 def test_tiles_overlap_by_a_quarter_by_default():
     assert Tiling(50).overlap == 12
+
+
+@torch.no_grad()
+def test_the_models_own_score_is_that_of_the_whole_image():
+    model = tiny_model_with_head()
+    processor, image = VCPCLIPImageProcessor.for_model(model.config), picture(90, 120)
+    maps = segment_tiles(model, processor, image, Tiling(48))
+    expected = model(**processor(image, return_tensors="pt")).image_scores
+    torch.testing.assert_close(maps.image_scores, expected)
+    assert segment_tiles(tiny_model(), processor, image, Tiling(48)).image_scores is None

@@ -14,11 +14,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 from transformers import pipeline
 
 from tests.common import tiny_model
-from tests.training_run import LONG, ONE_RANK, launch_two_ranks, make_model_folder, make_records, settings
+from tests.training_run import (
+    LONG,
+    ONE_RANK,
+    launch_two_ranks,
+    make_model_folder,
+    make_records,
+    on_cached_features,
+    settings,
+)
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.backbone_loading import learned_state
 from vcp_clip_hf.training import make_accelerator, train
@@ -126,6 +135,125 @@ def test_without_dropout_accumulation_and_checkpointing_change_nothing(tmp_path,
 def test_losses_are_reported_to_tensorboard(folder, records):
     train(settings(folder, "tracked", max_train_steps=1, logging_steps=1, report_to=["tensorboard"]), records)
     assert list((folder / "tracked" / "logs").rglob("events*"))
+
+
+# --- the image head -----------------------------------------------------------------------------------------------
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_an_image_head_leaves_the_training_of_the_other_parts_bit_equal(folder, records):
+    changes = {"max_train_steps": 5, "logging_steps": 1}
+    plain = train(settings(folder, "without_head", **changes), records)
+    headed = train(settings(folder, "with_head", use_image_head=True, **changes), records)
+    ours, theirs = weights_of(headed.last), weights_of(plain.last)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert {name.split(".")[0] for name in ours.keys() - theirs.keys()} == {"image_head"}
+    log, without = log_of(folder / "with_head"), log_of(folder / "without_head")
+    for one, other in zip(log, without, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"] + one["image_loss"], abs=1e-5)
+        assert "image_loss" not in other
+    card = (headed.last / "README.md").read_text()
+    assert "| Image head |" in card and "was trained together with it" in card
+    assert "image head" not in (plain.last / "README.md").read_text().lower()
+
+
+@pytest.fixture(scope="module")
+def trained_head(finished, folder, records):
+    """An image head, trained alone on the finished checkpoint, with held-out images."""
+    config = settings(
+        folder,
+        "head",
+        model=str(finished.last),
+        trainable="image_head",
+        normal_fraction=0.5,
+        image_head_learning_rate=0.02,
+        metric_for_best_model="image_auroc",
+    )
+    return train(config, records, make_records(12, seed=1))
+
+
+def test_a_head_is_trained_on_top_of_a_finished_checkpoint(trained_head, finished, folder):
+    before, after = weights_of(finished.last), weights_of(trained_head.last)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    head = {name for name in after if name.startswith("image_head.")}
+    assert head == after.keys() - before.keys()
+    assert (after["image_head.prominence_weights"] != 0.1).all()
+    log = log_of(folder / "head")
+    assert len([entry for entry in log if "loss" in entry]) > 0
+    assert all(entry["loss"] == pytest.approx(entry["image_loss"]) for entry in log if "loss" in entry)
+    pixel = {entry["validation/pixel_ap"] for entry in log if "validation/pixel_ap" in entry}
+    assert len(pixel) == 1, "maps stay as they are"
+    best = max(entry["validation/image_auroc"] for entry in log if "validation/image_auroc" in entry)
+    assert trained_head.state.best_metric == best > 0.9
+
+
+def test_the_card_tells_both_trainings_apart(trained_head, finished):
+    facts = json.loads((trained_head.last / "training.json").read_text())
+    source = json.loads((finished.last / "training.json").read_text())
+    head = facts.pop("image_head")
+    assert {**facts, "fingerprint": None} == {**source, "fingerprint": None}
+    assert head["hyper_parameters"]["normal_fraction"] == 0.5
+    assert head["hyper_parameters"]["image_head_learning_rate"] == 0.02
+    assert "image_head_learning_rate" not in source["hyper_parameters"]
+    card = (trained_head.last / "README.md").read_text()
+    assert "the model of the paper has none" in card
+    assert "The image head, which the paper's model does not have, was trained afterwards" in card
+    assert card.count("| Optimizer steps |") == 2
+
+
+def test_a_head_on_a_random_model_separates_pictures_that_it_has_not_seen(tmp_path):
+    """Check the head alone: the maps of a model that was never trained tell nothing."""
+    torch.manual_seed(0)
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    processor = VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=1.0)
+    processor.save_pretrained(tmp_path / "model")
+    config = settings(
+        tmp_path,
+        trainable="image_head",
+        normal_fraction=0.5,
+        image_head_learning_rate=0.01,
+        num_train_epochs=8,
+        metric_for_best_model="image_auroc",
+        **on_cached_features(tmp_path),
+    )
+    result = train(config, make_records(32), accelerator=Accelerator(cpu=True))
+    unseen = make_records(100, seed=5)
+    inspect = pipeline("anomaly-segmentation", model=str(result.last), image_processor=processor)
+    labels = np.array(unseen["label"])
+    by_head, by_map = (
+        np.array([each["score"] for each in inspect(list(unseen["image"]), score_mode=score_mode, batch_size=8)])
+        for score_mode in ("image_head", "max")
+    )
+    # over six seeds of the model: 0.86 to 0.98 by the head, 0.40 to 0.66 by the maximum of the map
+    assert roc_auc_score(labels, by_head) > 0.8 > roc_auc_score(labels, by_map)
+    card = (result.last / "README.md").read_text()
+    assert "no record of its training.\n\nThe image head" in card
+
+
+def test_a_head_run_is_resumed_exactly(trained_head, finished, folder, records):
+    config = {
+        "model": str(finished.last),
+        "trainable": "image_head",
+        "normal_fraction": 0.5,
+        "image_head_learning_rate": 0.02,
+        "metric_for_best_model": "image_auroc",
+    }
+    train(settings(folder, "head_parts", max_train_steps=7, **config), records)
+    train(settings(folder, "head_parts", resume="latest", **config), records)
+    assert_same_weights(trained_head.last, folder / "head_parts" / "last")
+    with pytest.raises(ValueError, match="normal_fraction"):
+        train(settings(folder, "head_parts", resume="latest", **{**config, "normal_fraction": 0.25}), records)
+
+
+def test_a_head_alone_needs_trained_weights_and_an_image_metric(folder, records):
+    with pytest.raises(OSError, match="has no weights"):
+        train(settings(folder, "no_weights", trainable="image_head"), records)
+    with pytest.raises(ValueError, match=r"stays the same while only the image head.*image_auroc"):
+        train(settings(folder, "by_pixels", trainable="image_head"), records, records)
 
 
 # --- resuming -----------------------------------------------------------------------------------------------------
@@ -263,6 +391,47 @@ def test_the_order_is_a_permutation_that_can_start_anywhere():
     several.set_place(0, 0)
     assert len(several) == 12 and several.num_batches == 2 and list(several)[:10] == whole
     assert list(several)[10:] == whole[:2]
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.5, {2}), (0.25, {1}), (0.75, {3}), (1.0, {4}), (0.0, {0})])
+def test_every_batch_has_its_share_of_normal_images(fraction, expected):
+    labels = np.array([0] * 5 + [1] * 15)
+    sampler = EpochSampler(20, seed=1, batch_size=4, labels=labels, normal_fraction=fraction)
+    sampler.set_place(0, 0)
+    order = list(sampler)
+    assert {int((labels[order[start : start + 4]] == 0).sum()) for start in range(0, 20, 4)} == expected
+    if fraction == 0.5:
+        counts = np.bincount(order, minlength=20)
+        assert set(counts[:5]) == {2} and set(counts[5:]) == {0, 1}, "the rarer kind comes several times"
+        sampler.set_place(0, 3)
+        assert list(sampler) == order[12:]
+        sampler.set_place(1, 0)
+        assert set(sampler) != set(order), "other images of the more frequent kind"
+        several = EpochSampler(20, 1, 4, num_processes=3, labels=labels, normal_fraction=fraction)
+        several.set_place(0, 0)
+        assert list(several) == order + order[:4]
+
+
+def test_a_share_of_images_that_do_not_exist_is_refused(folder, records):
+    for label, kind in ((0, "anomalous"), (1, "normal")):
+        with pytest.raises(
+            ValueError, match=rf"normal_fraction=0\.5 needs {kind} images, and the training data has none"
+        ):
+            EpochSampler(4, 1, 2, labels=np.full(4, label), normal_fraction=0.5)
+    defective = records.filter(lambda row: row["label"] == 1)
+    with pytest.raises(ValueError, match="needs normal images"):
+        train(settings(folder, "no_normals", normal_fraction=0.5), defective)
+
+
+def test_examples_know_whether_they_are_anomalous(folder, records):
+    unmasked = records.map(lambda row: {"mask": None})
+    processor = VCPCLIPImageProcessor.from_pretrained(folder / "model")
+    examples = training_examples(unmasked, processor, settings(folder, augmentation=False))
+    assert [bool(examples[index]["is_anomalous"]) for index in range(4)] == [False, True, False, True]
+    painted = training_examples(records, processor, settings(folder, synthetic_anomaly_probability=1.0))
+    assert [bool(painted[index]["is_anomalous"]) for index in range(4)] == [True] * 4
+    batch = collate_examples([examples[0], examples[1]])
+    assert batch["is_anomalous"].tolist() == [False, True]
 
 
 def test_examples_are_preprocessed_and_augmented_by_epoch(folder, records):

@@ -96,6 +96,9 @@ def test_settings_of_a_resumed_run_and_of_the_model_card():
     config = make(seed=7, resume="latest")
     assert config.fixed_settings()["seed"] == config.card_settings()["seed"] == 7
     assert "num_train_epochs" in config.card_settings() and "num_train_epochs" not in config.fixed_settings()
+    assert (
+        "image_head_learning_rate" in config.card_settings(with_image_head=True).keys() - config.card_settings().keys()
+    )
     assert "resume" not in config.card_settings() and "resume" not in config.fixed_settings()
 
 
@@ -159,3 +162,16 @@ def test_unreadable_files_are_explained(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match=r"broken\.json could not be read"):
         TrainingConfig.from_file(tmp_path / "broken.json")
+
+
+def test_settings_of_an_image_head_that_contradict_each_other_are_refused():
+    run = {"output_dir": "o", "dataset": "visa"}
+    with pytest.raises(ValueError, match=r"normal_fraction=0\.5 and synthetic_anomaly_probability=0\.3 both decide"):
+        TrainingConfig(**run, normal_fraction=0.5, synthetic_anomaly_probability=0.3)
+    with pytest.raises(ValueError, match=r"normal_fraction=1\.5 must lie in \[0, 1\]"):
+        TrainingConfig(**run, normal_fraction=1.5)
+    head = {**run, "trainable": "image_head", "validation_products": 1}
+    with pytest.raises(ValueError, match=r"metric_for_best_model='pixel_ap' stays the same.*image_auroc"):
+        TrainingConfig(**head)
+    assert TrainingConfig(**head, metric_for_best_model="image_ap").has_image_head
+    assert not TrainingConfig(**run).has_image_head and TrainingConfig(**run, use_image_head=True).has_image_head

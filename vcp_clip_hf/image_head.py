@@ -33,7 +33,8 @@ __all__ = ["VCPCLIPContrastCorrection", "VCPCLIPImageHead", "image_head_loss"]
 
 # Rank of the corrections: the head of a ViT-L/14 has 0.14 million parameters
 _RANK = 16
-# Brings differences of cosines to the scale of logits
+# Brings differences of cosines to the scale of logits; the bias has it too, because prominences are never negative and
+# the bias must follow their sum quickly
 _SCALE = 10.0
 # Of the log-mean-exp on that scale, in an untrained head
 _INITIAL_SHARPNESS = 3.0
@@ -43,8 +44,8 @@ _INITIAL_WEIGHT = 0.1
 
 class VCPCLIPContrastCorrection(nn.Module):
     """
-    Compute a learned correction of the contrast between tokens and text, `(E x / |x|) . (D t)`: of low rank, and zero
-    before any training.
+    Compute a learned correction of the contrast between tokens and text, `(E x / |x|) . (D t)`: of low rank, on the
+    scale of logits, and zero before any training.
 
     Args:
         token_width (`int`): width of the tokens x.
@@ -131,8 +132,8 @@ class VCPCLIPImageHead(nn.Module):
             `torch.FloatTensor` of shape `(B,)`, float32: positive for anomalous images.
         """
         difference = (text_embeds[:, 1] - text_embeds[:, 0]).detach()
-        maps = _SCALE * self._contrasts(patch_tokens, difference, base_contrast, vcp_contrast)
-        global_contrast = _SCALE * self._global_contrast(image_embeds.detach(), difference)
+        maps = self._maps(patch_tokens, difference, base_contrast, vcp_contrast)
+        of_image = self._global_evidence(image_embeds.detach(), difference)
 
         means = maps.mean(dim=-1)
         sharpness = self.log_sharpness.float().exp()
@@ -143,11 +144,11 @@ class VCPCLIPImageHead(nn.Module):
         return (
             (prominence * self.prominence_weights.float()).sum(dim=1)
             + (spread * self.spread_weights.float()).sum(dim=1)
-            + global_contrast * self.global_weight.float()
-            + self.bias.float()
+            + of_image * self.global_weight.float()
+            + _SCALE * self.bias.float()
         )
 
-    def _contrasts(
+    def _maps(
         self,
         patch_tokens: Sequence[torch.Tensor],
         difference: torch.Tensor,
@@ -159,13 +160,13 @@ class VCPCLIPImageHead(nn.Module):
             correction(tokens.detach(), difference).to(base_contrast.device)
             for correction, tokens in zip(self.patch_corrections, patch_tokens, strict=True)
         ]
-        corrected = base_contrast.detach() + torch.stack(corrections, dim=1)
-        return corrected if vcp_contrast is None else torch.cat([corrected, vcp_contrast.detach()], dim=1)
+        maps = _SCALE * base_contrast.detach() + torch.stack(corrections, dim=1)
+        return maps if vcp_contrast is None else torch.cat([maps, _SCALE * vcp_contrast.detach()], dim=1)
 
-    def _global_contrast(self, image_embeds: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    def _global_evidence(self, image_embeds: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
         """Return the contrast of the global image token, `(B,)`, corrected."""
         cosines = (image_embeds.float() * difference.float()).sum(dim=-1) * inverse_norm(image_embeds)
-        return cosines + self.global_correction(image_embeds.unsqueeze(1), difference).squeeze(1)
+        return _SCALE * cosines + self.global_correction(image_embeds.unsqueeze(1), difference).squeeze(1)
 
 
 def image_head_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -330,9 +330,12 @@ def _result(parts: CheckpointParts, report: EvaluationReport) -> MethodResult:
             notes.append(overlap(training, "the checkpoint", dataset, result["per_product"]))
         else:
             notes.append(f"{escaped(dataset)}: zero-shot, nothing is trained.")
-    published = {}
+    published, paper = {}, paper_results()
     for row in report.rows():
         product = row["product"]
+        products = paper["products"].get(row["dataset"])
+        if product == "mean" and products and set(report.results[row["dataset"]]["per_product"]) != set(products):
+            continue  # the published mean is that of all products
         found = published_results(config, row["dataset"], None if product == "mean" else product)
         found = {name: value for name, value in found.items() if name in report.metrics}
         if found:

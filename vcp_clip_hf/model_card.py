@@ -329,7 +329,7 @@ def _weight_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
 
 def _training(facts: CheckpointFacts) -> str:
     """Describe the training of the checkpoint and, if it was trained alone, that of its image head."""
-    record = dict(facts.training or {})
+    record = {name: value for name, value in (facts.training or {}).items() if name != "fingerprint"}
     head = record.pop("image_head", None)
     if head is None:
         if not facts.weights.learned:

@@ -140,8 +140,8 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
                 f" {missing[0]}. Copy or download the checkpoint again."
             )
         logger.warning(
-            f"{location} has no image head; a new one is initialized. Train it before you use its scores: `vcp-clip"
-            " train --trainable image_head`."
+            f"{location} has no image head; a new one is initialized. Its scores say little before it is trained, for"
+            " example with `vcp-clip train --trainable image_head`."
         )
         return (model, report) if output_loading_info else model
 

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +22,17 @@ from transformers.utils import logging
 from .ablations import load_ablation
 from .atomic_write import atomic_folder
 from .checkpoint_facts import read_training_facts
-from .checkpoint_folder import CheckpointParts, load_parts, save_parts
+from .checkpoint_folder import CheckpointParts, load_config, load_parts, save_parts
+from .configuration_vcp_clip import VCPCLIPConfig
 from .evaluation import evaluate
 from .evaluation_report import EvaluationProtocol
 from .feature_cache import cache_image_features
 from .image_head import image_head_loss
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .interruption import stop_on_signal
-from .modeling_vcp_clip import VCPCLIPModel, VCPCLIPOutput
+from .methods import METHODS, AnomalyMethodModel
+from .modeling_frozen_clip import FrozenCLIPPreTrainedModel
+from .modeling_vcp_clip import VCPCLIPOutput
 from .peak_memory import peak_memory
 from .training_checkpoints import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from .training_config import TrainingConfig
@@ -41,7 +45,7 @@ from .training_data import (
     training_examples,
 )
 from .training_loss import training_loss
-from .version import versions
+from .version import EMBEDDED_CHECKPOINT, versions
 
 
 __all__ = ["TrainingResult", "make_accelerator", "train"]
@@ -129,7 +133,10 @@ def train(
     check_training_data(train_dataset, config)
     if validation_dataset is not None:
         config.check_selection()
-    examples = training_examples(train_dataset, image_processor, config)
+    is_method = isinstance(model, AnomalyMethodModel)
+    if is_method:
+        _check_method(model, config)
+    examples = training_examples(train_dataset, image_processor, config, with_names=is_method)
     if config.image_feature_dir is not None:
         examples = cache_image_features(
             model.to(accelerator.device),
@@ -202,7 +209,7 @@ class _Run:
         self,
         config: TrainingConfig,
         accelerator: Accelerator,
-        model: VCPCLIPModel,
+        model: FrozenCLIPPreTrainedModel,
         image_processor: VCPCLIPImageProcessor,
         tokenizer: PreTrainedTokenizerBase | None,
         examples: Dataset,
@@ -235,6 +242,7 @@ class _Run:
         optimizer = _make_optimizer(model, config)
         self.prepared_model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
         self.model = accelerator.unwrap_model(self.prepared_model)
+        self.has_image_head = getattr(self.model, "image_head", None) is not None
         self.steps_per_epoch = -(-self.sampler.num_batches // config.gradient_accumulation_steps)
         self.total_steps = self.steps_per_epoch * config.num_train_epochs
         if config.max_train_steps is not None:
@@ -308,8 +316,11 @@ class _Run:
         with self.accelerator.accumulate(self.prepared_model):
             # Dropout is a function of the position in the run, so that no random state has to be saved
             torch.manual_seed(_step_seed(self.config.seed, self.state, micro_step, self.accelerator))
-            outputs = self.prepared_model(**batch, output_layer_maps=True)
-            loss = self.loss(outputs, labels, has_mask, is_anomalous)
+            if isinstance(self.model, AnomalyMethodModel):
+                loss = self.method_loss(batch, labels, has_mask, is_anomalous)
+            else:
+                outputs = self.prepared_model(**batch, output_layer_maps=True)
+                loss = self.loss(outputs, labels, has_mask, is_anomalous)
             self.accelerator.backward(loss)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -342,6 +353,17 @@ class _Run:
         if self.config.trainable == "image_head":
             return image_loss
         return training_loss(outputs, labels, has_mask) + image_loss
+
+    def method_loss(
+        self, batch: dict[str, Any], labels: torch.Tensor, has_mask: torch.Tensor, is_anomalous: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the loss of another method than VCP-CLIP, which it computes itself."""
+        if not has_mask.all():
+            raise ValueError(
+                f"{type(self.model).__name__} is trained with masks, and some anomalous images have none. Leave them"
+                " out of the dataset, or draw their masks."
+            )
+        return self.prepared_model(**batch, labels=labels, is_anomalous=is_anomalous).loss
 
     def end_of_epoch(self) -> None:
         """Move on to the next epoch, after validation if products are held out."""
@@ -453,7 +475,7 @@ class _Run:
             self.model,
             self.image_processor,
             {"validation": self.validation_dataset},
-            replace(_VALIDATION, score_mode="image_head" if self.model.image_head is not None else None),
+            replace(_VALIDATION, score_mode="image_head" if self.has_image_head else None),
             self.config.per_device_eval_batch_size,
             self.config.dataloader_num_workers,
             self.accelerator,
@@ -485,7 +507,7 @@ class _Run:
         chosen = {"best": {"metric": self.config.metric_for_best_model, "value": self.state.best_metric}}
         run = {
             **self.data,
-            "hyper_parameters": self.config.card_settings(self.model.image_head is not None),
+            "hyper_parameters": self.config.card_settings(self.has_image_head),
             "steps": self.state.step,
             "selection": chosen.get(name),
             "compute": {
@@ -502,9 +524,11 @@ class _Run:
         return {**self.source_facts, "image_head": run} if self.config.trainable == "image_head" else run
 
 
-def _make_optimizer(model: VCPCLIPModel, config: TrainingConfig) -> torch.optim.Adam:
-    temperatures = [scale for scale in (model.base_logit_scale, model.vcp_logit_scale) if scale is not None]
-    head = [] if model.image_head is None else list(model.image_head.parameters())
+def _make_optimizer(model: FrozenCLIPPreTrainedModel, config: TrainingConfig) -> torch.optim.Adam:
+    # Temperatures of all methods are named alike; CLIP's own is frozen
+    temperatures = [value for name, value in model.named_parameters() if name.endswith("logit_scale")]
+    image_head = getattr(model, "image_head", None)
+    head = [] if image_head is None else list(image_head.parameters())
     ids = {id(parameter) for parameter in (*temperatures, *head)}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     rates = (
@@ -566,12 +590,25 @@ def _flat(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
+def _check_method(model: AnomalyMethodModel, config: TrainingConfig) -> None:
+    """Raise for settings that only VCP-CLIP has."""
+    name = type(model).__name__
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"{name} has no learned part, so there is nothing to train.")
+    if config.image_feature_dir is not None:
+        raise ValueError(f"image_feature_dir keeps features for VCP-CLIP; leave it out for {name}.")
+
+
 def _load_parts(config: TrainingConfig) -> CheckpointParts:
     """Load the checkpoint to train, with the fields of the ablation if one is named."""
+    if config.model in METHODS and not os.path.isdir(config.model):
+        return _new_method(config)
     ablation = None if config.ablation is None else load_ablation(config.ablation)
     fields = {} if ablation is None else dict(ablation.config_fields)
     if config.has_image_head:
         fields["use_image_head"] = True
+    if "use_image_head" in fields and load_config(config.model).model_type != VCPCLIPConfig.model_type:
+        raise ValueError("The image head is VCP-CLIP's; other methods have image scores of their own.")
     untrained = config.trainable == "all"  # a head alone is trained on a trained checkpoint
     parts = load_parts(config.model, config.backbone, dtype=torch.float32, untrained=untrained, **fields)
     if config.trainable == "image_head":
@@ -579,3 +616,15 @@ def _load_parts(config: TrainingConfig) -> CheckpointParts:
     if ablation is not None:
         parts.image_processor = ablation.image_processor(parts.image_processor)
     return parts
+
+
+def _new_method(config: TrainingConfig) -> CheckpointParts:
+    """Build the method that `model` names on any CLIP, for a training from the beginning."""
+    if config.backbone is None:
+        raise ValueError(
+            f"model={config.model!r} names a method, which needs a CLIP: set backbone to a repository, a folder, or"
+            " 'embedded'. Or set model to the folder of a configuration, such as those of hub_configs/."
+        )
+    backbone = EMBEDDED_CHECKPOINT if config.backbone == "embedded" else config.backbone
+    model = METHODS[config.model].fitted_to(backbone, dtype=torch.float32)
+    return CheckpointParts(model, VCPCLIPImageProcessor.for_model(model.config), model.tokenizer)

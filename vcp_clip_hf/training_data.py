@@ -101,11 +101,11 @@ def check_training_data(dataset: Records, config: TrainingConfig) -> None:
 
 
 def training_examples(
-    dataset: Records, image_processor: VCPCLIPImageProcessor, config: TrainingConfig
+    dataset: Records, image_processor: VCPCLIPImageProcessor, config: TrainingConfig, with_names: bool = False
 ) -> AugmentedDataset:
     """
     Make augmented examples of records: `pixel_values` (3, H, W), `labels` (H, W) uint8, `has_mask` and `is_anomalous`,
-    whether the image is anomalous.
+    whether the image is anomalous; with `with_names`, also `product_names`, the name of the product.
     """
     probability = config.synthetic_anomaly_probability
     if probability > 0:
@@ -114,13 +114,13 @@ def training_examples(
     if not config.augmentation:
         options.update(dict.fromkeys(_AUGMENTATION_PROBABILITIES, 0.0))
     return AugmentedDataset(
-        dataset, AugmentationConfig(**options), seed=config.seed, transform=_ToTensors(image_processor)
+        dataset, AugmentationConfig(**options), seed=config.seed, transform=_ToTensors(image_processor, with_names)
     )
 
 
-def collate_examples(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, Any]:
+def collate_examples(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    Stack examples to a batch; `has_mask` becomes a list of booleans.
+    Stack examples to a batch; `has_mask` becomes a list of booleans, and `product_names` a list of names.
 
     Lists stay on the CPU when accelerate moves a batch to the device. The loss depends on `has_mask`, and reading it
     back would make every step wait for the device.
@@ -132,10 +132,10 @@ def collate_examples(examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, A
 class _ToTensors:
     """Converts a record to tensors: image and mask for the model, whether the mask is known, and the label."""
 
-    def __init__(self, image_processor: VCPCLIPImageProcessor):
-        self.image_processor = image_processor
+    def __init__(self, image_processor: VCPCLIPImageProcessor, with_names: bool):
+        self.image_processor, self.with_names = image_processor, with_names
 
-    def __call__(self, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         inputs = self.image_processor(record["image"], [record["mask"]], return_tensors="np")
         return {
             "pixel_values": torch.from_numpy(inputs["pixel_values"][0]),
@@ -143,6 +143,7 @@ class _ToTensors:
             # The mask of a normal image is known to be empty
             "has_mask": torch.tensor(record["mask"] is not None or record["label"] == 0),
             "is_anomalous": torch.tensor(record["label"] == 1),
+            **({"product_names": record["product"]} if self.with_names else {}),
         }
 
 

@@ -1,7 +1,7 @@
 """Time and memory of pictures that are judged together, and how close the comparison comes to its matrix products.
 
     python -m examples.research.benchmark_together --pictures 50
-    python -m examples.research.benchmark_together --pictures 500 --degrees 3
+    python -m examples.research.benchmark_together --pictures 500 --image_size 112 --degrees 3 --memory_limit 64
 
 The pictures are generated. The seconds of the processor are counted, which a busy machine changes less than those of
 the clock; with `--threads 1` they are the seconds of one core. Memory is the peak of the process, which includes
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 from transformers import pipeline
+from transformers.image_utils import SizeDict
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT
 from vcp_clip_hf.generator import render_sample
@@ -72,9 +73,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint")
     parser.add_argument("--pictures", type=int, default=50, help="number of pictures")
     parser.add_argument("--picture_size", type=int, default=96, help="side of the pictures in pixels")
+    parser.add_argument("--image_size", type=int, help="side of the model's input; default: the checkpoint's")
     parser.add_argument("--degrees", type=int, nargs="+", default=[1, 3, 5], help="sides of the neighborhoods")
     parser.add_argument("--subset_size", type=int, help="pictures that are compared with each other; default: all")
     parser.add_argument("--zero_shot_weight", type=float, default=0.5, help="weight of the zero-shot map")
+    parser.add_argument("--memory_limit", type=int, default=1024, help="MiB of each large array kept in memory")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     return parser
 
@@ -89,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     inspect = pipeline("anomaly-segmentation", model=options.model, device="cpu")
+    if options.image_size is not None:
+        inspect.image_processor.size = SizeDict(height=options.image_size, width=options.image_size)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{index:05d}.png" for index in range(options.pictures)]
         for index, path in enumerate(paths):
@@ -101,13 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             degrees=options.degrees,
             subset_size=options.subset_size,
             zero_shot_weight=options.zero_shot_weight,
+            memory_limit=options.memory_limit * 2**20,
             batch_size=8,
         )
         taken = _seconds(lambda: [None for _ in results])
         elapsed = time.perf_counter() - started
     vision = inspect.model.config.vision_config
-    height, width = inspect.model.config.input_size
-    patches = (height // vision.patch_size) * (width // vision.patch_size)
+    size = inspect.image_processor.size
+    patches = (size.height // vision.patch_size) * (size.width // vision.patch_size)
     rate, share = _product_share(patches, vision.hidden_size)
     print(f"{options.pictures} pictures: {elapsed:.1f} s, {taken:.1f} s of the processor")
     print(f"{options.pictures / taken:.2f} pictures per second of the processor")
