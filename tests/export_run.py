@@ -1,4 +1,4 @@
-"""A small model, exported once for all tests of a process."""
+"""A small model, with and without a memory of normal pictures, exported once for all tests of a process."""
 
 import atexit
 import shutil
@@ -15,6 +15,8 @@ from PIL import Image
 from tests.common import TINY_TEXT, TINY_VISION, tiny_model, tiny_tokenizer
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.export import ExportReport, SegmentationGraph, _trace, export_model
+from vcp_clip_hf.reference_pictures import build_memory, find_references
+from vcp_clip_hf.references import ReferenceMemory
 
 
 SMALL = {
@@ -55,6 +57,20 @@ def checkpoint() -> Path:
     return folder
 
 
+def memory(model: VCPCLIPModel, processor: VCPCLIPImageProcessor, **settings) -> ReferenceMemory:
+    """Return a memory of three pictures, by default with all that changes its graph: a coreset, neighbors, layer 0."""
+    settings = {"layers": [0, 1, 2], "neighborhood": 3, "max_patches": 70, "weight": 0.7, **settings}
+    return build_memory(model, processor, [picture(50, 60, seed) for seed in range(80, 83)], **settings)
+
+
+@lru_cache
+def referenced_checkpoint() -> Path:
+    """Return a folder with the same checkpoint and a memory, which tests must not change."""
+    folder = shutil.copytree(checkpoint(), checkpoint().with_name("referenced"))
+    memory(*load()).save(folder)
+    return folder
+
+
 def load() -> tuple[VCPCLIPModel, VCPCLIPImageProcessor]:
     """Load the checkpoint."""
     return VCPCLIPModel.from_pretrained(checkpoint()), VCPCLIPImageProcessor.from_pretrained(checkpoint())
@@ -65,6 +81,13 @@ def traced():
     """Return the graph of the checkpoint; tracing takes seconds."""
     model, processor = load()
     return _trace(SegmentationGraph(model, processor.scoring(), 48), 48)
+
+
+@lru_cache
+def traced_with_references():
+    """Return the graph of the checkpoint with the memory."""
+    model, processor = load()
+    return _trace(SegmentationGraph(model, processor.scoring(), 48, memory(model, processor)), 48)
 
 
 @dataclass
@@ -81,3 +104,13 @@ def exported(format: str = "onnx") -> Exported:
     with mock.patch("vcp_clip_hf.export._trace", lambda graph, image_size: traced()):
         report = export_model(*load(), folder, format, images=pictures())
     return Exported(checkpoint(), folder, report)
+
+
+@lru_cache
+def exported_with_references(format: str = "onnx") -> Exported:
+    """Return the checkpoint with a memory and its export, which tests must not change."""
+    folder = checkpoint().with_name(f"{format}-referenced")
+    model, processor = VCPCLIPModel.from_pretrained(referenced_checkpoint()), load()[1]
+    with mock.patch("vcp_clip_hf.export._trace", lambda graph, image_size: traced_with_references()):
+        report = export_model(model, processor, folder, format, images=pictures(), references=find_references(model))
+    return Exported(referenced_checkpoint(), folder, report)

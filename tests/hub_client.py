@@ -25,6 +25,7 @@ __all__ = [
     "push_model_only",
     "push_new",
     "push_records",
+    "push_references",
     "run_fresh",
 ]
 
@@ -85,6 +86,22 @@ def push_from_memory(folder: Path, repo_id: str, **options: Any) -> str:
 
     torch.set_num_threads(1)
     return push_checkpoint(VCPCLIPModel.from_pretrained(folder), repo_id, **options).oid
+
+
+def push_references(
+    folder: Path | str, repo_id: str, images: list | None, calibrate: bool = True, **options: Any
+) -> str:
+    """Push a pipeline, with `images` as its references or none; return the commit."""
+    from transformers import pipeline
+
+    import vcp_clip_hf  # noqa: F401 (registers the task)
+
+    torch.set_num_threads(1)
+    pipe = pipeline("anomaly-segmentation", model=str(folder))
+    pipe.set_references(images)
+    if images is not None and calibrate:
+        pipe.calibrate(images, false_alarm_rate=0.3)
+    return pipe.push_to_hub(repo_id, **options).oid
 
 
 def push_model_only(folder: Path, repo_id: str, **options: Any) -> str:

@@ -1,7 +1,10 @@
 """Thresholds: the guarantee by simulation, reports of too few images, the best F1 by brute force."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from vcp_clip_hf.calibration import (
     describe_calibration,
@@ -9,6 +12,7 @@ from vcp_clip_hf.calibration import (
     from_normal_maps,
     from_normal_scores,
 )
+from vcp_clip_hf.references import MemoryBuilder, MemorySettings, nearest_distance
 from vcp_clip_hf.thresholds import Thresholds
 
 
@@ -167,3 +171,86 @@ def test_to_dict_has_plain_values_for_the_preprocessor_configuration():
     values = from_normal_scores([0.1] * 20, 0.1).to_dict()
     assert values["method"] == "conformal" and values["num_images"] == 20 and len(values["date"]) == 10
     assert "f1" not in values
+
+
+# --- thresholds with a memory of references -------------------------------------------------------------------------
+
+SIDE, WIDTH, FRESH = 2, 3, 16
+
+
+def normal_pictures(count: int, kinds: torch.Tensor) -> torch.Tensor:
+    """Draw patches (count, SIDE * SIDE, WIDTH) of pictures, some of them noisier than others."""
+    noise = 0.05 + 0.4 * torch.rand(count, 1, 1) ** 4
+    return kinds[torch.randint(len(kinds), (count, SIDE * SIDE))] + noise * torch.randn(count, SIDE * SIDE, WIDTH)
+
+
+def memory_maps(references: torch.Tensor, fresh: torch.Tensor) -> dict[str, np.ndarray]:
+    """
+    Return maps (pictures, SIDE * SIDE) in [0, 1] of
+
+    - `fresh`: new pictures,
+    - `leave_one_out`: references, each against the others,
+    - `naive`: references against a memory with themselves.
+    """
+    count = len(references)
+    builder = MemoryBuilder(MemorySettings(layers=(0,)))
+    for index, patches in enumerate(references):
+        builder.add(str(index), [torch.cat([patches[:1], patches])[None]], (SIDE, SIDE))
+    memory = builder.finish()
+    assert memory.exact
+    alone = [memory.without(index) for index in range(count)]
+    each = zip(references, alone, strict=True)
+    return {
+        "fresh": nearest_distance(fresh, memory.banks[0]).numpy() / 2,
+        "naive": nearest_distance(references, memory.banks[0]).numpy() / 2,
+        "leave_one_out": torch.stack([nearest_distance(one, others.banks[0]) for one, others in each]).numpy() / 2,
+    }
+
+
+def simulate(n: int, rate: float, draws: int) -> dict[str, SimpleNamespace]:
+    """Return the rates of false alarms and of flagged pixels in new pictures, and what was guaranteed."""
+    torch.manual_seed(n)
+    found: dict[str, list[tuple[float, ...]]] = {"leave_one_out": [], "naive": [], "split": []}
+    for _ in range(draws):
+        kinds = torch.randn(6, WIDTH)
+        pictures, fresh = normal_pictures(2 * n, kinds), normal_pictures(FRESH, kinds)
+        maps = memory_maps(pictures[:n], torch.cat([fresh, pictures[n:]]))
+        maps["split"] = maps["fresh"][FRESH:]
+        for way, rows in found.items():
+            image = from_normal_scores(maps[way].max(axis=1), rate, highest=1)
+            pixel = from_normal_maps(maps[way], rate)
+            new = maps["fresh"][:FRESH]
+            alarms = np.mean(
+                [Thresholds(None, image.threshold).label(score) == "anomalous" for score in new.max(axis=1)]
+            )
+            flagged = Thresholds(pixel.threshold, None).mask(new).mean()
+            rows.append((alarms, flagged, image.false_alarm_bound, pixel.false_alarm_bound))
+    return {way: _summary(np.array(rows)) for way, rows in found.items()}
+
+
+def _summary(rows: np.ndarray) -> SimpleNamespace:
+    means, errors = rows.mean(axis=0), rows.std(axis=0) / len(rows) ** 0.5
+    (alarms, flagged, bound, pixel_bound), (error, pixel_error) = means, errors[:2]
+    return SimpleNamespace(
+        alarms=alarms, flagged=flagged, bound=bound, pixel_bound=pixel_bound, error=error, pixel_error=pixel_error
+    )
+
+
+@pytest.mark.parametrize(("n", "rate", "draws"), [(4, 0.2, 400), (19, 0.1, 200), (39, 0.05, 150)])
+def test_thresholds_with_references_keep_their_promise(n, rate, draws):
+    """
+    The rate of false alarms on new normal pictures, averaged over many sets of references, is at most the one stated.
+
+    References scored against a memory with themselves have no distance, so that nearly every new picture is flagged:
+    this simulation can fail.
+    """
+    found = simulate(n, rate, draws)
+    for way in ("leave_one_out", "split"):
+        seen = found[way]
+        assert seen.bound <= rate + 1e-9 and seen.pixel_bound <= rate + 1e-9
+        assert seen.alarms <= seen.bound + 3 * seen.error, way
+        assert seen.flagged <= seen.pixel_bound + 3 * seen.pixel_error, way
+        # not by flagging nothing
+        assert seen.alarms > 0.3 * seen.bound and seen.flagged > 0.1 * seen.pixel_bound, way
+    naive = found["naive"]
+    assert naive.alarms > naive.bound + 0.5 and naive.flagged > naive.pixel_bound + 0.3

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,15 @@ import pytest
 from PIL import Image
 
 from tests.common import golden, tiny_model, tiny_model_with_head, tiny_tokenizer
+from tests.methods.common import tiny_method
 from tests.training_run import make_model_folder, make_records
-from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel, __version__
+from vcp_clip_hf import (
+    AnomalySegmentationPipeline,
+    VCPCLIPConfig,
+    VCPCLIPImageProcessor,
+    VCPCLIPModel,
+    __version__,
+)
 from vcp_clip_hf.cli import main
 from vcp_clip_hf.prediction import list_inputs, read_predictions, write_csv
 
@@ -416,10 +424,29 @@ def test_info(checkpoint):
     for words in ("vcp_clip_hf", "torch", "cpu, 1 threads", "a photo of a damaged {}", "0.5"):
         assert words in text
     facts = json.loads(run("info", "-m", checkpoint, "--json").stdout)
-    assert facts["image size"] == [48, 48] and facts["vcp_clip_hf"] == __version__
+    assert facts["image size"] == [48, 48] and facts["vcp_clip_hf"] == __version__ and facts["references"] is None
     names = run("info", "--datasets").stdout
     assert "mvtec_ad" in names and "CC BY" in names
     assert run("--version").stdout.strip() == __version__
+
+
+def test_info_describes_the_references(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "referenced")
+    pipe = AnomalySegmentationPipeline(
+        model=VCPCLIPModel.from_pretrained(folder), image_processor=VCPCLIPImageProcessor.from_pretrained(folder)
+    )
+    memory = pipe.set_references([Image.new("RGB", (60, 60), color) for color in ("red", "gray")], source="station 3")
+    memory.save(folder)
+    assert json.loads(run("info", "-m", folder, "--json").stdout)["references"] == memory.describe()
+    assert "2 normal pictures from station 3" in run("info", "-m", folder).stdout
+
+
+def test_info_of_another_method(tmp_path):
+    model = tiny_method()
+    model.save_pretrained(tmp_path)
+    VCPCLIPImageProcessor.for_model(model.config).save_pretrained(tmp_path)
+    facts = json.loads(run("info", "-m", tmp_path, "--json").stdout)
+    assert "prompts" not in facts and facts["references"] is None
 
 
 def test_the_help_lists_verbs_and_options():

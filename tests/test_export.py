@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,26 @@ import onnx
 import pytest
 import torch
 
-from tests.export_run import checkpoint, exported, load, picture, pictures, small_model, small_processor, traced
+from tests.export_run import (
+    checkpoint,
+    exported,
+    exported_with_references,
+    load,
+    memory,
+    picture,
+    pictures,
+    referenced_checkpoint,
+    small_model,
+    small_processor,
+    traced,
+    traced_with_references,
+)
+from tests.methods.common import tiny_method
 from tests.test_cli import run
-from vcp_clip_hf import export
+from vcp_clip_hf import VCPCLIPImageProcessor, export, references
 from vcp_clip_hf.export import SegmentationGraph, export_model
 from vcp_clip_hf.exported_segmenter import ExportedSegmenter, open_segmenter
+from vcp_clip_hf.references import ReferencedModel
 
 
 # --- the graph, before it is exported -------------------------------------------------------------------------------
@@ -43,6 +59,31 @@ def test_the_graph_is_model_and_image_processor(fields, settings):
     for index, expected in enumerate(processor.post_process_anomaly_segmentation(model(**inputs))):
         torch.testing.assert_close(maps[index], expected["anomaly_map"], atol=1e-5, rtol=0)
         assert scores[index].item() == pytest.approx(expected["score"], abs=1e-5)
+
+
+MEMORIES = {
+    "coreset, neighbors, embedded patches": {},
+    "exact": {"layers": [1, 2], "max_patches": 10_000, "neighborhood": 1},
+    "memory alone": {"weight": 1},
+    "turned copies": {"copies": "all", "layers": [2]},
+}
+
+
+@pytest.mark.parametrize("score_mode", ["max", "top_k", "image_head"])
+@pytest.mark.parametrize("built_with", MEMORIES.values(), ids=MEMORIES.keys())
+@torch.no_grad()
+def test_the_graph_has_the_memory(built_with, score_mode):
+    model = small_model(use_image_head=score_mode == "image_head")
+    processor = small_processor(model, score_mode=score_mode)
+    known = memory(model, processor, **built_with)
+    graph = SegmentationGraph(model, processor.scoring(), processor.size.height, known)
+    inputs = processor(pictures(), return_tensors="pt")
+    maps, scores = graph(**inputs)
+    outputs = ReferencedModel(model, known)(**inputs)
+    for index, expected in enumerate(processor.post_process_anomaly_segmentation(outputs)):
+        torch.testing.assert_close(maps[index], expected["anomaly_map"], atol=1e-5, rtol=0)
+        assert scores[index].item() == pytest.approx(expected["score"], abs=1e-5)
+    assert (maps - SegmentationGraph(model, processor.scoring(), 48)(**inputs)[0]).abs().max() > 0.01
 
 
 def test_the_score_of_the_image_head_needs_a_head(tmp_path):
@@ -201,6 +242,100 @@ def test_int8(already_traced, tmp_path):
         assert 0 < difference.max() <= report.map_deviation + 1e-4
 
 
+# --- with a memory of normal pictures -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
+def test_the_memory_passes_the_parity_check(format):
+    result = exported_with_references(format)
+    report = result.report
+    assert 0 < report.map_deviation < 1e-5 and report.score_deviation < 1e-5
+    known = references.ReferenceMemory.load(result.checkpoint / "references.safetensors")
+    assert not known.exact and known.settings.layers == (0, 1, 2) and known.settings.neighborhood == 3
+    assert report.references == known.describe() and report.describe().endswith(known.describe())
+    assert json.loads((result.folder / "export.json").read_text())["references"] == {
+        "identity": {"memory": known.digest, "weight": 0.7},
+        "pictures": 3,
+        "description": known.describe(),
+    }
+
+
+def products(file: Path) -> int:
+    return sum(node.op_type in ("MatMul", "Gemm") for node in onnx.load(file).graph.node)
+
+
+def test_one_product_for_each_layer_searches_the_memory():
+    file = exported_with_references().folder / "model.onnx"
+    assert products(file) == products(exported().folder / "model.onnx") + 3
+
+
+def test_a_large_memory_is_searched_in_blocks_and_can_stand_alone(monkeypatch, tmp_path):
+    model, processor = load()
+    known = memory(model, processor, layers=[2], neighborhood=1, max_patches=10_000, weight=1)
+    monkeypatch.setattr(references, "nearest_distance", partial(references.nearest_distance, block_values=36 * 30))
+    report = export_model(model, processor, tmp_path / "onnx", images=pictures(), references=known)
+    assert report.map_deviation < 1e-5 and known.exact and len(known.banks[2]) == 108
+    assert products(tmp_path / "onnx" / "model.onnx") == products(exported().folder / "model.onnx") + 4
+    alone, zero_shot = (ExportedSegmenter(folder, 1) for folder in (tmp_path / "onnx", exported().folder))
+    for image in pictures():
+        assert abs(alone(image)["score"] - zero_shot(image)["score"]) > 0.01
+
+
+def test_int8_leaves_the_memory_in_float32(monkeypatch, tmp_path):
+    monkeypatch.setattr(export, "_trace", lambda graph, image_size: traced_with_references())
+    model, processor = load()
+    report = export_model(
+        *(model, processor, tmp_path / "int8"),
+        images=pictures(),
+        int8=True,
+        tolerance=0.2,
+        calibration_images=[picture(48, 48, seed) for seed in range(50, 54)],
+        references=memory(model, processor),
+    )
+    assert report.int8 and 1e-4 < report.map_deviation <= 0.2
+    graph = onnx.load(tmp_path / "int8" / "model.onnx").graph
+    kinds = [each.data_type for each in graph.initializer if sorted(each.dims) == [64, 70]]
+    assert kinds == [onnx.TensorProto.FLOAT] * 3
+    quantized = [each for each in graph.initializer if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2]
+    assert len(quantized) == 24, "the products of CLIP's blocks, and no others"
+
+
+def test_a_graph_without_the_memory_is_refused(already_traced, tmp_path):
+    model, processor = load()
+    with pytest.raises(ValueError, match=r"nothing was written.*differ"):
+        export_model(
+            model, processor, tmp_path / "out", "torch", images=pictures(), references=memory(model, processor)
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_memory_without_weight_is_left_out(already_traced, tmp_path):
+    model, processor = load()
+    unused = memory(model, processor, weight=0)
+    report = export_model(model, processor, tmp_path / "out", "torch", images=pictures(), references=unused)
+    assert report.references is None
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["references"] is None
+
+
+def test_a_memory_of_other_images_or_of_another_model_is_refused(tmp_path):
+    model, processor = load()
+    torch.manual_seed(7)
+    other = small_model()
+    for known, settings, message in (
+        (memory(other, processor), {}, "computed by another image tower"),
+        (memory(model, processor, tile_size=30), {}, r"in tiles \(.*'tile_size': 30.*Set the references without"),
+        (memory(model, processor), {"image_size": 64}, r"size was \[48, 48\], is \[64, 64\].*--no-references"),
+        (
+            memory(model, small_processor(model, resize_mode="pad")),
+            {},
+            "resize_mode was 'pad', is 'squash'.*references=None",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_model(model, processor, tmp_path / "out", references=known, **settings)
+    assert not list(tmp_path.iterdir())
+
+
 # --- parity check ---------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +419,13 @@ def test_mistakes_are_reported_before_any_work(settings, options, message, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_another_method_is_refused(tmp_path):
+    model = tiny_method()
+    with pytest.raises(ValueError, match=r"Only VCP-CLIP can be exported, and this is a AprilGAN\w*"):
+        export_model(model, VCPCLIPImageProcessor.for_model(model.config), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_of_other_files_is_not_replaced(tmp_path):
     model = small_model()
     (tmp_path / "thesis.tex").touch()
@@ -327,3 +469,14 @@ def test_command(already_traced, tmp_path):
     assert (tmp_path / "out" / "model.pt2").is_file()
     done = run("export", "--int8", "-o", tmp_path / "int8", "--model", model, check=1)
     assert done.stderr.startswith("error: ") and "tolerance" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_command_exports_the_references_of_a_checkpoint(monkeypatch, tmp_path):
+    programs = {True: traced_with_references, False: traced}
+    monkeypatch.setattr(export, "_trace", lambda graph, _: programs[isinstance(graph.model, ReferencedModel)]())
+    for option, count in ((), 3), (("--no-references",), None):
+        folder = tmp_path / f"{count}"
+        done = run("export", "--format", "torch", "-o", folder, "--model", referenced_checkpoint(), *option)
+        assert ("References: 3 normal pictures" in done.stdout) == (count is not None)
+        facts = json.loads((folder / "export.json").read_text())["references"]
+        assert (facts or {}).get("pictures") == count

@@ -15,7 +15,7 @@ from transformers import pipeline
 
 from tests.common import tiny_model_with_head
 from tests.deep_files import write_png
-from tests.export_run import SMALL, exported, pictures, small_processor
+from tests.export_run import SMALL, exported, exported_with_references, picture, pictures, small_processor
 from vcp_clip_hf import AnomalySegmentationPipeline
 from vcp_clip_hf.export import export_model
 from vcp_clip_hf.exported_segmenter import ExportedSegmenter
@@ -29,6 +29,12 @@ def inspect():
 @pytest.fixture(scope="module")
 def segmenter():
     return ExportedSegmenter(exported().folder, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def inspect_with_references():
+    """The pipeline of the checkpoint with a memory of normal pictures; tests must not calibrate it."""
+    return pipeline("anomaly-segmentation", model=str(exported_with_references().checkpoint))
 
 
 @pytest.fixture
@@ -160,6 +166,70 @@ def test_batches_change_nothing(segmenter, batch_size):
         assert_same(result, segmenter(image))
 
 
+# --- with references ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_results_with_references(inspect_with_references, inspect, format):
+    segmenter, images = ExportedSegmenter(exported_with_references(format).folder, num_threads=1), pictures()
+    expected = [inspect_with_references(image, threshold=0.4, regions=True) for image in images]
+    for batch_size in (1, 2, 5):
+        results = segmenter(images, threshold=0.4, regions=True, batch_size=batch_size)
+        for result, each in zip(results, expected, strict=True):
+            assert_same(result, each)
+    zero_shot = [inspect_with_references(image, reference_weight=0)["anomaly_map"] for image in images]
+    for ours, theirs, image in zip(expected, zero_shot, images, strict=True):
+        assert np.abs(ours["anomaly_map"] - theirs).max() > 0.01, "the references matter"
+        np.testing.assert_allclose(theirs, inspect(image)["anomaly_map"], atol=1e-5)
+    with pytest.raises(TypeError, match="reference_weight is built into the exported graph"):
+        segmenter(images[0], reference_weight=0)
+
+
+NORMAL = [picture(50, 60, seed) for seed in range(90, 99)]
+
+
+@pytest.mark.parametrize(
+    ("calibrated_with", "exported_from", "applies"),
+    [
+        ({}, exported_with_references, True),
+        ({}, exported, False),
+        ({"reference_weight": 0.3}, exported_with_references, False),
+        ({"reference_weight": 0}, exported_with_references, False),
+        ({"reference_weight": 0}, exported, True),
+    ],
+    ids=["same", "without references", "other weight", "zero-shot", "both zero-shot"],
+)
+def test_calibrated_thresholds_apply_only_with_their_references(calibrated_with, exported_from, applies, tmp_path):
+    pipe = pipeline("anomaly-segmentation", model=str(exported_with_references().checkpoint))
+    pipe.calibrate(NORMAL, false_alarm_rate=0.2, **calibrated_with)
+    folder = shutil.copytree(exported_from().folder, tmp_path / "exported")
+    pipe.image_processor.save_pretrained(folder)
+    segmenter = ExportedSegmenter(folder, num_threads=1)
+    for image in pictures():
+        result, expected = segmenter(image), pipe(image, **calibrated_with)
+        assert expected["label"] is not None
+        if applies:
+            assert_same(result, expected)
+        else:
+            assert result["label"] is result["threshold"] is result["image_threshold"] is None
+
+
+def test_other_references_are_other_conditions(folder):
+    """An export of an earlier version, which names no references, has none."""
+    pipe = pipeline("anomaly-segmentation", model=str(exported().checkpoint))
+    pipe.calibrate(pictures(), false_alarm_rate=0.3)
+    pipe.image_processor.save_pretrained(folder)
+    image = pictures()[0]
+    other = {"identity": {"memory": "0123456789abcdef", "weight": 0.5}, "pictures": 3, "description": "References"}
+    facts = json.loads((folder / "export.json").read_text())
+    for references, labeled in ((None, True), (other, False)):
+        change(folder / "export.json", references=references)
+        assert (ExportedSegmenter(folder, num_threads=1)(image)["label"] is not None) == labeled
+    del facts["references"]
+    (folder / "export.json").write_text(json.dumps(facts))
+    assert ExportedSegmenter(folder, num_threads=1)(image)["label"] is not None
+
+
 def test_unreadable_images_can_be_returned_as_errors(segmenter):
     image = pictures()[0]
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
@@ -273,7 +343,11 @@ if len(sys.argv) > 5:
 """
 
 
-def test_the_folder_runs_alone_without_torch(inspect, folder, tmp_path):
+@pytest.mark.parametrize("source", ["inspect", "inspect_with_references"])
+def test_the_folder_runs_alone_without_torch(source, request, tmp_path):
+    inspect = request.getfixturevalue(source)
+    original = exported() if source == "inspect" else exported_with_references()
+    folder = shutil.copytree(original.folder, tmp_path / "exported")
     image = pictures()[0]
     image.save(tmp_path / "part.png")
     threshold = clear_threshold(inspect(image)["anomaly_map"])

@@ -18,9 +18,11 @@ import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
+from transformers import pipeline
 
 from tests.common import FIXTURES, tiny_model, tiny_tokenizer
 from tests.evaluation_run import run as evaluation_run
+from tests.methods.common import tiny_method
 from tests.training_run import make_model_folder, make_records, settings
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, AnomalySegmentationPipeline, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.checkpoint_facts import (
@@ -36,6 +38,7 @@ from vcp_clip_hf.checkpoint_facts import (
 from vcp_clip_hf.cli import main
 from vcp_clip_hf.evaluation_report import paper_results
 from vcp_clip_hf.model_card import card_text, is_generated, model_card, stamped, write_model_card
+from vcp_clip_hf.reference_pictures import build_memory, load_references, save_references
 from vcp_clip_hf.training import train
 
 
@@ -196,6 +199,89 @@ def test_missing_facts_are_stated(tmp_path):
     assert card.data.eval_results is None and card.data.license is None and card.data.metrics is None
 
 
+# --- references ---------------------------------------------------------------------------------------------------
+
+
+def normal_pictures() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(4)]
+
+
+def with_references(folder: Path, **settings) -> Path:
+    model, processor = VCPCLIPModel.from_pretrained(folder), VCPCLIPImageProcessor.from_pretrained(folder)
+    save_references(build_memory(model, processor, normal_pictures(), **settings), folder)
+    return folder
+
+
+def test_the_card_describes_the_references(tmp_path):
+    plain = model_card(save(tmp_path, facts=False)).text
+    assert "References" not in plain
+    settings = {"source": "line 2, May", "layers": [0, 3], "neighborhood": 3, "copies": "flips", "max_patches": 50}
+    text = model_card(with_references(tmp_path, weight=0.25, **settings)).text
+    section = text[text.index("## References") : text.index("## Training")]
+    for words in (
+        "References: 4 normal pictures from line 2, May; a coreset of 50 of 432 patches in each of the layers 0, 3,",
+        f"{load_references(tmp_path).num_bytes / 1e6:.1f} MB; weight 0.25.",
+        "Patch tokens are averaged over 3 x 3 patches.",
+        "zero-shot map: `(1 - weight) * zero_shot + weight * memory`.",
+        "copies of each picture: `flips`",
+        "`size=[48, 48]`",
+        "comparisons with these pictures",
+    ):
+        assert words in section, words
+    assert text.replace(section, "") == plain, "nothing else changes without thresholds"
+    text = model_card(with_references(tmp_path, source=HOSTILE[0])).text
+    assert "all of 144 patches" in text and "averaged over" not in text and "<script>" not in text
+    save_references(None, tmp_path)
+    assert model_card(tmp_path).text == plain
+
+
+def test_the_card_of_another_method_describes_its_references(tmp_path):
+    model = tiny_method(few_shot_layers=[2, 3])
+    processor = VCPCLIPImageProcessor.for_model(model.config)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    plain = model_card(tmp_path).text
+    save_references(build_memory(model, processor, normal_pictures()), tmp_path)
+    text = model_card(tmp_path).text
+    section = text[text.index("## References") : text.index("## Training")]
+    assert "zero-shot map as APRIL-GAN was published." in section and "4 normal pictures" in section
+    assert text.replace(section, "") == plain
+
+
+def test_a_damaged_memory_is_named(tmp_path):
+    folder = with_references(save(tmp_path, facts=False))
+    (folder / "references.safetensors").write_bytes(b"{}")
+    with pytest.raises(ValueError, match=r"references\.safetensors' cannot be read as a memory"):
+        card_text(folder)
+
+
+def test_the_card_says_whether_thresholds_belong_to_the_references(tmp_path):
+    folder = save(tmp_path / "one", facts=False)
+    tiny_tokenizer().save_pretrained(folder)
+    pipe = pipeline("anomaly-segmentation", model=str(folder))
+    unused = "Calibrated thresholds are **not used**: they were measured "
+
+    def saved(references) -> str:
+        pipe.set_references(references)
+        pipe.save_pretrained(tmp_path / "two")
+        return (tmp_path / "two" / "README.md").read_text()
+
+    pipe.calibrate(normal_pictures(), false_alarm_rate=0.25)
+    text = saved(None)
+    assert "Calibrated (image)" in text and unused not in text and "with the references" not in text
+    assert f"{unused}without the references of this checkpoint" in saved(normal_pictures())
+    pipe.calibrate(normal_pictures(), false_alarm_rate=0.25)
+    memory = pipe.references
+    text = saved(memory)
+    assert "- Measured with the references of this checkpoint." in text and unused not in text
+    assert f"{unused}without the references of this checkpoint" in saved(normal_pictures()[:3])
+    assert f"{unused}with references, and this checkpoint has none" in saved(None)
+    pipe.image_processor.threshold = pipe.image_processor.image_threshold = 0.5
+    pipe.image_processor.calibration = None
+    assert "not used" not in saved(memory), "thresholds set by hand always apply"
+
+
 # --- results and zero-shot claims ---------------------------------------------------------------------------------
 
 
@@ -344,9 +430,7 @@ def test_pipelines_carry_facts_and_calibration(tmp_path):
     pipe = AnomalySegmentationPipeline(
         model=VCPCLIPModel.from_pretrained(folder), image_processor=VCPCLIPImageProcessor.from_pretrained(folder)
     )
-    generator = np.random.default_rng(0)
-    pictures = [Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(4)]
-    calibration = pipe.calibrate(pictures, false_alarm_rate=0.25)
+    calibration = pipe.calibrate(normal_pictures(), false_alarm_rate=0.25)
     pipe.save_pretrained(tmp_path / "two")
     text = (tmp_path / "two" / "README.md").read_text()
     assert calibration.describe() in text and "# vcp-clip-example" in text and "NVIDIA H200" in text

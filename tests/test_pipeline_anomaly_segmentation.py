@@ -723,16 +723,20 @@ def run(program: str, **environment) -> str:
     return done.stdout
 
 
-def test_saved_with_its_code_it_works_without_the_package(inspect, pictures, tmp_path):
-    image = pictures[0]
+def test_saved_with_its_code_it_works_without_the_package(fresh, inspect, pictures, tmp_path):
+    image, zero_shot = pictures[0], inspect(pictures[0])
     image.save(tmp_path / "image.png")
+    inspect = fresh
+    memory = inspect.set_references([picture(60, 80, seed) for seed in (5, 6)], neighborhood=3)
     expected = inspect(image)
+    assert np.abs(expected["anomaly_map"] - zero_shot["anomaly_map"]).max() > 0.01
     folder = tmp_path / "with_code"
     inspect.save_pretrained(folder, include_code=True)
     config = json.loads((folder / "config.json").read_text())
     assert config["custom_pipelines"]["anomaly-segmentation"]["impl"].endswith("AnomalySegmentationPipeline")
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModel"}
     assert (folder / "modeling_vcp_clip.py").is_file() and (folder / "tiling.py").is_file()
+    assert (folder / "references.py").is_file() and (folder / "reference_pictures.py").is_file()
 
     # without the package, which is hidden from the other process
     program = f"""
@@ -749,16 +753,29 @@ processor = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=Tru
 assert processor.to_dict() == pipe.image_processor.to_dict(), processor
 result = pipe({str(tmp_path / "image.png")!r}, threshold=0.5, regions=True, heatmap=True)
 np.save({str(tmp_path / "map.npy")!r}, result["anomaly_map"])
+zero_shot = pipe({str(tmp_path / "image.png")!r}, reference_weight=0)
+np.save({str(tmp_path / "zero_shot.npy")!r}, zero_shot["anomaly_map"])
+assert pipe.references.digest == {memory.digest!r}
 assert type(pipe._network).__name__ == "AcceleratedVCPCLIPModel"
 # The code is saved again with the checkpoint
 pipe.save_pretrained({str(tmp_path / "again")!r})
 again = pipeline("anomaly-segmentation", model={str(tmp_path / "again")!r}, trust_remote_code=True)
 assert np.array_equal(again({str(tmp_path / "image.png")!r})["anomaly_map"], result["anomaly_map"])
+assert again.references.digest == pipe.references.digest
+# References are set, and dropped, without the package too
+again.set_references([{str(tmp_path / "image.png")!r}])
+assert again.references.pictures != pipe.references.pictures
+again.set_references(None)
+again.save_pretrained({str(tmp_path / "again")!r})
+again = pipeline("anomaly-segmentation", model={str(tmp_path / "again")!r}, trust_remote_code=True)
+assert again.references is None
+assert np.array_equal(again({str(tmp_path / "image.png")!r})["anomaly_map"], zero_shot["anomaly_map"])
 assert "vcp_clip_hf" not in sys.modules
 print(type(pipe.model).__module__)
 """
     assert run(program, HF_MODULES_CACHE=str(tmp_path / "modules")).strip().startswith("transformers_modules.")
     np.testing.assert_allclose(np.load(tmp_path / "map.npy"), expected["anomaly_map"], atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "zero_shot.npy"), zero_shot["anomaly_map"], atol=1e-5)
 
     # with the package, no code of the folder runs, and none needs to be trusted
     again = pipeline("anomaly-segmentation", model=str(folder))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import pipeline
 
 from tests import hub_client
 from tests.common import tiny_model, tiny_tokenizer
@@ -21,6 +22,7 @@ from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.checkpoint_facts import TRAINING_FILE, set_statements, write_training_facts
 from vcp_clip_hf.hub import push_checkpoint
 from vcp_clip_hf.model_card import is_generated, write_model_card
+from vcp_clip_hf.references import REFERENCES_FILE
 
 
 ALICE, BOB = "token-of-alice", "token-of-bob"
@@ -198,6 +200,89 @@ print(json.dumps(facts))
 
     # pushing the same again changes nothing
     assert scene.client.submit(hub_client.push_records, "alice/parts", token=ALICE).result() == commit
+
+
+def test_references_are_pushed_with_the_checkpoint(scene, tmp_path):
+    """In full and adapter-only repositories; a pipeline whose references were cleared pushes none."""
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+        for seed in (1, 2, 3)
+    ]
+    push = hub_client.push_references
+    scene.push("alice/product", function=push, images=images)
+    scene.push("alice/product_adapter", function=push, images=images, adapter_only=True, backbone="alice/clip")
+    files = scene.hub.repository("alice/product").files()
+    assert files[REFERENCES_FILE] == scene.hub.repository("alice/product_adapter").files()[REFERENCES_FILE]
+
+    folder = tmp_path / "product"
+    folder.mkdir()
+    for name, content in files.items():
+        if "/" not in name:
+            (folder / name).write_bytes(content)
+    local = pipeline("anomaly-segmentation", model=str(folder))
+    expected = local(scene.image)
+    assert expected["label"] is not None and len(local.references.pictures) == 3
+
+    program = f"""
+import numpy as np, torch
+import vcp_clip_hf
+from transformers import pipeline
+torch.set_num_threads(1)
+for number, name in enumerate(["alice/product", "alice/product_adapter"]):
+    pipe = pipeline("anomaly-segmentation", model=name)
+    result = pipe({str(scene.image)!r})
+    assert pipe.references.digest == {local.references.digest!r} and result["label"] == {expected["label"]!r}
+    np.save({str(tmp_path)!r} + f"/{{number}}.npy", result["anomaly_map"])
+"""
+    hub_client.run_fresh(program, scene.hub.url, tmp_path / "home")
+    for number in range(2):
+        assert np.array_equal(np.load(tmp_path / f"{number}.npy"), expected["anomaly_map"])
+
+    # a revision has its own references
+    scene.push("alice/product", function=push, images=images[:2], tag="two")
+    scene.push("alice/product", function=push, images=images[:1], revision="one", calibrate=False)
+    program = """
+import vcp_clip_hf
+from transformers import pipeline
+from vcp_clip_hf.checkpoint_folder import load_parts
+arguments = [{}, {"revision": "two"}, {"revision": "one"}]
+counts = [pipeline("anomaly-segmentation", model="alice/product", **each).references.pictures for each in arguments]
+print(*map(len, counts), len(load_parts("alice/product").references.pictures))
+"""
+    assert hub_client.run_fresh(program, scene.hub.url, tmp_path / "home").split() == ["2", "2", "1", "2"]
+
+    # the same folder is pushed again: first as it is, then without its references
+    scene.push("alice/product", checkpoint=folder)
+    assert scene.hub.repository("alice/product").files()[REFERENCES_FILE] == files[REFERENCES_FILE]
+    scene.push("alice/product", checkpoint=folder, function=push, images=None)
+    assert REFERENCES_FILE not in scene.hub.repository("alice/product").files()
+    scene.push("alice/product", checkpoint=folder)
+    scene.push("alice/product", checkpoint=folder, references=False)
+    assert REFERENCES_FILE not in scene.hub.repository("alice/product").files()
+
+
+def test_a_private_repository_is_loaded_with_a_token(scene, tmp_path):
+    """Its references too, if the token is known to the Hub's client; else a warning says what is missing."""
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8)) for seed in (1, 2)
+    ]
+    scene.push("alice/secret", function=hub_client.push_references, images=images, private=True)
+    program = f"""
+import os, sys
+sys.stderr = sys.stdout
+import torch
+import vcp_clip_hf
+from transformers import pipeline
+torch.set_num_threads(1)
+pipe = pipeline("anomaly-segmentation", model="alice/secret", token={ALICE!r})
+print("given", pipe.references is not None, pipe({str(scene.image)!r})["label"])
+os.environ["HF_TOKEN"] = {ALICE!r}
+pipe = pipeline("anomaly-segmentation", model="alice/secret")
+print("known", pipe.references is not None, pipe({str(scene.image)!r})["label"])
+"""
+    printed = hub_client.run_fresh(program, scene.hub.url, tmp_path / "home")
+    assert "References of alice/secret were not looked for" in printed and "HF_TOKEN" in printed
+    assert "given False None" in printed and "known True normal" in printed.replace("anomalous", "normal")
 
 
 # --- contents -----------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ from .configuration_frozen_clip import FrozenCLIPConfig
 from .evaluation_report import EvaluationReport
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .markdown_text import escaped
+from .reference_pictures import load_references
+from .references import ReferenceMemory
 
 
 __all__ = [
@@ -96,6 +98,7 @@ class CheckpointFacts:
         training (`dict`, *optional*): contents of `training.json`, if it describes these weights.
         reports (`list[EvaluationReport]`): reports of `results.json` that describe these weights.
         statements (`dict[str, str]`): contents of `card.json`.
+        references ([`ReferenceMemory`], *optional*): contents of `references.safetensors`.
     """
 
     folder: Path
@@ -106,6 +109,7 @@ class CheckpointFacts:
     training: dict[str, Any] | None = None
     reports: list[EvaluationReport] = field(default_factory=list)
     statements: dict[str, str] = field(default_factory=dict)
+    references: ReferenceMemory | None = None
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "CheckpointFacts":
@@ -117,7 +121,7 @@ class CheckpointFacts:
 
         Raises:
             OSError: the folder does not hold a checkpoint.
-            ValueError: one of the three files of facts has unexpected contents.
+            ValueError: one of the files of facts, or that of the references, has unexpected contents.
         """
         folder = Path(folder)
         missing = [name for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()]
@@ -154,6 +158,7 @@ class CheckpointFacts:
                 EvaluationReport.from_dict(each) for each in reports if is_current(each["settings"], RESULTS_FILE)
             ],
             statements=_check_statements(files[STATEMENTS_FILE] or {}),
+            references=load_references(folder),
         )
 
 

@@ -4,6 +4,7 @@ Each verb imports what it needs, so that this module itself imports neither torc
 `__init__` imports both, so `vcp-clip --help` waits for them; `vcp-clip --version` alone does not (`vcp_clip_cli.py`).
 """
 
+import contextlib
 import errno
 import json
 import platform
@@ -21,7 +22,10 @@ from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE, __version__, versions
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from .configuration_frozen_clip import FrozenCLIPConfig
+    from .evaluation_references import ReferenceDraw
     from .evaluation_report import EvaluationProtocol
     from .image_files import LeftOut
     from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
@@ -531,6 +535,18 @@ def evaluate(
         ),
     ] = None,
     score_mode: ScoreOption = None,
+    references: Annotated[
+        str | None,
+        typer.Option(
+            help="k=N: compare with N normal images of each product, drawn from its training images (or held out of"
+            " the test images). stored: with the references that the checkpoint keeps. Default: zero-shot."
+        ),
+    ] = None,
+    reference_seeds: Annotated[
+        int, typer.Option(min=1, help="Number of draws of references; means and standard deviations are over them.")
+    ] = 3,
+    reference_weight: ReferenceWeight = None,
+    reference_copies: ReferenceCopies = Copies.none,
     ablation: Annotated[
         str | None, typer.Option(help="Ablation of the paper to apply to the checkpoint; one that needs no training.")
     ] = None,
@@ -560,10 +576,15 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"protocol {protocol!r} must be one of {', '.join(PROTOCOLS)}")
     measurement = PROTOCOLS[protocol] if score_mode is None else PROTOCOLS[protocol].with_score(score_mode.value)
+    draw = _reference_draw(references, reference_seeds, reference_weight, reference_copies)
     if method:
         if ablation is not None or model != EMBEDDED_CHECKPOINT:
             raise typer.BadParameter("--method takes no --ablation and no --model; write --method vcp_clip=CHECKPOINT")
-        _compare(method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype)
+        if references == "stored":
+            raise typer.BadParameter("--references stored is for one checkpoint; with --method, give k=N")
+        _compare(
+            method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype, draw
+        )
         return
     if backbone is not None:
         raise typer.BadParameter("--backbone is for the methods of --method")
@@ -575,6 +596,12 @@ def evaluate(
         variant.check_without_training(load_config(model))
         parts = load_parts(model, dtype=dtype.value, **variant.config_fields)
         parts.image_processor = variant.image_processor(parts.image_processor)
+    if references == "stored":
+        draw = parts.references
+        if draw is None:
+            raise typer.BadParameter(f"--references stored: {model} has no references")
+    elif parts.references is not None and draw is None:
+        typer.echo("The references of this checkpoint are not used: --references stored uses them.", err=True)
     accelerator = Accelerator()
     datasets = {}
     for entry in dataset:
@@ -592,6 +619,8 @@ def evaluate(
         num_workers,
         accelerator,
         sheets_dir=None if output is None else output / "sheets",
+        references=draw,
+        reference_pools=_training_images(dataset, split, products, accelerator) if references else None,
     )
     if ablation is not None:
         report.settings["ablation"] = ablation
@@ -600,6 +629,37 @@ def evaluate(
         if output is not None:
             report.save(output)
             typer.echo(f"results and sheets in {output}")
+
+
+def _reference_draw(
+    references: str | None, num_seeds: int, weight: float | None, copies: Copies
+) -> "ReferenceDraw | None":
+    """Return what `--references` requests of each product; `None` without it, and for stored ones."""
+    from .evaluation_references import ReferenceDraw
+
+    match = re.fullmatch(r"k=([1-9]\d*)", references or "")
+    if match is None:
+        if references not in (None, "stored"):
+            raise typer.BadParameter(f"--references {references!r} must be k=N, such as k=4, or stored")
+        if weight is not None or copies is not Copies.none:
+            raise typer.BadParameter("--reference-weight and --reference-copies need --references k=N")
+        return None
+    settings = {"weight": weight, "copies": None if copies is Copies.none else copies.value}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    return ReferenceDraw(int(match[1]), tuple(range(num_seeds)), settings)
+
+
+def _training_images(
+    dataset: list[str], split: str, products: list[str] | None, accelerator: "Accelerator"
+) -> dict[str, Any]:
+    """Return the training images of the datasets that have some, for references."""
+    pools = {}
+    for name, folder in map(_name_and_folder, dataset):
+        # without a training split, references are drawn from the evaluated images
+        with accelerator.main_process_first(), contextlib.suppress(ValueError):
+            if split != "train":
+                pools[name] = _load_dataset(name, folder, "train", products)
+    return pools
 
 
 def _compare(
@@ -614,6 +674,7 @@ def _compare(
     batch_size: int,
     num_workers: int,
     dtype: WeightType,
+    draw: "ReferenceDraw | None",
 ) -> None:
     """Measure several methods, and print and write their table."""
     from accelerate import Accelerator
@@ -641,6 +702,8 @@ def _compare(
         batch_size=batch_size,
         num_workers=num_workers,
         accelerator=accelerator,
+        references=draw,
+        reference_pools=None if draw is None else _training_images(dataset, split, products, accelerator),
     )
     if accelerator.is_main_process:
         typer.echo(comparison.to_text())
@@ -724,6 +787,10 @@ def export(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Side of the square input in pixels; default: the checkpoint's.")
     ] = None,
+    references: Annotated[
+        bool,
+        typer.Option("--references/--no-references", help="Build the checkpoint's normal pictures into the graph."),
+    ] = True,
 ) -> None:
     """Export to ONNX, OpenVINO or a torch program; nothing is written unless its results equal the model's."""
     from .checkpoint_folder import load_parts
@@ -741,6 +808,7 @@ def export(
         int8,
         calibration_images,
         image_size,
+        parts.references if references else None,
     )
     typer.echo(report.describe())
 
@@ -926,9 +994,11 @@ def _facts(model: str) -> dict[str, Any]:
 
     from .calibration import describe_calibration
     from .checkpoint_folder import load_config, load_image_processor
+    from .reference_pictures import load_references
 
     config = load_config(model)
     processor = load_image_processor(model, config)
+    references = load_references(model)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
         **versions("torch", "transformers", "accelerate", "huggingface_hub", "numpy", "pillow"),
@@ -948,6 +1018,7 @@ def _facts(model: str) -> dict[str, Any]:
         "score mode": processor.score_mode,
         "threshold": processor.threshold,
         "image threshold": processor.image_threshold,
+        "references": None if references is None else references.describe(),
         "calibration": "\n".join(describe_calibration(processor.calibration)) if processor.calibration else None,
     }
 

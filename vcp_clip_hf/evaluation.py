@@ -18,12 +18,15 @@ from transformers import PreTrainedModel
 
 from .accelerated_inference import accelerated_or_plain
 from .anomaly_scoring import gaussian_smooth
+from .evaluation_references import DrawnReferences, ReferenceDraw, draw_references, over_draws
 from .evaluation_report import PROTOCOLS, EvaluationProtocol, EvaluationReport
 from .evaluation_sheets import choose_examples, shown_example, write_sheets
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .methods import AnomalyMethodModel
 from .methods.named_product import NamedProductModel
 from .metrics import AnomalySegmentationEvaluator
+from .reference_pictures import build_memory
+from .references import ReferencedModel, ReferenceMemory
 from .version import versions
 
 
@@ -45,6 +48,8 @@ def evaluate(
     images_per_sheet: int = 4,
     progress: bool = True,
     accelerate: bool = True,
+    references: ReferenceDraw | ReferenceMemory | None = None,
+    reference_pools: Mapping[str, Records] | None = None,
 ) -> EvaluationReport:
     """
     Evaluate a model on annotated datasets, on as many processes as `accelerator` has.
@@ -68,12 +73,19 @@ def evaluate(
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
         accelerate (`bool`, *optional*, defaults to `True`):
             Whether to compute with a fast copy of the model, see [`accelerate_inference`]. The results are the same.
+        references ([`ReferenceDraw`] or [`ReferenceMemory`], *optional*):
+            Normal images to compare with: a draw for each product and seed, whose report has means and standard
+            deviations over the seeds, or one memory for all images. Default: none, zero-shot.
+        reference_pools (`Mapping[str, Dataset]`, *optional*):
+            Name of a dataset -> training records that references are drawn from. Products without normal ones in it
+            get normal records of `datasets`, which are then left out of the evaluation.
 
     Returns:
         [`EvaluationReport`]: the same report on every process.
 
     Raises:
-        ValueError: the protocol is unknown, a dataset is empty, or images have no label.
+        ValueError: the protocol is unknown, a dataset is empty, images have no label, or a product has fewer normal
+            images than references.
     """
     if isinstance(protocol, str):
         if protocol not in PROTOCOLS:
@@ -83,38 +95,41 @@ def evaluate(
     model = accelerator.unwrap_model(model)
     was_training = model.training
     model.to(accelerator.device).eval()
-    network = accelerated_or_plain(model) if accelerate else model
-    if isinstance(model, AnomalyMethodModel):
-        network = model.for_product()
-    scorer = image_processor.without_thresholds()  # the metrics need scores and maps only
-    results, seconds = {}, 0.0
+    run = _Evaluation(
+        model=model,
+        network=accelerated_or_plain(model) if accelerate else model,
+        image_processor=image_processor.without_thresholds(),  # the metrics need scores and maps only
+        protocol=protocol,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+        progress=progress,
+    )
+    if isinstance(references, ReferenceMemory):
+        references.check_tower(model)
+    results, seconds, num_images = {}, 0.0, 0
     try:
         for name, dataset in datasets.items():
             if not len(dataset):
                 raise ValueError(f"The dataset {name!r} is empty.")
-            chosen = set() if sheets_dir is None else choose_examples(dataset, images_per_sheet)
-            examples = _Examples(dataset, image_processor, protocol, accelerator, chosen)
-            loader = DataLoader(
-                examples,
-                batch_size,
-                num_workers=num_workers,
-                collate_fn=_collate,
-                pin_memory=accelerator.device.type == "cuda",
-            )
-            bar = tqdm(loader, desc=name, disable=not (progress and accelerator.is_main_process), leave=False)
-            measured = _run(network, scorer, protocol, bar, accelerator)
-            evaluator, gallery = _gathered(measured.evaluator, accelerator), measured.gallery
-            _score_by_product(evaluator, model, measured, accelerator)
-            results[name] = evaluator.compute()
-            seconds += sum(gather_object([measured.seconds]))
-            if sheets_dir is not None:
-                gallery = sorted(gather_object(gallery), key=lambda example: example["index"])
-                if accelerator.is_main_process:
-                    write_sheets(Path(sheets_dir) / name, gallery, results[name])
+            shown = set() if sheets_dir is None else choose_examples(dataset, images_per_sheet)
+            if isinstance(references, ReferenceDraw):
+                measured = run.with_draws(name, dataset, (reference_pools or {}).get(name), references, shown)
+                results[name] = over_draws([each.result for each in measured])
+            else:
+                measured = [run.gathered(run.measure(name, dataset, range(len(dataset)), references, shown))]
+                results[name] = measured[0].result
+            seconds += sum(each.seconds for each in measured)
+            num_images += sum(each.num_images for each in measured)
+            if sheets_dir is not None and accelerator.is_main_process:
+                # the masks of sheets have the threshold of the draw that they show
+                write_sheets(Path(sheets_dir) / name, measured[0].gallery, measured[0].result)
     finally:
         model.train(was_training)
     settings = _settings(model, image_processor, accelerator)
-    settings["seconds_per_image"] = seconds / sum(map(len, datasets.values()))
+    settings["seconds_per_image"] = seconds / num_images
+    if references is not None:
+        settings["references"] = _reference_settings(references, datasets, reference_pools)
     settings["splits"] = {name: str(dataset.split) for name, dataset in datasets.items() if _has_split(dataset)}
     return EvaluationReport(results, protocol, settings)
 
@@ -123,19 +138,42 @@ def _has_split(dataset: Records) -> bool:
     return getattr(dataset, "split", None) is not None
 
 
+def _reference_settings(
+    references: ReferenceDraw | ReferenceMemory, datasets: Mapping[str, Records], pools: Mapping[str, Records] | None
+) -> dict[str, Any]:
+    """Return what the report says about references."""
+    if isinstance(references, ReferenceMemory):
+        return {"description": references.describe(), **references.identity()}
+    held_out = {
+        name: [
+            product
+            for product, drawn in draw_references(dataset, (pools or {}).get(name), references.count, 0).items()
+            if drawn.held_out
+        ]
+        for name, dataset in datasets.items()
+    }
+    return {
+        "per_product": references.count,
+        "seeds": list(references.seeds),
+        **references.settings,
+        "drawn_from_test_images": {name: products for name, products in held_out.items() if products},
+    }
+
+
 class _Examples(Dataset):
     """The records that this process evaluates, prepared for the model."""
 
     def __init__(
         self,
         dataset: Records,
+        indices: Sequence[int],
         image_processor: VCPCLIPImageProcessor,
         protocol: EvaluationProtocol,
         accelerator: Accelerator,
         shown: set[int],
     ):
         self.dataset, self.image_processor, self.protocol, self.shown = dataset, image_processor, protocol, shown
-        self.indices = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+        self.indices = indices[accelerator.process_index :: accelerator.num_processes]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -176,7 +214,7 @@ class _Measured:
     What this process has measured of one dataset.
 
     Args:
-        evaluator ([`AnomalySegmentationEvaluator`]): its images.
+        evaluator ([`AnomalySegmentationEvaluator`]): its images; after `gathered`, those of all processes.
         gallery (`list[dict]`): examples for sheets.
         parts (`dict[str, list[tuple[float, float]]]`): product -> text score and map maximum of each image, where the
             published score of a method depends on all images of the product.
@@ -187,22 +225,113 @@ class _Measured:
     gallery: list[dict[str, Any]] = field(default_factory=list)
     parts: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     seconds: float = 0.0
+    num_images: int = 0
+    result: dict[str, Any] | None = None
+
+    def add(self, other: "_Measured") -> None:
+        """Add what was measured of other products."""
+        self.evaluator.merge(other.evaluator)
+        self.gallery += other.gallery
+        self.parts.update(other.parts)
+        self.seconds += other.seconds
+        self.num_images += other.num_images
+
+
+@dataclass
+class _Evaluation:
+    """The parts of a run that all datasets share; [`evaluate`] documents the fields."""
+
+    model: PreTrainedModel
+    network: PreTrainedModel
+    image_processor: VCPCLIPImageProcessor
+    protocol: EvaluationProtocol
+    batch_size: int
+    num_workers: int
+    accelerator: Accelerator
+    progress: bool
+
+    def measure(
+        self,
+        title: str,
+        dataset: Records,
+        indices: Sequence[int],
+        references: ReferenceMemory | None,
+        shown: set[int],
+    ) -> _Measured:
+        """Measure this process's share of the records with the given indices."""
+        examples = _Examples(dataset, indices, self.image_processor, self.protocol, self.accelerator, shown)
+        loader = DataLoader(
+            examples,
+            self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        hidden = not (self.progress and self.accelerator.is_main_process)
+        bar = tqdm(loader, desc=title, disable=hidden, leave=False)
+        measured = _run(self._network_with(references), self.image_processor, self.protocol, bar, self.accelerator)
+        measured.num_images = len(indices)
+        return measured
+
+    def _network_with(self, references: ReferenceMemory | None) -> torch.nn.Module:
+        if isinstance(self.model, AnomalyMethodModel):
+            return self.model.for_product(references=None if references is None else references.banks)
+        return self.network if references is None else ReferencedModel(self.network, references)
+
+    def with_draws(
+        self, title: str, dataset: Records, pool: Records | None, draw: ReferenceDraw, shown: set[int]
+    ) -> list[_Measured]:
+        """Measure a dataset once for each seed, product by product with the product's own references."""
+        # every draw first, so that a product with too few images is told before any work
+        draws = {seed: draw_references(dataset, pool, draw.count, seed) for seed in draw.seeds}
+        measured = []
+        for number, (seed, products) in enumerate(draws.items()):
+            total = _Measured(_new_evaluator(self.protocol))
+            for product, drawn in products.items():
+                total.add(
+                    self.measure(
+                        f"{title}, {product}, seed {seed}",
+                        dataset,
+                        drawn.tested,
+                        self._memory_of(drawn, draw.settings),
+                        shown if number == 0 else set(),
+                    )
+                )
+            measured.append(self.gathered(total))
+        return measured
+
+    def _memory_of(self, drawn: DrawnReferences, settings: Mapping[str, Any]) -> ReferenceMemory:
+        network = self.model if isinstance(self.model, AnomalyMethodModel) else self.network
+        return build_memory(
+            network, self.image_processor, drawn.images(), **{"batch_size": self.batch_size, **settings}
+        )
+
+    def gathered(self, measured: _Measured) -> _Measured:
+        """Return what all processes have measured, with its result."""
+        evaluator = _gathered(measured.evaluator, self.accelerator)
+        _score_by_product(evaluator, self.model, measured, self.accelerator)
+        measured.evaluator, measured.result = evaluator, evaluator.compute()
+        measured.gallery = sorted(gather_object(measured.gallery), key=lambda example: example["index"])
+        measured.seconds = sum(gather_object([measured.seconds]))
+        return measured
+
+
+def _new_evaluator(protocol: EvaluationProtocol) -> AnomalySegmentationEvaluator:
+    return AnomalySegmentationEvaluator(
+        metrics=_with_threshold(protocol.metrics), mode=protocol.mode, skip_undefined=protocol.skip_undefined
+    )
 
 
 @torch.no_grad()
 def _run(
-    model: PreTrainedModel | NamedProductModel,
+    model: torch.nn.Module,
     image_processor: VCPCLIPImageProcessor,
     protocol: EvaluationProtocol,
     batches: Iterable[dict[str, Any]],
     accelerator: Accelerator,
 ) -> _Measured:
     """Evaluate the batches of this process."""
-    measured = _Measured(
-        AnomalySegmentationEvaluator(
-            metrics=_with_threshold(protocol.metrics), mode=protocol.mode, skip_undefined=protocol.skip_undefined
-        )
-    )
+    measured = _Measured(_new_evaluator(protocol))
     settings = {name: getattr(protocol, name) for name in ("smoothing_sigma", "score_mode", "top_k_fraction")}
     scoring = image_processor.scoring(**settings)
     for batch in batches:

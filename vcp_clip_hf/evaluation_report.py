@@ -21,6 +21,7 @@ __all__ = [
     "EvaluationProtocol",
     "EvaluationReport",
     "paper_results",
+    "shown_value",
 ]
 
 _MAIN_METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc", "image_ap")
@@ -143,8 +144,22 @@ class EvaluationReport:
                     images = sum(counts["images"] for counts in result["counts"].values())
                 row = {"dataset": dataset, "product": product, "images": images}
                 row.update({name: 100 * values[name] for name in self.metrics})
+                row.update(self._spread(result, product))
                 rows.append(row)
         return rows
+
+    def _spread(self, result: Mapping[str, Any], product: str) -> dict[str, float]:
+        """Return the standard deviations over draws of references in percent, as `NAME_spread`, if there are any."""
+        spread = result.get("spread")
+        if spread is None:
+            return {}
+        values = spread["mean"] if product == "mean" else spread["per_product"][product]
+        return {f"{name}_spread": 100 * values[name] for name in self.metrics}
+
+    @property
+    def has_spread(self) -> bool:
+        """Return whether the numbers are means over draws of references."""
+        return any("spread" in result for result in self.results.values())
 
     def with_paper(self) -> dict[tuple[str, str], dict[str, float]]:
         """Return the paper's results for VCP-CLIP in percent, for the rows and metrics that it reports."""
@@ -169,14 +184,19 @@ class EvaluationReport:
             quoted = paper.get((row["dataset"], row["product"]), {})
             cells = [escaped(row["dataset"]), escaped(row["product"]), str(row["images"])]
             for name in self.metrics:
-                value = "-" if math.isnan(row[name]) else f"{row[name]:.1f}"
+                value = shown_value(row, name)
                 cells.append(f"{value} ({quoted[name]:.1f})" if name in quoted else value)
             if row["product"] == "mean":
                 cells = [f"**{cell}**" for cell in cells]
             rows.append(cells)
         notes = [f"In percent; {self.protocol.description}."]
+        if "references" in self.settings:
+            notes.append(self.describe_references())
         if paper:
-            notes.append("In brackets: results of the paper for VCP-CLIP, measured by its authors on their data.")
+            zero_shot = ", zero-shot" if "references" in self.settings else ""
+            notes.append(
+                f"In brackets: results of the paper for VCP-CLIP{zero_shot}, measured by its authors on their data."
+            )
         notes += [
             f"Undefined: {escaped(dataset)} / {escaped(product)} / {name}: {escaped(why)}."
             for dataset, result in self.results.items()
@@ -188,23 +208,37 @@ class EvaluationReport:
 
     def to_text(self) -> str:
         """Return a table for a terminal: dataset means, and products where a dataset has several."""
-        width = max(len(METRIC_TITLES[name]) for name in self.metrics) + 2
+        width = max(12 if self.has_spread else 0, *(len(METRIC_TITLES[name]) for name in self.metrics)) + 2
         lines = [f"{'':<34}{'images':>7}" + "".join(f"{METRIC_TITLES[name]:>{width}}" for name in self.metrics)]
         for row in self.rows():
             several = len(self.results[row["dataset"]]["per_product"]) > 1
             if row["product"] != "mean" and not several:
                 continue
             name = one_line(row["dataset"]) if row["product"] == "mean" else f"  {one_line(row['product'])}"
-            values = "".join(
-                f"{'-' if math.isnan(row[key]) else format(row[key], '.1f'):>{width}}" for key in self.metrics
-            )
+            values = "".join(f"{shown_value(row, key):>{width}}" for key in self.metrics)
             lines.append(f"{name[:33]:<34}{row['images']:>7}{values}")
+        if "references" in self.settings:
+            lines.append(self.describe_references())
         return "\n".join(lines)
+
+    def describe_references(self) -> str:
+        """Return one or two sentences about the references of the evaluation."""
+        facts = self.settings["references"]
+        if "per_product" not in facts:
+            return facts["description"]
+        count, seeds = facts["per_product"], facts["seeds"]
+        text = f"With {count} reference{'' if count == 1 else 's'} of each product, seeds {', '.join(map(str, seeds))}"
+        text += ": means and standard deviations over the draws." if len(seeds) > 1 else "."
+        if facts["drawn_from_test_images"]:
+            names = ", ".join(facts["drawn_from_test_images"])
+            text += f" Products of {names} without normal training images: drawn from the test images and left out."
+        return text
 
     def to_csv(self) -> str:
         """Return a CSV table with one line for each product and each mean; names that are formulas become text."""
         stream = io.StringIO()
-        writer = csv.DictWriter(stream, ["dataset", "product", "images", *self.metrics], lineterminator="\n")
+        columns = [*self.metrics, *(f"{name}_spread" for name in self.metrics if self.has_spread)]
+        writer = csv.DictWriter(stream, ["dataset", "product", "images", *columns], lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: safe_cell(value) for name, value in row.items()} for row in self.rows())
         return stream.getvalue()
@@ -223,6 +257,7 @@ class EvaluationReport:
                 **result,
                 "mean": _with_nan(result["mean"]),
                 "per_product": {name: _with_nan(each) for name, each in result["per_product"].items()},
+                **({"spread": _spread_with_nan(result["spread"])} if "spread" in result else {}),
             }
             for dataset, result in values["results"].items()
         }
@@ -235,6 +270,19 @@ class EvaluationReport:
         (folder / "results.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         (folder / "results.csv").write_text(self.to_csv(), encoding="utf-8", errors="backslashreplace")
         (folder / "results.md").write_text(self.to_markdown(), encoding="utf-8")
+
+
+def shown_value(row: Mapping[str, Any], name: str) -> str:
+    """Return a value of a row in percent, with its standard deviation over draws if there is one."""
+    if math.isnan(row[name]):
+        return "-"
+    spread = row.get(f"{name}_spread", math.nan)
+    return f"{row[name]:.1f}" if math.isnan(spread) else f"{row[name]:.1f} ± {spread:.1f}"
+
+
+def _spread_with_nan(spread: Mapping[str, Any]) -> dict[str, Any]:
+    of_products = {name: _with_nan(each) for name, each in spread["per_product"].items()}
+    return {"mean": _with_nan(spread["mean"]), "per_product": of_products}
 
 
 def _without_nan(values: Any) -> Any:

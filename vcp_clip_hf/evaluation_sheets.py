@@ -12,7 +12,7 @@ from PIL import Image
 from .visualization import contour, heatmap, sheet
 
 
-__all__ = ["choose_examples", "shown_example", "write_sheets"]
+__all__ = ["choose_examples", "column_of", "shown_example", "write_sheets"]
 
 # Pictures of examples are kept until the thresholds are known, no larger than sheets show them
 _LONGER_SIDE = 512
@@ -29,7 +29,7 @@ def choose_examples(dataset: Sequence[dict[str, Any]], count: int) -> set[int]:
     Returns:
         `set[int]`: indices of the chosen records.
     """
-    products, labels, defects = (_column(dataset, name) for name in ("product", "label", "defect"))
+    products, labels, defects = (column_of(dataset, name) for name in ("product", "label", "defect"))
     groups: dict[str, dict[tuple, list[int]]] = {}
     for index, (product, label, defect) in enumerate(zip(products, labels, defects, strict=True)):
         kind = (label != 0, defect if label else "")
@@ -37,7 +37,7 @@ def choose_examples(dataset: Sequence[dict[str, Any]], count: int) -> set[int]:
     return {index for kinds in groups.values() for index in _spread_over_kinds(kinds, count)}
 
 
-def _column(dataset: Sequence[dict[str, Any]], name: str) -> list[Any]:
+def column_of(dataset: Sequence[dict[str, Any]], name: str) -> list[Any]:
     """Return one column, without decoding the images; None for each record if there is no such column."""
     columns = getattr(dataset, "column_names", None)
     if columns is None:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +30,14 @@ from transformers.utils import logging as transformers_logging
 from .accelerated_inference import freeze_for_export
 from .anomaly_scoring import AnomalyScoring, gaussian_matrix
 from .atomic_write import atomic_folder
+from .configuration_vcp_clip import VCPCLIPConfig
 from .exported_segmenter import open_segmenter
 from .image_loading import ImageLike, load_image
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .modeling_vcp_clip import VCPCLIPModel
 from .prompts import prompt_rows
+from .reference_pictures import image_conditions
+from .references import ReferencedModel, ReferenceMemory
 from .version import __version__, versions
 
 
@@ -76,6 +80,7 @@ class ExportReport:
         num_images (`int`): number of compared images.
         image_source (`str`): "given" or "generated" images.
         megabytes (`float`): size of the graph with its weights.
+        references (`str`, *optional*): description of the memory in the graph.
     """
 
     folder: Path
@@ -89,14 +94,16 @@ class ExportReport:
     num_images: int
     image_source: str
     megabytes: float
+    references: str | None = None
 
     def describe(self) -> str:
-        """Return one sentence with the measured deviations."""
+        """Return one sentence with the measured deviations, and one about the references in the graph."""
         kind = f"{self.format} int8" if self.int8 else self.format
         return (
             f"{self.folder}: {kind}, {self.megabytes:.1f} MB; on {self.num_images} {self.image_source} images the maps"
             f" differ from the model's by at most {self.map_deviation:.1e} (mean {self.mean_map_deviation:.1e}), the"
             f" scores by {self.score_deviation:.1e}; allowed: {self.tolerance:.1e}"
+            + ("" if self.references is None else f". {self.references}")
         )
 
 
@@ -108,11 +115,19 @@ class SegmentationGraph(nn.Module):
         model ([`VCPCLIPModel`]): model to export; it is not changed, and float32 weights are shared with it.
         scoring ([`AnomalyScoring`]): scoring of the image processor.
         image_size (`int`): S, side of `pixel_values`.
+        references ([`ReferenceMemory`], *optional*): memory whose map is fused with the model's; its banks become
+            constants of the graph.
     """
 
-    def __init__(self, model: VCPCLIPModel, scoring: AnomalyScoring, image_size: int):
+    def __init__(
+        self,
+        model: VCPCLIPModel,
+        scoring: AnomalyScoring,
+        image_size: int,
+        references: ReferenceMemory | None = None,
+    ):
         super().__init__()
-        self.model = freeze_for_export(model, image_size)
+        self.model = _with_references(freeze_for_export(model, image_size), references)
         self.scoring = scoring
         smoothing = None
         if scoring.smoothing_sigma:
@@ -149,6 +164,7 @@ def export_model(
     int8: bool = False,
     calibration_images: str | os.PathLike | Sequence[ImageLike] | None = None,
     image_size: int | None = None,
+    references: ReferenceMemory | None = None,
 ) -> ExportReport:
     """
     Export a model, compare the result with the model, and keep it only if they agree.
@@ -172,28 +188,37 @@ def export_model(
             at most 32 of them; they should differ from `images`. Generated ones if absent.
         image_size (`int`, *optional*): side of the input, instead of the image processor's size. If this changes the
             model's input, the thresholds are dropped, because they were calibrated on other maps.
+        references ([`ReferenceMemory`], *optional*): memory of normal pictures, such as `pipe.references`. Its patches
+            and its weight are built into the graph. Left out if its weight is 0.
 
     Returns:
         [`ExportReport`]: the measured deviations.
 
     Raises:
         ValueError: maps or scores differ by more than `tolerance` (nothing is written then), or an argument does not
-            fit the checkpoint.
+            fit the checkpoint. The references must be of this model, of whole images and of the exported size.
         FileExistsError: `output_dir` holds files of another kind.
         ImportError: a package that the format needs is not installed.
     """
+    if model.config.model_type != VCPCLIPConfig.model_type:
+        raise ValueError(
+            f"Only VCP-CLIP can be exported, and this is a {type(model).__name__}, whose results depend on the name of"
+            " the product. Use it through the pipeline."
+        )
     output_dir = Path(output_dir).resolve()
     tolerance = _check_arguments(output_dir, format, int8, tolerance)
     processor = _at_size(image_processor, model, image_size)
+    references = _active_references(references, model, processor)
     plain = model if _is_plain(model) else copy.deepcopy(model).to("cpu", torch.float32)
+    side = processor.size.height
     export = _Export(
         format=format,
         processor=processor,
-        parity=_ParityCheck.prepare(plain, processor, images, tolerance),
+        parity=_ParityCheck.prepare(plain, processor, images, tolerance, references),
         # traced with two images, so that the number of images stays variable
-        program=_trace(SegmentationGraph(plain, processor.scoring(), processor.size.height), processor.size.height),
+        program=_trace(SegmentationGraph(plain, processor.scoring(), side, references), side),
         calibration=_pictures(calibration_images, _CALIBRATION_IMAGES, first=_PARITY_IMAGES) if int8 else None,
-        facts=_facts(model, processor, format),
+        facts=_facts(model, processor, format, references),
     )
     with atomic_folder(output_dir) as unfinished:
         return export.write(unfinished, output_dir)
@@ -256,10 +281,11 @@ class _ParityCheck:
         processor: VCPCLIPImageProcessor,
         images: str | os.PathLike | Sequence[ImageLike] | None,
         tolerance: float,
+        references: ReferenceMemory | None,
     ) -> "_ParityCheck":
         pictures = _pictures(images, _PARITY_IMAGES, first=0)
         source = "generated" if images is None else "given"
-        return cls(pictures, source, _model_maps(model, processor, pictures), tolerance)
+        return cls(pictures, source, _model_maps(model, processor, pictures, references), tolerance)
 
     def measure(self, run: Runner) -> _Deviations:
         """Compare the results of a graph with the model's, on single pictures and in batches of three."""
@@ -312,7 +338,7 @@ class _Export:
     parity: _ParityCheck
     program: torch.export.ExportedProgram
     calibration: list[Image.Image] | None
-    facts: dict[str, object]
+    facts: dict[str, Any]
 
     def write(self, folder: Path, final: Path) -> ExportReport:
         """Write a folder that is later moved to `final`, and compare its results with the model's."""
@@ -352,6 +378,7 @@ class _Export:
             num_images=len(self.parity.pictures),
             image_source=self.parity.source,
             megabytes=sum(each.stat().st_size for each in folder.glob("model*")) / 1e6,
+            references=(self.facts["references"] or {}).get("description"),
         )
 
 
@@ -394,6 +421,34 @@ def _at_size(
     return processor
 
 
+def _active_references(
+    references: ReferenceMemory | None, model: VCPCLIPModel, processor: VCPCLIPImageProcessor
+) -> ReferenceMemory | None:
+    """Return the memory if it has a part in the results; raise if its patches are not those of exported images."""
+    if references is None or not references.weight:
+        return None
+    references.check_tower(model)
+    tiling = references.conditions.get("tiling")
+    if tiling is not None:
+        raise ValueError(
+            f"The references were set for images in tiles ({tiling}), and an exported graph has whole images. Set the"
+            " references without tile_size, or export without them (references=None; --no-references)."
+        )
+    differing = references.differing_conditions(image_conditions(processor, None))
+    if differing:
+        raise ValueError(
+            f"The references were set with other settings than those of the export: {'; '.join(differing)}. Set the"
+            " references again with an image processor of these settings, or export without them (references=None;"
+            " --no-references)."
+        )
+    return references
+
+
+def _with_references(model: VCPCLIPModel, references: ReferenceMemory | None) -> nn.Module:
+    """Return what computes the maps of a float32 model: the model alone, or with a memory."""
+    return model if references is None else ReferencedModel(model, references.to(model.device, torch.float32))
+
+
 def _pictures(images: str | os.PathLike | Sequence[ImageLike] | None, count: int, first: int) -> list[Image.Image]:
     """Return at most `count` pictures, evenly spaced; generated ones start at number `first`."""
     if images is None:
@@ -420,15 +475,19 @@ def _pixel_values(processor: VCPCLIPImageProcessor, pictures: list[Image.Image])
 
 @torch.no_grad()
 def _model_maps(
-    model: VCPCLIPModel, processor: VCPCLIPImageProcessor, pictures: list[Image.Image]
+    model: VCPCLIPModel,
+    processor: VCPCLIPImageProcessor,
+    pictures: list[Image.Image],
+    references: ReferenceMemory | None,
 ) -> list[tuple[np.ndarray, float]]:
     """Return the map and the score of each picture, from the model and the image processor's post-processing."""
     training = model.training
     model.eval()
+    network = _with_references(model, references)
     try:
         results = []
         for picture in pictures:
-            outputs = model(_pixel_values(processor, [picture]).to(model.device))
+            outputs = network(_pixel_values(processor, [picture]).to(model.device))
             (result,) = processor.post_process_anomaly_segmentation(outputs)
             results.append((result["anomaly_map"].cpu().numpy(), result["score"]))
         return results
@@ -565,7 +624,9 @@ def _write_runtime(folder: Path, format: str) -> None:
     (folder / "requirements.txt").write_text(f"numpy>=1.26\npillow>=11.0\n{_REQUIREMENTS[format]}\n", encoding="utf-8")
 
 
-def _facts(model: VCPCLIPModel, processor: VCPCLIPImageProcessor, format: str) -> dict[str, object]:
+def _facts(
+    model: VCPCLIPModel, processor: VCPCLIPImageProcessor, format: str, references: ReferenceMemory | None
+) -> dict[str, Any]:
     """Return the content of `export.json`, except for the scheme of int8 and the deviations."""
     config, scoring, side = model.config, processor.scoring(), processor.size.height
     name = str(model.name_or_path or "")
@@ -585,6 +646,12 @@ def _facts(model: VCPCLIPModel, processor: VCPCLIPImageProcessor, format: str) -
         "prompts": {"normal": config.normal_prompts, "abnormal": config.abnormal_prompts},
         # compared with those of the calibration
         "prompt_input_ids": prompt_rows(config),
+        "references": references
+        and {
+            "identity": references.identity(),
+            "pictures": len(references.pictures),
+            "description": references.describe(),
+        },
         "source": {
             # the path of a folder means nothing on another machine
             "model": Path(name).name if os.path.isdir(name) else name,

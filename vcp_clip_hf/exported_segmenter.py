@@ -277,6 +277,7 @@ class ExportedSegmenter:
             "tiling": None,
             "region_of_interest": region_of_interest,
             "input_range": input_range or self.settings.get("input_range"),
+            "references": (self.export.get("references") or {}).get("identity"),
         }
         if "prompt_input_ids" in self.export:
             current["prompts"] = self.export["prompt_input_ids"]
@@ -286,7 +287,7 @@ class ExportedSegmenter:
 
     def _check_options(self, options: dict[str, Any]) -> None:
         for name in options:
-            if name in self.export["settings"] or name == "prompts":
+            if name in self.export["settings"] or name in ("prompts", "reference_weight"):
                 raise TypeError(
                     f"{name} is built into the exported graph. Change it in the checkpoint and export again, or use"
                     " the pipeline."

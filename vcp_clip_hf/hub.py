@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 from datasets import Dataset, IterableDataset
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, get_token
@@ -46,7 +47,7 @@ def push_checkpoint(
     *,
     image_processor: VCPCLIPImageProcessor | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    references: ReferenceMemory | None = None,
+    references: ReferenceMemory | Literal[False] | None = None,
     adapter_only: bool | None = None,
     include_code: bool | None = None,
     backbone: str | None = None,
@@ -69,8 +70,9 @@ def push_checkpoint(
             Image processor to push; by default that of the checkpoint that the model was loaded from.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer to push; by default that of the checkpoint that the model was loaded from.
-        references ([`ReferenceMemory`], *optional*):
+        references ([`ReferenceMemory`] or `False`, *optional*):
             Memory of normal pictures to push; by default that of the checkpoint that the model was loaded from.
+            `False` pushes none.
         adapter_only (`bool`, *optional*):
             Push the learned tensors only; CLIP is then loaded from the repository that the configuration names.
             Default: as the checkpoint is stored.
@@ -100,11 +102,12 @@ def push_checkpoint(
             loaded.model,
             image_processor or loaded.image_processor,
             tokenizer or loaded.tokenizer,
-            references or loaded.references,
+            loaded.references,
         )
     else:
         parts = complete_parts(model, image_processor, tokenizer)
-        parts.references = references or parts.references
+    if references is not None:
+        parts.references = references or None
     config = parts.model.config
     adapter_only = not config.backbone_included if adapter_only is None else adapter_only
     include_code = isinstance(parts.model, VCPCLIPModel) if include_code is None else include_code

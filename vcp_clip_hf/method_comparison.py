@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ from .checkpoint_facts import overlap, read_training_facts
 from .checkpoint_folder import CheckpointParts, load_parts
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .evaluation import Records, evaluate
-from .evaluation_report import METRIC_TITLES, EvaluationProtocol, EvaluationReport, paper_results
+from .evaluation_report import METRIC_TITLES, EvaluationProtocol, EvaluationReport, paper_results, shown_value
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .markdown_text import escaped, one_line, table
 from .methods import METHODS
@@ -188,7 +187,7 @@ class MethodComparison:
         sources: dict[str, int] = {}
 
         def cell(row: Mapping[str, Any], metric: str) -> str:
-            text = "-" if math.isnan(row[metric]) else f"{row[metric]:.1f}"
+            text = shown_value(row, metric)
             if metric not in row["published"]:
                 return text
             value, source = row["published"][metric]
@@ -226,13 +225,14 @@ class MethodComparison:
     def to_text(self) -> str:
         """Return a table for a terminal: the mean of each method over the products of each dataset."""
         titles = [METRIC_TITLES[name] for name in self.metrics]
-        width = max(map(len, titles)) + 2
+        few_shot = any(result.report.has_spread for result in self.results.values())
+        width = max(12 if few_shot else 0, *map(len, titles)) + 2
         head = f"{'':<32}{'images':>7}" + "".join(f"{title:>{width}}" for title in titles)
         lines = [f"{head}{'parameters':>14}{'ms/image':>10}"]
         for row in self.rows():
             if row["product"] == "mean":
                 result = self.results[row["method"]]
-                values = (format(row[name], ".1f") if not math.isnan(row[name]) else "-" for name in self.metrics)
+                values = (shown_value(row, name) for name in self.metrics)
                 name = f"{result.title} {one_line(row['dataset'])}"
                 lines.append(
                     f"{name[:31]:<32}{row['images']:>7}"
@@ -304,18 +304,27 @@ def compare_methods(
             Protocol; `"published"` has the metrics that the methods' papers report, with their own scores.
         seed (`int`, *optional*, defaults to 0): seed that each method starts from, for those with random numbers.
         sheets_dir (`str` or `os.PathLike`, *optional*): folder for sheets of pictures, one folder for each method.
-        options: further arguments of [`evaluate`].
+        options: further arguments of [`evaluate`]. `references` are for the methods that have a few-shot mode; the
+            others are zero-shot, with a note.
 
     Returns:
-        [`MethodComparison`]
+        [`MethodComparison`]: with references, without published numbers, which are zero-shot.
     """
     pairs = methods.items() if isinstance(methods, Mapping) else methods
     results: dict[str, MethodResult] = {}
     for name, parts in pairs:
         set_seed(seed)
         sheets = None if sheets_dir is None else Path(sheets_dir) / name
-        report = evaluate(parts.model, parts.image_processor, datasets, protocol, sheets_dir=sheets, **options)
+        few_shot = options.get("references") is not None
+        supported = getattr(parts.model, "supports_references", True)
+        of_method = options if supported or not few_shot else {**options, "references": None}
+        report = evaluate(parts.model, parts.image_processor, datasets, protocol, sheets_dir=sheets, **of_method)
         results[name] = _result(parts, report)
+        if few_shot:
+            results[name].published = {}
+            results[name].notes.append(
+                report.describe_references() if supported else "zero-shot, since it has no few-shot mode."
+            )
     if not results:
         raise ValueError("There is no method to evaluate.")
     return MethodComparison(results, next(iter(results.values())).report.protocol, seed)

@@ -23,6 +23,7 @@ from .configuration_vcp_clip import VCPCLIPConfig
 from .data import DatasetSummary, list_datasets
 from .evaluation_report import METRIC_TITLES, EvaluationReport, paper_results
 from .markdown_text import as_code, escaped, one_line, table
+from .thresholds import differing_settings
 from .version import EMBEDDED_CHECKPOINT
 
 
@@ -83,6 +84,7 @@ def model_card(folder: str | os.PathLike, repo_id: str | None = None) -> ModelCa
         usage=_usage(facts, repo_id),
         usage_note=_usage_note(facts),
         model_table=_model_table(facts) if is_vcp_clip else _method_table(facts),
+        references=_references(facts),
         training=_training(facts),
         results=_results(facts),
         thresholds=_thresholds(facts),
@@ -327,6 +329,36 @@ def _weight_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
     ]
 
 
+def _references(facts: CheckpointFacts) -> str:
+    """Return the section on the memory of normal pictures, with the blank lines around it, or nothing."""
+    memory = facts.references
+    if memory is None:
+        return ""
+    lines = [
+        "## References",
+        "",
+        "The checkpoint has a memory of normal pictures. Each patch of an image is compared with its nearest patch in"
+        f" the memory, and that distance is fused with the zero-shot map{_fusion_of_references(facts)}. Results are"
+        " therefore comparisons with these pictures, meant for images of the same product that are taken in the same"
+        " way. `reference_weight=0` gives zero-shot results, and `pipe.set_references` sets other pictures.",
+        "",
+        f"- {escaped(memory.describe())}",
+        f"- Turned and mirrored copies of each picture: {as_code(memory.settings.copies)}.",
+    ]
+    side = memory.settings.neighborhood
+    if side > 1:
+        lines.append(f"- Patch tokens are averaged over {side} x {side} patches.")
+    if memory.conditions:
+        lines.append(f"- Valid for images with {_settings(memory.conditions)}.")
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _fusion_of_references(facts: CheckpointFacts) -> str:
+    if isinstance(facts.config, VCPCLIPConfig):
+        return ": `(1 - weight) * zero_shot + weight * memory`"
+    return f" as {facts.config.title} was published"
+
+
 def _training(facts: CheckpointFacts) -> str:
     """Describe the training of the checkpoint and, if it was trained alone, that of its image head."""
     record = {name: value for name, value in (facts.training or {}).items() if name != "fingerprint"}
@@ -473,11 +505,26 @@ def _thresholds(facts: CheckpointFacts) -> str:
             lines.append(f"- Calibrated ({what}): {Calibration(**calibration[what]).describe()}")
     if not calibration:
         lines.append("- How these thresholds were chosen is not recorded.")
+    lines += _references_of_thresholds(facts)
     lines += [
         "",
         "They are valid for images like those of their calibration. Calibrate again for other images.",
     ]
     return "\n".join(lines)
+
+
+def _references_of_thresholds(facts: CheckpointFacts) -> list[str]:
+    """Say whether calibrated thresholds belong to the references of the checkpoint."""
+    memory, calibration = facts.references, facts.image_processor.calibration
+    identity = memory.identity() if memory is not None and memory.weight else None
+    if not calibration:
+        return []
+    if not differing_settings(calibration, {"references": identity}):
+        return ["- Measured with the references of this checkpoint."] if identity else []
+    reason = "with references, and this checkpoint has none"
+    if identity:
+        reason = "without the references of this checkpoint"
+    return [f"- Calibrated thresholds are **not used**: they were measured {reason}. Calibrate again."]
 
 
 def _patch_limit(facts: CheckpointFacts) -> str:

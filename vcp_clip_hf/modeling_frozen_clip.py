@@ -38,6 +38,9 @@ __all__ = ["FrozenCLIPPreTrainedModel", "check_labels", "requested_states", "wit
 
 logger = logging.get_logger(__name__)
 
+# Hub arguments that find a further file of a checkpoint
+_FURTHER_FILES = ("cache_dir", "local_files_only", "revision", "subfolder")
+
 
 class FrozenCLIPPreTrainedModel(PreTrainedModel):
     """
@@ -121,6 +124,8 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         # Loading makes new parameters, which require gradients again
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.clip.requires_grad_(False)
+        # Where further files of the checkpoint lie; never the token, which would be pickled with the model
+        model.hub_arguments = {name: value for name, value in hub_arguments.items() if name in _FURTHER_FILES}
         return loaded
 
     @classmethod

@@ -38,7 +38,7 @@ from .reference_pictures import (
     build_memory,
     find_references,
     image_conditions,
-    own_references,
+    picture_digests,
     save_references,
 )
 from .references import ReferencedModel, ReferenceMemory
@@ -107,6 +107,7 @@ class AnomalySegmentationPipeline(Pipeline):
     ):
         self.accelerate = accelerate
         self._network: PreTrainedModel | None = None
+        self._compared_network: PreTrainedModel | None = None
         self._references: ReferenceMemory | None = None
         self._references_as_new = False
         check_device(kwargs.get("device"))
@@ -127,7 +128,7 @@ class AnomalySegmentationPipeline(Pipeline):
 
     def __getstate__(self) -> dict[str, Any]:
         # The fast copy is made again: a pickle would contain the weights twice
-        return {**self.__dict__, "_network": None}
+        return {**self.__dict__, "_network": None, "_compared_network": None}
 
     def _inference_model(self) -> PreTrainedModel:
         """Return what computes: the fast copy of the model as it is now, or the model itself."""
@@ -183,18 +184,29 @@ class AnomalySegmentationPipeline(Pipeline):
                 range, or a given memory belongs to another image tower. The former references stay.
         """
         if images is None or isinstance(images, ReferenceMemory):
+            for name, value, idle in (
+                *(("layers", layers, None), ("neighborhood", neighborhood, None), ("copies", copies, "none")),
+                *(("max_patches", max_patches, 10_000), ("source", source, "")),
+                *(("weight", weight, weight if images is not None else None),),
+                *((name, value, None) for name, value in kwargs.items()),
+            ):
+                if value != idle:
+                    given = "no references" if images is None else "a finished memory"
+                    raise TypeError(f"{name}={value!r} has no effect on {given}; leave it out.")
             if images is not None:
                 images.check_tower(self.model)
-                images = images if weight is None else images.with_weight(weight)
+                images = (images if weight is None else images.with_weight(weight)).to(self.device)
             self._references = images
             return images
-        known = (*argument_names(self.preprocess), *argument_names(Tiling.of), "batch_size")
-        refuse_unknown(kwargs, [name for name in known if name != "roi_mask"], "set_references")
+        known = [name for name in argument_names(self.preprocess) if name != "roi_mask"]
+        known += ["tile_overlap", "tile_batch_size", "global_weight", "batch_size"]
+        refuse_unknown(kwargs, [*known, "image_column"], "set_references")
+        images = _in_list(images, kwargs.pop("image_column", None))
         arguments = {**self._preprocess_params, **self._forward_params, **kwargs}
         self._references = build_memory(
             self._inference_model(),
             self.image_processor,
-            _in_list(images),
+            images,
             weight=weight,
             layers=layers,
             neighborhood=neighborhood,
@@ -202,27 +214,52 @@ class AnomalySegmentationPipeline(Pipeline):
             max_patches=max_patches,
             source=source,
             progress=progress,
-            **{name: arguments[name] for name in known if name in arguments and name != "roi_mask"},
+            **{name: arguments[name] for name in known if name in arguments},
         )
         return self._references
 
-    def _set_references_and_thresholds(self, images: list[ImageLike], false_alarm_rate: float | None) -> None:
+    def _set_references_and_thresholds(self, images: Sequence[Any], false_alarm_rate: float | None) -> None:
         """Set references, and thresholds from them if there are two or more."""
-        of_thresholds, memory = images, self.set_references(images)
-        if not memory.exact:
+        memory = self.set_references(images)
+        split = not memory.exact and len(images) > 1
+        if split:
             logger.info(
                 "The memory keeps only a coreset of these references, so that they cannot be scored as new images:"
                 " every second one sets the thresholds instead, and is not in the memory."
             )
-            of_thresholds, memory = images[1::2], self.set_references(images[::2])
-        if len(images) > 1:
-            calibration = self.calibrate(of_thresholds, false_alarm_rate=false_alarm_rate)
+            self.set_references(_chosen(images, range(0, len(images), 2)))
+            images = _chosen(images, range(1, len(images), 2))
+        if split or len(memory.pictures) > 1:
+            calibration = self.calibrate(images, false_alarm_rate=false_alarm_rate)
             say = logger.info if calibration.reached else logger.warning
             say(" ".join(describe_calibration(self.image_processor.calibration)))
+        elif false_alarm_rate is not None:
+            raise ValueError(
+                f"false_alarm_rate={false_alarm_rate!r} needs two reference_images or more. {self._obstacle()}"
+            )
+
+    def _obstacle(self) -> str | None:
+        """Return why the references cannot be scored as new images, each against the others, or `None`."""
+        if len(self.references.pictures) < 2:
+            return "A single reference has no other to be compared with: `calibrate` on other normal images."
+        if not self.references.exact:
+            return (
+                "The memory keeps only a coreset of their patches, so that they cannot be scored without themselves:"
+                " `calibrate` on other normal images, or set the references with a larger max_patches"
+                f" ({self.references.num_patches} keeps all)."
+            )
+        return None
 
     def _network_with(self, references: ReferenceMemory | None, product_name: str | None) -> torch.nn.Module:
-        """Return what computes maps: the model, alone or with a memory, and with the product's name if it reads it."""
+        """
+        Return what computes maps: the model, alone or with a memory of its image tower, and with the product's name if
+        it reads it.
+        """
         network = self._inference_model()
+        if references is not None and network is not self._compared_network:
+            # the first call, or `model` was changed
+            references.check_tower(network)
+            self._compared_network = network
         if self._reads_names:
             return network.for_product(product_name, None if references is None else references.banks)
         return network if references is None else ReferencedModel(network, references)
@@ -570,6 +607,9 @@ class AnomalySegmentationPipeline(Pipeline):
         result = scoring.result(anomaly_map, score, inside)
         if output_branch_maps:
             result.update(zip(("base_map", "vcp_map"), branches, strict=False))
+            if maps.reference_map is not None:
+                reference_map = torch.from_numpy(maps.reference_map)
+                result["reference_map"] = reference_map if inside is None else reference_map * inside
         return result
 
     def _further_maps(
@@ -740,12 +780,14 @@ class AnomalySegmentationPipeline(Pipeline):
         scoring, conditions = self._call_settings(arguments)
         leave_one_out, num_left_out = False, 0
         if conditions["references"] is not None:
-            given = images = _in_list(images, arguments.pop("image_column", None))
-            images, labels, leave_one_out = self._without_references(images, labels, arguments)
-            num_left_out = len(given) - len(images)
-        total = len(images) if isinstance(images, (list, tuple)) else None
+            images = _in_list(images, arguments.pop("image_column", None))
+        total = len(images) if isinstance(images, (list, tuple, torch.utils.data.Subset)) else None
         if labels is not None and total not in (None, len(labels)):
             raise ValueError(f"Expected one label for each of {total} images, got {len(labels)}.")
+        if conditions["references"] is not None:
+            images, labels, leave_one_out = self._without_references(images, labels, arguments)
+            num_left_out = 0 if leave_one_out else total - len(images)
+            total = len(images)
         measuring = self._without_verdicts()
         measuring._references_as_new = leave_one_out
         measured = _Measured(measuring._results(images, **arguments), total, progress)
@@ -765,34 +807,35 @@ class AnomalySegmentationPipeline(Pipeline):
         return calibration
 
     def _without_references(
-        self, images: list[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
-    ) -> tuple[list[Any], Sequence[int] | None, bool]:
+        self, images: Sequence[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
+    ) -> tuple[Sequence[Any], Sequence[int] | None, bool]:
         """Return images and labels to calibrate on, and whether they are references that are scored as new images."""
         names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
         reading = {**self._preprocess_params, **arguments}
-        own = own_references(
-            self.references, images, self.image_processor, **{name: reading[name] for name in names if name in reading}
+        digests = picture_digests(
+            images, self.image_processor, **{name: reading[name] for name in names if name in reading}
         )
-        if labels is None and all(own) and self.references.exact and len(self.references.pictures) > 1:
-            return images, None, True
-        kept = [index for index, is_reference in enumerate(own) if not is_reference]
-        if not kept:
-            raise ValueError(
-                "All of these images are references, whose distance from the memory is not that of a new image. "
-                + (
-                    "The memory keeps only a coreset of their patches, so that they cannot be scored without"
-                    " themselves: give other normal images, or set the references with a larger max_patches."
-                    if not self.references.exact
-                    else "Give other images."
+        known = set(self.references.pictures)
+        others = [index for index, digest in enumerate(digests) if digest not in known]
+        if all(digests[index] is None for index in others) and len(others) < len(images):
+            # all that can be read are references
+            obstacle = "For the best F1, give other images, with labels." if labels is not None else None
+            obstacle = obstacle or self._obstacle()
+            if obstacle is not None:
+                raise ValueError(
+                    "All of these images are references, whose distance from the memory is not that of a new image."
+                    f" {obstacle}"
                 )
-            )
-        if len(kept) < len(images):
+            # a copy of an image would count as a second one
+            once = [index for index, digest in enumerate(digests) if digest is None or digests.index(digest) == index]
+            return _chosen(images, once), None, True
+        if len(others) < len(images):
             logger.warning(
-                f"{len(images) - len(kept)} of {len(images)} images are references, and are left out of the"
+                f"{len(images) - len(others)} of {len(images)} images are references, and are left out of the"
                 " calibration."
             )
-            labels = labels if labels is None else [labels[index] for index in kept]
-        return [images[index] for index in kept], labels, False
+            labels = labels if labels is None else [labels[index] for index in others]
+        return _chosen(images, others), labels, False
 
     def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
         """Return the scoring of a call with these arguments, without thresholds, and its further settings."""
@@ -899,7 +942,7 @@ class AnomalySegmentationPipeline(Pipeline):
         parts = {
             "image_processor": self.image_processor,
             "tokenizer": self.tokenizer,
-            "references": self.references,
+            "references": self.references or False,
         }
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
 
@@ -975,14 +1018,21 @@ def _without_given_thresholds(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in _THRESHOLDS}
 
 
-def _in_list(inputs: Images, image_column: str | None = None) -> list[Any]:
-    """Return a list of images, so that they can be read more than once."""
+def _in_list(inputs: Images, image_column: str | None = None) -> Sequence[Any]:
+    """Return a sequence of images that can be read more than once; those of a dataset are read when needed."""
     images = _as_images(inputs, image_column)
     if isinstance(images, (str, bytes, Image.Image, np.ndarray, torch.Tensor)):
         return [images]
-    if isinstance(images, torch.utils.data.Dataset):  # an index error ends no iteration over a `Dataset`
-        return [images[index] for index in range(len(images))]
+    if isinstance(images, torch.utils.data.Dataset) and hasattr(images, "__len__"):
+        return _chosen(images, range(len(images)))
     return list(images)
+
+
+def _chosen(images: Sequence[Any] | torch.utils.data.Dataset, indices: Sequence[int]) -> Sequence[Any]:
+    """Return some of the images: a list of a list; of a dataset, a dataset that ends like a list."""
+    if isinstance(images, torch.utils.data.Dataset):
+        return torch.utils.data.Subset(images, indices)
+    return [images[index] for index in indices]
 
 
 def _as_images(inputs: Images, image_column: str | None) -> Any:

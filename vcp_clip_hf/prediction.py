@@ -6,8 +6,8 @@ run with the same settings segments exactly the images that are new, changed, fa
 run with other settings is refused, so that one folder never mixes two. A file that cannot be read is recorded as an
 error and does not affect the others.
 
-Images that are judged together depend on each other: the list of files, with their sizes and times, is one of the
-settings, and files that could not be read are read again only when they have changed, which makes another list.
+Results of images that are judged together depend on all of them: the list of files, with their sizes and times, is one
+of the settings, and files that could not be read are not read again.
 """
 
 import json

@@ -27,7 +27,14 @@ from .references import (
 from .tiling import Tiling, tiles_of
 
 
-__all__ = ["build_memory", "find_references", "image_conditions", "own_references", "save_references"]
+__all__ = [
+    "build_memory",
+    "find_references",
+    "image_conditions",
+    "load_references",
+    "picture_digests",
+    "save_references",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -94,6 +101,10 @@ def build_memory(
     else:
         _refuse_settings(model, weight=weight, layers=layers, neighborhood=neighborhood)
         weight, settings = 1.0, MemorySettings(tuple(own_banks()), max_patches, copies=copies)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be a whole number, 1 or more.")
+    if on_error not in ("raise", "return"):
+        raise ValueError(f'on_error={on_error!r} must be "raise" or "return".')
     tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
     builder = MemoryBuilder(settings)
     bar = tqdm(images, desc="references", unit="image", disable=not progress)
@@ -211,25 +222,24 @@ def _batches(views: Iterator, size: int, by_shape: bool) -> Iterator[list]:
         yield batch
 
 
-def own_references(
-    memory: ReferenceMemory, images: Sequence[ImageLike], image_processor: VCPCLIPImageProcessor, **reading: Any
-) -> list[bool]:
+def picture_digests(
+    images: Sequence[ImageLike], image_processor: VCPCLIPImageProcessor, **reading: Any
+) -> list[str | None]:
     """
-    Return whether each image is one of the references, pixel by pixel. An image that cannot be read is not.
+    Return `picture_digest` of each image, `None` for one that cannot be read.
 
     Args:
-        memory ([`ReferenceMemory`]): the references.
-        images (`Sequence[ImageLike]`): images to look up; each is read.
+        images (`Sequence[ImageLike]`): images; each is read.
         image_processor ([`VCPCLIPImageProcessor`]): its `input_range` is the default.
         reading: arguments of [`load_image`].
     """
-    known, own = set(memory.pictures), []
+    digests: list[str | None] = []
     for image in images:
         try:
-            own.append(picture_digest(_load(image, image_processor, reading)) in known)
+            digests.append(picture_digest(_load(image, image_processor, reading)))
         except (ValueError, TypeError, OSError):
-            own.append(False)
-    return own
+            digests.append(None)
+    return digests
 
 
 def find_references(model: PreTrainedModel) -> ReferenceMemory | None:
@@ -242,24 +252,46 @@ def find_references(model: PreTrainedModel) -> ReferenceMemory | None:
     Raises:
         ValueError: the file is damaged, or belongs to another image tower.
     """
-    source = model.name_or_path
-    if not source:
+    memory = load_references(model.name_or_path, **getattr(model, "hub_arguments", {}))
+    if memory is None:
         return None
-    # a file of the same commit; nothing is asked for again that the cache of the Hub knows to be missing
-    revision = getattr(model.config, "_commit_hash", None)
-    path = cached_file(
-        source,
-        REFERENCES_FILE,
-        revision=revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if path is None:
-        return None
-    memory = ReferenceMemory.load(path)
     memory.check_tower(model)
     return memory.to(model.device)
+
+
+def load_references(source: str | os.PathLike, **hub_arguments: Any) -> ReferenceMemory | None:
+    """
+    Return the memory in a checkpoint, on the CPU, or `None`.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or Hub repository.
+        hub_arguments: arguments of `from_pretrained` such as `revision` and `subfolder`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = _references_file(str(source), **hub_arguments)
+    return None if path is None else ReferenceMemory.load(path)
+
+
+def _references_file(source: str, subfolder: str | None = None, **hub_arguments: Any) -> str | None:
+    """Return the path of the file in a folder, or in a Hub repository at the revision of the model."""
+    subfolder = subfolder or ""
+    if not source or os.path.isdir(source):
+        path = os.path.join(source, subfolder, REFERENCES_FILE)
+        return path if source and os.path.isfile(path) else None
+    try:
+        # nothing is asked for again that the cache of the Hub knows to be missing
+        return cached_file(
+            source, REFERENCES_FILE, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_arguments
+        )
+    except OSError as error:
+        if not isinstance(error.__cause__, ValueError):  # not a repository's name: a folder that is gone
+            logger.warning(
+                f"References of {source} were not looked for, because the repository cannot be read: {error} For a"
+                " private repository, log in with `hf auth login` or set HF_TOKEN."
+            )
+        return None
 
 
 def save_references(memory: ReferenceMemory | None, folder: str | os.PathLike) -> None:

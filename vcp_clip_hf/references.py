@@ -15,9 +15,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -58,8 +60,8 @@ COPIES: dict[str, tuple[Image.Transpose, ...]] = {
 _BLOCK_VALUES = 2**24
 # Width at which the coreset compares patches; wider ones are projected (Johnson-Lindenstrauss), as PatchCore does
 _CORESET_WIDTH = 128
-# Rows whose next choices are worked out together, so that distances are matrix products
-_CANDIDATES = 256
+# Candidates of the next steps of the coreset, compared with each other at a time
+_CANDIDATES = 512
 _FORMAT = 1
 
 
@@ -91,10 +93,13 @@ def nearest_distance(tokens: torch.Tensor, bank: torch.Tensor, block_values: int
     if not bank.shape[0]:
         raise ValueError("The memory has no patch to compare with: it needs at least one other picture.")
     flat = tokens.flatten(0, -2)
-    block = max(1, block_values // max(1, flat.shape[0]))
+    # the number of images of a traced graph is open, so that its blocks are those of one image
+    count = tokens.shape[-2] if torch.compiler.is_compiling() else flat.shape[0]
+    block = max(1, block_values // max(1, count))
     bank = bank.to(flat.device, flat.dtype)
     with no_autocast(flat.device):
-        parts = [(flat @ rows.T).amax(dim=1) for rows in bank.split(min(block, bank.shape[0]))]
+        starts = range(0, bank.shape[0], block)
+        parts = [(flat @ bank[start : start + block].T).amax(dim=1) for start in starts]
         nearest = parts[0] if len(parts) == 1 else torch.stack(parts).amax(dim=0)
         cosine = nearest.float() / flat.float().norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
     return (1 - cosine).clamp(0, 2).view(tokens.shape[:-1])
@@ -115,48 +120,69 @@ def greedy_k_center(vectors: torch.Tensor, count: int) -> torch.Tensor:
     """
     if count >= len(vectors):
         return torch.arange(len(vectors), device=vectors.device)
-    points = vectors.float()
-    if points.shape[1] > _CORESET_WIDTH:
-        generator = torch.Generator().manual_seed(0)
-        projection = torch.randn(points.shape[1], _CORESET_WIDTH, generator=generator) / _CORESET_WIDTH**0.5
-        points = points @ projection.to(points.device)
-    # the first row is the one farthest from the mean: no row depends on the order of the pictures
-    chosen = (points - points.mean(dim=0)).square().sum(dim=1).argmax()[None]
-    nearest, latest = torch.full_like(points[:, 0], torch.inf), chosen
-    while len(chosen) < count:
-        nearest = torch.minimum(nearest, _squared_distances(points, points[latest]).amin(dim=1))
-        nearest[latest] = -torch.inf
-        latest = _next_centers(points, nearest, count - len(chosen))
-        chosen = torch.cat([chosen, latest])
+    chosen, _ = _farthest_first(_compared(vectors), count)
     return chosen.sort().values
 
 
-def _next_centers(points: torch.Tensor, nearest: torch.Tensor, most: int) -> torch.Tensor:
-    """
-    Return the next rows that the greedy choice takes, at least one.
+def _compared(vectors: torch.Tensor) -> torch.Tensor:
+    """Return vectors as the coreset compares them: float32, wide ones projected."""
+    points = vectors.float()
+    if points.shape[1] <= _CORESET_WIDTH:
+        return points
+    generator = torch.Generator().manual_seed(0)
+    projection = torch.randn(points.shape[1], _CORESET_WIDTH, generator=generator) / _CORESET_WIDTH**0.5
+    with no_autocast(points.device):
+        return points @ projection.to(points.device)
 
-    The distances of rows only fall. So among the rows with the largest distances, the choice is known without the
-    others as long as the largest of their updated distances is not below the largest one of the others.
+
+def _squared_distances(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    """Return the squared distance of each point to each center, `(points, centers)`; rounding can make it negative."""
+    with no_autocast(points.device):
+        products = points @ centers.T
+    return products.mul_(-2).add_(points.square().sum(dim=1)[:, None]).add_(centers.square().sum(dim=1))
+
+
+def _farthest_first(points: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
     """
-    values, candidates = nearest.topk(min(_CANDIDATES + 1, len(nearest)))
-    bound = values[-1] if len(values) > _CANDIDATES else values.new_tensor(-torch.inf)
-    values, candidates = values[:_CANDIDATES].clone(), candidates[:_CANDIDATES]
-    between = _squared_distances(points[candidates], points[candidates])
-    taken = []
-    while len(taken) < min(most, len(candidates)):
-        best = int(values.argmax())
-        if taken and (values[best] < bound or values[best] == -torch.inf):
+    Choose points one after the other, each the farthest from those chosen before.
+
+    The distance of a point to the chosen ones only falls. Therefore the farthest points of now are the candidates of
+    many steps, as long as one of them is farther than every other point was: these steps read the distances among the
+    candidates only, and one matrix product updates all points afterwards.
+
+    Returns:
+        `tuple`: indices in the order of choice, and the largest squared distance of a point to a chosen one.
+    """
+    # the first row is the one farthest from the mean: the choice does not depend on the order of the pictures
+    chosen = [(points - points.mean(dim=0)).square().sum(dim=1).argmax()[None]]
+    nearest = _squared_distances(points, points[chosen[0]])[:, 0]
+    nearest[chosen[0]] = -torch.inf
+    missing = count - 1
+    while missing:
+        distances, candidates = nearest.topk(min(_CANDIDATES + 1, len(points)))
+        rest = distances[-1].item() if len(distances) > _CANDIDATES else -torch.inf
+        distances, candidates = distances[:_CANDIDATES], candidates[:_CANDIDATES]
+        steps = _steps_among(distances, _squared_distances(points[candidates], points[candidates]), rest, missing)
+        latest = candidates[steps.to(candidates.device)]
+        nearest = torch.minimum(nearest, _squared_distances(points, points[latest]).amin(dim=1))
+        nearest[latest] = -torch.inf
+        chosen.append(latest)
+        missing -= len(latest)
+    return torch.cat(chosen), max(0.0, nearest.max().item())
+
+
+def _steps_among(distances: torch.Tensor, mutual: torch.Tensor, rest: float, count: int) -> torch.Tensor:
+    """Choose up to `count` candidates, while the farthest of them is at least as far as `rest`; always one."""
+    values, mutual = distances.cpu().numpy().copy(), mutual.cpu().numpy()
+    steps = [int(values.argmax())]
+    while len(steps) < count:
+        np.minimum(values, mutual[steps[-1]], out=values)
+        values[steps[-1]] = -np.inf
+        farthest = int(values.argmax())
+        if values[farthest] < rest or values[farthest] == -np.inf:
             break
-        taken.append(best)
-        values = torch.minimum(values, between[best])
-        values[best] = -torch.inf
-    return candidates[taken]
-
-
-def _squared_distances(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Return the squared Euclidean distances of rows: (n, d) and (m, d) -> (n, m)."""
-    squares = points.square().sum(dim=1, keepdim=True) + others.square().sum(dim=1)
-    return squares - 2 * (points @ others.T)
+        steps.append(farthest)
+    return torch.tensor(steps)
 
 
 def averaged_over_neighbors(tokens: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
@@ -224,7 +250,7 @@ class MemorySettings:
                 raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
         if self.neighborhood % 2 == 0:
             raise ValueError(f"neighborhood={self.neighborhood} must be odd, so that it has a center.")
-        if self.copies not in COPIES:
+        if not isinstance(self.copies, str) or self.copies not in COPIES:
             raise ValueError(f"copies={self.copies!r} must be one of {', '.join(map(repr, COPIES))}.")
 
     def _check_blocks(self) -> None:
@@ -234,7 +260,7 @@ class MemorySettings:
             raise ValueError(f"layers={self.layers} must be ascending, distinct, and 0 or more.")
 
 
-@dataclass
+@dataclass(eq=False)
 class ReferenceMemory:
     """
     Patch tokens of normal pictures.
@@ -251,6 +277,9 @@ class ReferenceMemory:
         conditions (`dict`, *optional*): settings of the images that the patches depend on, such as tiles.
         tower (`dict[str, float]`, *optional*): one weight of each tensor of the image tower that computed the tokens,
             by which `check_tower` recognizes another tower.
+
+    Raises:
+        ValueError: the shapes of a layer do not fit, or the weight is out of range.
     """
 
     banks: dict[int | str, torch.Tensor]
@@ -262,6 +291,16 @@ class ReferenceMemory:
     source: str = ""
     conditions: dict[str, Any] = field(default_factory=dict)
     tower: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.weight = check_weight(self.weight)
+        for layer in self.settings.layers:
+            bank, rows_of = self.banks[layer], self.rows_of[layer]
+            if bank.ndim != 2 or not bank.is_floating_point() or rows_of.shape != bank.shape[:1]:
+                raise ValueError(
+                    f"layer {layer}: tokens of shape {tuple(bank.shape)} and pictures of shape {tuple(rows_of.shape)};"
+                    " expected floating-point tokens (patches, width) and pictures (patches,)"
+                )
 
     @property
     def exact(self) -> bool:
@@ -317,18 +356,22 @@ class ReferenceMemory:
         """Return what thresholds belong to: a hash of the memory, and its weight."""
         return {"memory": self.digest, "weight": self.weight}
 
-    def check_conditions(self, conditions: Mapping[str, Any]) -> None:
+    def differing_conditions(self, conditions: Mapping[str, Any]) -> list[str]:
         """
-        Raise a ValueError if images are prepared otherwise than the references were.
+        Return in words which settings of images differ from those of the references.
 
         Args:
             conditions (`Mapping[str, Any]`): settings of the images, under the names of `self.conditions`.
         """
-        differing = [
+        return [
             f"{name} was {value!r}, is {conditions[name]!r}"
             for name, value in self.conditions.items()
             if name in conditions and conditions[name] != value
         ]
+
+    def check_conditions(self, conditions: Mapping[str, Any]) -> None:
+        """Raise a ValueError if images are prepared otherwise than the references; see `differing_conditions`."""
+        differing = self.differing_conditions(conditions)
         if differing:
             raise ValueError(
                 f"The references were set with other settings: {'; '.join(differing)}. Use those settings, set the"
@@ -367,6 +410,7 @@ class ReferenceMemory:
         Raises:
             ValueError: the weight is not a number in [0, 1].
         """
+        self.digest  # noqa: B018 (computed here, once, and shared by all copies)
         moved = copy.copy(self)
         moved.weight = check_weight(weight)
         return moved
@@ -381,11 +425,11 @@ class ReferenceMemory:
         """
         Raise a ValueError if a model's image tower is not the one that computed the tokens.
 
-        One weight of each tensor is compared, so that the dtype may differ.
+        One weight of each tensor is compared, with a tolerance of the rounding of bfloat16.
         """
         present = tower_weights(model)
         shared = self.tower.keys() & present.keys()
-        close = [math.isclose(self.tower[name], present[name], rel_tol=0.02, abs_tol=1e-4) for name in shared]
+        close = [math.isclose(self.tower[name], present[name], rel_tol=0.005, abs_tol=1e-6) for name in shared]
         if not all(close) or (self.tower and not shared):
             raise ValueError(
                 f"The references were computed by another image tower: {close.count(False) or 'all'} of"
@@ -402,8 +446,9 @@ class ReferenceMemory:
             tensors[f"layer_{layer}.tokens"] = bank.detach().cpu().contiguous()
             tensors[f"layer_{layer}.picture"] = self.rows_of[layer].cpu().contiguous()
         facts = {name: getattr(self, name) for name in _FACTS}
-        facts["settings"] = asdict(self.settings)
-        metadata = {"format": str(_FORMAT), "references": json.dumps(facts, sort_keys=True)}
+        facts |= {"settings": asdict(self.settings), "format": _FORMAT}
+        # one entry: safetensors writes several in any order, and equal memories would have different files
+        metadata = {"references": json.dumps(facts, sort_keys=True)}
         path = Path(folder) / REFERENCES_FILE
         unfinished = path.with_name(f".{path.name}.unfinished")
         save_file(tensors, unfinished, metadata)
@@ -425,9 +470,9 @@ class ReferenceMemory:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
-            if metadata.get("format") != str(_FORMAT):
-                raise ValueError(f"its format is {metadata.get('format')!r}, expected {_FORMAT}")
             facts = json.loads(metadata["references"])
+            if facts["format"] != _FORMAT:
+                raise ValueError(f"its format is {facts['format']!r}, expected {_FORMAT}")
             settings = MemorySettings(**facts.pop("settings"))
             banks = {layer: tensors[f"layer_{layer}.tokens"] for layer in settings.layers}
             rows_of = {layer: tensors[f"layer_{layer}.picture"] for layer in settings.layers}
@@ -459,15 +504,16 @@ _FACTS = [each.name for each in fields(ReferenceMemory) if each.name not in ("ba
 
 def check_weight(weight: float) -> float:
     """Return the weight of a memory as a number; raise a ValueError unless it lies in [0, 1]."""
-    if isinstance(weight, (bool, str)) or not 0 <= weight <= 1:
+    if not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= weight <= 1:
         raise ValueError(f"reference_weight={weight!r} must lie in [0, 1]: 0 is zero-shot, 1 the memory alone.")
     return float(weight)
 
 
 class MemoryBuilder:
     """
-    Collects patch tokens picture by picture, in bounded memory: when twice `max_patches` rows have come in, a coreset
-    of `max_patches` of them is kept.
+    Collects patch tokens picture by picture, in bounded memory: when more than twice `max_patches` rows are held, a
+    coreset of `max_patches` of them is kept. From then on, a new row is left out if it is at least as near to a kept
+    one as every row of that coreset's choice was, so that few coresets are needed for thousands of pictures.
 
     Args:
         settings ([`MemorySettings`]): settings of the memory.
@@ -477,9 +523,7 @@ class MemoryBuilder:
         self.settings = settings
         self.pictures: list[str] = []
         self.num_patches = 0
-        self._tokens: dict[int | str, list[torch.Tensor]] = {layer: [] for layer in settings.layers}
-        self._rows_of: dict[int | str, list[torch.Tensor]] = {layer: [] for layer in settings.layers}
-        self._waiting = 0
+        self._rows = {layer: _LayerRows(settings.max_patches) for layer in settings.layers}
 
     def add(self, picture: str, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> None:
         """
@@ -511,20 +555,9 @@ class MemoryBuilder:
         index, added = len(self.pictures) - 1, 0
         for layer in self.settings.layers:
             rows = nn.functional.normalize(tokens[layer].flatten(0, -2).float(), dim=1).to(tokens[layer].dtype)
-            self._tokens[layer].append(rows)
-            self._rows_of[layer].append(torch.full((len(rows),), index, dtype=torch.int32))
+            self._rows[layer].add(rows, index)
             added = max(added, len(rows))
         self.num_patches += added
-        self._waiting += added
-        if self._waiting > 2 * self.settings.max_patches:
-            self._thin()
-
-    def _thin(self) -> None:
-        for layer in self.settings.layers:
-            tokens, rows_of = torch.cat(self._tokens[layer]), torch.cat(self._rows_of[layer])
-            kept = greedy_k_center(tokens, self.settings.max_patches)
-            self._tokens[layer], self._rows_of[layer] = [tokens[kept]], [rows_of[kept.cpu()]]
-        self._waiting = min(self._waiting, self.settings.max_patches)
 
     def finish(self, **facts: Any) -> ReferenceMemory:
         """
@@ -538,10 +571,45 @@ class MemoryBuilder:
         """
         if not self.pictures:
             raise ValueError("References need at least one normal picture, and none was given.")
-        self._thin()
-        banks = {layer: torch.cat(parts) for layer, parts in self._tokens.items()}
-        rows_of = {layer: torch.cat(parts).to(banks[layer].device) for layer, parts in self._rows_of.items()}
+        found = {layer: rows.finish() for layer, rows in self._rows.items()}
+        banks, rows_of = ({layer: pair[place] for layer, pair in found.items()} for place in (0, 1))
         return ReferenceMemory(banks, rows_of, self.settings, self.pictures, self.num_patches, **facts)
+
+
+class _LayerRows:
+    """The rows of one layer that a [`MemoryBuilder`] holds, and the pictures that they are from."""
+
+    def __init__(self, max_rows: int):
+        self.max_rows = max_rows
+        self.tokens: list[torch.Tensor] = []
+        self.rows_of: list[torch.Tensor] = []
+        # the last coreset, and the largest squared distance to it of the rows that it was chosen from
+        self.centers: torch.Tensor | None = None
+        self.reach = 0.0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tokens))
+
+    def add(self, rows: torch.Tensor, picture: int) -> None:
+        if self.centers is not None:
+            rows = rows[_squared_distances(_compared(rows), self.centers).amin(dim=1) > self.reach]
+        self.tokens.append(rows)
+        self.rows_of.append(torch.full((len(rows),), picture, dtype=torch.int32, device=rows.device))
+        if len(self) > 2 * self.max_rows:
+            self._thin()
+
+    def _thin(self) -> None:
+        tokens, rows_of = torch.cat(self.tokens), torch.cat(self.rows_of)
+        points = _compared(tokens)
+        chosen, self.reach = _farthest_first(points, self.max_rows)
+        kept = chosen.sort().values
+        self.tokens, self.rows_of, self.centers = [tokens[kept]], [rows_of[kept]], points[kept]
+
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return at most `max_rows` rows, and the index of the picture of each."""
+        if len(self) > self.max_rows:
+            self._thin()
+        return torch.cat(self.tokens), torch.cat(self.rows_of)
 
 
 # --- a model with a memory ------------------------------------------------------------------------------------------

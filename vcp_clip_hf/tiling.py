@@ -95,6 +95,7 @@ class TiledMaps:
     Args:
         anomaly_map (`np.ndarray`): fused and smoothed map.
         base_map, vcp_map (`np.ndarray`, *optional*): unsmoothed map of each branch, if requested.
+        reference_map (`np.ndarray`, *optional*): map of the memory of a model that has one, if branches are requested.
         num_tiles (`int`): number of tiles.
         image_scores (`torch.FloatTensor` of shape `(1,)`, *optional*): the model's own score of the whole image, from
             the pass over it at the model's size; `None` for a model without one.
@@ -105,6 +106,7 @@ class TiledMaps:
     vcp_map: np.ndarray | None
     num_tiles: int
     image_scores: torch.Tensor | None = None
+    reference_map: np.ndarray | None = None
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -195,7 +197,7 @@ def segment_tiles(
     whole = forward([image])
     names = ["anomaly_map"]
     if with_branches:
-        names += ["base_map"] if whole.vcp_map is None else ["base_map", "vcp_map"]
+        names += [name for name in ("base_map", "vcp_map", "reference_map") if whole.get(name) is not None]
     canvases = {name: np.zeros((height, width), np.float32) for name in names}
 
     # 2. the tiles, one batch at a time, added with their weights
@@ -229,6 +231,7 @@ def segment_tiles(
         base_map=canvases.get("base_map"),
         vcp_map=canvases.get("vcp_map"),
         num_tiles=len(corners),
+        reference_map=canvases.get("reference_map"),
         image_scores=getattr(whole, "image_scores", None),
     )
 

@@ -29,7 +29,7 @@ __all__ = ["main", "make_parser"]
 
 _PRODUCT, _SEED = "leather", 5
 # Pictures of the comparison that is timed by itself, and repetitions
-_COMPARED, _ROUNDS = 12, 5
+_COMPARED, _ROUNDS = 8, 5
 
 
 class _Files(Dataset):
@@ -78,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--subset_size", type=int, help="pictures that are compared with each other; default: all")
     parser.add_argument("--zero_shot_weight", type=float, default=0.5, help="weight of the zero-shot map")
     parser.add_argument("--memory_limit", type=int, default=1024, help="MiB of each large array kept in memory")
+    parser.add_argument("--shape", type=int, nargs=2, help="patches and width of the comparison that is timed alone")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     return parser
 
@@ -114,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vision = inspect.model.config.vision_config
     size = inspect.image_processor.size
     patches = (size.height // vision.patch_size) * (size.width // vision.patch_size)
-    rate, share = _product_share(patches, vision.hidden_size)
+    rate, share = _product_share(*(options.shape or (patches, vision.hidden_size)))
     print(f"{options.pictures} pictures: {elapsed:.1f} s, {taken:.1f} s of the processor")
     print(f"{options.pictures / taken:.2f} pictures per second of the processor")
     if before is not None:
