@@ -189,7 +189,7 @@ def write(root: Path = ROOT) -> None:
     for name, training in method_settings().items():
         backbone = _BACKBONES["vit-large-patch14-336"]
         config = METHODS[name].config_class(**{"backbone_name_or_path": backbone, **_METHOD_FIELDS.get(name, {})})
-        _write_folder(root / name, config, config.image_processing, {"output_dir": f"runs/{name}", **training})
+        _write_folder(root / name, config, {}, {"output_dir": f"runs/{name}", **training})
     config = embedded_config()
     _write_folder(root / "vcp-clip-tiny", config, {"smoothing_sigma": 3.5}, _EMBEDDED_RUN)
 
