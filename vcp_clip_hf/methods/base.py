@@ -134,8 +134,9 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
 
     # Whether the text depends on the product's name
     uses_product_names = True
-    # Whether the published image scores without references need all images of a product: `scores_of_product`
+    # Whether published image scores, without and with references, need all images of a product: `scores_of_product`
     scores_depend_on_product = False
+    few_shot_scores_depend_on_product = False
     # Whether the method has a few-shot mode: `reference_banks`, `reference_tokens`, and `references` in `segment`
     supports_references = False
 
