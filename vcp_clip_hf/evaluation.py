@@ -218,6 +218,7 @@ class _Measured:
         gallery (`list[dict]`): examples for sheets.
         parts (`dict[str, list[tuple[float, float]]]`): product -> text score and map maximum of each image, where the
             published score of a method depends on all images of the product.
+        with_references (`bool`): whether images were compared with references.
         seconds (`float`): time for the model, without reading images and without metrics.
     """
 
@@ -226,6 +227,7 @@ class _Measured:
     parts: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     seconds: float = 0.0
     num_images: int = 0
+    with_references: bool = False
     result: dict[str, Any] | None = None
 
     def add(self, other: "_Measured") -> None:
@@ -235,6 +237,7 @@ class _Measured:
         self.parts.update(other.parts)
         self.seconds += other.seconds
         self.num_images += other.num_images
+        self.with_references |= other.with_references
 
 
 @dataclass
@@ -270,7 +273,7 @@ class _Evaluation:
         hidden = not (self.progress and self.accelerator.is_main_process)
         bar = tqdm(loader, desc=title, disable=hidden, leave=False)
         measured = _run(self._network_with(references), self.image_processor, self.protocol, bar, self.accelerator)
-        measured.num_images = len(indices)
+        measured.num_images, measured.with_references = len(indices), references is not None
         return measured
 
     def _network_with(self, references: ReferenceMemory | None) -> torch.nn.Module:
@@ -371,7 +374,8 @@ def _score_by_product(
     evaluator: AnomalySegmentationEvaluator, model: PreTrainedModel, measured: _Measured, accelerator: Accelerator
 ) -> None:
     """Replace image scores by the published ones where these depend on all images of a product."""
-    if not getattr(model, "scores_depend_on_product", False):
+    name = "few_shot_scores_depend_on_product" if measured.with_references else "scores_depend_on_product"
+    if not getattr(model, name, False):
         return
     # In the order of the processes, in which the evaluators were merged
     parts: dict[str, list[tuple[float, float]]] = {}
