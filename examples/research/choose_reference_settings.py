@@ -2,7 +2,7 @@
 
     python -m examples.research.choose_reference_settings --photos photos_of_materials
 
-Each photograph stands for a product: its references and test images are random crops of it, and half of the test images
+Each photograph stands for a product: its references and test images are random crops of it, and half of the latter
 get a painted anomaly. So no data set of real defects has a part in the choice. A line for each choice of layers and
 neighborhood has the metrics of the memory alone, and the weight at which both maps vary equally on normal crops:
 w * s_memory = (1 - w) * s_zero_shot with the standard deviations s over pixels, the median over photographs.
