@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tests.methods.golden import GoldenFolder, Quantity
+from tests.methods.golden import ATTENTION, GoldenFolder, Quantity
 from vcp_clip_hf.methods import AprilGANModel
 from vcp_clip_hf.mutual_scoring import MutualScoring, lnamd, patch_scores, raise_to_image, rscin
 
@@ -15,7 +15,11 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
     scoring = MutualScoring(layers=layers, degrees=degrees, interval=config["interval"], rescore_neighbors=neighbors)
     # Any model on a frozen CLIP; MuSc resizes its position table without antialiasing
     model = AprilGANModel.from_clip(
-        folder.clip, image_size=config["image_size"], feature_layers=layers, position_interpolation="bicubic"
+        folder.clip,
+        attn_implementation=ATTENTION,
+        image_size=config["image_size"],
+        feature_layers=layers,
+        position_interpolation="bicubic",
     )
     with torch.no_grad():
         features = model.image_features(pixel_values)
