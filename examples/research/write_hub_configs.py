@@ -159,6 +159,8 @@ def embedded_config() -> VCPCLIPConfig:
         projection_dim=clip.projection_dim,
         image_size=224,
         category_token_id=len(tokenizer),
+        # from `choose_reference_settings.py` on CC0 photographs of materials (ambientCG)
+        reference_weight=0.95,
         **fields,
     )
 
