@@ -75,5 +75,5 @@ def test_labels_are_checked():
     check_labels(torch.zeros(1, 4, 4), (1, 4, 4))
     with pytest.raises(ValueError, match="expected"):
         check_labels(torch.zeros(4, 4), (1, 4, 4))
-    with pytest.raises(ValueError, match="from 0.0 to 2.0"):
+    with pytest.raises(ValueError, match=r"from 0\.0 to 2\.0"):
         check_labels(torch.eye(4)[None] * 2, (1, 4, 4))
