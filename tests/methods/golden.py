@@ -360,10 +360,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     for path in parser.parse_args(arguments).folders:
         print(f"{path} ({GoldenFolder(path).method})")
-        for name, difference, tolerance, ok in compare(path):
-            shown = f"{difference:.1e}  tolerance {tolerance:.0e}" if tolerance is not None else "not checked"
-            print(f"  {name:40} {shown}  {'ok' if ok else 'FAIL'}")
-            status |= not ok
+        try:
+            for name, difference, tolerance, ok in compare(path):
+                shown = f"{difference:.1e}  tolerance {tolerance:.0e}" if tolerance is not None else "not checked"
+                print(f"  {name:40} {shown}  {'ok' if ok else 'FAIL'}")
+                status |= not ok
+        except (KeyError, OSError, RuntimeError, ValueError) as error:  # the other folders are compared nevertheless
+            print(f"  {type(error).__name__}: {error}  FAIL")
+            status = 1
     return status
 
 

@@ -132,6 +132,8 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
 
     config: AnomalyMethodConfig
 
+    _learned_modules = ("adapters", "prompts")
+
     # Whether the text depends on the product's name
     uses_product_names = True
     # Whether published image scores, without and with references, need all images of a product: `scores_of_product`
