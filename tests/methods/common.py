@@ -13,6 +13,9 @@ FEW_PROMPTS = {
     "templates": ["a {}.", "the {}."],
 }
 
+# Methods that judge an image by itself
+ALONE = [name for name, model in METHODS.items() if not model.judges_products]
+
 # Fields that do not fit the tiny towers otherwise
 FIELDS = {
     "anovl": {"object_templates": ["a {}", "the {}"], "texture_templates": ["a texture of {}"]},
