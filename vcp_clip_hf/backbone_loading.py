@@ -52,7 +52,7 @@ __all__ = [
 # Names of CLIP's parameters start with it
 BACKBONE_PREFIX = "clip."
 # Names of parameters that are never trained start with one of these: CLIP, or other pretrained networks
-FROZEN_PREFIXES = (BACKBONE_PREFIX, "frozen.")
+FROZEN_PREFIXES = (BACKBONE_PREFIX, "frozen_")
 
 # Arguments of `from_pretrained` that locate files, as opposed to those that say how the model is built
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")

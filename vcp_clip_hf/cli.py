@@ -1012,7 +1012,7 @@ def _facts(model: str) -> dict[str, Any]:
             else [f"{config.backbone_name_or_path} (not included)"]
         ),
         "image size": list(config.input_size),
-        "feature layers": config.feature_layers,
+        "feature layers": getattr(config, "feature_layers", None),
         **_facts_of_vcp_clip(config),
         "smoothing sigma": processor.smoothing_sigma,
         "score mode": processor.score_mode,

@@ -739,6 +739,11 @@ class AnomalySegmentationPipeline(Pipeline):
     def _mutual_scoring(self, **given: Any) -> MutualScoring:
         """Return the settings of images that are judged together, with layers."""
         config, own = self.model.config, {}
+        if not hasattr(config, "feature_layers"):
+            raise ValueError(
+                f"{type(self.model).__name__} has no image tower whose patch tokens could be compared. Judge images"
+                " together with a model on CLIP."
+            )
         if getattr(self.model, "judges_products", False):
             if given.get("zero_shot_weight"):
                 raise ValueError(

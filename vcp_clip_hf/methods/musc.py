@@ -109,6 +109,8 @@ class MuScModel(AnomalyMethodModel):
         """
         if labels is not None:
             raise ValueError("MuScModel has no learned part, so labels give no loss. Leave them out.")
+        if references is not None:
+            raise ValueError("MuScModel has no few-shot mode, so it cannot use references.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_hidden_states is False:
@@ -116,9 +118,7 @@ class MuScModel(AnomalyMethodModel):
                 "MuSc compares all images of a product with each other, so a single image has no result. Call"
                 " `pipe.segment_together(images)`, or on the command line `vcp-clip predict --together`."
             )
-        return super().forward(
-            pixel_values, product_names, references=references, output_hidden_states=output_hidden_states, **kwargs
-        )
+        return super().forward(pixel_values, product_names, output_hidden_states=output_hidden_states, **kwargs)
 
     def judge(
         self,
