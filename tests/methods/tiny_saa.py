@@ -48,9 +48,9 @@ class TinySaliency(nn.Module):
         return found
 
 
-def tiny_bert_tokenizer() -> BertTokenizer:
+def tiny_bert_tokenizer(size: int = VOCAB_SIZE) -> BertTokenizer:
     """Make a WordPiece tokenizer of a few words and all letters."""
-    free = (number for number in range(VOCAB_SIZE) if number not in _FIXED)
+    free = (number for number in range(size) if number not in _FIXED)
     vocabulary = {word: number for number, word in _FIXED.items()}
     vocabulary |= dict(zip(_WORDS, free, strict=False))
     vocabulary |= {f"[unused{number}]": number for number in free}
