@@ -230,6 +230,11 @@ def test_a_bias_of_the_projection_is_refused_unless_it_is_zero(tensors, tmp_path
     refuse({**timm(tensors), "visual.trunk.head.bias": torch.ones(JOINT)}, tmp_path, "visual.trunk.head.bias")
 
 
+def test_two_tensors_for_one_place_are_refused(tensors, tmp_path):
+    tensors["visual.trunk.head.weight"] = torch.zeros(JOINT, WIDTH)
+    refuse(tensors, tmp_path, "visual.trunk.head.weight (24, 128): its place is taken by another tensor")
+
+
 def test_other_files_are_refused(tensors, tmp_path):
     image_tower = {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")}
     refuse(image_tower, tmp_path, "image tower only", "open_clip_model.safetensors")

@@ -15,6 +15,7 @@ from examples import calibrate, demo, demo_train, evaluate, export, predict, tra
 from examples.research import (
     ablation,
     benchmark_methods,
+    benchmark_references,
     benchmark_together,
     compare_with_rivals,
     embedded_checkpoint,
@@ -99,6 +100,15 @@ def test_benchmark_of_pictures_judged_together(checkpoint, capsys):
     benchmark_together.main(["--model", str(checkpoint), *arguments])
     out = capsys.readouterr().out
     assert "6 pictures: " in out and "peak memory" in out and "% of the rate of its products" in out
+
+
+def test_benchmark_of_references(checkpoint, capsys):
+    options = ["--references", "2", "--max_patches", "30", "--rounds", "2", "--coreset", "--device", "cpu"]
+    ratios = benchmark_references.main(["--model", str(checkpoint), *options])
+    assert list(ratios) == ["zero-shot", "2 references", "coreset of 30 patches"]
+    assert ratios["zero-shot"] == 1 and all(ratio > 0 for ratio in ratios.values())
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0]["image_size"] == 48 and rows[-1]["way"] == "choice of 30 of 60 patches" and rows[-1]["seconds"] > 0
 
 
 def test_flops_of_the_image_encoder():

@@ -14,6 +14,7 @@ from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor
 from vcp_clip_hf.checkpoint_facts import write_training_facts
 from vcp_clip_hf.checkpoint_folder import CheckpointParts, complete_parts, load_parts, save_parts
 from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf.evaluation_references import ReferenceDraw
 from vcp_clip_hf.method_comparison import compare_methods, load_method, published_results
 from vcp_clip_hf.methods import AprilGANModel, ClipADConfig, WinCLIPConfig
 
@@ -168,3 +169,41 @@ def test_wrong_names_and_missing_backbones():
         load_method("winclap")
     with pytest.raises(ValueError, match="--backbone"):
         load_method("winclip")
+
+
+# --- references -----------------------------------------------------------------------------------------------------
+
+
+def test_few_shot_results_stand_beside_few_shot_publications():
+    assert published_results(WinCLIPConfig(), "visa", shots=4)["image_auroc"][0] == 87.3
+    assert "pixel_ap" not in published_results(WinCLIPConfig(), "visa", shots=4)
+    assert published_results(WinCLIPConfig(), "visa", shots=3) == {}
+    assert published_results(VCPCLIPConfig(), "visa", shots=4) == {}
+
+
+def test_references_are_drawn_for_each_method_and_product():
+    torch.manual_seed(0)
+    methods = {name: parts_of(tiny_method(name)) for name in ("april_gan", "winclip")}
+    draw = ReferenceDraw(1, seeds=(0, 1))
+    table = compare_methods(methods, {"x": make_records(18)}, progress=False, references=draw)
+    zero_shot = compare_methods(methods, {"x": make_records(18)}, progress=False)
+    for name, result in table.results.items():
+        assert result.report.settings["references"]["per_product"] == 1
+        assert result.report.rows() != zero_shot.results[name].report.rows()
+
+
+def test_few_shot_scores_of_april_gan_are_scaled_over_the_product(monkeypatch):
+    torch.manual_seed(0)
+    model, asked = tiny_method("april_gan"), []
+    original = AprilGANModel.scores_of_product
+
+    def listening(self, text_scores, map_maxima):
+        asked.append(len(text_scores))
+        return original(self, text_scores, map_maxima)
+
+    monkeypatch.setattr(AprilGANModel, "scores_of_product", listening)
+    processor, records = VCPCLIPImageProcessor.for_model(model.config), {"x": make_records(18)}
+    evaluate(model, processor, records, "published", progress=False)
+    assert asked == []
+    evaluate(model, processor, records, "published", progress=False, references=ReferenceDraw(1, seeds=(0,)))
+    assert asked == [5, 5, 5]  # six images of each product, one of them a reference

@@ -17,9 +17,11 @@ from transformers import pipeline
 from tests import hub_client
 from tests.common import tiny_model, tiny_tokenizer
 from tests.hub_server import HubServer
+from tests.methods.common import tiny_method
 from tests.training_run import make_records
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.checkpoint_facts import TRAINING_FILE, set_statements, write_training_facts
+from vcp_clip_hf.checkpoint_folder import complete_parts, save_parts
 from vcp_clip_hf.hub import push_checkpoint
 from vcp_clip_hf.model_card import is_generated, write_model_card
 from vcp_clip_hf.references import REFERENCES_FILE
@@ -136,6 +138,25 @@ for number, (name, revision) in enumerate(
     assert len(files["model.safetensors"]) < len(scene.hub.repository("alice/full").files()["model.safetensors"]) / 3
     config = json.loads(files["config.json"])
     assert config["backbone_name_or_path"] == "alice/clip" and not config["backbone_included"]
+
+
+def test_another_method_comes_back_equal_without_code(scene, tmp_path):
+    model = tiny_method("april_gan")
+    save_parts(tmp_path / "method", complete_parts(model, tokenizer=model.tokenizer))
+    scene.push("alice/method", checkpoint=tmp_path / "method")
+    files = scene.hub.repository("alice/method").files()
+    assert not [name for name in files if name.endswith(".py")] and "APRIL-GAN" in files["README.md"].decode()
+    program = f"""
+import numpy as np
+import vcp_clip_hf
+from transformers import pipeline
+inspect = pipeline("anomaly-segmentation", model="alice/method")
+np.save({str(tmp_path / "map.npy")!r}, inspect({str(scene.image)!r}, product_name="nut")["anomaly_map"])
+"""
+    hub_client.run_fresh(program, scene.hub.url, tmp_path / "home")
+    inspect = pipeline("anomaly-segmentation", model=str(tmp_path / "method"))
+    expected = inspect(str(scene.image), product_name="nut")["anomaly_map"]
+    np.testing.assert_allclose(np.load(tmp_path / "map.npy"), expected, atol=1e-6)
 
 
 def test_pipelines_work_without_the_package(scene, tmp_path):

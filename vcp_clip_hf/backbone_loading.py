@@ -57,8 +57,11 @@ FROZEN_PREFIXES = (BACKBONE_PREFIX, "frozen_")
 # Arguments of `from_pretrained` that locate files, as opposed to those that say how the model is built
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
-# The learned part is small: quantizing it saves little memory and costs accuracy
-_LEARNED_MODULES = ("pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp", "image_head")
+# The learned part is small: quantizing it saves little memory and costs accuracy. The last two are other methods'
+_LEARNED_MODULES = (
+    *("pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp", "image_head"),
+    *("adapters", "prompts"),
+)
 # Names that the quantization methods use for their list of skipped modules
 _KEPT_MODULES_FIELDS = ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules")
 

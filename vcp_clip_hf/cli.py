@@ -690,9 +690,11 @@ def _compare(
     for name, folder in map(_name_and_folder, dataset):
         with accelerator.main_process_first():
             datasets[name] = _load_dataset(name, folder, split, products)
-    if len(entries) > 1:  # mistakes show before the first evaluation, which may take hours
-        for name, source in entries:
-            load_method(name, source, backbone, dtype.value)
+    # mistakes show before the first evaluation, which may take hours
+    for name, source in entries:
+        model = load_method(name, source, backbone, dtype.value).model
+        if draw is not None and not getattr(model, "supports_references", True):
+            raise typer.BadParameter(f"--references: {name} has no few-shot mode; leave it out of --method")
     comparison = compare_methods(
         ((name, load_method(name, source, backbone, dtype.value)) for name, source in entries),
         datasets,

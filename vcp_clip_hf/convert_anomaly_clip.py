@@ -145,7 +145,7 @@ def _take_prompt(
 def _to_our_names(tensors: Mapping[str, torch.Tensor], num_deep: int) -> dict[str, torch.Tensor]:
     state_dict = {f"prompts.{state}_context": tensors[f"{_PREFIX}ctx_{name}"][0, 0] for state, name in _STATES.items()}
     deep = {
-        f"prompts.deep_prompts.{index}": tensors[f"{_PREFIX}compound_prompts_text.{index}"]
+        f"prompts.deep_prompts_{index}": tensors[f"{_PREFIX}compound_prompts_text.{index}"]
         for index in range(num_deep)
     }
     return state_dict | deep

@@ -179,6 +179,8 @@ def _to_clip_names(tensors: dict[str, torch.Tensor], source: str) -> dict[str, t
         found = _vision_entries(name, tensor) if name.startswith("visual.") else _text_entries(name, tensor)
         if found is None:
             unknown.append(f"{name} {tuple(tensor.shape)}")
+        elif found.keys() & renamed.keys():
+            unknown.append(f"{name} {tuple(tensor.shape)}: its place is taken by another tensor")
         else:
             renamed.update(found)
     if not any(name.startswith("text_model.") for name in renamed) and any("blocks.0." in name for name in tensors):

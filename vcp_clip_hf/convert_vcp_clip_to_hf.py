@@ -191,7 +191,7 @@ _CONVERTERS = {
 def _image_processor(config: FrozenCLIPConfig) -> VCPCLIPImageProcessor:
     if isinstance(config, VCPCLIPConfig):
         return official_image_processor(config)
-    return VCPCLIPImageProcessor.for_model(config, **config.image_processing)
+    return VCPCLIPImageProcessor.for_model(config)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip_hf.convert_vcp_clip_to_hf") -> None:

@@ -227,6 +227,7 @@ class _Measured:
         gallery (`list[dict]`): examples for sheets.
         parts (`dict[str, list[tuple[float, float]]]`): product -> text score and map maximum of each image, where the
             published score of a method depends on all images of the product.
+        with_references (`bool`): whether images were compared with references.
         seconds (`float`): time for the model, without reading images and without metrics.
     """
 
@@ -235,6 +236,7 @@ class _Measured:
     parts: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     seconds: float = 0.0
     num_images: int = 0
+    with_references: bool = False
     result: dict[str, Any] | None = None
 
     def add(self, other: "_Measured") -> None:
@@ -244,6 +246,7 @@ class _Measured:
         self.parts.update(other.parts)
         self.seconds += other.seconds
         self.num_images += other.num_images
+        self.with_references |= other.with_references
 
 
 @dataclass
@@ -269,12 +272,14 @@ class _Evaluation:
     ) -> _Measured:
         """Measure this process's share of the records with the given indices."""
         if getattr(self.model, "judges_products", False):
+            if references is not None:
+                raise ValueError(f"{type(self.model).__name__} has no few-shot mode, so it cannot use references.")
             results = self._judged_together(title, dataset, indices, shown)
         else:
             examples = _Examples(dataset, self._share(indices), self.image_processor, self.protocol, shown)
             results = self._judged_alone(self._network_with(references), self._batches(examples, title))
         measured = _run(results, self.image_processor, self.protocol)
-        measured.num_images = len(indices)
+        measured.num_images, measured.with_references = len(indices), references is not None
         return measured
 
     def _share(self, items: Sequence[Any]) -> Sequence[Any]:
@@ -423,7 +428,8 @@ def _score_by_product(
     evaluator: AnomalySegmentationEvaluator, model: PreTrainedModel, measured: _Measured, accelerator: Accelerator
 ) -> None:
     """Replace image scores by the published ones where these depend on all images of a product."""
-    if not getattr(model, "scores_depend_on_product", False):
+    name = "few_shot_scores_depend_on_product" if measured.with_references else "scores_depend_on_product"
+    if not getattr(model, name, False):
         return
     # In the order of the processes, in which the evaluators were merged
     parts: dict[str, list[tuple[float, float]]] = {}

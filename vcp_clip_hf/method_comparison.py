@@ -95,7 +95,7 @@ def _num_learned(model: torch.nn.Module) -> int:
 
 
 def published_results(
-    config: SegmenterConfig, dataset: str, product: str | None = None
+    config: SegmenterConfig, dataset: str, product: str | None = None, shots: int = 0
 ) -> dict[str, tuple[float, str]]:
     """
     Return published results of a method in percent.
@@ -104,6 +104,7 @@ def published_results(
         config ([`SegmenterConfig`]): configuration of the method; variants have numbers of their own.
         dataset (`str`): name of the dataset.
         product (`str`, *optional*): product; by default, the mean over products.
+        shots (`int`, *optional*, defaults to 0): number of references of each product.
 
     Returns:
         `dict[str, tuple[float, str]]`: metric -> value and its source.
@@ -112,11 +113,12 @@ def published_results(
     found: dict[str, tuple[float, str]] = {}
     if product is None:
         for entry in facts["published"].get(config.model_type, []):
-            if all(getattr(config, field) == value for field, value in entry.get("requires", {}).items()):
+            fits = all(getattr(config, field) == value for field, value in entry.get("requires", {}).items())
+            if fits and entry.get("shots", 0) == shots:
                 values = entry["datasets"].get(dataset, {})
                 found.update({name: (value, entry["source"]) for name, value in values.items() if name not in found})
     row, paper = facts["table_rows"].get(config.model_type), paper_results()
-    if row is None:
+    if row is None or shots:
         return found
     # The numbers of a method's own publication come before those that others quote
     tables = [(_TABLE_METRICS, paper["products"].get(dataset, {}).get(product, {}))]
@@ -345,12 +347,14 @@ def _result(parts: CheckpointParts, report: EvaluationReport) -> MethodResult:
         else:
             notes.append(f"{escaped(dataset)}: zero-shot, nothing is trained.")
     published, paper = {}, paper_results()
+    references = report.settings.get("references")
+    shots = 0 if references is None else references.get("per_product", -1)
     for row in report.rows():
         product = row["product"]
         products = paper["products"].get(row["dataset"])
         if product == "mean" and products and set(report.results[row["dataset"]]["per_product"]) != set(products):
             continue  # the published mean is that of all products
-        found = published_results(config, row["dataset"], None if product == "mean" else product)
+        found = published_results(config, row["dataset"], None if product == "mean" else product, shots)
         found = {name: value for name, value in found.items() if name in report.metrics}
         if found:
             published[row["dataset"], product] = found

@@ -213,6 +213,11 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
                     " model.clip.requires_grad_(False) if they are unchanged."
                 )
             state_dict = learned_state(model.state_dict() if state_dict is None else state_dict)
+            if not state_dict:
+                raise ValueError(
+                    f"adapter_only=True would save nothing: {type(model).__name__} has no learned part. Save with"
+                    " adapter_only=False."
+                )
         included = config.backbone_included
         config.backbone_included = not adapter_only
         try:

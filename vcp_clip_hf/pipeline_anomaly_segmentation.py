@@ -184,13 +184,11 @@ class AnomalySegmentationPipeline(Pipeline):
                 range, or a given memory belongs to another image tower. The former references stay.
         """
         if images is None or isinstance(images, ReferenceMemory):
-            for name, value, idle in (
-                *(("layers", layers, None), ("neighborhood", neighborhood, None), ("copies", copies, "none")),
-                *(("max_patches", max_patches, 10_000), ("source", source, "")),
-                *(("weight", weight, weight if images is not None else None),),
-                *((name, value, None) for name, value in kwargs.items()),
-            ):
-                if value != idle:
+            idle = {"layers": layers, "neighborhood": neighborhood, "copies": copies, "max_patches": max_patches}
+            idle |= {"source": source, **kwargs} | ({"weight": weight} if images is None else {})
+            defaults = {"copies": "none", "max_patches": 10_000, "source": ""}
+            for name, value in idle.items():
+                if value != defaults.get(name):
                     given = "no references" if images is None else "a finished memory"
                     raise TypeError(f"{name}={value!r} has no effect on {given}; leave it out.")
             if images is not None:

@@ -116,6 +116,8 @@ def train(
         OSError: a file could not be read or written, as on a full disk; the message says where the run can continue.
         DatasetLayoutError: the auxiliary dataset does not have the expected layout.
     """
+    if validation_dataset is not None:
+        config.check_selection()
     accelerator = accelerator or make_accelerator(config)
     if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
         raise ValueError(
@@ -131,8 +133,6 @@ def train(
         with accelerator.main_process_first():
             train_dataset, validation_dataset = load_training_data(config)
     check_training_data(train_dataset, config)
-    if validation_dataset is not None:
-        config.check_selection()
     is_method = isinstance(model, AnomalyMethod)
     if is_method:
         _check_method(model, config)

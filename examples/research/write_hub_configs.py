@@ -159,6 +159,8 @@ def embedded_config() -> VCPCLIPConfig:
         projection_dim=clip.projection_dim,
         image_size=224,
         category_token_id=len(tokenizer),
+        # from `choose_reference_settings.py` on CC0 photographs of materials (ambientCG)
+        reference_weight=0.95,
         **fields,
     )
 
@@ -189,7 +191,7 @@ def write(root: Path = ROOT) -> None:
     for name, training in method_settings().items():
         backbone = _BACKBONES["vit-large-patch14-336"]
         config = METHODS[name].config_class(**{"backbone_name_or_path": backbone, **_METHOD_FIELDS.get(name, {})})
-        _write_folder(root / name, config, config.image_processing, {"output_dir": f"runs/{name}", **training})
+        _write_folder(root / name, config, {}, {"output_dir": f"runs/{name}", **training})
     config = embedded_config()
     _write_folder(root / "vcp-clip-tiny", config, {"smoothing_sigma": 3.5}, _EMBEDDED_RUN)
 

@@ -8,6 +8,10 @@ from vcp_clip_hf.losses import dice_loss, focal_loss
 from vcp_clip_hf.methods import CoCoOpModel
 
 
+# Stands for each context vector in the authors' ids if no words are given: the word "X"
+PLACEHOLDER = 343
+
+
 def check(folder: GoldenFolder) -> dict[str, Quantity]:
     """Return every stored quantity with ours."""
     model = make_model(folder)
@@ -28,7 +32,7 @@ def make_model(folder: GoldenFolder) -> CoCoOpModel:
         feature_layers=config["feature_layers"],
         num_context_tokens=num_context,
         context_init=config["ctx_init"] or None,
-        context_init_ids=ids[0, 1 : 1 + num_context].tolist(),
+        **({"context_init_ids": ids[0, 1 : 1 + num_context].tolist()} if config["ctx_init"] else {}),
         meta_net_reduction=config["meta_net_reduction"],
         normal_state=config["state_words"][0],
         abnormal_state=config["state_words"][1],
@@ -57,7 +61,7 @@ def _text(folder: GoldenFolder, model: CoCoOpModel) -> dict[str, Quantity]:
     num_context = model.config.num_context_tokens
     ids = torch.zeros_like(folder.expected["input_ids"])
     for row, own in zip(ids, model.prompt_ids(folder.config["product"]), strict=True):
-        own = [own[0], *(model.config.context_init_ids or [0] * num_context), *own[1:]]
+        own = [own[0], *(model.config.context_init_ids or [PLACEHOLDER] * num_context), *own[1:]]
         row[: len(own)] = torch.tensor(own)
     outputs = model(folder.input("pixel_values"), folder.config["product"])
     context = model.prompts(outputs.image_embeds)
@@ -71,7 +75,7 @@ def _text(folder: GoldenFolder, model: CoCoOpModel) -> dict[str, Quantity]:
         "context": context,
         "prompt_embeds": embeds,
         "text_features": outputs.text_embeds,
-        "official_class_logits": outputs.image_logits,
+        "official_class_logits": model.class_logits(outputs.image_embeds, outputs.text_embeds),
     }
     return folder.quantities(got)
 

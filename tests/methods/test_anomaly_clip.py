@@ -163,7 +163,7 @@ def test_only_the_prompts_are_trained():
     model = tiny_method("anomaly_clip").train()
     model(pixels(2), labels=torch.ones(2, 48, 48)).loss.backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert trained == {f"prompts.{name}" for name in ("normal_context", "abnormal_context", "deep_prompts.0")}
+    assert trained == {f"prompts.{name}" for name in ("normal_context", "abnormal_context", "deep_prompts_0")}
 
 
 def test_a_saved_model_is_loaded_bit_by_bit(tmp_path):

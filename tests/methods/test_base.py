@@ -258,6 +258,8 @@ def test_methods_without_a_few_shot_mode_refuse_references(model_type):
             model(pixels(1), references={})
         with pytest.raises(ValueError, match="no few-shot mode"):
             model.reference_tokens(pixels(1))
+        with pytest.raises(ValueError, match="no few-shot mode"):
+            model.reference_banks()
 
 
 def test_the_learned_part_alone_is_saved_and_loaded(tmp_path):
@@ -270,6 +272,18 @@ def test_the_learned_part_alone_is_saved_and_loaded(tmp_path):
     with torch.no_grad():
         assert torch.equal(model(images, "nut").anomaly_map, again(images, "nut").anomaly_map)
     assert (tmp_path / "learned" / "model.safetensors").stat().st_size < 100_000
+
+
+def test_a_method_without_a_learned_part_is_saved_with_its_clip(tmp_path):
+    model = tiny_method("winclip")
+    model.config.backbone_name_or_path = "owner/clip"
+    with pytest.raises(ValueError, match="would save nothing: WinCLIPModel"):
+        model.save_pretrained(tmp_path, adapter_only=True)
+
+
+def test_references_without_a_bank_are_refused():
+    with pytest.raises(ValueError, match="layer_2, layer_3, layer_4 is missing"):
+        tiny_method()(pixels(1), references={"layer_1": torch.eye(64)})
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path):

@@ -5,14 +5,18 @@ import random
 import pytest
 import torch
 from torch.nn.functional import interpolate, normalize
+from transformers import AutoModel
 
 from tests.common import pixels, tiny_tokenizer
 from tests.methods.common import FEW_PROMPTS, tiny_method
 from tests.methods.random_variation import random_clip, random_layers
 from tests.methods.test_vv_attention import plain as value_attention
 from tests.reference_forward import attention, block
+from tests.training_run import make_records, settings
+from vcp_clip_hf.checkpoint_folder import complete_parts, save_parts
 from vcp_clip_hf.losses import dice_loss, focal_loss
 from vcp_clip_hf.methods import ClipADConfig, ClipADModel
+from vcp_clip_hf.training import train
 
 
 def plain_paths(model, image):
@@ -147,6 +151,15 @@ def test_the_loss_is_that_of_the_adapters_maps():
     outputs.loss.backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {f"adapters.fc.{index}.{kind}" for index in range(4) for kind in ("weight", "bias")}
+
+
+def test_a_run_trains_the_adapters_and_nothing_else(tmp_path):
+    model = tiny_method("clip_ad", use_adapters=True)
+    save_parts(tmp_path / "model", complete_parts(model, tokenizer=model.tokenizer))
+    run = train(settings(tmp_path, max_train_steps=2, augmentation=False), make_records(6))
+    trained, before = AutoModel.from_pretrained(run.last).state_dict(), model.state_dict()
+    changed = {name for name, value in trained.items() if not torch.equal(value, before[name])}
+    assert changed == {f"adapters.fc.{index}.{kind}" for index in range(4) for kind in ("weight", "bias")}
 
 
 def test_sdp_is_not_trained():

@@ -193,9 +193,16 @@ class AnomalyCLIPPrompts(nn.Module):
         width, num_blocks = config.text_config.hidden_size, config.deep_prompt_depth - 1
         self.normal_context = nn.Parameter(torch.empty(config.num_context_tokens, width))
         self.abnormal_context = nn.Parameter(torch.empty(config.num_context_tokens, width))
-        self.deep_prompts = nn.ParameterList(
-            torch.empty(config.num_deep_prompt_tokens, width) for _ in range(num_blocks)
-        )
+        # Parameters of this module itself, not of a list: offloading loads what a called module has
+        for index in range(num_blocks):
+            tokens = nn.Parameter(torch.empty(config.num_deep_prompt_tokens, width))
+            self.register_parameter(f"deep_prompts_{index}", tokens)
+        self.num_blocks = num_blocks
+
+    @property
+    def deep_prompts(self) -> list[nn.Parameter]:
+        """Return the deep prompts `(t, d)` of each block after the first."""
+        return [getattr(self, f"deep_prompts_{index}") for index in range(self.num_blocks)]
 
     def forward(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """
@@ -239,6 +246,7 @@ class AnomalyCLIPModel(AnomalyMethodModel):
 
     config: AnomalyCLIPConfig
     uses_product_names = False
+    _no_split_modules = [*AnomalyMethodModel._no_split_modules, "AnomalyCLIPPrompts"]
 
     def __init__(self, config: AnomalyCLIPConfig):
         super().__init__(config)

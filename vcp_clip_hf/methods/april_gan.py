@@ -67,6 +67,7 @@ class AprilGANModel(PromptEnsembleModel):
 
     config: AprilGANConfig
     supports_references = True
+    few_shot_scores_depend_on_product = True
 
     def __init__(self, config: AprilGANConfig):
         super().__init__(config)

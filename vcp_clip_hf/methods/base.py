@@ -414,8 +414,8 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
             TypeError: an unknown keyword argument.
         """
         self._refuse_unknown(kwargs)
-        if references is not None and not self.supports_references:
-            raise ValueError(f"{type(self).__name__} has no few-shot mode, so it cannot use references.")
+        if references is not None:
+            self._check_references(references)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         num_states = len(self.clip.vision_model.encoder.layers) + 1
@@ -437,6 +437,14 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
             states = tuple(features.states[each] if each in requested else None for each in range(num_states))
             outputs["hidden_states"] = states
         return AnomalyMethodOutput(**{name: getattr(outputs, name) for name in AnomalyMethodOutput.__annotations__})
+
+    def _check_references(self, references: Mapping[str, torch.Tensor]) -> None:
+        missing = [name for name in self.reference_banks() if name not in references]
+        if missing:
+            raise ValueError(
+                f"references has the banks {sorted(references)}, and {', '.join(missing)} is missing. Compute them"
+                " with this model's `reference_tokens`, or set the references of the pipeline again."
+            )
 
 
 def scaled_over_product(values: torch.Tensor) -> torch.Tensor:

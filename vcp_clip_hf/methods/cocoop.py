@@ -162,13 +162,17 @@ class CoCoOpModel(AnomalyMethodModel):
 
     The map is the mean over `feature_layers` of the abnormal probability. Trained are the context vectors and the
     meta-net (`prompts`), one linear map for each feature layer (`adapters`) and the temperature (`map_logit_scale`).
-    `image_logits` are CoCoOp's own class logits, which VCP-CLIP's paper does not use.
+
+    The paper does not state how it was trained. `hub_configs/cocoop` has the training of VCP-CLIP's baseline (our
+    choice), with which it shares adapters and temperature. CoCoOp itself has neither, and learns classification: one
+    image at a time, SGD with momentum 0.9 and weight decay 5e-4, a cosine schedule from 2e-3 over 10 epochs.
 
     Args:
         config ([`CoCoOpConfig`]): the configuration.
     """
 
     config: CoCoOpConfig
+    _no_split_modules = [*AnomalyMethodModel._no_split_modules, "CoCoOpPrompts"]
 
     def __init__(self, config: CoCoOpConfig):
         super().__init__(config)
@@ -274,11 +278,22 @@ class CoCoOpModel(AnomalyMethodModel):
         return AnomalyMethodOutput(
             anomaly_map=anomaly_map,
             image_scores=self._image_scores(anomaly_map),
-            image_logits=image_logits(image_embeds, text_embeds, self.clip.logit_scale.float().exp()),
             layer_maps=layer_maps,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
         )
+
+    def class_logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """
+        Return CoCoOp's own logits of both states, with CLIP's temperature; VCP-CLIP's paper does not use them.
+
+        Args:
+            image_embeds, text_embeds (`torch.Tensor`): as in the output of `forward`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, 2)`: normal first.
+        """
+        return image_logits(image_embeds, text_embeds, self.clip.logit_scale.float().exp())
 
     def _image_scores(self, anomaly_map: torch.Tensor) -> torch.Tensor:
         pixels = anomaly_map.flatten(1)

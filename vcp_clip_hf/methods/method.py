@@ -62,8 +62,9 @@ class AnomalyMethod:
 
     # Whether the text depends on the product's name
     uses_product_names = True
-    # Whether the published image scores without references need all images of a product: `scores_of_product`
+    # Whether published image scores, without and with references, need all images of a product: `scores_of_product`
     scores_depend_on_product = False
+    few_shot_scores_depend_on_product = False
     # Whether the method compares all images of a product with each other, so that a single image has no result
     judges_products = False
     # Whether it works on any CLIP: `fitted_to`
