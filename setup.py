@@ -33,6 +33,8 @@ EXTRAS = {
     "openvino": ["openvino>=2025.2"],
     # CLIP in 8 bits in PyTorch
     "torchao": ["torchao>=0.18"],
+    # The saliency network of SAA+
+    "saa": ["timm>=1.0"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
     # with what the optional parts need, so that none of them goes untested

@@ -25,12 +25,14 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from .checkpoint_errors import explained, read_config_values, refuse_pickles
 from .configuration_frozen_clip import FrozenCLIPConfig
+from .configuration_segmenter import SegmenterConfig
 from .configuration_vcp_clip import VCPCLIPConfig
 from .prompts import check_tokenizer, tokenize_prompts
 
 
 __all__ = [
     "BACKBONE_PREFIX",
+    "FROZEN_PREFIXES",
     "HUB_ARGUMENTS",
     "LEARNED_MODULES",
     "backbone_location",
@@ -48,8 +50,10 @@ __all__ = [
     "without_load_report",
 ]
 
-# Names of CLIP's parameters in a VCP-CLIP model start with it; all others are learned
+# Names of CLIP's parameters start with it
 BACKBONE_PREFIX = "clip."
+# Names of parameters that are never trained start with one of these: CLIP, or other pretrained networks
+FROZEN_PREFIXES = (BACKBONE_PREFIX, "frozen_")
 
 # Arguments of `from_pretrained` that locate files, as opposed to those that say how the model is built
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -104,7 +108,7 @@ def _config_class(model_type: str | None) -> type[PreTrainedConfig] | None:
         return None
 
 
-def segmenter_config_class(values: Mapping[str, Any], location: str | os.PathLike) -> type[FrozenCLIPConfig]:
+def segmenter_config_class(values: Mapping[str, Any], location: str | os.PathLike) -> type[SegmenterConfig]:
     """
     Return the configuration class of a checkpoint of this package: VCP-CLIP, or a registered method.
 
@@ -116,7 +120,7 @@ def segmenter_config_class(values: Mapping[str, Any], location: str | os.PathLik
         ValueError: a CLIP model without a learned part, or a model of another type.
     """
     kind = _config_class(values.get("model_type"))
-    if kind is None or not issubclass(kind, FrozenCLIPConfig):
+    if kind is None or not issubclass(kind, SegmenterConfig):
         check_model_type(values, location)
     return kind
 
@@ -221,8 +225,8 @@ def fields_on_backbone(
 
 
 def learned_state(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the entries of a VCP-CLIP state dict that do not belong to CLIP."""
-    return {name: tensor for name, tensor in state_dict.items() if not name.startswith(BACKBONE_PREFIX)}
+    """Return the entries of a state dict that do not belong to CLIP or to other frozen networks."""
+    return {name: tensor for name, tensor in state_dict.items() if not name.startswith(FROZEN_PREFIXES)}
 
 
 def backbone_location(name: str, checkpoint: str | os.PathLike) -> str:

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from transformers.utils import cached_file, logging
 
 from .atomic_write import atomic_file
-from .backbone_loading import BACKBONE_PREFIX, segmenter_config_class
+from .backbone_loading import FROZEN_PREFIXES, segmenter_config_class
 from .checkpoint_errors import explained, read_config_values
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .evaluation_report import EvaluationReport
@@ -73,7 +73,8 @@ class WeightFacts:
 
     Args:
         learned (`int`): number of parameters in the learned part.
-        backbone (`int`): number of parameters in CLIP; 0 if the checkpoint does not include it.
+        backbone (`int`): number of parameters in CLIP or other frozen networks; 0 if the checkpoint does not include
+            them.
         dtypes (`tuple[str, ...]`): dtypes in the notation of safetensors, such as "F16".
         num_bytes (`int`): size of the files.
     """
@@ -307,7 +308,7 @@ def learned_fingerprint(folder: str | os.PathLike) -> str:
         FileNotFoundError: the folder has no weights.
     """
     digest = hashlib.sha256()
-    files = {name: file for file in _files(folder) for name in _names(file) if not name.startswith(BACKBONE_PREFIX)}
+    files = {name: file for file in _files(folder) for name in _names(file) if not name.startswith(FROZEN_PREFIXES)}
     if not files:
         digest.update(read_config_values(folder)["model_type"].encode())
     for name in sorted(files):
@@ -324,7 +325,7 @@ def _weights(folder: Path) -> WeightFacts:
         with _opened(file) as weights:
             for name in weights.keys():  # noqa: SIM118 -- not a dict
                 header = weights.get_slice(name)
-                counts[name.startswith(BACKBONE_PREFIX)] += math.prod(header.get_shape())
+                counts[name.startswith(FROZEN_PREFIXES)] += math.prod(header.get_shape())
                 dtypes.add(header.get_dtype())
     return WeightFacts(counts[False], counts[True], tuple(sorted(dtypes)), sum(file.stat().st_size for file in files))
 

@@ -399,7 +399,7 @@ def predict(
         batch_size,
         num_workers,
         overwrite,
-        together=MutualScoring(**of_together) if together else None,
+        together=MutualScoring(**{**_own_mutual_scoring(pipe.model), **of_together}) if together else None,
         **{name: value for name, value in options.items() if value is not None},
     )
     if not _is_main_process():
@@ -1014,7 +1014,7 @@ def _facts(model: str) -> dict[str, Any]:
             else [f"{config.backbone_name_or_path} (not included)"]
         ),
         "image size": list(config.input_size),
-        "feature layers": config.feature_layers,
+        "feature layers": getattr(config, "feature_layers", None),
         **_facts_of_vcp_clip(config),
         "smoothing sigma": processor.smoothing_sigma,
         "score mode": processor.score_mode,
@@ -1023,6 +1023,11 @@ def _facts(model: str) -> dict[str, Any]:
         "references": None if references is None else references.describe(),
         "calibration": "\n".join(describe_calibration(processor.calibration)) if processor.calibration else None,
     }
+
+
+def _own_mutual_scoring(model: Any) -> dict[str, Any]:
+    """Return the settings of a model that compares images with each other by itself."""
+    return model.config.mutual_scoring().settings() if getattr(model, "judges_products", False) else {}
 
 
 def _is_main_process() -> bool:

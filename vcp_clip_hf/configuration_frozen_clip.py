@@ -1,18 +1,12 @@
 """Configuration that every model on a frozen CLIP has: its towers, the input size, the layers that it reads."""
 
-import difflib
-from typing import Any
-
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
-from transformers.utils import logging
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
-from .checkpoint_errors import check_dtype
+from .configuration_segmenter import SegmenterConfig
 
 
 __all__ = ["FrozenCLIPConfig"]
-
-logger = logging.get_logger(__name__)
 
 # The default towers: OpenAI's ViT-L/14-336 with plain GELU, as the VCP-CLIP authors run it
 _VIT_L_14_336_TEXT = {
@@ -35,7 +29,7 @@ _VIT_L_14_336_VISION = {
 
 
 @strict
-class FrozenCLIPConfig(PreTrainedConfig):
+class FrozenCLIPConfig(SegmenterConfig):
     r"""
     Configuration of a model that segments with a frozen CLIP; the base class of each model's own.
 
@@ -66,12 +60,6 @@ class FrozenCLIPConfig(PreTrainedConfig):
         ValueError: values contradict each other; the message names both.
     """
 
-    # What model cards and tables call the method, and where it is published
-    title = ""
-    source = ""
-    # Arguments of the image processor that differ from its defaults
-    image_processing = {}
-
     sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
     # Towers that stand for `None`
     default_text_config = _VIT_L_14_336_TEXT
@@ -81,33 +69,19 @@ class FrozenCLIPConfig(PreTrainedConfig):
     vision_config: dict | CLIPVisionConfig | None = None
     projection_dim: int = 768
     logit_scale_init_value: float | int = 2.6592
-    image_size: int | list[int] | tuple[int, ...] = 518
     feature_layers: list[int] | tuple[int, ...] | None = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
     backbone_included: bool = True
 
-    def __post_init__(self, **kwargs):
-        if not __name__.startswith("transformers_modules."):
-            # The code in a repository is for users without this package. With this entry, transformers demands
-            # trust_remote_code although the package is installed.
-            kwargs.pop("custom_pipelines", None)
-        for name, field in self._misspelled_fields(kwargs).items():
-            raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {field!r}?")
-        self._fill_defaults()
-        super().__post_init__(**kwargs)
-        self._complete()
-        self.check_consistency()
-
     def _complete(self) -> None:
         """Set the fields whose `None` stands for a value that depends on the towers."""
+        super()._complete()
         if self.feature_layers is None:
             depth = self.vision_config.num_hidden_layers
             self.feature_layers = sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)})
         # JSON knows no tuples: keep what a reload gives
         self.feature_layers = list(self.feature_layers)
-        if isinstance(self.image_size, tuple):
-            self.image_size = list(self.image_size)
 
     def _fill_defaults(self) -> None:
         """Set the fields whose `None` stands for a value; the towers are not configurations yet."""
@@ -116,54 +90,6 @@ class FrozenCLIPConfig(PreTrainedConfig):
         if self.vision_config is None:
             self.vision_config = dict(self.default_vision_config)
 
-    @classmethod
-    def own_fields(cls) -> list[str]:
-        """Return the names of the fields that transformers' base class does not have, without the towers."""
-        inherited = PreTrainedConfig.__dataclass_fields__
-        return [name for name in cls.__dataclass_fields__ if name not in inherited and not name.endswith("_config")]
-
-    @classmethod
-    def _misspelled_fields(cls, unknown: dict[str, Any]) -> dict[str, str]:
-        """
-        Return the unknown names that resemble a field, with that field. `PreTrainedConfig` stores unknown names as
-        attributes, so that a misspelled field would have no effect.
-        """
-        close = {
-            name: difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
-            for name in unknown.keys() - vars(cls).keys() - cls.__dataclass_fields__.keys()
-        }
-        return {name: fields[0] for name, fields in close.items() if fields}
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "FrozenCLIPConfig":
-        """
-        Make a configuration from a dictionary, as in [`~transformers.PreTrainedConfig.from_dict`].
-
-        A saved file may come from a newer version: unknown fields that resemble a known one are kept with a warning.
-        Among the keyword arguments they are an error, as in the constructor.
-
-        Raises:
-            ValueError: a misspelled keyword argument, or values that contradict each other.
-        """
-        for name, field in cls._misspelled_fields(kwargs).items():
-            raise ValueError(f"{cls.__name__} has no field {name!r}; did you mean {field!r}?")
-        check_dtype(kwargs.get("dtype"))
-        unknown = cls._misspelled_fields(config_dict)
-        loaded = super().from_dict({name: config_dict[name] for name in config_dict if name not in unknown}, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        for name, field in unknown.items():
-            logger.warning(
-                f"This configuration has a field {name!r}, which {cls.__name__} does not know and ignores. It"
-                f" resembles {field!r}: check whether it is misspelled or from a newer version."
-            )
-            setattr(config, name, config_dict[name])
-        return loaded
-
-    def validate_architecture(self):
-        """Check the fields. transformers calls this again when the configuration is saved."""
-        super().validate_architecture()
-        self.check_consistency()
-
     def check_consistency(self) -> None:
         """
         Check the fields against each other.
@@ -171,6 +97,7 @@ class FrozenCLIPConfig(PreTrainedConfig):
         Raises:
             ValueError: fields contradict each other; the message names both.
         """
+        super().check_consistency()
         patch_size = self.vision_config.patch_size
         for side in self.input_size:
             if side <= 0 or side % patch_size:
@@ -190,15 +117,6 @@ class FrozenCLIPConfig(PreTrainedConfig):
                 f"{name}={layers} must lie in 1..{depth}: the image tower has"
                 f" num_hidden_layers={depth} blocks, counted from 1."
             )
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Return `(height, width)` in pixels of the images that this checkpoint was trained for."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        if len(self.image_size) != 2:
-            raise ValueError(f"image_size={self.image_size} must be one side or [height, width].")
-        return tuple(self.image_size)
 
     def to_clip_config(self) -> CLIPConfig:
         """Return the configuration of the backbone, which shares both sub-configurations with this one."""

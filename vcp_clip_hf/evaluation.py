@@ -3,9 +3,10 @@
 import datetime
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ from .accelerated_inference import accelerated_or_plain
 from .anomaly_scoring import gaussian_smooth
 from .evaluation_references import DrawnReferences, ReferenceDraw, draw_references, over_draws
 from .evaluation_report import PROTOCOLS, EvaluationProtocol, EvaluationReport
-from .evaluation_sheets import choose_examples, shown_example, write_sheets
+from .evaluation_sheets import choose_examples, column_of, shown_example, write_sheets
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
-from .methods import AnomalyMethodModel
+from .methods import AnomalyMethod
 from .methods.named_product import NamedProductModel
 from .metrics import AnomalySegmentationEvaluator
+from .modeling_vcp_clip import VCPCLIPOutput
+from .mutual_scoring import FEWEST_PICTURES
 from .reference_pictures import build_memory
 from .references import ReferencedModel, ReferenceMemory
 from .version import versions
@@ -161,7 +164,7 @@ def _reference_settings(
 
 
 class _Examples(Dataset):
-    """The records that this process evaluates, prepared for the model."""
+    """Some records of a dataset, prepared for the model."""
 
     def __init__(
         self,
@@ -169,11 +172,10 @@ class _Examples(Dataset):
         indices: Sequence[int],
         image_processor: VCPCLIPImageProcessor,
         protocol: EvaluationProtocol,
-        accelerator: Accelerator,
         shown: set[int],
     ):
         self.dataset, self.image_processor, self.protocol, self.shown = dataset, image_processor, protocol, shown
-        self.indices = indices[accelerator.process_index :: accelerator.num_processes]
+        self.indices = indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -200,6 +202,13 @@ class _Examples(Dataset):
             "image_id": f"{record['image_id']}#{index}",
             "record": {**record, "image": image, "index": index} if index in self.shown else None,
         }
+
+
+def _as_judged(example: dict[str, Any]) -> dict[str, Any]:
+    """Return an example as images are judged together."""
+    height, width = example["size"]
+    image = SimpleNamespace(height=height, width=width)
+    return {"image": image, "roi_mask": None, "error": None, "pixel_values": example["pixel_values"]}
 
 
 def _collate(examples: list[dict]) -> dict[str, Any]:
@@ -262,7 +271,26 @@ class _Evaluation:
         shown: set[int],
     ) -> _Measured:
         """Measure this process's share of the records with the given indices."""
-        examples = _Examples(dataset, indices, self.image_processor, self.protocol, self.accelerator, shown)
+        if getattr(self.model, "judges_products", False):
+            if references is not None:
+                raise ValueError(f"{type(self.model).__name__} has no few-shot mode, so it cannot use references.")
+            results = self._judged_together(title, dataset, indices, shown)
+        else:
+            examples = _Examples(dataset, self._share(indices), self.image_processor, self.protocol, shown)
+            results = self._judged_alone(self._network_with(references), self._batches(examples, title))
+        measured = _run(results, self.image_processor, self.protocol)
+        measured.num_images, measured.with_references = len(indices), references is not None
+        return measured
+
+    def _share(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Return what this process does."""
+        return items[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    @property
+    def _shows_progress(self) -> bool:
+        return self.progress and self.accelerator.is_main_process
+
+    def _batches(self, examples: _Examples, title: str) -> Iterable[dict[str, Any]]:
         loader = DataLoader(
             examples,
             self.batch_size,
@@ -270,14 +298,48 @@ class _Evaluation:
             collate_fn=_collate,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        hidden = not (self.progress and self.accelerator.is_main_process)
-        bar = tqdm(loader, desc=title, disable=hidden, leave=False)
-        measured = _run(self._network_with(references), self.image_processor, self.protocol, bar, self.accelerator)
-        measured.num_images, measured.with_references = len(indices), references is not None
-        return measured
+        return tqdm(loader, desc=title, disable=not self._shows_progress, leave=False)
+
+    def _judged_alone(
+        self, network: torch.nn.Module, batches: Iterable[dict[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], VCPCLIPOutput, float]]:
+        """Yield each batch with the model's outputs, and the seconds that they took."""
+        device = self.accelerator.device
+        for batch in batches:
+            names = {"product_names": batch["product"]} if isinstance(network, NamedProductModel) else {}
+            started = time.perf_counter()
+            with self.accelerator.autocast():
+                outputs = network(batch["pixel_values"].to(device, non_blocking=True), **names)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            yield batch, outputs, time.perf_counter() - started
+
+    def _judged_together(
+        self, title: str, dataset: Records, indices: Sequence[int], shown: set[int]
+    ) -> Iterator[tuple[dict[str, Any], VCPCLIPOutput, float]]:
+        """Compare all images of each product; then yield as `_judged_alone`. Each process has products of its own."""
+        products = column_of(dataset, "product")
+        for product in self._share(sorted({products[index] for index in indices})):
+            of_product = [index for index in indices if products[index] == product]
+            if len(of_product) < FEWEST_PICTURES:
+                raise ValueError(
+                    f"{title}: {product} has {len(of_product)} images; {self.model.config.title} compares all images"
+                    f" of a product with each other, at least {FEWEST_PICTURES}. Leave the product out."
+                )
+            examples = _Examples(dataset, of_product, self.image_processor, self.protocol, shown)
+            judge = self.model.judge(
+                self.image_processor, _as_judged, self.batch_size, self.num_workers, self._shows_progress
+            )
+            results, passed = judge.outputs(examples), 0.0
+            for batch in self._batches(examples, f"{title}, {product}"):
+                with self.accelerator.autocast():  # the first one compares all images
+                    singles = [next(results) for _ in batch["product"]]
+                outputs = VCPCLIPOutput(**{name: torch.cat([each[name] for each in singles]) for name in singles[0]})
+                yield batch, outputs, judge.seconds - passed
+                passed = judge.seconds
 
     def _network_with(self, references: ReferenceMemory | None) -> torch.nn.Module:
-        if isinstance(self.model, AnomalyMethodModel):
+        if isinstance(self.model, AnomalyMethod):
             return self.model.for_product(references=None if references is None else references.banks)
         return self.network if references is None else ReferencedModel(self.network, references)
 
@@ -304,7 +366,7 @@ class _Evaluation:
         return measured
 
     def _memory_of(self, drawn: DrawnReferences, settings: Mapping[str, Any]) -> ReferenceMemory:
-        network = self.model if isinstance(self.model, AnomalyMethodModel) else self.network
+        network = self.model if isinstance(self.model, AnomalyMethod) else self.network
         return build_memory(
             network, self.image_processor, drawn.images(), **{"batch_size": self.batch_size, **settings}
         )
@@ -327,24 +389,16 @@ def _new_evaluator(protocol: EvaluationProtocol) -> AnomalySegmentationEvaluator
 
 @torch.no_grad()
 def _run(
-    model: torch.nn.Module,
+    judged: Iterable[tuple[dict[str, Any], VCPCLIPOutput, float]],
     image_processor: VCPCLIPImageProcessor,
     protocol: EvaluationProtocol,
-    batches: Iterable[dict[str, Any]],
-    accelerator: Accelerator,
 ) -> _Measured:
-    """Evaluate the batches of this process."""
+    """Evaluate the batches of this process: each with its outputs and the seconds that they took."""
     measured = _Measured(_new_evaluator(protocol))
     settings = {name: getattr(protocol, name) for name in ("smoothing_sigma", "score_mode", "top_k_fraction")}
     scoring = image_processor.scoring(**settings)
-    for batch in batches:
-        names = {"product_names": batch["product"]} if isinstance(model, NamedProductModel) else {}
-        started = time.perf_counter()
-        with accelerator.autocast():
-            outputs = model(batch["pixel_values"].to(accelerator.device, non_blocking=True), **names)
-        if accelerator.device.type == "cuda":
-            torch.cuda.synchronize(accelerator.device)
-        measured.seconds += time.perf_counter() - started
+    for batch, outputs, seconds in judged:
+        measured.seconds += seconds
         sizes = batch["size"] if protocol.native_size else None
         results = image_processor.post_process_anomaly_segmentation(outputs, sizes, **settings)
         measured.evaluator.add(

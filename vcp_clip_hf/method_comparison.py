@@ -17,7 +17,7 @@ from .backbone_loading import learned_state, segmenter_config_class
 from .checkpoint_errors import read_config_values
 from .checkpoint_facts import overlap, read_training_facts
 from .checkpoint_folder import CheckpointParts, load_parts
-from .configuration_frozen_clip import FrozenCLIPConfig
+from .configuration_segmenter import SegmenterConfig
 from .evaluation import Records, evaluate
 from .evaluation_report import METRIC_TITLES, EvaluationProtocol, EvaluationReport, paper_results, shown_value
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
@@ -51,6 +51,7 @@ def load_method(
             learned part.
         backbone (`str`, *optional*): CLIP of a method without a checkpoint: a Hub repository, a folder, or
             `"embedded"`. The method then works at its own input size, or that of the checkpoint that the CLIP is from.
+            Methods that are not on CLIP load the networks of their authors.
         dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): dtype of the weights.
 
     Raises:
@@ -67,13 +68,17 @@ def load_method(
         return load_parts(source, dtype=dtype)
     if name == "vcp_clip":
         return load_parts(EMBEDDED_CHECKPOINT, dtype=dtype)
+    loading = {} if dtype == "auto" else {"dtype": dtype}
+    if not METHODS[name].works_on_any_clip:
+        model = METHODS[name].fitted_to(None, **loading)
+        return CheckpointParts(model, VCPCLIPImageProcessor.for_model(model.config), model.tokenizer)
     if backbone is None:
         raise ValueError(
             f"{name!r} came without a checkpoint ({name}=FOLDER) and without a CLIP for methods that need no training"
             " (backbone=..., on the command line --backbone): a repository, a folder, or 'embedded'."
         )
     backbone = EMBEDDED_CHECKPOINT if backbone == "embedded" else backbone
-    model = METHODS[name].fitted_to(backbone, **({} if dtype == "auto" else {"dtype": dtype}))
+    model = METHODS[name].fitted_to(backbone, **loading)
     if _num_learned(model):
         raise ValueError(
             f"{METHODS[name].config_class.title} has a learned part: name its checkpoint, {name}=FOLDER. `vcp-clip"
@@ -90,13 +95,13 @@ def _num_learned(model: torch.nn.Module) -> int:
 
 
 def published_results(
-    config: FrozenCLIPConfig, dataset: str, product: str | None = None, shots: int = 0
+    config: SegmenterConfig, dataset: str, product: str | None = None, shots: int = 0
 ) -> dict[str, tuple[float, str]]:
     """
     Return published results of a method in percent.
 
     Args:
-        config ([`FrozenCLIPConfig`]): configuration of the method; variants have numbers of their own.
+        config ([`SegmenterConfig`]): configuration of the method; variants have numbers of their own.
         dataset (`str`): name of the dataset.
         product (`str`, *optional*): product; by default, the mean over products.
         shots (`int`, *optional*, defaults to 0): number of references of each product.

@@ -14,6 +14,7 @@ from string import Template
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .calibration import Calibration
@@ -278,7 +279,7 @@ def _model_table(facts: CheckpointFacts) -> str:
 def _method_table(facts: CheckpointFacts) -> str:
     """Describe another method than VCP-CLIP: the fields of its own configuration, as far as they are short."""
     config = facts.config
-    shared = {*FrozenCLIPConfig.own_fields(), "normal_states", "abnormal_states", "templates"}
+    shared = {*FrozenCLIPConfig.own_fields(), "normal_states", "abnormal_states", "templates", "products"}
     fields = {name: getattr(config, name) for name in config.own_fields() if name not in shared}
     rows = [
         *_input_rows(facts),
@@ -292,6 +293,10 @@ def _method_table(facts: CheckpointFacts) -> str:
 def _input_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
     config, vision = facts.config, facts.config.vision_config
     backbone, (height, width) = hub_name(config.backbone_name_or_path), config.input_size
+    size = ("Input", f"{height} x {width} pixels ({facts.image_processor.resize_mode})")
+    if not isinstance(config, FrozenCLIPConfig):
+        kinds = [each.model_type for each in vars(config).values() if isinstance(each, PreTrainedConfig)]
+        return [("Networks (frozen)", ", ".join(kinds)), size]
     return [
         (
             "Backbone (frozen)",
@@ -300,7 +305,7 @@ def _input_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
             + (f"; [{backbone}](https://huggingface.co/{backbone}){_revision(facts)}" if backbone else "")
             + (f"; {facts.statements['backbone']}" if "backbone" in facts.statements else ""),
         ),
-        ("Input", f"{height} x {width} pixels ({facts.image_processor.resize_mode})"),
+        size,
         ("Image blocks used", ", ".join(map(str, config.feature_layers))),
     ]
 

@@ -658,10 +658,10 @@ class AnomalySegmentationPipeline(Pipeline):
         images: Images,
         *,
         layers: Sequence[int] | None = None,
-        degrees: Sequence[int] = (1, 3, 5),
-        interval: tuple[float, float] = (0.0, 0.3),
+        degrees: Sequence[int] | None = None,
+        interval: tuple[float, float] | None = None,
         subset_size: int | None = None,
-        rescore_neighbors: Sequence[int] = (1, 2, 3),
+        rescore_neighbors: Sequence[int] | None = None,
         zero_shot_weight: float = 0.0,
         memory_limit: int = MEMORY_LIMIT,
         progress: bool = True,
@@ -679,7 +679,8 @@ class AnomalySegmentationPipeline(Pipeline):
 
         Args:
             images (`Images`): at least 5 images, as in a call; each is read twice.
-            layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight: see [`MutualScoring`].
+            layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight: see [`MutualScoring`], whose
+                defaults hold where nothing is given; of a model that is MuSc itself, those of its configuration.
             memory_limit (`int`, *optional*, defaults to 1 GiB):
                 Bytes of patch tokens, of distances and of zero-shot maps that are kept in memory each; what exceeds
                 them goes to a temporary file.
@@ -707,14 +708,17 @@ class AnomalySegmentationPipeline(Pipeline):
         for name in _NOT_TOGETHER:
             if forward.get(name):
                 raise ValueError(f"{name}={forward[name]!r} is not supported for images that are judged together.")
-        config = self.model.config
-        scoring = MutualScoring(layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight)
+        given = {
+            **{"layers": layers, "degrees": degrees, "interval": interval, "subset_size": subset_size},
+            **{"rescore_neighbors": rescore_neighbors, "zero_shot_weight": zero_shot_weight},
+        }
+        scoring = self._mutual_scoring(**{name: value for name, value in given.items() if value is not None})
         product_name = forward.get("product_name")
         self._check_text(None, product_name)
         judge = MutualJudge(
             self._network_with(None, product_name),
             self.image_processor,
-            scoring.on(config.feature_layers, config.vision_config.num_hidden_layers),
+            scoring,
             partial(self.preprocess, **preprocess),
             *(forward.get(name) for name in ("prompt_input_ids", "smoothing_sigma", *_THRESHOLDS)),
             batch_size=batch_size or self._batch_size or 1,
@@ -729,6 +733,24 @@ class AnomalySegmentationPipeline(Pipeline):
         options = {**self._postprocess_params, **postprocess}
         results = (self.postprocess({"results": each}, **options) for each in judge.results(listed))
         return list(results) if isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) else results
+
+    def _mutual_scoring(self, **given: Any) -> MutualScoring:
+        """Return the settings of images that are judged together, with layers."""
+        config, own = self.model.config, {}
+        if not hasattr(config, "feature_layers"):
+            raise ValueError(
+                f"{type(self.model).__name__} has no image tower whose patch tokens could be compared. Judge images"
+                " together with a model on CLIP."
+            )
+        if getattr(self.model, "judges_products", False):
+            if given.get("zero_shot_weight"):
+                raise ValueError(
+                    f"zero_shot_weight={given['zero_shot_weight']!r} needs a zero-shot map, and"
+                    f" {type(self.model).__name__} has none. Leave it out."
+                )
+            own = config.mutual_scoring().settings()
+        scoring = MutualScoring(**{**own, **given})
+        return scoring.on(config.feature_layers, config.vision_config.num_hidden_layers)
 
     def calibrate(
         self,

@@ -6,6 +6,7 @@ by one, so that no more than one picture is held at its own size.
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from transformers.utils import ModelOutput
 from .anomaly_scoring import gaussian_smooth, resize_map
 from .image_loading import ImageLike
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .modeling_vcp_clip import VCPCLIPOutput
 from .mutual_scoring import (
     FEWEST_PICTURES,
     MutualCost,
@@ -77,6 +79,8 @@ class MutualJudge:
     num_workers: int
     memory_limit: int
     progress: bool
+    # Seconds of the model and of the comparison, without reading images
+    seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self):
         if self.image_processor.resize_mode == "keep_ratio":
@@ -134,6 +138,31 @@ class MutualJudge:
                 found.update(self._result(judged, position, found["image"], found["inside"], scores))
             yield found
 
+    def outputs(self, images: Sequence[Any] | Dataset) -> Iterator[VCPCLIPOutput]:
+        """
+        Judge images, then yield their outputs in order, as the model's for one image each: for evaluations.
+
+        Args:
+            images (sequence or `Dataset`): what `load` prepares; each is read once.
+
+        Yields:
+            [`VCPCLIPOutput`] with `anomaly_map` of shape `(1, height, width)`, in [0, 1], at the model's
+            size, and `image_scores` of shape `(1,)`, on the CPU.
+
+        Raises:
+            ValueError: fewer than 5 images, or one that cannot be read.
+        """
+        if len(images) < FEWEST_PICTURES:
+            raise ValueError(_too_few(f"got {len(images)}"))
+        judged = self._judge(images)
+        for error in judged.errors.values():
+            raise ValueError(error)
+        scores = self._image_scores(judged)
+        for position in range(len(images)):
+            score = self._highest(judged, position) if scores is None else torch.tensor(scores[position])
+            anomaly_map = self._map(judged, position, with_padding=True)[None]
+            yield VCPCLIPOutput(anomaly_map=anomaly_map, image_scores=score.reshape(1))
+
     # --- the first pass ---------------------------------------------------------------------------------------------
 
     def _judge(self, images: Sequence[ImageLike] | Dataset) -> "_Judged":
@@ -187,8 +216,10 @@ class MutualJudge:
             judged.note(position, inputs["image"], inputs["roi_mask"])
         if not positions:
             return [], {}
+        started = time.perf_counter()
         outputs = self._forward([batch[position - start]["pixel_values"] for position in positions])
         class_tokens = torch.nn.functional.normalize(outputs.image_embeds.float(), dim=-1).cpu()
+        self.seconds += time.perf_counter() - started
         judged.class_tokens.update(zip(positions, class_tokens, strict=True))
         if judged.zero_shot is not None:
             for position, zero_shot in zip(positions, outputs.anomaly_map, strict=True):
@@ -204,6 +235,7 @@ class MutualJudge:
 
     def _compare(self, subset: "_Subset", count: int, judged: "_Judged", bar: tqdm) -> None:
         """Score the first pictures of a subset, and take them out of it."""
+        started = time.perf_counter()
         scores = patch_scores(
             {layer: _Tokens(store, count, subset.device) for layer, store in subset.stores.items()},
             self.grid,
@@ -211,6 +243,7 @@ class MutualJudge:
             memory_limit=self.memory_limit,
             on_pairs=bar.update,
         ).mean(dim=(0, 1))
+        self.seconds += time.perf_counter() - started
         for position, each in zip(subset.remove(count), scores, strict=True):
             judged.grid_scores[position] = each.unflatten(0, self.grid)
             judged.subset_sizes[position] = count
@@ -234,12 +267,12 @@ class MutualJudge:
             return fused.amax()
         return fused[torch.from_numpy(region_at_size(region, tuple(fused.shape)))].amax()
 
-    def _map(self, judged: "_Judged", position: int) -> torch.Tensor:
-        """Return the fused map of an image at the model's size, without padding."""
+    def _map(self, judged: "_Judged", position: int, with_padding: bool = False) -> torch.Tensor:
+        """Return the fused map of an image at the model's size, without padding unless it is requested."""
         size = judged.sizes[position]
 
         def cut(anomaly_map: torch.Tensor) -> torch.Tensor:
-            return self.image_processor.without_padding(anomaly_map, size)
+            return anomaly_map if with_padding else self.image_processor.without_padding(anomaly_map, size)
 
         fused = cut(raise_to_image(judged.grid_scores[position][None], self.size)[0].float() / _LARGEST_DISTANCE)
         if judged.zero_shot is not None:

@@ -30,7 +30,7 @@ from .feature_cache import cache_image_features
 from .image_head import image_head_loss
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .interruption import stop_on_signal
-from .methods import METHODS, AnomalyMethodModel
+from .methods import METHODS, AnomalyMethod
 from .modeling_frozen_clip import FrozenCLIPPreTrainedModel
 from .modeling_vcp_clip import VCPCLIPOutput
 from .peak_memory import peak_memory
@@ -133,7 +133,7 @@ def train(
         with accelerator.main_process_first():
             train_dataset, validation_dataset = load_training_data(config)
     check_training_data(train_dataset, config)
-    is_method = isinstance(model, AnomalyMethodModel)
+    is_method = isinstance(model, AnomalyMethod)
     if is_method:
         _check_method(model, config)
     examples = training_examples(train_dataset, image_processor, config, with_names=is_method)
@@ -316,7 +316,7 @@ class _Run:
         with self.accelerator.accumulate(self.prepared_model):
             # Dropout is a function of the position in the run, so that no random state has to be saved
             torch.manual_seed(_step_seed(self.config.seed, self.state, micro_step, self.accelerator))
-            if isinstance(self.model, AnomalyMethodModel):
+            if isinstance(self.model, AnomalyMethod):
                 loss = self.method_loss(batch, labels, has_mask, is_anomalous)
             else:
                 outputs = self.prepared_model(**batch, output_layer_maps=True)
@@ -590,7 +590,7 @@ def _flat(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def _check_method(model: AnomalyMethodModel, config: TrainingConfig) -> None:
+def _check_method(model: AnomalyMethod, config: TrainingConfig) -> None:
     """Raise for settings that only VCP-CLIP has."""
     name = type(model).__name__
     if not any(parameter.requires_grad for parameter in model.parameters()):

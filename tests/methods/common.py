@@ -3,7 +3,8 @@
 import torch
 
 from tests.common import tiny_clip, tiny_tokenizer
-from vcp_clip_hf.methods import METHODS, AnomalyMethodModel
+from tests.methods.tiny_saa import tiny_saa
+from vcp_clip_hf.methods import METHODS, AnomalyMethod
 
 
 # Prompt ensembles of a few sentences
@@ -13,6 +14,11 @@ FEW_PROMPTS = {
     "templates": ["a {}.", "the {}."],
 }
 
+# Methods that judge an image by itself
+ALONE = [name for name, model in METHODS.items() if not model.judges_products]
+# Those of them that are loaded without further packages
+LOADED = [name for name in ALONE if METHODS[name].works_on_any_clip]
+
 # Fields that do not fit the tiny towers otherwise
 FIELDS = {
     "anovl": {"object_templates": ["a {}", "the {}"], "texture_templates": ["a texture of {}"]},
@@ -20,8 +26,10 @@ FIELDS = {
 }
 
 
-def tiny_method(model_type: str = "april_gan", **fields) -> AnomalyMethodModel:
+def tiny_method(model_type: str = "april_gan", **fields) -> AnomalyMethod:
     """Make a method on a CLIP of a few thousand parameters, with lively maps, in evaluation mode."""
+    if model_type == "saa":
+        return tiny_saa(**fields)
     clip = tiny_clip()
     with torch.no_grad():
         # CLIP's own initialization is so small that all patches look alike

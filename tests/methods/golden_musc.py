@@ -4,26 +4,27 @@ import torch
 from torch import nn
 
 from tests.methods.golden import ATTENTION, GoldenFolder, Quantity
-from vcp_clip_hf.methods import AprilGANModel
-from vcp_clip_hf.mutual_scoring import MutualScoring, lnamd, patch_scores, raise_to_image, rscin
+from vcp_clip_hf.methods import MuScModel
+from vcp_clip_hf.mutual_scoring import lnamd, patch_scores, raise_to_image, rscin
 
 
 def check(folder: GoldenFolder) -> dict[str, Quantity]:
     """Return every stored quantity with ours, each computed from our own earlier ones."""
     config, pixel_values = folder.config, folder.input("pixel_values")
     layers, degrees, neighbors = config["feature_layers"], config["r_list"], config["rscin_k"]
-    scoring = MutualScoring(layers=layers, degrees=degrees, interval=config["interval"], rescore_neighbors=neighbors)
-    # Any model on a frozen CLIP; MuSc resizes its position table without antialiasing
-    model = AprilGANModel.from_clip(
+    model = MuScModel.from_clip(
         folder.clip,
         attn_implementation=ATTENTION,
         image_size=config["image_size"],
         feature_layers=layers,
-        position_interpolation="bicubic",
+        degrees=degrees,
+        interval=config["interval"],
+        rescore_neighbors=neighbors,
     )
+    scoring = model.config.mutual_scoring()
     with torch.no_grad():
         features = model.image_features(pixel_values)
-        image_embeds = model.clip.visual_projection(features.pooled)
+        image_embeds = model(pixel_values, output_hidden_states=layers).image_embeds
     class_tokens = nn.functional.normalize(image_embeds, dim=-1)
     tokens = {layer: features.states[layer][:, 1:] for layer in layers}
     got = {"image_embeds": image_embeds, "class_tokens": class_tokens}

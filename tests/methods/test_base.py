@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
 from tests.common import pixels, tiny_clip, tiny_tokenizer
-from tests.methods.common import tiny_method
+from tests.methods.common import ALONE, LOADED, tiny_method
 from vcp_clip_hf import VCPCLIPImageProcessor
 from vcp_clip_hf.methods import METHODS, AprilGANModel
 
@@ -217,7 +217,7 @@ def test_maps_and_scores_are_float32_in_any_dtype(dtype):
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", METHODS)
+@pytest.mark.parametrize("model_type", LOADED)
 def test_every_method_comes_back_equal_through_the_auto_classes(model_type, tmp_path):
     model = tiny_method(model_type)
     model.save_pretrained(tmp_path)
@@ -237,7 +237,7 @@ def test_every_method_comes_back_equal_through_the_auto_classes(model_type, tmp_
     assert torch.equal(ours.image_scores, theirs.image_scores)
 
 
-@pytest.mark.parametrize("model_type", METHODS)
+@pytest.mark.parametrize("model_type", ALONE)
 def test_every_method_gives_maps_and_scores_in_range(model_type):
     images = pixels(2)
     model = tiny_method(model_type)

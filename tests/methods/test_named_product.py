@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import pipeline
 
 from tests.common import tiny_model
-from tests.methods.common import tiny_method
+from tests.methods.common import ALONE, LOADED, tiny_method
 from vcp_clip_hf import AnomalySegmentationPipeline
 from vcp_clip_hf.checkpoint_folder import complete_parts, load_parts, save_parts
 from vcp_clip_hf.image_processing_vcp_clip import VCPCLIPImageProcessor
@@ -33,7 +33,7 @@ def tiny_pipeline(model_type, **options) -> AnomalySegmentationPipeline:
     )
 
 
-@pytest.mark.parametrize("model_type", METHODS)
+@pytest.mark.parametrize("model_type", LOADED)
 def test_a_saved_folder_segments_the_same(model_type, tmp_path):
     model = tiny_method(model_type)
     save_parts(tmp_path, complete_parts(model, tokenizer=model.tokenizer))
@@ -51,7 +51,7 @@ def tiny_of(model):
     return pipeline("anomaly-segmentation", model=model, image_processor=processor, tokenizer=model.tokenizer)
 
 
-@pytest.mark.parametrize("model_type", METHODS)
+@pytest.mark.parametrize("model_type", ALONE)
 def test_calibration_holds_for_its_product(model_type):
     inspect, images = tiny_pipeline(model_type), pictures(5)
     inspect.calibrate(images, product_name="nut", false_alarm_rate=0.2)
@@ -61,7 +61,7 @@ def test_calibration_holds_for_its_product(model_type):
         assert inspect(images[0], product_name="bolt")["label"] is None
 
 
-@pytest.mark.parametrize("model_type", METHODS)
+@pytest.mark.parametrize("model_type", ALONE)
 def test_tiles_are_segmented_by_themselves(model_type):
     inspect, (picture,) = tiny_pipeline(model_type, product_name="nut"), pictures(1)
     tiled = inspect(picture, tile_size=80)
@@ -71,7 +71,7 @@ def test_tiles_are_segmented_by_themselves(model_type):
     np.testing.assert_allclose(one_tile["anomaly_map"], whole["anomaly_map"], atol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", METHODS)
+@pytest.mark.parametrize("model_type", LOADED)
 def test_pictures_are_judged_together(model_type):
     results = tiny_pipeline(model_type).segment_together(pictures(5), progress=False, zero_shot_weight=0.5)
     assert len(results) == 5

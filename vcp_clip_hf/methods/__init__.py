@@ -1,7 +1,7 @@
 """The methods that VCP-CLIP's paper compares itself with, each a model of its own type.
 
-Every module of this package that defines an [`AnomalyMethodModel`] with a `model_type` is found by its presence: the
-model is registered with transformers' Auto classes and becomes a name of this package.
+Every module of this package that defines an [`AnomalyMethod`] with a `model_type` is found by its presence: the model
+is registered with transformers' Auto classes and becomes a name of this package.
 """
 
 import pkgutil
@@ -10,12 +10,14 @@ from importlib import import_module
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
 from ..image_processing_vcp_clip import VCPCLIPImageProcessor
-from .base import AnomalyMethodModel, AnomalyMethodOutput, ProductText, PromptEnsembleModel
+from .base import AnomalyMethodModel, ProductText, PromptEnsembleModel
 from .configuration import AnomalyMethodConfig, PromptEnsembleConfig
+from .method import AnomalyMethod, AnomalyMethodOutput
 
 
 __all__ = [
     "METHODS",
+    "AnomalyMethod",
     "AnomalyMethodConfig",
     "AnomalyMethodModel",
     "AnomalyMethodOutput",
@@ -26,15 +28,15 @@ __all__ = [
 ]
 
 # model_type -> class of the model
-METHODS: dict[str, type[AnomalyMethodModel]] = {}
+METHODS: dict[str, type[AnomalyMethod]] = {}
 
 
-def register_method(model_class: type[AnomalyMethodModel]) -> type[AnomalyMethodModel]:
+def register_method(model_class: type[AnomalyMethod]) -> type[AnomalyMethod]:
     """
     Register a method: `AutoModel.from_pretrained` and everything else of this package then know its `model_type`.
 
     Args:
-        model_class (`type[AnomalyMethodModel]`): class whose `config_class` has a `model_type`.
+        model_class (`type[AnomalyMethod]`): class whose `config_class` has a `model_type`.
     """
     config_class = model_class.config_class
     METHODS[config_class.model_type] = model_class
@@ -48,10 +50,13 @@ def register_method(model_class: type[AnomalyMethodModel]) -> type[AnomalyMethod
 def _register_all() -> None:
     for module in pkgutil.iter_modules(__path__):
         for name, value in vars(import_module(f"{__name__}.{module.name}")).items():
-            is_method = isinstance(value, type) and issubclass(value, AnomalyMethodModel)
-            if is_method and value.__module__ == f"{__name__}.{module.name}" and value.config_class.model_type:
+            is_method = isinstance(value, type) and issubclass(value, AnomalyMethod)
+            if not is_method or value.__module__ != f"{__name__}.{module.name}":
+                continue
+            config_class = getattr(value, "config_class", None)
+            if config_class is not None and config_class.model_type:
                 register_method(value)
-                globals().update({name: value, value.config_class.__name__: value.config_class})
+                globals().update({name: value, config_class.__name__: config_class})
 
 
 _register_all()

@@ -4,16 +4,14 @@ Shapes: B images of H x W pixels, N = (H / patch) * (W / patch) patches, K layer
 width, d_t the text width. The two states are always ordered normal, abnormal.
 """
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from ..autocast import no_autocast
 from ..backbone_loading import HUB_ARGUMENTS, backbone_location, read_backbone_config
@@ -22,12 +20,11 @@ from ..modeling_frozen_clip import FrozenCLIPPreTrainedModel, check_labels, requ
 from ..prompts import check_tokenizer
 from ..weight_snapshot import WeightSnapshot
 from .configuration import AnomalyMethodConfig, PromptEnsembleConfig
-from .named_product import NamedProductModel
+from .method import AnomalyMethod, AnomalyMethodOutput
 from .prompt_ensemble import ensemble_mean
 
 
 __all__ = [
-    "DEFAULT_PRODUCT",
     "AnomalyMethodModel",
     "AnomalyMethodOutput",
     "ImageFeatures",
@@ -36,49 +33,9 @@ __all__ = [
     "scaled_over_product",
 ]
 
-# The product's name where none is given
-DEFAULT_PRODUCT = "object"
-
 # Sentences that are embedded at once, and products whose embeddings are kept
 _BLOCK = 64
 _MAX_PRODUCTS = 32
-
-
-@dataclass
-class AnomalyMethodOutput(ModelOutput):
-    """
-    Output of an [`AnomalyMethodModel`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` are given): training loss.
-        anomaly_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
-            In [0, 1], float32, at the size of `pixel_values`, not smoothed. A published sum over K layers is divided
-            by K.
-        image_scores (`torch.FloatTensor` of shape `(batch_size,)`): the method's image score, in [0, 1], float32.
-        text_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            The part of the image score that comes from the text, where other parts are added to it.
-        image_logits (`torch.FloatTensor` of shape `(batch_size, 2)`, *optional*): logits of both states.
-        reference_map (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*, returned with
-            `references`): the part of `anomaly_map` that comes from normal images, in [0, 1].
-        layer_maps (`torch.FloatTensor` of shape `(batch_size, K, height, width)`, *optional*, returned with
-            `output_layer_maps=True`): probability of the abnormal state, layer by layer.
-        text_embeds (`torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`): L2-normalized, normal first.
-        image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`): global features, not normalized.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
-            The image tower's residual stream: the input of the first block, then the output of each block, each of
-            shape `(batch_size, 1 + num_patches, d_v)`.
-    """
-
-    loss: torch.FloatTensor | None = None
-    anomaly_map: torch.FloatTensor | None = None
-    image_scores: torch.FloatTensor | None = None
-    text_scores: torch.FloatTensor | None = None
-    image_logits: torch.FloatTensor | None = None
-    reference_map: torch.FloatTensor | None = None
-    layer_maps: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -119,7 +76,7 @@ class ProductText:
     prompt_embeds: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
-class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
+class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
     r"""
     A published method on a frozen CLIP: images and product names in, anomaly maps and image scores out.
 
@@ -133,14 +90,6 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
     config: AnomalyMethodConfig
 
     _learned_modules = ("adapters", "prompts")
-
-    # Whether the text depends on the product's name
-    uses_product_names = True
-    # Whether published image scores, without and with references, need all images of a product: `scores_of_product`
-    scores_depend_on_product = False
-    few_shot_scores_depend_on_product = False
-    # Whether the method has a few-shot mode: `reference_banks`, `reference_tokens`, and `references` in `segment`
-    supports_references = False
 
     def __init__(self, config: AnomalyMethodConfig):
         super().__init__(config)
@@ -232,10 +181,6 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
             tokenizer.save_pretrained(save_directory)
 
     # --- product names and their text embeddings --------------------------------------------------------------------
-
-    def prompt_name(self, product: str) -> str:
-        """Return a product's name as the prompts contain it; the same for all products where they do not."""
-        return product if self.uses_product_names else DEFAULT_PRODUCT
 
     def encode_product(self, product: str) -> ProductText:
         """
@@ -396,45 +341,6 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         return ImageFeatures(pixel_values, states, pooled, (height // patch_size, width // patch_size))
 
-    def reference_tokens(
-        self, pixel_values: torch.FloatTensor, product_names: Sequence[str] | str | None = None
-    ) -> dict[str, torch.Tensor]:
-        """
-        Return what the few-shot mode keeps of normal images, for banks of a reference memory.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): normal images.
-            product_names (`Sequence[str]` or `str`, *optional*): names as in `forward`.
-
-        Returns:
-            `dict[str, torch.Tensor]`: name of the bank -> `(batch_size, rows, width)`, not normalized.
-
-        Raises:
-            ValueError: the method has no few-shot mode.
-        """
-        raise ValueError(f"{type(self).__name__} has no few-shot mode, so it cannot use reference images.")
-
-    def reference_banks(self) -> list[str]:
-        """
-        Return the names of the banks that `reference_tokens` returns.
-
-        Raises:
-            ValueError: the method has no few-shot mode.
-        """
-        raise ValueError(f"{type(self).__name__} has no few-shot mode, so it cannot use reference images.")
-
-    def for_product(
-        self, product_name: str | None = None, references: Mapping[str, torch.Tensor] | None = None
-    ) -> NamedProductModel:
-        """
-        Return this model bound to a product, with the arguments and outputs of VCP-CLIP's `forward`.
-
-        Args:
-            product_name (`str`, *optional*, defaults to `"object"`): name of the product.
-            references (`Mapping[str, torch.Tensor]`, *optional*): banks as in `forward`.
-        """
-        return NamedProductModel(self, product_name, references)
-
     def segment(
         self, features: ImageFeatures, product_names: list[str], references: Mapping[str, torch.Tensor] | None = None
     ) -> AnomalyMethodOutput:
@@ -468,19 +374,6 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
             ValueError: the method is not trained.
         """
         raise ValueError(f"{type(self).__name__} has no learned part, so labels give no loss. Leave them out.")
-
-    def scores_of_product(self, text_scores: torch.Tensor, map_maxima: torch.Tensor) -> torch.Tensor | None:
-        """
-        Return the published image scores where they depend on all images of a product, for evaluations.
-
-        Args:
-            text_scores, map_maxima (`torch.FloatTensor` of shape `(num_images,)`): `text_scores` of the output, and
-                the maximum of each smoothed map at the model's size.
-
-        Returns:
-            `torch.FloatTensor` of shape `(num_images,)`, or `None`: `image_scores` are the published ones.
-        """
-        return None
 
     @can_return_tuple
     def forward(
@@ -554,34 +447,6 @@ class AnomalyMethodModel(FrozenCLIPPreTrainedModel):
                 f"references has the banks {sorted(references)}, and {', '.join(missing)} is missing. Compute them"
                 " with this model's `reference_tokens`, or set the references of the pipeline again."
             )
-
-    @staticmethod
-    def names_of_images(product_names: Sequence[str] | str | None, num_images: int) -> list[str]:
-        """
-        Return one product name for each image.
-
-        Args:
-            product_names (`Sequence[str]` or `str`, *optional*, defaults to `"object"`): one for each, or one for all.
-            num_images (`int`): number of images.
-
-        Raises:
-            ValueError: another number of names, or an empty one.
-        """
-        names = DEFAULT_PRODUCT if product_names is None else product_names
-        names = [names] * num_images if isinstance(names, str) else list(names)
-        if len(names) != num_images:
-            raise ValueError(f"{len(names)} product_names came with {num_images} images; give one for each, or one.")
-        for name in names:
-            if not isinstance(name, str) or not name.strip():
-                raise ValueError(f"product_names has the entry {name!r}; expected a name such as 'metal nut'.")
-        return names
-
-    def _refuse_unknown(self, arguments: dict[str, Any]) -> None:
-        known = ("pixel_values", "product_names", "labels", "references", "is_anomalous", "output_layer_maps")
-        for name in arguments.keys() - TransformersKwargs.__annotations__.keys():
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise TypeError(f"{type(self).__name__}.forward() has no argument {name!r}{hint}")
 
 
 def scaled_over_product(values: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from ..modeling_frozen_clip import FrozenCLIPPreTrainedModel
 from ..modeling_vcp_clip import VCPCLIPOutput
 
 
@@ -20,14 +20,14 @@ class NamedProductModel(nn.Module):
     are ignored, so that tiles are segmented by themselves.
 
     Args:
-        model ([`AnomalyMethodModel`]): the method.
+        model ([`AnomalyMethod`]): the method.
         product_name (`str`, *optional*, defaults to `"object"`): name of the product in all images.
         references (`Mapping[str, torch.Tensor]`, *optional*): banks of normal images, as in the method's `forward`.
     """
 
     def __init__(
         self,
-        model: FrozenCLIPPreTrainedModel,
+        model: PreTrainedModel,
         product_name: str | None = None,
         references: Mapping[str, torch.Tensor] | None = None,
     ):
