@@ -117,10 +117,10 @@ class GoldenFolder:
     def method(self) -> str:
         """Return the method's name."""
         if "method" in self.config:
-            return self.config["method"]
+            return _checker_named(self.config["method"])
         title = re.match(r"\s*# *(\w+)", self.readme)
         own = [method for name, method in TELLTALES.items() if name in self.expected]
-        return next((name for name in (title and title[1], *own) if name), self.path.name)
+        return _checker_named(next((name for name in (title and title[1], *own) if name), self.path.name))
 
     def checker(self) -> Callable[["GoldenFolder"], dict[str, Quantity]]:
         """Return the method's `check`."""
@@ -359,6 +359,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     status = 0
     for path in parser.parse_args(arguments).folders:
+        if not (path / "config.json").is_file():
+            print(f"{path}\n  not a golden folder: it has no config.json  FAIL")
+            status = 1
+            continue
         print(f"{path} ({GoldenFolder(path).method})")
         try:
             for name, difference, tolerance, ok in compare(path):
@@ -369,6 +373,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"  {type(error).__name__}: {error}  FAIL")
             status = 1
     return status
+
+
+def _checker_named(name: str) -> str:
+    """Return the checker that a name such as "AnomalyCLIP" or "april-gan_few_shot" stands for, or the name itself."""
+
+    def letters(text: str) -> str:
+        return re.sub(r"[\W_]", "", text).lower()
+
+    return max((each for each in CHECKERS if letters(name).startswith(letters(each))), key=len, default=name)
 
 
 def _find_checkers() -> dict[str, Callable[[GoldenFolder], dict[str, Quantity]]]:
