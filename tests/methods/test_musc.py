@@ -147,3 +147,21 @@ def test_the_command_line_uses_the_settings_of_the_model(tmp_path):
     run("predict", tmp_path / "images", *options, "--together")
     settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
     assert settings["together"]["degrees"] == [1, 3]
+
+
+def test_the_command_line_evaluates_it(tmp_path):
+    model = tiny_method("musc")
+    save_parts(tmp_path / "model", complete_parts(model, tokenizer=model.tokenizer))
+    for number, row in enumerate(make_records(8)):
+        kind = "bad" if row["label"] else "good"
+        for folder, image in (("test", row["image"]), ("ground_truth", row["mask"])):
+            if image is not None:
+                path = tmp_path / "data" / "nut" / folder / kind / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.save(path)
+    dataset = f"folder={tmp_path / 'data'}"
+    method = f"musc={tmp_path / 'model'}"
+    done = run("evaluate", "--method", method, "--dataset", dataset, "--num-workers", 0, "-o", tmp_path / "out")
+    assert "MuSc folder" in done.stdout and "nothing is trained" in done.stdout
+    values = json.loads((tmp_path / "out" / "methods.json").read_text())["methods"]["musc"]
+    assert values["learned_parameters"] == 0 and values["seconds_per_image"] > 0
