@@ -77,6 +77,10 @@ def workplace(tmp_path_factory):
                 path = folder / "sorted" / "part" / "test" / kind / f"{index:03d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 sample.image.save(path)
+            # another picture for training, since references are drawn from the training images
+            path = folder / "sorted" / "part" / "train" / "good" / f"{index:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            render_sample(products[0], 1, 200 + index, 96).image.save(path)
             path = folder / "sorted" / "part" / "ground_truth" / "broken" / f"{index:03d}_mask.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             bad.mask.save(path)

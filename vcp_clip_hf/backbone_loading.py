@@ -3,7 +3,7 @@
 import copy
 import logging as pylogging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = [
     "BACKBONE_PREFIX",
     "FROZEN_PREFIXES",
     "HUB_ARGUMENTS",
+    "LEARNED_MODULES",
     "backbone_location",
     "check_backbone",
     "check_model_type",
@@ -57,11 +58,8 @@ FROZEN_PREFIXES = (BACKBONE_PREFIX, "frozen_")
 # Arguments of `from_pretrained` that locate files, as opposed to those that say how the model is built
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
-# The learned part is small: quantizing it saves little memory and costs accuracy. The last two are other methods'
-_LEARNED_MODULES = (
-    *("pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp", "image_head"),
-    *("adapters", "prompts"),
-)
+# VCP-CLIP's learned part is small: quantizing it saves little memory and costs accuracy
+LEARNED_MODULES = ("pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp", "image_head")
 # Names that the quantization methods use for their list of skipped modules
 _KEPT_MODULES_FIELDS = ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules")
 
@@ -370,9 +368,13 @@ def check_backbone(config: FrozenCLIPConfig, clip_config: CLIPConfig, source: st
         )
 
 
-def quantize_backbone_only(quantization_config: Any) -> Any:
+def quantize_backbone_only(quantization_config: Any, learned_modules: Collection[str] = LEARNED_MODULES) -> Any:
     """
     Return a copy of a `quantization_config` of transformers (object or dictionary) that also skips the learned part.
+
+    Args:
+        quantization_config: configuration of any quantization method.
+        learned_modules (`Collection[str]`, *optional*, defaults to VCP-CLIP's): names of the learned modules.
     """
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
@@ -380,5 +382,5 @@ def quantize_backbone_only(quantization_config: Any) -> Any:
     for name in _KEPT_MODULES_FIELDS:
         if hasattr(changed, name):
             kept = getattr(changed, name) or []
-            setattr(changed, name, [*kept, *(module for module in _LEARNED_MODULES if module not in kept)])
+            setattr(changed, name, [*kept, *(module for module in learned_modules if module not in kept)])
     return changed

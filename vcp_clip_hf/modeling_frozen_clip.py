@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 from .backbone_loading import (
     BACKBONE_PREFIX,
     HUB_ARGUMENTS,
+    LEARNED_MODULES,
     check_backbone,
     check_model_type,
     fields_on_backbone,
@@ -59,6 +60,8 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["VCPCLIPVisionEmbeddings"]
+    # Modules that are not quantized
+    _learned_modules = LEARNED_MODULES
     # The loss is a mean over the batch, whatever the keyword arguments of `forward`: Trainer must divide it itself
     accepts_loss_kwargs = False
 
@@ -118,7 +121,7 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         kwargs["use_safetensors"] = True
         check_dtype(kwargs.get("dtype"))
         if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"])
+            kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"], cls._learned_modules)
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         loaded = cls._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
         # Loading makes new parameters, which require gradients again

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.methods.golden import EOS, GoldenFolder, Quantity, adam_steps
+from tests.methods.golden import ATTENTION, EOS, GoldenFolder, Quantity, adam_steps
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 from vcp_clip_hf.losses import dice_loss, focal_loss
 from vcp_clip_hf.methods import AnomalyCLIPModel
@@ -29,6 +29,7 @@ def make_model(folder: GoldenFolder) -> AnomalyCLIPModel:
     rows = [row[: row.index(EOS) + 1] for row in folder.expected["input_ids"].tolist()]
     model = AnomalyCLIPModel.from_clip(
         folder.clip,
+        attn_implementation=ATTENTION,
         image_size=config["image_size"],
         feature_layers=config["feature_layers"],
         dpam_layer=config["dpam_layer"],

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tests.methods.golden import GoldenFolder, Quantity, RecordedTokenizer
+from tests.methods.golden import ATTENTION, GoldenFolder, Quantity, RecordedTokenizer
 from vcp_clip_hf.methods import AnoVLModel
 from vcp_clip_hf.methods.image_views import augmented_views
 from vcp_clip_hf.methods.test_time_adaptation import AdaptationNumbers
@@ -29,6 +29,7 @@ def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer) -> AnoVLModel
     shared = config["inds_temp"]
     return AnoVLModel.from_clip(
         folder.clip,
+        attn_implementation=ATTENTION,
         tokenizer=tokenizer,
         image_size=config["image_size"],
         feature_layers=config["feature_layers"],

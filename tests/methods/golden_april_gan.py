@@ -8,7 +8,7 @@ import json
 import torch
 from torch import nn
 
-from tests.methods.golden import GoldenFolder, Quantity, RecordedTokenizer, adam_steps
+from tests.methods.golden import ATTENTION, GoldenFolder, Quantity, RecordedTokenizer, adam_steps
 from vcp_clip_hf.losses import dice_loss, focal_loss
 from vcp_clip_hf.methods import AprilGANModel
 from vcp_clip_hf.methods.patch_adapters import upsample
@@ -42,6 +42,7 @@ def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer) -> AprilGANMo
         fields["templates"] = words["templates"]
     model = AprilGANModel.from_clip(
         folder.clip,
+        attn_implementation=ATTENTION,
         tokenizer=tokenizer,
         image_size=config["image_size"],
         feature_layers=config["feature_layers"],

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from tests.methods.golden import GoldenFolder, Quantity, RecordedTokenizer
+from tests.methods.golden import ATTENTION, GoldenFolder, Quantity, RecordedTokenizer
 from vcp_clip_hf.methods import ClipADModel
 from vcp_clip_hf.methods.representative_vectors import dbscan_labels, representative_vector
 
@@ -34,6 +34,7 @@ def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer, use_adapters:
     eps, min_samples = DBSCAN.get(config["dataset"], DBSCAN["mvtec"])
     model = ClipADModel.from_clip(
         folder.clip,
+        attn_implementation=ATTENTION,
         tokenizer=tokenizer,
         image_size=config["image_size"],
         feature_layers=config["feature_layers"],

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.methods.golden import EOS, GoldenFolder, Quantity, RecordedTokenizer, adam_steps
+from tests.methods.golden import ATTENTION, EOS, GoldenFolder, Quantity, RecordedTokenizer, adam_steps
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 from vcp_clip_hf.losses import dice_loss, focal_loss
 from vcp_clip_hf.methods import CoCoOpModel
@@ -28,6 +28,7 @@ def make_model(folder: GoldenFolder) -> CoCoOpModel:
     ids = folder.expected["input_ids"]
     model = CoCoOpModel.from_clip(
         folder.clip,
+        attn_implementation=ATTENTION,
         image_size=config["image_size"],
         feature_layers=config["feature_layers"],
         num_context_tokens=num_context,

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tests.methods.golden import GoldenFolder, Quantity
+from tests.methods.golden import ATTENTION, GoldenFolder, Quantity
 from vcp_clip_hf.methods import MuScModel
 from vcp_clip_hf.mutual_scoring import lnamd, patch_scores, raise_to_image, rscin
 
@@ -14,6 +14,7 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
     layers, degrees, neighbors = config["feature_layers"], config["r_list"], config["rscin_k"]
     model = MuScModel.from_clip(
         folder.clip,
+        attn_implementation=ATTENTION,
         image_size=config["image_size"],
         feature_layers=layers,
         degrees=degrees,

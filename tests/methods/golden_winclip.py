@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tests.methods.golden import GoldenFolder, Quantity, RecordedTokenizer
+from tests.methods.golden import ATTENTION, GoldenFolder, Quantity, RecordedTokenizer
 from vcp_clip_hf.methods import WinCLIPModel
 from vcp_clip_hf.methods.windows import window_index
 
@@ -26,6 +26,7 @@ def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer) -> WinCLIPMod
     config = folder.config
     return WinCLIPModel.from_clip(
         folder.clip,
+        attn_implementation=ATTENTION,
         tokenizer=tokenizer,
         image_size=config["image_size"],
         scales=config["scales"],

@@ -296,6 +296,13 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
         Other.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("model_type", METHODS)
+def test_the_learned_part_is_known_by_its_name(model_type):
+    model = tiny_method(model_type)
+    learned = {name.split(".")[0] for name, _ in model.named_parameters() if "." in name} - {"clip"}
+    assert learned <= set(model._learned_modules)
+
+
 def test_a_method_stands_for_its_clip(tmp_path):
     former = tiny_method()
     former.save_pretrained(tmp_path)

@@ -67,6 +67,12 @@ def test_an_unknown_quantity_is_not_passed_over(copy, capsys):
     assert "something_new" in capsys.readouterr().out
 
 
+def test_a_folder_that_cannot_be_compared_does_not_end_the_run(copy, capsys):
+    (copy / "learned.safetensors").unlink()
+    assert main([str(copy), str(RIVALS / "winclip")]) == 1
+    assert "zero_shot.anomaly_map" in capsys.readouterr().out
+
+
 def test_prompts_in_another_order_fail(copy):
     expected = load_file(copy / "expected.safetensors")
     change(copy, input_ids_bottle=expected["input_ids_bottle"].flip(0))

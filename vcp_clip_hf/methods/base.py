@@ -89,6 +89,8 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
 
     config: AnomalyMethodConfig
 
+    _learned_modules = ("adapters", "prompts")
+
     def __init__(self, config: AnomalyMethodConfig):
         super().__init__(config)
         self.clip = self._make_clip()

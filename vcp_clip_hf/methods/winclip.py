@@ -251,15 +251,7 @@ class WinCLIPModel(PromptEnsembleModel):
         Args:
             embeddings ([`WinCLIPEmbeddings`]): result of `embed_windows`.
             references (`Mapping[str, torch.Tensor]`): banks of unit vectors by the names of `reference_tokens`.
-
-        Raises:
-            ValueError: a bank is missing.
         """
-        if missing := [name for name in self.reference_banks() if name not in references]:
-            raise ValueError(
-                f"references has the banks {sorted(references)}, but {missing} are missing. Make them with"
-                " `reference_tokens` of a model with the same configuration."
-            )
         windows = {
             scale: nearest_distance(each, references[f"window_{scale}"]) / 2
             for scale, each in embeddings.windows.items()
