@@ -26,7 +26,7 @@ from vcp_clip_hf.reference_pictures import build_memory
 from vcp_clip_hf.references import ReferencedModel
 
 
-__all__ = ["balanced_weight", "crops_of", "main", "measure"]
+__all__ = ["balanced_weight", "crops_of", "main", "make_parser", "measure"]
 
 METRICS = ("pixel_auroc", "pixel_ap", "image_auroc")
 
@@ -70,8 +70,8 @@ def measure(
     return evaluator.compute()["mean"], float(np.median(weights))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure each choice, and print a line for it."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with photographs of materials")
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
@@ -80,7 +80,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--neighborhood", type=int, nargs="+", default=[1, 3], help="neighborhoods to try")
     parser.add_argument("--num_references", type=int, default=4)
     parser.add_argument("--num_tested", type=int, default=12)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure each choice, and print a line for it."""
+    options = make_parser().parse_args(arguments)
     files = sorted(options.photos / path for path in find_images(options.photos)[0])
     photos = [files[index] for index in np.linspace(0, len(files) - 1, min(options.num_photos, len(files)), dtype=int)]
     config = AutoModel.from_pretrained(options.model).config
