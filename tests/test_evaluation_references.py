@@ -15,9 +15,13 @@ from tests.evaluation_run import run
 from tests.training_run import make_records
 from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
 from vcp_clip_hf.cli import main as vcp_clip
+from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.evaluation_references import ReferenceDraw, draw_references, over_draws
-from vcp_clip_hf.evaluation_report import EvaluationReport
+from vcp_clip_hf.evaluation_report import EvaluationProtocol, EvaluationReport
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
+
+
+IMAGE_LEVEL = EvaluationProtocol(metrics=("image_auroc",))
 
 
 def records(counts, split="test"):
@@ -151,6 +155,49 @@ def test_tables_show_deviations_and_where_references_are_from(report, tmp_path):
 def test_sheets_show_the_first_draw(tmp_path):
     report = run(references=ReferenceDraw(1, (0, 1)), sheets_dir=tmp_path)
     assert len(list((tmp_path / "squares").iterdir())) == len(report.results["squares"]["per_product"])
+
+
+# --- images that are references themselves ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return tiny_model().eval()
+
+
+@pytest.fixture(scope="module")
+def processor(model):
+    return VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=1.0)
+
+
+@pytest.fixture(scope="module")
+def squares():
+    return make_records(12).map(lambda row: {"product": "one"})
+
+
+def test_stored_references_are_left_out(model, processor, squares):
+    pipe = AnomalySegmentationPipeline(model=model, image_processor=processor)
+    normal = [index for index, label in enumerate(squares["label"]) if label == 0]
+    memory = pipe.set_references([squares[index]["image"] for index in normal[:2]])
+    others = squares.select([index for index in range(len(squares)) if index not in normal[:2]])
+    report = evaluate(model, processor, {"squares": squares}, IMAGE_LEVEL, batch_size=3, references=memory)
+    expected = evaluate(model, processor, {"squares": others}, IMAGE_LEVEL, references=memory)
+    assert report.results["squares"]["mean"] == pytest.approx(expected.results["squares"]["mean"])
+    assert report.results["squares"]["counts"] == expected.results["squares"]["counts"]
+    assert "Left out, because they are references: 2 of the images." in report.to_text()
+    assert "Left out" not in expected.to_text()
+    again = EvaluationReport.from_dict(report.to_dict())
+    assert again.to_markdown() == report.to_markdown()
+    with pytest.raises(ValueError, match="All images to evaluate are references"):
+        evaluate(model, processor, {"squares": squares.select(normal[:2])}, IMAGE_LEVEL, references=memory)
+
+
+def test_training_images_that_are_evaluated_too_are_left_out(model, processor, squares):
+    draw, datasets = ReferenceDraw(2, (0, 1)), {"squares": squares}
+    report = evaluate(model, processor, datasets, IMAGE_LEVEL, references=draw, reference_pools=datasets)
+    assert report.results["squares"]["counts"]["one"]["images"] == 10
+    assert "2 of the images" in report.to_text()
 
 
 # --- the command line -----------------------------------------------------------------------------------------------

@@ -602,14 +602,12 @@ def evaluate(
             raise typer.BadParameter(f"--references stored: {model} has no references")
     elif parts.references is not None and draw is None:
         typer.echo("The references of this checkpoint are not used: --references stored uses them.", err=True)
-    accelerator = Accelerator()
+    accelerator, reading = Accelerator(), {"input_range": parts.image_processor.input_range}
     datasets = {}
     for entry in dataset:
         name, folder = _name_and_folder(entry)
         with accelerator.main_process_first():
-            datasets[name] = _load_dataset(
-                name, folder, split, products, input_range=parts.image_processor.input_range
-            )
+            datasets[name] = _load_dataset(name, folder, split, products, **reading)
     report = run(
         parts.model,
         parts.image_processor,
@@ -620,7 +618,11 @@ def evaluate(
         accelerator,
         sheets_dir=None if output is None else output / "sheets",
         references=draw,
-        reference_pools=_training_images(dataset, split, products, accelerator) if references else None,
+        reference_pools=(
+            None
+            if references in (None, "stored")
+            else _training_images(dataset, split, products, accelerator, **reading)
+        ),
     )
     if ablation is not None:
         report.settings["ablation"] = ablation
@@ -650,15 +652,16 @@ def _reference_draw(
 
 
 def _training_images(
-    dataset: list[str], split: str, products: list[str] | None, accelerator: "Accelerator"
+    dataset: list[str], split: str, products: list[str] | None, accelerator: "Accelerator", **options: Any
 ) -> dict[str, Any]:
-    """Return the training images of the datasets that have some, for references."""
+    """Return the training images of the datasets that have some, for references, unless they are evaluated too."""
     pools = {}
+    if re.search(r"\b(train|all)\b", split):
+        return pools
     for name, folder in map(_name_and_folder, dataset):
         # without a training split, references are drawn from the evaluated images
         with accelerator.main_process_first(), contextlib.suppress(ValueError):
-            if split != "train":
-                pools[name] = _load_dataset(name, folder, "train", products)
+            pools[name] = _load_dataset(name, folder, "train", products, **options)
     return pools
 
 

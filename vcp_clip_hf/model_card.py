@@ -380,6 +380,8 @@ def _references(facts: CheckpointFacts) -> str:
         f"- {escaped(memory.describe())}",
         f"- Turned and mirrored copies of each picture: {as_code(memory.settings.copies)}.",
     ]
+    if memory.settings.scale != 1:
+        lines.append(f"- Distances are multiplied by {memory.settings.scale:g} and limited to 1.")
     side = memory.settings.neighborhood
     if side > 1:
         lines.append(f"- Patch tokens are averaged over {side} x {side} patches.")
