@@ -277,7 +277,7 @@ def _usage_note(facts: CheckpointFacts) -> str:
             " imported first."
         )
     note = "The package vcp_clip_hf is required."
-    if facts.image_processor.threshold is None:
+    if facts.image_processor.threshold is None and not _judges_together(facts):
         note += " The threshold in the example is arbitrary; see below how to calibrate one."
     return note
 
@@ -526,6 +526,8 @@ def _paper(facts: CheckpointFacts) -> str:
 
 def _thresholds(facts: CheckpointFacts) -> str:
     processor = facts.image_processor
+    if _judges_together(facts):
+        return "A threshold is an argument of each call, because scores depend on the set of images."
     if processor.threshold is None and processor.image_threshold is None:
         return (
             "No threshold is set, so results have maps and scores, but neither masks nor labels. Calibrate a threshold"

@@ -155,6 +155,7 @@ def test_saved_and_loaded_the_results_are_equal(tmp_path):
     assert type(parts.model) is type(model) and parts.model.config.rescore_neighbors == [1, 4]
     card = (tmp_path / "README.md").read_text()
     assert "inspect.segment_together(" in card and "one set of images" in card and "tile" not in card
+    assert "calibrate" not in card
     again = AutoModel.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
     one, other = (tiny_of(each).segment_together(images, progress=False) for each in (model, parts.model))
