@@ -109,7 +109,8 @@ def build_memory(
     tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
     builder = MemoryBuilder(settings)
     bar = tqdm(images, desc="references", unit="image", disable=not progress)
-    views = _views(_readable(bar, image_processor, on_error, reading), settings, tiling)
+    unreadable: list[tuple[str, str]] = []
+    views = _views(_readable(bar, image_processor, on_error, reading, unreadable), settings, tiling)
     # tiles are squashed to the model's size, as `segment_tiles` does
     resize_mode = image_processor.resize_mode if tiling is None else "squash"
     for batch in _batches(views, batch_size, resize_mode == "keep_ratio"):
@@ -131,6 +132,7 @@ def build_memory(
         source=source,
         conditions=image_conditions(image_processor, tiling),
         tower=tower_weights(model),
+        unreadable=unreadable,
     )
 
 
@@ -168,17 +170,21 @@ def _refuse_settings(model: PreTrainedModel, **settings: Any) -> None:
 
 
 def _readable(
-    images: Sequence[ImageLike], image_processor: VCPCLIPImageProcessor, on_error: str, reading: dict[str, Any]
+    images: Sequence[ImageLike],
+    image_processor: VCPCLIPImageProcessor,
+    on_error: str,
+    reading: dict[str, Any],
+    unreadable: list[tuple[str, str]],
 ) -> Iterator[tuple[str, Image.Image]]:
-    """Yield digest and picture of every image that can be read, each picture once."""
-    seen, errors, duplicates = set(), [], 0
+    """Yield digest and picture of every image that can be read, each picture once; add the others to `unreadable`."""
+    seen, duplicates = set(), 0
     for image in images:
         try:
             picture = _load(image, image_processor, reading)
         except (ValueError, TypeError, OSError) as error:
             if on_error == "raise":
                 raise
-            errors.append(str(error))
+            unreadable.append((_named(image), str(error)))
             continue
         digest = picture_digest(picture)
         if digest in seen:
@@ -186,12 +192,18 @@ def _readable(
             continue
         seen.add(digest)
         yield digest, picture
-    if errors and not seen:
-        raise ValueError(f"None of the references could be read: {'; '.join(errors)}")
-    if errors:
-        logger.warning(f"{len(errors)} references could not be read and are left out: {'; '.join(errors)}")
+    messages = "; ".join(message for _, message in unreadable)
+    if unreadable and not seen:
+        raise ValueError(f"None of the references could be read: {messages}")
+    if unreadable:
+        logger.warning(f"References that could not be read and are left out: {len(unreadable)}: {messages}")
     if duplicates:
-        logger.warning(f"{duplicates} references are copies of others, pixel by pixel, and are left out.")
+        logger.warning(f"References that are copies of others, pixel by pixel, and are left out: {duplicates}")
+
+
+def _named(image: ImageLike) -> str:
+    """Return the path of an image, or its kind."""
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else type(image).__name__
 
 
 def _load(image: ImageLike, image_processor: VCPCLIPImageProcessor, reading: dict[str, Any]) -> Image.Image:

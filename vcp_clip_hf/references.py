@@ -285,6 +285,8 @@ class ReferenceMemory:
         conditions (`dict`, *optional*): settings of the images that the patches depend on, such as tiles.
         tower (`dict[str, float]`, *optional*): one weight of each tensor of the image tower that computed the tokens,
             by which `check_tower` recognizes another tower.
+        unreadable (`list[tuple[str, str]]`, *optional*): image and message of each picture that was left out because
+            it could not be read; not saved.
 
     Raises:
         ValueError: the shapes of a layer do not fit, or the weight is out of range.
@@ -299,6 +301,7 @@ class ReferenceMemory:
     source: str = ""
     conditions: dict[str, Any] = field(default_factory=dict)
     tower: dict[str, float] = field(default_factory=dict)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self):
         self.weight = check_weight(self.weight)
@@ -508,7 +511,9 @@ def tower_weights(model: nn.Module) -> dict[str, float]:
     return weights
 
 
-_FACTS = [each.name for each in fields(ReferenceMemory) if each.name not in ("banks", "rows_of", "settings")]
+_FACTS = [
+    each.name for each in fields(ReferenceMemory) if each.name not in ("banks", "rows_of", "settings", "unreadable")
+]
 
 
 def check_weight(weight: float) -> float:
