@@ -1,4 +1,7 @@
-"""Linear maps of the patch tokens, one for each feature layer, as APRIL-GAN introduced them."""
+"""Linear maps of the patch tokens, one for each feature layer (introduced by APRIL-GAN), and comparisons with text.
+
+Shapes: K feature layers, E the joint width.
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +9,7 @@ import torch
 from torch import nn
 
 
-__all__ = ["PatchAdapters", "image_logits", "patch_logits", "upsample"]
+__all__ = ["PatchAdapters", "abnormal_probability", "image_logits", "patch_logits", "upsample"]
 
 
 class PatchAdapters(nn.Module):
@@ -43,7 +46,7 @@ def patch_logits(
     features: Sequence[torch.Tensor], text_embeds: torch.Tensor, scale: torch.Tensor | float
 ) -> torch.Tensor:
     """
-    Return abnormal minus normal logit of every patch. The sigmoid of it is the softmax over both states.
+    Return the abnormal minus the normal logit of every patch. Its sigmoid is the softmax over both states.
 
     Args:
         features (`Sequence[torch.Tensor]`): K tensors `(batch_size, num_patches, projection_dim)`, not normalized.
@@ -74,9 +77,25 @@ def image_logits(image_embeds: torch.Tensor, text_embeds: torch.Tensor, scale: t
     return scale * cosines.squeeze(1).float()
 
 
+def abnormal_probability(embeds: torch.Tensor, text_embeds: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """
+    Return the probability of the abnormal state at each position: the softmax of both cosines, in float32.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(batch_size, positions, E)`): embeddings, not normalized.
+        text_embeds (`torch.Tensor` of shape `(batch_size, 2, E)`): L2-normalized, normal first.
+        temperature (`float`, *optional*, defaults to 1): divisor of the cosines.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, positions)`, in [0, 1].
+    """
+    cosines = nn.functional.normalize(embeds.float(), dim=-1) @ text_embeds.float().mT
+    return (cosines / temperature).softmax(dim=-1)[..., 1]
+
+
 def upsample(values: torch.Tensor, grid: tuple[int, int], size: tuple[int, int], align_corners: bool) -> torch.Tensor:
     """
-    Upsample values of patches to pixels, bilinear.
+    Upsample values of patches to pixels by bilinear interpolation.
 
     Args:
         values (`torch.Tensor` of shape `(batch_size, channels, num_patches)`): patches row by row.
