@@ -421,6 +421,8 @@ def test_references_among_other_images_are_left_out(pipe, warned):
     labels = [0, 0, 1, 0, 1, 0]
     by_f1 = pipe.calibrate([NORMAL[0], *NEW, NORMAL[2]], labels=labels)
     assert by_f1.threshold == pipe.calibrate(NEW, labels=labels[1:5]).threshold and by_f1.num_images == 4
+    with pytest.raises(ValueError, match="Without the references, all of these images have the same label"):
+        pipe.calibrate([*NORMAL, *NEW], labels=[0] * 4 + [1] * 4)
     with pytest.raises(ValueError, match="Expected one label for each of 6 images, got 5"):
         pipe.calibrate([NORMAL[0], *NEW, NORMAL[2]], labels=labels[1:])
 

@@ -877,6 +877,12 @@ class AnomalySegmentationPipeline(Pipeline):
                 " calibration."
             )
             labels = labels if labels is None else [labels[index] for index in others]
+            if labels is not None and len(set(labels)) == 1:
+                raise ValueError(
+                    "Without the references, all of these images have the same label. For the best F1, give other"
+                    " normal images and images with defects; from normal images alone, calibrate without labels"
+                    " (without --defects on the command line)."
+                )
         return _chosen(images, others), labels, False
 
     def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
