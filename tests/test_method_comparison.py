@@ -15,6 +15,7 @@ from vcp_clip_hf.checkpoint_facts import write_training_facts
 from vcp_clip_hf.checkpoint_folder import CheckpointParts, complete_parts, load_parts, save_parts
 from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.evaluation_references import ReferenceDraw
+from vcp_clip_hf.evaluation_report import paper_results
 from vcp_clip_hf.method_comparison import compare_methods, load_method, published_results
 from vcp_clip_hf.methods import AprilGANModel, ClipADConfig, WinCLIPConfig
 
@@ -190,6 +191,20 @@ def test_references_are_drawn_for_each_method_and_product():
     for name, result in table.results.items():
         assert result.report.settings["references"]["per_product"] == 1
         assert result.report.rows() != zero_shot.results[name].report.rows()
+
+
+def test_published_numbers_are_those_of_as_many_references():
+    products = list(paper_results()["products"]["visa"])
+    records = make_records(4 * len(products)).remove_columns("product")
+    records = records.add_column("product", [products[index // 4] for index in range(len(records))])
+    methods = {name: parts_of(tiny_method(name)) for name in ("winclip", "anovl")}
+    table = compare_methods(methods, {"visa": records}, progress=False, references=ReferenceDraw(1, seeds=(0,)))
+    value, source = table.results["winclip"].published["visa", "mean"]["image_auroc"]
+    assert value == 83.8 and "1-shot" in source
+    assert table.results["winclip"].notes[0] == "visa: nothing is trained."
+    # AnoVL has no few-shot mode, so its numbers are zero-shot, as published
+    assert table.results["anovl"].published["visa", "mean"]["pixel_auroc"][0] == 91.4
+    assert table.results["anovl"].notes[0] == "visa: zero-shot, nothing is trained."
 
 
 def test_few_shot_scores_of_april_gan_are_scaled_over_the_product(monkeypatch):

@@ -60,7 +60,8 @@ def evaluate(
 
     Args:
         model ([`VCPCLIPModel`] or a model with the same outputs, or another method):
-            Model, moved to the accelerator's device. Methods get the product of each record as its name.
+            Model, moved to the accelerator's device. Methods get the product of each record as its name; MuSc compares
+            all images of a product with each other.
         image_processor ([`VCPCLIPImageProcessor`]): image processor that makes its inputs and scores its outputs.
         datasets (`Mapping[str, Dataset]`):
             Name -> records as `load_anomaly_dataset` returns them (`image`, `mask`, `label`, `product`, `image_id`).

@@ -315,7 +315,7 @@ def compare_methods(
             others are zero-shot, with a note.
 
     Returns:
-        [`MethodComparison`]: with references, without published numbers, which are zero-shot.
+        [`MethodComparison`]: published numbers beside ours are those of as many references of each product.
     """
     pairs = methods.items() if isinstance(methods, Mapping) else methods
     results: dict[str, MethodResult] = {}
@@ -328,7 +328,6 @@ def compare_methods(
         report = evaluate(parts.model, parts.image_processor, datasets, protocol, sheets_dir=sheets, **of_method)
         results[name] = _result(parts, report)
         if few_shot:
-            results[name].published = {}
             results[name].notes.append(
                 report.describe_references() if supported else "zero-shot, since it has no few-shot mode."
             )
@@ -340,14 +339,13 @@ def compare_methods(
 def _result(parts: CheckpointParts, report: EvaluationReport) -> MethodResult:
     config, learned = parts.model.config, _num_learned(parts.model)
     training = read_training_facts(parts.model.name_or_path or "")
-    notes = []
+    references, notes = report.settings.get("references"), []
     for dataset, result in report.results.items():
         if learned:
             notes.append(overlap(training, "the checkpoint", dataset, result["per_product"]))
         else:
-            notes.append(f"{escaped(dataset)}: zero-shot, nothing is trained.")
+            notes.append(f"{escaped(dataset)}: {'zero-shot, ' if references is None else ''}nothing is trained.")
     published, paper = {}, paper_results()
-    references = report.settings.get("references")
     shots = 0 if references is None else references.get("per_product", -1)
     for row in report.rows():
         product = row["product"]

@@ -151,6 +151,7 @@ class AnomalySegmentationPipeline(Pipeline):
         weight: float | None = None,
         layers: Sequence[int] | None = None,
         neighborhood: int | None = None,
+        scale: float | None = None,
         copies: str = "none",
         max_patches: int = 10_000,
         source: str = "",
@@ -170,8 +171,9 @@ class AnomalySegmentationPipeline(Pipeline):
             weight (`float`, *optional*, defaults to `config.reference_weight`):
                 Weight of the memory's map, in [0, 1]: 0 is zero-shot, 1 the memory alone. `reference_weight` of a call
                 replaces it.
-            layers, neighborhood (*optional*, default to `config.reference_layers` and
-                `config.reference_neighborhood`), copies, max_patches (*optional*): see [`MemorySettings`].
+            layers, neighborhood, scale (*optional*, default to `config.reference_layers`,
+                `config.reference_neighborhood` and `config.reference_scale`), copies, max_patches (*optional*): see
+                [`MemorySettings`].
             source (`str`, *optional*): where the images are from, for the model card.
             progress (`bool`, *optional*, defaults to `False`): show a progress bar.
             kwargs: arguments of a call that say how images are read (`input_range`, `timeout`, `max_pixels`,
@@ -187,8 +189,10 @@ class AnomalySegmentationPipeline(Pipeline):
                 range, or a given memory belongs to another image tower. The former references stay.
         """
         if images is None or isinstance(images, ReferenceMemory):
-            idle = {"layers": layers, "neighborhood": neighborhood, "copies": copies, "max_patches": max_patches}
-            idle |= {"source": source, **kwargs} | ({"weight": weight} if images is None else {})
+            idle = {"layers": layers, "neighborhood": neighborhood, "scale": scale, "copies": copies}
+            idle |= {"max_patches": max_patches, "source": source, **kwargs} | (
+                {"weight": weight} if images is None else {}
+            )
             defaults = {"copies": "none", "max_patches": 10_000, "source": ""}
             for name, value in idle.items():
                 if value != defaults.get(name):
@@ -211,6 +215,7 @@ class AnomalySegmentationPipeline(Pipeline):
             weight=weight,
             layers=layers,
             neighborhood=neighborhood,
+            scale=scale,
             copies=copies,
             max_patches=max_patches,
             source=source,

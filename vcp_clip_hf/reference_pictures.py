@@ -58,6 +58,7 @@ def build_memory(
     weight: float | None = None,
     layers: Sequence[int] | None = None,
     neighborhood: int | None = None,
+    scale: float | None = None,
     copies: str = "none",
     max_patches: int = 10_000,
     source: str = "",
@@ -78,7 +79,7 @@ def build_memory(
         image_processor ([`VCPCLIPImageProcessor`]): image processor of the model.
         images (`Sequence[ImageLike]`): normal pictures; a second copy of the same picture is left out.
         weight (`float`, *optional*, defaults to `config.reference_weight`): weight of the memory's map.
-        layers, neighborhood (*optional*, default to the configuration's), copies, max_patches: see
+        layers, neighborhood, scale (*optional*, default to the configuration's), copies, max_patches: see
             [`MemorySettings`].
         source (`str`, *optional*): where the pictures are from, for the model card.
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
@@ -97,9 +98,9 @@ def build_memory(
     """
     own_banks = getattr(model, "reference_banks", None)
     if own_banks is None:
-        weight, settings = _memory_settings(model.config, weight, layers, neighborhood, max_patches, copies)
+        weight, settings = _memory_settings(model.config, weight, layers, neighborhood, scale, max_patches, copies)
     else:
-        _refuse_settings(model, weight=weight, layers=layers, neighborhood=neighborhood)
+        _refuse_settings(model, weight=weight, layers=layers, neighborhood=neighborhood, scale=scale)
         weight, settings = 1.0, MemorySettings(tuple(own_banks()), max_patches, copies=copies)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, 1 or more.")
@@ -140,6 +141,7 @@ def _memory_settings(
     weight: float | None,
     layers: Sequence[int] | None,
     neighborhood: int | None,
+    scale: float | None,
     max_patches: int,
     copies: str,
 ) -> tuple[float, MemorySettings]:
@@ -148,6 +150,7 @@ def _memory_settings(
         layers=tuple(config.memory_layers if layers is None else layers),
         max_patches=max_patches,
         neighborhood=config.reference_neighborhood if neighborhood is None else neighborhood,
+        scale=config.reference_scale if scale is None else scale,
         copies=copies,
     )
     depth = config.vision_config.num_hidden_layers

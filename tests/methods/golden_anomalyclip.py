@@ -23,21 +23,23 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
 
 def make_model(folder: GoldenFolder) -> AnomalyCLIPModel:
     """Return the method with the folder's settings and weights."""
-    config, learned = folder.config, folder.tensors("learned.safetensors")
+    learned = folder.tensors("learned.safetensors")
     deep = [learned[f"compound_prompts_text.{index}"] for index in range(_num_deep(learned))]
     num_context = learned["ctx_pos"].shape[-2]
     rows = [row[: row.index(EOS) + 1] for row in folder.expected["input_ids"].tolist()]
     model = AnomalyCLIPModel.from_clip(
         folder.clip,
         attn_implementation=ATTENTION,
-        image_size=config["image_size"],
-        feature_layers=config["feature_layers"],
-        dpam_layer=config["dpam_layer"],
+        image_size=folder.image_size,
         num_context_tokens=num_context,
         deep_prompt_depth=len(deep) + 1,
         **({"num_deep_prompt_tokens": len(deep[0])} if deep else {}),
-        temperature=config["temperature"],
-        local_loss_weight=config["lam"],
+        **folder.fields(
+            feature_layers="feature_layers",
+            dpam_layer="dpam_layer",
+            temperature="temperature",
+            local_loss_weight="lam",
+        ),
         normal_prompt_ids=[rows[0][0], *rows[0][1 + num_context :]],
         abnormal_prompt_ids=[rows[1][0], *rows[1][1 + num_context :]],
     )
@@ -88,7 +90,8 @@ def _maps(folder: GoldenFolder, model: AnomalyCLIPModel) -> dict[str, Quantity]:
     # The published map is a sum
     sums = {
         "anomaly_map": outputs.anomaly_map * num_layers,
-        "anomaly_map_smooth": gaussian_smooth(outputs.anomaly_map, folder.config["gaussian_sigma"]) * num_layers,
+        "anomaly_map_smooth": gaussian_smooth(outputs.anomaly_map, folder.config.get("gaussian_sigma", 4))
+        * num_layers,
     }
     return folder.quantities(got) | folder.quantities(sums, summed=num_layers)
 

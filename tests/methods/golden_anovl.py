@@ -26,21 +26,25 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
 def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer) -> AnoVLModel:
     """Return the method with the folder's settings and weights, and the authors' way with optimizers."""
     config = folder.config
-    shared = config["inds_temp"]
+    templates = {}
+    if "inds_temp" in config:
+        templates["object_templates"] = [*config["inds_temp"], *config["img_temp"], *config["mnf_temp"]]
+        templates["texture_templates"] = [*config["inds_temp"], *config["text_temp"], *config["surf_temp"]]
     return AnoVLModel.from_clip(
         folder.clip,
         attn_implementation=ATTENTION,
         tokenizer=tokenizer,
-        image_size=config["image_size"],
-        feature_layers=config["feature_layers"],
-        normal_states=config["state_normal"],
-        abnormal_states=config["state_anomaly"],
-        object_templates=[*shared, *config["img_temp"], *config["mnf_temp"]],
-        texture_templates=[*shared, *config["text_temp"], *config["surf_temp"]],
-        textures=config["texture_list"],
-        prompt_names=config["class_mapping"],
-        adaptation_steps=config["tta_steps"],
-        adaptation_learning_rate=config["tta_lr"],
+        image_size=folder.image_size,
+        **templates,
+        **folder.fields(
+            feature_layers="feature_layers",
+            normal_states="state_normal",
+            abnormal_states="state_anomaly",
+            textures="texture_list",
+            prompt_names="class_mapping",
+            adaptation_steps="tta_steps",
+            adaptation_learning_rate="tta_lr",
+        ),
         reset_optimizer=False,
     )
 

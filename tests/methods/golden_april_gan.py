@@ -11,6 +11,7 @@ from torch import nn
 from tests.methods.golden import ATTENTION, GoldenFolder, Quantity, RecordedTokenizer, adam_steps
 from vcp_clip_hf.losses import dice_loss, focal_loss
 from vcp_clip_hf.methods import AprilGANModel
+from vcp_clip_hf.methods.method import DEFAULT_PRODUCT
 from vcp_clip_hf.methods.patch_adapters import upsample
 
 
@@ -19,7 +20,7 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
     tokenizer = RecordedTokenizer(folder.clip.config.text_config.vocab_size)
     model = make_model(folder, tokenizer)
     num_images = len(folder.expected["pixel_values"])
-    names = folder.config.get("product_of_image") or [folder.config["class_name"]] * num_images
+    names = folder.config.get("product_of_image") or [folder.config.get("class_name", DEFAULT_PRODUCT)] * num_images
     quantities = {}
     for product in dict.fromkeys([*folder.config.get("products", []), *names]):
         quantities |= _text(folder, model, tokenizer, product)
@@ -35,7 +36,7 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
 def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer) -> AprilGANModel:
     """Return the method with the folder's settings and weights."""
     config, prompts = folder.config, folder.path / "prompts.json"
-    fields = {name: config[name] for name in ("normal_states", "abnormal_states", "templates") if name in config}
+    fields = folder.fields(normal_states="normal_states", abnormal_states="abnormal_states", templates="templates")
     if prompts.is_file():
         words = json.loads(prompts.read_text(encoding="utf-8"))
         fields = {"normal_states": words["normal"], "abnormal_states": words["abnormal"]}
@@ -44,10 +45,9 @@ def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer) -> AprilGANMo
         folder.clip,
         attn_implementation=ATTENTION,
         tokenizer=tokenizer,
-        image_size=config["image_size"],
-        feature_layers=config["feature_layers"],
+        image_size=folder.image_size,
         few_shot_layers=config.get("few_shot_features", config.get("memory_layers")),
-        logit_scale=config["logit_scale"],
+        **folder.fields(feature_layers="feature_layers", logit_scale="logit_scale"),
         **fields,
     )
     model.adapters.load_state_dict(folder.tensors("learned.safetensors") or folder.tensors("linear.safetensors"))

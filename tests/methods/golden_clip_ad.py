@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.methods.golden import ATTENTION, GoldenFolder, Quantity, RecordedTokenizer
 from vcp_clip_hf.methods import ClipADModel
+from vcp_clip_hf.methods.method import DEFAULT_PRODUCT
 from vcp_clip_hf.methods.representative_vectors import dbscan_labels, representative_vector
 
 
@@ -30,18 +31,19 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
 
 def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer, use_adapters: bool) -> ClipADModel:
     """Return the method with the folder's settings and weights."""
-    config = folder.config
-    eps, min_samples = DBSCAN.get(config["dataset"], DBSCAN["mvtec"])
+    eps, min_samples = DBSCAN[_dataset(folder)]
     model = ClipADModel.from_clip(
         folder.clip,
         attn_implementation=ATTENTION,
         tokenizer=tokenizer,
-        image_size=config["image_size"],
-        feature_layers=config["feature_layers"],
-        normal_states=config["normal_states"],
-        abnormal_states=config["abnormal_states"],
-        templates=config["templates"],
-        representative=config["rep_vec"],
+        image_size=folder.image_size,
+        **folder.fields(
+            feature_layers="feature_layers",
+            normal_states="normal_states",
+            abnormal_states="abnormal_states",
+            templates="templates",
+            representative="rep_vec",
+        ),
         dbscan_eps=eps,
         dbscan_min_samples=min_samples,
         use_adapters=use_adapters,
@@ -51,8 +53,17 @@ def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer, use_adapters:
     return model
 
 
+def _dataset(folder: GoldenFolder) -> str:
+    """Return the dataset whose settings hold: "visa" or "mvtec", in any spelling."""
+    return "visa" if "visa" in folder.config.get("dataset", "").lower() else "mvtec"
+
+
+def _product(folder: GoldenFolder) -> str:
+    return folder.config.get("class_name", DEFAULT_PRODUCT)
+
+
 def _text(folder: GoldenFolder, model: ClipADModel, tokenizer: RecordedTokenizer) -> dict[str, Quantity]:
-    product, expected = folder.config["class_name"], folder.expected
+    product, expected = _product(folder), folder.expected
     quantities, unit = {}, {}
     for state, sentences in zip(
         ("normal", "abnormal"), model.config.prompt_ensemble().sentences(product), strict=True
@@ -68,9 +79,11 @@ def _text(folder: GoldenFolder, model: ClipADModel, tokenizer: RecordedTokenizer
         kind, _, dataset = kind.partition("_") if kind.startswith("dbscan_") else (kind, "", "mvtec")
         vectors = [representative_vector(each, kind, *DBSCAN[dataset]) for each in unit.values()]
         quantities[name] = Quantity(expected[name], torch.stack(vectors))
-    kind = folder.config["rep_vec"]
-    name = f"text_embeds.{kind}_{folder.config['dataset']}" if kind == "dbscan" else f"text_embeds.{kind}"
-    return quantities | {f"{name}, model": Quantity(expected[name], model.text_embeds([product])[0])}
+    kind = model.config.representative
+    name = f"text_embeds.{kind}_{_dataset(folder)}" if kind == "dbscan" else f"text_embeds.{kind}"
+    if name in folder:
+        quantities[f"{name}, model"] = Quantity(expected[name], model.text_embeds([product])[0])
+    return quantities
 
 
 def _features(folder: GoldenFolder, model: ClipADModel) -> dict[str, Quantity]:
@@ -84,16 +97,16 @@ def _features(folder: GoldenFolder, model: ClipADModel) -> dict[str, Quantity]:
 
 def _similarity(folder: GoldenFolder, model: ClipADModel) -> torch.Tensor:
     pixel_values = folder.input("pixel_values")
-    text_embeds = model.text_embeds([folder.config["class_name"]] * len(pixel_values))
+    text_embeds = model.text_embeds([_product(folder)] * len(pixel_values))
     return model.similarity(model.two_paths(model.image_features(pixel_values)).surgery, text_embeds)
 
 
 def _maps(folder: GoldenFolder, model: ClipADModel, mode: str) -> dict[str, Quantity]:
-    outputs = model(folder.input("pixel_values"), folder.config["class_name"])
+    outputs = model(folder.input("pixel_values"), _product(folder))
     # The published map is a sum over layers; ours is moved to [0, 1]
     parts, num_layers = (2 if mode == "sdp" else 3), len(model.config.feature_layers)
     maps = num_layers * (parts * outputs.anomaly_map - 1)
-    sigma = folder.config[f"smoothing_{mode}"]
+    sigma = folder.config.get(f"smoothing_{mode}", 2 if (mode, _dataset(folder)) == ("sdp_plus", "visa") else 8)
     smoothed = torch.stack([torch.from_numpy(gaussian_filter(each.numpy(), sigma)) for each in maps])
     maxima = smoothed.flatten(1).amax(dim=1)
     found = {

@@ -6,6 +6,7 @@ from tests.methods.golden import ATTENTION, EOS, GoldenFolder, Quantity, Recorde
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 from vcp_clip_hf.losses import dice_loss, focal_loss
 from vcp_clip_hf.methods import CoCoOpModel
+from vcp_clip_hf.methods.method import DEFAULT_PRODUCT
 
 
 # Stands for each context vector in the authors' ids if no words are given: the word "X"
@@ -23,30 +24,34 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
 
 def make_model(folder: GoldenFolder) -> CoCoOpModel:
     """Return the method with the folder's settings and weights."""
-    config, learned = folder.config, folder.tensors("learned.safetensors")
+    learned, states = folder.tensors("learned.safetensors"), folder.config.get("state_words")
+    words = folder.config.get("ctx_init") or None
     num_context = len(learned["prompt_learner.ctx"])
     ids = folder.expected["input_ids"]
     model = CoCoOpModel.from_clip(
         folder.clip,
         attn_implementation=ATTENTION,
-        image_size=config["image_size"],
-        feature_layers=config["feature_layers"],
+        image_size=folder.image_size,
         num_context_tokens=num_context,
-        context_init=config["ctx_init"] or None,
-        **({"context_init_ids": ids[0, 1 : 1 + num_context].tolist()} if config["ctx_init"] else {}),
-        meta_net_reduction=config["meta_net_reduction"],
-        normal_state=config["state_words"][0],
-        abnormal_state=config["state_words"][1],
+        context_init=words,
+        **({"context_init_ids": ids[0, 1 : 1 + num_context].tolist()} if words else {}),
+        **folder.fields(feature_layers="feature_layers", meta_net_reduction="meta_net_reduction"),
+        **({"normal_state": states[0], "abnormal_state": states[1]} if states else {}),
     )
     # The stored ids have the initial words in the place of the context
     tokenizer = RecordedTokenizer(folder.clip.config.text_config.vocab_size)
-    product = config["product"].replace("_", " ")
-    words = torch.cat([ids[:, :1], ids[:, 1 + num_context :]], dim=1)
-    tokenizer.record([f"{state} {product}." for state in config["state_words"]], words)
+    product = _product(folder).replace("_", " ")
+    rows = torch.cat([ids[:, :1], ids[:, 1 + num_context :]], dim=1)
+    states = model.config.normal_state, model.config.abnormal_state
+    tokenizer.record([f"{state} {product}." for state in states], rows)
     model.tokenizer = tokenizer
     for name, parameter in parameters(model).items():
         parameter.data.copy_(learned[name])
     return model
+
+
+def _product(folder: GoldenFolder) -> str:
+    return folder.config.get("product", DEFAULT_PRODUCT)
 
 
 def parameters(model: CoCoOpModel) -> dict[str, torch.nn.Parameter]:
@@ -61,10 +66,10 @@ def parameters(model: CoCoOpModel) -> dict[str, torch.nn.Parameter]:
 def _text(folder: GoldenFolder, model: CoCoOpModel) -> dict[str, Quantity]:
     num_context = model.config.num_context_tokens
     ids = torch.zeros_like(folder.expected["input_ids"])
-    for row, own in zip(ids, model.prompt_ids(folder.config["product"]), strict=True):
+    for row, own in zip(ids, model.prompt_ids(_product(folder)), strict=True):
         own = [own[0], *(model.config.context_init_ids or [PLACEHOLDER] * num_context), *own[1:]]
         row[: len(own)] = torch.tensor(own)
-    outputs = model(folder.input("pixel_values"), folder.config["product"])
+    outputs = model(folder.input("pixel_values"), _product(folder))
     context = model.prompts(outputs.image_embeds)
     length = 1 + max(row.index(EOS) for row in ids.tolist())
     embeds = model.get_input_embeddings()(ids[:, :length]).repeat(len(context), 1, 1, 1)
@@ -90,7 +95,7 @@ def _image_side(folder: GoldenFolder, model: CoCoOpModel) -> dict[str, Quantity]
 
 
 def _maps(folder: GoldenFolder, model: CoCoOpModel) -> dict[str, Quantity]:
-    pixel_values, product = folder.input("pixel_values"), folder.config["product"]
+    pixel_values, product = folder.input("pixel_values"), _product(folder)
     outputs = model(pixel_values, product, output_layer_maps=True)
     got = {
         "layer_maps": outputs.layer_maps.transpose(0, 1),
@@ -106,7 +111,7 @@ def _maps(folder: GoldenFolder, model: CoCoOpModel) -> dict[str, Quantity]:
 
 def _losses(folder: GoldenFolder, model: CoCoOpModel) -> dict[str, Quantity]:
     masks = folder.input("masks")
-    outputs = model(folder.input("pixel_values"), folder.config["product"], labels=masks, output_layer_maps=True)
+    outputs = model(folder.input("pixel_values"), _product(folder), labels=masks, output_layer_maps=True)
     got = {"loss": outputs.loss}
     for name, loss in (("focal_per_layer", focal_loss), ("dice_per_layer", dice_loss)):
         got[name] = torch.stack([loss(maps, masks) for maps in outputs.layer_maps.unbind(dim=1)])
@@ -114,6 +119,6 @@ def _losses(folder: GoldenFolder, model: CoCoOpModel) -> dict[str, Quantity]:
 
 
 def _training(folder: GoldenFolder, model: CoCoOpModel) -> dict[str, Quantity]:
-    pixel_values, masks, product = folder.input("pixel_values"), folder.input("masks"), folder.config["product"]
+    pixel_values, masks, product = folder.input("pixel_values"), folder.input("masks"), _product(folder)
     model.train()
     return adam_steps(folder, parameters(model), lambda: model(pixel_values, product, labels=masks).loss)

@@ -11,15 +11,16 @@ from vcp_clip_hf.mutual_scoring import lnamd, patch_scores, raise_to_image, rsci
 def check(folder: GoldenFolder) -> dict[str, Quantity]:
     """Return every stored quantity with ours, each computed from our own earlier ones."""
     config, pixel_values = folder.config, folder.input("pixel_values")
-    layers, degrees, neighbors = config["feature_layers"], config["r_list"], config["rscin_k"]
     model = MuScModel.from_clip(
         folder.clip,
         attn_implementation=ATTENTION,
-        image_size=config["image_size"],
-        feature_layers=layers,
-        degrees=degrees,
-        interval=config["interval"],
-        rescore_neighbors=neighbors,
+        image_size=folder.image_size,
+        **folder.fields(
+            feature_layers="feature_layers", degrees="r_list", interval="interval", rescore_neighbors="rscin_k"
+        ),
+    )
+    layers, degrees, neighbors = (
+        getattr(model.config, name) for name in ("feature_layers", "degrees", "rescore_neighbors")
     )
     scoring = model.config.mutual_scoring()
     with torch.no_grad():

@@ -5,6 +5,7 @@ from torch import nn
 
 from tests.methods.golden import ATTENTION, GoldenFolder, Quantity, RecordedTokenizer
 from vcp_clip_hf.methods import WinCLIPModel
+from vcp_clip_hf.methods.method import DEFAULT_PRODUCT
 from vcp_clip_hf.methods.windows import window_index
 
 
@@ -23,22 +24,23 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
 
 def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer) -> WinCLIPModel:
     """Return the method with the folder's settings and weights."""
-    config = folder.config
     return WinCLIPModel.from_clip(
         folder.clip,
         attn_implementation=ATTENTION,
         tokenizer=tokenizer,
-        image_size=config["image_size"],
-        scales=config["scales"],
-        temperature=config["temperature"],
-        normal_states=config["normal_states"],
-        abnormal_states=config["anomalous_states"],
-        templates=config["templates"],
+        image_size=folder.image_size,
+        **folder.fields(
+            scales="scales",
+            temperature="temperature",
+            normal_states="normal_states",
+            abnormal_states="anomalous_states",
+            templates="templates",
+        ),
     )
 
 
 def _text(folder: GoldenFolder, model: WinCLIPModel, tokenizer: RecordedTokenizer) -> dict[str, Quantity]:
-    product = folder.config["class_name"]
+    product = folder.config.get("class_name", DEFAULT_PRODUCT)
     normal, abnormal = model.config.prompt_ensemble().sentences(product)
     ids = tokenizer.record([*normal, *abnormal], folder.expected["input_ids"])
     embeds = [model.encode_sentences(each) for each in (normal, abnormal)]
@@ -64,7 +66,7 @@ def _embeddings(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity
 
 
 def _zero_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
-    pixel_values, product = folder.input("pixel_values"), folder.config["class_name"]
+    pixel_values, product = folder.input("pixel_values"), folder.config.get("class_name", DEFAULT_PRODUCT)
     embeddings = model.embed_windows(model.image_features(pixel_values))
     scores = model.compare_with_text(embeddings, model.text_embeds([product] * len(pixel_values)))
     outputs = model(pixel_values, product)
@@ -83,7 +85,7 @@ def _few_shot(folder: GoldenFolder, model: WinCLIPModel) -> dict[str, Quantity]:
     banks = {bank: nn.functional.normalize(each.flatten(0, 1), dim=-1) for bank, each in tokens.items()}
     pixel_values = folder.input("pixel_values")
     scores = model.compare_with_references(model.embed_windows(model.image_features(pixel_values)), banks)
-    outputs = model(pixel_values, folder.config["class_name"], references=banks)
+    outputs = model(pixel_values, folder.config.get("class_name", DEFAULT_PRODUCT), references=banks)
     found = {
         "patch_scores": scores.patches,
         "association_map": scores.grid_map,

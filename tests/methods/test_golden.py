@@ -1,5 +1,6 @@
 """Our methods equal the authors' numbers, and the checker finds what differs."""
 
+import json
 import shutil
 
 import pytest
@@ -105,3 +106,48 @@ def test_the_recorded_tokenizer_knows_its_sentences_only():
     assert tokenizer(["a flawless"]).input_ids == [[5, 7, 8]]
     with pytest.raises(KeyError, match="a bolt"):
         tokenizer(["a bolt"])
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("WinCLIP+", "winclip"),
+        ("clip-ad, SDP+", "clip_ad"),
+        ("VAND-APRIL-GAN few_shot", "april_gan"),
+        ("Anomaly_CLIP", "anomalyclip"),
+    ],
+)
+def test_a_method_is_recognized_in_any_spelling(tmp_path, name, method):
+    (tmp_path / "config.json").write_text(json.dumps({"method": name}))
+    assert GoldenFolder(tmp_path).method == method
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text(f"# {name}\n\nNumbers of the authors' code.\n")
+    assert GoldenFolder(tmp_path).method == method
+
+
+def test_an_unknown_name_falls_back_to_the_stored_tensors(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "method": "ours, b"}))
+    (copy / "README.md").write_text("# Model b\n")
+    change(copy, few_shot_layer_maps=torch.zeros(1))
+    assert GoldenFolder(copy).method == "april_gan"
+
+
+@pytest.mark.parametrize(
+    ("folder", "keys"),
+    [
+        ("anomalyclip", ["image_size", "temperature", "lam", "gaussian_sigma"]),
+        ("april_gan", ["image_size", "logit_scale"]),
+        ("clip_ad", ["dataset", "rep_vec", "smoothing_sdp", "templates", "class_name"]),
+        ("musc", ["image_size", "r_list", "rscin_k", "interval", "divide_num"]),
+        ("winclip", ["image_size", "scales", "temperature", "templates"]),
+    ],
+)
+def test_a_setting_that_is_not_stated_is_the_published_one(tmp_path, folder, keys):
+    copy = shutil.copytree(RIVALS / folder, tmp_path / folder)
+    config = json.loads((copy / "config.json").read_text())
+    for key in keys:
+        config.pop(key)
+    config["class_name"] = config.get("class_name", "bottle")
+    (copy / "config.json").write_text(json.dumps(config))
+    assert all(ok for *_, ok in compare(copy))

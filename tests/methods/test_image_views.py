@@ -60,3 +60,10 @@ def test_rotations_and_shifts(view, angle, shift):
 def test_images_that_are_not_square_are_refused():
     with pytest.raises(ValueError, match="square"):
         augmented_views(pixels(1, 16, 24))
+
+
+def test_half_precision_moves_no_sample():
+    images = pixels(1, 224, 224)
+    views = augmented_views(images.bfloat16())
+    assert views.dtype == torch.bfloat16
+    torch.testing.assert_close(views.float(), augmented_views(images), atol=0.05, rtol=0)

@@ -45,11 +45,13 @@ def augmented_views(pixel_values: torch.Tensor) -> torch.Tensor:
 
 def _moved(pixel_values: torch.Tensor, angle: float = 0.0, x: float = 0.0, y: float = 0.0) -> torch.Tensor:
     """Sample an image at rotated and shifted places; the angle in radians, x and y in halves of its sides."""
-    # In float32, like the authors: one unit in the last place moves the samples of a large image visibly
+    # In float32, like the authors: one unit in the last place moves the samples of a large image visibly, and places
+    # in half precision are off by pixels
     turn = torch.tensor(angle)
     matrix = torch.tensor([[turn.cos(), -turn.sin(), x], [turn.sin(), turn.cos(), y]], device=pixel_values.device)
     matrix = matrix.expand(len(pixel_values), -1, -1)
     places = nn.functional.affine_grid(matrix, list(pixel_values.shape), align_corners=True)
-    return nn.functional.grid_sample(
-        pixel_values, places.to(pixel_values.dtype), mode="bilinear", padding_mode="reflection", align_corners=True
+    moved = nn.functional.grid_sample(
+        pixel_values.float(), places, mode="bilinear", padding_mode="reflection", align_corners=True
     )
+    return moved.to(pixel_values.dtype)
