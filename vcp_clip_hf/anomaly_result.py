@@ -12,7 +12,7 @@ from PIL import Image
 
 from .regions import clean_mask, find_regions
 from .thresholds import Thresholds
-from .visualization import end_of_scale, overlay
+from .visualization import overlay
 
 
 __all__ = ["as_segments", "finish", "resize_array"]
@@ -48,8 +48,7 @@ def finish(
             Fill holes in the mask, before small regions are dropped. It never changes the label.
         output_image (`bool`, *optional*, defaults to `False`): whether to add `image`.
         heatmap (`bool`, *optional*, defaults to `False`):
-            Whether to add `heatmap`, the image under its map, on a scale from 0 to 1, or to four times a pixel
-            threshold below a quarter.
+            Whether to add `heatmap`, the image under its map on the scale [0, 1].
         regions (`bool`, *optional*, defaults to `False`): whether to add `regions`, see `find_regions`.
 
     Returns:
@@ -84,7 +83,7 @@ def finish(
     if output_image:
         result["image"] = image
     if heatmap:
-        result["heatmap"] = overlay(image, anomaly_map, mask, high=end_of_scale(thresholds.pixel))
+        result["heatmap"] = overlay(image, anomaly_map, mask)
     if regions:
         result["regions"] = find_regions(mask, anomaly_map)
     return result

@@ -400,8 +400,7 @@ class AnomalySegmentationPipeline(Pipeline):
             min_area (`int`, *optional*): minimum area of the regions of the mask in pixels; smaller ones are dropped.
                 An image becomes normal if its mask had pixels and all of them were dropped.
             fill_holes (`bool`, *optional*): fill holes in the mask.
-            heatmap (`bool`, *optional*): whether to add `heatmap`, the image under its map, on a scale from 0 to 1, or
-                to four times a pixel threshold below a quarter.
+            heatmap (`bool`, *optional*): whether to add `heatmap`, the image under its map on the fixed scale [0, 1].
             regions (`bool`, *optional*): whether to add `regions`, see `find_regions`; needs a threshold.
             output_image (`bool`, *optional*):
                 Whether to add `image`, the RGB picture that the model got: rotated as its EXIF data say, in 8 bits.

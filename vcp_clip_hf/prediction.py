@@ -144,7 +144,7 @@ def predict_files(
             Folder to write: `predictions.jsonl`, `predictions.csv`, `run.json`, `maps/`, `masks/` and `overlays/`.
         save_maps (`"png"`, `"npy"` or `None`): 16-bit PNG (value times 65535) or float32 NumPy arrays.
         save_masks (`bool`): whether to write masks, 8-bit PNG, 0 and 255; needs a threshold.
-        save_overlays (`bool`): whether to write the images with their maps drawn over them, JPEG, on the scale of `visualization.overlay_with_scale`.
+        save_overlays (`bool`): whether to write the images with their maps drawn over them, JPEG, on a fixed scale.
         batch_size, num_workers (`int`): arguments of the pipeline's call.
         overwrite (`bool`): whether to start anew: the records and files of earlier runs are removed first.
         progress (`bool`): whether to show a progress bar.

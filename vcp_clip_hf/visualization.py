@@ -1,8 +1,8 @@
 """Pictures of results: heat maps on one fixed color scale, overlays, outlines, sheets.
 
-A color has the same value in every picture of a kind: 0 is the dark end of the scale and 1 the bright end, or four
-times a low threshold in overlays (`end_of_scale`). Stretching a map to its own range makes noise look like defects. It
-is therefore optional, and the color bar must then show the range.
+A color has the same value in every picture of a kind: 0 is the dark end of the scale and 1 the bright end. Stretching
+a map to its own range makes noise look like defects. It is therefore optional, and the color bar must then show the
+range.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,6 @@ __all__ = [
     "add_color_bar",
     "contour",
     "draw_boxes",
-    "end_of_scale",
     "heatmap",
     "overlay",
     "overlay_with_scale",
@@ -77,20 +76,9 @@ def to_array(values: MapLike) -> np.ndarray:
     return np.asarray(values)
 
 
-def end_of_scale(threshold: float | None) -> float:
-    """
-    Return the value at the upper end of the color scale: 1, or four times a threshold below a quarter. Distances from
-    references are small numbers, and on a scale up to 1 they could not be seen.
-
-    Args:
-        threshold (`float`, *optional*): pixel threshold in [0, 1].
-    """
-    return 1.0 if not threshold else min(1.0, 4 * threshold)
-
-
-def _levels(values: np.ndarray, stretch: bool, high: float = 1.0) -> np.ndarray:
+def _levels(values: np.ndarray, stretch: bool) -> np.ndarray:
     """Return the place of each value on the color scale, uint8."""
-    low = 0.0
+    low, high = 0.0, 1.0
     if stretch:
         low, high = float(values.min()), float(values.max())
         high = high if high > low else low + 1e-6
@@ -112,12 +100,7 @@ def heatmap(anomaly_map: MapLike, stretch: bool = False) -> Image.Image:
 
 
 def overlay(
-    image: Image.Image,
-    anomaly_map: MapLike,
-    mask: MapLike | None = None,
-    alpha: float = 0.6,
-    stretch: bool = False,
-    high: float = 1.0,
+    image: Image.Image, anomaly_map: MapLike, mask: MapLike | None = None, alpha: float = 0.6, stretch: bool = False
 ) -> Image.Image:
     """
     Draw the heat map over the image, more opaque where values are higher, and the outline of the mask.
@@ -128,9 +111,8 @@ def overlay(
         image (`PIL.Image.Image`): picture of any mode.
         anomaly_map (`MapLike` of shape `(height, width)`): map of the image's size, in [0, 1].
         mask (`MapLike` of shape `(height, width)`, *optional*): mask to outline in cyan.
-        alpha (`float`, *optional*, defaults to 0.6): opacity at the upper end of the scale.
-        stretch (`bool`, *optional*, defaults to `False`): whether to use the map's own range instead of [0, `high`].
-        high (`float`, *optional*, defaults to 1): value at the upper end of the scale, see `end_of_scale`.
+        alpha (`float`, *optional*, defaults to 0.6): opacity where the map is 1.
+        stretch (`bool`, *optional*, defaults to `False`): whether to use the map's own range instead of [0, 1].
 
     Returns:
         `PIL.Image.Image`: mode RGB, of the image's size.
@@ -141,7 +123,7 @@ def overlay(
     image, values = image.convert("RGB"), to_array(anomaly_map).astype(np.float32)
     if values.shape != (image.height, image.width):
         raise ValueError(f"The map is {values.shape}, the image ({image.height}, {image.width}) (height, width).")
-    levels = _levels(values, stretch, high)
+    levels = _levels(values, stretch)
     colors, opacity = Image.fromarray(_OVERLAY_COLORS[levels]), Image.fromarray(_opacities(alpha)[levels])
     picture = Image.composite(colors, image, opacity)
     return picture if mask is None else contour(picture, mask)
@@ -156,7 +138,7 @@ def overlay_with_scale(
     image: Image.Image, anomaly_map: MapLike, mask: MapLike | None = None, threshold: float | None = None
 ) -> Image.Image:
     """
-    Draw an overlay beside its color bar, as it is written to files. Its scale ends at `end_of_scale(threshold)`.
+    Draw an overlay beside its color bar, as it is written to files.
 
     Args:
         image (`PIL.Image.Image`): picture of any mode; a tiny one is enlarged by a whole number.
@@ -176,9 +158,8 @@ def overlay_with_scale(
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
         anomaly_map = _enlarged(anomaly_map, factor)
         mask = None if mask is None else _enlarged(mask, factor)
-    high = end_of_scale(threshold)
-    drawn = overlay(image, anomaly_map, mask, high=high)
-    framed = add_color_bar(drawn, high=high, threshold=threshold, overlay=True)
+    drawn = overlay(image, anomaly_map, mask)
+    framed = add_color_bar(drawn, threshold=threshold, overlay=True)
     return framed if framed.width <= _WIDEST_JPEG else drawn
 
 
@@ -328,7 +309,7 @@ def add_color_bar(
 
 
 def _short(value: float) -> str:
-    return f"{value:.2g}"
+    return f"{value:.2f}".rstrip("0").rstrip(".") or "0"
 
 
 def sheet(
