@@ -1,7 +1,7 @@
 """MuSc (Li et al., ICLR 2024, arXiv 2401.16753; github.com/xrli-U/MuSc, MIT): all images of a product, no text."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -34,7 +34,7 @@ class MuScConfig(AnomalyMethodConfig):
         "[MuSc](https://github.com/xrli-U/MuSc) (MIT)"
     )
 
-    position_interpolation: str = "bicubic"
+    position_interpolation: Literal["bicubic_antialias", "bicubic", "bilinear"] = "bicubic"
     degrees: list[int] | tuple[int, ...] = (1, 3, 5)
     interval: list[float | int] | tuple[float | int, ...] = (0.0, 0.3)
     subset_size: int | None = None
