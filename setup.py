@@ -71,7 +71,7 @@ setup(
     py_modules=["vcp_clip_cli"],
     package_data={
         "vcp_clip_hf": ["assets/**/*", "methods/prompts/*.json", "templates/*", "py.typed"],
-        "vcp_clip_hf.hub_configs": ["ablations.yaml", "*/*.json", "*/*.yaml"],
+        "vcp_clip_hf.hub_configs": ["*.yaml", "*/*.json", "*/*.yaml"],
     },
     entry_points={"console_scripts": ["vcp-clip=vcp_clip_cli:main"]},
     install_requires=INSTALL_REQUIRES,

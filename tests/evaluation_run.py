@@ -1,4 +1,7 @@
-"""An evaluation for the tests, also as a program for several processes: `python -m tests.evaluation_run OUTPUT`."""
+"""An evaluation for the tests, also as a program for several processes.
+
+python -m tests.evaluation_run OUTPUT [METHOD]
+"""
 
 import sys
 
@@ -6,24 +9,28 @@ import torch
 from accelerate import Accelerator
 
 from tests.common import tiny_model
+from tests.methods.common import tiny_method
 from tests.training_run import make_records
 from vcp_clip_hf import VCPCLIPImageProcessor
 from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.evaluation_report import EvaluationReport
 
 
-def run(accelerator: Accelerator | None = None, protocol: str = "default", **options) -> EvaluationReport:
-    """Evaluate a tiny model with random weights on generated records."""
+def run(
+    method: str | None = None, accelerator: Accelerator | None = None, protocol: str = "default", **options
+) -> EvaluationReport:
+    """Evaluate a tiny model with random weights, VCP-CLIP or another method, on generated records."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = tiny_model()
+    model = tiny_model() if method is None else tiny_method(method)
     processor = VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=1.0)
-    return evaluate(model, processor, {"squares": make_records(13)}, protocol, 3, 0, accelerator, **options)
+    records = make_records(13 if method is None else 18)
+    return evaluate(model, processor, {"squares": records}, protocol, 3, 0, accelerator, **options)
 
 
 if __name__ == "__main__":
     accelerator = Accelerator()
-    report = run(accelerator, sheets_dir=f"{sys.argv[1]}/sheets")
+    report = run(*sys.argv[2:], accelerator=accelerator, sheets_dir=f"{sys.argv[1]}/sheets")
     if accelerator.is_main_process:
         print(f"{accelerator.num_processes} processes")
         report.save(sys.argv[1])

@@ -354,6 +354,9 @@ def test_predict_is_refused_with_other_settings(checkpoint, images, tmp_path):
         (("predict", "--tile-overlap", 8), "tile_overlap=8 needs tile_size"),
         (("predict", "--normal", "bad", "--abnormal", "bad"), "prompts are the same"),
         (("predict", "--normal", "flawless"), "The abnormal prompts [] must be words"),
+        (("predict", "--reference-copies", "flips"), "--max-reference-patches need --references"),
+        (("predict", "--max-reference-patches", 5), "--max-reference-patches need --references"),
+        (("calibrate", "--max-reference-patches", 5), "--max-reference-patches need --references"),
         (("calibrate", "--false-alarm-rate", 0), "false_alarm_rate=0.0 must lie between 0 and 1"),
         (("calibrate", "--pixel-false-alarm-rate", "nan"), "pixel_false_alarm_rate=nan must lie between 0 and 1"),
         (("calibrate", "--defects", "IMAGES", "--false-alarm-rate", 0.1), "Leave out the rate"),
@@ -361,7 +364,7 @@ def test_predict_is_refused_with_other_settings(checkpoint, images, tmp_path):
 )
 def test_values_that_mean_nothing_are_refused(checkpoint, images, tmp_path, arguments, message):
     verb, *options = [images if each == "IMAGES" else each for each in arguments]
-    status = 2 if message.startswith("Invalid value") else 1
+    status = 2 if message.startswith(("Invalid value", "--")) else 1
     done = run(verb, images / "a.png", "-m", checkpoint, "-o", tmp_path / "out", *options, check=status)
     assert message in " ".join(done.stderr.replace("│", " ").split())
 
@@ -397,6 +400,53 @@ def test_evaluate(checkpoint, tmp_path):
     assert protocol["score_mode"] == "top_k" and protocol["description"].endswith("; image score 'top_k'")
     assert "'x' must be one of" in run("evaluate", "folder=x", "--protocol", "x", check=2).stderr
     assert "visa" in run("evaluate", "visaa=x", check=1).stderr
+
+
+def test_references_on_the_command_line(checkpoint, images, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    normal = ["--references", images / "a.png", "--references", images / "line_1" / "deep"]
+    done = run("predict", images / "z.png", "-m", checkpoint, "-o", tmp_path / "out", *normal)
+    assert "References: 2 normal pictures from a.png, deep" in done.stderr
+    broken = [*normal, "--references", tmp_path / "broken.png"]
+    done = run("predict", images / "z.png", "-m", checkpoint, "-o", tmp_path / "out", *broken, check=1)
+    assert f"failed: {tmp_path / 'broken.png'}: " in done.stderr and "1 done before" in done.stdout
+    done = run("predict", images / "z.png", "-m", checkpoint, "-o", tmp_path / "out", *normal[:2], check=1)
+    assert "one folder never mixes two: references" in done.stderr
+
+
+def test_calibrate_with_references(checkpoint, images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "images")
+    shutil.copy(folder / "a.png", folder / "copy.png")
+    tuned, arguments = tmp_path / "tuned", (folder, "-m", checkpoint, "--false-alarm-rate", 0.2)
+    done = run("calibrate", *arguments, "-o", tuned, "--references", folder)
+    assert "from 7 normal images, each scored against the other references" in done.stdout
+    done = run("calibrate", *arguments, "-o", tmp_path / "drawn", "--references", "k=5")
+    assert "normal pictures from" in done.stderr and "and 2 more" in done.stderr
+    run("predict", images, "-m", tuned, "-o", tmp_path / "with")
+    run("predict", images, "-m", tuned, "-o", tmp_path / "without", "--reference-weight", 0)
+    for name, labels in (("with", {"normal"}), ("without", {None})):
+        assert {record["label"] for record in read_predictions(tmp_path / name)} == labels
+    assert "8 references cannot be drawn" in " ".join(
+        run("calibrate", *arguments, "-o", tuned, "--references", "k=8", check=2).stderr.replace("│", " ").split()
+    )
+
+
+@pytest.mark.parametrize("split", ["test", "all", "train+test"])
+def test_evaluate_with_references(checkpoint, tmp_path, split):
+    """References are never among the evaluated images, whatever the split."""
+    generator = np.random.default_rng(0)
+    for place, count in (("train/good", 3), ("test/good", 2), ("test/crack", 2)):
+        (tmp_path / "part" / place).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "part" / place / f"{number}.png")
+    arguments = ("evaluate", f"folder={tmp_path}", "-m", checkpoint, "--split", split)
+    done = run(*arguments, "--references", "k=2", "--reference-seeds", 2, "-o", tmp_path / "results")
+    counts = json.loads((tmp_path / "results" / "results.json").read_text())["results"]["folder"]["counts"]
+    assert [each["images"] for each in counts.values()] == [4 if split == "test" else 5]
+    assert "With 2 references of each product, seeds 0, 1" in done.stdout
+    done = run(*arguments, "--reference-seeds", 2, check=2)
+    assert "need --references k=N" in done.stderr
 
 
 def test_train_and_convert(tmp_path):

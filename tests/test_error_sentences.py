@@ -131,7 +131,7 @@ COMMANDS = [
     (f"{PREDICT} processor_a_list", 1, "preprocessor_config.json of 'processor_a_list' has a wrong value"),
     (f"{PREDICT} processor_size_abc", 1, "preprocessor_config.json of 'processor_size_abc' has a wrong value"),
     (f"{PREDICT} processor_no_threshold", 1, "preprocessor_config.json of 'processor_no_threshold' has a wrong value"),
-    (f"{PREDICT} processor_mode_abc", 1, "'max' or 'top_k'"),
+    (f"{PREDICT} processor_mode_abc", 1, "'max', 'top_k', 'image_head'"),
     (f"{PREDICT} empty", 1, "empty is not a checkpoint: it has no config.json"),
     (f"{PREDICT} text", 1, "'text' is not valid JSON"),
     (f"{PREDICT} gone", 1, "There is no folder 'gone'"),
@@ -348,7 +348,7 @@ def test_no_file_of_the_package_runs_code_from_data():
         if re.search(forbidden, line) and "pipeline(" not in line and 'trust = "' not in line
     }
     loads = [(file, line) for file, line in found if "torch.load(" in line]
-    assert sorted(file for file, _ in loads) == ["checkpoint_errors.py", "convert_vcp_clip_to_hf.py"]
+    assert sorted(file for file, _ in loads) == ["checkpoint_errors.py", "official_checkpoint.py"]
     assert all("weights_only=True" in line for _, line in loads)
     assert not found - set(loads)
 

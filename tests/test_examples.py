@@ -17,6 +17,8 @@ from examples.research import (
     benchmark_methods,
     benchmark_references,
     benchmark_together,
+    choose_reference_settings,
+    compare_references,
     compare_with_rivals,
     embedded_checkpoint,
     pretrain_clip,
@@ -24,7 +26,7 @@ from examples.research import (
 from examples.research.benchmark.__main__ import main as benchmark
 from examples.research.benchmark.floor import image_encoder_flops
 from examples.research.captioned_views import load_tokenizer
-from tests.common import tiny_model, tiny_tokenizer
+from tests.common import tiny_model, tiny_model_with_head, tiny_tokenizer
 from tests.training_run import make_model_folder
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
@@ -109,6 +111,43 @@ def test_benchmark_of_references(checkpoint, capsys):
     assert ratios["zero-shot"] == 1 and all(ratio > 0 for ratio in ratios.values())
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows[0]["image_size"] == 48 and rows[-1]["way"] == "choice of 30 of 60 patches" and rows[-1]["seconds"] > 0
+
+
+def test_choose_reference_settings(checkpoint, tmp_path, capsys):
+    for index in range(2):
+        render_sample(select_products("unseen")[index], 0, 0, 128).image.save(tmp_path / f"{index}.png")
+    sizes = ["--num_references", "1", "--num_tested", "4", "--neighborhood", "3"]
+    choose_reference_settings.main(
+        ["--model", str(checkpoint), "--photos", str(tmp_path), "--layers", "1", "2", *sizes]
+    )
+    (line,) = capsys.readouterr().out.splitlines()
+    assert (
+        line.startswith("layers [1, 2], neighborhood 3: pixel_auroc ") and float(line.split("balancing scale ")[1]) > 0
+    )
+
+
+def test_compare_references(checkpoint, tmp_path, capsys):
+    with_head, family = tmp_path / "head", select_products("unseen")[0]
+    tiny_model_with_head().save_pretrained(with_head)
+    VCPCLIPImageProcessor.from_pretrained(checkpoint).save_pretrained(with_head)
+    for index in range(8):
+        sample = render_sample(family, 0, index, 48, "auto" if index % 2 else None)
+        kind = "broken" if index % 2 else "good"
+        for place, picture in (("test", sample.image), ("ground_truth", sample.mask if index % 2 else None)):
+            if picture is not None:
+                path = tmp_path / "data" / "part" / place / kind / f"{index}{'_mask' * (place != 'test')}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+    options = ["--count", "1", "9", "--seeds", "2", "--together", "--head", str(with_head)]
+    options += ["--output_file", str(tmp_path / "table.json")]
+    table = compare_references.main(["--model", str(checkpoint), "--dataset", f"folder={tmp_path / 'data'}", *options])
+    ways = ["zero-shot", "1 reference", "9 references", "judged together"]
+    assert list(table) == [*ways, *(f"{way}, image head" for way in ways[:3])]
+    assert table["9 references"] == {} and 0 <= table["judged together"]["data"]["pixel_ap"][0] <= 1
+    assert list(table["zero-shot, image head"]["data"]) == ["image_auroc"]
+    out = capsys.readouterr().out
+    assert "part has 4 normal images" in out and "| 9 references | - |" in out
+    assert list(json.loads((tmp_path / "table.json").read_text())) == list(table)
 
 
 def test_flops_of_the_image_encoder():

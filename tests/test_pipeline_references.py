@@ -13,7 +13,7 @@ from transformers import pipeline
 from transformers.image_utils import SizeDict
 from transformers.pipelines.pt_utils import KeyDataset
 
-from tests.common import tiny_clip, tiny_model, tiny_tokenizer
+from tests.common import tiny_clip, tiny_model, tiny_model_with_head, tiny_tokenizer
 from tests.test_pipeline_anomaly_segmentation import picture
 from vcp_clip_hf import (
     AnomalySegmentationPipeline,
@@ -249,6 +249,30 @@ def test_tiles_can_be_defaults_of_the_pipeline(checkpoint):
     assert memory.conditions["tiling"]["tile_size"] == 40 and pipe(NORMAL[0])["score"] < 1e-5
 
 
+def test_the_image_head_needs_references_of_whole_pictures():
+    torch.manual_seed(0)
+    model = tiny_model_with_head()
+    pipe = AnomalySegmentationPipeline(model=model, image_processor=VCPCLIPImageProcessor.for_model(model.config))
+    pipe.set_references(NORMAL, tile_size=40)
+    assert pipe(NEW[0], tile_size=40)["score"] > 0
+    with pytest.raises(ValueError, match="these references have patches of tiles only"):
+        pipe(NEW[0], tile_size=40, score_mode="image_head")
+    pipe.set_references(NORMAL, weight=1, tile_size=40, global_weight=0.5)
+    with_whole = {"tile_size": 40, "global_weight": 0.5, "score_mode": "image_head"}
+    assert pipe(NORMAL[0], **with_whole)["score"] < 1e-5 < pipe(NEW[0], **with_whole)["score"]
+
+
+@pytest.mark.parametrize("tiles", [{}, {"tile_size": 40}])
+def test_references_among_the_images_are_reported(pipe, warned, tiles):
+    pipe.set_references(NORMAL, **tiles)
+    pipeline_anomaly_segmentation.logger.warning_once.cache_clear()
+    pipe(NEW, batch_size=2, **tiles)
+    pipe.calibrate(NORMAL, false_alarm_rate=0.2, **tiles)
+    assert not warned
+    pipe([NEW[0], NORMAL[2]], batch_size=2, **tiles)
+    assert len(warned) == 1 and "Some of these images are references" in warned[0]
+
+
 def test_references_judged_as_new_images_in_tiles(pipe):
     """The tiles of a reference are left out together."""
     pipe.set_references(NORMAL, weight=1, tile_size=40)
@@ -384,7 +408,7 @@ def test_a_reference_that_is_given_twice_counts_once(pipe):
     assert len(pipe.references.pictures) == 2
     calibration = pipe.calibrate([NORMAL[0], NORMAL[0], NORMAL[1], NORMAL[0]], false_alarm_rate=0.4)
     assert calibration.num_images == 2 and calibration.false_alarm_bound == 1 / 3 and calibration.leave_one_out
-    assert calibration.num_left_out is None
+    assert calibration.num_left_out == 2
 
 
 def test_references_among_other_images_are_left_out(pipe, warned):
@@ -469,6 +493,21 @@ def test_a_model_that_is_changed_after_the_references_were_set(pipe):
         pipe(NEW[0])
     assert pipe(NEW[0], reference_weight=0)["score"] > 0
     assert len(pipe.set_references(NORMAL).pictures) == 4 and pipe(NORMAL[0], reference_weight=1)["score"] < 1e-5
+
+
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_a_tower_that_is_changed_in_place(checkpoint, accelerate, tmp_path):
+    pipe = pipeline("anomaly-segmentation", model=str(checkpoint), accelerate=accelerate)
+    pipe.set_references(NORMAL)
+    pipe(NEW[0])
+    with torch.no_grad():
+        for parameter in pipe.model.clip.vision_model.parameters():
+            parameter.add_(0.01)
+    with pytest.raises(ValueError, match="another image tower"):
+        pipe(NEW[0])
+    with pytest.raises(ValueError, match="another image tower"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_pipeline_can_be_pickled(pipe):

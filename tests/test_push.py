@@ -140,17 +140,18 @@ for number, (name, revision) in enumerate(
     assert config["backbone_name_or_path"] == "alice/clip" and not config["backbone_included"]
 
 
-def test_another_method_comes_back_equal_without_code(scene, tmp_path):
-    model = tiny_method("april_gan")
+@pytest.mark.parametrize(("kind", "fields"), [("april_gan", {}), ("saa", {"plus": False})])
+def test_another_method_comes_back_equal_without_code(scene, tmp_path, kind, fields):
+    model = tiny_method(kind, **fields)
     save_parts(tmp_path / "method", complete_parts(model, tokenizer=model.tokenizer))
-    scene.push("alice/method", checkpoint=tmp_path / "method")
-    files = scene.hub.repository("alice/method").files()
-    assert not [name for name in files if name.endswith(".py")] and "APRIL-GAN" in files["README.md"].decode()
+    scene.push(f"alice/{kind}", checkpoint=tmp_path / "method")
+    files = scene.hub.repository(f"alice/{kind}").files()
+    assert not [name for name in files if name.endswith(".py")] and model.config.title in files["README.md"].decode()
     program = f"""
 import numpy as np
 import vcp_clip_hf
 from transformers import pipeline
-inspect = pipeline("anomaly-segmentation", model="alice/method")
+inspect = pipeline("anomaly-segmentation", model="alice/{kind}")
 np.save({str(tmp_path / "map.npy")!r}, inspect({str(scene.image)!r}, product_name="nut")["anomaly_map"])
 """
     hub_client.run_fresh(program, scene.hub.url, tmp_path / "home")

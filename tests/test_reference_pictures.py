@@ -109,7 +109,7 @@ def test_the_same_picture_counts_once(model, processor, warned, tmp_path):
     image.save(tmp_path / "a.png")
     memory = build_memory(model, processor, [image, picture(48, 48, 1), tmp_path / "a.png", np.asarray(image)])
     assert len(memory.pictures) == 2 and memory.num_patches == 72
-    assert warned == ["2 references are copies of others, pixel by pixel, and are left out."]
+    assert warned == ["References that are copies of others, pixel by pixel, and are left out: 2"]
 
 
 def test_references_that_cannot_be_read(model, processor, warned, tmp_path):
@@ -118,8 +118,10 @@ def test_references_that_cannot_be_read(model, processor, warned, tmp_path):
     with pytest.raises(ValueError, match=r"bad\.png"):
         build_memory(model, processor, images)
     memory = build_memory(model, processor, images, on_error="return")
-    assert len(memory.pictures) == 2 and "2 references could not be read and are left out: " in warned[0]
+    assert len(memory.pictures) == 2 and "could not be read and are left out: 2: " in warned[0]
     assert "bad.png" in warned[0] and "missing.png" in warned[0]
+    assert [path for path, _ in memory.unreadable] == [str(images[1]), str(images[3])]
+    assert not ReferenceMemory.load(memory.save(tmp_path)).unreadable
     with pytest.raises(ValueError, match=r"None of the references could be read: .*bad\.png"):
         build_memory(model, processor, images[1:2], on_error="return")
     with pytest.raises(ValueError, match=r"on_error='skip' must be \"raise\" or \"return\""):

@@ -300,6 +300,8 @@ def test_copies():
         ({"max_patches": True}, "max_patches=True"),
         ({"neighborhood": 2}, "neighborhood=2 must be odd"),
         ({"neighborhood": -3}, "neighborhood=-3 must be a whole number"),
+        ({"scale": 0}, "scale=0 must be a positive number"),
+        ({"scale": float("nan")}, "scale=nan must be a positive number"),
         ({"copies": "mirror"}, "copies='mirror' must be one of 'none', 'flips', 'rotations', 'all'"),
         ({"copies": ["flips"]}, r"copies=\['flips'\] must be one of"),
     ],
@@ -405,6 +407,20 @@ def test_distances_are_the_mean_over_layers_of_half_the_distance():
     )
     torch.testing.assert_close(found, expected.view(2, *GRID), rtol=0, atol=1e-7)
     assert found.min() >= 0 and found.max() <= 1
+
+
+def test_the_scale_multiplies_distances_up_to_one():
+    states, others = states_of(), [states_of() for _ in range(2)]
+    memories = []
+    for scale in (1.0, 3.0, 1e6):
+        builder = MemoryBuilder(MemorySettings(layers=(1, 2), scale=scale))
+        for seed, each in enumerate(others):
+            builder.add(picture_digest(small_picture(seed)), each, GRID)
+        memories.append(builder.finish())
+    plain, scaled, saturated = (memory.distances(states, GRID) for memory in memories)
+    torch.testing.assert_close(scaled, (3 * plain).clamp(max=1))
+    assert torch.equal(saturated, torch.ones_like(plain))
+    assert len({memory.digest for memory in memories}) == 3
 
 
 def test_references_themselves_have_no_distance_and_without_them_they_have():

@@ -10,6 +10,7 @@ from tests.common import tiny_model, tiny_tokenizer
 from vcp_clip_hf import AnomalySegmentationPipeline, MutualScoring, VCPCLIPImageProcessor
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth, resize_map
 from vcp_clip_hf.mutual_scoring import rscin, score_together
+from vcp_clip_hf.together import MutualJudge
 
 
 def make_pipe(**settings) -> AnomalySegmentationPipeline:
@@ -157,6 +158,42 @@ def test_unreadable_images_are_left_out(pipe, pictures, tmp_path, subset_size):
         assert result["judged_with"]["pictures"] == result["judged_with"]["subset"] == 10
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         together(pipe, images)
+
+
+def make_judge(pipe, **arguments) -> MutualJudge:
+    return MutualJudge(
+        pipe.model,
+        pipe.image_processor,
+        MutualScoring(pipe.model.config.feature_layers),
+        lambda image: pipe.preprocess(image, on_error="return"),
+        prompt_input_ids=None,
+        smoothing_sigma=None,
+        threshold=None,
+        image_threshold=None,
+        **{"batch_size": 3, "num_workers": 0, "memory_limit": 2**30, "progress": False, **arguments},
+    )
+
+
+@pytest.mark.parametrize("resize_mode", ["squash", "pad"])
+def test_outputs_for_evaluations_have_the_size_of_the_model(pictures, resize_mode):
+    pipe = make_pipe(resize_mode=resize_mode)
+    judge, size = make_judge(pipe), pipe.image_processor.size
+    outputs, results = list(judge.outputs(pictures)), together(pipe, pictures)
+    assert judge.seconds > 0
+    for output, result in zip(outputs, results, strict=True):
+        assert output.anomaly_map.shape == (1, size.height, size.width)
+        assert output.image_scores.tolist() == pytest.approx([result["score"]], abs=1e-6)
+        (finished,) = pipe.image_processor.post_process_anomaly_segmentation(
+            output, [result["anomaly_map"].shape], smoothing_sigma=0.0
+        )
+        np.testing.assert_allclose(finished["anomaly_map"], result["anomaly_map"], atol=1e-6)
+
+
+def test_outputs_for_evaluations_need_every_image(pipe, pictures, tmp_path):
+    with pytest.raises(ValueError, match="No such image file"):
+        list(make_judge(pipe).outputs([*pictures, str(tmp_path / "missing.png")]))
+    with pytest.raises(ValueError, match="got 4"):
+        list(make_judge(pipe).outputs(pictures[:4]))
 
 
 def test_too_few_images(pipe, pictures, tmp_path):

@@ -61,7 +61,8 @@ class Calibration:
             few images.
         num_above (`int`, *optional*): number of calibration images at or above the threshold.
         f1 (`float`, *optional*): F1 reached on the labeled images.
-        num_left_out (`int`, *optional*): number of given images that were left out because they are references.
+        num_left_out (`int`, *optional*): number of given images that were left out because they are references, or,
+            with `leave_one_out`, copies of others.
         leave_one_out (`bool`, *optional*): whether the images are the references, each scored against the others.
         date (`str`): ISO 8601.
     """

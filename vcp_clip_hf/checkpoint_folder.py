@@ -266,9 +266,12 @@ def save_parts(
         kwargs: arguments of the model's `save_pretrained`.
 
     Raises:
-        ValueError: `include_code` with another model than VCP-CLIP.
+        ValueError: `include_code` with another model than VCP-CLIP, or references of another image tower, which could
+            not be loaded.
     """
     folder = Path(folder)
+    if parts.references is not None:
+        parts.references.check_tower(parts.model)
     if include_code and not isinstance(parts.model, VCPCLIPModel):
         raise ValueError(
             f"include_code=True copies VCP-CLIP's modules, and {type(parts.model).__name__} needs others. Save it"

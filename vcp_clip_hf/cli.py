@@ -180,10 +180,16 @@ ReferenceWeight = Annotated[
     ),
 ]
 ReferenceCopies = Annotated[
-    Copies, typer.Option(help="Turned and mirrored copies of each reference, for parts that lie in any direction.")
+    Copies | None,
+    typer.Option(
+        help="Turned and mirrored copies of each reference, for parts that lie in any direction.", show_default="none"
+    ),
 ]
 MaxReferencePatches = Annotated[
-    int, typer.Option(min=1, help="Patches of references to keep in each layer; beyond it, a coreset is kept.")
+    int | None,
+    typer.Option(
+        min=1, help="Patches of references to keep in each layer; beyond it, a coreset is kept.", show_default="10000"
+    ),
 ]
 Products = Annotated[list[str] | None, typer.Option(help="Products to restrict to; repeat for several.")]
 
@@ -235,14 +241,18 @@ def _set_references(
     pipe: "AnomalySegmentationPipeline",
     sources: Sequence[str] | None,
     weight: float | None,
-    copies: Copies,
-    max_patches: int,
+    copies: Copies | None,
+    max_patches: int | None,
     **reading: Any,
 ) -> list[tuple[str, str]]:
     """Set the references of the command line; return the sources and files that could not be read."""
     from .input_images import find_inputs
 
+    settings = {"copies": None if copies is None else copies.value, "max_patches": max_patches}
+    settings = {name: value for name, value in settings.items() if value is not None}
     if not sources:
+        if settings:
+            raise typer.BadParameter("--reference-copies and --max-reference-patches need --references")
         if weight is not None and pipe.references is None:
             raise typer.BadParameter("--reference-weight needs --references, or a checkpoint with references")
         if weight is not None:
@@ -254,16 +264,21 @@ def _set_references(
     memory = pipe.set_references(
         [image.path for image in found.images],
         weight,
-        copies=copies.value,
-        max_patches=max_patches,
-        source=", ".join(Path(source).name or source for source in sources),
+        **settings,
+        source=_origin(sources),
         progress=True,
         on_error="return",
         **reading,
     )
     typer.echo(_printable(memory.describe()), err=True)
     _list_left_out(found.left_out)
-    return found.problems
+    return [*found.problems, *memory.unreadable]
+
+
+def _origin(sources: Sequence[str]) -> str:
+    """Return the names of the sources of references, for the model card; of many, the first ones and their number."""
+    names = list(dict.fromkeys(Path(source).name or source for source in sources))
+    return ", ".join(names if len(names) <= 4 else [*names[:3], f"and {len(names) - 3} more"])
 
 
 @app.command(cls=_Verb)
@@ -313,8 +328,8 @@ def predict(
     product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
-    reference_copies: ReferenceCopies = Copies.none,
-    max_reference_patches: MaxReferencePatches = 10_000,
+    reference_copies: ReferenceCopies = None,
+    max_reference_patches: MaxReferencePatches = None,
     together: Annotated[
         bool,
         typer.Option(
@@ -375,8 +390,10 @@ def predict(
         raise typer.BadParameter("--subset-size and --zero-shot-weight need --together")
     if together and tile_size is not None:
         raise typer.BadParameter("--tile-size cannot be used with --together")
-    if together and (references or reference_weight is not None):
+    if together and references:
         raise typer.BadParameter("--references cannot be used with --together")
+    if together and reference_weight is not None:
+        raise typer.BadParameter("--reference-weight cannot be used with --together")
     pipe = _make_pipeline(model, device, dtype)
     reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
     problems = _set_references(
@@ -453,8 +470,8 @@ def calibrate(
     product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
-    reference_copies: ReferenceCopies = Copies.none,
-    max_reference_patches: MaxReferencePatches = 10_000,
+    reference_copies: ReferenceCopies = None,
+    max_reference_patches: MaxReferencePatches = None,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: DType = WeightType.auto,
@@ -543,10 +560,15 @@ def evaluate(
         ),
     ] = None,
     reference_seeds: Annotated[
-        int, typer.Option(min=1, help="Number of draws of references; means and standard deviations are over them.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of draws of references; means and standard deviations are over them.",
+            show_default="3",
+        ),
+    ] = None,
     reference_weight: ReferenceWeight = None,
-    reference_copies: ReferenceCopies = Copies.none,
+    reference_copies: ReferenceCopies = None,
     ablation: Annotated[
         str | None, typer.Option(help="Ablation of the paper to apply to the checkpoint; one that needs no training.")
     ] = None,
@@ -602,14 +624,12 @@ def evaluate(
             raise typer.BadParameter(f"--references stored: {model} has no references")
     elif parts.references is not None and draw is None:
         typer.echo("The references of this checkpoint are not used: --references stored uses them.", err=True)
-    accelerator = Accelerator()
+    accelerator, reading = Accelerator(), {"input_range": parts.image_processor.input_range}
     datasets = {}
     for entry in dataset:
         name, folder = _name_and_folder(entry)
         with accelerator.main_process_first():
-            datasets[name] = _load_dataset(
-                name, folder, split, products, input_range=parts.image_processor.input_range
-            )
+            datasets[name] = _load_dataset(name, folder, split, products, **reading)
     report = run(
         parts.model,
         parts.image_processor,
@@ -620,7 +640,11 @@ def evaluate(
         accelerator,
         sheets_dir=None if output is None else output / "sheets",
         references=draw,
-        reference_pools=_training_images(dataset, split, products, accelerator) if references else None,
+        reference_pools=(
+            None
+            if references in (None, "stored")
+            else _training_images(dataset, split, products, accelerator, **reading)
+        ),
     )
     if ablation is not None:
         report.settings["ablation"] = ablation
@@ -632,7 +656,7 @@ def evaluate(
 
 
 def _reference_draw(
-    references: str | None, num_seeds: int, weight: float | None, copies: Copies
+    references: str | None, num_seeds: int | None, weight: float | None, copies: Copies | None
 ) -> "ReferenceDraw | None":
     """Return what `--references` requests of each product; `None` without it, and for stored ones."""
     from .evaluation_references import ReferenceDraw
@@ -641,24 +665,29 @@ def _reference_draw(
     if match is None:
         if references not in (None, "stored"):
             raise typer.BadParameter(f"--references {references!r} must be k=N, such as k=4, or stored")
-        if weight is not None or copies is not Copies.none:
-            raise typer.BadParameter("--reference-weight and --reference-copies need --references k=N")
+        if (num_seeds, weight, copies) != (None, None, None):
+            raise typer.BadParameter(
+                "--reference-seeds, --reference-weight and --reference-copies need --references k=N"
+            )
         return None
-    settings = {"weight": weight, "copies": None if copies is Copies.none else copies.value}
+    settings = {"weight": weight, "copies": None if copies is None else copies.value}
     settings = {name: value for name, value in settings.items() if value is not None}
-    return ReferenceDraw(int(match[1]), tuple(range(num_seeds)), settings)
+    return ReferenceDraw(
+        int(match[1]), **({} if num_seeds is None else {"seeds": range(num_seeds)}), settings=settings
+    )
 
 
 def _training_images(
-    dataset: list[str], split: str, products: list[str] | None, accelerator: "Accelerator"
+    dataset: list[str], split: str, products: list[str] | None, accelerator: "Accelerator", **options: Any
 ) -> dict[str, Any]:
-    """Return the training images of the datasets that have some, for references."""
+    """Return the training images of the datasets that have some, for references, unless they are evaluated too."""
     pools = {}
+    if re.search(r"\b(train|all)\b", split):
+        return pools
     for name, folder in map(_name_and_folder, dataset):
         # without a training split, references are drawn from the evaluated images
         with accelerator.main_process_first(), contextlib.suppress(ValueError):
-            if split != "train":
-                pools[name] = _load_dataset(name, folder, "train", products)
+            pools[name] = _load_dataset(name, folder, "train", products, **options)
     return pools
 
 

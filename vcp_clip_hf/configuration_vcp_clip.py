@@ -62,9 +62,12 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             Weight a in `(1 - a) * base_map + a * vcp_map`: 0.75 in the paper, 0.8 in the authors' test code.
         reference_layers (`list[int]`, *optional*, defaults to `feature_layers`):
             Image blocks (1-based, ascending; 0 is the embedded patches) whose patch tokens a memory of normal pictures
-            keeps, see [`ReferenceMemory`]. The paper has no such memory; these three fields change nothing without it.
+            keeps, see [`ReferenceMemory`]. The paper has no such memory; these four fields change nothing without it.
         reference_neighborhood (`int`, *optional*, defaults to 1):
             Odd side of the square of patches that the memory averages tokens over; 1: no averaging.
+        reference_scale (`float`, *optional*, defaults to 1):
+            Factor of the memory's distances, which are then limited to 1: it brings the small distances of patches to
+            the range of the zero-shot map.
         reference_weight (`float`, *optional*, defaults to 0.5):
             Weight w of the memory in `(1 - w) * zero_shot_map + w * memory_map`.
         use_image_head (`bool`, *optional*, defaults to `False`):
@@ -111,6 +114,7 @@ class VCPCLIPConfig(FrozenCLIPConfig):
     fusion_weight: float | int = 0.75
     reference_layers: list[int] | tuple[int, ...] | None = None
     reference_neighborhood: int = 1
+    reference_scale: float | int = 1.0
     reference_weight: float | int = 0.5
     use_image_head: bool = False
     normal_prompts: list[str] | tuple[str, ...] | None = None
@@ -205,6 +209,8 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             )
         if self.reference_neighborhood < 1 or self.reference_neighborhood % 2 == 0:
             raise ValueError(f"reference_neighborhood={self.reference_neighborhood} must be odd, 1 or more.")
+        if not 0 < self.reference_scale < float("inf"):
+            raise ValueError(f"reference_scale={self.reference_scale} must be a positive number.")
         if not 0 <= self.reference_weight <= 1:
             raise ValueError(f"reference_weight={self.reference_weight} must lie in [0, 1].")
 

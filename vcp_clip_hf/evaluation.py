@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .accelerated_inference import accelerated_or_plain
 from .anomaly_scoring import gaussian_smooth
@@ -29,7 +30,7 @@ from .metrics import AnomalySegmentationEvaluator
 from .modeling_vcp_clip import VCPCLIPOutput
 from .mutual_scoring import FEWEST_PICTURES
 from .reference_pictures import build_memory
-from .references import ReferencedModel, ReferenceMemory
+from .references import ReferencedModel, ReferenceMemory, picture_digest
 from .version import versions
 
 
@@ -59,7 +60,8 @@ def evaluate(
 
     Args:
         model ([`VCPCLIPModel`] or a model with the same outputs, or another method):
-            Model, moved to the accelerator's device. Methods get the product of each record as its name.
+            Model, moved to the accelerator's device. Methods get the product of each record as its name; MuSc compares
+            all images of a product with each other.
         image_processor ([`VCPCLIPImageProcessor`]): image processor that makes its inputs and scores its outputs.
         datasets (`Mapping[str, Dataset]`):
             Name -> records as `load_anomaly_dataset` returns them (`image`, `mask`, `label`, `product`, `image_id`).
@@ -78,7 +80,8 @@ def evaluate(
             Whether to compute with a fast copy of the model, see [`accelerate_inference`]. The results are the same.
         references ([`ReferenceDraw`] or [`ReferenceMemory`], *optional*):
             Normal images to compare with: a draw for each product and seed, whose report has means and standard
-            deviations over the seeds, or one memory for all images. Default: none, zero-shot.
+            deviations over the seeds, or one memory for all images. Images whose pixels are those of a reference they
+            are compared with are left out of the evaluation, and counted. Default: none, zero-shot.
         reference_pools (`Mapping[str, Dataset]`, *optional*):
             Name of a dataset -> training records that references are drawn from. Products without normal ones in it
             get normal records of `datasets`, which are then left out of the evaluation.
@@ -87,8 +90,8 @@ def evaluate(
         [`EvaluationReport`]: the same report on every process.
 
     Raises:
-        ValueError: the protocol is unknown, a dataset is empty, images have no label, or a product has fewer normal
-            images than references.
+        ValueError: the protocol is unknown, a dataset is empty, images have no label, a product has fewer normal
+            images than references, or all images of a dataset are references.
     """
     if isinstance(protocol, str):
         if protocol not in PROTOCOLS:
@@ -110,7 +113,7 @@ def evaluate(
     )
     if isinstance(references, ReferenceMemory):
         references.check_tower(model)
-    results, seconds, num_images = {}, 0.0, 0
+    results, seconds, num_images, known = {}, 0.0, 0, {}
     try:
         for name, dataset in datasets.items():
             if not len(dataset):
@@ -122,6 +125,7 @@ def evaluate(
             else:
                 measured = [run.gathered(run.measure(name, dataset, range(len(dataset)), references, shown))]
                 results[name] = measured[0].result
+            known[name] = max(each.num_references for each in measured)
             seconds += sum(each.seconds for each in measured)
             num_images += sum(each.num_images for each in measured)
             if sheets_dir is not None and accelerator.is_main_process:
@@ -132,7 +136,10 @@ def evaluate(
     settings = _settings(model, image_processor, accelerator)
     settings["seconds_per_image"] = seconds / num_images
     if references is not None:
-        settings["references"] = _reference_settings(references, datasets, reference_pools)
+        settings["references"] = {
+            **_reference_settings(references, datasets, reference_pools),
+            "left_out": {name: count for name, count in known.items() if count},
+        }
     settings["splits"] = {name: str(dataset.split) for name, dataset in datasets.items() if _has_split(dataset)}
     return EvaluationReport(results, protocol, settings)
 
@@ -173,9 +180,11 @@ class _Examples(Dataset):
         image_processor: VCPCLIPImageProcessor,
         protocol: EvaluationProtocol,
         shown: set[int],
+        references: ReferenceMemory | None = None,
     ):
         self.dataset, self.image_processor, self.protocol, self.shown = dataset, image_processor, protocol, shown
         self.indices = indices
+        self.known = frozenset() if references is None else frozenset(references.pictures)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -197,6 +206,7 @@ class _Examples(Dataset):
             "size": (image.height, image.width),
             "mask": truth,
             "label": label,
+            "is_reference": bool(self.known) and picture_digest(image) in self.known,
             "product": record["product"],
             # unique within a product, as the metrics require
             "image_id": f"{record['image_id']}#{index}",
@@ -229,6 +239,8 @@ class _Measured:
             published score of a method depends on all images of the product.
         with_references (`bool`): whether images were compared with references.
         seconds (`float`): time for the model, without reading images and without metrics.
+        num_images (`int`): number of images that the model got, in all processes.
+        num_references (`int`): number of images that were left out because they are references.
     """
 
     evaluator: AnomalySegmentationEvaluator
@@ -236,6 +248,7 @@ class _Measured:
     parts: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     seconds: float = 0.0
     num_images: int = 0
+    num_references: int = 0
     with_references: bool = False
     result: dict[str, Any] | None = None
 
@@ -246,6 +259,7 @@ class _Measured:
         self.parts.update(other.parts)
         self.seconds += other.seconds
         self.num_images += other.num_images
+        self.num_references += other.num_references
         self.with_references |= other.with_references
 
 
@@ -276,7 +290,8 @@ class _Evaluation:
                 raise ValueError(f"{type(self.model).__name__} has no few-shot mode, so it cannot use references.")
             results = self._judged_together(title, dataset, indices, shown)
         else:
-            examples = _Examples(dataset, self._share(indices), self.image_processor, self.protocol, shown)
+            share = self._share(indices)
+            examples = _Examples(dataset, share, self.image_processor, self.protocol, shown, references)
             results = self._judged_alone(self._network_with(references), self._batches(examples, title))
         measured = _run(results, self.image_processor, self.protocol)
         measured.num_images, measured.with_references = len(indices), references is not None
@@ -373,6 +388,12 @@ class _Evaluation:
 
     def gathered(self, measured: _Measured) -> _Measured:
         """Return what all processes have measured, with its result."""
+        measured.num_references = sum(gather_object([measured.num_references]))
+        if measured.num_references == measured.num_images:
+            raise ValueError(
+                "All images to evaluate are references, whose distance from the memory is not that of a new image."
+                " Evaluate other images."
+            )
         evaluator = _gathered(measured.evaluator, self.accelerator)
         _score_by_product(evaluator, self.model, measured, self.accelerator)
         measured.evaluator, measured.result = evaluator, evaluator.compute()
@@ -399,6 +420,12 @@ def _run(
     scoring = image_processor.scoring(**settings)
     for batch, outputs, seconds in judged:
         measured.seconds += seconds
+        kept = [index for index, is_reference in enumerate(batch["is_reference"]) if not is_reference]
+        if len(kept) < len(batch["label"]):
+            measured.num_references += len(batch["label"]) - len(kept)
+            batch, outputs = _some_of(batch, outputs, kept)
+        if not kept:
+            continue
         sizes = batch["size"] if protocol.native_size else None
         results = image_processor.post_process_anomaly_segmentation(outputs, sizes, **settings)
         measured.evaluator.add(
@@ -422,6 +449,18 @@ def _run(
                 if record is not None
             ]
     return measured
+
+
+def _some_of(batch: dict[str, Any], outputs: ModelOutput, kept: list[int]) -> tuple[dict[str, Any], ModelOutput]:
+    """Return the examples of a batch with the given indices, and their outputs."""
+    for name, value in outputs.items():
+        if torch.is_tensor(value) and len(value) == len(batch["label"]):
+            outputs[name] = value[kept]
+    chosen = {
+        name: values[kept] if torch.is_tensor(values) else [values[index] for index in kept]
+        for name, values in batch.items()
+    }
+    return chosen, outputs
 
 
 def _score_by_product(

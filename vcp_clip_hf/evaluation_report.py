@@ -224,15 +224,20 @@ class EvaluationReport:
     def describe_references(self) -> str:
         """Return one or two sentences about the references of the evaluation."""
         facts = self.settings["references"]
+        known = sum(facts.get("left_out", {}).values())
+        left_out = f" Left out, because they are references: {known} of the images." if known else ""
         if "per_product" not in facts:
-            return facts["description"]
+            return facts["description"] + left_out
         count, seeds = facts["per_product"], facts["seeds"]
         text = f"With {count} reference{'' if count == 1 else 's'} of each product, seeds {', '.join(map(str, seeds))}"
         text += ": means and standard deviations over the draws." if len(seeds) > 1 else "."
         if facts["drawn_from_test_images"]:
             names = ", ".join(facts["drawn_from_test_images"])
-            text += f" Products of {names} without normal training images: drawn from the test images and left out."
-        return text
+            text += (
+                f" Products of {names} without other normal training images: drawn from the evaluated images, and left"
+                " out."
+            )
+        return text + left_out
 
     def to_csv(self) -> str:
         """Return a CSV table with one line for each product and each mean; names that are formulas become text."""

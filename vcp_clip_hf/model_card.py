@@ -53,6 +53,14 @@ _METRIC_TYPES = {
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
+_SCALES = (
+    "Scores of different products are on different scales. Calibrate a threshold on normal images of each product\n"
+    "  (`vcp-clip calibrate`), and look at the results before relying on them."
+)
+_DEPENDS_ON_SET = (
+    "All images of a product are compared with each other: a score depends on the others, and a threshold holds for\n"
+    "  one set of images. A single image has no score."
+)
 _IMAGE_HEAD = (
     'with parameters of its own, scores whole images (`score_mode="image_head"`); the model of the paper has none'
 )
@@ -73,7 +81,7 @@ def model_card(folder: str | os.PathLike, repo_id: str | None = None) -> ModelCa
     """
     facts = CheckpointFacts.from_folder(folder)
     is_vcp_clip = isinstance(facts.config, VCPCLIPConfig)
-    own = {"paper": _paper(facts)} if is_vcp_clip else {"method": facts.config.title, "source": facts.config.source}
+    own = {"paper": _paper(facts)} if is_vcp_clip else _method_words(facts)
     template = _TEMPLATE if is_vcp_clip else _METHOD_TEMPLATE
     text = Template(template.read_text(encoding="utf-8")).substitute(
         metadata=_metadata(facts, repo_id).to_yaml(),
@@ -201,7 +209,25 @@ def _name(facts: CheckpointFacts, repo_id: str | None) -> str:
     return facts.statements.get("name") or (repo_id.split("/")[-1] if repo_id else facts.config.title)
 
 
+def _method_words(facts: CheckpointFacts) -> dict[str, str]:
+    """Return what the card of another method than VCP-CLIP says about it."""
+    config, is_on_clip = facts.config, isinstance(facts.config, FrozenCLIPConfig)
+    return {
+        "method": config.title,
+        "source": config.source,
+        "networks": "a frozen CLIP" if is_on_clip else "frozen pretrained networks",
+        "scales": _DEPENDS_ON_SET if _judges_together(facts) else _SCALES,
+    }
+
+
+def _judges_together(facts: CheckpointFacts) -> bool:
+    """Return whether the method compares all images of a product with each other."""
+    return hasattr(facts.config, "mutual_scoring")
+
+
 def _contents(facts: CheckpointFacts) -> str:
+    if not isinstance(facts.config, FrozenCLIPConfig):
+        return "This checkpoint is complete: it holds all networks. The method has no learned part."
     if not facts.weights.learned:
         return "This checkpoint is complete: it holds CLIP. The method has no learned part."
     if facts.config.backbone_included:
@@ -228,8 +254,12 @@ def _usage(facts: CheckpointFacts, repo_id: str | None) -> str:
         source = repo_id or "path/to/this/folder"
         lines.append(f'inspect = pipeline("anomaly-segmentation", model="{source}"{trust})')
     threshold = "" if facts.image_processor.threshold is not None else ", threshold=0.5"
+    if _judges_together(facts):
+        lines.append('results = inspect.segment_together(["1.png", "2.png", ...], threshold=0.5)  # 5 images or more')
+        lines.append("result = results[0]")
+    else:
+        lines.append(f'result = inspect("part.png"{threshold})')
     lines += [
-        f'result = inspect("part.png"{threshold})',
         'result["score"], result["label"]  # a float, "normal" or "anomalous"',
         'result["anomaly_map"], result["mask"]  # float32 (height, width) in [0, 1]; PIL image, 0 or 255',
     ]
@@ -247,7 +277,7 @@ def _usage_note(facts: CheckpointFacts) -> str:
             " imported first."
         )
     note = "The package vcp_clip_hf is required."
-    if facts.image_processor.threshold is None:
+    if facts.image_processor.threshold is None and not _judges_together(facts):
         note += " The threshold in the example is arbitrary; see below how to calibrate one."
     return note
 
@@ -350,6 +380,8 @@ def _references(facts: CheckpointFacts) -> str:
         f"- {escaped(memory.describe())}",
         f"- Turned and mirrored copies of each picture: {as_code(memory.settings.copies)}.",
     ]
+    if memory.settings.scale != 1:
+        lines.append(f"- Distances are multiplied by {memory.settings.scale:g} and limited to 1.")
     side = memory.settings.neighborhood
     if side > 1:
         lines.append(f"- Patch tokens are averaged over {side} x {side} patches.")
@@ -494,6 +526,8 @@ def _paper(facts: CheckpointFacts) -> str:
 
 def _thresholds(facts: CheckpointFacts) -> str:
     processor = facts.image_processor
+    if _judges_together(facts):
+        return "A threshold is an argument of each call, because scores depend on the set of images."
     if processor.threshold is None and processor.image_threshold is None:
         return (
             "No threshold is set, so results have maps and scores, but neither masks nor labels. Calibrate a threshold"
@@ -533,10 +567,13 @@ def _references_of_thresholds(facts: CheckpointFacts) -> list[str]:
 
 
 def _patch_limit(facts: CheckpointFacts) -> str:
-    patch, (height, width) = facts.config.vision_config.patch_size, facts.config.input_size
+    (height, width), tiles = facts.config.input_size, " Use tiles for larger images (`tile_size`)."
+    if not isinstance(facts.config, FrozenCLIPConfig):
+        return f"images are resized to {height} x {width} pixels, where the detector must see the defect.{tiles}"
+    patch = facts.config.vision_config.patch_size
     return (
         f"a defect smaller than a patch ({patch} x {patch} of the {height} x {width} input pixels, 1/{width // patch}"
-        " of the image's width) hardly changes the map."
+        f" of the image's width) hardly changes the map.{'' if _judges_together(facts) else tiles}"
     )
 
 

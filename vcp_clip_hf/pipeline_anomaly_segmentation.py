@@ -41,7 +41,7 @@ from .reference_pictures import (
     picture_digests,
     save_references,
 )
-from .references import ReferencedModel, ReferenceMemory
+from .references import ReferencedModel, ReferenceMemory, picture_digest
 from .region_of_interest import load_region_of_interest
 from .thresholds import HIGHEST_SCORES, Thresholds, calibrated_thresholds
 from .tiling import Tiling, segment_tiles
@@ -60,6 +60,9 @@ _NOT_TOGETHER = (
     *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
     *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight"),
 )
+
+# Distances of a reference from itself are below it in every precision
+_NEAR = 0.01
 
 # One image or many: the inputs of `__call__` and `calibrate`
 Images = ImageLike | Iterable[ImageLike] | torch.utils.data.Dataset
@@ -148,6 +151,7 @@ class AnomalySegmentationPipeline(Pipeline):
         weight: float | None = None,
         layers: Sequence[int] | None = None,
         neighborhood: int | None = None,
+        scale: float | None = None,
         copies: str = "none",
         max_patches: int = 10_000,
         source: str = "",
@@ -167,8 +171,9 @@ class AnomalySegmentationPipeline(Pipeline):
             weight (`float`, *optional*, defaults to `config.reference_weight`):
                 Weight of the memory's map, in [0, 1]: 0 is zero-shot, 1 the memory alone. `reference_weight` of a call
                 replaces it.
-            layers, neighborhood (*optional*, default to `config.reference_layers` and
-                `config.reference_neighborhood`), copies, max_patches (*optional*): see [`MemorySettings`].
+            layers, neighborhood, scale (*optional*, default to `config.reference_layers`,
+                `config.reference_neighborhood` and `config.reference_scale`), copies, max_patches (*optional*): see
+                [`MemorySettings`].
             source (`str`, *optional*): where the images are from, for the model card.
             progress (`bool`, *optional*, defaults to `False`): show a progress bar.
             kwargs: arguments of a call that say how images are read (`input_range`, `timeout`, `max_pixels`,
@@ -184,8 +189,10 @@ class AnomalySegmentationPipeline(Pipeline):
                 range, or a given memory belongs to another image tower. The former references stay.
         """
         if images is None or isinstance(images, ReferenceMemory):
-            idle = {"layers": layers, "neighborhood": neighborhood, "copies": copies, "max_patches": max_patches}
-            idle |= {"source": source, **kwargs} | ({"weight": weight} if images is None else {})
+            idle = {"layers": layers, "neighborhood": neighborhood, "scale": scale, "copies": copies}
+            idle |= {"max_patches": max_patches, "source": source, **kwargs} | (
+                {"weight": weight} if images is None else {}
+            )
             defaults = {"copies": "none", "max_patches": 10_000, "source": ""}
             for name, value in idle.items():
                 if value != defaults.get(name):
@@ -208,6 +215,7 @@ class AnomalySegmentationPipeline(Pipeline):
             weight=weight,
             layers=layers,
             neighborhood=neighborhood,
+            scale=scale,
             copies=copies,
             max_patches=max_patches,
             source=source,
@@ -254,8 +262,8 @@ class AnomalySegmentationPipeline(Pipeline):
         it reads it.
         """
         network = self._inference_model()
-        if references is not None and network is not self._compared_network:
-            # the first call, or `model` was changed
+        if references is not None and (network is self.model or network is not self._compared_network):
+            # the first call, or `model` was changed: in place too, of which only a fast copy keeps track
             references.check_tower(network)
             self._compared_network = network
         if self._reads_names:
@@ -517,6 +525,14 @@ class AnomalySegmentationPipeline(Pipeline):
             result.update(image=image, inside=inside, error=error)
         return {"results": results}
 
+    def _warn_of_references(self, images: list[Image.Image], references: ReferenceMemory) -> None:
+        """Warn once if an image is one of the references."""
+        if any(picture_digest(image) in references.pictures for image in images):
+            logger.warning_once(
+                "Some of these images are references: they have no distance from themselves, so that their maps and"
+                " scores say nothing. Keep images to inspect out of the references."
+            )
+
     def _conditions(
         self,
         text: "_Text",
@@ -565,6 +581,8 @@ class AnomalySegmentationPipeline(Pipeline):
         network = self._network_with(references, text.product_name)
         prompts = text.prompt_input_ids
         outputs = network(pixel_values, prompt_input_ids=prompts, output_layer_maps=layers or uncertainty)
+        if references is not None and not self._references_as_new:
+            self._warn_of_references(_probable_references(images, outputs), references)
         sizes = [(image.height, image.width) for image in images]
         results = self.image_processor.post_process_anomaly_segmentation(
             outputs, sizes, None if all(mask is None for mask in roi_masks) else roi_masks, **settings
@@ -585,8 +603,15 @@ class AnomalySegmentationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Segment one image in tiles."""
         scoring.check_region(roi_mask is not None)
+        if references is not None and scoring.score_mode == "image_head" and not tiling.global_weight:
+            raise ValueError(
+                "score_mode='image_head' judges the whole picture, and these references have patches of tiles only."
+                " Use score_mode='max' or 'top_k', or set the references and call with a global_weight above 0."
+            )
         if references is not None and self._references_as_new:
             references = references.for_new_picture(image)
+        elif references is not None:
+            self._warn_of_references([image], references)
         maps = segment_tiles(
             self._network_with(references, text.product_name),
             self.image_processor,
@@ -806,7 +831,7 @@ class AnomalySegmentationPipeline(Pipeline):
             raise ValueError(f"Expected one label for each of {total} images, got {len(labels)}.")
         if conditions["references"] is not None:
             images, labels, leave_one_out = self._without_references(images, labels, arguments)
-            num_left_out = 0 if leave_one_out else total - len(images)
+            num_left_out = total - len(images)
             total = len(images)
         measuring = self._without_verdicts()
         measuring._references_as_new = leave_one_out
@@ -848,6 +873,8 @@ class AnomalySegmentationPipeline(Pipeline):
                 )
             # a copy of an image would count as a second one
             once = [index for index, digest in enumerate(digests) if digest is None or digests.index(digest) == index]
+            if len(once) < len(images):
+                logger.warning(f"Left out of the calibration: {len(images) - len(once)} copies of other images.")
             return _chosen(images, once), None, True
         if len(others) < len(images):
             logger.warning(
@@ -930,10 +957,15 @@ class AnomalySegmentationPipeline(Pipeline):
                 Whether to also copy this package's modules, so that the folder works without the package:
                 `pipeline("anomaly-segmentation", model=folder, trust_remote_code=True)`.
             kwargs: arguments of [`VCPCLIPModel.save_pretrained`], such as `adapter_only`.
+
+        Raises:
+            ValueError: the references were computed by another image tower; the checkpoint could not be loaded.
         """
         try:
             from vcp_clip_hf.checkpoint_folder import CheckpointParts, save_parts
         except ImportError:  # this file is a copy in a checkpoint with code: save that code again
+            if self.references is not None:
+                self.references.check_tower(self.model)
             super().save_pretrained(save_directory, **kwargs)
             custom_object_save(self, save_directory)
             save_references(self.references, save_directory)
@@ -1010,6 +1042,14 @@ class _Measured:
         if len(labels) != count:
             raise ValueError(f"Expected one label for each of {count} images, got {len(labels)}.")
         return [labels[position] for position in self.positions]
+
+
+def _probable_references(images: list[Image.Image], outputs: ModelOutput) -> list[Image.Image]:
+    """Return the images that may be references: the hash of a picture takes longer than the highest distance."""
+    if outputs.get("reference_map") is None:
+        return images
+    highest = outputs.reference_map.flatten(1).amax(dim=1).tolist()
+    return [image for image, value in zip(images, highest, strict=True) if value < _NEAR]
 
 
 def _check_calibration_arguments(

@@ -58,6 +58,7 @@ def build_memory(
     weight: float | None = None,
     layers: Sequence[int] | None = None,
     neighborhood: int | None = None,
+    scale: float | None = None,
     copies: str = "none",
     max_patches: int = 10_000,
     source: str = "",
@@ -78,7 +79,7 @@ def build_memory(
         image_processor ([`VCPCLIPImageProcessor`]): image processor of the model.
         images (`Sequence[ImageLike]`): normal pictures; a second copy of the same picture is left out.
         weight (`float`, *optional*, defaults to `config.reference_weight`): weight of the memory's map.
-        layers, neighborhood (*optional*, default to the configuration's), copies, max_patches: see
+        layers, neighborhood, scale (*optional*, default to the configuration's), copies, max_patches: see
             [`MemorySettings`].
         source (`str`, *optional*): where the pictures are from, for the model card.
         progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
@@ -97,9 +98,9 @@ def build_memory(
     """
     own_banks = getattr(model, "reference_banks", None)
     if own_banks is None:
-        weight, settings = _memory_settings(model.config, weight, layers, neighborhood, max_patches, copies)
+        weight, settings = _memory_settings(model.config, weight, layers, neighborhood, scale, max_patches, copies)
     else:
-        _refuse_settings(model, weight=weight, layers=layers, neighborhood=neighborhood)
+        _refuse_settings(model, weight=weight, layers=layers, neighborhood=neighborhood, scale=scale)
         weight, settings = 1.0, MemorySettings(tuple(own_banks()), max_patches, copies=copies)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, 1 or more.")
@@ -108,7 +109,8 @@ def build_memory(
     tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
     builder = MemoryBuilder(settings)
     bar = tqdm(images, desc="references", unit="image", disable=not progress)
-    views = _views(_readable(bar, image_processor, on_error, reading), settings, tiling)
+    unreadable: list[tuple[str, str]] = []
+    views = _views(_readable(bar, image_processor, on_error, reading, unreadable), settings, tiling)
     # tiles are squashed to the model's size, as `segment_tiles` does
     resize_mode = image_processor.resize_mode if tiling is None else "squash"
     for batch in _batches(views, batch_size, resize_mode == "keep_ratio"):
@@ -130,6 +132,7 @@ def build_memory(
         source=source,
         conditions=image_conditions(image_processor, tiling),
         tower=tower_weights(model),
+        unreadable=unreadable,
     )
 
 
@@ -138,6 +141,7 @@ def _memory_settings(
     weight: float | None,
     layers: Sequence[int] | None,
     neighborhood: int | None,
+    scale: float | None,
     max_patches: int,
     copies: str,
 ) -> tuple[float, MemorySettings]:
@@ -146,6 +150,7 @@ def _memory_settings(
         layers=tuple(config.memory_layers if layers is None else layers),
         max_patches=max_patches,
         neighborhood=config.reference_neighborhood if neighborhood is None else neighborhood,
+        scale=config.reference_scale if scale is None else scale,
         copies=copies,
     )
     depth = config.vision_config.num_hidden_layers
@@ -165,17 +170,21 @@ def _refuse_settings(model: PreTrainedModel, **settings: Any) -> None:
 
 
 def _readable(
-    images: Sequence[ImageLike], image_processor: VCPCLIPImageProcessor, on_error: str, reading: dict[str, Any]
+    images: Sequence[ImageLike],
+    image_processor: VCPCLIPImageProcessor,
+    on_error: str,
+    reading: dict[str, Any],
+    unreadable: list[tuple[str, str]],
 ) -> Iterator[tuple[str, Image.Image]]:
-    """Yield digest and picture of every image that can be read, each picture once."""
-    seen, errors, duplicates = set(), [], 0
+    """Yield digest and picture of every image that can be read, each picture once; add the others to `unreadable`."""
+    seen, duplicates = set(), 0
     for image in images:
         try:
             picture = _load(image, image_processor, reading)
         except (ValueError, TypeError, OSError) as error:
             if on_error == "raise":
                 raise
-            errors.append(str(error))
+            unreadable.append((_named(image), str(error)))
             continue
         digest = picture_digest(picture)
         if digest in seen:
@@ -183,12 +192,18 @@ def _readable(
             continue
         seen.add(digest)
         yield digest, picture
-    if errors and not seen:
-        raise ValueError(f"None of the references could be read: {'; '.join(errors)}")
-    if errors:
-        logger.warning(f"{len(errors)} references could not be read and are left out: {'; '.join(errors)}")
+    messages = "; ".join(message for _, message in unreadable)
+    if unreadable and not seen:
+        raise ValueError(f"None of the references could be read: {messages}")
+    if unreadable:
+        logger.warning(f"References that could not be read and are left out: {len(unreadable)}: {messages}")
     if duplicates:
-        logger.warning(f"{duplicates} references are copies of others, pixel by pixel, and are left out.")
+        logger.warning(f"References that are copies of others, pixel by pixel, and are left out: {duplicates}")
+
+
+def _named(image: ImageLike) -> str:
+    """Return the path of an image, or its kind."""
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else type(image).__name__
 
 
 def _load(image: ImageLike, image_processor: VCPCLIPImageProcessor, reading: dict[str, Any]) -> Image.Image:

@@ -2,9 +2,10 @@
 
 The memory bank of patch tokens is that of few-shot APRIL-GAN (Chen et al. 2023, arXiv 2305.17382, section 3.3): the
 residual stream after chosen blocks of the image tower, neither normalized by a LayerNorm nor projected, one bank for
-each layer. A patch's distance is (1 - maximum cosine) / 2, in [0, 1]; the map is the mean over layers, upsampled
-like the model's maps. Fused with the zero-shot map: `(1 - weight) * zero_shot + weight * memory`. The paper of
-VCP-CLIP names few-shot segmentation as future work, so that no published numbers exist for this fusion.
+each layer. A patch's distance is (1 - maximum cosine) / 2, in [0, 1]; the map is the mean over layers, times a fixed
+scale and at most 1, upsampled like the model's maps. Fused with the zero-shot map:
+`(1 - weight) * zero_shot + weight * memory`. The paper of VCP-CLIP names few-shot segmentation as future work, so that
+no published numbers exist for this fusion.
 """
 
 import copy
@@ -228,6 +229,9 @@ class MemorySettings:
             memory is exact; beyond it, a greedy k-center coreset is kept.
         neighborhood (`int`, *optional*, defaults to 1): odd side of the square of patches that a token is averaged
             over, in references and in images; 1: no averaging.
+        scale (`float`, *optional*, defaults to 1): factor of the distances, which are then limited to 1. Distances of
+            patches are small numbers; the factor brings them to the range of the zero-shot map. Not for methods with
+            banks of their own.
         copies (`str`, *optional*, defaults to `"none"`): turned and mirrored copies of each reference that are kept
             too: `"none"`, `"flips"` (2), `"rotations"` (by 90, 180 and 270 degrees) or `"all"` (7).
 
@@ -238,6 +242,7 @@ class MemorySettings:
     layers: tuple[int | str, ...]
     max_patches: int = 10_000
     neighborhood: int = 1
+    scale: float = 1.0
     copies: str = "none"
 
     def __post_init__(self):
@@ -248,6 +253,9 @@ class MemorySettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
+        if isinstance(self.scale, (bool, str)) or not 0 < self.scale < math.inf:
+            raise ValueError(f"scale={self.scale!r} must be a positive number; 1 keeps the distances as they are.")
+        object.__setattr__(self, "scale", float(self.scale))
         if self.neighborhood % 2 == 0:
             raise ValueError(f"neighborhood={self.neighborhood} must be odd, so that it has a center.")
         if not isinstance(self.copies, str) or self.copies not in COPIES:
@@ -277,6 +285,8 @@ class ReferenceMemory:
         conditions (`dict`, *optional*): settings of the images that the patches depend on, such as tiles.
         tower (`dict[str, float]`, *optional*): one weight of each tensor of the image tower that computed the tokens,
             by which `check_tower` recognizes another tower.
+        unreadable (`list[tuple[str, str]]`, *optional*): image and message of each picture that was left out because
+            it could not be read; not saved.
 
     Raises:
         ValueError: the shapes of a layer do not fit, or the weight is out of range.
@@ -291,6 +301,7 @@ class ReferenceMemory:
     source: str = ""
     conditions: dict[str, Any] = field(default_factory=dict)
     tower: dict[str, float] = field(default_factory=dict)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self):
         self.weight = check_weight(self.weight)
@@ -343,14 +354,15 @@ class ReferenceMemory:
             grid (`tuple[int, int]`): rows and columns of patches.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, *grid)`: mean over layers of `(1 - maximum cosine) / 2`, in
-            [0, 1].
+            `torch.FloatTensor` of shape `(batch_size, *grid)`: mean over layers of `(1 - maximum cosine) / 2`, times
+            the scale of the settings, at most 1.
         """
         total = 0
         for layer in self.settings.layers:
             tokens = averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
             total = total + nearest_distance(tokens, self.banks[layer]).to(hidden_states[layer].device)
-        return (total / (2 * len(self.settings.layers))).unflatten(1, grid)
+        distances = total * (self.settings.scale / (2 * len(self.settings.layers)))
+        return distances.clamp(max=1).unflatten(1, grid)
 
     def identity(self) -> dict[str, Any]:
         """Return what thresholds belong to: a hash of the memory, and its weight."""
@@ -499,7 +511,9 @@ def tower_weights(model: nn.Module) -> dict[str, float]:
     return weights
 
 
-_FACTS = [each.name for each in fields(ReferenceMemory) if each.name not in ("banks", "rows_of", "settings")]
+_FACTS = [
+    each.name for each in fields(ReferenceMemory) if each.name not in ("banks", "rows_of", "settings", "unreadable")
+]
 
 
 def check_weight(weight: float) -> float:

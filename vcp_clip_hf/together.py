@@ -52,7 +52,7 @@ class MutualJudge:
     model; and 8 bytes for each patch of each picture.
 
     Args:
-        model ([`VCPCLIPModel`]): model on any device.
+        model ([`VCPCLIPModel`] or a model with the same arguments): model on any device.
         image_processor ([`VCPCLIPImageProcessor`]): its size is the size at which pictures are compared.
         scoring ([`MutualScoring`]): settings, with layers.
         load (`Callable`): function that returns the prepared inputs of an image, as the pipeline's `preprocess` does.

@@ -1,11 +1,11 @@
-"""Choose layers, neighborhood and weight of a checkpoint's reference memory, on photographs with painted anomalies.
+"""Choose layers, neighborhood and scale of a checkpoint's reference memory, on photographs with painted anomalies.
 
     python -m examples.research.choose_reference_settings --photos photos_of_materials
 
 Each photograph stands for a product: its references and test images are random crops of it, and half of the latter
 get a painted anomaly. So no data set of real defects has a part in the choice. A line for each choice of layers and
-neighborhood has the metrics of the memory alone, and the weight at which both maps vary equally on normal crops:
-w * s_memory = (1 - w) * s_zero_shot with the standard deviations s over pixels, the median over photographs.
+neighborhood has the metrics of the memory alone, and the scale at which both maps vary equally on normal crops: the
+standard deviation of the zero-shot map over pixels divided by that of the memory's map, the median over photographs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from vcp_clip_hf.reference_pictures import build_memory
 from vcp_clip_hf.references import ReferencedModel
 
 
-__all__ = ["balanced_weight", "crops_of", "main", "measure"]
+__all__ = ["balancing_scale", "crops_of", "main", "make_parser", "measure"]
 
 METRICS = ("pixel_auroc", "pixel_ap", "image_auroc")
 
@@ -38,20 +38,19 @@ def crops_of(photo: Image.Image, count: int, dice: random.Random) -> list[Image.
     return [photo.crop((left, top, left + side, top + side)) for left, top in corners]
 
 
-def balanced_weight(zero_shot: torch.Tensor, memory: torch.Tensor) -> float:
-    """Return the weight at which two maps vary equally: of shape `(images, height, width)`, on normal images."""
-    deviation = zero_shot.std().item()
-    return deviation / (deviation + memory.std().item())
+def balancing_scale(zero_shot: torch.Tensor, memory: torch.Tensor) -> float:
+    """Return the factor that lets two maps vary equally: of shape `(images, height, width)`, on normal images."""
+    return zero_shot.std().item() / memory.std().item()
 
 
 @torch.no_grad()
 def measure(
     checkpoint: str, photos: list[Path], layers: list[int], neighborhood: int, num_references: int, num_tested: int
 ) -> tuple[dict[str, float], float]:
-    """Return the metrics of the memory alone, means over the photographs, and the median of the balanced weights."""
+    """Return the metrics of the memory alone, means over the photographs, and the median of the balancing scales."""
     model, processor = AutoModel.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
     evaluator = AnomalySegmentationEvaluator(metrics=METRICS, skip_undefined=True)
-    weights = []
+    scales = []
     for number, path in enumerate(photos):
         dice = random.Random(number)
         crops = crops_of(Image.open(path).convert("RGB"), num_references + num_tested, dice)
@@ -60,18 +59,18 @@ def measure(
         for index in range(1, len(tested), 2):
             tested[index], masks[index], _ = add_anomaly(tested[index], [number, index])
         inputs = processor(tested, masks, return_tensors="pt")
-        memory = build_memory(model, processor, references, 1.0, layers, neighborhood)
+        memory = build_memory(model, processor, references, 1.0, layers, neighborhood, scale=1.0)
         outputs = model(inputs.pixel_values)
         found = ReferencedModel(model, memory)(inputs.pixel_values).anomaly_map
         maps = gaussian_smooth(found, processor.smoothing_sigma)
         evaluator.add(list(maps.numpy()), list(inputs.labels.numpy()), [path.name] * len(tested))
         zero_shot = gaussian_smooth(outputs.anomaly_map, processor.smoothing_sigma)
-        weights.append(balanced_weight(zero_shot[::2], maps[::2]))
-    return evaluator.compute()["mean"], float(np.median(weights))
+        scales.append(balancing_scale(zero_shot[::2], maps[::2]))
+    return evaluator.compute()["mean"], float(np.median(scales))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure each choice, and print a line for it."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with photographs of materials")
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
@@ -80,17 +79,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--neighborhood", type=int, nargs="+", default=[1, 3], help="neighborhoods to try")
     parser.add_argument("--num_references", type=int, default=4)
     parser.add_argument("--num_tested", type=int, default=12)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure each choice, and print a line for it."""
+    options = make_parser().parse_args(arguments)
     files = sorted(options.photos / path for path in find_images(options.photos)[0])
     photos = [files[index] for index in np.linspace(0, len(files) - 1, min(options.num_photos, len(files)), dtype=int)]
     config = AutoModel.from_pretrained(options.model).config
     for layers in options.layers or [config.feature_layers, list(range(1, config.feature_layers[-1] // 2 + 1))]:
         for neighborhood in options.neighborhood:
-            metrics, weight = measure(
+            metrics, scale = measure(
                 options.model, photos, layers, neighborhood, options.num_references, options.num_tested
             )
             numbers = ", ".join(f"{name} {100 * metrics[name]:.1f}" for name in METRICS)
-            print(f"layers {layers}, neighborhood {neighborhood}: {numbers}; balanced weight {weight:.3f}", flush=True)
+            print(f"layers {layers}, neighborhood {neighborhood}: {numbers}; balancing scale {scale:.1f}", flush=True)
 
 
 if __name__ == "__main__":

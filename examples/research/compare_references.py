@@ -5,13 +5,14 @@
 
 Rows: zero-shot; with k references of each product (means over draws, see `vcp-clip evaluate --references k=N`); all
 images of a product judged together; and, with `--head`, the same checkpoint with an image head, whose score replaces
-the maximum of the map. All are measured at the model's input size. A row leaves out the datasets that have too few
-normal images for it, so that means are over the datasets that all rows have.
+the maximum of the map (image AUROC only: the maps are the same). All are measured at the model's input size. A row
+leaves out the datasets that have too few normal images for it; means are over the datasets that all rows have.
 """
 
 import argparse
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,17 @@ from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
 __all__ = ["compare", "main", "make_parser", "to_markdown"]
 
 METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc")
-PROTOCOL = EvaluationProtocol(metrics=METRICS, skip_undefined=True)
 # way -> dataset -> metric -> (mean over products, standard deviation over draws)
 Table = dict[str, dict[str, dict[str, tuple[float, float]]]]
 
 
-def _measure(checkpoint: str, splits: dict[str, dict[str, Any]], references: ReferenceDraw | None, score_mode: str):
-    """Yield name and metrics of each dataset that has enough normal images."""
+def _measure(
+    checkpoint: str, splits: dict[str, dict[str, Any]], references: ReferenceDraw | None, score_mode: str = "max"
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the metrics of each dataset that has enough normal images."""
+    metrics = METRICS if score_mode == "max" else ("image_auroc",)
+    protocol = EvaluationProtocol(metrics=metrics, skip_undefined=True, score_mode=score_mode)
+    measured = {}
     model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     for name, records in splits.items():
@@ -47,7 +52,7 @@ def _measure(checkpoint: str, splits: dict[str, dict[str, Any]], references: Ref
                 model,
                 processor,
                 {name: records["test"]},
-                PROTOCOL.with_score(score_mode),
+                protocol,
                 references=references,
                 reference_pools=pools,
             )
@@ -58,7 +63,8 @@ def _measure(checkpoint: str, splits: dict[str, dict[str, Any]], references: Ref
             continue
         result = report.results[name]
         spread = result.get("spread", {"mean": {}})["mean"]
-        yield name, {metric: (result["mean"][metric], spread.get(metric, math.nan)) for metric in METRICS}
+        measured[name] = {metric: (result["mean"][metric], spread.get(metric, math.nan)) for metric in metrics}
+    return measured
 
 
 def _judged_together(checkpoint: str, records: Any) -> dict[str, tuple[float, float]]:
@@ -87,9 +93,9 @@ def _judged_together(checkpoint: str, records: Any) -> dict[str, tuple[float, fl
 
 def compare(
     checkpoint: str, splits: dict[str, dict[str, Any]], counts: list[int], seeds: int, together: bool, head: str | None
-) -> Table:
+) -> Iterator[tuple[str, dict[str, dict[str, tuple[float, float]]]]]:
     """
-    Measure all ways.
+    Measure all ways, one after the other.
 
     Args:
         checkpoint (`str`): folder or Hub repository.
@@ -99,18 +105,18 @@ def compare(
         together (`bool`): whether to judge the images of each product together, too.
         head (`str`, *optional*): the checkpoint with an image head.
 
-    Returns:
-        `dict`: way -> dataset -> metric -> mean over products and standard deviation over draws, in [0, 1].
+    Yields:
+        `tuple`: name of the way, and dataset -> metric -> mean over products and standard deviation over draws.
     """
     draws = {"zero-shot": None}
     draws |= {f"{k} reference{'s' * (k > 1)}": ReferenceDraw(k, tuple(range(seeds))) for k in counts}
-    table: Table = {way: dict(_measure(checkpoint, splits, draw, "max")) for way, draw in draws.items()}
+    for way, draw in draws.items():
+        yield way, _measure(checkpoint, splits, draw)
     if together:
-        table["judged together"] = {name: _judged_together(checkpoint, each["test"]) for name, each in splits.items()}
+        yield "judged together", {name: _judged_together(checkpoint, each["test"]) for name, each in splits.items()}
     if head is not None:
         for way, draw in draws.items():
-            table[f"{way}, image head"] = dict(_measure(head, splits, draw, "image_head"))
-    return table
+            yield f"{way}, image head", _measure(head, splits, draw, "image_head")
 
 
 def to_markdown(table: Table) -> str:
@@ -121,8 +127,9 @@ def to_markdown(table: Table) -> str:
     lines = []
     for way, values in table.items():
         cells = [_cell(values[name]) if name in values else "-" for name in names]
+        measured = [metric for metric in METRICS if any(metric in each for each in values.values())]
         means = {
-            metric: (float(np.nanmean([values[name][metric][0] for name in shared])), math.nan) for metric in METRICS
+            metric: (float(np.nanmean([values[name][metric][0] for name in shared])), math.nan) for metric in measured
         }
         lines.append([way, *cells, _cell(means)])
     titles = " / ".join(METRIC_TITLES[metric] for metric in METRICS)
@@ -132,7 +139,7 @@ def to_markdown(table: Table) -> str:
 def _cell(values: dict[str, tuple[float, float]]) -> str:
     parts = []
     for metric in METRICS:
-        mean, deviation = values[metric]
+        mean, deviation = values.get(metric, (math.nan, math.nan))
         text = "-" if math.isnan(mean) else f"{100 * mean:.1f}"
         parts.append(text if math.isnan(deviation) else f"{text}±{100 * deviation:.1f}")
     return " / ".join(parts)
@@ -159,10 +166,12 @@ def main(arguments: list[str] | None = None) -> Table:
         name, _, folder = entry.partition("=")
         title = Path(folder).name if name == "folder" else name
         splits[title] = load_anomaly_dataset(name, data_dir=folder)
-    table = compare(options.model, splits, options.count, options.seeds, options.together, options.head)
+    table: Table = {}
+    for way, values in compare(options.model, splits, options.count, options.seeds, options.together, options.head):
+        table[way] = values
+        if options.output_file is not None:  # after each way, since the whole takes long
+            options.output_file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     print(to_markdown(table))
-    if options.output_file is not None:
-        options.output_file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return table
 
 

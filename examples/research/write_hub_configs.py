@@ -160,7 +160,7 @@ def embedded_config() -> VCPCLIPConfig:
         image_size=224,
         category_token_id=len(tokenizer),
         # from `choose_reference_settings.py` on CC0 photographs of materials (ambientCG)
-        reference_weight=0.95,
+        reference_scale=19.0,
         **fields,
     )
 

@@ -1,6 +1,9 @@
 """MuSc as a model: pipeline, evaluation, saving; its numbers are those of the golden folder (`test_golden`)."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,12 +11,15 @@ import torch
 from transformers import AutoModel
 
 from tests.common import pixels
+from tests.evaluation_run import run as evaluation_run
 from tests.methods.common import tiny_method
 from tests.methods.test_named_product import pictures, tiny_of
 from tests.test_cli import run
 from tests.training_run import make_records
 from vcp_clip_hf.checkpoint_folder import complete_parts, load_parts, save_parts
 from vcp_clip_hf.evaluation import evaluate
+from vcp_clip_hf.evaluation_references import ReferenceDraw
+from vcp_clip_hf.evaluation_report import EvaluationReport
 from vcp_clip_hf.image_processing_vcp_clip import VCPCLIPImageProcessor
 from vcp_clip_hf.method_comparison import published_results
 from vcp_clip_hf.methods import MuScConfig
@@ -109,6 +115,32 @@ def test_an_evaluation_compares_the_images_of_each_product(batch_size, tmp_path)
     assert (tmp_path / "own" / "product_1.png").is_file()
 
 
+def test_two_processes_share_the_products(tmp_path):
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "tests.evaluation_run"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, str(tmp_path), "musc"],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "2 processes" in done.stdout, done.stderr
+    theirs = EvaluationReport.from_dict(json.loads((tmp_path / "results.json").read_text()))
+    ours = evaluation_run("musc", progress=False)
+    assert theirs.results["squares"]["counts"] == ours.results["squares"]["counts"]
+    for name, values in ours.results["squares"]["per_product"].items():
+        assert theirs.results["squares"]["per_product"][name] == pytest.approx(values, abs=1e-5)
+
+
+def test_references_are_refused():
+    model = tiny_method("musc")
+    processor = VCPCLIPImageProcessor.for_model(model.config)
+    with pytest.raises(ValueError, match="no few-shot mode"):
+        model(pixels(1), references={})
+    with pytest.raises(ValueError, match="no few-shot mode"):
+        evaluate(model, processor, {"own": make_records(15)}, progress=False, references=ReferenceDraw(1, (0,)))
+
+
 def test_an_evaluation_of_too_few_images_is_refused():
     model = tiny_method("musc")
     processor = VCPCLIPImageProcessor.for_model(model.config)
@@ -121,6 +153,9 @@ def test_saved_and_loaded_the_results_are_equal(tmp_path):
     save_parts(tmp_path, complete_parts(model, tokenizer=model.tokenizer))
     parts, images = load_parts(tmp_path), pictures(5)
     assert type(parts.model) is type(model) and parts.model.config.rescore_neighbors == [1, 4]
+    card = (tmp_path / "README.md").read_text()
+    assert "inspect.segment_together(" in card and "one set of images" in card and "tile" not in card
+    assert "calibrate" not in card
     again = AutoModel.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
     one, other = (tiny_of(each).segment_together(images, progress=False) for each in (model, parts.model))
@@ -147,3 +182,21 @@ def test_the_command_line_uses_the_settings_of_the_model(tmp_path):
     run("predict", tmp_path / "images", *options, "--together")
     settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
     assert settings["together"]["degrees"] == [1, 3]
+
+
+def test_the_command_line_evaluates_it(tmp_path):
+    model = tiny_method("musc")
+    save_parts(tmp_path / "model", complete_parts(model, tokenizer=model.tokenizer))
+    for number, row in enumerate(make_records(8)):
+        kind = "bad" if row["label"] else "good"
+        for folder, image in (("test", row["image"]), ("ground_truth", row["mask"])):
+            if image is not None:
+                path = tmp_path / "data" / "nut" / folder / kind / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.save(path)
+    dataset = f"folder={tmp_path / 'data'}"
+    method = f"musc={tmp_path / 'model'}"
+    done = run("evaluate", "--method", method, "--dataset", dataset, "--num-workers", 0, "-o", tmp_path / "out")
+    assert "MuSc folder" in done.stdout and "nothing is trained" in done.stdout
+    values = json.loads((tmp_path / "out" / "methods.json").read_text())["methods"]["musc"]
+    assert values["learned_parameters"] == 0 and values["seconds_per_image"] > 0

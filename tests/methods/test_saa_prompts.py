@@ -37,6 +37,8 @@ def test_other_products():
     assert find_knowledge("left door") == ProductKnowledge(
         tuple((f"{kind} on left door", "left door") for kind in ("defect", "damage", "flaw")), "left door,"
     )
+    door = find_knowledge("left door", {"Left-door": {"max_masks": 2}})
+    assert door.captions[0] == ("defect on left door", "left door") and door.max_masks == 2
     gear = find_knowledge("gear", {"gear": {"prompts": [["crack.", "gear"]], "num_objects": 2}})
     assert gear.captions[-1] == ("crack.", "gear") and (gear.num_objects, gear.max_masks) == (2, 5)
 

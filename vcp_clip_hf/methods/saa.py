@@ -54,7 +54,7 @@ class SAAConfig(SegmenterConfig):
         box_threshold, text_threshold (`float`, *optional*, default to 0.1):
             Lower limits of probabilities: of a box, and of the tokens that make its phrase.
         products (`dict`, *optional*): name -> values of further products for SAA+, see [`find_knowledge`].
-        saliency_backbone (`str`, *optional*, defaults to `"wide_resnet50_2"`): network of timm.
+        saliency_backbone (`str`, *optional*, defaults to `"wide_resnet50_2.racm_in1k"`): network of timm.
         num_largest_distances (`int`, *optional*, defaults to 400): distances in the mean of the saliency.
         saliency_sizes (`list[int]`, *optional*, defaults to `[256, 1024]`):
             Sides of the saliency network's input in pixels, for one object and for several.
@@ -86,7 +86,7 @@ class SAAConfig(SegmenterConfig):
     box_threshold: float | int = 0.1
     text_threshold: float | int = 0.1
     products: dict[str, dict] | None = None
-    saliency_backbone: str = "wide_resnet50_2"
+    saliency_backbone: str = "wide_resnet50_2.racm_in1k"
     num_largest_distances: int = 400
     saliency_sizes: list[int] | tuple[int, ...] = (256, 1024)
     detector_edges: list[int] | tuple[int, ...] = (800, 1333)

@@ -56,11 +56,11 @@ def find_knowledge(product: str, further: Mapping[str, Mapping[str, Any]] | None
     Raises:
         ValueError: an unknown key, or a value out of range.
     """
-    facts = read_prompts("saa")
-    key = product.strip().lower().replace(" ", "_").replace("-", "_")
-    known = {**facts["products"], **(further or {})}.get(key)
+    facts, key = read_prompts("saa"), _key(product)
+    own = {_key(name): values for name, values in (further or {}).items()}
+    known = own.get(key, facts["products"].get(key))
     # The authors' captions contain their names of products, such as "metal_nut"
-    name = product.strip() if known is None else key
+    name = key if key in facts["products"] and key not in own else product.strip()
     values = dict(known or {})
     unknown = set(values) - set(_FIELDS)
     if unknown:
@@ -68,3 +68,7 @@ def find_knowledge(product: str, further: Mapping[str, Mapping[str, Any]] | None
     general = [(template.replace(PRODUCT_SLOT, name), name) for template in facts["general"]]
     specific = [tuple(each) for each in values.pop("prompts", [])]
     return ProductKnowledge((*general, *specific), values.pop("object_phrase", f"{name},"), **values)
+
+
+def _key(product: str) -> str:
+    return product.strip().lower().replace(" ", "_").replace("-", "_")
