@@ -166,8 +166,8 @@ class CoCoOpModel(AnomalyMethodModel):
     (`map_logit_scale`).
 
     The paper does not state how this variant was trained. `hub_configs/cocoop` has the training of VCP-CLIP's baseline
-    (our choice), which has the same adapters and temperature. CoCoOp itself has neither, and learns classification: one
-    image at a time, SGD with momentum 0.9 and weight decay 5e-4, a cosine schedule from 2e-3 over 10 epochs.
+    (our choice), which has the same adapters and temperature. CoCoOp itself has neither, and learns classification,
+    one image at a time, by SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule from 2e-3 over 10 epochs.
 
     Args:
         config ([`CoCoOpConfig`]): the configuration.
