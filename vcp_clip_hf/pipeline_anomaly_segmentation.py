@@ -605,7 +605,7 @@ class AnomalySegmentationPipeline(Pipeline):
         scoring.check_region(roi_mask is not None)
         if references is not None and scoring.score_mode == "image_head" and not tiling.global_weight:
             raise ValueError(
-                "score_mode='image_head' judges the whole picture, and these references have patches of tiles only."
+                "score_mode='image_head' scores the whole image, and these references have patches of tiles only."
                 " Use score_mode='max' or 'top_k', or set the references and call with a global_weight above 0."
             )
         if references is not None and self._references_as_new:

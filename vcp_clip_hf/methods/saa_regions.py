@@ -116,7 +116,7 @@ def find_boxes(
     scores = probabilities.amax(dim=1)
     kept = scores > box_threshold
     ids = tokens["input_ids"][0]
-    # The start token is left out, and so is the last position of the longest text, as in the authors' code
+    # The start token is left out, and so is the last position of the longest text, as in Grounding DINO's own code
     shown = probabilities[kept] > text_threshold
     shown[:, 0], shown[:, -1] = False, False
     phrases = [tokenizer.decode(ids[row[: len(ids)].cpu()]) for row in shown]
