@@ -7,9 +7,9 @@ head has parameters of its own and compares three inputs with the normal and the
 - the patch tokens of each feature layer: their contrast in the base branch (equation 3), plus a low-rank correction;
 - the patch tokens of each feature layer as the Post-VCP branch sees them (equation 9).
 
-Of the contrasts of the patches, it reads the standard deviation and the prominence: the log-mean-exp minus the mean, by
-how much the most abnormal patches stand out from the rest of their own image. For an unknown product, these say more
-than the level.
+Of the contrasts of the patches, it reads the standard deviation and the prominence. The latter, the log-mean-exp minus
+the mean, says by how much the most abnormal patches stand out from the rest of their own image. For an unknown
+product, both say more than the level.
 
 An untrained head adds the prominences and the global contrast, and its corrections are zero, so that a training starts
 from a useful score, even with few images. No gradient leaves the head, so that the rest of the model trains exactly as
