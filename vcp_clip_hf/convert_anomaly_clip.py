@@ -2,8 +2,8 @@
 
     vcp-clip convert --method anomaly_clip --checkpoint 9_12_4_multiscale/epoch_15.pth --output anomaly-clip-visa
 
-The weights in the folder `9_12_4_multiscale` were trained on VisA, those in `9_12_4_multiscale_visa` on MVTec-AD (to be
-tested on VisA). Such a file has the entry `prompt_learner` with
+The weights in the folder `9_12_4_multiscale` were trained on VisA, those in `9_12_4_multiscale_visa` on MVTec-AD (to
+be tested on VisA). Such a file has the entry `prompt_learner` with
 
 - `ctx_pos`, `ctx_neg`, `compound_prompts_text.<i>`: the learned vectors;
 - `compound_prompt_projections.<i>`: linear layers that the authors' code never calls; they are left out;
