@@ -127,15 +127,15 @@ def train(
     set_seed(config.seed)
     parts = _load_parts(config)
     model, image_processor, tokenizer = parts.model, parts.image_processor, parts.tokenizer
+    is_method = isinstance(model, AnomalyMethod)
+    if is_method:
+        _check_method(model, config)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if train_dataset is None:
         with accelerator.main_process_first():
             train_dataset, validation_dataset = load_training_data(config)
     check_training_data(train_dataset, config)
-    is_method = isinstance(model, AnomalyMethod)
-    if is_method:
-        _check_method(model, config)
     examples = training_examples(train_dataset, image_processor, config, with_names=is_method)
     if config.image_feature_dir is not None:
         examples = cache_image_features(
@@ -597,6 +597,8 @@ def _check_method(model: AnomalyMethod, config: TrainingConfig) -> None:
         raise ValueError(f"{name} has no learned part, so there is nothing to train.")
     if config.image_feature_dir is not None:
         raise ValueError(f"image_feature_dir keeps features for VCP-CLIP; leave it out for {name}.")
+    if config.gradient_checkpointing:
+        raise ValueError(f"gradient_checkpointing is for VCP-CLIP's text tower; leave it out for {name}.")
 
 
 def _load_parts(config: TrainingConfig) -> CheckpointParts:
@@ -626,5 +628,6 @@ def _new_method(config: TrainingConfig) -> CheckpointParts:
             " 'embedded'. Or set model to the folder of a configuration, such as those of hub_configs/."
         )
     backbone = EMBEDDED_CHECKPOINT if config.backbone == "embedded" else config.backbone
-    model = METHODS[config.model].fitted_to(backbone, dtype=torch.float32)
+    method = METHODS[config.model]
+    model = method.fitted_to(backbone, dtype=torch.float32, **method.trained_fields)
     return CheckpointParts(model, VCPCLIPImageProcessor.for_model(model.config), model.tokenizer)

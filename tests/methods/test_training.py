@@ -46,6 +46,14 @@ def test_a_run_learns_is_resumed_and_loaded(model_type, tmp_path):
     assert changed and "clip" not in changed
 
 
+def test_a_new_clip_ad_is_the_variant_that_is_trained(tmp_path):
+    config = settings(
+        tmp_path, model="clip_ad", backbone="embedded", max_train_steps=1, augmentation=False, mixed_precision="no"
+    )
+    model = AutoModel.from_pretrained(train(config, make_records(6)).last)
+    assert model.config.use_adapters and model.adapters is not None
+
+
 @pytest.mark.parametrize("model_type", TRAINED)
 def test_a_step_is_that_of_the_methods_own_loss(model_type, tmp_path):
     model = save_method(model_type, tmp_path)
@@ -89,6 +97,8 @@ def test_what_methods_cannot_do_is_refused(tmp_path):
         train(settings(tmp_path, use_image_head=True), make_records(4))
     with pytest.raises(ValueError, match="image_feature_dir"):
         train(settings(tmp_path, augmentation=False, image_feature_dir=str(tmp_path / "features")), make_records(4))
+    with pytest.raises(ValueError, match="gradient_checkpointing is for VCP-CLIP"):
+        train(settings(tmp_path, augmentation=False, gradient_checkpointing=True), make_records(4))
     records = make_records(4).map(lambda row: {**row, "mask": None})
     with pytest.raises(ValueError, match="trained with masks"):
         train(settings(tmp_path, augmentation=False), records)

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import nn
 
 from ..losses import segmentation_loss
 from ..references import nearest_distance
 from .base import AnomalyMethodOutput, ImageFeatures, PromptEnsembleModel, scaled_over_product
 from .configuration import PromptEnsembleConfig
-from .patch_adapters import PatchAdapters, patch_logits, upsample
+from .patch_adapters import PatchAdapters, image_logits, patch_logits, upsample
 
 
 __all__ = ["AprilGANConfig", "AprilGANModel"]
@@ -89,12 +88,11 @@ class AprilGANModel(PromptEnsembleModel):
         logits = patch_logits(self.adapters(tokens), text_embeds, scale)
         layer_maps = upsample(logits, features.grid, features.size, align_corners=True).sigmoid()
         image_embeds = self.clip.visual_projection(features.pooled)
-        cosines = nn.functional.normalize(image_embeds, dim=-1).unsqueeze(1) @ text_embeds.to(image_embeds).mT
-        image_logits = scale * cosines.squeeze(1).float()
+        text_logits = image_logits(image_embeds, text_embeds, scale)
         outputs = AnomalyMethodOutput(
             anomaly_map=layer_maps.mean(dim=1),
-            text_scores=image_logits.softmax(dim=-1)[:, 1],
-            image_logits=image_logits,
+            text_scores=text_logits.softmax(dim=-1)[:, 1],
+            image_logits=text_logits,
             layer_maps=layer_maps,
             text_embeds=text_embeds,
             image_embeds=image_embeds,

@@ -100,6 +100,7 @@ class ClipADModel(PromptEnsembleModel):
 
     config: ClipADConfig
     scores_depend_on_product = True
+    trained_fields = {"use_adapters": True}
 
     def __init__(self, config: ClipADConfig):
         super().__init__(config)

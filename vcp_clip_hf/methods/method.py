@@ -69,6 +69,8 @@ class AnomalyMethod:
     judges_products = False
     # Whether it works on any CLIP: `fitted_to`
     works_on_any_clip = True
+    # Fields of the configuration that a training from the beginning sets: the default one may have no learned part
+    trained_fields: Mapping[str, Any] = {}
     # Whether the method has a few-shot mode: `reference_banks`, `reference_tokens`, and `references` in `segment`
     supports_references = False
 
