@@ -450,7 +450,8 @@ def test_the_description_has_numbers():
     assert text == (
         "References: 3 normal pictures from line 4; all of 36 patches in each of the layers 1, 2, 0.0 MB; weight 0.3."
     )
-    memory = memory_of(1, max_patches=5)
+    memory = memory_of(1, max_patches=5, scale=19.0)
+    assert memory.describe().endswith("weight 0.3, scale 19.")
     memory.source = ""
     assert memory.describe().startswith("References: 1 normal picture; a coreset of 5 of 12 patches in each")
     assert memory_of(3).num_bytes == 2 * 36 * WIDTH * 4

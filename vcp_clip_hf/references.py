@@ -341,9 +341,10 @@ class ReferenceMemory:
         origin = f" from {self.source}" if self.source else ""
         extent = "all" if self.exact else f"a coreset of {kept:,}"
         layers = ", ".join(map(str, self.settings.layers))
+        scale = "" if self.settings.scale == 1 else f", scale {self.settings.scale:g}"
         return (
             f"References: {count}{origin}; {extent} of {self.num_patches:,} patches in each of the layers {layers},"
-            f" {self.num_bytes / 1e6:.1f} MB; weight {self.weight:g}."
+            f" {self.num_bytes / 1e6:.1f} MB; weight {self.weight:g}{scale}."
         )
 
     def distances(self, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> torch.Tensor:
