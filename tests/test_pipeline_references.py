@@ -470,7 +470,8 @@ def test_thresholds_belong_to_the_references(pipe, of_thresholds):
     count = len(of_thresholds)
     for options in ({"reference_weight": 0}, {"reference_weight": 0.4}):
         assert pipe(NEW[0], **options)["label"] is None
-    assert "with references" in of_thresholds[count] and "other references" in of_thresholds[-1]
+    assert "with references" in of_thresholds[count]
+    assert "reference_weight was 0.5, is 0.4" in of_thresholds[-1] and "other references" not in of_thresholds[-1]
     pipe.set_references(NORMAL[:3])
     assert pipe(NEW[0])["label"] is None and "other references" in of_thresholds[-1]
     pipe.set_references(None)

@@ -93,16 +93,16 @@ def test_a_row_of_the_bank_has_no_distance_and_more_rows_only_bring_it_closer():
     assert (fewer[0] > fewer[2] + 0.1).any()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 2e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-3), (torch.float16, 2e-4)])
 def test_lower_precision(dtype, tolerance):
-    """Also with a bank of another dtype, and a bank of float32 gives no float32 product."""
+    """Tokens are rounded, their products are not: a cosine in bfloat16 has steps of 0.004. Also with mixed dtypes."""
     tokens, bank = torch.randn(30, 64) * 5, unit(40, 64)
     expected = nearest_distance(tokens, bank)
     found = nearest_distance(tokens.to(dtype), bank)
     assert found.dtype == torch.float32 and (found - expected).abs().max() < tolerance
-    assert torch.equal(found, nearest_distance(tokens.to(dtype), bank.to(dtype)))
-    in_float32 = nearest_distance(tokens, bank.to(dtype))
-    assert 0 < (in_float32 - expected).abs().max() < tolerance / 3
+    for tokens_dtype, bank_dtype in ((dtype, dtype), (torch.float32, dtype)):
+        mixed = nearest_distance(tokens.to(tokens_dtype), bank.to(bank_dtype))
+        assert 0 < (mixed - expected).abs().max() < tolerance
 
 
 def test_autocast_does_not_change_distances():
@@ -450,7 +450,8 @@ def test_the_description_has_numbers():
     assert text == (
         "References: 3 normal pictures from line 4; all of 36 patches in each of the layers 1, 2, 0.0 MB; weight 0.3."
     )
-    memory = memory_of(1, max_patches=5)
+    memory = memory_of(1, max_patches=5, scale=19.0)
+    assert memory.describe().endswith("weight 0.3, scale 19.")
     memory.source = ""
     assert memory.describe().startswith("References: 1 normal picture; a coreset of 5 of 12 patches in each")
     assert memory_of(3).num_bytes == 2 * 36 * WIDTH * 4

@@ -1,49 +1,35 @@
 """`pipeline("anomaly-segmentation")`: images in; scores, maps, masks and regions out."""
 
-import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
-from transformers import Pipeline, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .accelerated_inference import accelerated_or_plain
 from .anomaly_result import as_segments, finish
 from .anomaly_scoring import AnomalyScoring, resize_map
-from .calibration import (
-    Calibration,
-    check_rate,
-    describe_calibration,
-    from_labeled_scores,
-    from_normal_maps,
-    from_normal_scores,
-)
+from .calibration import describe_calibration
 from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
 from .devices import check_device
 from .image_loading import ImageLike, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
 from .mutual_scoring import MEMORY_LIMIT, MutualScoring
+from .pipeline_calibration import SCORING, THRESHOLDS, CalibratingPipeline, without_given_thresholds
+from .pipeline_inputs import CallText, Images, as_images, chosen, in_list
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
-from .reference_pictures import (
-    build_memory,
-    find_references,
-    image_conditions,
-    picture_digests,
-    save_references,
-)
+from .reference_pictures import build_memory, find_references, image_conditions, save_references
 from .references import ReferencedModel, ReferenceMemory, picture_digest
 from .region_of_interest import load_region_of_interest
-from .thresholds import HIGHEST_SCORES, Thresholds, calibrated_thresholds
+from .thresholds import Thresholds
 from .tiling import Tiling, segment_tiles
 from .together import MutualJudge
 
@@ -52,9 +38,6 @@ __all__ = ["AnomalySegmentationPipeline"]
 
 logger = logging.get_logger(__name__)
 
-_SCORING = [each.name for each in fields(AnomalyScoring)]
-_THRESHOLDS = ("threshold", "image_threshold")
-_FALSE_ALARM_RATE = 0.01
 # Arguments of a call that are refused for images judged together
 _NOT_TOGETHER = (
     *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
@@ -64,11 +47,8 @@ _NOT_TOGETHER = (
 # Upper limit of a reference's distance from itself in every precision, without a scale
 _NEAR = 0.01
 
-# One image or many: the inputs of `__call__` and `calibrate`
-Images = ImageLike | Iterable[ImageLike] | torch.utils.data.Dataset
 
-
-class AnomalySegmentationPipeline(Pipeline):
+class AnomalySegmentationPipeline(CalibratingPipeline):
     r"""
     Zero-shot anomaly segmentation with a [`VCPCLIPModel`].
 
@@ -122,7 +102,7 @@ class AnomalySegmentationPipeline(Pipeline):
             self.model.tokenizer = self.tokenizer
         self._references = find_references(self.model)
         if reference_images is not None:
-            self._set_references_and_thresholds(_in_list(reference_images), false_alarm_rate)
+            self._set_references_and_thresholds(in_list(reference_images), false_alarm_rate)
         elif false_alarm_rate is not None:
             raise ValueError(
                 f"false_alarm_rate={false_alarm_rate!r} needs reference_images, the normal images that the threshold"
@@ -159,7 +139,7 @@ class AnomalySegmentationPipeline(Pipeline):
         **kwargs: Any,
     ) -> ReferenceMemory | None:
         """
-        Set normal images that all following calls compare with.
+        Set the normal images that later calls compare images with.
 
         The distance of each patch to the nearest patch of these images is fused with the zero-shot map,
         `(1 - weight) * zero_shot + weight * memory`. `save_pretrained` saves the memory. Thresholds that were
@@ -206,7 +186,7 @@ class AnomalySegmentationPipeline(Pipeline):
         known = [name for name in argument_names(self.preprocess) if name != "roi_mask"]
         known += ["tile_overlap", "tile_batch_size", "global_weight", "batch_size"]
         refuse_unknown(kwargs, [*known, "image_column"], "set_references")
-        images = _in_list(images, kwargs.pop("image_column", None))
+        images = in_list(images, kwargs.pop("image_column", None))
         arguments = {**self._preprocess_params, **self._forward_params, **kwargs}
         self._references = build_memory(
             self._inference_model(),
@@ -233,8 +213,8 @@ class AnomalySegmentationPipeline(Pipeline):
                 "The memory keeps only a coreset of these references, so that they cannot be scored as new images:"
                 " every second one sets the thresholds instead, and is not in the memory."
             )
-            self.set_references(_chosen(images, range(0, len(images), 2)))
-            images = _chosen(images, range(1, len(images), 2))
+            self.set_references(chosen(images, range(0, len(images), 2)))
+            images = chosen(images, range(1, len(images), 2))
         if split or len(memory.pictures) > 1:
             calibration = self.calibrate(images, false_alarm_rate=false_alarm_rate)
             say = logger.info if calibration.reached else logger.warning
@@ -263,7 +243,8 @@ class AnomalySegmentationPipeline(Pipeline):
         """
         network = self._inference_model()
         if references is not None and (network is self.model or network is not self._compared_network):
-            # on the first call, and after changes of `model`; only a fast copy detects those made in place
+            # on the first call and after a change of `model`; without a fast copy, which notices changes in place, on
+            # every call
             references.check_tower(network)
             self._compared_network = network
         if self._reads_names:
@@ -310,7 +291,7 @@ class AnomalySegmentationPipeline(Pipeline):
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         steps = (
             argument_names(self.preprocess),
-            [*argument_names(self._forward), *_SCORING],
+            [*argument_names(self._forward), *SCORING],
             [*argument_names(self.postprocess), *argument_names(finish)],
         )
         known = {name for names in steps for name in names} - {"prompt_input_ids"} | {"prompts"}
@@ -425,7 +406,7 @@ class AnomalySegmentationPipeline(Pipeline):
         Raises:
             ValueError, TypeError, FileNotFoundError: an image or an argument is wrong; the message says which.
         """
-        images = _as_images(inputs, image_column)
+        images = as_images(inputs, image_column)
         if isinstance(images, list) and not images:
             return []
         return super().__call__(images, *args, **kwargs)
@@ -494,7 +475,7 @@ class AnomalySegmentationPipeline(Pipeline):
     ) -> dict[str, list]:
         tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
         references = self.active_references(reference_weight)
-        text = _Text(prompt_input_ids, product_name)
+        text = CallText(prompt_input_ids, product_name)
         conditions = self._conditions(text, tiling, input_range, roi_mask, references)
         # inputs of a batch are lists, those of a single image are not
         images, roi_masks, errors = (
@@ -535,7 +516,7 @@ class AnomalySegmentationPipeline(Pipeline):
 
     def _conditions(
         self,
-        text: "_Text",
+        text: CallText,
         tiling: Tiling | None,
         input_range: tuple[float, float] | None,
         roi_mask: ImageLike | None,
@@ -565,7 +546,7 @@ class AnomalySegmentationPipeline(Pipeline):
         images: list[Image.Image],
         roi_masks: list[np.ndarray | None],
         references: ReferenceMemory | None,
-        text: "_Text",
+        text: CallText,
         settings: dict[str, Any],
         branches: bool,
         layers: bool,
@@ -597,7 +578,7 @@ class AnomalySegmentationPipeline(Pipeline):
         roi_mask: np.ndarray | None,
         tiling: Tiling,
         references: ReferenceMemory | None,
-        text: "_Text",
+        text: CallText,
         scoring: AnomalyScoring,
         output_branch_maps: bool,
     ) -> dict[str, Any]:
@@ -730,7 +711,7 @@ class AnomalySegmentationPipeline(Pipeline):
         """
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
         preprocess = {**self._preprocess_params, **preprocess}
-        forward = {**_without_given_thresholds(self._forward_params), **forward}
+        forward = {**without_given_thresholds(self._forward_params), **forward}
         for name in _NOT_TOGETHER:
             if forward.get(name):
                 raise ValueError(f"{name}={forward[name]!r} is not supported for images that are judged together.")
@@ -746,13 +727,13 @@ class AnomalySegmentationPipeline(Pipeline):
             self.image_processor,
             scoring,
             partial(self.preprocess, **preprocess),
-            *(forward.get(name) for name in ("prompt_input_ids", "smoothing_sigma", *_THRESHOLDS)),
+            *(forward.get(name) for name in ("prompt_input_ids", "smoothing_sigma", *THRESHOLDS)),
             batch_size=batch_size or self._batch_size or 1,
             num_workers=self._num_workers or 0 if num_workers is None else num_workers,
             memory_limit=memory_limit,
             progress=progress,
         )
-        listed = _as_images(images, image_column)
+        listed = as_images(images, image_column)
         if not isinstance(listed, (list, torch.utils.data.Dataset)):
             single = isinstance(listed, (str, Image.Image, np.ndarray, torch.Tensor))
             listed = [listed] if single else list(listed)
@@ -777,182 +758,6 @@ class AnomalySegmentationPipeline(Pipeline):
             own = config.mutual_scoring().settings()
         scoring = MutualScoring(**{**own, **given})
         return scoring.on(config.feature_layers, config.vision_config.num_hidden_layers)
-
-    def calibrate(
-        self,
-        images: Images,
-        labels: Sequence[int] | None = None,
-        false_alarm_rate: float | None = None,
-        pixel_false_alarm_rate: float | None = None,
-        progress: bool = False,
-        **kwargs: Any,
-    ) -> Calibration:
-        """
-        Set the thresholds of this pipeline from images like those it will see. `save_pretrained` keeps them.
-
-        The image processor also takes over `smoothing_sigma`, `score_mode` and `top_k_fraction` of the calibration, so
-        that later calls compute the scores that the thresholds belong to. The other settings (prompts, tiles, region
-        of interest, sizes, references) are recorded with the thresholds, which do not apply to calls with others.
-
-        With references, the distance of a reference from itself would be 0. If all images are references, each is
-        therefore scored against the others, as a new image would be, and the false-alarm rate is guaranteed as for
-        other images (see `calibration`). Otherwise images that are references are left out, with a warning.
-
-        Args:
-            images (`ImageLike` or many of them): images as in a call; normal ones, unless `labels` are given.
-            labels (`Sequence[int]`, *optional*): 1 for anomalous, 0 for normal; gives the threshold with the best F1.
-            false_alarm_rate (`float`, *optional*, defaults to 0.01):
-                Target false-alarm rate on normal images; not together with `labels`.
-            pixel_false_alarm_rate (`float`, *optional*):
-                Target fraction of normal pixels flagged, for the threshold of masks; only from normal images. Without
-                it, masks use the images' threshold, so that an image has a mask exactly if it is anomalous (with
-                `score_mode="max"`).
-            progress (`bool`, *optional*, defaults to `False`): show a progress bar.
-            kwargs: arguments of a call. Those that only shape results, such as `regions` and `min_area`, have no
-                effect. With `on_error="return"`, images that cannot be read are left out, with a warning.
-
-        Returns:
-            [`Calibration`] of the image threshold; `describe()` states the rate that was reached. That of the pixel
-            threshold is `image_processor.calibration["pixel"]`.
-
-        Raises:
-            ValueError: arguments exclude each other or are out of range, there are too few images or labels, or no
-                threshold exists. The former thresholds stay.
-        """
-        _check_calibration_arguments(labels, false_alarm_rate, pixel_false_alarm_rate, kwargs)
-        false_alarm_rate = _FALSE_ALARM_RATE if false_alarm_rate is None else false_alarm_rate
-        shaping = {*argument_names(self.postprocess), *argument_names(finish)}
-        arguments = {name: value for name, value in kwargs.items() if name not in shaping}
-        scoring, conditions = self._call_settings(arguments)
-        leave_one_out, num_left_out = False, 0
-        if conditions["references"] is not None:
-            images = _in_list(images, arguments.pop("image_column", None))
-        total = len(images) if isinstance(images, (list, tuple, torch.utils.data.Subset)) else None
-        if labels is not None and total not in (None, len(labels)):
-            raise ValueError(f"Expected one label for each of {total} images, got {len(labels)}.")
-        if conditions["references"] is not None:
-            images, labels, leave_one_out = self._without_references(images, labels, arguments)
-            num_left_out = total - len(images)
-            total = len(images)
-        measuring = self._without_verdicts()
-        measuring._references_as_new = leave_one_out
-        measured = _Measured(measuring._results(images, **arguments), total, progress)
-        # the maps are read one by one, the scores while they are
-        pixels = None if pixel_false_alarm_rate is None else from_normal_maps(measured.maps(), pixel_false_alarm_rate)
-        if pixels is None:
-            for _ in measured.maps():
-                pass
-        if labels is None:
-            calibration = from_normal_scores(measured.scores, false_alarm_rate, HIGHEST_SCORES[scoring.score_mode])
-        else:
-            calibration = from_labeled_scores(measured.scores, measured.chosen(labels))
-        for each in (calibration, pixels):
-            if each is not None:
-                each.leave_one_out, each.num_left_out = leave_one_out or None, num_left_out or None
-        self._keep(calibration, pixels, scoring, conditions)
-        return calibration
-
-    def _without_references(
-        self, images: Sequence[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
-    ) -> tuple[Sequence[Any], Sequence[int] | None, bool]:
-        """Return images and labels to calibrate on, and whether they are references that are scored as new images."""
-        names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
-        reading = {**self._preprocess_params, **arguments}
-        digests = picture_digests(
-            images, self.image_processor, **{name: reading[name] for name in names if name in reading}
-        )
-        known = set(self.references.pictures)
-        others = [index for index, digest in enumerate(digests) if digest not in known]
-        if all(digests[index] is None for index in others) and len(others) < len(images):
-            # all that can be read are references
-            obstacle = "For the best F1, give other images, with labels." if labels is not None else None
-            obstacle = obstacle or self._obstacle()
-            if obstacle is not None:
-                raise ValueError(
-                    "All of these images are references, whose distance from the memory is not that of a new image."
-                    f" {obstacle}"
-                )
-            # a copy of an image would count as a second one
-            once = [index for index, digest in enumerate(digests) if digest is None or digests.index(digest) == index]
-            if len(once) < len(images):
-                logger.warning(f"Left out of the calibration: {len(images) - len(once)} copies of other images.")
-            return _chosen(images, once), None, True
-        if len(others) < len(images):
-            logger.warning(
-                f"{len(images) - len(others)} of {len(images)} images are references, and are left out of the"
-                " calibration."
-            )
-            labels = labels if labels is None else [labels[index] for index in others]
-            if labels is not None and len(set(labels)) == 1:
-                raise ValueError(
-                    "Without the references, all of these images have the same label. For the best F1, give other"
-                    " normal images and images with defects; from normal images alone, calibrate without labels"
-                    " (without --defects on the command line)."
-                )
-        return _chosen(images, others), labels, False
-
-    def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
-        """Return the scoring of a call with these arguments, without thresholds, and its further settings."""
-        of_pipeline = ("batch_size", "num_workers", "image_column")
-        given = {name: value for name, value in arguments.items() if name not in of_pipeline}
-        preprocess, forward, _ = self._sanitize_parameters(**given)
-        values = {**self._preprocess_params, **self._forward_params, **preprocess, **forward}
-        tiling = Tiling.of(
-            values.get("tile_size"), values.get("tile_overlap"), global_weight=values.get("global_weight", 0.0)
-        )
-        conditions = self._conditions(
-            _Text(values.get("prompt_input_ids"), values.get("product_name")),
-            tiling,
-            values.get("input_range"),
-            values.get("roi_mask"),
-            self.active_references(values.get("reference_weight")),
-        )
-        settings = {name: values.get(name) for name in _SCORING if name not in _THRESHOLDS}
-        return self.image_processor.without_thresholds().scoring(**settings), conditions
-
-    def _without_verdicts(self) -> "AnomalySegmentationPipeline":
-        """Return a copy that shares the model and computes scores and maps only."""
-        self._inference_model()  # made once, for both
-        measuring = copy.copy(self)
-        measuring.image_processor = self.image_processor.without_thresholds()
-        measuring._forward_params = _without_given_thresholds(self._forward_params)
-        measuring._postprocess_params = {}
-        return measuring
-
-    def _keep(
-        self,
-        calibration: Calibration,
-        pixels: Calibration | None,
-        scoring: AnomalyScoring,
-        conditions: dict[str, Any],
-    ) -> None:
-        """Write thresholds, and the settings that they belong to, into the image processor."""
-        processor = self.image_processor
-        former = calibrated_thresholds(processor.calibration)
-        for name in ("smoothing_sigma", "score_mode", "top_k_fraction"):
-            setattr(processor, name, getattr(scoring, name))
-        processor.image_threshold = calibration.threshold
-        if pixels is not None:
-            processor.threshold = pixels.threshold
-        elif scoring.score_mode == "max":
-            processor.threshold = calibration.threshold
-        elif processor.threshold in former:
-            processor.threshold = None  # it belongs to the former calibration
-        processor.calibration = {
-            "image": calibration.to_dict(),
-            **({} if pixels is None else {"pixel": pixels.to_dict()}),
-            "settings": {**processor.measured_with(), **conditions},
-        }
-        # thresholds among the pipeline's defaults would hide the new ones
-        self._forward_params = _without_given_thresholds(self._forward_params)
-
-    def _results(self, images: Images, **kwargs: Any) -> Iterable[dict[str, Any]]:
-        """Return results one by one, for every kind of input."""
-        images = _as_images(images, kwargs.pop("image_column", None))
-        if isinstance(images, list):
-            images = (image for image in images)
-        results = self(images, **kwargs)
-        return [results] if isinstance(results, dict) else results
 
     def save_pretrained(self, save_directory: str | os.PathLike, include_code: bool = False, **kwargs) -> None:
         """
@@ -1006,51 +811,6 @@ class AnomalySegmentationPipeline(Pipeline):
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
 
 
-@dataclass(frozen=True)
-class _Text:
-    """Text of a call: token ids of other prompts for VCP-CLIP, or the product's name for the other methods."""
-
-    prompt_input_ids: torch.LongTensor | None
-    product_name: str | None
-
-
-@dataclass
-class _Measured:
-    """Scores of the results that were read; results of unreadable images are left out and counted."""
-
-    results: Iterable[dict[str, Any]]
-    total: int | None
-    progress: bool
-    scores: list[float] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def maps(self) -> Iterator[np.ndarray]:
-        """Yield the maps one by one and collect the scores."""
-        bar = tqdm(self.results, desc="calibrate", total=self.total, unit="image", disable=not self.progress)
-        for position, result in enumerate(bar):
-            if "error" in result:
-                self.errors.append(result["error"])
-                continue
-            self.scores.append(result["score"])
-            self.positions.append(position)
-            yield result["anomaly_map"]
-        if self.errors and not self.scores:
-            raise ValueError(f"None of the images could be read: {'; '.join(self.errors)}")
-        if self.errors:
-            logger.warning(
-                f"{len(self.errors)} of {len(self.errors) + len(self.scores)} images could not be read and are left"
-                f" out of the calibration: {'; '.join(self.errors)}"
-            )
-
-    def chosen(self, labels: Sequence[int]) -> list[int]:
-        """Return the labels of the images that were read."""
-        count = len(self.errors) + len(self.scores)
-        if len(labels) != count:
-            raise ValueError(f"Expected one label for each of {count} images, got {len(labels)}.")
-        return [labels[position] for position in self.positions]
-
-
 def _probable_references(
     images: list[Image.Image], outputs: ModelOutput, references: ReferenceMemory
 ) -> list[Image.Image]:
@@ -1060,90 +820,3 @@ def _probable_references(
     highest = outputs.reference_map.flatten(1).amax(dim=1).tolist()
     limit = _NEAR * references.settings.scale
     return [image for image, value in zip(images, highest, strict=True) if value < limit]
-
-
-def _check_calibration_arguments(
-    labels: Sequence[int] | None, rate: float | None, pixel_rate: float | None, arguments: dict[str, Any]
-) -> None:
-    for name in _THRESHOLDS:
-        if arguments.get(name) is not None:
-            raise ValueError(f"{name} is a result of the calibration and cannot be given to it; leave it out.")
-    for name, given, what in (
-        ("false_alarm_rate", rate, "A false-alarm rate"),
-        ("pixel_false_alarm_rate", pixel_rate, "A pixel false-alarm rate"),
-    ):
-        if given is None:
-            continue
-        check_rate(name, given)
-        if labels is not None:
-            short = "pixel rate" if name.startswith("pixel") else "rate"
-            raise ValueError(
-                f"{what} is reached on normal images alone, and images with defects were given (labels; --defects on"
-                f" the command line). Leave out the {short}, and the threshold with the best F1 is used; or calibrate"
-                " on normal images only."
-            )
-
-
-def _without_given_thresholds(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name not in _THRESHOLDS}
-
-
-def _in_list(inputs: Images, image_column: str | None = None) -> Sequence[Any]:
-    """Return a sequence of images that can be read more than once; those of a dataset are read when needed."""
-    images = _as_images(inputs, image_column)
-    if isinstance(images, (str, bytes, Image.Image, np.ndarray, torch.Tensor)):
-        return [images]
-    if isinstance(images, torch.utils.data.Dataset) and hasattr(images, "__len__"):
-        return _chosen(images, range(len(images)))
-    return list(images)
-
-
-def _chosen(images: Sequence[Any] | torch.utils.data.Dataset, indices: Sequence[int]) -> Sequence[Any]:
-    """Return the images with some indices: a list for a list, and for a dataset, a dataset that ends like a list."""
-    if isinstance(images, torch.utils.data.Dataset):
-        return torch.utils.data.Subset(images, indices)
-    return [images[index] for index in indices]
-
-
-def _as_images(inputs: Images, image_column: str | None) -> Any:
-    """Convert inputs that transformers' pipelines cannot iterate over into a form that they can."""
-    if isinstance(inputs, (np.ndarray, torch.Tensor)) and inputs.ndim == 4:
-        return list(inputs)
-    if isinstance(inputs, tuple):
-        return list(inputs)
-    if isinstance(inputs, os.PathLike):
-        return os.fspath(inputs)
-    # a Hugging Face Dataset or IterableDataset, without importing the library
-    if hasattr(inputs, "column_names") and hasattr(inputs, "select_columns"):
-        column = _image_column(inputs, image_column)
-        only = inputs.select_columns(column)
-        return _Column(only, column) if hasattr(inputs, "__len__") else (row[column] for row in only)
-    return inputs
-
-
-def _image_column(dataset: Any, requested: str | None) -> str:
-    names = dataset.column_names
-    if names is None:  # a stream without known features
-        return requested or "image"
-    if requested is None:
-        images = [name for name, feature in (dataset.features or {}).items() if type(feature).__name__ == "Image"]
-        candidates = ["image"] if "image" in names else [name for name in images if name != "mask"]
-        if len(candidates) != 1:
-            raise ValueError(f"Which column of {names} holds the images? Pass image_column=...")
-        return candidates[0]
-    if requested not in names:
-        raise ValueError(f"image_column={requested!r} is not among the columns {names}.")
-    return requested
-
-
-class _Column(torch.utils.data.Dataset):
-    """One column of a dataset, read item by item."""
-
-    def __init__(self, dataset: Any, column: str):
-        self.dataset, self.column = dataset, column
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index][self.column]

@@ -73,7 +73,8 @@ def nearest_distance(tokens: torch.Tensor, bank: torch.Tensor, block_values: int
     """
     Compute the cosine distance of tokens to the nearest row of a bank.
 
-    The search is one matrix product, in blocks of rows of the bank, in the dtype of the tokens.
+    The search is one matrix product, in blocks of rows of the bank, in the dtype of the tokens; on a CPU in float32,
+    because a cosine that is rounded to bfloat16 has steps of 0.004.
 
     Args:
         tokens (`torch.Tensor` of shape `(..., width)`): tokens, not normalized.
@@ -94,6 +95,7 @@ def nearest_distance(tokens: torch.Tensor, bank: torch.Tensor, block_values: int
     if not bank.shape[0]:
         raise ValueError("The memory has no patch to compare with: it needs at least one other picture.")
     flat = tokens.flatten(0, -2)
+    flat = flat.float() if flat.device.type == "cpu" else flat
     # a traced graph accepts any number of images, so the size of its blocks is that for one image
     count = tokens.shape[-2] if torch.compiler.is_compiling() else flat.shape[0]
     block = max(1, block_values // max(1, count))
@@ -339,9 +341,10 @@ class ReferenceMemory:
         origin = f" from {self.source}" if self.source else ""
         extent = "all" if self.exact else f"a coreset of {kept:,}"
         layers = ", ".join(map(str, self.settings.layers))
+        scale = "" if self.settings.scale == 1 else f", scale {self.settings.scale:g}"
         return (
             f"References: {count}{origin}; {extent} of {self.num_patches:,} patches in each of the layers {layers},"
-            f" {self.num_bytes / 1e6:.1f} MB; weight {self.weight:g}."
+            f" {self.num_bytes / 1e6:.1f} MB; weight {self.weight:g}{scale}."
         )
 
     def distances(self, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> torch.Tensor:

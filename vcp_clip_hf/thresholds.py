@@ -175,8 +175,18 @@ def _difference(name: str, recorded: Any, now: Any) -> str:
     if name == "prompts":
         return "other prompts"
     if name == "references":
-        return "without references" if recorded is None else "with references" if now is None else "other references"
+        return _references_difference(recorded, now)
     return f"{name} was {_plain(recorded)!r}, is {_plain(now)!r}"
+
+
+def _references_difference(recorded: Any, now: Any) -> str:
+    if recorded is None:
+        return "without references"
+    if now is None:
+        return "with references"
+    if recorded["memory"] != now["memory"]:
+        return "other references"
+    return f"reference_weight was {recorded['weight']!r}, is {now['weight']!r}"
 
 
 @lru_cache(maxsize=64)

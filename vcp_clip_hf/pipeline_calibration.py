@@ -1,0 +1,274 @@
+"""The part of the pipeline that sets thresholds from images, and leaves references out of them."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import Pipeline
+from transformers.utils import logging
+
+from .anomaly_result import finish
+from .anomaly_scoring import AnomalyScoring
+from .calibration import Calibration, check_rate, from_labeled_scores, from_normal_maps, from_normal_scores
+from .call_arguments import argument_names
+from .pipeline_inputs import CallText, Images, as_images, chosen, in_list
+from .reference_pictures import picture_digests
+from .thresholds import HIGHEST_SCORES, calibrated_thresholds
+from .tiling import Tiling
+
+
+__all__ = ["SCORING", "THRESHOLDS", "CalibratingPipeline", "without_given_thresholds"]
+
+logger = logging.get_logger(__name__)
+
+SCORING = [each.name for each in fields(AnomalyScoring)]
+THRESHOLDS = ("threshold", "image_threshold")
+_FALSE_ALARM_RATE = 0.01
+
+
+class CalibratingPipeline(Pipeline):
+    """A pipeline with an image processor that finds its thresholds; [`AnomalySegmentationPipeline`] is made of it."""
+
+    def calibrate(
+        self,
+        images: Images,
+        labels: Sequence[int] | None = None,
+        false_alarm_rate: float | None = None,
+        pixel_false_alarm_rate: float | None = None,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> Calibration:
+        """
+        Set the thresholds of this pipeline from images like those it will see. `save_pretrained` keeps them.
+
+        The image processor also takes over `smoothing_sigma`, `score_mode` and `top_k_fraction` of the calibration, so
+        that later calls compute the scores that the thresholds belong to. The other settings (prompts, tiles, region
+        of interest, sizes, references) are recorded with the thresholds, which do not apply to calls with others.
+
+        With references, the distance of a reference from itself would be 0. If all images are references, each is
+        therefore scored against the others, as a new image would be, and the false-alarm rate is guaranteed as for
+        other images (see `calibration`). Otherwise images that are references are left out, with a warning.
+
+        Args:
+            images (`ImageLike` or many of them): images as in a call; normal ones, unless `labels` are given.
+            labels (`Sequence[int]`, *optional*): 1 for anomalous, 0 for normal; gives the threshold with the best F1.
+            false_alarm_rate (`float`, *optional*, defaults to 0.01):
+                Target false-alarm rate on normal images; not together with `labels`.
+            pixel_false_alarm_rate (`float`, *optional*):
+                Target fraction of normal pixels flagged, for the threshold of masks; only from normal images. Without
+                it, masks use the images' threshold, so that an image has a mask exactly if it is anomalous (with
+                `score_mode="max"`).
+            progress (`bool`, *optional*, defaults to `False`): show a progress bar.
+            kwargs: arguments of a call. Those that only shape results, such as `regions` and `min_area`, have no
+                effect. With `on_error="return"`, images that cannot be read are left out, with a warning.
+
+        Returns:
+            [`Calibration`] of the image threshold; `describe()` states the rate that was reached. That of the pixel
+            threshold is `image_processor.calibration["pixel"]`.
+
+        Raises:
+            ValueError: arguments exclude each other or are out of range, there are too few images or labels, or no
+                threshold exists. The former thresholds stay.
+        """
+        _check_calibration_arguments(labels, false_alarm_rate, pixel_false_alarm_rate, kwargs)
+        false_alarm_rate = _FALSE_ALARM_RATE if false_alarm_rate is None else false_alarm_rate
+        shaping = {*argument_names(self.postprocess), *argument_names(finish)}
+        arguments = {name: value for name, value in kwargs.items() if name not in shaping}
+        scoring, conditions = self._call_settings(arguments)
+        leave_one_out, num_left_out = False, 0
+        if conditions["references"] is not None:
+            images = in_list(images, arguments.pop("image_column", None))
+        total = len(images) if isinstance(images, (list, tuple, torch.utils.data.Subset)) else None
+        if labels is not None and total not in (None, len(labels)):
+            raise ValueError(f"Expected one label for each of {total} images, got {len(labels)}.")
+        if conditions["references"] is not None:
+            images, labels, leave_one_out = self._without_references(images, labels, arguments)
+            num_left_out = total - len(images)
+            total = len(images)
+        measuring = self._without_verdicts()
+        measuring._references_as_new = leave_one_out
+        measured = _Measured(measuring._results(images, **arguments), total, progress)
+        # the maps are read one by one, the scores while they are
+        pixels = None if pixel_false_alarm_rate is None else from_normal_maps(measured.maps(), pixel_false_alarm_rate)
+        if pixels is None:
+            for _ in measured.maps():
+                pass
+        if labels is None:
+            calibration = from_normal_scores(measured.scores, false_alarm_rate, HIGHEST_SCORES[scoring.score_mode])
+        else:
+            calibration = from_labeled_scores(measured.scores, measured.chosen(labels))
+        for each in (calibration, pixels):
+            if each is not None:
+                each.leave_one_out, each.num_left_out = leave_one_out or None, num_left_out or None
+        self._keep(calibration, pixels, scoring, conditions)
+        return calibration
+
+    def _without_references(
+        self, images: Sequence[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
+    ) -> tuple[Sequence[Any], Sequence[int] | None, bool]:
+        """Return images and labels to calibrate on, and whether they are references that are scored as new images."""
+        names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
+        reading = {**self._preprocess_params, **arguments}
+        digests = picture_digests(
+            images, self.image_processor, **{name: reading[name] for name in names if name in reading}
+        )
+        known = set(self.references.pictures)
+        others = [index for index, digest in enumerate(digests) if digest not in known]
+        if all(digests[index] is None for index in others) and len(others) < len(images):
+            # all that can be read are references
+            obstacle = "For the best F1, give other images, with labels." if labels is not None else None
+            obstacle = obstacle or self._obstacle()
+            if obstacle is not None:
+                raise ValueError(
+                    "All of these images are references, whose distance from the memory is not that of a new image."
+                    f" {obstacle}"
+                )
+            # a copy of an image would count as a second one
+            once = [index for index, digest in enumerate(digests) if digest is None or digests.index(digest) == index]
+            if len(once) < len(images):
+                logger.warning(f"Left out of the calibration: {len(images) - len(once)} copies of other images.")
+            return chosen(images, once), None, True
+        if len(others) < len(images):
+            logger.warning(
+                f"{len(images) - len(others)} of {len(images)} images are references, and are left out of the"
+                " calibration."
+            )
+            labels = labels if labels is None else [labels[index] for index in others]
+            if labels is not None and len(set(labels)) == 1:
+                raise ValueError(
+                    "Without the references, all of these images have the same label. For the best F1, give other"
+                    " normal images and images with defects; from normal images alone, calibrate without labels"
+                    " (without --defects on the command line)."
+                )
+        return chosen(images, others), labels, False
+
+    def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
+        """Return the scoring of a call with these arguments, without thresholds, and its further settings."""
+        of_pipeline = ("batch_size", "num_workers", "image_column")
+        given = {name: value for name, value in arguments.items() if name not in of_pipeline}
+        preprocess, forward, _ = self._sanitize_parameters(**given)
+        values = {**self._preprocess_params, **self._forward_params, **preprocess, **forward}
+        tiling = Tiling.of(
+            values.get("tile_size"), values.get("tile_overlap"), global_weight=values.get("global_weight", 0.0)
+        )
+        conditions = self._conditions(
+            CallText(values.get("prompt_input_ids"), values.get("product_name")),
+            tiling,
+            values.get("input_range"),
+            values.get("roi_mask"),
+            self.active_references(values.get("reference_weight")),
+        )
+        settings = {name: values.get(name) for name in SCORING if name not in THRESHOLDS}
+        return self.image_processor.without_thresholds().scoring(**settings), conditions
+
+    def _without_verdicts(self) -> "CalibratingPipeline":
+        """Return a copy that shares the model and computes scores and maps only."""
+        self._inference_model()  # made once, for both
+        measuring = copy.copy(self)
+        measuring.image_processor = self.image_processor.without_thresholds()
+        measuring._forward_params = without_given_thresholds(self._forward_params)
+        measuring._postprocess_params = {}
+        return measuring
+
+    def _keep(
+        self,
+        calibration: Calibration,
+        pixels: Calibration | None,
+        scoring: AnomalyScoring,
+        conditions: dict[str, Any],
+    ) -> None:
+        """Write thresholds, and the settings that they belong to, into the image processor."""
+        processor = self.image_processor
+        former = calibrated_thresholds(processor.calibration)
+        for name in ("smoothing_sigma", "score_mode", "top_k_fraction"):
+            setattr(processor, name, getattr(scoring, name))
+        processor.image_threshold = calibration.threshold
+        if pixels is not None:
+            processor.threshold = pixels.threshold
+        elif scoring.score_mode == "max":
+            processor.threshold = calibration.threshold
+        elif processor.threshold in former:
+            processor.threshold = None  # it belongs to the former calibration
+        processor.calibration = {
+            "image": calibration.to_dict(),
+            **({} if pixels is None else {"pixel": pixels.to_dict()}),
+            "settings": {**processor.measured_with(), **conditions},
+        }
+        # thresholds among the pipeline's defaults would hide the new ones
+        self._forward_params = without_given_thresholds(self._forward_params)
+
+    def _results(self, images: Images, **kwargs: Any) -> Iterable[dict[str, Any]]:
+        """Return results one by one, for every kind of input."""
+        images = as_images(images, kwargs.pop("image_column", None))
+        if isinstance(images, list):
+            images = (image for image in images)
+        results = self(images, **kwargs)
+        return [results] if isinstance(results, dict) else results
+
+
+@dataclass
+class _Measured:
+    """Scores of the results that were read; results of unreadable images are left out and counted."""
+
+    results: Iterable[dict[str, Any]]
+    total: int | None
+    progress: bool
+    scores: list[float] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def maps(self) -> Iterator[np.ndarray]:
+        """Yield the maps one by one and collect the scores."""
+        bar = tqdm(self.results, desc="calibrate", total=self.total, unit="image", disable=not self.progress)
+        for position, result in enumerate(bar):
+            if "error" in result:
+                self.errors.append(result["error"])
+                continue
+            self.scores.append(result["score"])
+            self.positions.append(position)
+            yield result["anomaly_map"]
+        if self.errors and not self.scores:
+            raise ValueError(f"None of the images could be read: {'; '.join(self.errors)}")
+        if self.errors:
+            logger.warning(
+                f"{len(self.errors)} of {len(self.errors) + len(self.scores)} images could not be read and are left"
+                f" out of the calibration: {'; '.join(self.errors)}"
+            )
+
+    def chosen(self, labels: Sequence[int]) -> list[int]:
+        """Return the labels of the images that were read."""
+        count = len(self.errors) + len(self.scores)
+        if len(labels) != count:
+            raise ValueError(f"Expected one label for each of {count} images, got {len(labels)}.")
+        return [labels[position] for position in self.positions]
+
+
+def _check_calibration_arguments(
+    labels: Sequence[int] | None, rate: float | None, pixel_rate: float | None, arguments: dict[str, Any]
+) -> None:
+    for name in THRESHOLDS:
+        if arguments.get(name) is not None:
+            raise ValueError(f"{name} is a result of the calibration and cannot be given to it; leave it out.")
+    for name, given, what in (
+        ("false_alarm_rate", rate, "A false-alarm rate"),
+        ("pixel_false_alarm_rate", pixel_rate, "A pixel false-alarm rate"),
+    ):
+        if given is None:
+            continue
+        check_rate(name, given)
+        if labels is not None:
+            short = "pixel rate" if name.startswith("pixel") else "rate"
+            raise ValueError(
+                f"{what} is reached on normal images alone, and images with defects were given (labels; --defects on"
+                f" the command line). Leave out the {short}, and the threshold with the best F1 is used; or calibrate"
+                " on normal images only."
+            )
+
+
+def without_given_thresholds(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call without thresholds."""
+    return {name: value for name, value in arguments.items() if name not in THRESHOLDS}
