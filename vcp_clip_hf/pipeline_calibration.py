@@ -31,7 +31,7 @@ _FALSE_ALARM_RATE = 0.01
 
 
 class CalibratingPipeline(Pipeline):
-    """A pipeline with an image processor that finds its thresholds; [`AnomalySegmentationPipeline`] is made of it."""
+    """Base class of [`AnomalySegmentationPipeline`]: a pipeline that sets the thresholds of its image processor."""
 
     def calibrate(
         self,
@@ -92,7 +92,7 @@ class CalibratingPipeline(Pipeline):
         measuring = self._without_verdicts()
         measuring._references_as_new = leave_one_out
         measured = _Measured(measuring._results(images, **arguments), total, progress)
-        # the maps are read one by one, the scores while they are
+        # the maps are read one by one, and the scores are collected on the way
         pixels = None if pixel_false_alarm_rate is None else from_normal_maps(measured.maps(), pixel_false_alarm_rate)
         if pixels is None:
             for _ in measured.maps():

@@ -66,10 +66,10 @@ class TrainingConfig:
       relative to the file; the default is the folder of the file.
     - `validation_products`: names, or how many (the last ones in alphabetical order). Never hold out a product of the
       datasets that the checkpoint is compared on: choosing an epoch on those leaks.
-    - `normal_fraction`: an epoch has as many images as the dataset. If there are too few of one kind, they come more
-      than once; if there are too many, each epoch takes others. It is counted before mosaics, which are anomalous if
-      one of their images is. `split: train+test` adds the normal images of the training split.
-    - `trainable: image_head`: pixel metrics cannot select the best weights, because maps stay as they are.
+    - `normal_fraction`: an epoch has as many images as the dataset. If there are too few images of one kind, they are
+      repeated; if there are too many, each epoch uses others. The fraction is that before mosaics, which are anomalous
+      if one of their images is. `split: train+test` adds the normal images of the training split.
+    - `trainable: image_head`: pixel metrics cannot select the best weights, because the maps do not change.
     - `image_feature_dir`: other runs on the same images use the features too. The required disk space is logged
       first. It excludes augmentation, with which no image comes twice.
     - `resume`: with `"latest"` and no checkpoint yet, the run starts from the beginning.
@@ -122,7 +122,7 @@ class TrainingConfig:
         default=None,
         metadata=_about(
             _DATA,
-            "share of normal images in every batch, for an image head 0.5; null takes the images as they come",
+            "share of normal images in every batch, 0.5 for an image head; null: that of the dataset",
             fixed=True,
             card=True,
             minimum=0,

@@ -180,7 +180,7 @@ class EpochSampler(Sampler):
     epoch ends with the same images.
 
     With a `normal_fraction`, normal and anomalous images alternate in that ratio, so that every batch has its share.
-    Images of the rarer kind come several times; of the other kind, each epoch takes others.
+    Images of the kind with too few are repeated; of the other kind, each epoch uses others.
 
     Args:
         length (`int`): number of images.
@@ -188,7 +188,7 @@ class EpochSampler(Sampler):
         batch_size (`int`): images per batch of one process.
         num_processes (`int`, *optional*, defaults to 1): processes that take batches in turn.
         labels (`np.ndarray` of shape `(length,)`, *optional*): 0 (normal) or 1 (anomalous); for `normal_fraction`.
-        normal_fraction (`float`, *optional*): share of normal images; by default, every image comes once.
+        normal_fraction (`float`, *optional*): share of normal images; by default, each image is used once.
 
     Raises:
         ValueError: a `normal_fraction` that needs images of a kind that does not exist.

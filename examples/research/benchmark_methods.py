@@ -36,12 +36,12 @@ __all__ = ["FIELDS", "SUBJECTS", "Subject", "main", "make_model", "make_parser",
 @dataclass(frozen=True)
 class Subject:
     """
-    What a method is measured with.
+    Further measurements of a method.
 
     Args:
         share (`Callable`, *optional*): configuration and image side -> FLOPs of the method divided by those of the
             image tower.
-        plain (`Callable`, *optional*): model and images -> the method's expensive part, read plainly.
+        plain (`Callable`, *optional*): function of model and images that computes the method's expensive part plainly.
     """
 
     share: Callable[[AnomalyMethodConfig, int], float] | None = None
@@ -71,8 +71,8 @@ def anomaly_clip_share(config: AnomalyMethodConfig, size: int) -> float:
     product, attention = 2.0 * tokens * width**2, 4.0 * tokens**2 * width
     whole = image_encoder_flops(config, size)
     value_blocks = min(depth, max(config.feature_layers)) - config.first_value_block + 1
-    # An attention and an output projection more in each block; in the last one, the ordinary stream is left with the
-    # keys and values of all tokens
+    # Each block has an attention and an output projection more; in the last block, the ordinary stream only computes
+    # the keys and values of all tokens
     last = tower_flops(config, tokens) / depth - 2 * product
     return (whole + value_blocks * (product + attention) - last) / whole
 

@@ -3,9 +3,9 @@
     python -m examples.research.benchmark_references                # ViT-L/14 at 518 with random weights, float32
     python -m examples.research.benchmark_references --model checkpoint --dtype bfloat16 --device cuda
 
-All ways take turns, so that a slow minute of the machine hits all of them; the ratios are medians over rounds. Random
-rows cost the same as tokens of pictures. Goals: 8 % beyond zero-shot for 4 references, 15 % for 10,000 patches of each
-layer, which the coreset keeps of 1,000 references.
+All ways are timed in turns, so that a slow phase of the machine affects all of them; the ratios are medians over
+rounds. Random rows cost the same as tokens of images. Goals: 8 % more time than zero-shot for 4 references, and 15 %
+for 10,000 patches of each layer, the coreset of 1,000 references.
 """
 
 import argparse

@@ -1,11 +1,10 @@
-"""Time and memory of pictures that are judged together, and how close the comparison comes to its matrix products.
+"""Measure time and memory of pictures judged together, and the share of the comparison's time in matrix products.
 
     python -m examples.research.benchmark_together --pictures 50
     python -m examples.research.benchmark_together --pictures 500 --image_size 112 --degrees 3 --memory_limit 64
 
-The pictures are generated. The seconds of the processor are counted, which a busy machine changes less than those of
-the clock; with `--threads 1` they are the seconds of one core. Memory is the peak of the process, which includes
-Python, PyTorch and the model.
+The pictures are generated. Times are CPU seconds, which a busy machine changes less than wall time; with one thread,
+they are those of one core. Memory is the peak of the process, which includes Python, PyTorch and the model.
 """
 
 import argparse
@@ -46,7 +45,7 @@ class _Files(Dataset):
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    """Return the seconds of the processor that a call takes."""
+    """Return the CPU seconds of a call."""
     start = time.process_time()
     function()
     return time.process_time() - start
@@ -116,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = inspect.image_processor.size
     patches = (size.height // vision.patch_size) * (size.width // vision.patch_size)
     rate, share = _product_share(*(options.shape or (patches, vision.hidden_size)))
-    print(f"{options.pictures} pictures: {elapsed:.1f} s, {taken:.1f} s of the processor")
-    print(f"{options.pictures / taken:.2f} pictures per second of the processor")
+    print(f"{options.pictures} pictures: {elapsed:.1f} s, {taken:.1f} CPU seconds")
+    print(f"{options.pictures / taken:.2f} pictures per CPU second")
     if before is not None:
         print(f"peak memory {peak_memory(inspect.device) / 2**20:.0f} MiB, before {before / 2**20:.0f} MiB")
     print(f"comparison alone: {rate:.0f} GFLOP/s, {100 * share:.0f} % of the rate of its products")

@@ -2,10 +2,11 @@
 
     python -m examples.research.choose_reference_settings --photos photos_of_materials
 
-Each photograph stands for a product: its references and test images are random crops of it, and half of the latter
-get a painted anomaly. So no data set of real defects has a part in the choice. A line for each choice of layers and
-neighborhood has the metrics of the memory alone, and the scale at which both maps vary equally on normal crops: the
-standard deviation of the zero-shot map over pixels divided by that of the memory's map, the median over photographs.
+Each photograph stands for a product: its references and test images are random crops of it, and half of the test
+images get a painted anomaly. So no data set of real defects has a part in the choice. For each choice of layers and
+neighborhood, a line has the metrics of the memory alone, and the scale at which both maps vary equally on normal
+crops: the standard deviation of the zero-shot map over pixels divided by that of the memory's map, as the median over
+photographs.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def crops_of(photo: Image.Image, count: int, dice: random.Random) -> list[Image.
 
 
 def balancing_scale(zero_shot: torch.Tensor, memory: torch.Tensor) -> float:
-    """Return the factor that lets two maps vary equally: of shape `(images, height, width)`, on normal images."""
+    """Return the factor of `memory` that gives both maps `(images, height, width)` of normal images equal spread."""
     return zero_shot.std().item() / memory.std().item()
 
 

@@ -5,8 +5,8 @@
 
 Rows: zero-shot; with k references of each product (means over draws, see `vcp-clip evaluate --references k=N`); all
 images of a product judged together; and, with `--head`, the same checkpoint with an image head, whose score replaces
-the maximum of the map (image AUROC only: the maps are the same). All are measured at the model's input size. A row
-leaves out the datasets that have too few normal images for it; means are over the datasets that all rows have.
+the maximum of the map (image AUROC only: the maps are the same). All rows are measured at the model's input size. A
+row has no values for datasets with too few normal images; means are over the datasets that all rows have.
 """
 
 import argparse
