@@ -263,8 +263,10 @@ def test_the_image_head_needs_references_of_whole_pictures():
 
 
 @pytest.mark.parametrize("tiles", [{}, {"tile_size": 40}])
-def test_references_among_the_images_are_reported(pipe, warned, tiles):
-    pipe.set_references(NORMAL, **tiles)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_references_among_the_images_are_reported(pipe, warned, tiles, dtype):
+    pipe.model.to(dtype)
+    pipe.set_references(NORMAL, scale=20, **tiles)
     pipeline_anomaly_segmentation.logger.warning_once.cache_clear()
     pipe(NEW, batch_size=2, **tiles)
     pipe.calibrate(NORMAL, false_alarm_rate=0.2, **tiles)
@@ -421,6 +423,8 @@ def test_references_among_other_images_are_left_out(pipe, warned):
     labels = [0, 0, 1, 0, 1, 0]
     by_f1 = pipe.calibrate([NORMAL[0], *NEW, NORMAL[2]], labels=labels)
     assert by_f1.threshold == pipe.calibrate(NEW, labels=labels[1:5]).threshold and by_f1.num_images == 4
+    with pytest.raises(ValueError, match="Without the references, all of these images have the same label"):
+        pipe.calibrate([*NORMAL, *NEW], labels=[0] * 4 + [1] * 4)
     with pytest.raises(ValueError, match="Expected one label for each of 6 images, got 5"):
         pipe.calibrate([NORMAL[0], *NEW, NORMAL[2]], labels=labels[1:])
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.common import tiny_model, tiny_tokenizer
 from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
+from vcp_clip_hf.mutual_scoring import MutualScoring
 from vcp_clip_hf.run_settings import RunSettings, model_fingerprint
 
 
@@ -61,6 +62,25 @@ def test_other_arguments_and_defaults_are_no_settings(pipe):
 def test_the_defaults_of_the_pipeline_count(pipe):
     differences = RunSettings.of(make_pipe(min_area=7), {}).differences(RunSettings.of(pipe, {}))
     assert differences == ["min_area: not set -> 7"]
+
+
+def test_parts_of_a_setting_are_named():
+    """The text of a whole group is cut before the part that differs."""
+    pipe = make_pipe()
+    before = RunSettings.of(pipe, {}).judged_together(MutualScoring(), [])
+    now = RunSettings.of(pipe, {}).judged_together(MutualScoring(zero_shot_weight=0.5), [])
+    assert now.differences(before) == ["together: zero_shot_weight: 0.0 -> 0.5"]
+    subsets = RunSettings.of(pipe, {}).judged_together(MutualScoring(subset_size=10), []).differences(before)
+    assert subsets == ["together: subset_size: not set -> 10"]
+
+
+def test_references_are_no_settings_of_images_that_are_judged_together():
+    pipe = make_pipe()
+    before = RunSettings.of(pipe, {})
+    pipe.set_references([Image.new("RGB", (48, 48))])
+    assert RunSettings.of(pipe, {}).differences(before)
+    together = RunSettings.of(pipe, {}).judged_together(MutualScoring(), [])
+    assert together.differences(before.judged_together(MutualScoring(), [])) == []
 
 
 def test_the_content_of_a_region_file_counts(pipe, tmp_path):

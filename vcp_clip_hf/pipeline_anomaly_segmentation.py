@@ -61,7 +61,7 @@ _NOT_TOGETHER = (
     *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight"),
 )
 
-# Distances of a reference from itself are below it in every precision
+# Distances of a reference from itself, without a scale, are below it in every precision
 _NEAR = 0.01
 
 # One image or many: the inputs of `__call__` and `calibrate`
@@ -582,7 +582,7 @@ class AnomalySegmentationPipeline(Pipeline):
         prompts = text.prompt_input_ids
         outputs = network(pixel_values, prompt_input_ids=prompts, output_layer_maps=layers or uncertainty)
         if references is not None and not self._references_as_new:
-            self._warn_of_references(_probable_references(images, outputs), references)
+            self._warn_of_references(_probable_references(images, outputs, references), references)
         sizes = [(image.height, image.width) for image in images]
         results = self.image_processor.post_process_anomaly_segmentation(
             outputs, sizes, None if all(mask is None for mask in roi_masks) else roi_masks, **settings
@@ -882,6 +882,12 @@ class AnomalySegmentationPipeline(Pipeline):
                 " calibration."
             )
             labels = labels if labels is None else [labels[index] for index in others]
+            if labels is not None and len(set(labels)) == 1:
+                raise ValueError(
+                    "Without the references, all of these images have the same label. For the best F1, give other"
+                    " normal images and images with defects; from normal images alone, calibrate without labels"
+                    " (without --defects on the command line)."
+                )
         return _chosen(images, others), labels, False
 
     def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
@@ -1044,12 +1050,15 @@ class _Measured:
         return [labels[position] for position in self.positions]
 
 
-def _probable_references(images: list[Image.Image], outputs: ModelOutput) -> list[Image.Image]:
+def _probable_references(
+    images: list[Image.Image], outputs: ModelOutput, references: ReferenceMemory
+) -> list[Image.Image]:
     """Return the images that may be references: the hash of a picture takes longer than the highest distance."""
     if outputs.get("reference_map") is None:
         return images
     highest = outputs.reference_map.flatten(1).amax(dim=1).tolist()
-    return [image for image, value in zip(images, highest, strict=True) if value < _NEAR]
+    limit = _NEAR * references.settings.scale
+    return [image for image, value in zip(images, highest, strict=True) if value < limit]
 
 
 def _check_calibration_arguments(

@@ -116,7 +116,9 @@ class RunSettings:
         states = [(image_key(path), file_state(path)) for path in paths]
         digest = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
         values = {"together": scoring.settings(), "images": f"{len(paths)} images (list {digest})"}
-        return RunSettings({**self.values, **values})
+        # references have no part in the comparison
+        own = {name: value for name, value in self.values.items() if name != "references"}
+        return RunSettings({**own, **values})
 
     @classmethod
     def read(cls, output_dir: Path) -> "RunSettings | None":
@@ -134,12 +136,12 @@ class RunSettings:
             unfinished.write_text(text + "\n", encoding="utf-8")
 
     def differences(self, earlier: "RunSettings") -> list[str]:
-        """Return `name: earlier -> now` for each setting that differs."""
-        names = [*self.values, *(name for name in earlier.values if name not in self.values)]
+        """Return `name: earlier -> now` for each setting that differs; parts of settings are named one by one."""
+        now, before = _by_part(self.values), _by_part(earlier.values)
         return [
-            f"{name}: {_shown(earlier.values.get(name))} -> {_shown(self.values.get(name))}"
-            for name in names
-            if _identity(name, self.values.get(name)) != _identity(name, earlier.values.get(name))
+            f"{name}: {_shown(before.get(name))} -> {_shown(now.get(name))}"
+            for name in [*now, *(name for name in before if name not in now)]
+            if _identity(name, now.get(name)) != _identity(name, before.get(name))
         ]
 
 
@@ -203,6 +205,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def _by_part(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with each part of a setting under a name of its own, such as "together: degrees"."""
+    parts = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            parts.update({f"{name}: {part}": each for part, each in _by_part(value).items()})
+        else:
+            parts[name] = value
+    return parts
 
 
 def _identity(name: str, value: Any) -> Any:

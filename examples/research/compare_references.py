@@ -67,7 +67,7 @@ def _measure(
     return measured
 
 
-def _judged_together(checkpoint: str, records: Any) -> dict[str, tuple[float, float]]:
+def _judged_together(checkpoint: str, records: Any, subset_size: int | None) -> dict[str, tuple[float, float]]:
     """Return the metrics of a dataset whose images are judged together, product by product."""
     pipe = pipeline("anomaly-segmentation", model=checkpoint)
     size = (pipe.image_processor.size.width, pipe.image_processor.size.height)
@@ -79,7 +79,7 @@ def _judged_together(checkpoint: str, records: Any) -> dict[str, tuple[float, fl
             continue
         # at the size of the model's input, where the other ways are measured
         pictures = [row["image"].convert("RGB").resize(size, pipe.image_processor.resample) for row in rows]
-        results = pipe.segment_together(pictures, progress=False)
+        results = pipe.segment_together(pictures, subset_size=subset_size, progress=False)
         labels = pipe.image_processor([row["image"] for row in rows], [row["mask"] for row in rows])["labels"]
         evaluator.add(
             [result["anomaly_map"] for result in results],
@@ -92,7 +92,13 @@ def _judged_together(checkpoint: str, records: Any) -> dict[str, tuple[float, fl
 
 
 def compare(
-    checkpoint: str, splits: dict[str, dict[str, Any]], counts: list[int], seeds: int, together: bool, head: str | None
+    checkpoint: str,
+    splits: dict[str, dict[str, Any]],
+    counts: list[int],
+    seeds: int,
+    together: bool = False,
+    head: str | None = None,
+    subset_size: int | None = None,
 ) -> Iterator[tuple[str, dict[str, dict[str, tuple[float, float]]]]]:
     """
     Measure all ways, one after the other.
@@ -102,8 +108,9 @@ def compare(
         splits (`dict[str, dict[str, Dataset]]`): dataset -> split ("test", and "train" if there is one) -> records.
         counts (`list[int]`): numbers of references.
         seeds (`int`): number of draws of each of them.
-        together (`bool`): whether to judge the images of each product together, too.
+        together (`bool`, *optional*, defaults to `False`): whether to judge the images of each product together, too.
         head (`str`, *optional*): the checkpoint with an image head.
+        subset_size (`int`, *optional*): number of images that are judged together; default: all of a product.
 
     Yields:
         `tuple`: name of the way, and dataset -> metric -> mean over products and standard deviation over draws.
@@ -113,7 +120,10 @@ def compare(
     for way, draw in draws.items():
         yield way, _measure(checkpoint, splits, draw)
     if together:
-        yield "judged together", {name: _judged_together(checkpoint, each["test"]) for name, each in splits.items()}
+        yield (
+            "judged together",
+            {name: _judged_together(checkpoint, each["test"], subset_size) for name, each in splits.items()},
+        )
     if head is not None:
         for way, draw in draws.items():
             yield f"{way}, image head", _measure(head, splits, draw, "image_head")
@@ -153,6 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, nargs="*", default=[1, 2, 4, 8], help="numbers of references")
     parser.add_argument("--seeds", type=int, default=3, help="draws of each number of references")
     parser.add_argument("--together", action="store_true", help="judge the images of each product together, too")
+    parser.add_argument("--subset_size", type=int, help="with --together: number of images that are compared")
     parser.add_argument("--head", help="the checkpoint with an image head")
     parser.add_argument("--output_file", type=Path, help="JSON file for the table")
     return parser
@@ -167,7 +178,9 @@ def main(arguments: list[str] | None = None) -> Table:
         title = Path(folder).name if name == "folder" else name
         splits[title] = load_anomaly_dataset(name, data_dir=folder)
     table: Table = {}
-    for way, values in compare(options.model, splits, options.count, options.seeds, options.together, options.head):
+    for way, values in compare(
+        options.model, splits, options.count, options.seeds, options.together, options.head, options.subset_size
+    ):
         table[way] = values
         if options.output_file is not None:  # after each way, since the whole takes long
             options.output_file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
