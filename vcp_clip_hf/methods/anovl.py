@@ -16,7 +16,7 @@ from ..autocast import no_autocast
 from .base import AnomalyMethodModel, AnomalyMethodOutput, ImageFeatures, ProductText
 from .configuration import VIT_B_16_PLUS_240_TEXT, VIT_B_16_PLUS_240_VISION, AnomalyMethodConfig
 from .image_views import augmented_views
-from .patch_adapters import upsample
+from .patch_adapters import text_cosines, upsample
 from .prompt_ensemble import PromptEnsemble, ensemble_mean, read_prompts
 from .test_time_adaptation import AdaptationNumbers, AdaptationResult, TokenAdapter, adapt_tokens, draw_numbers
 from .vv_attention import value_stream
@@ -304,5 +304,4 @@ class AnoVLModel(AnomalyMethodModel):
 
 def _abnormal_probability(embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
     """Return the abnormal probability of embeddings `(B, positions, E)`: softmax of two cosines, temperature 1."""
-    cosines = nn.functional.normalize(embeds.float(), dim=-1) @ text_embeds.float().mT
-    return cosines.softmax(dim=-1)[..., 1]
+    return text_cosines(embeds, text_embeds).softmax(dim=-1)[..., 1]

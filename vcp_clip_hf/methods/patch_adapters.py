@@ -1,12 +1,14 @@
-"""Linear maps of the patch tokens, one for each feature layer, as APRIL-GAN introduced them."""
+"""Linear maps of the patch tokens, one for each feature layer, as APRIL-GAN introduced them; comparisons with text."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from ..autocast import no_autocast
 
-__all__ = ["PatchAdapters", "image_logits", "patch_logits", "upsample"]
+
+__all__ = ["PatchAdapters", "image_logits", "patch_logits", "text_cosines", "upsample"]
 
 
 class PatchAdapters(nn.Module):
@@ -72,6 +74,21 @@ def image_logits(image_embeds: torch.Tensor, text_embeds: torch.Tensor, scale: t
     """
     cosines = nn.functional.normalize(image_embeds, dim=-1).unsqueeze(1) @ text_embeds.to(image_embeds).mT
     return scale * cosines.squeeze(1).float()
+
+
+def text_cosines(embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    """
+    Compare embeddings with both states, in float32 also inside autocast: differences of cosines are small.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(..., positions, projection_dim)`): embeddings, not normalized.
+        text_embeds (`torch.Tensor` of shape `(..., 2, projection_dim)`): L2-normalized, normal first.
+
+    Returns:
+        `torch.FloatTensor` of shape `(..., positions, 2)`: normal first, in [-1, 1].
+    """
+    with no_autocast(embeds.device):
+        return nn.functional.normalize(embeds.float(), dim=-1) @ text_embeds.float().mT
 
 
 def upsample(values: torch.Tensor, grid: tuple[int, int], size: tuple[int, int], align_corners: bool) -> torch.Tensor:

@@ -13,12 +13,11 @@ from typing import Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import nn
 
 from ..references import nearest_distance
 from .base import AnomalyMethodOutput, ImageFeatures, PromptEnsembleModel
 from .configuration import VIT_B_16_PLUS_240_TEXT, VIT_B_16_PLUS_240_VISION, PromptEnsembleConfig
-from .patch_adapters import upsample
+from .patch_adapters import text_cosines, upsample
 from .windows import mean_over_windows, window_index, window_sequences
 
 
@@ -227,8 +226,7 @@ class WinCLIPModel(PromptEnsembleModel):
         config, grid = self.config, embeddings.grid
 
         def abnormality(embeds: torch.Tensor) -> torch.Tensor:
-            cosines = nn.functional.normalize(embeds.float(), dim=-1) @ text_embeds.float().mT
-            return (cosines / config.temperature).softmax(dim=-1)[..., 1]
+            return (text_cosines(embeds, text_embeds) / config.temperature).softmax(dim=-1)[..., 1]
 
         def averaged(scores: torch.Tensor) -> torch.Tensor:
             return 1 - scores if config.harmonic_of == "normality" else scores
