@@ -75,5 +75,5 @@ def test_the_score_of_the_image_head_has_a_threshold_of_its_own():
 def test_the_score_of_the_image_head_cannot_be_restricted_to_a_region():
     scoring(score_mode="top_k").check_region(True)
     scoring(score_mode="image_head").check_region(False)
-    with pytest.raises(ValueError, match=r"judges the whole picture.*Use score_mode='max' or 'top_k' with a region"):
+    with pytest.raises(ValueError, match=r"scores the whole image.*Use score_mode='max' or 'top_k' with a region"):
         scoring(score_mode="image_head").check_region(True)

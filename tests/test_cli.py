@@ -152,7 +152,7 @@ def test_predict_together(checkpoint, images, tmp_path):
     arguments = ["predict", images, "-o", tmp_path, "-m", checkpoint, "--together", "--num-workers", 0]
     done = run(*arguments, "--subset-size", 10, "--zero-shot-weight", 0.5, "--threshold", 0.1, "--format", "coco")
     assert "7 images segmented" in done.stdout and (tmp_path / "predictions.coco.json").is_file()
-    assert "7 pictures together: 252 comparisons of two pictures" in done.stderr
+    assert "7 images together: 252 comparisons of two images" in done.stderr
     for record in read_predictions(tmp_path):
         judged_with = record["judged_with"]
         assert judged_with["pictures"] == 7 and judged_with["zero_shot_weight"] == 0.5
@@ -169,7 +169,7 @@ def test_predict_together(checkpoint, images, tmp_path):
         (["--together", "--tile-size", 32], 2, "--tile-size cannot be used with --together"),
         (["--together", "--subset-size", 9], 2, "Invalid value for '--subset-size'"),
         (["--together", "--regions"], 2, "regions need --threshold"),
-        (["--together"], 1, "from 5 on, got 1"),
+        (["--together"], 1, "At least 5 images are needed to judge them together, got 1"),
     ],
 )
 def test_predict_together_is_refused(checkpoint, images, tmp_path, options, status, message):

@@ -325,7 +325,7 @@ def test_the_models_own_score_of_each_image(resize_mode):
     judged = processor.post_process_anomaly_segmentation(outputs, sizes, image_threshold=0.2)
     assert [result["label"] for result in judged] == ["normal", "anomalous", "anomalous"]
     inside = np.ones((56, 56), bool)
-    with pytest.raises(ValueError, match="judges the whole picture"):
+    with pytest.raises(ValueError, match="scores the whole image"):
         processor.post_process_anomaly_segmentation(outputs, sizes, [None, inside, None])
     with pytest.raises(ValueError, match=r"outputs\.image_scores is None"):
         processor.post_process_anomaly_segmentation(output(torch.rand(3, 56, 56)), sizes)

@@ -223,7 +223,7 @@ def test_cost():
     assert cost.token_bytes == 100 * 4 * 1369 * 1024 * 4 and cost.distance_bytes == 100 * 100 * 1369 * 4
     halves = mutual_scoring_cost(100, (37, 37), 1024, MutualScoring(layers=scoring.layers, subset_size=50))
     assert halves.comparisons == 2 * 1225 * 12 and halves.token_bytes * 2 == cost.token_bytes
-    assert "100 pictures" in cost.describe() and "228 TFLOP" in cost.describe()
+    assert "100 images" in cost.describe() and "228 TFLOP" in cost.describe()
 
 
 # What is refused
@@ -249,9 +249,9 @@ def test_settings_out_of_range(fields, message):
 
 
 def test_too_few_pictures():
-    with pytest.raises(ValueError, match=r"from 5 on.*got 4"):
+    with pytest.raises(ValueError, match=r"At least 5 images .* got 4"):
         mutual_scores(unit_vectors(4, 12, 8))
-    with pytest.raises(ValueError, match=r"no rank among the 4 other pictures"):
+    with pytest.raises(ValueError, match=r"no rank among the 4 other images"):
         mutual_scores(unit_vectors(5, 12, 8), (0.0, 0.2))
     with pytest.raises(ValueError, match="5 images cannot be averaged over 9"):
         rscin(torch.rand(5), unit_vectors(5, 4), [1, 8, 9])

@@ -360,7 +360,7 @@ def test_the_score_of_the_image_head(with_head, inspect, pictures):
     assert tiled["score"] == pytest.approx(whole["score"], abs=1e-6)
     assert np.abs(tiled["anomaly_map"] - whole["anomaly_map"]).max() > 1e-3
     for tiles in ({}, {"tile_size": 48}):
-        with pytest.raises(ValueError, match="judges the whole picture"):
+        with pytest.raises(ValueError, match="scores the whole image"):
             with_head(image, score_mode="image_head", roi_mask=np.ones((130, 200), bool), **tiles)
         with pytest.raises(ValueError, match=r"outputs\.image_scores is None.*--trainable image_head"):
             inspect(image, score_mode="image_head", **tiles)

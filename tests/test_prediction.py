@@ -307,7 +307,7 @@ def test_an_unreadable_image_stays_left_out_until_it_changes(predict_together, f
 def test_too_few_images_leave_no_records(predict_together, folder, tmp_path):
     for index in range(2):
         (folder / f"{index}.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"from 5 on, 4 of 6 could be read .*0\.png"):
+    with pytest.raises(ValueError, match=r"At least 5 images .* 4 of 6 could be read .*0\.png"):
         predict_together()
     assert not read_predictions(tmp_path / "out")
 

@@ -126,8 +126,8 @@ class AnomalyScoring:
         """
         if has_region and self.score_mode == "image_head":
             raise ValueError(
-                "score_mode='image_head' judges the whole picture and cannot be restricted to a region of interest"
-                " (roi_mask). Use score_mode='max' or 'top_k' with a region, or crop the pictures."
+                "score_mode='image_head' scores the whole image and cannot be restricted to a region of interest"
+                " (roi_mask). Use score_mode='max' or 'top_k' with a region, or crop the images."
             )
 
     def result(self, anomaly_map: torch.Tensor, score: float, inside: torch.Tensor | None = None) -> dict:

@@ -72,8 +72,8 @@ def read_backbone_config(
 
     Args:
         backbone (`str`, `os.PathLike` or `CLIPModel`):
-            Hub repository, folder, or a loaded model. A checkpoint of this package that includes its backbone
-            stands for it.
+            Hub repository, folder, or a loaded model. If it is a checkpoint of this package that includes its
+            backbone, the configuration is that of this backbone.
         hub_arguments (`dict`): the given arguments among `HUB_ARGUMENTS`.
 
     Returns:
@@ -139,19 +139,19 @@ def check_model_type(
     Raises:
         ValueError: a CLIP model without a learned part, or a model of another type.
     """
-    expected, name = VCPCLIPConfig.model_type, "VCPCLIPModel"
-    if model_class is not None:
-        expected, name = model_class.config_class.model_type, model_class.__name__
-    words = "a VCP-CLIP" if expected == VCPCLIPConfig.model_type else f"an {expected}"
+    config_class = VCPCLIPConfig if model_class is None else model_class.config_class
+    name = "VCPCLIPModel" if model_class is None else model_class.__name__
+    expected = config_class.model_type
     model_type = values["model_type"]
     if model_type == CLIPConfig.model_type:
         raise ValueError(
-            f"{location} is a CLIP model without {words[2:].strip()}'s learned part. To train one on it, start with"
-            f" {name}.from_clip({str(location)!r})."
+            f"{location} is a CLIP model without the learned part of {config_class.title}. To train one on it,"
+            f" start with {name}.from_clip({str(location)!r})."
         )
     if model_type != expected:
         raise ValueError(
-            f"{location} is a model of type {model_type!r}, expected {expected!r}. Pass {words} checkpoint."
+            f"{location} is a model of type {model_type!r}, expected {expected!r}. Pass a checkpoint of"
+            f" {config_class.title}."
         )
 
 

@@ -6,14 +6,14 @@ any place among the n (split conformal prediction; Vovk et al. 2005). For pixels
 of its pixels that is flagged. It lies in [0, 1] and falls with the threshold, so that (sum of losses + 1) / (n + 1)
 bounds its expectation (conformal risk control; Angelopoulos et al., ICLR 2024). Both bounds are at least 1 / (n + 1).
 
-With a memory of references, normal images that are not among them are used as above (split). The references themselves
-are each scored against the others (leave one out), and the same bounds hold, not only those of the jackknife+ (Barber
-et al. 2021), which are twice as large, because the distance to the nearest patch never grows when a picture is added.
-Proof: let s(i) be the score of image i against all others of the n references and the new image. These n + 1 scores
-are exchangeable, so that the bounds hold for them. The score of a reference against the other references alone is s(i)
-or higher, and that of the new image is its own s. Therefore a threshold from the former is at least as high as needed.
-This holds for the fused map and for every score, which never fall when a distance rises, and for an exact memory only:
-a coreset can lose a near patch.
+With a memory of references, normal images that are not references are used as above (split). References are each
+scored against the other references (leave one out), and the same bounds hold. In general, only the bounds of the
+jackknife+ hold (Barber et al. 2021), which are twice as large; here, the distance to the nearest patch never grows
+when an image is added. Proof: let s(i) be the score of image i against all others of n + 1 images: the n references
+and the new image. These n + 1 scores are exchangeable, so the bounds hold for them. The score of a reference against
+the other references alone is s(i) or higher, and that of the new image is its s(i). Therefore a threshold from the
+former is at least as high as needed. The proof needs a map and a score that never fall when a distance rises, which is
+true of the fused map and of every score, and an exact memory: a coreset can lose the nearest patch.
 
 Thresholds lie in gaps between scores, away from both sides, because the last digits of a score depend on the batch
 size and the processor (see `thresholds.TOLERANCE`).

@@ -268,11 +268,11 @@ def _facts_file(source: str | os.PathLike, name: str, download: bool) -> Path | 
 
 def overlap(training: Mapping[str, Any], subject: str, dataset: str, products: Collection[str]) -> str:
     """
-    Say in one sentence whether results on a dataset are zero-shot.
+    Return a sentence that says whether results on a dataset are zero-shot.
 
     Args:
         training (`Mapping`): contents of `training.json`, empty if there is none.
-        subject (`str`): what was trained, such as "the checkpoint".
+        subject (`str`): name of the trained model in the sentence, such as "the checkpoint".
         dataset (`str`): name of the dataset that was evaluated.
         products (`Collection[str]`): its products.
     """
@@ -299,7 +299,7 @@ def _listed(names: Collection[str]) -> str:
 def learned_fingerprint(folder: str | os.PathLike) -> str:
     """
     Return a hash of the learned tensors in float16. It is the same for all copies of a checkpoint: with or without
-    CLIP, sharded or not, in float32 or float16. Of a method without a learned part, it is the hash of its type.
+    CLIP, sharded or not, in float32 or float16. For a method without a learned part, it is the hash of its type.
 
     Args:
         folder (`str` or `os.PathLike`): folder of the checkpoint.

@@ -230,8 +230,8 @@ def _drawn(sources: Sequence[str] | None, images: Sequence[str]) -> Sequence[str
         count = int(match[1])
         if not 0 < count < len(images):
             raise typer.BadParameter(
-                f"--references {source}: {count} references cannot be drawn from {len(images)} normal images so that"
-                " some are left for the thresholds; name the folder to use all of them"
+                f"--references {source}: after drawing {count} of the {len(images)} normal images, none would be left"
+                " for the thresholds; name the folder to use all of them as references"
             )
         drawn += random.Random(0).sample(list(images), count)
     return drawn or None
@@ -276,7 +276,7 @@ def _set_references(
 
 
 def _origin(sources: Sequence[str]) -> str:
-    """Return the names of the sources of references, for the model card; of many, the first ones and their number."""
+    """Return the names of the sources of references for the model card: at most four, or three and a number."""
     names = list(dict.fromkeys(Path(source).name or source for source in sources))
     return ", ".join(names if len(names) <= 4 else [*names[:3], f"and {len(names) - 3} more"])
 
@@ -332,9 +332,7 @@ def predict(
     max_reference_patches: MaxReferencePatches = None,
     together: Annotated[
         bool,
-        typer.Option(
-            "--together", help="Compare all images, unlabeled ones of one product: what few have is abnormal."
-        ),
+        typer.Option("--together", help="Compare all images, unlabeled ones of one product, with each other."),
     ] = False,
     subset_size: Annotated[
         int | None, typer.Option(min=10, help="With --together: images that are compared; default: all of them.")
@@ -364,7 +362,7 @@ def predict(
 
     With --together, results depend on the whole set of images, and the checkpoint's thresholds do not apply: give
     --threshold and --image-threshold for masks and labels. A run with another set of images is refused. The cost,
-    which grows with the square of the number of images, is said first.
+    which grows with the square of the number of images, is printed first.
     """
     from .coco_format import write_coco
     from .mutual_scoring import MutualScoring
@@ -480,8 +478,8 @@ def calibrate(
     Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too.
 
     With --references, the checkpoint keeps these images as its memory, and the thresholds hold for it. The references
-    can be the normal images themselves: each is then scored against the others. If they are only some of these, such
-    as 4 that are drawn with `--references k=4`, the rest sets the thresholds.
+    can be the normal images themselves: each is then scored against the others. If only some of the normal images are
+    references, such as 4 that are drawn with `--references k=4`, the others set the thresholds.
 
     A rate needs at least 1 / rate - 1 normal images: 19 for 0.05, 99 for 0.01. Images that cannot be read are left
     out, and listed (exit status 1).
@@ -555,8 +553,8 @@ def evaluate(
     references: Annotated[
         str | None,
         typer.Option(
-            help="k=N: compare with N normal images of each product, drawn from its training images (or held out of"
-            " the test images). stored: with the references that the checkpoint keeps. Default: zero-shot."
+            help="k=N: compare with N normal images of each product, drawn from its training images (or held out from"
+            " the test images). stored: compare with the references in the checkpoint. Default: zero-shot."
         ),
     ] = None,
     reference_seeds: Annotated[
@@ -583,7 +581,7 @@ def evaluate(
     Measure a checkpoint on annotated datasets: a table per product, beside the paper's numbers.
 
     With --method, several methods are measured on the same data, in one table beside their published numbers.
-    `--dataset NAME` is another way to write NAME.
+    Datasets can also be given as `--dataset NAME`.
 
     accelerate chooses the device: the first accelerator, or the CPU with ACCELERATE_USE_CPU=true.
     """
@@ -658,7 +656,7 @@ def evaluate(
 def _reference_draw(
     references: str | None, num_seeds: int | None, weight: float | None, copies: Copies | None
 ) -> "ReferenceDraw | None":
-    """Return what `--references` requests of each product; `None` without it, and for stored ones."""
+    """Return the draw that `--references k=N` requests; `None` without the option, and for stored references."""
     from .evaluation_references import ReferenceDraw
 
     match = re.fullmatch(r"k=([1-9]\d*)", references or "")
@@ -719,7 +717,7 @@ def _compare(
     for name, folder in map(_name_and_folder, dataset):
         with accelerator.main_process_first():
             datasets[name] = _load_dataset(name, folder, split, products)
-    # mistakes show before the first evaluation, which may take hours
+    # all methods are loaded once, so that mistakes are errors before the first evaluation, which may take hours
     for name, source in entries:
         model = load_method(name, source, backbone, dtype.value).model
         if draw is not None and not getattr(model, "supports_references", True):
@@ -820,7 +818,7 @@ def export(
     ] = None,
     references: Annotated[
         bool,
-        typer.Option("--references/--no-references", help="Build the checkpoint's normal pictures into the graph."),
+        typer.Option("--references/--no-references", help="Build the checkpoint's references into the graph."),
     ] = True,
 ) -> None:
     """Export to ONNX, OpenVINO or a torch program; nothing is written unless its results equal the model's."""
@@ -1055,7 +1053,7 @@ def _facts(model: str) -> dict[str, Any]:
 
 
 def _own_mutual_scoring(model: Any) -> dict[str, Any]:
-    """Return the settings of a model that compares images with each other by itself."""
+    """Return the comparison settings of a model such as MuSc; an empty dictionary for other models."""
     return model.config.mutual_scoring().settings() if getattr(model, "judges_products", False) else {}
 
 

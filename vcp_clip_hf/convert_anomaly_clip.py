@@ -2,13 +2,13 @@
 
     vcp-clip convert --method anomaly_clip --checkpoint 9_12_4_multiscale/epoch_15.pth --output anomaly-clip-visa
 
-The folder `9_12_4_multiscale` was trained on VisA, `9_12_4_multiscale_visa` on MVTec-AD (to be tested on VisA). Such a
-file holds `prompt_learner`:
+The weights in the folder `9_12_4_multiscale` were trained on VisA, those in `9_12_4_multiscale_visa` on MVTec-AD (to
+be tested on VisA). Such a file has the entry `prompt_learner` with
 
 - `ctx_pos`, `ctx_neg`, `compound_prompts_text.<i>`: the learned vectors;
 - `compound_prompt_projections.<i>`: linear layers that the authors' code never calls; they are left out;
-- `tokenized_prompts_*`, and their word embeddings `token_prefix_*` and `token_suffix_*`: copies of the backbone's, and
-  compared with it.
+- `tokenized_prompts_*`, and their word embeddings `token_prefix_*` and `token_suffix_*`: copies of the backbone's word
+  embeddings, with which they are compared.
 """
 
 import os
@@ -31,7 +31,7 @@ _PREFIX = "prompt_learner."
 # State -> its name in the file
 _STATES = {"normal": "pos", "abnormal": "neg"}
 _UNUSED = re.compile(re.escape(_PREFIX) + r"compound_prompt_projections\.\d+\.(weight|bias)")
-# The authors' embeddings are copies of the backbone's, which another file of it may hold in half precision
+# Largest difference of the word embeddings from the backbone's, whose file may have them in half precision
 _EMBEDDING_TOLERANCE = 1e-3
 
 

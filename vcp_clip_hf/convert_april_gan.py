@@ -2,7 +2,7 @@
 
     vcp-clip convert --method april_gan --checkpoint visa_pretrained.pth --output april-gan-visa
 
-Such a file holds `trainable_linearlayer`, one linear map for each feature layer, and nothing else. Its name is that of
+Such a file has the single entry `trainable_linearlayer`, with one linear map for each feature layer. It is named after
 the training set.
 """
 

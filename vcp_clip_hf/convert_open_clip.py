@@ -3,9 +3,9 @@
     vcp-clip convert --method open_clip \
         --checkpoint timm/vit_base_patch16_plus_clip_240.laion400m_e31 --output vit-b-16-plus-240
 
-Read are safetensors files and pickles (with `weights_only=True`) in open_clip's own names (`visual.conv1`,
-`visual.transformer.resblocks.0`), or with an image tower in timm's names (`visual.trunk.patch_embed`,
-`visual.trunk.blocks.0`). The text tower may have open_clip's older names or newer ones with the prefix `text.`.
+The file may be safetensors or a pickle, which is read with `weights_only=True`. The image tower may have open_clip's
+names (`visual.conv1`, `visual.transformer.resblocks.0`) or timm's (`visual.trunk.patch_embed`,
+`visual.trunk.blocks.0`), the text tower open_clip's older names or newer ones with the prefix `text.`.
 """
 
 import argparse
@@ -37,16 +37,16 @@ _PROGRAM = "python -m vcp_clip_hf.convert_open_clip"
 _WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _CONFIG_FILE = "open_clip_config.json"
 
-# Has the same vocabulary as all models that open_clip trained with its default tokenizer
+# Tokenizer with the vocabulary of all models that open_clip trained with its default tokenizer
 _OPENAI_TOKENIZER = "openai/clip-vit-large-patch14-336"
 
 # Width of a head in all of open_clip's plain towers, whose files do not state the number of heads
 _HEAD_WIDTH = 64
 
-# Buffers of older versions, which CLIPModel computes, and records of OpenAI's TorchScript files
+# Entries that are not used: buffers of older versions, which CLIPModel computes, and records of TorchScript files
 _WITHOUT_EFFECT = ("attn_mask", "text.attn_mask", "input_resolution", "context_length", "vocab_size")
 
-# Name in the file -> name in CLIPModel, after the prefixes of tower and block; each stands for weight and bias
+# Name in the file -> name in CLIPModel, without the prefixes of tower and block; each has a weight and a bias
 _OPEN_CLIP_BLOCK = {
     "ln_1": "layer_norm1",
     "attn.out_proj": "self_attn.out_proj",
@@ -95,16 +95,18 @@ def convert_open_clip(
     **hub_arguments: Any,
 ) -> CLIPModel:
     """
-    Convert an open_clip checkpoint. Every tensor of the file is used or known to have no effect, and every parameter
-    of the model is filled; sizes are those of the tensors.
+    Convert an open_clip checkpoint.
+
+    Every tensor of the file is used or known to have no effect, and every parameter of the model is filled. Sizes are
+    read from the tensors.
 
     Args:
         checkpoint (`str` or `os.PathLike`):
-            A file (`.safetensors`, or a pickle such as `.pt` and `.bin`), a folder or Hub repository with
+            File (`.safetensors`, or a pickle such as `.pt` and `.bin`), or a folder or Hub repository with
             `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`.
         vision_heads, text_heads (`int`, *optional*):
-            Attention heads of the towers. Default: those that `open_clip_config.json` beside the file states, else one
-            for each 64 channels.
+            Number of attention heads of the towers. Default: those in `open_clip_config.json` beside the file, else
+            one for each 64 channels.
         hidden_act (`str`, *optional*):
             Activation of both towers. Default: `"quick_gelu"` if `open_clip_config.json` says so, else `"gelu"`.
         hub_arguments: arguments of `from_pretrained` such as `revision` and `token`.
@@ -162,7 +164,7 @@ def _read_tensors(path: str) -> dict[str, torch.Tensor]:
     tensors = inner or content
     others = [name for name, each in tensors.items() if not isinstance(each, torch.Tensor)]
     if others:
-        raise ValueError(f"{path} has entries that are not tensors: {others}. Expected is a dictionary of tensors.")
+        raise ValueError(f"{path} has entries that are not tensors: {others}; expected a dictionary of tensors.")
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
@@ -266,7 +268,7 @@ def _clip_config(
     text_heads: int | None,
     hidden_act: str | None,
 ) -> CLIPConfig:
-    """Read the sizes of both towers from the tensors; heads and activation are stated beside them, or given."""
+    """Return a configuration with the tensors' sizes, and with heads and activation as given or stated."""
     patches = _shaped(tensors, "vision_model.embeddings.patch_embedding.weight", 4, source)
     positions = _shaped(tensors, "vision_model.embeddings.position_embedding.weight", 2, source)
     words = _shaped(tensors, "text_model.embeddings.token_embedding.weight", 2, source)
@@ -310,7 +312,7 @@ def _shaped(tensors: dict[str, torch.Tensor], name: str, ndim: int, source: str)
     """Return the shape of a tensor that sizes are read from."""
     if name not in tensors:
         raise ValueError(
-            f"{source} is not a CLIP of open_clip: it has no tensor for {name}. Expected are an image tower"
+            f"{source} is not a CLIP of open_clip: it has no tensor for {name}; expected an image tower"
             " (visual.conv1.weight or visual.trunk.patch_embed.proj.weight, ...) and a text tower"
             " (token_embedding.weight, ...)."
         )
@@ -339,8 +341,9 @@ def _heads(name: str, given: int | None, hidden_size: int, stated: int | None, w
         heads = hidden_size // width
     if heads is None or heads < 1 or hidden_size % heads:
         raise ValueError(
-            f"{source}: {hidden_size} channels do not make heads of {width} channels, or {heads} heads. Pass {name}:"
-            " the weights do not state it."
+            f"{source}: {hidden_size} channels cannot be divided into"
+            f" {f'heads of {width} channels' if heads is None else f'{heads} heads'}. Pass {name}: the"
+            " weights do not state it."
         )
     return heads
 
@@ -358,14 +361,16 @@ def _filled_model(config: CLIPConfig, tensors: dict[str, torch.Tensor], source: 
         elif not tensor.isfinite().all():
             problems.append(f"not finite: {name}")
     if problems:
-        raise ValueError(f"{source} is not a complete CLIP, in CLIPModel's names:\n  " + "\n  ".join(problems))
+        raise ValueError(
+            f"{source} is not a complete CLIP. The problems, with CLIPModel's names:\n  " + "\n  ".join(problems)
+        )
     model = CLIPModel(config).eval()
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
     model.requires_grad_(False)
     return model
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip_hf.convert_open_clip") -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = _PROGRAM) -> None:
     """
     Run the command line.
 

@@ -60,8 +60,8 @@ def evaluate(
 
     Args:
         model ([`VCPCLIPModel`] or a model with the same outputs, or another method):
-            Model, moved to the accelerator's device. Methods get the product of each record as its name; MuSc compares
-            all images of a product with each other.
+            Model, moved to the accelerator's device. The product of each record is the product name for other methods
+            than VCP-CLIP; MuSc compares all images of a product with each other.
         image_processor ([`VCPCLIPImageProcessor`]): image processor that makes its inputs and scores its outputs.
         datasets (`Mapping[str, Dataset]`):
             Name -> records as `load_anomaly_dataset` returns them (`image`, `mask`, `label`, `product`, `image_id`).
@@ -79,12 +79,12 @@ def evaluate(
         accelerate (`bool`, *optional*, defaults to `True`):
             Whether to compute with a fast copy of the model, see [`accelerate_inference`]. The results are the same.
         references ([`ReferenceDraw`] or [`ReferenceMemory`], *optional*):
-            Normal images to compare with: a draw for each product and seed, whose report has means and standard
-            deviations over the seeds, or one memory for all images. Images whose pixels are those of a reference they
-            are compared with are left out of the evaluation, and counted. Default: none, zero-shot.
+            Normal images to compare with: a draw for each product and seed, for which the report has means and
+            standard deviations over the seeds, or one memory for all images. Images that equal one of their references
+            pixel by pixel are left out of the evaluation, and counted. Default: none, zero-shot.
         reference_pools (`Mapping[str, Dataset]`, *optional*):
-            Name of a dataset -> training records that references are drawn from. Products without normal ones in it
-            get normal records of `datasets`, which are then left out of the evaluation.
+            Name of a dataset -> training records that references are drawn from. For products without normal records
+            in them, references are drawn from `datasets` and left out of the evaluation.
 
     Returns:
         [`EvaluationReport`]: the same report on every process.
@@ -151,7 +151,7 @@ def _has_split(dataset: Records) -> bool:
 def _reference_settings(
     references: ReferenceDraw | ReferenceMemory, datasets: Mapping[str, Records], pools: Mapping[str, Records] | None
 ) -> dict[str, Any]:
-    """Return what the report says about references."""
+    """Return the facts about references for the report."""
     if isinstance(references, ReferenceMemory):
         return {"description": references.describe(), **references.identity()}
     held_out = {
@@ -215,7 +215,7 @@ class _Examples(Dataset):
 
 
 def _as_judged(example: dict[str, Any]) -> dict[str, Any]:
-    """Return an example as images are judged together."""
+    """Return an example in the form of the inputs that [`MutualJudge`] reads."""
     height, width = example["size"]
     image = SimpleNamespace(height=height, width=width)
     return {"image": image, "roi_mask": None, "error": None, "pixel_values": example["pixel_values"]}
@@ -230,17 +230,18 @@ def _collate(examples: list[dict]) -> dict[str, Any]:
 @dataclass
 class _Measured:
     """
-    What this process has measured of one dataset.
+    Measurements of one dataset by this process.
 
     Args:
         evaluator ([`AnomalySegmentationEvaluator`]): its images; after `gathered`, those of all processes.
         gallery (`list[dict]`): examples for sheets.
         parts (`dict[str, list[tuple[float, float]]]`): product -> text score and map maximum of each image, where the
             published score of a method depends on all images of the product.
-        with_references (`bool`): whether images were compared with references.
         seconds (`float`): time for the model, without reading images and without metrics.
         num_images (`int`): number of images that the model got, in all processes.
         num_references (`int`): number of images that were left out because they are references.
+        with_references (`bool`): whether images were compared with references.
+        result (`dict`, *optional*): metrics over all processes, after `gathered`.
     """
 
     evaluator: AnomalySegmentationEvaluator
@@ -298,7 +299,7 @@ class _Evaluation:
         return measured
 
     def _share(self, items: Sequence[Any]) -> Sequence[Any]:
-        """Return what this process does."""
+        """Return the items that this process works on."""
         return items[self.accelerator.process_index :: self.accelerator.num_processes]
 
     @property
@@ -339,7 +340,7 @@ class _Evaluation:
             if len(of_product) < FEWEST_PICTURES:
                 raise ValueError(
                     f"{title}: {product} has {len(of_product)} images; {self.model.config.title} compares all images"
-                    f" of a product with each other, at least {FEWEST_PICTURES}. Leave the product out."
+                    f" of a product with each other and needs at least {FEWEST_PICTURES}. Leave the product out."
                 )
             examples = _Examples(dataset, of_product, self.image_processor, self.protocol, shown)
             judge = self.model.judge(
@@ -362,7 +363,7 @@ class _Evaluation:
         self, title: str, dataset: Records, pool: Records | None, draw: ReferenceDraw, shown: set[int]
     ) -> list[_Measured]:
         """Measure a dataset once for each seed, product by product with the product's own references."""
-        # every draw first, so that a product with too few images is told before any work
+        # all draws before any measurement, so that a product with too few images is an error at once
         draws = {seed: draw_references(dataset, pool, draw.count, seed) for seed in draw.seeds}
         measured = []
         for number, (seed, products) in enumerate(draws.items()):
@@ -387,7 +388,7 @@ class _Evaluation:
         )
 
     def gathered(self, measured: _Measured) -> _Measured:
-        """Return what all processes have measured, with its result."""
+        """Return the measurements of all processes, with their result."""
         measured.num_references = sum(gather_object([measured.num_references]))
         if measured.num_references == measured.num_images:
             raise ValueError(
@@ -478,7 +479,7 @@ def _score_by_product(
     for product, rows in parts.items():
         text_scores, maxima = torch.tensor(rows).unbind(dim=1)
         scores = model.scores_of_product(text_scores, maxima)
-        if not scores.isnan().any():  # of a single image, or equal ones, the published formula has no value
+        if not scores.isnan().any():  # the published formula has no value for a single image, or for equal ones
             evaluator.replace_image_scores(product, scores.tolist())
 
 

@@ -51,10 +51,11 @@ class DrawnReferences:
     The references of one product.
 
     Args:
-        source (sequence of records): the records that they were drawn from.
+        source (sequence of records): records that they were drawn from.
         indices (`list[int]`): their indices in `source`.
         tested (`list[int]`): indices of the product's records of the evaluated dataset, without the references.
-        held_out (`bool`): whether they were drawn from the evaluated dataset, for want of normal training images.
+        held_out (`bool`): whether they were drawn from the evaluated dataset, because there are no normal training
+            images.
     """
 
     source: Records
@@ -72,9 +73,9 @@ def draw_references(dataset: Records, pool: Records | None, count: int, seed: in
     Draw references for each product of a dataset.
 
     Args:
-        dataset (sequence of records): the records to evaluate, with `product` and `label`.
-        pool (sequence of records, *optional*): training records. A product without normal ones in it gets normal
-            records of `dataset`, which are then left out of the evaluation.
+        dataset (sequence of records): records to evaluate, with `product` and `label`.
+        pool (sequence of records, *optional*): training records. For a product without normal records in it,
+            references are drawn from `dataset` and left out of the evaluation.
         count (`int`): number of references of each product.
         seed (`int`): seed of the draw; that of a product does not depend on the other products.
 
@@ -82,7 +83,7 @@ def draw_references(dataset: Records, pool: Records | None, count: int, seed: in
         `dict[str, DrawnReferences]`: product -> its references, in the order of the names.
 
     Raises:
-        ValueError: a product has fewer normal images, or no image is left to evaluate.
+        ValueError: a product has fewer normal images than references, or no image is left to evaluate.
     """
     of_dataset, of_pool = _normal_and_all(dataset), {} if pool is None else _normal_and_all(pool)
     drawn = {}
@@ -123,7 +124,7 @@ def over_draws(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Combine the results of several draws.
 
     Args:
-        results (sequence of `dict`): result of [`AnomalySegmentationEvaluator.compute`] of each draw.
+        results (sequence of `dict`): result of [`AnomalySegmentationEvaluator.compute`] for each draw.
 
     Returns:
         `dict`: a result whose `mean` and `per_product` are means over the draws, with the entry `spread` of the same

@@ -234,8 +234,8 @@ class EvaluationReport:
         if facts["drawn_from_test_images"]:
             names = ", ".join(facts["drawn_from_test_images"])
             text += (
-                f" Products of {names} without other normal training images: drawn from the evaluated images, and left"
-                " out."
+                f" For products of {names} without normal training images, they were drawn from the evaluated images,"
+                " and left out."
             )
         return text + left_out
 

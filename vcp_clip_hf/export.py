@@ -424,15 +424,15 @@ def _at_size(
 def _active_references(
     references: ReferenceMemory | None, model: VCPCLIPModel, processor: VCPCLIPImageProcessor
 ) -> ReferenceMemory | None:
-    """Return the memory if it has a part in the results; raise if its patches are not those of exported images."""
+    """Return the memory, or `None` if it has no effect; raise a ValueError if its patches are not of whole images."""
     if references is None or not references.weight:
         return None
     references.check_tower(model)
     tiling = references.conditions.get("tiling")
     if tiling is not None:
         raise ValueError(
-            f"The references were set for images in tiles ({tiling}), and an exported graph has whole images. Set the"
-            " references without tile_size, or export without them (references=None; --no-references)."
+            f"The references were set for images in tiles ({tiling}), but an exported graph reads whole images. Set"
+            " the references without tile_size, or export without them (references=None; --no-references)."
         )
     differing = references.differing_conditions(image_conditions(processor, None))
     if differing:
@@ -445,7 +445,7 @@ def _active_references(
 
 
 def _with_references(model: VCPCLIPModel, references: ReferenceMemory | None) -> nn.Module:
-    """Return what computes the maps of a float32 model: the model alone, or with a memory."""
+    """Return the network that computes the maps of a float32 model: the model alone, or with a memory."""
     return model if references is None else ReferencedModel(model, references.to(model.device, torch.float32))
 
 

@@ -43,7 +43,7 @@ def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
         "labels": ((height, width), np.uint8),
         "has_mask": ((), np.bool_),
     }
-    # other models have no use for it, and their folders of earlier versions do not hold it
+    # models without a head do not read it, and their folders of earlier versions do not have it
     return {**arrays, "is_anomalous": ((), np.bool_)} if config.use_image_head else arrays
 
 

@@ -1,18 +1,19 @@
-"""The optional image head of VCP-CLIP: one score for the question whether an image is anomalous. Not in the paper.
+"""The optional image head of VCP-CLIP, which scores whether a whole image is anomalous. The paper has none.
 
 The maximum of a map is a weak score of an image: one noisy pixel decides, and its level differs between products. The
-head has parameters of its own and compares three things with the normal and the abnormal text embedding:
+head has parameters of its own and compares three inputs with the normal and the abnormal text embedding:
 
 - the global image token;
 - the patch tokens of each feature layer: their contrast in the base branch (equation 3), plus a low-rank correction;
 - the patch tokens of each feature layer as the Post-VCP branch sees them (equation 9).
 
-Of the patches, it reads by how much the most abnormal ones stand out from the rest of their own picture, which says
-more about an unknown product than their level does: the log-mean-exp minus the mean, and the standard deviation.
+Of the contrasts of the patches, it reads the standard deviation and the prominence. The latter, the log-mean-exp minus
+the mean, says by how much the most abnormal patches stand out from the rest of their own image. For an unknown
+product, both say more than the level.
 
-An untrained head adds up the prominences and the global contrast, and its corrections are zero: even on few images, a
-training starts from a score that tells something. No gradient leaves the head, so that the rest of the model trains
-exactly as it does without it.
+An untrained head adds the prominences and the global contrast, and its corrections are zero, so that a training starts
+from a useful score, even with few images. No gradient leaves the head, so that the rest of the model trains exactly as
+it does without it.
 
 Shapes: B images, N patches, K feature layers, d the width of CLIP's joint space, d_v the image width, M the number of
 evidence maps: 2 * K with Post-VCP, else K.
@@ -33,19 +34,19 @@ __all__ = ["VCPCLIPContrastCorrection", "VCPCLIPImageHead", "image_head_loss"]
 
 # Rank of the corrections: the head of a ViT-L/14 has 0.14 million parameters
 _RANK = 16
-# Brings differences of cosines to the scale of logits; the bias has it too, because prominences are never negative and
-# the bias must follow their sum quickly
+# Factor from differences of cosines to the scale of logits, and of the bias: prominences are never negative, and the
+# bias must quickly follow their sum
 _SCALE = 10.0
-# Of the log-mean-exp on that scale, in an untrained head
+# Sharpness of the log-mean-exp on that scale in an untrained head
 _INITIAL_SHARPNESS = 3.0
-# Of every prominence and of the global contrast, in an untrained head
+# Weight of every prominence and of the global contrast in an untrained head
 _INITIAL_WEIGHT = 0.1
 
 
 class VCPCLIPContrastCorrection(nn.Module):
     """
-    Compute a learned correction of the contrast between tokens and text, `(E x / |x|) . (D t)`: of low rank, on the
-    scale of logits, and zero before any training.
+    A learned correction of the contrast between tokens and text, `(E x / |x|) . (D t)`: of low rank, on the scale of
+    logits, and zero before training.
 
     Args:
         token_width (`int`): width of the tokens x.
@@ -100,7 +101,7 @@ class VCPCLIPImageHead(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Set the start of a training; the token projections keep PyTorch's default for linear layers."""
+        """Set the initial values; the token projections keep PyTorch's default for linear layers."""
         for correction in (self.global_correction, *self.patch_corrections):
             init.zeros_(correction.text_projection.weight)
         init.constant_(self.log_sharpness, math.log(_INITIAL_SHARPNESS))

@@ -1,4 +1,4 @@
-"""Several methods on the same data, with the same metrics, in one table, beside the published numbers."""
+"""Compare several methods on the same data, with the same metrics, in one table beside the published numbers."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ __all__ = ["MethodComparison", "MethodResult", "compare_methods", "load_method",
 
 logger = logging.get_logger(__name__)
 
-# Metric of VCP-CLIP's tables -> name of ours. Their PRO is the estimate from 200 thresholds
+# Metric of VCP-CLIP's tables -> our name of it. Their PRO is the estimate from 200 thresholds
 _TABLE_METRICS = {"auroc": "pixel_auroc", "pro": "pixel_pro_200", "ap": "pixel_ap"}
 _IMAGE_TABLE_METRICS = {"auroc": "image_auroc", "ap": "image_ap"}
 
@@ -53,6 +53,9 @@ def load_method(
             `"embedded"`. The method then works at its own input size, or that of the checkpoint that the CLIP is from.
             Methods that are not on CLIP load the networks of their authors.
         dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): dtype of the weights.
+
+    Returns:
+        [`CheckpointParts`]: model, image processor and tokenizer.
 
     Raises:
         ValueError: an unknown method, a checkpoint of another method, or a method that needs a checkpoint or a
@@ -107,7 +110,7 @@ def published_results(
         shots (`int`, *optional*, defaults to 0): number of references of each product.
 
     Returns:
-        `dict[str, tuple[float, str]]`: metric -> value and its source.
+        `dict[str, tuple[float, str]]`: metric -> value and its source; empty without published results.
     """
     facts = json.loads((Path(__file__).parent / "assets" / "method_results.json").read_text(encoding="utf-8"))
     found: dict[str, tuple[float, str]] = {}
@@ -145,11 +148,11 @@ class MethodResult:
     Args:
         report ([`EvaluationReport`]): its metrics.
         title (`str`): name for tables.
-        learned, parameters (`int`): number of learned parameters, and of all of them.
+        learned, parameters (`int`): number of learned parameters, and of all parameters.
         seconds_per_image (`float`): time of the model for an image, on the machine of the report.
-        notes (`list[str]`): for each dataset, whether the numbers are zero-shot.
-        published (`dict`): (dataset, product) -> metric -> published value in percent and its source; the product of a
-            mean is "mean".
+        notes (`list[str]`): sentences on whether the numbers are zero-shot, one for each dataset, and on references.
+        published (`dict`): (dataset, product) -> metric -> published value in percent and its source; the mean over
+            products has the product "mean".
     """
 
     report: EvaluationReport
@@ -308,14 +311,17 @@ def compare_methods(
             come from a generator that loads one method at a time.
         datasets (`Mapping[str, Dataset]`): as in [`evaluate`].
         protocol (`EvaluationProtocol` or `str`, *optional*, defaults to `"published"`):
-            Protocol; `"published"` has the metrics that the methods' papers report, with their own scores.
+            Protocol; `"published"` has the metrics of the methods' papers, with the image score of each method.
         seed (`int`, *optional*, defaults to 0): seed that each method starts from, for those with random numbers.
         sheets_dir (`str` or `os.PathLike`, *optional*): folder for sheets of pictures, one folder for each method.
         options: further arguments of [`evaluate`]. `references` are for the methods that have a few-shot mode; the
             others are zero-shot, with a note.
 
     Returns:
-        [`MethodComparison`]: published numbers beside ours are those of as many references of each product.
+        [`MethodComparison`]; its published numbers are those for the same number of references.
+
+    Raises:
+        ValueError: there is no method, or as in [`evaluate`].
     """
     pairs = methods.items() if isinstance(methods, Mapping) else methods
     results: dict[str, MethodResult] = {}

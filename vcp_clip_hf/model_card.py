@@ -379,9 +379,9 @@ def _references(facts: CheckpointFacts) -> str:
         "## References",
         "",
         "The checkpoint has a memory of normal pictures. Each patch of an image is compared with its nearest patch in"
-        f" the memory, and that distance is fused with the zero-shot map{_fusion_of_references(facts)}. Results are"
-        " therefore comparisons with these pictures, meant for images of the same product that are taken in the same"
-        " way. `reference_weight=0` gives zero-shot results, and `pipe.set_references` sets other pictures.",
+        f" the memory, and that distance is fused with the zero-shot map{_fusion_of_references(facts)}. The memory is"
+        " meant for images of the same product that are taken in the same way as these pictures. `reference_weight=0`"
+        " gives zero-shot results, and `pipe.set_references` sets other references.",
         "",
         f"- {escaped(memory.describe())}",
         f"- Turned and mirrored copies of each picture: {as_code(memory.settings.copies)}.",

@@ -1,4 +1,4 @@
-"""Mutual scoring of unlabeled pictures (MuSc, Li et al., ICLR 2024): what few other pictures have is abnormal.
+"""Mutual scoring of unlabeled pictures (MuSc, Li et al., ICLR 2024): patches that are rare among them are abnormal.
 
 Every patch of every picture is compared with the patches of all other pictures of one product. A normal patch has a
 close match in most of them, an abnormal patch in none. The numbers are those of the authors' code (xrli-U/MuSc).
@@ -38,11 +38,11 @@ __all__ = [
     "score_together",
 ]
 
-# With fewer, the mean over the nearest 30 % of the other pictures is a mean over none
+# With fewer, the nearest 30 % of the other pictures are less than one
 FEWEST_PICTURES = 5
 # Bytes of each large array that are kept in memory; what exceeds them goes to a temporary file
 MEMORY_LIMIT = 2**30
-# Bytes of all tensors of one comparison of blocks, and of one product: on a CPU, products should stay in its cache
+# Bytes of all tensors in one comparison of blocks, and of one product: on a CPU, a product should fit into the cache
 _CPU_BLOCK, _CPU_PRODUCT = 2**28, 2**22
 _GPU_BLOCK, _GPU_PRODUCT = 2**31, 2**29
 _LAYER_NORM_EPS = 1e-5
@@ -55,7 +55,7 @@ class MutualScoring:
 
     Args:
         layers (`Sequence[int]`, *optional*): blocks of the image tower whose patch tokens are compared, counted from
-            1. Default: the feature layers of the model.
+            1; 0 is the embedded patches. Default: the feature layers of the model.
         degrees (`Sequence[int]`, *optional*, defaults to `(1, 3, 5)`): sides of the neighborhoods that patch tokens
             are averaged over, odd.
         interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.3)`): part of the other pictures, from the
@@ -93,7 +93,7 @@ class MutualScoring:
         if self.subset_size is not None and self.subset_size < 2 * FEWEST_PICTURES:
             raise ValueError(
                 f"subset_size={self.subset_size} must be at least {2 * FEWEST_PICTURES}, so that every subset has"
-                f" {FEWEST_PICTURES} pictures."
+                f" {FEWEST_PICTURES} images."
             )
         if self.rescore_neighbors:
             _check_counts("rescore_neighbors", self.rescore_neighbors, 1)
@@ -102,7 +102,7 @@ class MutualScoring:
 
     def on(self, feature_layers: Sequence[int], num_layers: int) -> "MutualScoring":
         """
-        Return the settings with the layers of a model.
+        Return the settings for a model: its feature layers stand for missing `layers`.
 
         Args:
             feature_layers (`Sequence[int]`): layers to use if none were chosen.
@@ -160,9 +160,9 @@ class MutualCost:
     def describe(self) -> str:
         """Return the cost in one line."""
         return (
-            f"{self.pictures} pictures together: {self.comparisons:,} comparisons of two pictures,"
+            f"{self.pictures} images together: {self.comparisons:,} comparisons of two images,"
             f" {self.flops / 1e12:,.3g} TFLOP; {self.token_bytes / 2**20:,.0f} MiB of patch tokens and"
-            f" {self.distance_bytes / 2**20:,.0f} MiB of distances. In one set, twice the pictures take four times as"
+            f" {self.distance_bytes / 2**20:,.0f} MiB of distances. In one set, twice the images take four times as"
             " long; subset_size limits this."
         )
 
@@ -175,7 +175,7 @@ def mutual_scoring_cost(
     token_bytes: int = 4,
 ) -> MutualCost:
     """
-    Return what [`mutual_scores`] costs over all layers and degrees, before anything is computed.
+    Return the cost of [`mutual_scores`] over all layers and degrees, without computing it.
 
     A set of N pictures with P patches of width D needs `N * (N - 1) / 2` products of `2 * P * P * D` operations for
     each layer and degree: one product gives the distances in both directions.
@@ -185,7 +185,7 @@ def mutual_scoring_cost(
         grid (`tuple[int, int]`): patches in a column and in a row.
         width (`int`): width of a patch token.
         scoring ([`MutualScoring`]): settings, with layers.
-        token_bytes (`int`, *optional*, defaults to 4): bytes of a number of the tokens that are kept.
+        token_bytes (`int`, *optional*, defaults to 4): bytes of one number in the stored tokens.
     """
     patches = grid[0] * grid[1]
     sizes = scoring.subset_sizes(num_pictures)
@@ -256,7 +256,8 @@ def mutual_scores(
     Score each patch by its distance to the most similar pictures (MSM).
 
     The distance of a patch to a picture is the Euclidean distance to the nearest of its patches. The distances to the
-    other N - 1 pictures are sorted, and those with ranks from `int(low * (N - 1))` to `int(high * (N - 1))` averaged.
+    other N - 1 pictures are sorted, and those with the ranks `int(low * (N - 1))` to `int(high * (N - 1)) - 1`,
+    counted from 0, are averaged.
 
     Time: `N * (N - 1) * P * P * D` floating-point operations. On a CUDA device, vectors are rounded to bfloat16 and
     their products added in float32; elsewhere everything is float32. Near zero, distances have an absolute error of up
@@ -302,14 +303,13 @@ def mutual_scores(
 def _ranks(interval: tuple[float, float], count: int) -> tuple[int, int]:
     if count < FEWEST_PICTURES:
         raise ValueError(
-            f"Pictures are judged together from {FEWEST_PICTURES} on, because each is compared with the most similar"
-            f" 30 % of the others; got {count}."
+            f"At least {FEWEST_PICTURES} images are needed to judge them together, because each is compared with the"
+            f" most similar of the others; got {count}. Give more images of the same product."
         )
     first, last = (int(bound * (count - 1)) for bound in interval)
     if first >= last:
         raise ValueError(
-            f"interval={interval} has no rank among the {count - 1} other pictures. Use a wider interval or more"
-            " pictures."
+            f"interval={interval} has no rank among the {count - 1} other images. Use a wider interval or more images."
         )
     return first, last
 
@@ -326,7 +326,7 @@ class _Block:
     def of(cls, device: torch.device, patches: int, width: int, block_bytes: int | None) -> "_Block":
         on_gpu = device.type == "cuda"
         block_bytes = block_bytes or (_GPU_BLOCK if on_gpu else _CPU_BLOCK)
-        # A quarter each: the rows, the columns, what makes or converts them, and the product
+        # A quarter each for the rows, the columns, the tensors that they are computed from, and the product
         quarter = block_bytes // 4
         pictures = max(1, quarter // (4 * patches * width))
         product = min(quarter, _GPU_PRODUCT if on_gpu else _CPU_PRODUCT)
@@ -421,6 +421,9 @@ def patch_scores(
     Returns:
         `torch.DoubleTensor` of shape `(R, K, N, P)` on the CPU, in [0, 2]. The published map is its mean over degrees
         and layers.
+
+    Raises:
+        ValueError: as in [`mutual_scores`].
     """
     return torch.stack(
         [
@@ -479,7 +482,7 @@ def rscin(scores: torch.Tensor, class_tokens: torch.Tensor, neighbors: Sequence[
     if len(scores) < max(neighbors):
         raise ValueError(
             f"Scores of {len(scores)} images cannot be averaged over {max(neighbors)} of them. Use smaller numbers in"
-            " rescore_neighbors, or more pictures."
+            " rescore_neighbors, or more images."
         )
     low, high = scores.min(), scores.max()
     scaled = (scores - low) / (high - low) if high > low else torch.zeros_like(scores)
@@ -518,7 +521,7 @@ def score_together(
     scoring: MutualScoring | None = None,
 ) -> MutualScores:
     """
-    Judge pictures together whose hidden states fit into memory, exactly as published.
+    Judge pictures together whose hidden states fit into memory, with the published equations.
 
     Args:
         hidden_states (`Mapping[int, torch.Tensor]`): layer -> residual stream after that block of CLIP's image tower,
@@ -531,6 +534,9 @@ def score_together(
 
     Returns:
         [`MutualScores`]
+
+    Raises:
+        ValueError: too few pictures for the settings, or a layer that `hidden_states` do not reach.
     """
     scoring = (scoring or MutualScoring()).on(list(hidden_states), max(hidden_states))
     tokens = {layer: hidden_states[layer][:, 1:] for layer in scoring.layers}

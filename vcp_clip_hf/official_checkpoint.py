@@ -36,7 +36,7 @@ def read_official(checkpoint: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is damaged, holds something else than tensors, or is not a dictionary.
+        ValueError: the file is damaged, has pickled objects that are refused, or is not a dictionary.
     """
     if not os.path.isfile(checkpoint):
         raise FileNotFoundError(f"The checkpoint {os.fspath(checkpoint)!r} does not exist.")

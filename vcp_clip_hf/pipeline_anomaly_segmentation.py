@@ -38,13 +38,13 @@ __all__ = ["AnomalySegmentationPipeline"]
 
 logger = logging.get_logger(__name__)
 
-# Arguments of a call that images which are judged together have no use for
+# Arguments of a call that are refused for images judged together
 _NOT_TOGETHER = (
     *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
     *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight"),
 )
 
-# Distances of a reference from itself, without a scale, are below it in every precision
+# Upper limit of a reference's distance from itself in every precision, without a scale
 _NEAR = 0.01
 
 
@@ -139,11 +139,11 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         **kwargs: Any,
     ) -> ReferenceMemory | None:
         """
-        Compare images with normal pictures from now on: the distance of each patch to the nearest patch of these
-        pictures is fused with the zero-shot map, `(1 - weight) * zero_shot + weight * memory`. `save_pretrained` keeps
-        the memory.
+        Set the normal images that later calls compare images with.
 
-        Thresholds that were calibrated without these references do not apply any more: `calibrate` again.
+        The distance of each patch to the nearest patch of these images is fused with the zero-shot map,
+        `(1 - weight) * zero_shot + weight * memory`. `save_pretrained` saves the memory. Thresholds that were
+        calibrated without these references do not apply to calls with them: call `calibrate` again.
 
         Args:
             images (`ImageLike` or many of them, [`ReferenceMemory`], or `None`):
@@ -155,10 +155,10 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
                 `config.reference_neighborhood` and `config.reference_scale`), copies, max_patches (*optional*): see
                 [`MemorySettings`].
             source (`str`, *optional*): where the images are from, for the model card.
-            progress (`bool`, *optional*, defaults to `False`): show a progress bar.
-            kwargs: arguments of a call that say how images are read (`input_range`, `timeout`, `max_pixels`,
-                `max_download_bytes`, `on_error`), `batch_size`, and `tile_size`, `tile_overlap`, `global_weight` for
-                images that will be tiled. With `on_error="return"`, images that cannot be read are left out, with a
+            progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
+            kwargs: arguments of a call for reading images (`input_range`, `timeout`, `max_pixels`,
+                `max_download_bytes`, `on_error`), `batch_size`, and `tile_size`, `tile_overlap`, `global_weight` as in
+                later calls with tiles. With `on_error="return"`, images that cannot be read are left out, with a
                 warning.
 
         Returns:
@@ -166,7 +166,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
 
         Raises:
             ValueError, TypeError, FileNotFoundError: an image cannot be read, no image is given, a value is out of
-                range, or a given memory belongs to another image tower. The former references stay.
+                range, or a given memory belongs to another image tower. The former references are kept.
         """
         if images is None or isinstance(images, ReferenceMemory):
             idle = {"layers": layers, "neighborhood": neighborhood, "scale": scale, "copies": copies}
@@ -238,12 +238,13 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
 
     def _network_with(self, references: ReferenceMemory | None, product_name: str | None) -> torch.nn.Module:
         """
-        Return what computes maps: the model, alone or with a memory of its image tower, and with the product's name if
-        it reads it.
+        Return the network that computes maps: the model, alone or with a memory, and bound to the product's name if
+        the model reads one.
         """
         network = self._inference_model()
         if references is not None and (network is self.model or network is not self._compared_network):
-            # the first call, or `model` was changed: in place too, of which only a fast copy keeps track
+            # on the first call and after a change of `model`; without a fast copy, which notices changes in place, on
+            # every call
             references.check_tower(network)
             self._compared_network = network
         if self._reads_names:
@@ -256,7 +257,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         return hasattr(self.model, "for_product")
 
     def _check_text(self, prompts: Any, product_name: str | None) -> None:
-        """Raise for text that the model does not read."""
+        """Raise a ValueError for prompts or a product name that the model does not read."""
         kind = type(self.model).__name__
         if self._reads_names and prompts is not None:
             raise ValueError(f"{kind} has prompts of its own, which `prompts` cannot replace. Give a product_name.")
@@ -509,8 +510,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         """Warn once if an image is one of the references."""
         if any(picture_digest(image) in references.pictures for image in images):
             logger.warning_once(
-                "Some of these images are references: they have no distance from themselves, so that their maps and"
-                " scores say nothing. Keep images to inspect out of the references."
+                "Some of these images are references: their distance from themselves is 0, so their maps and scores"
+                " are not those of new images. Use other images as references than those to inspect."
             )
 
     def _conditions(
@@ -585,7 +586,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         scoring.check_region(roi_mask is not None)
         if references is not None and scoring.score_mode == "image_head" and not tiling.global_weight:
             raise ValueError(
-                "score_mode='image_head' judges the whole picture, and these references have patches of tiles only."
+                "score_mode='image_head' scores the whole image, and these references have patches of tiles only."
                 " Use score_mode='max' or 'top_k', or set the references and call with a global_weight above 0."
             )
         if references is not None and self._references_as_new:
@@ -676,7 +677,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         **kwargs: Any,
     ) -> list[Any] | Iterator[Any]:
         """
-        Judge unlabeled images of one product together (mutual scoring, MuSc): what few of them have is abnormal.
+        Judge unlabeled images of one product together (mutual scoring, MuSc): patches that are rare are abnormal.
 
         Results depend on the set of images, by design. Thresholds of the checkpoint do not apply to them: without a
         threshold of this call there are no masks and no labels. References have no part in them. The time grows with
@@ -684,12 +685,12 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
 
         Args:
             images (`Images`): at least 5 images, as in a call; each is read twice.
-            layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight: see [`MutualScoring`], whose
-                defaults hold where nothing is given; of a model that is MuSc itself, those of its configuration.
+            layers, degrees, interval, subset_size, rescore_neighbors, zero_shot_weight (*optional*): settings of
+                [`MutualScoring`], with its defaults; a [`MuScModel`] has those of its configuration as defaults.
             memory_limit (`int`, *optional*, defaults to 1 GiB):
                 Bytes of patch tokens, of distances and of zero-shot maps that are kept in memory each; what exceeds
                 them goes to a temporary file.
-            progress (`bool`, *optional*, defaults to `True`): whether to say the cost and show progress bars.
+            progress (`bool`, *optional*, defaults to `True`): whether to print the cost and show progress bars.
             batch_size, num_workers (`int`, *optional*), image_column (`str`, *optional*): as in a call.
             kwargs: further arguments of a call. `prompts` and `smoothing_sigma` change the zero-shot map only;
                 `score_mode`, tiles, and maps of branches and layers are refused. With `on_error="return"`, images
@@ -697,8 +698,9 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
 
         Returns:
             A list of results for a list, an iterator for a generator or a dataset, as in a call, with
-            - **score** (`float`): in [0, 1]; 0 and 1 before the scores of similar images are averaged are the least
-              and the most abnormal image of the set. With `rescore_neighbors=()`, the maximum of the map;
+            - **score** (`float`): in [0, 1]: the maximum of the map, scaled over the set so that the least abnormal
+              image has 0 and the most abnormal one 1, then averaged over similar images. With
+              `rescore_neighbors=()`, the maximum of the map;
             - **anomaly_map**: half the mean distance to the most similar images, in [0, 1], not smoothed, or its
               fusion with the zero-shot map;
             - **judged_with** (`dict`): number of `pictures` that were compared, of those in this image's `subset`,
@@ -812,7 +814,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
 def _probable_references(
     images: list[Image.Image], outputs: ModelOutput, references: ReferenceMemory
 ) -> list[Image.Image]:
-    """Return the images that may be references: the hash of a picture takes longer than the highest distance."""
+    """Return the images that may be references, by their highest distance, which is faster than a hash of pixels."""
     if outputs.get("reference_map") is None:
         return images
     highest = outputs.reference_map.flatten(1).amax(dim=1).tolist()

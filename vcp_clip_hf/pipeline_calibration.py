@@ -49,9 +49,9 @@ class CalibratingPipeline(Pipeline):
         that later calls compute the scores that the thresholds belong to. The other settings (prompts, tiles, region
         of interest, sizes, references) are recorded with the thresholds, which do not apply to calls with others.
 
-        With references, an image that is one of them would have no distance from itself. If all images are references,
-        each is scored against the others, as a new image would be, and the false-alarm rate is guaranteed as for other
-        images (see `calibration`). Otherwise images that are references are left out, with a warning.
+        With references, the distance of a reference from itself would be 0. If all images are references, each is
+        therefore scored against the others, as a new image would be, and the false-alarm rate is guaranteed as for
+        other images (see `calibration`). Otherwise images that are references are left out, with a warning.
 
         Args:
             images (`ImageLike` or many of them): images as in a call; normal ones, unless `labels` are given.

@@ -37,7 +37,7 @@ def in_list(inputs: Images, image_column: str | None = None) -> Sequence[Any]:
 
 
 def chosen(images: Sequence[Any] | torch.utils.data.Dataset, indices: Sequence[int]) -> Sequence[Any]:
-    """Return some of the images: a list of a list; of a dataset, a dataset that ends like a list."""
+    """Return the images with some indices: a list for a list, and for a dataset, a dataset that ends like a list."""
     if isinstance(images, torch.utils.data.Dataset):
         return torch.utils.data.Subset(images, indices)
     return [images[index] for index in indices]

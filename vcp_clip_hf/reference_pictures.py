@@ -1,4 +1,4 @@
-"""From normal pictures to a memory, and the memory's file in a checkpoint."""
+"""Build the memory of given normal pictures, and find, load and save the memory's file in a checkpoint."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ _PIPELINE_SETTINGS = ("input_range", "timeout", "max_pixels", "max_download_byte
 
 
 def image_conditions(image_processor: VCPCLIPImageProcessor, tiling: Tiling | None) -> dict[str, Any]:
-    """Return the settings of images that the patches in a memory depend on, as JSON gives them back."""
+    """Return the settings of images that the patches in a memory depend on, in types that JSON preserves."""
     return {
         "size": [image_processor.size.height, image_processor.size.width],
         "resize_mode": image_processor.resize_mode,
@@ -145,7 +145,7 @@ def _memory_settings(
     max_patches: int,
     copies: str,
 ) -> tuple[float, MemorySettings]:
-    """Return weight and settings of a memory of patch tokens; what is not given is the configuration's."""
+    """Return weight and settings of a memory of patch tokens; `None` stands for the configuration's value."""
     settings = MemorySettings(
         layers=tuple(config.memory_layers if layers is None else layers),
         max_patches=max_patches,
@@ -165,7 +165,7 @@ def _refuse_settings(model: PreTrainedModel, **settings: Any) -> None:
         if value is not None:
             raise ValueError(
                 f"{name}={value!r} has no meaning for {type(model).__name__}, which compares images with references"
-                " as it was published. Leave it out."
+                " in the published way. Leave it out."
             )
 
 
@@ -296,7 +296,7 @@ def _references_file(source: str, subfolder: str | None = None, **hub_arguments:
         path = os.path.join(source, subfolder, REFERENCES_FILE)
         return path if source and os.path.isfile(path) else None
     try:
-        # nothing is asked for again that the cache of the Hub knows to be missing
+        # no request is sent if the cache of the Hub records that the file is missing
         return cached_file(
             source, REFERENCES_FILE, subfolder=subfolder, _raise_exceptions_for_missing_entries=False, **hub_arguments
         )

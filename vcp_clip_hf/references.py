@@ -1,11 +1,11 @@
-"""Normal pictures as a memory: the distance of each patch to its nearest patch of normal pictures.
+"""Normal pictures as a memory: the distance of each patch to the nearest patch of normal pictures.
 
-The memory bank of patch tokens is that of few-shot APRIL-GAN (Chen et al. 2023, arXiv 2305.17382, section 3.3): the
-residual stream after chosen blocks of the image tower, neither normalized by a LayerNorm nor projected, one bank for
-each layer. A patch's distance is (1 - maximum cosine) / 2, in [0, 1]; the map is the mean over layers, times a fixed
-scale and at most 1, upsampled like the model's maps. Fused with the zero-shot map:
-`(1 - weight) * zero_shot + weight * memory`. The paper of VCP-CLIP names few-shot segmentation as future work, so that
-no published numbers exist for this fusion.
+The memory bank of patch tokens is that of few-shot APRIL-GAN (Chen et al. 2023, arXiv 2305.17382, section 3.3). It
+holds the residual stream after chosen blocks of the image tower, neither normalized by a LayerNorm nor projected, one
+bank for each layer. A patch's distance is (1 - maximum cosine) / 2, in [0, 1]. The map is the mean over layers,
+multiplied by a fixed scale, limited to 1, and upsampled like the model's maps. It is fused with the zero-shot map:
+`(1 - weight) * zero_shot + weight * memory`. The paper of VCP-CLIP names few-shot segmentation as future work, so no
+published numbers exist for this fusion.
 """
 
 import copy
@@ -61,7 +61,7 @@ COPIES: dict[str, tuple[Image.Transpose, ...]] = {
 _BLOCK_VALUES = 2**24
 # Width at which the coreset compares patches; wider ones are projected (Johnson-Lindenstrauss), as PatchCore does
 _CORESET_WIDTH = 128
-# Candidates of the next steps of the coreset, compared with each other at a time
+# Number of candidates that are compared with each other at a time, for the next steps of the coreset
 _CANDIDATES = 512
 _FORMAT = 1
 
@@ -96,7 +96,7 @@ def nearest_distance(tokens: torch.Tensor, bank: torch.Tensor, block_values: int
         raise ValueError("The memory has no patch to compare with: it needs at least one other picture.")
     flat = tokens.flatten(0, -2)
     flat = flat.float() if flat.device.type == "cpu" else flat
-    # the number of images of a traced graph is open, so that its blocks are those of one image
+    # a traced graph accepts any number of images, so the size of its blocks is that for one image
     count = tokens.shape[-2] if torch.compiler.is_compiling() else flat.shape[0]
     block = max(1, block_values // max(1, count))
     bank = bank.to(flat.device, flat.dtype)
@@ -149,9 +149,9 @@ def _farthest_first(points: torch.Tensor, count: int) -> tuple[torch.Tensor, flo
     """
     Choose points one after the other, each the farthest from those chosen before.
 
-    The distance of a point to the chosen ones only falls. Therefore the farthest points of now are the candidates of
-    many steps, as long as one of them is farther than every other point was: these steps read the distances among the
-    candidates only, and one matrix product updates all points afterwards.
+    The distance of a point to the chosen ones never grows. Therefore the points that are farthest now are the only
+    candidates of the next steps, as long as one of them is at least as far as any other point was. These steps read
+    the distances among the candidates only, and one matrix product updates all points afterwards.
 
     Returns:
         `tuple`: indices in the order of choice, and the largest squared distance of a point to a chosen one.
@@ -226,14 +226,14 @@ class MemorySettings:
 
     Args:
         layers (`tuple[int, ...]` or `tuple[str, ...]`): blocks of the image tower whose patch tokens are kept,
-            1-based; 0 is the embedded patches. Of a method with a few-shot mode of its own, the names of its banks.
+            1-based; 0 is the embedded patches. For a method with its own few-shot mode, the names of its banks.
         max_patches (`int`, *optional*, defaults to 10000): maximum number of patches kept of each layer. Up to it the
             memory is exact; beyond it, a greedy k-center coreset is kept.
         neighborhood (`int`, *optional*, defaults to 1): odd side of the square of patches that a token is averaged
             over, in references and in images; 1: no averaging.
         scale (`float`, *optional*, defaults to 1): factor of the distances, which are then limited to 1. Distances of
-            patches are small numbers; the factor brings them to the range of the zero-shot map. Not for methods with
-            banks of their own.
+            patches are small numbers; the factor brings them to the range of the zero-shot map. It has no effect on
+            methods with their own few-shot mode.
         copies (`str`, *optional*, defaults to `"none"`): turned and mirrored copies of each reference that are kept
             too: `"none"`, `"flips"` (2), `"rotations"` (by 90, 180 and 270 degrees) or `"all"` (7).
 
@@ -280,8 +280,8 @@ class ReferenceMemory:
         rows_of (`dict[int | str, torch.IntTensor]`): layer -> index of the picture that each row is from.
         settings ([`MemorySettings`]): settings that it was built with.
         pictures (`list[str]`): `picture_digest` of each picture, in order.
-        num_patches (`int`): number of patches of each layer that were seen, copies included; of the largest bank of a
-            method whose banks have different numbers.
+        num_patches (`int`): number of patches of each layer in all pictures, copies included, before a coreset is
+            chosen; for a method whose banks have different numbers, that of the largest bank.
         weight (`float`, *optional*, defaults to 0.5): weight of the memory's map in the fusion, in [0, 1].
         source (`str`, *optional*): where the pictures are from, for the model card.
         conditions (`dict`, *optional*): settings of the images that the patches depend on, such as tiles.
@@ -528,9 +528,11 @@ def check_weight(weight: float) -> float:
 
 class MemoryBuilder:
     """
-    Collects patch tokens picture by picture, in bounded memory: when more than twice `max_patches` rows are held, a
-    coreset of `max_patches` of them is kept. From then on, a new row is left out if it is at least as near to a kept
-    one as every row of that coreset's choice was, so that few coresets are needed for thousands of pictures.
+    Collect patch tokens picture by picture, in bounded memory.
+
+    When more than twice `max_patches` rows are held, a coreset of `max_patches` of them is kept. Let r be the largest
+    distance of a row to this coreset. From then on, a new row within r of the coreset is left out, so that thousands
+    of pictures need few coresets.
 
     Args:
         settings ([`MemorySettings`]): settings of the memory.
@@ -544,7 +546,7 @@ class MemoryBuilder:
 
     def add(self, picture: str, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> None:
         """
-        Add the patches of one picture: of itself and its copies, or of its tiles.
+        Add the patches of one picture: those of the picture and its copies, or of their tiles.
 
         Args:
             picture (`str`): `picture_digest` of the picture.

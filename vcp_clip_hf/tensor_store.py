@@ -14,7 +14,7 @@ class TensorStore:
     """
     Keep the rows of a tensor in memory, or on disk above a limit.
 
-    The file has no name in the folder for temporary files (`TMPDIR`), so that nothing remains of it however the
+    The file is in the folder for temporary files (`TMPDIR`) and has no name, so that nothing remains of it however the
     process ends. It is read into buffers, not mapped into memory: the memory in use is that of the rows being read.
 
     Args:

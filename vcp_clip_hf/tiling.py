@@ -95,10 +95,11 @@ class TiledMaps:
     Args:
         anomaly_map (`np.ndarray`): fused and smoothed map.
         base_map, vcp_map (`np.ndarray`, *optional*): unsmoothed map of each branch, if requested.
-        reference_map (`np.ndarray`, *optional*): map of the memory of a model that has one, if branches are requested.
         num_tiles (`int`): number of tiles.
         image_scores (`torch.FloatTensor` of shape `(1,)`, *optional*): the model's own score of the whole image, from
             the pass over it at the model's size; `None` for a model without one.
+        reference_map (`np.ndarray`, *optional*): map of the memory, for a model with references, if branches are
+            requested.
     """
 
     anomaly_map: np.ndarray

@@ -45,15 +45,15 @@ _LARGEST_DISTANCE = 2
 @dataclass
 class MutualJudge:
     """
-    Judges pictures together.
+    Judge pictures together.
 
     Memory: one subset's patch tokens, its distances, and the zero-shot maps if they are fused, each in memory up to
-    `memory_limit` and in a temporary file beyond it; 256 MiB (2 GiB on a GPU) for the comparison; one batch of the
+    `memory_limit` and in a temporary file above it; 256 MiB (2 GiB on a GPU) for the comparison; one batch of the
     model; and 8 bytes for each patch of each picture.
 
     Args:
         model ([`VCPCLIPModel`] or a model with the same arguments): model on any device.
-        image_processor ([`VCPCLIPImageProcessor`]): its size is the size at which pictures are compared.
+        image_processor ([`VCPCLIPImageProcessor`]): image processor, whose size is that of the comparison.
         scoring ([`MutualScoring`]): settings, with layers.
         load (`Callable`): function that returns the prepared inputs of an image, as the pipeline's `preprocess` does.
         prompt_input_ids (`torch.LongTensor`, *optional*): prompts of the zero-shot map.
@@ -61,7 +61,10 @@ class MutualJudge:
         threshold, image_threshold (`float`, *optional*): limits for masks and labels.
         batch_size, num_workers (`int`): images in one forward pass; processes that read images.
         memory_limit (`int`): bytes of each large array that are kept in memory.
-        progress (`bool`): whether to say what it costs, and to show progress bars.
+        progress (`bool`): whether to print the cost and show progress bars.
+
+    Attributes:
+        seconds (`float`): seconds of the model and of the comparison so far, without reading images.
 
     Raises:
         ValueError: a setting is out of range, or pictures would have grids of different shapes.
@@ -79,18 +82,17 @@ class MutualJudge:
     num_workers: int
     memory_limit: int
     progress: bool
-    # Seconds of the model and of the comparison, without reading images
     seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self):
         if self.image_processor.resize_mode == "keep_ratio":
             raise ValueError(
-                "Pictures are judged together on one grid of patches, and resize_mode='keep_ratio' gives pictures of"
-                " another shape another grid. Use an image processor with 'squash' or 'pad'."
+                "Images that are judged together need the same grid of patches, and resize_mode='keep_ratio' gives"
+                " images of different shapes different grids. Use an image processor with 'squash' or 'pad'."
             )
         given = self.image_processor.without_thresholds().scoring(smoothing_sigma=self.smoothing_sigma)
         self.smoothing_sigma = given.smoothing_sigma
-        # The rescored score is not a value of the map: the pixel threshold says nothing about it
+        # The rescored score is not a value of the map, so the pixel threshold does not apply to it
         thresholds = Thresholds.of(self.threshold, self.image_threshold, "max")
         image = self.image_threshold if self.scoring.rescore_neighbors else thresholds.image
         self.threshold, self.image_threshold = thresholds.pixel, image
@@ -140,10 +142,10 @@ class MutualJudge:
 
     def outputs(self, images: Sequence[Any] | Dataset) -> Iterator[VCPCLIPOutput]:
         """
-        Judge images, then yield their outputs in order, as the model's for one image each: for evaluations.
+        Judge images, then yield one output for each in order, in the form of the model's: for evaluations.
 
         Args:
-            images (sequence or `Dataset`): what `load` prepares; each is read once.
+            images (sequence or `Dataset`): arguments of `load`; each is read once.
 
         Yields:
             [`VCPCLIPOutput`] with `anomaly_map` of shape `(1, height, width)`, in [0, 1], at the model's
@@ -206,7 +208,7 @@ class MutualJudge:
     def _features(
         self, batch: list[dict[str, Any]], start: int, judged: "_Judged"
     ) -> tuple[list[int], dict[int, torch.Tensor]]:
-        """Run the model; note what the second pass needs; return the positions and patch tokens of readable images."""
+        """Return positions and patch tokens of the readable images, and keep what the second pass needs of them."""
         positions = []
         for position, inputs in enumerate(batch, start):
             if inputs["error"] is not None:
@@ -234,7 +236,7 @@ class MutualJudge:
         )
 
     def _compare(self, subset: "_Subset", count: int, judged: "_Judged", bar: tqdm) -> None:
-        """Score the first pictures of a subset, and take them out of it."""
+        """Score the first pictures of a subset, and remove them from it."""
         started = time.perf_counter()
         scores = patch_scores(
             {layer: _Tokens(store, count, subset.device) for layer, store in subset.stores.items()},
@@ -313,14 +315,14 @@ class MutualJudge:
 
 def _too_few(found: str) -> str:
     return (
-        f"Pictures are judged together from {FEWEST_PICTURES} on, {found}. Give more pictures of the same product, or"
-        " judge each by itself."
+        f"At least {FEWEST_PICTURES} images are needed to judge them together, {found}. Give more images of the same"
+        " product, or segment each by itself."
     )
 
 
 @dataclass
 class _Judged:
-    """What the second pass needs of each readable image, by its position among the images."""
+    """Values of each readable image that the second pass needs, by its position among the images."""
 
     errors: dict[int, str] = field(default_factory=dict)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -345,7 +347,7 @@ class _Subset:
 
     Args:
         stores (`dict[int, TensorStore]`): layer -> tokens, one row for each waiting picture.
-        sizes (`list[int]`): sizes of the subsets to come, but for the last one, which all that remain are.
+        sizes (`list[int]`): sizes of this and the following subsets, except the last one, which has all that remain.
         device (`torch.device`): device that compares.
     """
 
@@ -356,16 +358,17 @@ class _Subset:
 
     @property
     def is_full(self) -> bool:
-        """Return whether the next subset can be compared, because the pictures after it are enough for another one."""
+        """Return whether the next subset can be compared: enough further pictures wait to make another subset."""
         return bool(self.sizes) and len(self.positions) >= self.sizes[0] + FEWEST_PICTURES
 
     def add(self, positions: list[int], tokens: dict[int, torch.Tensor]) -> None:
+        """Append pictures: their positions, and layer -> tokens of shape `(n, P, D)`."""
         for layer, rows in tokens.items():
             self.stores[layer].write(len(self.positions), rows)
         self.positions += positions
 
     def remove(self, count: int) -> list[int]:
-        """Take the first pictures out; the others move to the beginning."""
+        """Remove the first pictures, and return their positions; the others move to the beginning."""
         removed, self.positions = self.positions[:count], self.positions[count:]
         for store in self.stores.values():
             if self.positions:

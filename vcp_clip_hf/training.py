@@ -591,7 +591,7 @@ def _flat(config: TrainingConfig) -> dict[str, Any]:
 
 
 def _check_method(model: AnomalyMethod, config: TrainingConfig) -> None:
-    """Raise for settings that only VCP-CLIP has."""
+    """Raise a ValueError if a method has no learned part, or for settings that only VCP-CLIP has."""
     name = type(model).__name__
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"{name} has no learned part, so there is nothing to train.")

@@ -15,14 +15,14 @@ _NUM_SAMPLES = 4
 
 class WeightSnapshot:
     """
-    Weights and modules of parts of a model, to be compared later.
+    State of the weights and modules of parts of a model, to be compared later.
 
     PyTorch counts in-place changes of a tensor, and `Module.to` assigns other memory to a parameter. Changes through
     `.data` are not counted (averaged weights, merged adapters): they are recognized by a few values of each tensor.
 
     Args:
-        parts (`Iterable[nn.Module]`): the modules to compare.
-        sampled (`Iterable[nn.Module]`): those of them whose values are sampled.
+        parts (`Iterable[nn.Module]`): modules to compare.
+        sampled (`Iterable[nn.Module]`): modules among them of which values are compared too.
     """
 
     def __init__(self, parts: Iterable[nn.Module], sampled: Iterable[nn.Module]):
@@ -47,7 +47,7 @@ class WeightSnapshot:
         Return whether modules are still in the state of this snapshot; faster than comparing with a new one.
 
         Args:
-            parts (`Iterable[nn.Module]`): the modules that the snapshot was made of.
+            parts (`Iterable[nn.Module]`): modules that the snapshot was made of.
         """
         modules, parameters, states, settings = _describe(parts)
         return (

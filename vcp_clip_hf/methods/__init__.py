@@ -1,7 +1,7 @@
-"""The methods that VCP-CLIP's paper compares itself with, each a model of its own type.
+"""The methods that VCP-CLIP's paper compares VCP-CLIP with, each a model of its own type.
 
-Every module of this package that defines an [`AnomalyMethod`] with a `model_type` is found by its presence: the model
-is registered with transformers' Auto classes and becomes a name of this package.
+Every [`AnomalyMethod`] with a `model_type` that a module of this package defines is registered with transformers' Auto
+classes and can be imported from this package. There is no list of them.
 """
 
 import pkgutil
@@ -33,10 +33,13 @@ METHODS: dict[str, type[AnomalyMethod]] = {}
 
 def register_method(model_class: type[AnomalyMethod]) -> type[AnomalyMethod]:
     """
-    Register a method: `AutoModel.from_pretrained` and everything else of this package then know its `model_type`.
+    Register a method: `AutoModel.from_pretrained`, the pipeline, training and evaluation then know its `model_type`.
 
     Args:
         model_class (`type[AnomalyMethod]`): class whose `config_class` has a `model_type`.
+
+    Returns:
+        `type[AnomalyMethod]`: the given class, so that this function also serves as a decorator.
     """
     config_class = model_class.config_class
     METHODS[config_class.model_type] = model_class

@@ -69,8 +69,8 @@ class AnomalyCLIPConfig(AnomalyMethodConfig):
             Whether the global image feature passes CLIP's `post_layernorm`. In the authors' code it does not (issue 14
             of their repository: both were tried, without effect on the results).
         local_loss_weight (`float`, *optional*, defaults to 4):
-            Factor lambda of the losses of the maps. The authors' code of today has one layer and the factor 4; before
-            April 2025 it had the same layer four times and the factor 1, which is the same loss.
+            Factor lambda of the losses of the maps. Since April 2025, the authors' code has one layer and the factor
+            4; before, it had the same layer four times and the factor 1, which is the same loss.
         normal_prompt, abnormal_prompt (`str`, *optional*, default to `"object."` and `"damaged object."`):
             Words after the context vectors of each prompt.
         normal_prompt_ids, abnormal_prompt_ids (`list[int]`, *optional*):
@@ -201,15 +201,16 @@ class AnomalyCLIPPrompts(nn.Module):
 
     @property
     def deep_prompts(self) -> list[nn.Parameter]:
-        """Return the deep prompts `(t, d)` of each block after the first."""
+        """Return one tensor of deep prompts `(t, d)` for each block from the second to `deep_prompt_depth`."""
         return [getattr(self, f"deep_prompts_{index}") for index in range(self.num_blocks)]
 
     def forward(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """
-        Return what the text tower inserts.
+        Return the learned vectors that the text tower inserts.
 
         Returns:
-            `tuple`: context vectors `(1, 2, n, d)`, and deep prompts `(2, t, d)` of each block after the first.
+            `tuple`: context vectors `(1, 2, n, d)`, and one tensor of deep prompts `(2, t, d)` for each block from the
+            second to `deep_prompt_depth`.
         """
         context = torch.stack([self.normal_context, self.abnormal_context]).unsqueeze(0)
         # As in the authors' code, the cast follows the expansion: each prompt's gradient is rounded before the sum
@@ -238,7 +239,7 @@ class AnomalyCLIPModel(AnomalyMethodModel):
     AnomalyCLIP: one learned prompt for each state, the same for all products, and patches from value-value attention.
 
     The map is the mean over `feature_layers` of the abnormal probability (the authors take the sum); the image score
-    compares CLIP's global feature with the prompts. Trained are 43,008 numbers for ViT-L/14, all in `prompts`.
+    compares CLIP's global feature with the prompts. The learned part, `prompts`, has 43,008 numbers for ViT-L/14.
 
     Args:
         config ([`AnomalyCLIPConfig`]): the configuration.
@@ -356,8 +357,8 @@ class AnomalyCLIPModel(AnomalyMethodModel):
         self, outputs: AnomalyMethodOutput, labels: torch.Tensor, is_anomalous: torch.Tensor
     ) -> torch.Tensor:
         """
-        Return the loss of the image scores (cross-entropy) plus `local_loss_weight` times that of the maps: focal, and
-        dice of both states, summed over the layers.
+        Return the cross-entropy of the image scores plus `local_loss_weight` times the loss of the maps: focal loss
+        and the dice losses of both states, summed over the layers.
         """
         maps = outputs.layer_maps
         normal_dice = maps.shape[1] * dice_loss(1 - maps, 1 - labels.to(maps.dtype).unsqueeze(1))

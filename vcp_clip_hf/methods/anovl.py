@@ -16,7 +16,7 @@ from ..autocast import no_autocast
 from .base import AnomalyMethodModel, AnomalyMethodOutput, ImageFeatures, ProductText
 from .configuration import VIT_B_16_PLUS_240_TEXT, VIT_B_16_PLUS_240_VISION, AnomalyMethodConfig
 from .image_views import augmented_views
-from .patch_adapters import text_cosines, upsample
+from .patch_adapters import abnormal_probability, upsample
 from .prompt_ensemble import PromptEnsemble, ensemble_mean, read_prompts
 from .test_time_adaptation import AdaptationNumbers, AdaptationResult, TokenAdapter, adapt_tokens, draw_numbers
 from .vv_attention import value_stream
@@ -24,7 +24,7 @@ from .vv_attention import value_stream
 
 __all__ = ["AnoVLConfig", "AnoVLModel"]
 
-# Images of one pass over the views
+# Number of images in one pass over the views
 _PASS_IMAGES = 64
 
 
@@ -37,14 +37,15 @@ class AnoVLConfig(AnomalyMethodConfig):
         normal_states, abnormal_states (`list[str]`, *optional*, defaults to the authors' 7 and 7):
             Phrases with one `{}`, the product.
         object_templates, texture_templates (`list[str]`, *optional*, defaults to the authors' 66 and 66):
-            Sentences with one `{}`, the state phrase. The authors' code assigns its list of surfaces twice; the second
-            one ("surface picture") holds.
+            Sentences with one `{}`, the state phrase. The authors' code assigns the list for textures twice; the
+            second list ("surface picture") is the one in effect.
         textures (`list[str]`, *optional*, defaults to the authors' 5 of MVTec-AD):
             Products whose sentences are `texture_templates`.
         prompt_names (`dict[str, str]`, *optional*, defaults to the authors' for VisA's macaroni):
             Product -> its name in the sentences, where it differs.
         augment_image_score (`bool`, *optional*, defaults to `True`):
-            Whether the image score is the mean over 22 views of the image (22 passes); else that of the image alone.
+            Whether the image score is the mean over 22 views of the image (22 passes of the image tower); `False`: the
+            score of the image alone.
         adapt (`bool`, *optional*, defaults to `True`):
             Whether the patch tokens of each image are adapted at test time.
         adaptation_steps (`int`, *optional*, defaults to 5):
@@ -52,9 +53,9 @@ class AnoVLConfig(AnomalyMethodConfig):
         adaptation_learning_rate (`float`, *optional*, defaults to 1e-3):
             Learning rate of AdamW.
         reset_optimizer (`bool`, *optional*, defaults to `True`):
-            Whether each image starts with a new optimizer. In the authors' code only the weights are new: moments and
-            step count of the optimizer stay with the product, so that results depend on the order of the images.
-            `False` does the same, until `forget_optimizers` is called.
+            Whether each image starts with a new optimizer. In the authors' code only the weights are new, and the
+            optimizer of a product keeps its moments and step count, so that results depend on the order of the images.
+            `False` reproduces this; `forget_optimizers` resets the optimizers.
         adaptation_seed (`int`, *optional*, defaults to 111):
             Seed of the initial weights and of the noise. With `reset_optimizer`, each image gets the same numbers, and
             its result does not depend on others.
@@ -127,8 +128,8 @@ class AnoVLConfig(AnomalyMethodConfig):
 
 class AnoVLModel(AnomalyMethodModel):
     """
-    AnoVL: patch tokens of a value-value stream against prompts, after a short adaptation to each image. Nothing is
-    trained beforehand, and nothing that an image adapted is kept (but see `reset_optimizer`).
+    AnoVL: patch tokens of a value-value stream are compared with prompts, after a short adaptation to each image.
+    Nothing is trained beforehand, and the adapted weights of an image are not kept (but see `reset_optimizer`).
 
     All probabilities come from a softmax of two cosines without temperature, as in the authors' code, so that maps lie
     near 0.5.
@@ -147,7 +148,7 @@ class AnoVLModel(AnomalyMethodModel):
     # --- text -------------------------------------------------------------------------------------------------------
 
     def encode_product(self, product: str) -> ProductText:
-        """Embed both states of a product: the mean of the raw embeddings, L2-normalized; and the single ones."""
+        """Embed both states of a product: the L2-normalized mean of the raw embeddings, and each embedding."""
         config = self.config
         ensemble = config.prompt_ensemble(product in config.textures)
         sentences = ensemble.sentences(config.prompt_names.get(product, product))
@@ -183,7 +184,7 @@ class AnoVLModel(AnomalyMethodModel):
     # --- adaptation -------------------------------------------------------------------------------------------------
 
     def forget_optimizers(self) -> None:
-        """Start anew with the optimizers and random numbers that `reset_optimizer=False` keeps between images."""
+        """Reset the optimizers and random numbers that `reset_optimizer=False` keeps between images."""
         self._adapters: dict[str, TokenAdapter] = {}
         self._generator = self._new_generator()
 
@@ -202,7 +203,7 @@ class AnoVLModel(AnomalyMethodModel):
             [`AdaptationResult`]
         """
         text = self.product_texts([product])[product]
-        # Also inside of inference mode and autocast: the adaptation is a small training in float32
+        # The adaptation is a small training in float32, also where the caller uses inference mode or autocast
         with torch.inference_mode(False), torch.enable_grad(), no_autocast(tokens.device):
             tokens, embeds, normal, abnormal = (
                 each.detach().float().clone() for each in (tokens, text.text_embeds, *text.prompt_embeds)
@@ -271,7 +272,7 @@ class AnoVLModel(AnomalyMethodModel):
             `torch.FloatTensor` of shape `(B, *size)`.
         """
         grid = tuple(tokens.shape[1:3])
-        probabilities = _abnormal_probability(tokens.flatten(1, 2), text_embeds).unflatten(1, grid)
+        probabilities = abnormal_probability(tokens.flatten(1, 2), text_embeds).unflatten(1, grid)
         padded = nn.functional.pad(probabilities[:, None], (1, 1, 1, 1), mode="replicate")
         means = nn.functional.avg_pool2d(padded, 3, stride=1)
         return upsample(means.flatten(2), grid, size, align_corners=True)[:, 0]
@@ -285,7 +286,7 @@ class AnoVLModel(AnomalyMethodModel):
         if self.config.adapt:
             tokens = self._adapt_all(tokens, product_names)
         view_embeds = self.view_embeds(features)
-        scores = _abnormal_probability(view_embeds, text_embeds).mean(dim=1)
+        scores = abnormal_probability(view_embeds, text_embeds).mean(dim=1)
         return AnomalyMethodOutput(
             anomaly_map=self.pixel_maps(tokens, text_embeds, features.size),
             image_scores=scores,
@@ -300,8 +301,3 @@ class AnoVLModel(AnomalyMethodModel):
             indices = [index for index, name in enumerate(product_names) if name == product]
             adapted[indices] = self.adapted_tokens(tokens[indices], product).tokens
         return adapted
-
-
-def _abnormal_probability(embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-    """Return the abnormal probability of embeddings `(B, positions, E)`: softmax of two cosines, temperature 1."""
-    return text_cosines(embeds, text_embeds).softmax(dim=-1)[..., 1]

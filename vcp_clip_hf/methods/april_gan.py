@@ -57,8 +57,8 @@ class AprilGANModel(PromptEnsembleModel):
     Zero-shot, the map is the mean over `feature_layers` of the abnormal probability (the authors take the sum), and
     the image score comes from CLIP's global feature alone, without a learned part.
 
-    Few-shot, the distance to the nearest patch of normal images, a sum over `few_shot_layers`, is added to the sum of
-    the zero-shot maps. Both together are divided by the largest possible value, so that the map lies in [0, 1].
+    Few-shot, the distance to the nearest patch of normal images, summed over `few_shot_layers`, is added to the sum of
+    the zero-shot maps. The result is divided by the largest possible value, so that the map lies in [0, 1].
 
     Args:
         config ([`AprilGANConfig`]): the configuration.

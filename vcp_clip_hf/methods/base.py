@@ -1,4 +1,4 @@
-"""The common base of the rival methods: a frozen CLIP, product names as text, and one forward pass for all.
+"""The common base of the methods on a frozen CLIP: product names as text, and one forward pass for all methods.
 
 Shapes: B images of H x W pixels, N = (H / patch) * (W / patch) patches, K layers, d the joint width, d_v the image
 width, d_t the text width. The two states are always ordered normal, abnormal.
@@ -33,7 +33,7 @@ __all__ = [
     "scaled_over_product",
 ]
 
-# Sentences that are embedded at once, and products whose embeddings are kept
+# Numbers of sentences that are embedded at once, and of products whose embeddings are kept
 _BLOCK = 64
 _MAX_PRODUCTS = 32
 
@@ -78,7 +78,7 @@ class ProductText:
 
 class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
     r"""
-    A published method on a frozen CLIP: images and product names in, anomaly maps and image scores out.
+    A published method on a frozen CLIP: computes anomaly maps and image scores of images with product names.
 
     A method defines `config: ItsConfig`, `encode_product` and `segment`; a trained one defines `compute_loss` too. Its
     `__init__` calls that of this class first, then adds the learned modules, and ends with `self.post_init()`.
@@ -116,9 +116,13 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
         Build the method on any CLIP: fields of its configuration that do not fit the CLIP are changed.
 
         Args:
-            backbone (`str`, `os.PathLike` or `CLIPModel`): as in `from_clip`. Of another checkpoint of this package,
-                its input size is taken too; otherwise the method's own, rounded to a multiple of the patch size.
+            backbone (`str`, `os.PathLike` or `CLIPModel`): as in `from_clip`. The input size is that of the backbone
+                if it is a checkpoint of this package; otherwise the method's own, rounded to a multiple of the patch
+                size.
             kwargs: as in `from_clip`; given fields are not changed.
+
+        Returns:
+            [`AnomalyMethodModel`] in evaluation mode.
         """
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         clip_config, _ = read_backbone_config(backbone, hub_arguments)
@@ -154,7 +158,7 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
         self._forget_texts()
 
     def _load_tokenizer(self) -> tuple[PreTrainedTokenizerBase | None, str]:
-        """Return the first tokenizer that fits, or `None`; and what was wrong with the others."""
+        """Return the first tokenizer that fits, or `None`, and the errors of those tried before it."""
         config, errors = self.config, ""
         sources = [(self.name_or_path, {})] if self.name_or_path else []
         if config.backbone_name_or_path:
@@ -203,7 +207,7 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
         Return the text embeddings of products.
 
         They are computed once for each product and kept until weights, prompts or tokenizer change. While they can
-        receive gradients, or a module with dropout is in training mode, they are computed anew in each call.
+        receive gradients, or a module of the text part is in training mode, they are computed anew in each call.
 
         Args:
             product_names (`Iterable[str]`): names; repetitions cost nothing.
@@ -246,7 +250,7 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
             self._texts, self._text_settings = {}, settings
             self._text_snapshot = WeightSnapshot(modules, modules)
         texts = dict(self._texts)
-        # Later calls use the embeddings with and without autocast, and in inference mode or for a training
+        # The embeddings are also used by later calls with or without autocast, in inference mode or in training
         with torch.inference_mode(False), torch.no_grad(), no_autocast(self.device):
             for prompt in prompts:
                 if prompt not in texts:
@@ -451,7 +455,7 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
 
 def scaled_over_product(values: torch.Tensor) -> torch.Tensor:
     """
-    Scale values to [0, 1] from their minimum to their maximum, as evaluations over a whole product do.
+    Scale values to [0, 1]: their minimum becomes 0 and their maximum 1, as in evaluations over a whole product.
 
     Args:
         values (`torch.FloatTensor` of shape `(num_images,)`): one value for each image.

@@ -1,7 +1,7 @@
 """CLIP-AD: SDP and SDP+ (Chen et al. 2023, arXiv 2311.00453; github.com/ByChelsea/CLIP-AD).
 
-That repository has no license: everything here is own code, written from what the method computes. Facts that only the
-authors' code states are marked (code).
+That repository has no license: this file is written from what the method computes, without copied code. Facts that
+only the authors' code states are marked (code).
 
 Shapes: B images, N patches, K feature layers, D the image width, E the joint one.
 """
@@ -32,18 +32,18 @@ class ClipADConfig(PromptEnsembleConfig):
 
     Args:
         use_adapters (`bool`, *optional*, defaults to `False`):
-            Whether trained linear maps of the original path are added (SDP+); else SDP, without a learned part.
+            Whether to add trained linear maps of the original path (SDP+). `False`: SDP, without a learned part.
         representative (`str`, *optional*, defaults to `"dbscan"`):
-            Choice of one vector for each state, as `representative_vector` explains: `"dbscan"` (the published
-            results), `"mean"`, `"pca"`, `"kde"` or `"mean_shift"`.
+            Way to choose one vector for each state, see `representative_vector`: `"dbscan"` (the published results),
+            `"mean"`, `"pca"`, `"kde"` or `"mean_shift"`.
         dbscan_eps (`float`, *optional*, defaults to 0.5):
-            Radius of DBSCAN. For VisA, the authors take 1.5 with `dbscan_min_samples` 25, which gives the mean.
+            Radius of DBSCAN. For VisA, the authors use 1.5 with `dbscan_min_samples=25`, which gives the mean.
         dbscan_min_samples (`int`, *optional*, defaults to 15):
             Neighbors of a core point of DBSCAN, itself included.
         published_feature_shift (`bool`, *optional*, defaults to `True`):
             Whether the original path of a feature layer contains the attention output of the next block. The authors'
-            code adds it in place to the tensor that it has already handed out, and the published numbers contain it.
-            `False`: the clean output of the block.
+            code adds it in place to the tensor that it has already returned, and the published numbers contain it.
+            `False`: the output of the block itself.
         logit_scale (`float`, *optional*, defaults to 100):
             Factor of the cosines of the image score and of the adapters; a constant in the authors' code.
         kwargs: fields of [`PromptEnsembleConfig`].
@@ -150,13 +150,13 @@ class ClipADModel(PromptEnsembleModel):
 
     def similarity(self, surgery: list[torch.Tensor], text_embeds: torch.Tensor) -> torch.Tensor:
         """
-        Compare the second path with the text, without what both states have in common.
+        Compare the second path with the text, and subtract the part that both states have in common.
 
         For unit tokens f and text t, with q the softmax over the states of the class token's cosines: channel s is
-        2 q_s f.t_s minus the mean of it over the states.
+        2 q_s f.t_s minus its mean over the states.
 
         Args:
-            surgery (`list[torch.Tensor]`): K tensors `(B, 1 + N, E)`.
+            surgery (`list[torch.Tensor]`): K tensors `(B, 1 + N, E)`, as in [`TwoPaths`].
             text_embeds (`torch.Tensor` of shape `(B, 2, E)`): L2-normalized, normal first.
 
         Returns:

@@ -1,9 +1,10 @@
 """CoCoOp for segmentation (Zhou et al., CVPR 2022, arXiv 2203.05557; github.com/KaiyangZhou/CoOp, ff61507, MIT).
 
-VCP-CLIP's paper compares itself with CoCoOp, changed to segment anomalies; no code of this variant is public. Its
-paper says: templates of a normal and of an abnormal state replace CoCoOp's, maps come about as in VCP-CLIP's baseline,
-and everything else is CoCoOp's. This implementation joins CoOp's prompt learner and text encoder with the patch
-adapters, maps and losses of VCP-CLIP's baseline. What neither source states is marked "our choice" below.
+VCP-CLIP's paper compares VCP-CLIP with a variant of CoCoOp that segments anomalies; no code of this variant is public.
+The paper says that templates of a normal and of an abnormal state replace CoCoOp's, that maps are computed as in
+VCP-CLIP's baseline, and that everything else is CoCoOp's. This implementation joins CoOp's prompt learner and text
+encoder with the patch adapters, maps and losses of VCP-CLIP's baseline. What neither source states is marked "our
+choice" below.
 
 Shapes: B images, N patches, K feature layers, m context vectors, d the joint width, d_t the text width. The two states
 are always ordered normal, abnormal.
@@ -56,18 +57,18 @@ class CoCoOpConfig(AnomalyMethodConfig):
             Words whose embeddings are the initial context vectors (setting `ctxv1` of CoCoOp's configurations, the one
             of its paper); their number of tokens must be m. `None`: normal distribution with standard deviation 0.02.
         context_init_ids (`list[int]`, *optional*):
-            Token ids of `context_init`. [`CoCoOpModel.from_clip`] makes them where words or vocabulary are not
+            Token ids of `context_init`. [`CoCoOpModel.from_clip`] computes them if words or vocabulary differ from
             CoCoOp's.
         meta_net_reduction (`int`, *optional*, defaults to 16):
             Ratio of the joint width to the width of the meta-net's hidden layer.
         normal_state, abnormal_state (`str`, *optional*, default to `"good"` and `"damaged"`):
-            Words of the states. Our choice, as the templates of VCP-CLIP's paper are not known for CoCoOp: they stand
-            between the context and the product's name.
+            Words of the states, between the context and the product's name. Our choice, because the paper does not
+            state its templates for CoCoOp.
         image_score (`"max"` or `"top_pixels"`, *optional*, defaults to `"max"`):
             Image score: maximum of the map (VCP-CLIP's paper, table 10), or mean of its largest pixels (VCP-CLIP's
             test code).
         num_top_pixels (`int`, *optional*, defaults to 2000):
-            Number of these pixels.
+            Number of pixels in that mean.
         kwargs: fields of [`AnomalyMethodConfig`]. Smoothing with sigma 8 in the image processor is our choice, from
             VCP-CLIP's test code.
 
@@ -134,7 +135,7 @@ class CoCoOpConfig(AnomalyMethodConfig):
 
 
 class CoCoOpPrompts(nn.Module):
-    """The prompt learner of CoCoOp: context vectors, and a network that moves all of them with the image."""
+    """The prompt learner of CoCoOp: context vectors, and a network that shifts all of them depending on the image."""
 
     def __init__(self, config: CoCoOpConfig):
         super().__init__()
@@ -158,14 +159,15 @@ class CoCoOpPrompts(nn.Module):
 
 class CoCoOpModel(AnomalyMethodModel):
     r"""
-    CoCoOp for segmentation: prompts of both states whose learned context moves with the image.
+    CoCoOp for segmentation: prompts of both states whose learned context depends on the image.
 
-    The map is the mean over `feature_layers` of the abnormal probability. Trained are the context vectors and the
-    meta-net (`prompts`), one linear map for each feature layer (`adapters`) and the temperature (`map_logit_scale`).
+    The map is the mean over `feature_layers` of the abnormal probability. The learned part is the context vectors and
+    the meta-net (`prompts`), one linear map for each feature layer (`adapters`) and the temperature
+    (`map_logit_scale`).
 
-    The paper does not state how it was trained. `hub_configs/cocoop` has the training of VCP-CLIP's baseline (our
-    choice), with which it shares adapters and temperature. CoCoOp itself has neither, and learns classification: one
-    image at a time, SGD with momentum 0.9 and weight decay 5e-4, a cosine schedule from 2e-3 over 10 epochs.
+    The paper does not state how this variant was trained. `hub_configs/cocoop` has the training of VCP-CLIP's baseline
+    (our choice), which has the same adapters and temperature. CoCoOp itself has neither, and learns classification,
+    one image at a time, by SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule from 2e-3 over 10 epochs.
 
     Args:
         config ([`CoCoOpConfig`]): the configuration.
@@ -304,5 +306,5 @@ class CoCoOpModel(AnomalyMethodModel):
     def compute_loss(
         self, outputs: AnomalyMethodOutput, labels: torch.Tensor, is_anomalous: torch.Tensor
     ) -> torch.Tensor:
-        """Return focal plus dice loss of the abnormal state, summed over the layers; `is_anomalous` are not used."""
+        """Return focal plus dice loss of the abnormal state, summed over the layers; `is_anomalous` is not used."""
         return segmentation_loss(outputs.layer_maps, labels)

@@ -1,4 +1,4 @@
-"""Configurations of the rival methods: what all of them have, and what those with a prompt ensemble add."""
+"""Base classes of the methods' configurations: for all methods on CLIP, and for those with prompt ensembles."""
 
 from typing import Any, Literal
 

@@ -17,8 +17,8 @@ _LUMA = (0.299, 0.587, 0.114)
 
 def augmented_views(pixel_values: torch.Tensor) -> torch.Tensor:
     """
-    Return each image with its views: itself, 8 rotations of up to 45 degrees, 8 shifts, mirrored, gray, and 3
-    rotations by right angles. The borders are continued by reflection.
+    Return the views of each image: the image itself, 8 rotations of up to 45 degrees, 8 shifts, its mirror image, its
+    gray version, and 3 rotations by right angles. Borders are continued by reflection.
 
     Args:
         pixel_values (`torch.FloatTensor` of shape `(B, 3, S, S)`): normalized square images. Gray is the weighted mean
@@ -45,8 +45,8 @@ def augmented_views(pixel_values: torch.Tensor) -> torch.Tensor:
 
 def _moved(pixel_values: torch.Tensor, angle: float = 0.0, x: float = 0.0, y: float = 0.0) -> torch.Tensor:
     """Sample an image at rotated and shifted places; the angle in radians, x and y in halves of its sides."""
-    # In float32, like the authors: one unit in the last place moves the samples of a large image visibly, and places
-    # in half precision are off by pixels
+    # In float32, as in the authors' code: rounding of the places moves the samples of a large image visibly, in half
+    # precision by whole pixels
     turn = torch.tensor(angle)
     matrix = torch.tensor([[turn.cos(), -turn.sin(), x], [turn.sin(), turn.cos(), y]], device=pixel_values.device)
     matrix = matrix.expand(len(pixel_values), -1, -1)

@@ -23,7 +23,7 @@ _FILLER = 0
 @dataclass
 class LearnedContext:
     """
-    What [`ContextTextEncoder`] puts into the sequences, from position 1 on.
+    Learned tokens that [`ContextTextEncoder`] inserts into the sequences, from position 1 on.
 
     Args:
         embeddings (`torch.Tensor` of shape `(B, 1 or R, m, d)`): context vectors, position embeddings added.
@@ -55,10 +55,10 @@ class ContextTextEncoder(CLIPEncoder):
         Run all blocks.
 
         Args:
-            inputs_embeds (`torch.Tensor` of shape `(B * R, P, d)`): words with their positions, and any words in the
-                place of the context; all prompts of the first image first.
+            inputs_embeds (`torch.Tensor` of shape `(B * R, P, d)`): embedded words with their positions, and any
+                values at the positions of the context; all prompts of the first image first.
             attention_mask (`torch.Tensor`, *optional*): mask from `CLIPTextModel`.
-            learned_context ([`LearnedContext`], *optional*): what to insert.
+            learned_context ([`LearnedContext`], *optional*): tokens to insert.
             kwargs: arguments of the blocks.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What every method offers, whatever networks it is made of: product names, references, image scores."""
+"""Interface and output of every method, whatever its networks: product names, references, image scores."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -75,14 +75,14 @@ class AnomalyMethod:
     supports_references = False
 
     def prompt_name(self, product: str) -> str:
-        """Return a product's name as the prompts contain it; the same for all products where they do not."""
+        """Return a product's name as the prompts contain it; `"object"` if the prompts contain no product."""
         return product if self.uses_product_names else DEFAULT_PRODUCT
 
     def reference_tokens(
         self, pixel_values: torch.FloatTensor, product_names: Sequence[str] | str | None = None
     ) -> dict[str, torch.Tensor]:
         """
-        Return what the few-shot mode keeps of normal images, for banks of a reference memory.
+        Return the embeddings of normal images that the few-shot mode keeps in the banks of a reference memory.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): normal images.
@@ -126,7 +126,7 @@ class AnomalyMethod:
                 the maximum of each smoothed map at the model's size.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_images,)`, or `None`: `image_scores` are the published ones.
+            `torch.FloatTensor` of shape `(num_images,)`, or `None` if `image_scores` are the published scores.
         """
         return None
 
@@ -136,7 +136,8 @@ class AnomalyMethod:
         Return one product name for each image.
 
         Args:
-            product_names (`Sequence[str]` or `str`, *optional*, defaults to `"object"`): one for each, or one for all.
+            product_names (`Sequence[str]` or `str`, *optional*, defaults to `"object"`): one name for each image, or
+                one for all.
             num_images (`int`): number of images.
 
         Raises:
@@ -145,7 +146,9 @@ class AnomalyMethod:
         names = DEFAULT_PRODUCT if product_names is None else product_names
         names = [names] * num_images if isinstance(names, str) else list(names)
         if len(names) != num_images:
-            raise ValueError(f"{len(names)} product_names came with {num_images} images; give one for each, or one.")
+            raise ValueError(
+                f"{len(names)} product_names came with {num_images} images; give one for each image, or one for all."
+            )
         for name in names:
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"product_names has the entry {name!r}; expected a name such as 'metal nut'.")

@@ -1,4 +1,4 @@
-"""MuSc (Li et al., ICLR 2024, arXiv 2401.16753; github.com/xrli-U/MuSc, MIT): all images of a product, no text."""
+"""MuSc (Li et al., ICLR 2024, arXiv 2401.16753; github.com/xrli-U/MuSc, MIT): compares all images of a product."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -58,7 +58,7 @@ class MuScConfig(AnomalyMethodConfig):
 
 class MuScModel(AnomalyMethodModel):
     r"""
-    MuSc: each patch is compared with the patches of all other images of its product; what few images have is abnormal.
+    MuSc: each patch is compared with the patches of all other images of its product; rare patches are abnormal.
 
     A single image has no result, so `forward` returns features only, when they are requested with
     `output_hidden_states`. `pipe.segment_together(images)` and evaluations give maps and scores.
@@ -96,9 +96,9 @@ class MuScModel(AnomalyMethodModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): images.
             product_names (`Sequence[str]` or `str`, *optional*): no effect.
-            labels, references: must be absent.
+            labels, references (`None`): must be absent.
             output_hidden_states (`bool`, `int` or `Sequence[int]`): hidden states to return, as in
-                [`AnomalyMethodModel.forward`]; needed.
+                [`AnomalyMethodModel.forward`]; required, here or in the configuration.
             kwargs: further arguments of [`AnomalyMethodModel.forward`].
 
         Returns:
@@ -129,7 +129,7 @@ class MuScModel(AnomalyMethodModel):
         progress: bool = False,
     ) -> MutualJudge:
         """
-        Return what compares the images of a product, for evaluations.
+        Return a judge that compares the images of a product, for evaluations.
 
         Args:
             image_processor ([`VCPCLIPImageProcessor`]): its size is that of the comparison.

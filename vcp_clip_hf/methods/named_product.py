@@ -16,8 +16,8 @@ __all__ = ["NamedProductModel"]
 class NamedProductModel(nn.Module):
     """
     A method whose `forward` has the arguments and the outputs of [`VCPCLIPModel`], as pipeline, tiles and evaluation
-    call it. Prompts and global features of another image are VCP-CLIP's own: prompts are refused, and global features
-    are ignored, so that tiles are segmented by themselves.
+    call it. Prompts and the global features of another image have a meaning for VCP-CLIP only: prompts are refused,
+    and global features are ignored, so that each tile is segmented without the whole image.
 
     Args:
         model ([`AnomalyMethod`]): the method.

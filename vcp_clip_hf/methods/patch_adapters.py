@@ -1,4 +1,7 @@
-"""Linear maps of the patch tokens, one for each feature layer, as APRIL-GAN introduced them; comparisons with text."""
+"""Linear maps of the patch tokens, one for each feature layer (introduced by APRIL-GAN), and comparisons with text.
+
+Shapes: K feature layers, E the joint width.
+"""
 
 from collections.abc import Sequence
 
@@ -8,7 +11,7 @@ from torch import nn
 from ..autocast import no_autocast
 
 
-__all__ = ["PatchAdapters", "image_logits", "patch_logits", "text_cosines", "upsample"]
+__all__ = ["PatchAdapters", "abnormal_probability", "image_logits", "patch_logits", "text_cosines", "upsample"]
 
 
 class PatchAdapters(nn.Module):
@@ -45,7 +48,7 @@ def patch_logits(
     features: Sequence[torch.Tensor], text_embeds: torch.Tensor, scale: torch.Tensor | float
 ) -> torch.Tensor:
     """
-    Return abnormal minus normal logit of every patch. The sigmoid of it is the softmax over both states.
+    Return the abnormal minus the normal logit of every patch. Its sigmoid is the softmax over both states.
 
     Args:
         features (`Sequence[torch.Tensor]`): K tensors `(batch_size, num_patches, projection_dim)`, not normalized.
@@ -91,9 +94,24 @@ def text_cosines(embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tenso
         return nn.functional.normalize(embeds.float(), dim=-1) @ text_embeds.float().mT
 
 
+def abnormal_probability(embeds: torch.Tensor, text_embeds: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """
+    Return the probability of the abnormal state at each position: the softmax of both cosines, in float32.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(batch_size, positions, E)`): embeddings, not normalized.
+        text_embeds (`torch.Tensor` of shape `(batch_size, 2, E)`): L2-normalized, normal first.
+        temperature (`float`, *optional*, defaults to 1): divisor of the cosines.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, positions)`, in [0, 1].
+    """
+    return (text_cosines(embeds, text_embeds) / temperature).softmax(dim=-1)[..., 1]
+
+
 def upsample(values: torch.Tensor, grid: tuple[int, int], size: tuple[int, int], align_corners: bool) -> torch.Tensor:
     """
-    Upsample values of patches to pixels, bilinear.
+    Upsample values of patches to pixels by bilinear interpolation.
 
     Args:
         values (`torch.Tensor` of shape `(batch_size, channels, num_patches)`): patches row by row.

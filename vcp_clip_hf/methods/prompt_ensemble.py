@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["PRODUCT_SLOT", "PromptEnsemble", "ensemble_mean", "read_prompts"]
 
-# Stands for the product in a state phrase, and for the state phrase in a template
+# Place of the product in a state phrase, and of the state phrase in a template
 PRODUCT_SLOT = "{}"
 
 
@@ -40,8 +40,8 @@ class PromptEnsemble:
         normal, abnormal (`Sequence[str]`): phrases with one `{}`, the product.
         templates (`Sequence[str]`): sentences with one `{}`, the state phrase.
         templates_outer (`bool`, *optional*, defaults to `False`):
-            Order of the sentences: every state of the first template, then of the second; by default, every template
-            of the first state, then of the second.
+            Order of the sentences. `True`: all states in the first template, then all in the second, and so on;
+            `False`: the first state in all templates, then the second, and so on.
 
     Raises:
         ValueError: an empty list, or a phrase without exactly one `{}`.
@@ -83,8 +83,8 @@ def ensemble_mean(embeds: torch.Tensor, normalize_first: bool = True) -> torch.T
 
     Args:
         embeds (`torch.Tensor` of shape `(num_prompts, projection_dim)`): projected, not normalized.
-        normalize_first (`bool`, *optional*, defaults to `True`): mean of the L2-normalized embeddings (APRIL-GAN,
-            CLIP-AD), or of the raw ones (WinCLIP, AnoVL).
+        normalize_first (`bool`, *optional*, defaults to `True`): whether to L2-normalize the embeddings before the
+            mean, as in APRIL-GAN; WinCLIP and AnoVL do not.
 
     Returns:
         `torch.Tensor` of shape `(projection_dim,)`.

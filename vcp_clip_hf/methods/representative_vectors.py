@@ -13,7 +13,7 @@ __all__ = ["REPRESENTATIVES", "dbscan_labels", "representative_vector"]
 # Ways to choose the vector, in the authors' names
 REPRESENTATIVES = ("dbscan", "mean", "pca", "kde", "mean_shift")
 
-# Of the authors' code
+# The value of the authors' code
 _KDE_BANDWIDTH = 0.3
 
 _NOISE = -1
@@ -26,13 +26,13 @@ def representative_vector(embeds: torch.Tensor, kind: str, eps: float = 0.5, min
     Args:
         embeds (`torch.FloatTensor` of shape `(n, E)`): L2-normalized embeddings.
         kind (`str`): a name in `REPRESENTATIVES`:
-            `"dbscan"`: mean of the largest cluster, of the first one of several; of all prompts if there is none.
+            `"dbscan"`: mean of the largest cluster (the first of equally large ones); of all prompts without clusters.
             `"mean"`: mean of all.
             `"pca"`: first principal component of the `(E, n)` matrix, centered for each prompt, with the sign that
             points to the mean.
             `"kde"`: mean weighted by a Gaussian kernel density of bandwidth 0.3.
-            `"mean_shift"`: mode of a flat kernel of bandwidth 2. No two unit vectors are farther apart, so that it is
-            the mean of all.
+            `"mean_shift"`: mode of a flat kernel of bandwidth 2. Unit vectors are at most 2 apart, so it is the mean
+            of all.
         eps (`float`, *optional*, defaults to 0.5): radius of `"dbscan"`.
         min_samples (`int`, *optional*, defaults to 15): neighbors of a core point of `"dbscan"`, itself included.
 
@@ -66,7 +66,7 @@ def representative_vector(embeds: torch.Tensor, kind: str, eps: float = 0.5, min
 
 def dbscan_labels(embeds: torch.Tensor, eps: float, min_samples: int) -> torch.Tensor:
     """
-    Cluster points by density (DBSCAN, Ester et al. 1996), with the labels that scikit-learn gives.
+    Cluster points by density (DBSCAN, Ester et al. 1996), with the labels of scikit-learn's implementation.
 
     Args:
         embeds (`torch.FloatTensor` of shape `(n, E)`): points.
@@ -98,7 +98,7 @@ def dbscan_labels(embeds: torch.Tensor, eps: float, min_samples: int) -> torch.T
 
 
 def _squared_distances(embeds: torch.Tensor) -> torch.Tensor:
-    """Return the squared Euclidean distances of all pairs, float64 so that no root of a tiny negative appears."""
+    """Return the squared Euclidean distances of all pairs, in float64 against cancellation."""
     points = embeds.cpu().double()
     squares = points.square().sum(dim=1)
     return (squares[:, None] + squares - 2 * points @ points.T).clamp(min=0)

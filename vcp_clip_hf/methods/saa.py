@@ -1,5 +1,7 @@
-"""SAA and SAA+ (Cao et al., arXiv 2305.10724; github.com/caoyunkang/Segment-Any-Anomaly): a detector that reads text
-finds boxes of defects, and SAM their masks. Nothing is trained, and there is no CLIP."""
+"""SAA and SAA+ (Cao et al., arXiv 2305.10724; github.com/caoyunkang/Segment-Any-Anomaly, no license).
+
+A detector that reads text finds boxes of defects, and SAM finds their masks. Nothing is trained, and there is no CLIP.
+"""
 
 import math
 import os
@@ -35,7 +37,7 @@ __all__ = ["SAAConfig", "SAAModel", "confidence_map", "picture_of", "rescored"]
 _DETECTOR, _SEGMENTER = "IDEA-Research/grounding-dino-tiny", "facebook/sam-vit-huge"
 # Factor of the mean saliency in the exponent of a mask's score
 _SALIENCY_FACTOR = 3.0
-# Padding of the image processor is its mean color, up to the rounding to 8 bits
+# The image processor pads with its mean color, which is 0 after normalization up to the rounding to 8 bits
 _PADDING = 0.01
 
 
@@ -45,23 +47,24 @@ class SAAConfig(SegmenterConfig):
     Configuration of a [`SAAModel`].
 
     Args:
-        detector_config (`dict` or `GroundingDinoConfig`, *optional*): the detector; defaults to the one with Swin-T.
-        segmenter_config (`dict` or `SamConfig`, *optional*): SAM; defaults to transformers' own, with ViT-B.
+        detector_config (`dict` or `GroundingDinoConfig`, *optional*): detector; by default that with Swin-T.
+        segmenter_config (`dict` or `SamConfig`, *optional*): SAM; by default transformers' own, with ViT-B.
         plus (`bool`, *optional*, defaults to `True`):
             SAA+: captions of the product, limits of areas and of the number of masks, and saliency. `False`: SAA, the
             boxes of `naive_prompt` with their own scores.
         naive_prompt (`str`, *optional*, defaults to `"defect"`): the only caption of SAA.
         box_threshold, text_threshold (`float`, *optional*, default to 0.1):
-            Lower limits of probabilities: of a box, and of the tokens that make its phrase.
+            Lower limits of the probability of a box, and of the tokens in its phrase.
         products (`dict`, *optional*): name -> values of further products for SAA+, see [`find_knowledge`].
         saliency_backbone (`str`, *optional*, defaults to `"wide_resnet50_2.racm_in1k"`): network of timm.
         num_largest_distances (`int`, *optional*, defaults to 400): distances in the mean of the saliency.
         saliency_sizes (`list[int]`, *optional*, defaults to `[256, 1024]`):
-            Sides of the saliency network's input in pixels, for one object and for several.
+            Sides of the saliency network's input in pixels, for products with one object and with several.
         detector_edges (`list[int]`, *optional*, defaults to `[800, 1333]`):
             Shortest edge of the detector's input in pixels, and the limit of its longest edge.
         swap_channels (`bool`, *optional*, defaults to `True`):
-            Give SAM and the saliency network blue, green, red instead of red, green, blue, as the authors' code does.
+            Whether SAM and the saliency network get the channels in the order blue, green, red, as in the authors'
+            code, instead of red, green, blue.
         image_size (`int` or `list[int]`, *optional*, defaults to 1024): size of `pixel_values`.
     """
 
@@ -122,7 +125,7 @@ class SAAConfig(SegmenterConfig):
 
 class SAAModel(AnomalyMethod, PreTrainedModel):
     r"""
-    SAA and SAA+: boxes of defects that a text finds, their masks, and a map that adds the masks by their scores.
+    SAA and SAA+: find boxes of defects by text, segment them, and average the scores of the masks at each pixel.
 
     SAA+ multiplies the score of a mask by `exp(3 * mean saliency inside it)`. Its maps are divided by `exp(3)`, the
     largest factor, so that they lie in [0, 1].
@@ -177,9 +180,10 @@ class SAAModel(AnomalyMethod, PreTrainedModel):
 
         Args:
             detector (`str`, `os.PathLike` or `GroundingDinoForObjectDetection`, *optional*): Hub repository, folder or
-                loaded model; by default the one with Swin-T, as the authors take.
-            segmenter (`str`, `os.PathLike` or `SamModel`, *optional*): the same of SAM; by default the one with ViT-H.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): the detector's; loaded with it by default.
+                loaded model of the detector; by default that with Swin-T, as in the authors' code.
+            segmenter (`str`, `os.PathLike` or `SamModel`, *optional*): the same for SAM; by default that with ViT-H.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): tokenizer of the detector; by default loaded with it,
+                needed with a loaded detector.
             saliency_network (`nn.Module`, *optional*): network with its weights, instead of that of timm.
             dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`): dtype of the weights; "auto": as stored.
             fields: fields of the configuration.
@@ -205,7 +209,7 @@ class SAAModel(AnomalyMethod, PreTrainedModel):
         state_dict = {
             f"frozen_{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()
         }
-        with without_load_report():  # weights that a network shares are there once
+        with without_load_report():  # tied weights are stored once, and the others would be reported as missing
             model = cls.from_pretrained(
                 None, saliency_network=saliency_network, config=config, state_dict=state_dict, dtype=detector.dtype
             )
@@ -314,7 +318,7 @@ class SAAModel(AnomalyMethod, PreTrainedModel):
             if given:
                 raise ValueError(f"SAAModel is not trained and has no few-shot mode, so it cannot use {name}.")
         if output_layer_maps:
-            raise ValueError("SAAModel makes its map of masks, so there are no maps of layers (and no uncertainty).")
+            raise ValueError("SAAModel makes its map from masks, so there are no maps of layers (and no uncertainty).")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch_size, 3, H, W).")
         names = self.names_of_images(product_names, len(pixel_values))
@@ -396,14 +400,14 @@ def picture_of(pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def _last(shown: torch.Tensor) -> int:
-    """Return the number of rows up to the last one that is not padding; all of them if there is none."""
+    """Return the number of entries up to the last one that is `True`; that of all entries if none is."""
     rows = shown.nonzero()
     return int(rows[-1]) + 1 if len(rows) else len(shown)
 
 
 def rescored(masks: torch.Tensor, scores: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
     """
-    Multiply the scores of masks by `exp(3 * mean saliency inside the mask)`; those of empty masks stay.
+    Multiply the scores of masks by `exp(3 * mean saliency inside the mask)`; scores of empty masks do not change.
 
     Args:
         masks (`torch.BoolTensor` of shape `(num_masks, height, width)`): the masks.
@@ -419,7 +423,8 @@ def rescored(masks: torch.Tensor, scores: torch.Tensor, saliency: torch.Tensor) 
 
 def confidence_map(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """
-    Add masks by their scores, divided by 1 + the number of masks at each pixel: a single mask has half its score.
+    Return at each pixel the sum of the scores of its masks, divided by 1 + their number: the pixels of a single mask
+    have half its score.
 
     Args:
         masks (`torch.BoolTensor` of shape `(num_masks, height, width)`): the masks.

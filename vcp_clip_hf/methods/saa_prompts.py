@@ -1,4 +1,4 @@
-"""What SAA+ is told about a product: captions of defects, the object, and how many defects of which size to expect."""
+"""Knowledge of SAA+ about a product: captions of defects and of the object, and limits of their number and size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ _FIELDS = ("prompts", "object_phrase", "num_objects", "max_masks", "max_area_fra
 @dataclass(frozen=True)
 class ProductKnowledge:
     """
-    What SAA+ knows of a product. The defaults, for products that the authors give no values for, are those that they
-    give for textures.
+    Knowledge of SAA+ about a product. The defaults are the authors' values for textures; they serve for products
+    without values of the authors.
 
     Args:
         captions (sequence of `(caption, word)`): captions of defects; boxes whose phrase contains the word are left
@@ -46,7 +46,7 @@ class ProductKnowledge:
 
 def find_knowledge(product: str, further: Mapping[str, Mapping[str, Any]] | None = None) -> ProductKnowledge:
     """
-    Return what is known of a product: the authors' values for those of MVTec-AD, VisA, KSDD2 and MTD, else defaults.
+    Return the values for a product: the authors' for products of MVTec-AD, VisA, KSDD2 and MTD, else the defaults.
 
     Args:
         product (`str`): name of the product, with blanks or underscores.

@@ -11,7 +11,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 __all__ = ["BoxMasks", "Boxes", "find_boxes", "imagenet_input", "largest_area"]
 
-# Boxes whose masks are decoded at once
+# Number of boxes whose masks are decoded at once
 _BLOCK = 64
 
 
@@ -116,7 +116,7 @@ def find_boxes(
     scores = probabilities.amax(dim=1)
     kept = scores > box_threshold
     ids = tokens["input_ids"][0]
-    # The first token starts the text, and the last place of the longest text is left out too
+    # The start token is left out, and so is the last position of the longest text, as in Grounding DINO's own code
     shown = probabilities[kept] > text_threshold
     shown[:, 0], shown[:, -1] = False, False
     phrases = [tokenizer.decode(ids[row[: len(ids)].cpu()]) for row in shown]
@@ -129,8 +129,8 @@ class BoxMasks:
 
     Args:
         segmenter (`SamModel`): the model.
-        image (`torch.FloatTensor` of shape `(3, height, width)`): values in [0, 1], in the order of channels that the
-            model is to see.
+        image (`torch.FloatTensor` of shape `(3, height, width)`): values in [0, 1], with the channels in the order of
+            the model's input.
     """
 
     def __init__(self, segmenter: SamModel, image: torch.Tensor):

@@ -1,4 +1,4 @@
-"""The saliency of SAA+: what looks different from the rest of the image, or from the other objects in it."""
+"""Saliency of SAA+: how much a position differs from the rest of the image, or from the other objects in it."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 
 __all__ = ["dense_features", "make_saliency_network", "object_saliency", "self_saliency"]
 
-# Positions that are compared at once
+# Number of positions that are compared at once
 _BLOCK = 1024
 
 
@@ -51,7 +51,8 @@ def dense_features(levels: list[torch.Tensor]) -> torch.Tensor:
 
 def self_saliency(features: torch.Tensor, num_largest: int = 400) -> torch.Tensor:
     """
-    Compare each position with all positions of the image: mean of its largest distances, `0.5 * (1 - cosine)`.
+    Return for each position the mean of its largest distances from all positions of the image, each
+    `0.5 * (1 - cosine)`.
 
     Args:
         features (`torch.Tensor` of shape `(height, width, D)`): unit vectors.
@@ -69,10 +70,10 @@ def self_saliency(features: torch.Tensor, num_largest: int = 400) -> torch.Tenso
 
 def object_saliency(features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """
-    Compare each position of an object with the positions of the other objects: distance to the most similar one.
+    Return for each position of an object its distance to the most similar position of the other objects.
 
-    The authors set the object's own positions to zero vectors before the comparison, which leaves them among the
-    candidates: no cosine is smaller than 0.
+    The authors' code sets the object's own positions to zero vectors and keeps them as candidates: therefore the
+    highest cosine is at least 0.
 
     Args:
         features (`torch.Tensor` of shape `(height, width, D)`): unit vectors.

@@ -13,7 +13,7 @@ from torch import nn
 
 __all__ = ["AdaptationNumbers", "AdaptationResult", "TokenAdapter", "adapt_tokens", "draw_numbers"]
 
-# Of the authors' code: share of the input, standard deviation of the noise, weight of the second term of the loss
+# Values of the authors' code: share of the input, standard deviation of the noise, weight of the loss's second term
 _KEPT = 0.5
 _NOISE_STD = 0.05 * 1.1
 _NOISE_WEIGHT = 0.5
@@ -98,7 +98,8 @@ class TokenAdapter:
     Args:
         batch_size (`int`): images that are adapted at the same time.
         bank (`torch.FloatTensor` of shape `(R, E)`): L2-normalized prompt embeddings, normal first.
-        learning_rate (`float`): of AdamW with PyTorch's defaults: betas 0.9 and 0.999, weight decay 0.01.
+        learning_rate (`float`): learning rate of AdamW, whose other settings are PyTorch's defaults: betas 0.9 and
+            0.999, weight decay 0.01.
     """
 
     def __init__(self, batch_size: int, bank: torch.Tensor, learning_rate: float):
@@ -125,8 +126,8 @@ def adapt_tokens(
     """
     Train the adapters on their images' tokens, and adapt the tokens.
 
-    No label is used: the loss is the entropy of the clean tokens, plus half of the cross-entropy that calls the noisy
-    tokens abnormal and the clean ones normal; a mean over positions.
+    No label is used. The loss is the entropy of the clean tokens plus half the cross-entropy with which clean tokens
+    are normal and noisy tokens are abnormal, as a mean over positions.
 
     Args:
         tokens (`torch.FloatTensor` of shape `(B, g_h, g_w, E)`): projected patch tokens, not normalized.

@@ -19,7 +19,7 @@ __all__ = ["SharedValueAttention", "ValueStreamEncoder"]
 
 
 class ValueStreamEncoder(VCPCLIPVisionEncoder):
-    """Run CLIP's image encoder with a value-value stream beside it, or without one as `VCPCLIPVisionEncoder` does."""
+    """CLIP's image encoder with a value-value stream beside it; without the stream, a `VCPCLIPVisionEncoder`."""
 
     def forward(
         self,
@@ -67,8 +67,8 @@ class ValueStreamEncoder(VCPCLIPVisionEncoder):
 
 class SharedValueAttention(CLIPAttention):
     """
-    CLIP's attention that also adds the value-value attention to a stream, from the same values, and that can compute
-    a few queries only. Without `key_value_states` and `value_stream` it is a `CLIPAttention`.
+    CLIP's attention that also adds the value-value attention of the same values to a stream, and that can compute a
+    part of the queries only. Without `key_value_states` and `value_stream`, it is a `CLIPAttention`.
     """
 
     def forward(

@@ -103,8 +103,8 @@ def value_stream(
 
     Args:
         blocks (`Sequence[nn.Module]`): all blocks of CLIP's image tower.
-        states (`Mapping[int, torch.Tensor]`): h_l by its number, each of shape `(B, 1 + N, D)`. Needed are those of
-            `first_block - 1` to `max(layers) - 1`, and those of requested layers before `first_block`.
+        states (`Mapping[int, torch.Tensor]`): l -> h_l of shape `(B, 1 + N, D)`; must have `first_block - 1` to
+            `max(layers) - 1`, and the requested layers before `first_block`.
         layers (`Collection[int]`): blocks after which the stream is requested, counted from 1.
         first_block (`int`, *optional*, defaults to 1): first block with value-value attention, counted from 1.
 
@@ -128,12 +128,11 @@ def staged_value_stream(
     (or several quarters, where its depth is not a multiple of 4).
 
     The sum starts from zero in every stage, without a residual. A layer in the middle of a stage receives the sum of
-    the whole stage: the authors' code adds to the tensor that it has already handed out.
+    the whole stage: the authors' code adds in place to the tensor that it has already returned.
 
     Args:
         blocks (`Sequence[nn.Module]`): all blocks of CLIP's image tower.
-        states (`Mapping[int, torch.Tensor]`): h_l by its number, each of shape `(B, 1 + N, D)`, of every block's
-            input.
+        states (`Mapping[int, torch.Tensor]`): l -> h_l of shape `(B, 1 + N, D)`, for the input of every block.
         layers (`Collection[int]`): blocks whose stage is requested, counted from 1.
 
     Returns:

@@ -17,13 +17,13 @@ from huggingface_hub.dataclasses import strict
 from ..references import nearest_distance
 from .base import AnomalyMethodOutput, ImageFeatures, PromptEnsembleModel
 from .configuration import VIT_B_16_PLUS_240_TEXT, VIT_B_16_PLUS_240_VISION, PromptEnsembleConfig
-from .patch_adapters import text_cosines, upsample
+from .patch_adapters import abnormal_probability, upsample
 from .windows import mean_over_windows, window_index, window_sequences
 
 
 __all__ = ["WinCLIPConfig", "WinCLIPEmbeddings", "WinCLIPModel"]
 
-# Tokens of one pass over windows: the widest layer of a ViT-B then needs 235 MB in float32
+# Number of tokens in one pass over windows: the widest layer of a ViT-B then needs 235 MB in float32
 _PASS_TOKENS = 2**14
 
 
@@ -206,7 +206,7 @@ class WinCLIPModel(PromptEnsembleModel):
         )
 
     def _embed_scale(self, embedded: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Run all windows of one scale as one batch, in several passes where it is large: (B, W, E)."""
+        """Return the embeddings of all windows of one scale, (B, W, E), computed in passes of limited size."""
         vision = self.clip.vision_model
         windows_of_a_pass = max(1, _PASS_TOKENS // (len(embedded) * (1 + len(index))))
         parts = []
@@ -226,7 +226,7 @@ class WinCLIPModel(PromptEnsembleModel):
         config, grid = self.config, embeddings.grid
 
         def abnormality(embeds: torch.Tensor) -> torch.Tensor:
-            return (text_cosines(embeds, text_embeds) / config.temperature).softmax(dim=-1)[..., 1]
+            return abnormal_probability(embeds, text_embeds, config.temperature)
 
         def averaged(scores: torch.Tensor) -> torch.Tensor:
             return 1 - scores if config.harmonic_of == "normality" else scores

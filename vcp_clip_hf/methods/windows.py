@@ -19,7 +19,7 @@ def window_index(grid: tuple[int, int], side: int) -> torch.Tensor:
         side (`int`): side k of a window in patches.
 
     Returns:
-        `torch.LongTensor` of shape `(k * k, W)`: indices of patches, row by row, in each window and of the windows.
+        `torch.LongTensor` of shape `(k * k, W)`: index of each patch of each window; patches and windows row by row.
 
     Raises:
         ValueError: the window is larger than the grid.
@@ -58,8 +58,8 @@ def mean_over_windows(scores: torch.Tensor, grid: tuple[int, int], side: int, ha
         scores (`torch.FloatTensor` of shape `(B, W)`): score of each window, 0 or more.
         grid (`tuple[int, int]`): patches in a column and in a row.
         side (`int`): side k of a window in patches.
-        harmonic (`bool`, *optional*, defaults to `True`): harmonic mean, n / sum(1 / score), which is 0 if a score
-            is; else the arithmetic mean.
+        harmonic (`bool`, *optional*, defaults to `True`): whether to take the harmonic mean, n / sum(1 / score),
+            which is 0 if a score is 0, or the arithmetic mean.
 
     Returns:
         `torch.FloatTensor` of shape `(B, g_h, g_w)`.
