@@ -84,7 +84,7 @@ def test_missing_parts_are_reported(parts, tmp_path, caplog):
     for found in (load_parts(tmp_path), complete_parts(parts.model)):
         assert found.tokenizer is None and found.image_processor.threshold is None
     no_tokenizer, no_processor, new_model = caplog.messages
-    assert "the prompts of the model cannot be changed" in no_tokenizer
+    assert "other prompts and product names cannot be tokenized" in no_tokenizer
     assert no_processor.startswith(f"{tmp_path} comes without an image processor")
     assert new_model.startswith("The model comes without an image processor")
     # a tokenizer with another vocabulary does not fit the model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.common import FIXTURES, tiny_clip, tiny_tokenizer
-from tests.methods.golden import GoldenFolder
+from tests.methods.golden import ATTENTION, GoldenFolder
 from tests.methods.golden_anomalyclip import make_model
 from vcp_clip_hf.convert_anomaly_clip import convert_anomaly_clip
 from vcp_clip_hf.methods import AnomalyCLIPModel
@@ -77,6 +77,7 @@ def test_the_authors_file_gives_the_authors_maps(tmp_path):
         config["image_size"],
         config["feature_layers"],
         dpam_layer=config["dpam_layer"],
+        attn_implementation=ATTENTION,
     )
     with torch.no_grad():
         expected, got = (each(folder.expected["pixel_values"]) for each in (make_model(folder), model))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.common import FIXTURES, tiny_clip, tiny_tokenizer
-from tests.methods.golden import GoldenFolder, RecordedTokenizer
+from tests.methods.golden import ATTENTION, GoldenFolder, RecordedTokenizer
 from tests.methods.golden_april_gan import make_model
 from vcp_clip_hf.convert_april_gan import convert_april_gan
 from vcp_clip_hf.methods import AprilGANModel
@@ -49,7 +49,8 @@ def test_a_converted_model_computes_what_the_learned_tensors_say(tmp_path):
     learned = load_file(folder.path / "learned.safetensors")
     torch.save({"trainable_linearlayer": learned}, tmp_path / "x.pth")
     config = folder.config
-    converted = convert_april_gan(tmp_path / "x.pth", folder.clip, config["image_size"], config["feature_layers"])
+    size, layers = config["image_size"], config["feature_layers"]
+    converted = convert_april_gan(tmp_path / "x.pth", folder.clip, size, layers, attn_implementation=ATTENTION)
     pixel_values, text = folder.expected["pixel_values"], folder.expected["text_features_bottle"]
     for each in (model, converted):
         each.text_embeds = lambda names: text.repeat(len(names), 1, 1)

@@ -249,6 +249,20 @@ def test_the_card_of_another_method_describes_its_references(tmp_path):
     assert text.replace(section, "") == plain
 
 
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("april_gan", 'inspect("part.png", product_name="metal nut", threshold=0.5)'),
+        ("anomaly_clip", 'inspect("part.png", threshold=0.5)'),
+    ],
+)
+def test_the_example_names_the_product_where_results_depend_on_it(tmp_path, model_type, words):
+    model = tiny_method(model_type)
+    model.save_pretrained(tmp_path)
+    VCPCLIPImageProcessor.for_model(model.config).save_pretrained(tmp_path)
+    assert words in model_card(tmp_path).text
+
+
 def test_a_damaged_memory_is_named(tmp_path):
     folder = with_references(save(tmp_path, facts=False))
     (folder / "references.safetensors").write_bytes(b"{}")

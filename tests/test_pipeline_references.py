@@ -20,6 +20,7 @@ from vcp_clip_hf import (
     VCPCLIPImageProcessor,
     VCPCLIPModel,
     pipeline_anomaly_segmentation,
+    pipeline_calibration,
     thresholds,
 )
 from vcp_clip_hf.references import REFERENCES_FILE, ReferenceMemory
@@ -49,7 +50,8 @@ def pipe(checkpoint):
 @pytest.fixture
 def warned(monkeypatch) -> list[str]:
     messages = []
-    monkeypatch.setattr(pipeline_anomaly_segmentation.logger, "warning", messages.append)
+    for module in (pipeline_anomaly_segmentation, pipeline_calibration):
+        monkeypatch.setattr(module.logger, "warning", messages.append)
     return messages
 
 

@@ -185,7 +185,7 @@ def load_tokenizer(
             return tokenizer
         except (OSError, ValueError, TypeError) as error:
             errors.append(f"{source}: {error}")
-    logger.warning(f"No tokenizer found, so the prompts of the model cannot be changed. {' '.join(errors)}")
+    logger.warning(f"No tokenizer found, so other prompts and product names cannot be tokenized. {' '.join(errors)}")
     return None
 
 

@@ -267,7 +267,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m vcp_clip
     print(f"Wrote {options.output}: {learned:,} learned parameters on {options.backbone}")
     print(f"  feature layers {model.config.feature_layers}, input {options.image_size} pixels")
     print("  " + ("learned part only" if options.adapter_only else "CLIP weights included"))
-    print("  " + ("tokenizer included" if tokenizer is not None else "no tokenizer: the prompts cannot be changed"))
+    without = "no tokenizer: other prompts and product names cannot be tokenized"
+    print("  " + (without if tokenizer is None else "tokenizer included"))
     for name, reason in (_WITHOUT_EFFECT if options.method == VCPCLIPConfig.model_type else {}).items():
         print(f"  skipped {name}: {reason}")
 

@@ -14,7 +14,7 @@ from string import Template
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedConfig
+from transformers import MODEL_MAPPING, PreTrainedConfig
 from transformers.utils import logging
 
 from .calibration import Calibration
@@ -225,6 +225,11 @@ def _judges_together(facts: CheckpointFacts) -> bool:
     return hasattr(facts.config, "mutual_scoring")
 
 
+def _takes_product_names(facts: CheckpointFacts) -> bool:
+    """Return whether results depend on the name of the product, which the class of the model says."""
+    return getattr(MODEL_MAPPING.get(type(facts.config), None), "uses_product_names", False)
+
+
 def _contents(facts: CheckpointFacts) -> str:
     if not isinstance(facts.config, FrozenCLIPConfig):
         return "This checkpoint is complete: it holds all networks. The method has no learned part."
@@ -258,7 +263,8 @@ def _usage(facts: CheckpointFacts, repo_id: str | None) -> str:
         lines.append('results = inspect.segment_together(["1.png", "2.png", ...], threshold=0.5)  # 5 images or more')
         lines.append("result = results[0]")
     else:
-        lines.append(f'result = inspect("part.png"{threshold})')
+        product = ', product_name="metal nut"' if _takes_product_names(facts) else ""
+        lines.append(f'result = inspect("part.png"{product}{threshold})')
     lines += [
         'result["score"], result["label"]  # a float, "normal" or "anomalous"',
         'result["anomaly_map"], result["mask"]  # float32 (height, width) in [0, 1]; PIL image, 0 or 255',

@@ -17,8 +17,9 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
     model = make_model(folder)
     with torch.no_grad():
         quantities = _text(folder, model) | _image_side(folder, model) | _maps(folder, model)
-        quantities |= _losses(folder, model)
-    return quantities | _training(folder, model)
+        if "masks" in folder:
+            quantities |= _losses(folder, model)
+    return quantities | (_training(folder, model) if "masks" in folder else {})
 
 
 def make_model(folder: GoldenFolder) -> AnomalyCLIPModel:

@@ -24,7 +24,7 @@ def check(folder: GoldenFolder) -> dict[str, Quantity]:
         quantities = _text(folder, model, tokenizer)
         quantities |= _features(folder, model)
         quantities |= _maps(folder, model, "sdp")
-        if (folder.path / "linear.safetensors").is_file():
+        if _adapters(folder):
             quantities |= _maps(folder, make_model(folder, tokenizer, use_adapters=True), "sdp_plus")
     return quantities
 
@@ -49,13 +49,17 @@ def make_model(folder: GoldenFolder, tokenizer: RecordedTokenizer, use_adapters:
         use_adapters=use_adapters,
     )
     if use_adapters:
-        model.adapters.load_state_dict(folder.tensors("linear.safetensors"))
+        model.adapters.load_state_dict(_adapters(folder))
     return model
 
 
 def _dataset(folder: GoldenFolder) -> str:
     """Return the dataset whose settings hold: "visa" or "mvtec", in any spelling."""
     return "visa" if "visa" in folder.config.get("dataset", "").lower() else "mvtec"
+
+
+def _adapters(folder: GoldenFolder) -> dict[str, torch.Tensor]:
+    return folder.tensors("linear.safetensors") or folder.tensors("learned.safetensors")
 
 
 def _product(folder: GoldenFolder) -> str:

@@ -310,3 +310,10 @@ def test_a_method_stands_for_its_clip(tmp_path):
     state = model.clip.state_dict()
     assert all(torch.equal(state[name], value) for name, value in former.clip.state_dict().items())
     assert len(model.tokenizer) == 514
+
+
+@pytest.mark.parametrize("model_type", LOADED)
+def test_maps_and_scores_are_float32_inside_autocast(model_type):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = tiny_method(model_type)(pixels(1))
+    assert outputs.anomaly_map.dtype == outputs.image_scores.dtype == torch.float32

@@ -74,6 +74,22 @@ def test_a_folder_that_cannot_be_compared_does_not_end_the_run(copy, capsys):
     assert "zero_shot.anomaly_map" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("method", "absent"),
+    [
+        ("anomalyclip", ("masks", "labels", "loss", "focal", "dice")),
+        ("anovl", ("tta.", "noise.", "loss.", "adapter_", "adapted_")),
+        ("cocoop", ("masks", "loss", "focal", "dice")),
+    ],
+)
+def test_a_folder_without_training_is_compared(tmp_path, method, absent):
+    copy = shutil.copytree(RIVALS / method, tmp_path / method)
+    tensors = load_file(copy / "expected.safetensors")
+    save_file({k: v for k, v in tensors.items() if not k.startswith(absent)}, copy / "expected.safetensors")
+    (copy / "gradients.safetensors").unlink(missing_ok=True)
+    assert all(ok for *_, ok in compare(copy))
+
+
 def test_prompts_in_another_order_fail(copy):
     expected = load_file(copy / "expected.safetensors")
     change(copy, input_ids_bottle=expected["input_ids_bottle"].flip(0))

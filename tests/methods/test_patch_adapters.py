@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
-from vcp_clip_hf.methods.patch_adapters import PatchAdapters, patch_logits, upsample
+from vcp_clip_hf.methods.patch_adapters import PatchAdapters, patch_logits, text_cosines, upsample
 
 
 def test_the_names_are_those_of_official_checkpoints():
@@ -23,3 +23,11 @@ def test_patches_are_upsampled_row_by_row():
     values = torch.arange(6.0).view(1, 1, 6)
     got = upsample(values, (2, 3), (4, 6), align_corners=False)
     assert torch.equal(got, interpolate(values.view(1, 1, 2, 3), size=(4, 6), mode="bilinear"))
+
+
+def test_cosines_are_float32_inside_autocast():
+    embeds, text = torch.randn(2, 9, 5), normalize(torch.randn(2, 2, 5), dim=-1)
+    expected = text_cosines(embeds, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = text_cosines(embeds, text)
+    assert got.dtype == torch.float32 and torch.equal(got, expected)

@@ -17,7 +17,7 @@ from torch import nn
 from ..losses import segmentation_loss
 from .base import AnomalyMethodOutput, ImageFeatures, ProductText, PromptEnsembleModel, scaled_over_product
 from .configuration import VIT_B_16_PLUS_240_TEXT, VIT_B_16_PLUS_240_VISION, AnomalyMethodConfig, PromptEnsembleConfig
-from .patch_adapters import PatchAdapters, image_logits, patch_logits, upsample
+from .patch_adapters import PatchAdapters, image_logits, patch_logits, text_cosines, upsample
 from .representative_vectors import representative_vector
 from .vv_attention import staged_value_stream
 
@@ -162,8 +162,7 @@ class ClipADModel(PromptEnsembleModel):
         Returns:
             `torch.FloatTensor` of shape `(B, K, 1 + N, 2)`: normal first, in [-1, 1].
         """
-        tokens = nn.functional.normalize(torch.stack(surgery, dim=1).float(), dim=-1)
-        cosines = tokens @ text_embeds.float().mT[:, None]
+        cosines = text_cosines(torch.stack(surgery, dim=1), text_embeds[:, None])
         weighted = 2 * cosines[:, :, :1].softmax(dim=-1) * cosines
         return weighted - weighted.mean(dim=-1, keepdim=True)
 

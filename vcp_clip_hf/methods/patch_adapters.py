@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..autocast import no_autocast
 
-__all__ = ["PatchAdapters", "abnormal_probability", "image_logits", "patch_logits", "upsample"]
+
+__all__ = ["PatchAdapters", "abnormal_probability", "image_logits", "patch_logits", "text_cosines", "upsample"]
 
 
 class PatchAdapters(nn.Module):
@@ -77,6 +79,21 @@ def image_logits(image_embeds: torch.Tensor, text_embeds: torch.Tensor, scale: t
     return scale * cosines.squeeze(1).float()
 
 
+def text_cosines(embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    """
+    Compare embeddings with both states, in float32 also inside autocast: differences of cosines are small.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(..., positions, projection_dim)`): embeddings, not normalized.
+        text_embeds (`torch.Tensor` of shape `(..., 2, projection_dim)`): L2-normalized, normal first.
+
+    Returns:
+        `torch.FloatTensor` of shape `(..., positions, 2)`: normal first, in [-1, 1].
+    """
+    with no_autocast(embeds.device):
+        return nn.functional.normalize(embeds.float(), dim=-1) @ text_embeds.float().mT
+
+
 def abnormal_probability(embeds: torch.Tensor, text_embeds: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """
     Return the probability of the abnormal state at each position: the softmax of both cosines, in float32.
@@ -89,8 +106,7 @@ def abnormal_probability(embeds: torch.Tensor, text_embeds: torch.Tensor, temper
     Returns:
         `torch.FloatTensor` of shape `(batch_size, positions)`, in [0, 1].
     """
-    cosines = nn.functional.normalize(embeds.float(), dim=-1) @ text_embeds.float().mT
-    return (cosines / temperature).softmax(dim=-1)[..., 1]
+    return (text_cosines(embeds, text_embeds) / temperature).softmax(dim=-1)[..., 1]
 
 
 def upsample(values: torch.Tensor, grid: tuple[int, int], size: tuple[int, int], align_corners: bool) -> torch.Tensor:
