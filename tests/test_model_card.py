@@ -226,7 +226,7 @@ def test_the_card_describes_the_references(tmp_path):
         "zero-shot map: `(1 - weight) * zero_shot + weight * memory`.",
         "copies of each picture: `flips`",
         "`size=[48, 48]`",
-        "comparisons with these pictures",
+        "in the same way as these pictures",
     ):
         assert words in section, words
     assert text.replace(section, "") == plain, "nothing else changes without thresholds"

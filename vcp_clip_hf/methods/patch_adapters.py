@@ -1,6 +1,6 @@
 """Linear maps of the patch tokens, one for each feature layer (introduced by APRIL-GAN), and comparisons with text.
 
-Shapes: K feature layers, E the joint width.
+Shapes: K feature layers; `projection_dim` is the width of the joint space.
 """
 
 from collections.abc import Sequence
@@ -99,8 +99,8 @@ def abnormal_probability(embeds: torch.Tensor, text_embeds: torch.Tensor, temper
     Return the probability of the abnormal state at each position: the softmax of both cosines, in float32.
 
     Args:
-        embeds (`torch.Tensor` of shape `(batch_size, positions, E)`): embeddings, not normalized.
-        text_embeds (`torch.Tensor` of shape `(batch_size, 2, E)`): L2-normalized, normal first.
+        embeds (`torch.Tensor` of shape `(batch_size, positions, projection_dim)`): embeddings, not normalized.
+        text_embeds (`torch.Tensor` of shape `(batch_size, 2, projection_dim)`): L2-normalized, normal first.
         temperature (`float`, *optional*, defaults to 1): divisor of the cosines.
 
     Returns:
