@@ -292,7 +292,7 @@ def test_thresholds_of_the_call(pipe, pictures):
     highest = max(result["anomaly_map"].max() for result in together(pipe, pictures))
     results = together(pipe, pictures, threshold=float(highest) - 1e-3, regions=True)
     assert [bool(np.asarray(result["mask"]).any()) for result in results].count(True) == 1
-    # a rescored score is no value of the map
+    # a rescored score is not a value of the map
     assert all(result["label"] is None and result["image_threshold"] is None for result in results)
     labels = [result["label"] for result in together(pipe, pictures, image_threshold=0.5)]
     scores = [result["score"] for result in results]

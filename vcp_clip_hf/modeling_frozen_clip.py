@@ -1,4 +1,4 @@
-"""What every model on a frozen CLIP does: load, save, encode images, and check its inputs."""
+"""Base class of every model on a frozen CLIP: loading, saving, the image tower, and checks of inputs."""
 
 import copy
 import math
@@ -391,7 +391,7 @@ def with_blocks_of(encoder: CLIPEncoder, cls: type[CLIPEncoder]) -> CLIPEncoder:
 
 def requested_states(output_hidden_states: bool | int | Sequence[int], num_states: int) -> list[int]:
     """
-    Return the indices of hidden states that an `output_hidden_states` of transformers selects.
+    Return the indices of the hidden states that `output_hidden_states` selects, as in transformers.
 
     Args:
         output_hidden_states (`bool`, `int` or `Sequence[int]`): argument of a forward pass.

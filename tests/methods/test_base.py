@@ -1,4 +1,4 @@
-"""What all methods have in common: product names, embeddings that are kept, checks, saving and loading."""
+"""The common base of all methods: product names, kept embeddings, checks, saving and loading."""
 
 import copy
 

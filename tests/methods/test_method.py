@@ -1,4 +1,4 @@
-"""What every method offers, whatever it is made of."""
+"""The interface of every method: names of images, defaults, unknown arguments."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What SAA+ knows of products."""
+"""Knowledge of SAA+ about products: the authors' values, defaults, wrong values."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What users of transformers and accelerate expect of the trained methods: offloading, other dtypes, attentions."""
+"""Features of transformers and accelerate with the trained methods: offloading, other dtypes, attentions."""
 
 import accelerate
 import pytest

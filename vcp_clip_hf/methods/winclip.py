@@ -184,7 +184,7 @@ class WinCLIPModel(PromptEnsembleModel):
 
     def embed_windows(self, features: ImageFeatures) -> WinCLIPEmbeddings:
         """
-        Run the image tower over every window. No window sees another.
+        Run the image tower over every window separately.
 
         Args:
             features ([`ImageFeatures`]): result of the image tower for the full images.
