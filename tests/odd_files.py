@@ -222,7 +222,7 @@ def of_calibrate(root: Path, pipe: AnomalySegmentationPipeline) -> dict[str, str
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("vcp_clip_hf.pipeline_anomaly_segmentation")
+    logger = logging.getLogger("vcp_clip_hf.pipeline_calibration")
     logger.addHandler(handler)
     try:
         calibration = pipe.calibrate(paths, false_alarm_rate=0.1, on_error="return")
