@@ -193,6 +193,13 @@ def test_stored_references_are_left_out(model, processor, squares):
         evaluate(model, processor, {"squares": squares.select(normal[:2])}, IMAGE_LEVEL, references=memory)
 
 
+def test_stored_references_of_tiles_are_refused(model, processor, squares):
+    pipe = AnomalySegmentationPipeline(model=model, image_processor=processor)
+    memory = pipe.set_references([squares[0]["image"]], tile_size=24)
+    with pytest.raises(ValueError, match=r"tiling was .*tile_size': 24.*, is None"):
+        evaluate(model, processor, {"squares": squares}, IMAGE_LEVEL, references=memory)
+
+
 def test_training_images_that_are_evaluated_too_are_left_out(model, processor, squares):
     draw, datasets = ReferenceDraw(2, (0, 1)), {"squares": squares}
     report = evaluate(model, processor, datasets, IMAGE_LEVEL, references=draw, reference_pools=datasets)

@@ -56,7 +56,7 @@ def test_a_memory_of_pictures(model, processor):
     assert memory.pictures == [picture_digest(each) for each in pictures] and memory.exact
     assert memory.num_patches == 3 * 36 and memory.weight == 0.2 and memory.source == "line 4"
     assert memory.settings.layers == tuple(model.config.feature_layers) and memory.settings.neighborhood == 1
-    assert memory.conditions == {"size": [48, 48], "resize_mode": "squash", "tiling": None}
+    assert memory.conditions == {"input_range": None, "size": [48, 48], "resize_mode": "squash", "tiling": None}
     assert memory.conditions == json.loads(json.dumps(memory.conditions))
     for each in pictures:
         assert distances(model, processor, memory, each).max() < 1e-6
@@ -274,7 +274,8 @@ def test_the_file_of_another_tower_is_refused(model, processor, tmp_path):
 
 def test_conditions_are_those_of_the_image_processor(model):
     processor = VCPCLIPImageProcessor.for_model(model.config, resize_mode="pad", size={"height": 56, "width": 64})
-    assert image_conditions(processor, Tiling(30)) == {
+    assert image_conditions(processor, Tiling(30), (0, 4095)) == {
+        "input_range": [0.0, 4095.0],
         "size": [56, 64],
         "resize_mode": "pad",
         "tiling": {"tile_size": 30, "tile_overlap": 7, "global_weight": 0.0},

@@ -719,9 +719,7 @@ def _compare(
             datasets[name] = _load_dataset(name, folder, split, products)
     # all methods are loaded once, so that mistakes are errors before the first evaluation, which may take hours
     for name, source in entries:
-        model = load_method(name, source, backbone, dtype.value).model
-        if draw is not None and not getattr(model, "supports_references", True):
-            raise typer.BadParameter(f"--references: {name} has no few-shot mode; leave it out of --method")
+        load_method(name, source, backbone, dtype.value)
     comparison = compare_methods(
         ((name, load_method(name, source, backbone, dtype.value)) for name, source in entries),
         datasets,

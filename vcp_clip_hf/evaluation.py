@@ -29,7 +29,7 @@ from .methods.named_product import NamedProductModel
 from .metrics import AnomalySegmentationEvaluator
 from .modeling_vcp_clip import VCPCLIPOutput
 from .mutual_scoring import FEWEST_PICTURES
-from .reference_pictures import build_memory
+from .reference_pictures import build_memory, image_conditions
 from .references import ReferencedModel, ReferenceMemory, picture_digest
 from .version import versions
 
@@ -113,6 +113,7 @@ def evaluate(
     )
     if isinstance(references, ReferenceMemory):
         references.check_tower(model)
+        references.check_conditions(image_conditions(image_processor, None))
     results, seconds, num_images, known = {}, 0.0, 0, {}
     try:
         for name, dataset in datasets.items():

@@ -35,7 +35,7 @@ from .configuration_frozen_clip import FrozenCLIPConfig
 from .vision_tower import LayerStates, VCPCLIPVisionEmbeddings, VCPCLIPVisionEncoder
 
 
-__all__ = ["FrozenCLIPPreTrainedModel", "check_labels", "requested_states", "with_blocks_of"]
+__all__ = ["FrozenCLIPPreTrainedModel", "check_labels", "check_zero_or_one", "requested_states", "with_blocks_of"]
 
 logger = logging.get_logger(__name__)
 
@@ -366,13 +366,26 @@ def check_labels(labels: torch.Tensor, expected: tuple[int, ...]) -> None:
             f"labels has shape {tuple(labels.shape)}, expected {expected}: one mask for each image, at the size of"
             " pixel_values. VCPCLIPImageProcessor makes them from `segmentation_maps`."
         )
-    if not torch.compiler.is_compiling() and labels.dtype != torch.bool:
-        low, high = labels.aminmax()
+    check_zero_or_one("labels", labels, "0 (normal) or 1 (abnormal)", " Divide a 0/255 mask by 255.")
+
+
+def check_zero_or_one(name: str, values: torch.Tensor, meaning: str, advice: str = "") -> None:
+    """
+    Check the range of ground truth; not in a compiled graph, which cannot raise.
+
+    Args:
+        name (`str`): name of the argument, for the message.
+        values (`torch.Tensor`): ground truth of any shape and dtype.
+        meaning (`str`): the two values with their meaning.
+        advice (`str`, *optional*): end of the message.
+
+    Raises:
+        ValueError: values lie outside 0 and 1.
+    """
+    if not torch.compiler.is_compiling() and values.dtype != torch.bool:
+        low, high = values.aminmax()
         if low < 0 or high > 1:
-            raise ValueError(
-                f"labels must be 0 (normal) or 1 (abnormal), got values from {low.item()} to {high.item()}."
-                " Divide a 0/255 mask by 255."
-            )
+            raise ValueError(f"{name} must be {meaning}, got values from {low.item()} to {high.item()}.{advice}")
 
 
 def with_blocks_of(encoder: CLIPEncoder, cls: type[CLIPEncoder]) -> CLIPEncoder:

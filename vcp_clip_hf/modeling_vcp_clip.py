@@ -23,7 +23,13 @@ from .checkpoint_errors import read_config_values
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_head import VCPCLIPImageHead, image_head_loss
 from .losses import segmentation_loss
-from .modeling_frozen_clip import FrozenCLIPPreTrainedModel, check_labels, requested_states, with_blocks_of
+from .modeling_frozen_clip import (
+    FrozenCLIPPreTrainedModel,
+    check_labels,
+    check_zero_or_one,
+    requested_states,
+    with_blocks_of,
+)
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_states_differ, check_tokenizer, tokenize_prompts
 from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLIPPreVCP, inverse_norm
@@ -580,12 +586,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f"is_anomalous has shape {tuple(is_anomalous.shape)}, expected ({batch_size},): one value for each"
                 " image."
             )
-        if not torch.compiler.is_compiling() and is_anomalous.dtype != torch.bool:
-            low, high = is_anomalous.aminmax()
-            if low < 0 or high > 1:
-                raise ValueError(
-                    f"is_anomalous must be 0 (normal) or 1 (anomalous), got values from {low.item()} to {high.item()}."
-                )
+        check_zero_or_one("is_anomalous", is_anomalous, "0 (normal) or 1 (anomalous)")
 
 
 def _adds_image_head(location: Any, config: Any, arguments: dict[str, Any], hub_arguments: dict[str, Any]) -> bool:

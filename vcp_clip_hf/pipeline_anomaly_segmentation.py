@@ -27,7 +27,7 @@ from .pipeline_calibration import SCORING, THRESHOLDS, CalibratingPipeline, with
 from .pipeline_inputs import CallText, Images, as_images, chosen, in_list
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
 from .reference_pictures import build_memory, find_references, image_conditions, save_references
-from .references import ReferencedModel, ReferenceMemory, picture_digest
+from .references import MemorySettings, ReferencedModel, ReferenceMemory, picture_digest
 from .region_of_interest import load_region_of_interest
 from .thresholds import Thresholds
 from .tiling import Tiling, segment_tiles
@@ -132,8 +132,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         layers: Sequence[int] | None = None,
         neighborhood: int | None = None,
         scale: float | None = None,
-        copies: str = "none",
-        max_patches: int = 10_000,
+        copies: str = MemorySettings.copies,
+        max_patches: int = MemorySettings.max_patches,
         source: str = "",
         progress: bool = False,
         **kwargs: Any,
@@ -169,11 +169,9 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
                 range, or a given memory belongs to another image tower. The former references are kept.
         """
         if images is None or isinstance(images, ReferenceMemory):
-            idle = {"layers": layers, "neighborhood": neighborhood, "scale": scale, "copies": copies}
-            idle |= {"max_patches": max_patches, "source": source, **kwargs} | (
-                {"weight": weight} if images is None else {}
-            )
-            defaults = {"copies": "none", "max_patches": 10_000, "source": ""}
+            idle = {"layers": layers, "neighborhood": neighborhood, "scale": scale, "source": source, **kwargs}
+            idle |= {"copies": copies, "max_patches": max_patches} | ({"weight": weight} if images is None else {})
+            defaults = {"copies": MemorySettings.copies, "max_patches": MemorySettings.max_patches, "source": ""}
             for name, value in idle.items():
                 if value != defaults.get(name):
                     given = "no references" if images is None else "a finished memory"
@@ -525,7 +523,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         """Return the settings of a call that the image processor does not know, as a calibration records them."""
         input_range = input_range or self.image_processor.input_range
         if references is not None:
-            references.check_conditions(image_conditions(self.image_processor, tiling))
+            references.check_conditions(image_conditions(self.image_processor, tiling, input_range))
         self._check_text(None, text.product_name)
         if self._reads_names:
             (name,) = self.model.names_of_images(text.product_name, 1)

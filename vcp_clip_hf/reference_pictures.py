@@ -41,9 +41,20 @@ logger = logging.get_logger(__name__)
 _PIPELINE_SETTINGS = ("input_range", "timeout", "max_pixels", "max_download_bytes")
 
 
-def image_conditions(image_processor: VCPCLIPImageProcessor, tiling: Tiling | None) -> dict[str, Any]:
-    """Return the settings of images that the patches in a memory depend on, in types that JSON preserves."""
+def image_conditions(
+    image_processor: VCPCLIPImageProcessor, tiling: Tiling | None, input_range: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """
+    Return the settings of images that the patches in a memory depend on, in types that JSON preserves.
+
+    Args:
+        image_processor ([`VCPCLIPImageProcessor`]): size and resize mode, and the default of `input_range`.
+        tiling ([`Tiling`], *optional*): tiles of the images.
+        input_range (`Sequence[float]`, *optional*): values of black and white, instead of the processor's.
+    """
+    input_range = input_range or image_processor.input_range
     return {
+        "input_range": None if input_range is None else [float(value) for value in input_range],
         "size": [image_processor.size.height, image_processor.size.width],
         "resize_mode": image_processor.resize_mode,
         "tiling": None if tiling is None else tiling.settings(),
@@ -59,8 +70,8 @@ def build_memory(
     layers: Sequence[int] | None = None,
     neighborhood: int | None = None,
     scale: float | None = None,
-    copies: str = "none",
-    max_patches: int = 10_000,
+    copies: str = MemorySettings.copies,
+    max_patches: int = MemorySettings.max_patches,
     source: str = "",
     progress: bool = False,
     batch_size: int = 8,
@@ -130,7 +141,7 @@ def build_memory(
     return builder.finish(
         weight=weight,
         source=source,
-        conditions=image_conditions(image_processor, tiling),
+        conditions=image_conditions(image_processor, tiling, reading.get("input_range")),
         tower=tower_weights(model),
         unreadable=unreadable,
     )

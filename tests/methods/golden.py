@@ -35,6 +35,8 @@ import tests.methods
 # The attention that the authors' code computes: its order of operations leaves the smallest rounding differences
 ATTENTION = "eager"
 
+# Stands for each learned context vector in the authors' ids: the word "X"
+PLACEHOLDER = 343
 BOS, EOS, VOCAB_SIZE = 49406, 49407, 49408
 
 # Where a README states no tolerance, by name; the first pattern that fits counts. Numbers of the specification for

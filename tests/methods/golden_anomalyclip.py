@@ -2,14 +2,10 @@
 
 import torch
 
-from tests.methods.golden import ATTENTION, EOS, GoldenFolder, Quantity, adam_steps
+from tests.methods.golden import ATTENTION, EOS, PLACEHOLDER, GoldenFolder, Quantity, adam_steps
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 from vcp_clip_hf.losses import dice_loss, focal_loss
 from vcp_clip_hf.methods import AnomalyCLIPModel
-
-
-# Stands for each context vector in the authors' ids: the word "X"
-PLACEHOLDER = 343
 
 
 def check(folder: GoldenFolder) -> dict[str, Quantity]:

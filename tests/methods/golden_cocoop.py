@@ -2,15 +2,11 @@
 
 import torch
 
-from tests.methods.golden import ATTENTION, EOS, GoldenFolder, Quantity, RecordedTokenizer, adam_steps
+from tests.methods.golden import ATTENTION, EOS, PLACEHOLDER, GoldenFolder, Quantity, RecordedTokenizer, adam_steps
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 from vcp_clip_hf.losses import dice_loss, focal_loss
 from vcp_clip_hf.methods import CoCoOpModel
 from vcp_clip_hf.methods.method import DEFAULT_PRODUCT
-
-
-# Stands for each context vector in the authors' ids if no words are given: the word "X"
-PLACEHOLDER = 343
 
 
 def check(folder: GoldenFolder) -> dict[str, Quantity]:
