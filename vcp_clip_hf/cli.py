@@ -619,7 +619,10 @@ def evaluate(
     if references == "stored":
         draw = parts.references
         if draw is None:
-            raise typer.BadParameter(f"--references stored: {model} has no references")
+            raise typer.BadParameter(
+                f"--references stored: {model} has no references; set some with `vcp-clip calibrate --references`, or"
+                " draw some with --references k=N"
+            )
     elif parts.references is not None and draw is None:
         typer.echo("The references of this checkpoint are not used: --references stored uses them.", err=True)
     accelerator, reading = Accelerator(), {"input_range": parts.image_processor.input_range}

@@ -207,9 +207,11 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         memory = self.set_references(images)
         split = not memory.exact and len(images) > 1
         if split:
-            logger.info(
-                "The memory keeps only a coreset of these references, so that they cannot be scored as new images:"
-                " every second one sets the thresholds instead, and is not in the memory."
+            logger.warning(
+                f"The memory keeps a coreset of {memory.settings.max_patches:,} of {memory.num_patches:,} patches, so"
+                f" that these {len(images)} references cannot be scored as new images. Every second one sets the"
+                " thresholds instead, and is not in the memory. To use all of them for both, call"
+                f" set_references(images, max_patches={memory.num_patches}), then calibrate(images)."
             )
             self.set_references(chosen(images, range(0, len(images), 2)))
             images = chosen(images, range(1, len(images), 2))
