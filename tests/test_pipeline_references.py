@@ -357,7 +357,7 @@ def test_a_single_reference_sets_no_threshold(checkpoint):
 
 
 @pytest.mark.parametrize("kind", ["list", "dataset"])
-def test_more_references_than_the_memory_holds_are_split(checkpoint, monkeypatch, kind):
+def test_more_references_than_the_memory_holds_are_split(checkpoint, monkeypatch, warned, kind):
     """A memory that is a coreset cannot score its own pictures; half of them set the thresholds instead."""
     monkeypatch.setattr(
         AnomalySegmentationPipeline,
@@ -367,6 +367,7 @@ def test_more_references_than_the_memory_holds_are_split(checkpoint, monkeypatch
     images = NORMAL if kind == "list" else Pictures()
     pipe = pipeline("anomaly-segmentation", model=str(checkpoint), reference_images=images, false_alarm_rate=0.4)
     assert len(pipe.references.pictures) == 2 and pipe.references.exact
+    assert any("set_references(images, max_patches=144), then calibrate(images)" in each for each in warned)
     image = pipe.image_processor.calibration["image"]
     assert image["num_images"] == 2 and "leave_one_out" not in image and image["false_alarm_bound"] == 1 / 3
     assert pipe(NORMAL[0], reference_weight=1)["score"] < 1e-6 < pipe(NORMAL[1], reference_weight=1)["score"]
