@@ -28,11 +28,12 @@ from .backbone_loading import (
     load_backbone_weights,
     quantize_backbone_only,
     read_backbone_config,
+    refuse_incomplete_backbone,
     without_load_report,
 )
 from .checkpoint_errors import check_dtype, explained, explained_writing, read_config_values, refuse_pickles
 from .configuration_frozen_clip import FrozenCLIPConfig
-from .vision_tower import LayerStates, VCPCLIPVisionEmbeddings, VCPCLIPVisionEncoder
+from .vision_tower import LayerStates, VCPCLIPBackbone, VCPCLIPVisionEncoder
 
 
 __all__ = ["FrozenCLIPPreTrainedModel", "check_labels", "check_zero_or_one", "requested_states", "with_blocks_of"]
@@ -78,11 +79,9 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
 
     def _make_clip(self) -> CLIPModel:
         """Make the frozen CLIP, whose image tower resizes its position table and returns chosen layers."""
-        clip = CLIPModel._from_config(self.config.to_clip_config())
-        # Modules of CLIP with the same parameters and names
-        vision_model = clip.vision_model
-        vision_model.embeddings = VCPCLIPVisionEmbeddings(vision_model.config)
-        vision_model.encoder = with_blocks_of(vision_model.encoder, VCPCLIPVisionEncoder)
+        clip = VCPCLIPBackbone._from_config(self.config.to_clip_config())
+        # The same parameters and names
+        clip.vision_model.encoder = with_blocks_of(clip.vision_model.encoder, VCPCLIPVisionEncoder)
         return clip.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -258,7 +257,8 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: the backbone is missing.
-            ValueError: not a CLIP model, not the one of `config`, or fields that contradict it.
+            ValueError: not a CLIP model, not the one of `config`, weights that are not complete, or fields that
+                contradict it.
         """
         # The learned part is trained in float32, whatever the backbone is stored in
         loading = {"dtype": torch.float32, **kwargs}
@@ -282,7 +282,10 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         state_dict = {BACKBONE_PREFIX + key: value for key, value in backbone.state_dict().items()}
         loading = {name: value for name, value in loading.items() if name not in HUB_ARGUMENTS}
         with without_load_report():  # the learned part has no weights yet
-            model = cls.from_pretrained(None, config=config, state_dict=state_dict, **loading)
+            model, report = cls.from_pretrained(
+                None, config=config, state_dict=state_dict, output_loading_info=True, **loading
+            )
+        refuse_incomplete_backbone(report["missing_keys"], name or "the given model")
         if len(learned_state(model.state_dict())):
             logger.info("The learned part is newly initialized: train the model before use.")
         model.name_or_path = model.config.name_or_path = ""
