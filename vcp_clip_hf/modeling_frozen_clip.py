@@ -101,7 +101,9 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         return self
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info: bool = False, **kwargs
+    ):
         """
         Load a checkpoint from the Hub or a folder: a full one, or one with the learned part only, whose CLIP is then
         loaded from `config.backbone_name_or_path`.
@@ -112,7 +114,8 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: the checkpoint or its backbone is missing; the message says which one and what to do.
-            ValueError: the backbone's sizes are not those the checkpoint was trained with.
+            ValueError: the backbone's sizes are not those the checkpoint was trained with, or some of its weights are
+                missing.
         """
         location = pretrained_model_name_or_path
         if kwargs.get("use_safetensors") is False:
@@ -122,17 +125,20 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"], cls._learned_modules)
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        loaded = cls._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
+        model, report = cls._from_checkpoint(
+            location, *model_args, config=config, hub_arguments=hub_arguments, output_loading_info=True, **kwargs
+        )
+        source = model.config.backbone_name_or_path or "the given model" if location is None else str(location)
+        refuse_incomplete_backbone(report["missing_keys"], source)
         # Loading makes new parameters, which require gradients again
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.clip.requires_grad_(False)
         # Where further files of the checkpoint lie; never the token, which would be pickled with the model
         model.hub_arguments = {name: value for name, value in hub_arguments.items() if name in _FURTHER_FILES}
-        return loaded
+        return (model, report) if output_loading_info else model
 
     @classmethod
     def _from_checkpoint(cls, location, *model_args, config, hub_arguments: dict, **kwargs):
-        """Load a checkpoint as it is stored."""
+        """Load a checkpoint as it is stored, and return the model and transformers' report."""
         if location is None or cls._includes_backbone(location, config, hub_arguments):
             if location is not None:
                 refuse_pickles(location, hub_arguments.get("subfolder") or "")
@@ -163,10 +169,9 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         # 2. the learned part, 3. the frozen backbone, 4. both together
         state_dict = load_adapter_weights(location, variant, hub_arguments)
         state_dict.update(load_backbone_weights(config, location, hub_arguments))
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **loading)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model, report = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **loading)
         model.name_or_path = model.config.name_or_path = str(location)
-        return loaded
+        return model, report
 
     def save_pretrained(
         self,
@@ -282,10 +287,7 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         state_dict = {BACKBONE_PREFIX + key: value for key, value in backbone.state_dict().items()}
         loading = {name: value for name, value in loading.items() if name not in HUB_ARGUMENTS}
         with without_load_report():  # the learned part has no weights yet
-            model, report = cls.from_pretrained(
-                None, config=config, state_dict=state_dict, output_loading_info=True, **loading
-            )
-        refuse_incomplete_backbone(report["missing_keys"], name or "the given model")
+            model = cls.from_pretrained(None, config=config, state_dict=state_dict, **loading)
         if len(learned_state(model.state_dict())):
             logger.info("The learned part is newly initialized: train the model before use.")
         model.name_or_path = model.config.name_or_path = ""
