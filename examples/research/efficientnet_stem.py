@@ -21,7 +21,11 @@ from vcp_clip_hf.convolutional_stem import EfficientNetLite0Stem
 __all__ = ["find_weights", "load_stem", "stem_state"]
 
 _EPSILON = 1e-3  # of EfficientNet's batch normalization
-_PARTS = (("expand", "_expand_conv", "_bn0"), ("depthwise", "_depthwise_conv", "_bn1"), ("project", "_project_conv", "_bn2"))  # fmt: skip
+_PARTS = (
+    ("expand", "_expand_conv", "_bn0"),
+    ("depthwise", "_depthwise_conv", "_bn1"),
+    ("project", "_project_conv", "_bn2"),
+)
 
 
 def find_weights() -> Path:
