@@ -5,8 +5,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from transformers import CLIPVisionConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
+
+from .convolutional_stem import VCPCLIPHybridPatchEmbedding, stem_of
 
 
 __all__ = ["LayerStates", "VCPCLIPVisionEmbeddings", "VCPCLIPVisionEncoder", "resize_position_table"]
@@ -77,6 +80,11 @@ class VCPCLIPVisionEmbeddings(CLIPVisionEmbeddings):
     """
 
     position_interpolation = "bicubic_antialias"
+
+    def __init__(self, config: CLIPVisionConfig):
+        super().__init__(config)
+        if stem_of(config) is not None:
+            self.patch_embedding = VCPCLIPHybridPatchEmbedding(config)
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """

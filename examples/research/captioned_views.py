@@ -7,7 +7,6 @@ materials, and anomalies painted on rendered products, are made anew for every v
 
 import argparse
 import colorsys
-import io
 import json
 import math
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -28,6 +27,7 @@ from vcp_clip_hf.generator.captions import caption, caption_words
 from vcp_clip_hf.generator.fields import Dice
 
 from .material_scenes import DEFECT_WORDS, MaterialScene, MaterialScenes, damage, describe
+from .view_light import ViewLight
 
 
 __all__ = ["CROPS", "LARGE_CROPS", "Sizes", "Views", "load_tokenizer", "render_pool"]
@@ -161,70 +161,6 @@ class Sizes:
         return [[(step, index) for index in range(self.at(step)[1])] for step in range(start, self.steps)]
 
 
-@dataclass(frozen=True)
-class _Light:
-    """Turn, light and camera that both views of a pair share: none of it is damage."""
-
-    size: int
-    turn: int
-    flip: bool
-    gray: bool
-    contrast: float
-    brightness: float
-    gamma: float
-    slope: np.ndarray | float
-    blur: float
-    noise: np.ndarray | float
-    quality: int | None
-
-    @classmethod
-    def draw(cls, size: int, rng: np.random.Generator) -> "_Light":
-        slope: np.ndarray | float = 1.0
-        if rng.random() < 0.4:  # light from one side
-            x, y = np.meshgrid(*2 * [np.linspace(-1, 1, size, dtype=np.float32)])
-            angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.35)
-            slope = 1 + np.float32(strength) * (x * np.float32(math.cos(angle)) + y * np.float32(math.sin(angle)))
-            slope = slope[..., None]
-        noise: np.ndarray | float = 0.0
-        if rng.random() < 0.4:
-            noise = rng.standard_normal((size, size, 3), np.float32) * np.float32(rng.uniform(0, 10))
-        return cls(
-            size=size,
-            turn=int(rng.integers(4)),
-            flip=rng.random() < 0.5,
-            gray=rng.random() < 0.3,
-            contrast=rng.uniform(0.65, 1.35),
-            brightness=rng.uniform(-30, 30),
-            gamma=rng.uniform(0.75, 1.35) if rng.random() < 0.4 else 1.0,
-            slope=slope,
-            blur=rng.uniform(0.3, 1.4) if rng.random() < 0.3 else 0.0,
-            noise=noise,
-            quality=int(rng.integers(35, 95)) if rng.random() < 0.3 else None,
-        )
-
-    def turned(self, array: np.ndarray) -> np.ndarray:
-        array = np.rot90(array, self.turn)
-        return array[:, ::-1] if self.flip else array
-
-    def picture(self, crop: np.ndarray) -> np.ndarray:
-        """Convert (side, side, 3) uint8 -> (size, size, 3) float in [0, 255]."""
-        picture = Image.fromarray(crop).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        picture = picture.filter(ImageFilter.GaussianBlur(self.blur)) if self.blur else picture
-        picture = picture.convert("L").convert("RGB") if self.gray else picture
-        pixels = self.turned(np.asarray(picture, np.float32))
-        if self.gamma != 1:
-            pixels = 255 * (pixels / 255) ** np.float32(self.gamma)
-        pixels = ((pixels * self.slope - 128) * self.contrast + 128 + self.brightness + self.noise).clip(0, 255)
-        return pixels if self.quality is None else _compressed(pixels, self.quality)
-
-
-def _compressed(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """Return the pixels after JPEG compression."""
-    file = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file), np.float32)
-
-
 class Views(Dataset):
     """
     Pairs of views of one scene, damaged and whole, in the same crop; an item depends on seed and place alone.
@@ -257,7 +193,7 @@ class Views(Dataset):
         rng = np.random.default_rng((self.seed, step, index))
         damaged, whole, mask, name, defect = self._pair(step, rng, (self.seed, step, index))
         window = _window(mask, crops, rng)
-        light = _Light.draw(size, rng)
+        light = ViewLight.draw(size, rng)
         pictures = [light.picture(source[window]) for source in (damaged, whole)]
         seen = light.turned(mask[window])  # the damaged pixels of this crop
         texts = self._captions(name, defect, seen, pictures[1], rng)

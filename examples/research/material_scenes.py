@@ -6,20 +6,26 @@ of one material, or a simple shape of one material on plain ground or on another
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 from PIL import Image
 
 from vcp_clip_hf.data.painted_anomalies import ANOMALY_KINDS, add_anomaly
+from vcp_clip_hf.data.records import FEATURES, GOOD
 from vcp_clip_hf.generator.captions import ABNORMAL_STATES, NORMAL_STATES
 from vcp_clip_hf.generator.fields import Dice, Grid
 from vcp_clip_hf.generator.shapes import box, coverage, disc, gear, polygon, ring
+from vcp_clip_hf.version import __version__
+
+from .view_light import ViewLight
 
 
-__all__ = ["DEFECT_WORDS", "MATERIALS", "MaterialScene", "MaterialScenes", "damage", "describe"]
+__all__ = ["DEFECT_WORDS", "MATERIALS", "MaterialScene", "MaterialScenes", "damage", "describe", "material_table"]
 
 MATERIALS = Path(__file__).parent / "materials"
 SURFACE_SHARE = 0.65  # of the scenes; the others show objects
@@ -144,6 +150,57 @@ def damage(scene: MaterialScene, dice: Dice, materials: MaterialScenes) -> tuple
     if not mask.any():
         raise ValueError(f"No anomaly is visible on {scene.name}.")
     return pixels, mask, kind
+
+
+def material_table(split: str, count: int, size: int, seed: int, anomaly_fraction: float = 0.5) -> datasets.Dataset:
+    """
+    Make a table of pictures of materials, with the columns of every dataset of this package (`data.records.FEATURES`).
+
+    Args:
+        split (`"train"` or `"test"`): photographs to draw from.
+        count (`int`), size (`int`): number of pictures, and their side in pixels.
+        seed (`int`): seed of the pictures.
+        anomaly_fraction (`float`, *optional*, defaults to 0.5): share of anomalous pictures, 0..1.
+    """
+    return datasets.Dataset.from_generator(
+        _records,
+        features=FEATURES,
+        gen_kwargs={
+            "split": split,
+            "count": count,
+            "size": size,
+            "seed": seed,
+            "anomaly_fraction": anomaly_fraction,
+        },
+        fingerprint=f"materials-{__version__}-{split}-{count}-{size}-{seed}-{anomaly_fraction}",
+    )
+
+
+def _records(split: str, count: int, size: int, seed: int, anomaly_fraction: float) -> Iterator[dict[str, Any]]:
+    materials, number = MaterialScenes(split), 0
+    for index in range(count):
+        is_anomalous = math.floor((index + 1) * anomaly_fraction) > math.floor(index * anomaly_fraction)
+        while True:
+            number += 1
+            dice = Dice((seed, number))
+            scene = materials.scene(dice, size)
+            light = ViewLight.draw(size, dice.generator)
+            if not is_anomalous:
+                pixels, mask, kind = scene.pixels, None, GOOD
+                break
+            try:
+                pixels, mask, kind = damage(scene, dice, materials)
+                break
+            except ValueError:  # nothing is visible on this surface
+                continue
+        yield {
+            "image": Image.fromarray(light.picture(pixels).astype(np.uint8)),
+            "mask": None if mask is None else Image.fromarray(light.turned(mask).astype(np.uint8) * 255),
+            "label": int(is_anomalous),
+            "product": f"material {scene.name}",
+            "defect": kind,
+            "image_id": f"{split}/{seed}/{index:06d}",
+        }
 
 
 def describe(name: str, kind: str | None, rng: np.random.Generator) -> str:

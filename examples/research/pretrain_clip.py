@@ -19,7 +19,6 @@ import os
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
