@@ -10,6 +10,7 @@ the tower is CLIP's own.
 import torch
 from torch import nn
 from transformers import CLIPVisionConfig
+from transformers import initialization as init
 
 
 __all__ = ["STEMS", "EfficientNetLite0Stem", "VCPCLIPHybridPatchEmbedding", "VCPCLIPStemBlock", "stem_of"]
@@ -28,8 +29,8 @@ _BLOCKS = (
     (112, 5, 1, 6),
     (112, 5, 1, 6),
 )
-# Blocks whose outputs are the features: the last ones at strides 4, 8 and 16
-_FEATURE_BLOCKS = (2, 4, 10)
+# Blocks whose outputs are the features, with their strides
+_FEATURE_BLOCKS = {2: 4, 4: 8, 10: 16}
 _FIRST_CHANNELS = 32
 _SURROUNDINGS = 11  # side of the square of patches that a patch is compared with
 # Differences between patches are small beside the features, which have unit length
@@ -94,6 +95,13 @@ class EfficientNetLite0Stem(nn.Module):
             VCPCLIPStemBlock(before, *block) for before, block in zip(channels, _BLOCKS, strict=False)
         )
 
+    def initialize(self) -> None:
+        """Set random weights that keep the size of the signal through the blocks (He et al., ICCV 2015)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                init.kaiming_normal_(module.weight, nonlinearity="relu")
+                init.zeros_(module.bias)
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
         Compute the features of patches.
@@ -109,15 +117,18 @@ class EfficientNetLite0Stem(nn.Module):
             `torch.Tensor` of shape `(B, 176, H / 8, W / 8)`, same dtype.
         """
         grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
+        if pixel_values.device.type == "cpu":  # its convolutions are two to three times faster this way
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         x = nn.functional.relu6(self.first(self.padding(pixel_values)))
         features = []
         for number, block in enumerate(self.blocks):
             x = block(x)
             if number in _FEATURE_BLOCKS:
                 level = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-                if level.shape[-1] > grid[1]:
-                    level = nn.functional.avg_pool2d(level, 2)
-                elif level.shape[-1] < grid[1]:
+                stride = _FEATURE_BLOCKS[number]
+                if stride < self.patch_size:
+                    level = nn.functional.avg_pool2d(level, self.patch_size // stride)
+                elif stride > self.patch_size:
                     level = nn.functional.interpolate(level, size=grid, mode="bilinear", align_corners=False)
                 features.append(nn.functional.normalize(level, dim=1))
         return torch.cat(features, dim=1)

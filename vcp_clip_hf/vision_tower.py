@@ -1,18 +1,24 @@
-"""The two modules of CLIP's image tower that VCP-CLIP changes; their parameters and names are CLIP's."""
+"""The modules of CLIP's image tower that VCP-CLIP changes; their parameters and names are CLIP's."""
 
 import math
 from collections.abc import Iterable
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
 
 from .convolutional_stem import VCPCLIPHybridPatchEmbedding, stem_of
 
 
-__all__ = ["LayerStates", "VCPCLIPVisionEmbeddings", "VCPCLIPVisionEncoder", "resize_position_table"]
+__all__ = [
+    "LayerStates",
+    "VCPCLIPBackbone",
+    "VCPCLIPVisionEmbeddings",
+    "VCPCLIPVisionEncoder",
+    "resize_position_table",
+]
 
 
 class LayerStates:
@@ -73,7 +79,11 @@ class VCPCLIPVisionEncoder(CLIPEncoder):
 
 class VCPCLIPVisionEmbeddings(CLIPVisionEmbeddings):
     """
-    CLIP's image embeddings whose position table is resized with antialiasing, or in another way.
+    CLIP's image embeddings whose position table is resized with antialiasing, or in another way, and whose patch
+    embedding may have a convolutional stem.
+
+    Args:
+        config (`CLIPVisionConfig`): configuration of the image tower; `stem` is one of `STEMS`, or absent.
 
     Attributes:
         position_interpolation (`str`): way to resize, as in [`resize_position_table`].
@@ -101,6 +111,29 @@ class VCPCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         table = self.position_embedding(self.position_ids)
         grid = (height // self.patch_size, width // self.patch_size)
         return resize_position_table(table, grid, self.position_interpolation)
+
+
+class VCPCLIPBackbone(CLIPModel):
+    """
+    CLIP with the embeddings above: it loads, runs and saves image towers with a convolutional stem too.
+
+    Args:
+        config (`CLIPConfig`): configuration of the backbone.
+    """
+
+    def __init__(self, config: CLIPConfig):
+        super().__init__(config)
+        self.vision_model.embeddings = VCPCLIPVisionEmbeddings(self.vision_model.config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Initialize as CLIP, and last a stem's convolutions, for which CLIP's values are too small."""
+        super()._init_weights(module)
+        if isinstance(module, VCPCLIPBackbone):
+            patch_embedding = module.vision_model.embeddings.patch_embedding
+            if isinstance(patch_embedding, VCPCLIPHybridPatchEmbedding):
+                patch_embedding.stem.initialize()
 
 
 def resize_position_table(

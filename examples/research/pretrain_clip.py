@@ -34,7 +34,7 @@ from vcp_clip_hf.convolutional_stem import STEMS, stem_of
 from vcp_clip_hf.generator import PRODUCTS, select_products
 from vcp_clip_hf.losses import segmentation_loss
 from vcp_clip_hf.modeling_frozen_clip import with_blocks_of
-from vcp_clip_hf.vision_tower import LayerStates, VCPCLIPVisionEmbeddings, VCPCLIPVisionEncoder
+from vcp_clip_hf.vision_tower import LayerStates, VCPCLIPBackbone, VCPCLIPVisionEncoder
 
 from .captioned_views import Sizes, Views, load_tokenizer, render_pool
 from .efficientnet_stem import load_stem
@@ -89,16 +89,10 @@ def learning_rate(step: int, options: argparse.Namespace) -> float:
 
 def make_model(config: CLIPConfig, stem_weights: Path | None = None) -> CLIPModel:
     """Return a CLIP with random weights, whose stem, if the configuration names one, has its ImageNet weights."""
-    model = CLIPModel(config)
-    embeddings = VCPCLIPVisionEmbeddings(model.vision_model.config)
-    std = embeddings.embed_dim**-0.5
-    nn.init.normal_(embeddings.class_embedding, std=std)
-    nn.init.normal_(embeddings.patch_embedding.weight, std=0.02)
-    nn.init.normal_(embeddings.position_embedding.weight, std=0.02)
-    model.vision_model.embeddings = embeddings
+    model = VCPCLIPBackbone(config)
     model.vision_model.encoder = with_blocks_of(model.vision_model.encoder, VCPCLIPVisionEncoder)
     if stem_of(config.vision_config) is not None:
-        load_stem(embeddings.patch_embedding.stem, stem_weights)
+        load_stem(model.vision_model.embeddings.patch_embedding.stem, stem_weights)
     return model
 
 
