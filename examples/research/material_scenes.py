@@ -1,0 +1,255 @@
+"""Surfaces and plain objects of photographed materials, whole and with painted anomalies.
+
+The photographs are textures under CC0 (`materials/`, see its SOURCE.txt), most of them seamless. A scene is a surface
+of one material, or a simple shape of one material on plain ground or on another material.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from vcp_clip_hf.data.painted_anomalies import ANOMALY_KINDS, add_anomaly
+from vcp_clip_hf.data.records import FEATURES, GOOD
+from vcp_clip_hf.generator.captions import ABNORMAL_STATES, NORMAL_STATES
+from vcp_clip_hf.generator.fields import Dice, Grid
+from vcp_clip_hf.generator.shapes import box, coverage, disc, gear, polygon, ring
+from vcp_clip_hf.version import __version__
+
+from .view_light import ViewLight
+
+
+__all__ = ["DEFECT_WORDS", "MATERIALS", "MaterialScene", "MaterialScenes", "damage", "describe", "material_table"]
+
+MATERIALS = Path(__file__).parent / "materials"
+SURFACE_SHARE = 0.65  # of the scenes; the others show objects
+SMALL_PHOTO = 200  # pixels; smaller photographs are repeated, larger ones are cropped
+# Words for captions of each kind of painted anomaly
+DEFECT_WORDS = {
+    "perlin": ("contamination", "residue", "dirt", "foreign material"),
+    "cut_paste": ("a misplaced part", "a patch", "a wrong part"),
+    "scar": ("a scar", "a scratch", "a mark"),
+    "line": ("a crack", "a scratch", "a fissure", "a thin line"),
+    "specks": ("spots", "pits", "specks", "holes"),
+    "stain": ("a stain", "a spot", "discoloration"),
+    "blur": ("abrasion", "a worn area"),
+    "dent": ("a dent", "a bump"),
+    "missing": ("a hole", "a missing part", "a chip"),
+    "warp": ("distortion", "a deformed area"),
+    "rough": ("corrosion", "a rough area", "pitting"),
+}
+_FRAMES = ("a photo of {}", "a close-up photo of {}", "an industrial photo of {}", "a picture of {}", "{}")
+
+
+@dataclass(frozen=True)
+class MaterialScene:
+    """
+    A scene without damage.
+
+    Args:
+        pixels (`np.ndarray` of shape `(size, size, 3)`, uint8): the picture.
+        solid (`np.ndarray` of shape `(size, size)`, bool): the product; all of it for a surface.
+        name (`str`): the material in words.
+    """
+
+    pixels: np.ndarray
+    solid: np.ndarray
+    name: str
+
+
+class MaterialScenes:
+    """
+    Draw scenes of photographed materials.
+
+    Args:
+        split (`"train"` or `"test"`): the photographs to draw from; one of twelve is kept for tests.
+        folder (`Path`, *optional*): folder with photographs, searched with its subfolders; file names begin with the
+            material.
+    """
+
+    def __init__(self, split: str, folder: Path = MATERIALS):
+        files = [path for path in sorted(folder.rglob("*.jpg")) if (_is_for_test(path)) == (split == "test")]
+        if not files:
+            raise FileNotFoundError(f"{folder} has no photographs (*.jpg) of materials.")
+        self.photos = [np.asarray(Image.open(path).convert("RGB")) for path in files]
+        self.names = [_material_of(path.stem) for path in files]
+
+    def texture(self, dice: Dice, size: int) -> tuple[np.ndarray, str]:
+        """Draw a square of a material, (size, size, 3) uint8, and its name."""
+        chosen = dice.whole(0, len(self.photos) - 1)
+        photo = self.photos[chosen]
+        photo = np.rot90(photo, dice.whole(0, 3))
+        if dice.chance(0.5):
+            photo = photo[:, ::-1]
+        side = min(photo.shape[:2])
+        if side < SMALL_PHOTO:
+            # one repetition has this share of the picture
+            tile = max(48, round(size * dice.log_between(0.4, 1.3)))
+            picture = Image.fromarray(np.ascontiguousarray(photo)).resize((tile, tile), Image.Resampling.BICUBIC)
+            count = -(-size // tile) + 1
+            pixels = np.tile(np.asarray(picture), (count, count, 1))
+            top, left = dice.whole(0, tile - 1), dice.whole(0, tile - 1)
+            pixels = pixels[top : top + size, left : left + size]
+        else:
+            crop = round(side * dice.log_between(0.3, 1.0))
+            top, left = dice.whole(0, photo.shape[0] - crop), dice.whole(0, photo.shape[1] - crop)
+            window = np.ascontiguousarray(photo[top : top + crop, left : left + crop])
+            pixels = np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.BICUBIC))
+        return _recolored(pixels, dice), self.names[chosen]
+
+    def scene(self, dice: Dice, size: int) -> MaterialScene:
+        """Draw a surface or an object without damage."""
+        pixels, name = self.texture(dice, size)
+        if dice.chance(SURFACE_SHARE):
+            return MaterialScene(pixels, np.ones((size, size), bool), name)
+        grid = Grid(size).local(dice.between(-0.2, 0.2), dice.between(-0.2, 0.2), dice.angle())
+        distance = _outline(dice, grid)
+        cover = coverage(distance, 2 / size)[..., None]
+        if dice.chance(0.3):
+            ground = self.texture(dice, size)[0].astype(np.float32)
+        else:
+            slope = dice.between(0, 40) * (grid.x * math.cos(dice.angle()) + grid.y)
+            ground = dice.uniform_array(3, 0, 255) * 0.3 + dice.between(0, 200) + slope[..., None]
+        # a rounded edge is darker, and the object throws a shadow on the ground
+        edge = 1 - dice.between(0, 0.6) * np.exp(np.minimum(distance, 0) / dice.between(0.01, 0.15))
+        shadow = 1 - dice.between(0, 0.5) * np.exp(-np.maximum(distance, 0) / dice.between(0.02, 0.2))
+        mixed = cover * pixels * edge[..., None] + (1 - cover) * ground * shadow[..., None]
+        return MaterialScene(mixed.clip(0, 255).astype(np.uint8), distance < 0, name)
+
+
+def damage(scene: MaterialScene, dice: Dice, materials: MaterialScenes) -> tuple[np.ndarray, np.ndarray, str]:
+    """
+    Paint one to three anomalies of one or two kinds on a scene.
+
+    Returns:
+        `tuple`: the picture `(size, size, 3)` uint8, its mask `(size, size)` bool, and the last kind.
+
+    Raises:
+        ValueError: no anomaly is visible.
+    """
+    pixels, mask = scene.pixels, np.zeros(scene.solid.shape, bool)
+    foreground = None if scene.solid.all() else scene.solid.astype(np.uint8)
+    textures = [materials.texture(dice, scene.pixels.shape[0])[0]]
+    kind = ""
+    for _ in range(dice.pick((1, 2, 3), (0.75, 0.17, 0.08))):
+        # first one kind, then any: some kinds are invisible on some surfaces
+        for kinds in ((dice.pick(ANOMALY_KINDS),), ANOMALY_KINDS):
+            try:
+                seed = dice.whole(0, 2**62)
+                picture, painted, kind = add_anomaly(pixels, seed, kinds, foreground, textures, attempts=6)
+            except ValueError:
+                continue
+            pixels, mask = np.asarray(picture), mask | (np.asarray(painted) > 0)
+            break
+    if not mask.any():
+        raise ValueError(f"No anomaly is visible on {scene.name}.")
+    return pixels, mask, kind
+
+
+def material_table(split: str, count: int, size: int, seed: int, anomaly_fraction: float = 0.5) -> datasets.Dataset:
+    """
+    Make a table of pictures of materials, with the columns of every dataset of this package (`data.records.FEATURES`).
+
+    Args:
+        split (`"train"` or `"test"`): photographs to draw from.
+        count (`int`), size (`int`): number of pictures, and their side in pixels.
+        seed (`int`): seed of the pictures.
+        anomaly_fraction (`float`, *optional*, defaults to 0.5): share of anomalous pictures, 0..1.
+    """
+    return datasets.Dataset.from_generator(
+        _records,
+        features=FEATURES,
+        gen_kwargs={
+            "split": split,
+            "count": count,
+            "size": size,
+            "seed": seed,
+            "anomaly_fraction": anomaly_fraction,
+        },
+        fingerprint=f"materials-{__version__}-{split}-{count}-{size}-{seed}-{anomaly_fraction}",
+    )
+
+
+def _records(split: str, count: int, size: int, seed: int, anomaly_fraction: float) -> Iterator[dict[str, Any]]:
+    materials, number = MaterialScenes(split), 0
+    for index in range(count):
+        is_anomalous = math.floor((index + 1) * anomaly_fraction) > math.floor(index * anomaly_fraction)
+        while True:
+            number += 1
+            dice = Dice((seed, number))
+            scene = materials.scene(dice, size)
+            light = ViewLight.draw(size, dice.generator)
+            if not is_anomalous:
+                pixels, mask, kind = scene.pixels, None, GOOD
+                break
+            try:
+                pixels, mask, kind = damage(scene, dice, materials)
+                break
+            except ValueError:  # nothing is visible on this surface
+                continue
+        yield {
+            "image": Image.fromarray(light.picture(pixels).astype(np.uint8)),
+            "mask": None if mask is None else Image.fromarray(light.turned(mask).astype(np.uint8) * 255),
+            "label": int(is_anomalous),
+            "product": f"material {scene.name}",
+            "defect": kind,
+            "image_id": f"{split}/{seed}/{index:06d}",
+        }
+
+
+def describe(name: str, kind: str | None, rng: np.random.Generator) -> str:
+    """Return a caption of a material: without damage (`kind=None`), or with a kind of painted anomaly."""
+
+    def pick(options: Sequence[str]) -> str:
+        return options[int(rng.integers(len(options)))]
+
+    if kind is None:
+        phrase = pick((f"{pick(NORMAL_STATES)} {name}", f"{name} without defect", f"{name} without damage"))
+    else:
+        state, noun = pick(ABNORMAL_STATES), pick(DEFECT_WORDS[kind])
+        phrase = pick((f"{state} {name}", f"{name} with {noun}", f"{state} {name} with {noun}", f"{noun} on {name}"))
+    return pick(_FRAMES).format(phrase)
+
+
+def _is_for_test(path: Path) -> bool:
+    """Return whether a photograph is kept for tests: the name decides, so that new files leave the others alone."""
+    return zlib.crc32(path.name.encode()) % 12 == 0
+
+
+def _material_of(stem: str) -> str:
+    """Return the material in a file name, such as `bricks_85` or `brick_floor_02_1k`."""
+    words = [word for word in stem.split("_") if word.isalpha() and word != "large"]
+    return " ".join(words[:2]).lower() or "surface"
+
+
+def _recolored(pixels: np.ndarray, dice: Dice) -> np.ndarray:
+    """Change contrast, brightness and colors of a material, so that it looks like further ones."""
+    values = pixels.astype(np.float32)
+    if dice.chance(0.35):
+        values = np.broadcast_to(values.mean(axis=2, keepdims=True), values.shape)
+    mean = values.mean(axis=(0, 1), keepdims=True)
+    values = (values - mean) * np.float32(dice.log_between(0.35, 1.6)) + mean * (
+        1 + dice.uniform_array(3, -0.15, 0.15)
+    )
+    return (values * np.float32(dice.log_between(0.6, 1.6))).clip(0, 255).astype(np.uint8)
+
+
+def _outline(dice: Dice, grid: Grid) -> np.ndarray:
+    """Draw the outline of an object: signed distance, negative inside, (size, size) float32."""
+    size = dice.between(0.35, 0.8)
+    kind = dice.whole(0, 4)
+    if kind == 0:
+        return disc(grid, size)
+    if kind == 1:
+        return ring(grid, size, size * dice.between(0.25, 0.6))
+    if kind == 2:
+        return polygon(grid, dice.whole(3, 8), size)
+    if kind == 3:
+        return gear(grid, dice.whole(6, 20), size, size * dice.between(0.1, 0.25))
+    return box(grid, size, size * dice.log_between(0.25, 1.0), size * dice.between(0, 0.2))
