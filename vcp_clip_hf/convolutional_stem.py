@@ -7,13 +7,30 @@ features of a network that was trained on ImageNet: the first eleven blocks of E
 the tower is CLIP's own.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 from transformers import initialization as init
 
 
-__all__ = ["STEMS", "EfficientNetLite0Stem", "VCPCLIPHybridPatchEmbedding", "VCPCLIPStemBlock", "stem_of"]
+__all__ = [
+    "STEMS",
+    "STEM_LAYER",
+    "VCPCLIPEfficientNetLite0Stem",
+    "VCPCLIPHybridPatchEmbedding",
+    "VCPCLIPSamePadding",
+    "VCPCLIPStemBlock",
+    "check_stem_layer",
+    "layer_width",
+    "stem_of",
+    "without_stem_layer",
+]
+
+# Name of the stem's features among the layers of an image tower, whose blocks are numbers
+STEM_LAYER = "stem"
 
 # Output channels, kernel size, stride and expansion of each block (EfficientNet paper, table 1, stages 2 to 6)
 _BLOCKS = (
@@ -37,7 +54,7 @@ _SURROUNDINGS = 11  # side of the square of patches that a patch is compared wit
 _FEATURE_FACTOR, _DIFFERENCE_FACTOR = 8.0, 24.0
 
 
-class _SamePadding(nn.Module):
+class VCPCLIPSamePadding(nn.Module):
     """Pad so that a convolution gives ceil(side / stride), the odd pixel at the end, as TensorFlow does."""
 
     def __init__(self, kernel_size: int, stride: int):
@@ -45,6 +62,7 @@ class _SamePadding(nn.Module):
         self.kernel_size, self.stride = kernel_size, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pad images (B, C, H, W) with zeros."""
         padding: list[int] = []
         for side in (x.shape[-1], x.shape[-2]):
             total = max((-(-side // self.stride) - 1) * self.stride + self.kernel_size - side, 0)
@@ -66,7 +84,7 @@ class VCPCLIPStemBlock(nn.Module):
         super().__init__()
         inner = in_channels * expansion
         self.expand = nn.Conv2d(in_channels, inner, 1) if expansion > 1 else None
-        self.padding = _SamePadding(kernel_size, stride) if stride > 1 else None
+        self.padding = VCPCLIPSamePadding(kernel_size, stride) if stride > 1 else None
         padding = 0 if stride > 1 else kernel_size // 2
         self.depthwise = nn.Conv2d(inner, inner, kernel_size, stride, padding, groups=inner)
         self.project = nn.Conv2d(inner, out_channels, 1)
@@ -80,7 +98,7 @@ class VCPCLIPStemBlock(nn.Module):
         return x + y if self.is_residual else y
 
 
-class EfficientNetLite0Stem(nn.Module):
+class VCPCLIPEfficientNetLite0Stem(nn.Module):
     """The first eleven blocks of EfficientNet-Lite0, 0.7 million parameters, as features of 8 x 8 patches."""
 
     patch_size = 8
@@ -88,7 +106,7 @@ class EfficientNetLite0Stem(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.padding = _SamePadding(3, 2)
+        self.padding = VCPCLIPSamePadding(3, 2)
         self.first = nn.Conv2d(3, _FIRST_CHANNELS, 3, 2)
         channels = (_FIRST_CHANNELS, *(block[0] for block in _BLOCKS))
         self.blocks = nn.ModuleList(
@@ -134,12 +152,41 @@ class EfficientNetLite0Stem(nn.Module):
         return torch.cat(features, dim=1)
 
 
-STEMS = {"efficientnet_lite0": EfficientNetLite0Stem}
+STEMS = {"efficientnet_lite0": VCPCLIPEfficientNetLite0Stem}
 
 
 def stem_of(vision_config: CLIPVisionConfig) -> str | None:
     """Return the name of the stem of an image tower, or `None` for CLIP's own patch embedding alone."""
     return getattr(vision_config, "stem", None)
+
+
+def check_stem_layer(layers: Iterable[int | str], vision_config: CLIPVisionConfig) -> None:
+    """
+    Check that the features of a stem are requested only from an image tower that has one.
+
+    Args:
+        layers (`Iterable[int | str]`): requested layers.
+        vision_config (`CLIPVisionConfig`): configuration of the image tower.
+
+    Raises:
+        ValueError: `"stem"` is among the layers, and the tower has no stem.
+    """
+    if STEM_LAYER in layers and stem_of(vision_config) is None:
+        raise ValueError(
+            f"The layer {STEM_LAYER!r} is the convolutional stem of an image tower, and this tower has none"
+            " (vision_config.stem). Choose numbers of blocks."
+        )
+
+
+def without_stem_layer(layers: Iterable[Any]) -> list[Any]:
+    """Return layers without a leading `"stem"`: the numbers of blocks."""
+    layers = list(layers)
+    return layers[1:] if layers[:1] == [STEM_LAYER] else layers
+
+
+def layer_width(layer: int | str, vision_config: CLIPVisionConfig) -> int:
+    """Return the width of the patch tokens of a layer: a block, or `"stem"`."""
+    return STEMS[stem_of(vision_config)].num_features if layer == STEM_LAYER else vision_config.hidden_size
 
 
 class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
@@ -157,19 +204,27 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
         self.stem = STEMS[stem_of(config)]()
         self.stem_projection = nn.Linear(3 * self.stem.num_features, config.hidden_size)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Convert normalized images (B, 3, H, W) -> embedded patches (B, d_v, H / 8, W / 8)."""
-        return self.embed(pixel_values, self.stem(pixel_values))
+    def forward(self, pixel_values: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Embed patches.
 
-    def embed(self, pixel_values: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Embed images whose features (B, 176, H / 8, W / 8) are known."""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images; sides are multiples of 8.
+            features (`torch.Tensor` of shape `(B, 176, H / 8, W / 8)`, *optional*): the stem's features of them, if
+                they are known.
+
+        Returns:
+            `torch.Tensor` of shape `(B, d_v, H / 8, W / 8)`.
+        """
+        features = self.stem(pixel_values) if features is None else features
         mean = features.mean(dim=(2, 3), keepdim=True)
         parts = (
             _FEATURE_FACTOR * features,
             _DIFFERENCE_FACTOR * (features - mean),
             _DIFFERENCE_FACTOR * (features - _surroundings(features)),
         )
-        embedded = self.stem_projection(torch.cat(parts, dim=1).movedim(1, -1)).movedim(-1, 1)
+        rows = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+        embedded = self.stem_projection(rows).transpose(1, 2).unflatten(2, features.shape[2:])
         return super().forward(pixel_values) + embedded
 
 
