@@ -45,6 +45,7 @@ __all__ = ["make_config", "make_model", "make_parser", "map_loss", "parse", "pre
 
 TOKENIZER = Path(__file__).parents[2] / "hub_configs" / "vcp-clip-tiny"
 CONTEXT_LENGTH = 48  # tokens; prompts may be longer than captions
+DAMAGED_WEIGHT = 4.0  # weight of damaged pixels, which are much rarer than whole ones
 LOGGING_STEPS = 20
 
 
@@ -98,7 +99,7 @@ def make_model(config: CLIPConfig, stem_weights: Path | None = None) -> CLIPMode
 
 def map_loss(model: CLIPModel, patch_tokens: list[torch.Tensor], text_embeds: torch.Tensor, labels: torch.Tensor):
     """
-    Compare patches with the captions of the damaged and the whole view of their pair.
+    Compare patches with the difference of the captions of damaged and of whole views.
 
     Args:
         model (`CLIPModel`): model whose projection takes patch tokens to the joint space.
@@ -111,17 +112,22 @@ def map_loss(model: CLIPModel, patch_tokens: list[torch.Tensor], text_embeds: to
         `tuple[torch.Tensor, float]`: focal plus dice loss, summed over blocks, and the AUROC of the pixels of damaged
         views in the last block.
     """
-    damaged, whole = text_embeds[0::2], text_embeds[1::2]
-    contrast = (damaged - whole).repeat_interleave(2, dim=0)
+    # the mean over the batch: what captions of damage have in common
+    contrast = (text_embeds[0::2] - text_embeds[1::2]).float().mean(dim=0)
     maps = []
     for tokens in patch_tokens:
         tokens = model.visual_projection(model.vision_model.post_layernorm(tokens))
         tokens = nn.functional.normalize(tokens.float(), dim=-1)
-        maps.append((tokens @ contrast.float().unsqueeze(-1)).squeeze(-1) * model.logit_scale.exp())
+        maps.append((tokens @ contrast) * model.logit_scale.exp())
     logits = torch.stack(maps, dim=1)
     grid = math.isqrt(logits.shape[-1])
     logits = nn.functional.interpolate(logits.unflatten(-1, (grid, grid)), size=labels.shape[-2:], mode="bilinear")
-    loss = segmentation_loss(logits.sigmoid(), labels.float())
+    target = labels.float()
+    weight = torch.where(target > 0, DAMAGED_WEIGHT, 1.0).unsqueeze(1)
+    entropy = nn.functional.binary_cross_entropy_with_logits(
+        logits, target.unsqueeze(1).expand_as(logits), weight.expand_as(logits)
+    )
+    loss = segmentation_loss(logits.sigmoid(), target) / len(maps) + entropy
     with torch.no_grad():
         values, positive = logits[0::2, -1, ::2, ::2], labels[0::2, ::2, ::2] > 0
         ranks = values.flatten().argsort().argsort().float()
@@ -151,9 +157,8 @@ def resume(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer) -> 
     model.load_state_dict(load_file(folder / "model.safetensors"))
     moments = load_file(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments
-        }
+        if parameter.requires_grad:
+            optimizer.state[parameter] = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
     return json.loads((folder / "step.json").read_text())["step"]
 
 
@@ -182,7 +187,7 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     log = open(output_dir / "log.jsonl", "a")  # noqa: SIM115
     model.train()
     bar, began = tqdm(total=options.steps, initial=start, desc="pretrain"), time.perf_counter()
-    images = 0
+    images, recent = 0, []
     for step, batch in enumerate(loader, start=start):
         pixel_values, input_ids, labels = (part.flatten(0, 1).to(accelerator.device) for part in batch)
         for group in optimizer.param_groups:
@@ -206,15 +211,21 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         bar.update()
-        if (step + 1) % LOGGING_STEPS == 0:
-            record = {
-                "step": step + 1,
+        recent.append(
+            {
                 "contrastive_loss": contrastive.item(),
                 "map_loss": segmentation.item(),
                 "map_auroc": auroc,
                 **_accuracies(logits.detach().float()),
+            }
+        )
+        if (step + 1) % LOGGING_STEPS == 0:
+            record = {
+                "step": step + 1,
+                **{key: sum(each[key] for each in recent) / len(recent) for key in recent[0]},
                 "images_per_second": images / (time.perf_counter() - began),
             }
+            recent.clear()
             log.write(json.dumps(record) + "\n")
             log.flush()
             bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if key != "step"})
@@ -245,9 +256,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch_size", type=int, default=48, help="number of images, two per pair")
-    parser.add_argument("--large_steps", type=int, default=900, help="number of last steps, with larger pictures")
+    parser.add_argument("--large_steps", type=int, default=700, help="number of last steps, with larger pictures")
     parser.add_argument("--large_image_size", type=int, default=224)
     parser.add_argument("--large_batch_size", type=int, default=24)
     parser.add_argument("--contrastive_weight", type=float, default=0.3)
