@@ -52,7 +52,8 @@ class LayerStates:
 
 class RecordedImages(NamedTuple):
     """
-    Images with the receiver of their stem's features, as one argument: `CLIPVisionModel` passes its embeddings no other.
+    Images with the receiver of their stem's features, as one argument: `CLIPVisionModel` passes no other to its
+    embeddings.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): images.
