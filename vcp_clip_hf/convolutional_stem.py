@@ -65,7 +65,7 @@ class VCPCLIPSamePadding(nn.Module):
         """Pad images (B, C, H, W) with zeros."""
         padding: list[int] = []
         for side in (x.shape[-1], x.shape[-2]):
-            total = max((-(-side // self.stride) - 1) * self.stride + self.kernel_size - side, 0)
+            total = self.kernel_size - 1 - (side - 1) % self.stride
             padding += [total // 2, total - total // 2]
         return nn.functional.pad(x, padding)
 

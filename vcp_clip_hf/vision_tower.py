@@ -136,7 +136,7 @@ class VCPCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         features = self.patch_embedding.stem(images)
         layer_states.record(STEM_LAYER, features.flatten(2).transpose(1, 2))
         patches = self.patch_embedding(images, features).flatten(2).transpose(1, 2)
-        embeddings = torch.cat([self.class_embedding.expand(len(images), 1, -1), patches], dim=1)
+        embeddings = torch.cat([self.class_embedding.expand(images.shape[0], 1, -1), patches], dim=1)
         return embeddings + self.interpolate_pos_encoding(embeddings, *images.shape[-2:])
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
