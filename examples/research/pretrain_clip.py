@@ -284,10 +284,10 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1900)
     parser.add_argument("--batch_size", type=int, default=48, help="number of images, two per pair")
-    parser.add_argument("--large_steps", type=int, default=600, help="number of last steps, with larger pictures")
-    parser.add_argument("--large_image_size", type=int, default=224)
+    parser.add_argument("--large_steps", type=int, default=1400, help="number of last steps, with larger pictures")
+    parser.add_argument("--large_image_size", type=int, default=192)
     parser.add_argument("--large_batch_size", type=int, default=24)
     parser.add_argument("--contrastive_weight", type=float, default=0.3)
     parser.add_argument("--learning_rate", type=float, default=6e-4)
