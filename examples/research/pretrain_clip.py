@@ -1,6 +1,8 @@
-"""Pretrain a tiny CLIP on generated pictures and captions: the backbone of the embedded checkpoint.
+r"""Pretrain a tiny CLIP on generated pictures and captions: the backbone of the embedded checkpoint.
 
     python -m examples.research.pretrain_clip --output_dir runs/clip-tiny
+    ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m examples.research.pretrain_clip \
+        --output_dir runs/clip-tiny --dataloader_num_workers 0   # faster on two cores
 
 A pretrained CLIP would have to be downloaded; this one is small: a byte-level BPE vocabulary from the generator's
 captions, a vision tower on 8 x 8 patches whose stem is the frozen start of an ImageNet network
@@ -45,6 +47,7 @@ __all__ = ["make_config", "make_model", "make_parser", "map_loss", "parse", "pre
 
 TOKENIZER = Path(__file__).parents[2] / "hub_configs" / "vcp-clip-tiny"
 CONTEXT_LENGTH = 48  # tokens; prompts may be longer than captions
+EAGER_SIZE = 160  # pixels; up to here, attention without the fused kernel is faster on a CPU
 DAMAGED_WEIGHT = 4.0  # weight of damaged pixels, which are much rarer than whole ones
 LOGGING_STEPS = 20
 
@@ -169,7 +172,9 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     output_dir = Path(options.output_dir)
     tokenizer = load_tokenizer(options)
     products = sorted(set(select_products("seen")) - set(options.exclude))
-    render_pool(output_dir / "pool", products, options.scenes, options.scene_size, options.seed, os.cpu_count() or 1)
+    with accelerator.main_process_first():
+        workers = os.cpu_count() or 1
+        render_pool(output_dir / "pool", products, options.scenes, options.scene_size, options.seed, workers)
 
     model = make_model(make_config(tokenizer, options), options.stem_weights)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(products)} of {len(PRODUCTS)} products")
@@ -181,17 +186,21 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     start = resume(output_dir / "checkpoint", model, optimizer)
     sizes = Sizes(**{field.name: getattr(options, field.name) for field in fields(Sizes)})
     views = Views(output_dir / "pool", MaterialScenes("train"), sizes, tokenizer, options.seed)
-    loader = DataLoader(views, batch_sampler=sizes.batches(start), num_workers=options.dataloader_num_workers)
+    # each process takes its share of every batch
+    batches = [batch[accelerator.process_index :: accelerator.num_processes] for batch in sizes.batches(start)]
+    loader = DataLoader(views, batch_sampler=batches, num_workers=options.dataloader_num_workers)
     model.to(accelerator.device)
     optimizer = accelerator.prepare(optimizer)
     log = open(output_dir / "log.jsonl", "a")  # noqa: SIM115
     model.train()
-    bar, began = tqdm(total=options.steps, initial=start, desc="pretrain"), time.perf_counter()
+    is_main, began = accelerator.is_main_process, time.perf_counter()
+    bar = tqdm(total=options.steps, initial=start, desc="pretrain", disable=not is_main)
     images, recent = 0, []
     for step, batch in enumerate(loader, start=start):
         pixel_values, input_ids, labels = (part.flatten(0, 1).to(accelerator.device) for part in batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options)
+        _set_attention(model, pixel_values)
         with accelerator.autocast():
             text_embeds = nn.functional.normalize(model.get_text_features(input_ids).pooler_output, dim=-1)
             recorded = LayerStates(options.map_layers)
@@ -204,7 +213,8 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
         tokens = [recorded.states[layer][:, 1:] for layer in options.map_layers]
         segmentation, auroc = map_loss(model, tokens, text_embeds, labels)
         accelerator.backward(options.contrastive_weight * contrastive + segmentation)
-        images += len(pixel_values)
+        images += len(pixel_values) * accelerator.num_processes
+        _average_gradients(trained, accelerator)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -219,7 +229,7 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
                 **_accuracies(logits.detach().float()),
             }
         )
-        if (step + 1) % LOGGING_STEPS == 0:
+        if is_main and (step + 1) % LOGGING_STEPS == 0:
             record = {
                 "step": step + 1,
                 **{key: sum(each[key] for each in recent) / len(recent) for key in recent[0]},
@@ -229,11 +239,29 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
             log.write(json.dumps(record) + "\n")
             log.flush()
             bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if key != "step"})
-        if (step + 1) % options.checkpointing_steps == 0:
+        if is_main and (step + 1) % options.checkpointing_steps == 0:
             save(output_dir / "checkpoint", model, optimizer.optimizer, step + 1)
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
+    if is_main:
+        model.save_pretrained(output_dir)
+        tokenizer.save_pretrained(output_dir)
     return model
+
+
+def _set_attention(model: CLIPModel, pixel_values: torch.Tensor) -> None:
+    """Choose the faster attention of a CPU: with few patches, the backward pass of the fused kernel is slow."""
+    if pixel_values.device.type == "cpu":
+        wanted = "eager" if pixel_values.shape[-1] <= EAGER_SIZE else "sdpa"
+        if model.config._attn_implementation != wanted:
+            model.set_attn_implementation(wanted)
+
+
+def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
+    """Replace gradients by their mean over the processes."""
+    if accelerator.num_processes > 1:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+        for gradient, part in zip(gradients, mean.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def _accuracies(logits: torch.Tensor) -> dict[str, float]:
@@ -256,14 +284,14 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--steps", type=int, default=1900)
     parser.add_argument("--batch_size", type=int, default=48, help="number of images, two per pair")
-    parser.add_argument("--large_steps", type=int, default=700, help="number of last steps, with larger pictures")
-    parser.add_argument("--large_image_size", type=int, default=224)
+    parser.add_argument("--large_steps", type=int, default=1400, help="number of last steps, with larger pictures")
+    parser.add_argument("--large_image_size", type=int, default=192)
     parser.add_argument("--large_batch_size", type=int, default=24)
     parser.add_argument("--contrastive_weight", type=float, default=0.3)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--warmup_steps", type=int, default=100)
+    parser.add_argument("--learning_rate", type=float, default=6e-4)
+    parser.add_argument("--warmup_steps", type=int, default=60)
     parser.add_argument("--image_size", type=int, default=128)
     parser.add_argument("--patch_size", type=int, default=8)
     parser.add_argument("--stem", default="efficientnet_lite0", choices=("none", *STEMS))
