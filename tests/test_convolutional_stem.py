@@ -11,7 +11,7 @@ from tests.common import HYBRID_VISION, pixels, tiny_config, tiny_hybrid, tiny_m
 from tests.methods.common import tiny_method
 from vcp_clip_hf import VCPCLIPModel
 from vcp_clip_hf.convolutional_stem import (
-    VCPCLIPEfficientNetLite0Stem,
+    EfficientNetLite0Stem,
     VCPCLIPHybridPatchEmbedding,
     VCPCLIPSamePadding,
     check_stem_layer,
@@ -23,10 +23,10 @@ from vcp_clip_hf.methods import METHODS
 
 
 @pytest.fixture
-def stem() -> VCPCLIPEfficientNetLite0Stem:
+def stem() -> EfficientNetLite0Stem:
     """A stem whose biases are not zero, so that zeros around an image are not like its content."""
     torch.manual_seed(0)
-    stem = VCPCLIPEfficientNetLite0Stem()
+    stem = EfficientNetLite0Stem()
     stem.initialize()
     with torch.no_grad():
         for module in stem.modules():
@@ -68,10 +68,10 @@ def test_padding_is_that_of_tensorflow(side, size):
     convolution = nn.Conv2d(1, 3, side, 2).requires_grad_(False)
     image = torch.randn(1, *size)
     expected = convolve_same(image, convolution)
-    torch.testing.assert_close(convolution(VCPCLIPSamePadding(side, 2)(image[None]))[0], expected)
+    torch.testing.assert_close(convolution(VCPCLIPSamePadding(side)(image[None]))[0], expected)
 
 
-def plain_features(stem: VCPCLIPEfficientNetLite0Stem, image: torch.Tensor) -> torch.Tensor:
+def plain_features(stem: EfficientNetLite0Stem, image: torch.Tensor) -> torch.Tensor:
     """Compute the features of one image (3, H, W) from the outputs of its blocks, position by position."""
     outputs, handles = {}, []
     for block in (2, 4, 10):

@@ -19,7 +19,7 @@ from transformers import initialization as init
 __all__ = [
     "STEMS",
     "STEM_LAYER",
-    "VCPCLIPEfficientNetLite0Stem",
+    "EfficientNetLite0Stem",
     "VCPCLIPHybridPatchEmbedding",
     "VCPCLIPSamePadding",
     "VCPCLIPStemBlock",
@@ -55,17 +55,23 @@ _FEATURE_FACTOR, _DIFFERENCE_FACTOR = 8.0, 24.0
 
 
 class VCPCLIPSamePadding(nn.Module):
-    """Pad so that a convolution gives ceil(side / stride), the odd pixel at the end, as TensorFlow does."""
+    """
+    Pad as TensorFlow does for a convolution with stride 2: it gives half the side, rounded up; the odd zero is last.
 
-    def __init__(self, kernel_size: int, stride: int):
+    Args:
+        kernel_size (`int`): side of the kernel.
+    """
+
+    def __init__(self, kernel_size: int):
         super().__init__()
-        self.kernel_size, self.stride = kernel_size, stride
+        self.kernel_size = kernel_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pad images (B, C, H, W) with zeros."""
         padding: list[int] = []
         for side in (x.shape[-1], x.shape[-2]):
-            total = self.kernel_size - 1 - (side - 1) % self.stride
+            # not one formula for both: a compiler would carry it through all following sizes
+            total = self.kernel_size - 2 if side % 2 == 0 else self.kernel_size - 1
             padding += [total // 2, total - total // 2]
         return nn.functional.pad(x, padding)
 
@@ -76,7 +82,7 @@ class VCPCLIPStemBlock(nn.Module):
 
     Args:
         in_channels, out_channels (`int`): numbers of channels.
-        kernel_size, stride (`int`): of the depthwise convolution.
+        kernel_size, stride (`int`): of the depthwise convolution; stride 1 or 2.
         expansion (`int`): factor of the channels between; 1: no expansion.
     """
 
@@ -84,8 +90,8 @@ class VCPCLIPStemBlock(nn.Module):
         super().__init__()
         inner = in_channels * expansion
         self.expand = nn.Conv2d(in_channels, inner, 1) if expansion > 1 else None
-        self.padding = VCPCLIPSamePadding(kernel_size, stride) if stride > 1 else None
-        padding = 0 if stride > 1 else kernel_size // 2
+        self.padding = VCPCLIPSamePadding(kernel_size) if stride == 2 else None
+        padding = 0 if stride == 2 else kernel_size // 2
         self.depthwise = nn.Conv2d(inner, inner, kernel_size, stride, padding, groups=inner)
         self.project = nn.Conv2d(inner, out_channels, 1)
         self.is_residual = stride == 1 and in_channels == out_channels
@@ -98,7 +104,7 @@ class VCPCLIPStemBlock(nn.Module):
         return x + y if self.is_residual else y
 
 
-class VCPCLIPEfficientNetLite0Stem(nn.Module):
+class EfficientNetLite0Stem(nn.Module):
     """The first eleven blocks of EfficientNet-Lite0, 0.7 million parameters, as features of 8 x 8 patches."""
 
     patch_size = 8
@@ -106,7 +112,7 @@ class VCPCLIPEfficientNetLite0Stem(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.padding = VCPCLIPSamePadding(3, 2)
+        self.padding = VCPCLIPSamePadding(3)
         self.first = nn.Conv2d(3, _FIRST_CHANNELS, 3, 2)
         channels = (_FIRST_CHANNELS, *(block[0] for block in _BLOCKS))
         self.blocks = nn.ModuleList(
@@ -152,7 +158,7 @@ class VCPCLIPEfficientNetLite0Stem(nn.Module):
         return torch.cat(features, dim=1)
 
 
-STEMS = {"efficientnet_lite0": VCPCLIPEfficientNetLite0Stem}
+STEMS = {"efficientnet_lite0": EfficientNetLite0Stem}
 
 
 def stem_of(vision_config: CLIPVisionConfig) -> str | None:

@@ -15,7 +15,7 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
 )
 
-from vcp_clip_hf.convolutional_stem import VCPCLIPEfficientNetLite0Stem
+from vcp_clip_hf.convolutional_stem import EfficientNetLite0Stem
 
 
 __all__ = ["find_weights", "load_stem", "stem_state"]
@@ -47,7 +47,7 @@ def find_weights() -> Path:
 
 def stem_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    Convert the weights of EfficientNet-Lite0 to those of [`VCPCLIPEfficientNetLite0Stem`].
+    Convert the weights of EfficientNet-Lite0 to those of [`EfficientNetLite0Stem`].
 
     Args:
         weights (`dict[str, torch.Tensor]`): state dict of `efficientnet_lite_pytorch.EfficientNet`.
@@ -63,7 +63,7 @@ def stem_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         state[f"{name}.bias"] = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
 
     fold("first", "_conv_stem", "_bn0")
-    for number, block in enumerate(VCPCLIPEfficientNetLite0Stem().blocks):
+    for number, block in enumerate(EfficientNetLite0Stem().blocks):
         for part, convolution, norm in _PARTS:
             if getattr(block, part) is not None:
                 fold(f"blocks.{number}.{part}", f"_blocks.{number}.{convolution}", f"_blocks.{number}.{norm}")
@@ -77,7 +77,7 @@ def stem_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_stem(stem: VCPCLIPEfficientNetLite0Stem, weights: Path | None = None) -> None:
+def load_stem(stem: EfficientNetLite0Stem, weights: Path | None = None) -> None:
     """Load ImageNet weights into a stem, from a file or from the installed package, and freeze it."""
     values = torch.load(find_weights() if weights is None else weights, map_location="cpu", weights_only=True)
     stem.load_state_dict(stem_state(values))
