@@ -182,7 +182,10 @@ def test_the_embedding_is_clips_and_a_map_of_the_features(stem):
     patches = nn.functional.conv2d(image, embedding.weight, stride=8)[0]
     expected = patches + mapped + embedding.stem_projection.bias[:, None, None]
     torch.testing.assert_close(embedding(image)[0], expected, atol=1e-4, rtol=1e-5)
-    assert torch.equal(embedding(image, stem(image)), embedding(image))
+    recorded = []
+    assert torch.equal(embedding(image, lambda *values: recorded.append(values)), embedding(image))
+    (name, tokens), grid = recorded[0], (13, 12)
+    assert len(recorded) == 1 and name == "stem" and torch.equal(tokens.mT.unflatten(2, grid), stem(image))
 
 
 def test_names_of_layers():
