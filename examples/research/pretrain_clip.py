@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from vcp_clip_hf.atomic_write import atomic_folder
+from vcp_clip_hf.backbone_loading import load_backbone, read_backbone_config
 from vcp_clip_hf.convolutional_stem import STEMS, stem_of
 from vcp_clip_hf.generator import PRODUCTS, select_products
 from vcp_clip_hf.losses import segmentation_loss
@@ -97,6 +98,25 @@ def make_model(config: CLIPConfig, stem_weights: Path | None = None) -> CLIPMode
     model.vision_model.encoder = with_blocks_of(model.vision_model.encoder, VCPCLIPVisionEncoder)
     if stem_of(config.vision_config) is not None:
         load_stem(model.vision_model.embeddings.patch_embedding.stem, stem_weights)
+    return model
+
+
+def continue_model(checkpoint: str, options: argparse.Namespace) -> CLIPModel:
+    """
+    Return the CLIP of a checkpoint with a stem added, whose projection starts at zero: its features are unchanged.
+
+    Args:
+        checkpoint (`str`): checkpoint of this package whose image tower has no stem.
+        options (`argparse.Namespace`): the stem and its weights.
+    """
+    config, name = read_backbone_config(checkpoint, {})
+    plain = load_backbone(name, config, torch.float32, {}).state_dict()
+    config.vision_config.stem = options.stem
+    model = make_model(config, options.stem_weights)
+    model.load_state_dict(plain, strict=False)
+    projection = model.vision_model.embeddings.patch_embedding.stem_projection
+    nn.init.zeros_(projection.weight)
+    nn.init.zeros_(projection.bias)
     return model
 
 
@@ -176,7 +196,10 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
         workers = os.cpu_count() or 1
         render_pool(output_dir / "pool", products, options.scenes, options.scene_size, options.seed, workers)
 
-    model = make_model(make_config(tokenizer, options), options.stem_weights)
+    if options.initial_checkpoint is None:
+        model = make_model(make_config(tokenizer, options), options.stem_weights)
+    else:
+        model = continue_model(options.initial_checkpoint, options)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(products)} of {len(PRODUCTS)} products")
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
@@ -296,6 +319,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--patch_size", type=int, default=8)
     parser.add_argument("--stem", default="efficientnet_lite0", choices=("none", *STEMS))
     parser.add_argument("--stem_weights", type=Path, help="file; by default that of the installed package")
+    parser.add_argument("--initial_checkpoint", help="checkpoint to start from: its CLIP, with a stem added")
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--map_layers", type=int, nargs="+", default=[4], help="blocks whose maps are trained")
