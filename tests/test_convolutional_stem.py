@@ -5,6 +5,7 @@ import copy
 import accelerate
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from tests.common import HYBRID_VISION, pixels, tiny_config, tiny_hybrid, tiny_model
@@ -182,7 +183,10 @@ def test_the_embedding_is_clips_and_a_map_of_the_features(stem):
     patches = nn.functional.conv2d(image, embedding.weight, stride=8)[0]
     expected = patches + mapped + embedding.stem_projection.bias[:, None, None]
     torch.testing.assert_close(embedding(image)[0], expected, atol=1e-4, rtol=1e-5)
-    assert torch.equal(embedding(image, stem(image)), embedding(image))
+    recorded = []
+    assert torch.equal(embedding(image, lambda *values: recorded.append(values)), embedding(image))
+    (name, tokens), grid = recorded[0], (13, 12)
+    assert len(recorded) == 1 and name == "stem" and torch.equal(tokens.mT.unflatten(2, grid), stem(image))
 
 
 def test_names_of_layers():
@@ -269,6 +273,16 @@ def test_offloaded_weights_give_the_same_features():
     outputs = offloaded(images, output_hidden_states=["stem"])
     torch.testing.assert_close(outputs.anomaly_map, expected.anomaly_map, atol=1e-6, rtol=0)
     assert torch.equal(outputs.stem_features, expected.stem_features)
+
+
+@torch.no_grad()
+def test_an_adapter_on_the_patch_embedding():
+    model, images = tiny_hybrid(), pixels(2)
+    before = model(images, output_hidden_states=["stem", 0])
+    inject_adapter_in_model(LoraConfig(target_modules=["patch_embedding"], init_lora_weights=False), model)
+    after = model(images, output_hidden_states=["stem", 0])
+    assert torch.equal(after.stem_features, before.stem_features)
+    assert (after.hidden_states[0] - before.hidden_states[0]).abs().max() > 1e-3
 
 
 def test_a_stem_is_frozen_with_clip_and_trained_with_it():

@@ -7,7 +7,7 @@ features of a network that was trained on ImageNet: the first eleven blocks of E
 the tower is CLIP's own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -210,19 +210,22 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
         self.stem = STEMS[stem_of(config)]()
         self.stem_projection = nn.Linear(3 * self.stem.num_features, config.hidden_size)
 
-    def forward(self, pixel_values: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, pixel_values: torch.Tensor, record: Callable[[str, torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
         """
         Embed patches.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images; sides are multiples of 8.
-            features (`torch.Tensor` of shape `(B, 176, H / 8, W / 8)`, *optional*): the stem's features of them, if
-                they are known.
+            record (`Callable`, *optional*): receiver of `"stem"` and the stem's features, `(B, N, 176)`.
 
         Returns:
             `torch.Tensor` of shape `(B, d_v, H / 8, W / 8)`.
         """
-        features = self.stem(pixel_values) if features is None else features
+        features = self.stem(pixel_values)
+        if record is not None:
+            record(STEM_LAYER, features.flatten(2).transpose(1, 2))
         mean = features.mean(dim=(2, 3), keepdim=True)
         parts = (
             _FEATURE_FACTOR * features,

@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
 
-from .convolutional_stem import STEM_LAYER, VCPCLIPHybridPatchEmbedding, stem_of
+from .convolutional_stem import VCPCLIPHybridPatchEmbedding, stem_of
 
 
 __all__ = [
@@ -133,9 +133,7 @@ class VCPCLIPVisionEmbeddings(CLIPVisionEmbeddings):
             return super().forward(pixel_values, interpolate_pos_encoding)
         images, layer_states = pixel_values
         images = images.to(self.patch_embedding.weight.dtype)
-        features = self.patch_embedding.stem(images)
-        layer_states.record(STEM_LAYER, features.flatten(2).transpose(1, 2))
-        patches = self.patch_embedding(images, features).flatten(2).transpose(1, 2)
+        patches = self.patch_embedding(images, layer_states.record).flatten(2).transpose(1, 2)
         embeddings = torch.cat([self.class_embedding.expand(images.shape[0], 1, -1), patches], dim=1)
         return embeddings + self.interpolate_pos_encoding(embeddings, *images.shape[-2:])
 
