@@ -48,10 +48,12 @@ _BLOCKS = (
 )
 # Blocks whose outputs are the features, with their strides
 _FEATURE_BLOCKS = {2: 4, 4: 8, 10: 16}
+# Blocks whose outputs are the details inside a patch, with their strides
+_DETAIL_BLOCKS = {0: 2, 2: 4}
 _FIRST_CHANNELS = 32
 _SURROUNDINGS = 11  # side of the square of patches that a patch is compared with
-# Differences between patches are small beside the features, which have unit length
-_FEATURE_FACTOR, _DIFFERENCE_FACTOR = 8.0, 24.0
+# Differences between patches are small beside the features, which have unit length; details are large
+_FEATURE_FACTOR, _DIFFERENCE_FACTOR, _DETAIL_FACTOR = 8.0, 24.0, 0.15
 
 
 class VCPCLIPSamePadding(nn.Module):
@@ -109,6 +111,7 @@ class EfficientNetLite0Stem(nn.Module):
 
     patch_size = 8
     num_features = sum(_BLOCKS[block][0] for block in _FEATURE_BLOCKS)
+    num_details = sum(_BLOCKS[block][0] * (8 // stride) ** 2 for block, stride in _DETAIL_BLOCKS.items())
 
     def __init__(self):
         super().__init__()
@@ -126,27 +129,31 @@ class EfficientNetLite0Stem(nn.Module):
                 init.kaiming_normal_(module.weight, nonlinearity="relu")
                 init.zeros_(module.bias)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Compute the features of patches.
+        Compute the features of patches, and the details inside them.
 
-        The last outputs at strides 4, 8 and 16 are averaged over 3 x 3 positions, brought to the grid of patches, and
-        divided by their length.
+        Features: the last outputs at strides 4, 8 and 16 are averaged over 3 x 3 positions, brought to the grid of
+        patches, and divided by their length. Details: the outputs at strides 2 and 4 as they are, all positions of a
+        patch after each other; thin lines would vanish in an average.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized with CLIP's mean and standard deviation;
                 sides are multiples of 8.
 
         Returns:
-            `torch.Tensor` of shape `(B, 176, H / 8, W / 8)`, same dtype.
+            `tuple` of two `torch.Tensor`, same dtype: features `(B, 176, H / 8, W / 8)` and details
+            `(B, 352, H / 8, W / 8)`.
         """
         grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
         if pixel_values.device.type == "cpu":  # its convolutions are two to three times faster this way
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         x = nn.functional.relu6(self.first(self.padding(pixel_values)))
-        features = []
+        features, details = [], []
         for number, block in enumerate(self.blocks):
             x = block(x)
+            if number in _DETAIL_BLOCKS:
+                details.append(nn.functional.pixel_unshuffle(x, self.patch_size // _DETAIL_BLOCKS[number]))
             if number in _FEATURE_BLOCKS:
                 level = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
                 stride = _FEATURE_BLOCKS[number]
@@ -155,7 +162,7 @@ class EfficientNetLite0Stem(nn.Module):
                 elif stride > self.patch_size:
                     level = nn.functional.interpolate(level, size=grid, mode="bilinear", align_corners=False)
                 features.append(nn.functional.normalize(level, dim=1))
-        return torch.cat(features, dim=1)
+        return torch.cat(features, dim=1), torch.cat(details, dim=1)
 
 
 STEMS = {"efficientnet_lite0": EfficientNetLite0Stem}
@@ -198,7 +205,7 @@ def layer_width(layer: int | str, vision_config: CLIPVisionConfig) -> int:
 class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
     """
     CLIP's patch embedding, plus a linear map of a stem's features: as they are, relative to the mean of the image, and
-    relative to the 11 x 11 patches around.
+    relative to the 11 x 11 patches around; and of the details inside each patch.
 
     Args:
         config (`CLIPVisionConfig`): configuration of the image tower, whose `stem` is one of `STEMS`.
@@ -208,7 +215,8 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
         patch_size = config.patch_size
         super().__init__(config.num_channels, config.hidden_size, patch_size, patch_size, bias=False)
         self.stem = STEMS[stem_of(config)]()
-        self.stem_projection = nn.Linear(3 * self.stem.num_features, config.hidden_size)
+        width = 3 * self.stem.num_features + self.stem.num_details
+        self.stem_projection = nn.Linear(width, config.hidden_size)
 
     def forward(
         self, pixel_values: torch.Tensor, record: Callable[[str, torch.Tensor], None] | None = None
@@ -223,7 +231,7 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
         Returns:
             `torch.Tensor` of shape `(B, d_v, H / 8, W / 8)`.
         """
-        features = self.stem(pixel_values)
+        features, details = self.stem(pixel_values)
         if record is not None:
             record(STEM_LAYER, features.flatten(2).transpose(1, 2))
         mean = features.mean(dim=(2, 3), keepdim=True)
@@ -231,6 +239,7 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
             _FEATURE_FACTOR * features,
             _DIFFERENCE_FACTOR * (features - mean),
             _DIFFERENCE_FACTOR * (features - _surroundings(features)),
+            _DETAIL_FACTOR * details,
         )
         rows = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
         embedded = self.stem_projection(rows).transpose(1, 2).unflatten(2, features.shape[2:])
