@@ -71,10 +71,10 @@ def test_padding_is_that_of_tensorflow(side, size):
     torch.testing.assert_close(convolution(VCPCLIPSamePadding(side)(image[None]))[0], expected)
 
 
-def plain_features(stem: EfficientNetLite0Stem, image: torch.Tensor) -> torch.Tensor:
-    """Compute the features of one image (3, H, W) from the outputs of its blocks, position by position."""
+def plain_reading(stem: EfficientNetLite0Stem, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute features and details of one image (3, H, W) from the outputs of its blocks, position by position."""
     outputs, handles = {}, []
-    for block in (2, 4, 10):
+    for block in (0, 2, 4, 10):
         handles.append(stem.blocks[block].register_forward_hook(lambda _, __, y, key=block: outputs.update({key: y})))
     stem(image[None])
     for handle in handles:
@@ -94,7 +94,15 @@ def plain_features(stem: EfficientNetLite0Stem, image: torch.Tensor) -> torch.Te
                     value = interpolated(means, row, column, grid)
                 features[:, row, column] = value / value.norm()
         levels.append(features)
-    return torch.cat(levels)
+    details = torch.zeros(16 * 16 + 24 * 4, *grid)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            within = [
+                outputs[block][0, :, side * row : side * (row + 1), side * column : side * (column + 1)].flatten()
+                for block, side in ((0, 4), (2, 2))
+            ]
+            details[:, row, column] = torch.cat(within)
+    return torch.cat(levels), details
 
 
 def neighbors(x: torch.Tensor, margin: int) -> torch.Tensor:
@@ -121,12 +129,13 @@ def interpolated(x: torch.Tensor, row: int, column: int, grid: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("size", [(48, 48), (40, 24), (8, 24), (24, 8), (8, 8)], ids=str)
-def test_the_features_are_those_of_the_definition(stem, size):
+def test_features_and_details_are_those_of_the_definition(stem, size):
     images = pixels(2, *size)
-    features = stem(images)
-    assert features.shape == (2, 176, size[0] // 8, size[1] // 8)
-    for image, found in zip(images, features, strict=True):
-        torch.testing.assert_close(found, plain_features(stem, image), atol=1e-5, rtol=0)
+    features, details = stem(images)
+    assert features.shape == (2, 176, size[0] // 8, size[1] // 8) and details.shape == (2, 352, *features.shape[2:])
+    for image, *found in zip(images, features, details, strict=True):
+        for ours, expected in zip(found, plain_reading(stem, image), strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_block_is_three_convolutions(stem):
@@ -145,16 +154,18 @@ def test_a_block_is_three_convolutions(stem):
 def test_a_grid_of_odd_numbers_and_the_batch(stem):
     images = pixels(4, 232, 216)
     together = stem(images)
-    assert together.shape == (4, 176, 29, 27)
-    for image, features in zip(images, together, strict=True):
-        torch.testing.assert_close(stem(image[None])[0], features, atol=1e-6, rtol=0)
+    assert together[0].shape == (4, 176, 29, 27) and together[1].shape == (4, 352, 29, 27)
+    for index, image in enumerate(images):
+        for alone, each in zip(stem(image[None]), together, strict=True):
+            torch.testing.assert_close(alone[0], each[index], atol=1e-5, rtol=1e-5)
 
 
 def test_the_memory_layout_of_images_changes_nothing(stem):
     images = pixels(2)
     turned = images.transpose(2, 3).contiguous().transpose(2, 3)
     for other in (images.contiguous(memory_format=torch.channels_last), turned):
-        torch.testing.assert_close(stem(other), stem(images), atol=1e-6, rtol=0)
+        for found, expected in zip(stem(other), stem(images), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_random_weights_keep_the_size_of_the_signal():
@@ -175,9 +186,9 @@ def test_the_embedding_is_clips_and_a_map_of_the_features(stem):
     embedding = embedding_of(tiny_hybrid())
     embedding.stem = stem
     image = pixels(1, 104, 96)  # 13 x 12 patches: the surroundings have a border
-    features = plain_features(stem, image[0])
+    features, details = plain_reading(stem, image[0])
     mean, around = features.mean(dim=(1, 2), keepdim=True), neighbors(features, 5)
-    parts = torch.cat([8 * features, 24 * (features - mean), 24 * (features - around)])
+    parts = torch.cat([8 * features, 24 * (features - mean), 24 * (features - around), 0.15 * details])
     mapped = torch.einsum("dc,chw->dhw", embedding.stem_projection.weight, parts)
     patches = nn.functional.conv2d(image, embedding.weight, stride=8)[0]
     expected = patches + mapped + embedding.stem_projection.bias[:, None, None]
@@ -185,7 +196,7 @@ def test_the_embedding_is_clips_and_a_map_of_the_features(stem):
     recorded = []
     assert torch.equal(embedding(image, lambda *values: recorded.append(values)), embedding(image))
     (name, tokens), grid = recorded[0], (13, 12)
-    assert len(recorded) == 1 and name == "stem" and torch.equal(tokens.mT.unflatten(2, grid), stem(image))
+    assert len(recorded) == 1 and name == "stem" and torch.equal(tokens.mT.unflatten(2, grid), stem(image)[0])
 
 
 def test_names_of_layers():
@@ -219,7 +230,7 @@ def test_every_part_of_the_embedding_reaches_the_map():
 def test_the_features_are_returned_and_computed_once():
     model, images = tiny_hybrid(), pixels(2, 40, 24)
     calls = []
-    embedding_of(model).stem.register_forward_hook(lambda _, __, output: calls.append(output))
+    embedding_of(model).stem.register_forward_hook(lambda _, __, output: calls.append(output[0]))
     outputs = model(images, output_hidden_states=["stem", 0, 2])
     assert len(calls) == 1
     assert torch.equal(outputs.stem_features, calls[0].flatten(2).transpose(1, 2))
@@ -300,7 +311,7 @@ def test_methods_on_a_tower_with_a_stem(name):
     images = pixels(2)
     outputs = model(images, output_hidden_states=["stem", 1])
     embedding = embedding_of(model)
-    assert torch.equal(outputs.stem_features, embedding.stem(images).flatten(2).transpose(1, 2))
+    assert torch.equal(outputs.stem_features, embedding.stem(images)[0].flatten(2).transpose(1, 2))
     embedding.stem_projection.weight.zero_()
     assert not torch.equal(model(images, output_hidden_states=[1]).hidden_states[1], outputs.hidden_states[1])
     named = model.for_product("bolt")(images, output_hidden_states=["stem"])

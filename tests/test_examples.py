@@ -26,7 +26,7 @@ from examples.research import (
 from examples.research.benchmark.__main__ import main as benchmark
 from examples.research.benchmark.floor import image_encoder_flops
 from examples.research.captioned_views import load_tokenizer
-from tests.common import tiny_model, tiny_model_with_head, tiny_tokenizer
+from tests.common import tiny_hybrid, tiny_model, tiny_model_with_head, tiny_tokenizer
 from tests.training_run import make_model_folder
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.data import load_anomaly_dataset
@@ -153,6 +153,20 @@ def test_compare_references(checkpoint, tmp_path, capsys):
 def test_flops_of_the_image_encoder():
     config = VCPCLIPConfig()  # ViT-L/14
     assert image_encoder_flops(config, 518) / 1e9 == pytest.approx(1013.6, rel=2e-3)
+
+
+def test_flops_of_a_stem():
+    plain, model = tiny_model(), tiny_hybrid()
+    embedding = model.clip.vision_model.embeddings.patch_embedding
+    outputs = []
+    for module in embedding.stem.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(
+                lambda each, _, output: outputs.append(each.weight[0].numel() * output.numel())
+            )
+    model(torch.zeros(1, 3, 40, 40))
+    expected = 2 * sum(outputs) + 2 * 25 * embedding.stem_projection.weight.numel()
+    assert image_encoder_flops(model.config, 40) - image_encoder_flops(plain.config, 40) == expected
 
 
 @pytest.mark.parametrize("method", benchmark_methods.SUBJECTS)

@@ -310,7 +310,8 @@ def hybrid():
 def stem_tokens(model, processor, image: Image.Image) -> torch.Tensor:
     """Return the stem's features of a picture, (patches, 176)."""
     stem = model.clip.vision_model.embeddings.patch_embedding.stem
-    return stem(processor(image, return_tensors="pt").pixel_values)[0].flatten(1).T
+    features, _ = stem(processor(image, return_tensors="pt").pixel_values)
+    return features[0].flatten(1).T
 
 
 @pytest.mark.parametrize("layers", [["stem"], ["stem", 4]])
