@@ -171,9 +171,8 @@ def resume(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer) -> 
     model.load_state_dict(load_file(folder / "model.safetensors"))
     moments = load_file(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments
-        }
+        if f"{name}.step" in moments:  # frozen parameters have none
+            optimizer.state[parameter] = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
     return json.loads((folder / "step.json").read_text())["step"]
 
 
