@@ -3,7 +3,7 @@
 import copy
 import logging as pylogging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -27,7 +27,9 @@ from .checkpoint_errors import explained, read_config_values, refuse_pickles
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .configuration_segmenter import SegmenterConfig
 from .configuration_vcp_clip import VCPCLIPConfig
+from .convolutional_stem import stem_of
 from .prompts import check_tokenizer, tokenize_prompts
+from .vision_tower import VCPCLIPBackbone
 
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "load_backbone_weights",
     "quantize_backbone_only",
     "read_backbone_config",
+    "refuse_incomplete_backbone",
     "segmenter_config_class",
     "without_load_report",
 ]
@@ -318,16 +321,30 @@ def load_backbone(
     """
     refuse_pickles(name)
     with explained(name), without_load_report():
-        clip, report = CLIPModel.from_pretrained(
+        clip, report = VCPCLIPBackbone.from_pretrained(
             name, config=clip_config, dtype=dtype, use_safetensors=True, output_loading_info=True, **hub_arguments
         )
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    refuse_incomplete_backbone({BACKBONE_PREFIX + key for key in report["missing_keys"]}, name)
+    return clip
+
+
+def refuse_incomplete_backbone(missing_keys: Iterable[str], source: str) -> None:
+    """
+    Raise if weights of CLIP are missing.
+
+    Args:
+        missing_keys (`Iterable[str]`): names of the missing weights of a model.
+        source (`str`): the backbone, for the message.
+
+    Raises:
+        ValueError: some of them are CLIP's.
+    """
+    missing = sorted(key.removeprefix(BACKBONE_PREFIX) for key in missing_keys if key.startswith(BACKBONE_PREFIX))
+    if missing:
         raise ValueError(
-            f"The weights of {name!r} are not a complete CLIP: {len(missing)} tensors are missing, such as"
+            f"The weights of {source!r} are not a complete CLIP: {len(missing)} tensors are missing, such as"
             f" {missing[0]}. Copy or download the model again, or use another backbone."
         )
-    return clip
 
 
 @contextmanager
@@ -362,6 +379,9 @@ def check_backbone(config: FrozenCLIPConfig, clip_config: CLIPConfig, source: st
         for field in fields
         if (ours := getattr(getattr(config, part), field)) != (theirs := getattr(getattr(clip_config, part), field))
     ]
+    stems = stem_of(config.vision_config), stem_of(clip_config.vision_config)
+    if stems[0] != stems[1]:
+        differences.append(f"vision_config.stem: {stems[0]} in the checkpoint, {stems[1]} in the backbone")
     if differences:
         raise ValueError(
             f"The backbone {source!r} is not the one the checkpoint was trained with. {'; '.join(differences)}."

@@ -4,6 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from .configuration_segmenter import SegmenterConfig
+from .convolutional_stem import STEMS, stem_of
 
 
 __all__ = ["FrozenCLIPConfig"]
@@ -38,7 +39,8 @@ class FrozenCLIPConfig(SegmenterConfig):
             CLIP's text tower. A dict is read over `CLIPTextConfig`'s own defaults.
         vision_config (`dict` or `CLIPVisionConfig`, *optional*, defaults to ViT-L/14-336's):
             CLIP's image tower. Its `image_size` is the *pretraining* size, which fixes the stored position table;
-            the size this model works at is `image_size`.
+            the size this model works at is `image_size`. Its optional field `stem` names a convolutional network
+            before the tower, one of [`STEMS`].
         projection_dim (`int`, *optional*, defaults to 768):
             Width of CLIP's joint space.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
@@ -98,6 +100,7 @@ class FrozenCLIPConfig(SegmenterConfig):
             ValueError: fields contradict each other; the message names both.
         """
         super().check_consistency()
+        self._check_stem()
         patch_size = self.vision_config.patch_size
         for side in self.input_size:
             if side <= 0 or side % patch_size:
@@ -107,6 +110,22 @@ class FrozenCLIPConfig(SegmenterConfig):
                     f" the nearest sides are {below} and {below + patch_size}."
                 )
         self._check_layers("feature_layers", self.feature_layers)
+
+    def _check_stem(self) -> None:
+        vision, stem = self.vision_config, stem_of(self.vision_config)
+        if stem is None:
+            return
+        if stem not in STEMS:
+            raise ValueError(
+                f"vision_config.stem={stem!r} is unknown. Known stems are {', '.join(STEMS)}; without this field, the"
+                " image tower is CLIP's own."
+            )
+        patch_size = STEMS[stem].patch_size
+        if vision.patch_size != patch_size or vision.num_channels != 3:
+            raise ValueError(
+                f"vision_config.stem={stem!r} needs patch_size={patch_size} and num_channels=3, got"
+                f" patch_size={vision.patch_size} and num_channels={vision.num_channels}."
+            )
 
     def _check_layers(self, name: str, layers: list[int]) -> None:
         depth = self.vision_config.num_hidden_layers

@@ -28,11 +28,12 @@ from .backbone_loading import (
     load_backbone_weights,
     quantize_backbone_only,
     read_backbone_config,
+    refuse_incomplete_backbone,
     without_load_report,
 )
 from .checkpoint_errors import check_dtype, explained, explained_writing, read_config_values, refuse_pickles
 from .configuration_frozen_clip import FrozenCLIPConfig
-from .vision_tower import LayerStates, VCPCLIPVisionEmbeddings, VCPCLIPVisionEncoder
+from .vision_tower import LayerStates, VCPCLIPBackbone, VCPCLIPVisionEncoder
 
 
 __all__ = ["FrozenCLIPPreTrainedModel", "check_labels", "check_zero_or_one", "requested_states", "with_blocks_of"]
@@ -78,11 +79,9 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
 
     def _make_clip(self) -> CLIPModel:
         """Make the frozen CLIP, whose image tower resizes its position table and returns chosen layers."""
-        clip = CLIPModel._from_config(self.config.to_clip_config())
-        # Modules of CLIP with the same parameters and names
-        vision_model = clip.vision_model
-        vision_model.embeddings = VCPCLIPVisionEmbeddings(vision_model.config)
-        vision_model.encoder = with_blocks_of(vision_model.encoder, VCPCLIPVisionEncoder)
+        clip = VCPCLIPBackbone._from_config(self.config.to_clip_config())
+        # The same parameters and names
+        clip.vision_model.encoder = with_blocks_of(clip.vision_model.encoder, VCPCLIPVisionEncoder)
         return clip.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -102,7 +101,9 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         return self
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info: bool = False, **kwargs
+    ):
         """
         Load a checkpoint from the Hub or a folder: a full one, or one with the learned part only, whose CLIP is then
         loaded from `config.backbone_name_or_path`.
@@ -113,7 +114,8 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: the checkpoint or its backbone is missing; the message says which one and what to do.
-            ValueError: the backbone's sizes are not those the checkpoint was trained with.
+            ValueError: the backbone's sizes are not those the checkpoint was trained with, or some of its weights are
+                missing.
         """
         location = pretrained_model_name_or_path
         if kwargs.get("use_safetensors") is False:
@@ -123,17 +125,20 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"], cls._learned_modules)
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        loaded = cls._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
+        model, report = cls._from_checkpoint(
+            location, *model_args, config=config, hub_arguments=hub_arguments, output_loading_info=True, **kwargs
+        )
+        source = model.config.backbone_name_or_path or "the given model" if location is None else str(location)
+        refuse_incomplete_backbone(report["missing_keys"], source)
         # Loading makes new parameters, which require gradients again
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.clip.requires_grad_(False)
         # Where further files of the checkpoint lie; never the token, which would be pickled with the model
         model.hub_arguments = {name: value for name, value in hub_arguments.items() if name in _FURTHER_FILES}
-        return loaded
+        return (model, report) if output_loading_info else model
 
     @classmethod
     def _from_checkpoint(cls, location, *model_args, config, hub_arguments: dict, **kwargs):
-        """Load a checkpoint as it is stored."""
+        """Load a checkpoint as it is stored, and return the model and transformers' report."""
         if location is None or cls._includes_backbone(location, config, hub_arguments):
             if location is not None:
                 refuse_pickles(location, hub_arguments.get("subfolder") or "")
@@ -164,10 +169,9 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         # 2. the learned part, 3. the frozen backbone, 4. both together
         state_dict = load_adapter_weights(location, variant, hub_arguments)
         state_dict.update(load_backbone_weights(config, location, hub_arguments))
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **loading)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model, report = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **loading)
         model.name_or_path = model.config.name_or_path = str(location)
-        return loaded
+        return model, report
 
     def save_pretrained(
         self,
@@ -258,7 +262,8 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: the backbone is missing.
-            ValueError: not a CLIP model, not the one of `config`, or fields that contradict it.
+            ValueError: not a CLIP model, not the one of `config`, weights that are not complete, or fields that
+                contradict it.
         """
         # The learned part is trained in float32, whatever the backbone is stored in
         loading = {"dtype": torch.float32, **kwargs}

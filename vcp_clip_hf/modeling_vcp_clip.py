@@ -135,10 +135,10 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
         return super()._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
 
     @classmethod
-    def _with_new_image_head(cls, location, *model_args, output_loading_info: bool = False, **kwargs):
+    def _with_new_image_head(cls, location, *model_args, **kwargs):
         """Load a checkpoint without an image head into a model with one, without a table of missing weights."""
         with without_load_report():
-            model, report = super()._from_checkpoint(location, *model_args, output_loading_info=True, **kwargs)
+            model, report = super()._from_checkpoint(location, *model_args, **kwargs)
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(IMAGE_HEAD_PREFIX))
         if missing:
             raise OSError(
@@ -149,7 +149,7 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
             f"{location} has no image head; a new one is initialized. Its scores say little before it is trained, for"
             " example with `vcp-clip train --trainable image_head`."
         )
-        return (model, report) if output_loading_info else model
+        return model, report
 
 
 class VCPCLIPModel(VCPCLIPPreTrainedModel):

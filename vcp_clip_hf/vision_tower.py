@@ -124,6 +124,7 @@ class VCPCLIPBackbone(CLIPModel):
     def __init__(self, config: CLIPConfig):
         super().__init__(config)
         self.vision_model.embeddings = VCPCLIPVisionEmbeddings(self.vision_model.config)
+        self._is_hf_initialized = False  # set before these embeddings existed
         self.post_init()
 
     @torch.no_grad()

@@ -55,6 +55,7 @@ __all__ = [
 
 TOKENIZER = Path(__file__).parents[2] / "hub_configs" / "vcp-clip-tiny"
 CONTEXT_LENGTH = 48  # tokens; prompts may be longer than captions
+DAMAGED_WEIGHT = 4.0  # weight of damaged pixels, which are much rarer than whole ones
 LOGGING_STEPS = 20
 
 
@@ -110,7 +111,7 @@ def map_loss(
     model: CLIPModel, patch_tokens: list[torch.Tensor], text_embeds: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
     """
-    Compute the loss of maps that compare patches with the captions of the damaged and the whole view of their pair.
+    Compute the loss of maps that compare patches with the difference of damaged and whole views' captions.
 
     Args:
         model (`CLIPModel`): model whose projection takes patch tokens to the joint space.
@@ -120,20 +121,26 @@ def map_loss(
         labels (`torch.Tensor` of shape `(batch_size, side, side)`): 1 damaged, 0 whole.
 
     Returns:
-        `tuple[torch.Tensor, float]`: focal plus dice loss, summed over blocks, and the AUROC of every second pixel of
-        the damaged views in the last block.
+        `tuple[torch.Tensor, float]`: focal loss, plus dice loss, plus cross-entropy with more weight on damaged pixels,
+        as the mean over blocks; and the AUROC of the damaged views' pixels (every second row and column) in the last
+        block.
     """
-    damaged, whole = text_embeds[0::2], text_embeds[1::2]
-    contrast = (damaged - whole).repeat_interleave(2, dim=0)
+    # the mean over the batch: what captions of damage have in common
+    contrast = (text_embeds[0::2] - text_embeds[1::2]).float().mean(dim=0)
     maps = []
     for tokens in patch_tokens:
         tokens = model.visual_projection(model.vision_model.post_layernorm(tokens))
         tokens = nn.functional.normalize(tokens.float(), dim=-1)
-        maps.append((tokens @ contrast.float().unsqueeze(-1)).squeeze(-1) * model.logit_scale.exp())
+        maps.append((tokens @ contrast) * model.logit_scale.exp())
     logits = torch.stack(maps, dim=1)
     grid = math.isqrt(logits.shape[-1])
     logits = nn.functional.interpolate(logits.unflatten(-1, (grid, grid)), size=labels.shape[-2:], mode="bilinear")
-    loss = segmentation_loss(logits.sigmoid(), labels.float())
+    target = labels.float()
+    weight = torch.where(target > 0, DAMAGED_WEIGHT, 1.0).unsqueeze(1)
+    entropy = nn.functional.binary_cross_entropy_with_logits(
+        logits, target.unsqueeze(1).expand_as(logits), weight.expand_as(logits)
+    )
+    loss = segmentation_loss(logits.sigmoid(), target) / len(maps) + entropy
     with torch.no_grad():
         values, positive = logits[0::2, -1, ::2, ::2], labels[0::2, ::2, ::2] > 0
         ranks = values.flatten().argsort().argsort().float()
@@ -171,7 +178,7 @@ def resume(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer) -> 
     model.load_state_dict(load_file(folder / "model.safetensors"))
     moments = load_file(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
-        if f"{name}.step" in moments:  # frozen parameters have none
+        if parameter.requires_grad:
             optimizer.state[parameter] = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
     return json.loads((folder / "step.json").read_text())["step"]
 
@@ -195,7 +202,8 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     model.to(accelerator.device)
     optimizer = accelerator.prepare(optimizer)
     model.train()
-    bar, began, images = tqdm(total=options.steps, initial=start, desc="pretrain"), time.perf_counter(), 0
+    bar, began = tqdm(total=options.steps, initial=start, desc="pretrain"), time.perf_counter()
+    images, recent = 0, []
     for step, batch in enumerate(loader, start=start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options)
@@ -207,9 +215,12 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         images += batch[0].shape[:2].numel()
+        recent.append(facts)
         bar.update()
         if (step + 1) % LOGGING_STEPS == 0:
-            record = {"step": step + 1, **facts, "images_per_second": images / (time.perf_counter() - began)}
+            means = {key: sum(each[key] for each in recent) / len(recent) for key in facts}
+            recent.clear()
+            record = {"step": step + 1, **means, "images_per_second": images / (time.perf_counter() - began)}
             with open(output_dir / "log.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")
             bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if key != "step"})
@@ -261,9 +272,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch_size", type=int, default=48, help="number of images, two per pair")
-    parser.add_argument("--large_steps", type=int, default=900, help="number of last steps, with larger pictures")
+    parser.add_argument("--large_steps", type=int, default=700, help="number of last steps, with larger pictures")
     parser.add_argument("--large_image_size", type=int, default=224)
     parser.add_argument("--large_batch_size", type=int, default=24)
     parser.add_argument("--contrastive_weight", type=float, default=0.3)

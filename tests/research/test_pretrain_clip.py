@@ -58,7 +58,8 @@ def test_a_model_with_a_frozen_stem(stem_weights):
     optimized = [
         parameter for group in pretrain_clip.make_optimizer(model).param_groups for parameter in group["params"]
     ]
-    assert {id(each) for each in optimized} == {id(each) for each in model.parameters() if each.requires_grad}
+    optimized = {id(each) for group in groups for each in group["params"]}
+    assert optimized == {id(each) for each in model.parameters() if each.requires_grad}
 
 
 def test_vectors_and_scalars_have_no_weight_decay(stem_weights):
