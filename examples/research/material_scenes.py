@@ -196,12 +196,12 @@ def material_table(split: str, count: int, size: int, seed: int, anomaly_fractio
             "seed": seed,
             "anomaly_fraction": anomaly_fraction,
         },
-        fingerprint=f"materials-{__version__}-{split}-{count}-{size}-{seed}-{anomaly_fraction}",
+        fingerprint=f"materials-{__version__}-{_checksum()}-{split}-{count}-{size}-{seed}-{anomaly_fraction}",
     )
 
 
 def _records(split: str, count: int, size: int, seed: int, anomaly_fraction: float) -> Iterator[dict[str, Any]]:
-    materials, number = MaterialScenes(split), 0
+    materials, number = MaterialScenes(split, MATERIALS), 0
     for index in range(count):
         is_anomalous = math.floor((index + 1) * anomaly_fraction) > math.floor(index * anomaly_fraction)
         while True:
@@ -246,6 +246,12 @@ def describe(name: str, kind: str | None, rng: np.random.Generator) -> str:
         state, noun = pick(ABNORMAL_STATES), pick(DEFECT_WORDS[kind])
         phrase = pick((f"{state} {name}", f"{name} with {noun}", f"{state} {name} with {noun}", f"{noun} on {name}"))
     return pick(_FRAMES).format(phrase)
+
+
+def _checksum() -> str:
+    """Return a number that changes with the photographs, so that no table of other ones is read from the cache."""
+    files = sorted((path.name, path.stat().st_size) for path in MATERIALS.rglob("*.jpg"))
+    return f"{zlib.crc32(repr(files).encode()):08x}"
 
 
 def _is_for_test(path: Path) -> bool:

@@ -7,9 +7,10 @@ captions, an image tower on 8 x 8 patches whose stem is the frozen start of an I
 (`efficientnet_stem.py`), and CLIP's contrastive loss over pairs of views (`captioned_views.py`).
 
 CLIP learns what patches show from hundreds of millions of images. This model sees tens of thousands, and gets a second
-loss: the patches of some blocks are compared with the captions of the damaged and of the whole view; upsampled to
-pixels, these maps get the losses that VCP-CLIP is trained with, with the exact mask of the damage as target. The last
-steps use larger pictures. Started again after an interruption, the program continues from the last checkpoint.
+loss: the patches of some blocks are compared with what the captions of damaged views have in common, relative to those
+of whole views; upsampled to pixels, these maps get the losses that VCP-CLIP is trained with and a cross-entropy, with
+the exact mask of the damage as target. The last steps use larger pictures. Started again after an interruption, the
+program continues from the last checkpoint.
 """
 
 import argparse
@@ -121,9 +122,8 @@ def map_loss(
         labels (`torch.Tensor` of shape `(batch_size, side, side)`): 1 damaged, 0 whole.
 
     Returns:
-        `tuple[torch.Tensor, float]`: focal loss, plus dice loss, plus cross-entropy with more weight on damaged pixels,
-        as the mean over blocks; and the AUROC of the damaged views' pixels (every second row and column) in the last
-        block.
+        `tuple[torch.Tensor, float]`: the mean over blocks of focal loss, dice loss, and cross-entropy with more weight
+        on damaged pixels, summed; and the AUROC of the last block on every second row and column of damaged views.
     """
     # the mean over the batch: what captions of damage have in common
     contrast = (text_embeds[0::2] - text_embeds[1::2]).float().mean(dim=0)

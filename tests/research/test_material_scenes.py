@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.research import material_scenes
 from examples.research.material_scenes import (
     DEFECT_WORDS,
     MATERIALS,
@@ -179,6 +180,21 @@ def test_same_seed_same_table(tmp_path, monkeypatch):
     for arguments in (("train", 6, 48, 6), ("test", 6, 48, 5)):
         pictures.append({row[0] for row in made_anew(tmp_path / "a", monkeypatch, *arguments)})
     assert all(len(each) == 6 for each in pictures) and len(set.union(*pictures)) == 18
+
+
+def test_other_photographs_give_another_table(tmp_path, monkeypatch):
+    """The cache holds the first table; with other photographs in the folder, it is not read."""
+    folder = tmp_path / "materials"
+    folder.mkdir()
+    monkeypatch.setattr(material_scenes, "MATERIALS", folder)
+    tables = []
+    for level in (60, 61):
+        for number in range(30):  # some are for training, some for tests
+            noise = np.random.default_rng(level + number).integers(0, level, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"noise_{number}.jpg")
+        tables.append(contents(material_table("test", 3, 32, 9)))
+    assert {row[3] for row in tables[0]} == {"material noise"}
+    assert not {row[0] for row in tables[0]} & {row[0] for row in tables[1]}
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (0.25, 5), (0.5, 10), (0.65, 13), (1.0, 20)])

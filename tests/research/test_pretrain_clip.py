@@ -1,5 +1,6 @@
 """Pretraining of the tiny CLIP: its model, its loss of maps, and a continuation that is bit-equal."""
 
+import itertools
 import json
 import math
 import shutil
@@ -55,9 +56,7 @@ def test_a_model_with_a_frozen_stem(stem_weights):
     assert frozen == {name for name, _ in model.named_parameters() if name.startswith(STEM)} and frozen
     expected = stem_state(random_weights())
     assert all(torch.equal(model.get_parameter(STEM + name), value) for name, value in expected.items())
-    optimized = [
-        parameter for group in pretrain_clip.make_optimizer(model).param_groups for parameter in group["params"]
-    ]
+    groups = pretrain_clip.make_optimizer(model).param_groups
     optimized = {id(each) for group in groups for each in group["params"]}
     assert optimized == {id(each) for each in model.parameters() if each.requires_grad}
 
@@ -132,22 +131,25 @@ def test_perfect_maps_have_a_small_loss_and_reversed_maps_a_large_one():
 
 @torch.no_grad()
 def test_the_loss_of_maps_equals_a_plain_reading(stem_weights):
-    """Patch by patch: project, take the cosines with both captions of the pair, subtract, scale, upsample."""
+    """Patch by patch: project, take the mean of its cosines with damaged captions minus whole ones; then pixels."""
     model = small_model(stem_weights)
     layers = [torch.randn(4, 16, 64) for _ in range(3)]
     captions = nn.functional.normalize(torch.randn(4, 32), dim=-1)
     labels = (torch.rand(4, 24, 24) < 0.2).to(torch.uint8)
     labels[1::2] = 0
     maps = torch.zeros(4, 3, 4, 4)
-    for image in range(4):
-        pair = image // 2
-        for layer, tokens in enumerate(layers):
-            for patch in range(16):
-                token = model.visual_projection(model.vision_model.post_layernorm(tokens[image, patch]))
-                cosines = [torch.dot(token, caption) / token.norm() for caption in captions[2 * pair : 2 * pair + 2]]
-                maps[image, layer, patch // 4, patch % 4] = model.logit_scale.exp() * (cosines[0] - cosines[1])
+    for image, layer, patch in itertools.product(range(4), range(3), range(16)):
+        token = model.visual_projection(model.vision_model.post_layernorm(layers[layer][image, patch]))
+        cosines = [torch.dot(token, caption) / token.norm() for caption in captions]
+        difference = (cosines[0] + cosines[2]) / 2 - (cosines[1] + cosines[3]) / 2
+        maps[image, layer, patch // 4, patch % 4] = model.logit_scale.exp() * difference
     upsampled = nn.functional.interpolate(maps, size=(24, 24), mode="bilinear", align_corners=False)
-    expected = segmentation_loss(torch.sigmoid(upsampled), labels.float())
+    expected = 0.0
+    for layer in range(3):
+        probabilities = torch.sigmoid(upsampled[:, layer])
+        entropies = torch.where(labels > 0, -4 * probabilities.log(), -(1 - probabilities).log())
+        focal_and_dice = segmentation_loss(probabilities.unsqueeze(1), labels.float())
+        expected += (focal_and_dice + entropies.mean()) / 3
     loss, auroc = pretrain_clip.map_loss(model, layers, captions, labels)
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
     values, positive = upsampled[0::2, -1, ::2, ::2].flatten(), labels[0::2, ::2, ::2].flatten() > 0
