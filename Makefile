@@ -23,7 +23,7 @@ $(VENV)/.installed: setup.py
 
 # Segments pictures of products that the embedded checkpoint was not trained on: tables and pictures in demo_output/
 demo: setup
-	$(BIN)/python examples/demo.py demo_output
+	$(BIN)/python -m examples.demo demo_output
 
 # Trains on generated defects, evaluates, saves, reloads and segments: demo_train_output/
 demo-train: setup

@@ -1,10 +1,13 @@
-"""Segment generated pictures of products that the embedded checkpoint was not trained on; works offline.
+"""Segment pictures that the embedded checkpoint was not trained on; works offline.
 
-    python examples/demo.py demo_output
+    python -m examples.demo demo_output
 
-Renders pictures of each unseen product family, segments them, and writes pictures, maps, masks and tables; the
-terminal shows the metrics of each family. The pictures are generated, and so were those that the checkpoint was
-trained on: the numbers show that everything works, not how well it works on your products.
+1. Rendered pictures of each unseen product family, zero-shot: pictures, maps, masks, tables.
+2. Photographs of surfaces (CC0), with painted anomalies: zero-shot, and with four normal pictures of each surface as
+   references.
+
+Products and photographs had no part in the training, but other rendered products, other photographs and such
+anomalies had: the numbers show that everything works, not how well it works on your products.
 """
 
 import shutil
@@ -12,45 +15,109 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
+import numpy as np
+from PIL import Image
 from transformers import pipeline
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, evaluate, load_anomaly_dataset, predict_files
+from vcp_clip_hf.data.records import FEATURES, GOOD
+from vcp_clip_hf.evaluation_references import ReferenceDraw
+from vcp_clip_hf.generator.fields import Dice
 from vcp_clip_hf.prediction import read_predictions
 
+from .research.material_scenes import MaterialScene, MaterialScenes, damage
 
-def main(output_dir: str = "demo_output", num_images: int = 80, size: int = 256) -> None:
-    started, folder = time.perf_counter(), Path(output_dir)
-    for part in ("images", "maps", "masks", "overlays", "sheets"):
-        shutil.rmtree(folder / part, ignore_errors=True)
 
-    # 1. pictures of product families that no training saw
-    dataset = load_anomaly_dataset("synthetic", split="test", num_images=0, num_test_images=num_images, size=size)
-    (folder / "images").mkdir(parents=True)
+__all__ = ["main", "surfaces"]
+
+NUM_REFERENCES = 4
+
+
+def surfaces(num_surfaces: int, num_images: int, size: int) -> datasets.Dataset:
+    """
+    Make pictures of photographed surfaces, half of them with painted anomalies.
+
+    Args:
+        num_surfaces (`int`): number of photographs, none of which the checkpoint was trained on.
+        num_images (`int`): number of pictures of each, besides the normal ones that can serve as references.
+        size (`int`): side of the pictures in pixels.
+
+    Returns:
+        `datasets.Dataset` with the columns of every dataset of this package; each photograph is a product.
+    """
+    materials, records = MaterialScenes("test"), []
+    for place in range(num_surfaces):
+        number = place * len(materials.photos) // num_surfaces
+        name = f"{materials.names[number].replace(' ', '_')}_{number}"
+        dice = Dice((place, 0))
+        for index, pixels in enumerate(materials.crops(number, num_images + NUM_REFERENCES, size, dice)):
+            mask, kind = None, GOOD
+            if index % 2 and index < num_images:
+                scene = MaterialScene(pixels, np.ones((size, size), bool), name)
+                pixels, mask, kind = damage(scene, dice, materials)
+            records.append(
+                {
+                    "image": Image.fromarray(pixels),
+                    "mask": None if mask is None else Image.fromarray(mask.astype(np.uint8) * 255),
+                    "label": int(mask is not None),
+                    "product": name,
+                    "defect": kind,
+                    "image_id": f"{name}/{index:03d}",
+                }
+            )
+    return datasets.Dataset.from_list(records, features=FEATURES)
+
+
+def save_pictures(dataset: datasets.Dataset, folder: Path) -> dict[str, bool]:
+    """Save the pictures of a dataset; return path -> whether it is defective."""
+    folder.mkdir(parents=True, exist_ok=True)
     is_defective = {}
     for number, record in enumerate(dataset):
-        path = folder / "images" / f"{number:03d}-{record['product']}-{record['defect']}.png"
+        path = folder / f"{number:03d}-{record['product']}-{record['defect']}.png"
         record["image"].save(path)
         is_defective[str(path)] = bool(record["label"])
+    return is_defective
 
-    # 2. from files to results on disk
-    pipe = pipeline("anomaly-segmentation", model=EMBEDDED_CHECKPOINT, device=-1)
-    summary = predict_files(pipe, [folder / "images"], folder, overwrite=True, regions=True)
+
+def report_flagged(folder: Path, is_defective: dict[str, bool]) -> None:
+    """Print how many pictures the stored threshold flags."""
     flagged = {record["image"]: record["label"] == "anomalous" for record in read_predictions(folder)}
-
-    # 3. metrics of each family, and sheets with image, ground truth, map and mask
-    data = {"unseen products": dataset}
-    report = evaluate(pipe.model, pipe.image_processor, data, sheets_dir=folder / "sheets")
-    report.save(folder)
-    print(report.to_text())
-    print(f"\nMeasured on {len(dataset)} generated pictures of product families that were never trained on; percent.")
     caught, alarms = ([flagged[path] for path, bad in is_defective.items() if bad is kind] for kind in (True, False))
     print(
         f"At the stored threshold {sum(caught)} of {len(caught)} defective pictures are flagged, and {sum(alarms)} of"
         f" {len(alarms)} normal ones."
     )
-    print(f"{summary.images_per_second:.1f} pictures/s from file to results on disk.")
+
+
+def main(output_dir: str = "demo_output", num_images: int = 80, size: int = 256, num_surfaces: int = 5) -> None:
+    started, folder = time.perf_counter(), Path(output_dir)
+    for part in ("images", "maps", "masks", "overlays", "sheets", "surfaces"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    pipe = pipeline("anomaly-segmentation", model=EMBEDDED_CHECKPOINT, device=-1)
+
+    # 1. pictures of product families that no training saw: from files to results on disk, then metrics and sheets
+    unseen = load_anomaly_dataset("synthetic", split="test", num_images=0, num_test_images=num_images, size=size)
+    is_defective = save_pictures(unseen, folder / "images")
+    summary = predict_files(pipe, [folder / "images"], folder, overwrite=True, regions=True)
+    report = evaluate(pipe.model, pipe.image_processor, {"unseen products": unseen}, sheets_dir=folder / "sheets")
+    report.save(folder)
+    print(report.to_text())
+    print(f"\nMeasured on {len(unseen)} generated pictures of product families that were never trained on; percent.")
+    report_flagged(folder, is_defective)
+    print(f"{summary.images_per_second:.1f} pictures/s from file to results on disk.\n")
+
+    # 2. photographed surfaces, without and with normal pictures to compare with
+    pictures = surfaces(num_surfaces, 16, size)
+    save_pictures(pictures, folder / "surfaces" / "images")
+    data, sheets = {"photographed surfaces": pictures}, folder / "surfaces" / "sheets"
+    zero_shot = evaluate(pipe.model, pipe.image_processor, data, sheets_dir=sheets)
+    draw = ReferenceDraw(NUM_REFERENCES, seeds=(0,))
+    compared = evaluate(pipe.model, pipe.image_processor, data, references=draw, sheets_dir=f"{sheets}_references")
+    print(f"Zero-shot:\n{zero_shot.to_text()}\n\n{compared.to_text()}")
+    print(f"\nMeasured on {num_surfaces} photographs of materials that were never trained on; percent.")
     print(f"{time.perf_counter() - started:.0f} s in all. Look into {folder}/: sheets/, overlays/, maps/, masks/,")
-    print("predictions.csv, predictions.jsonl (with regions), results.md")
+    print("predictions.csv, predictions.jsonl (with regions), results.md, surfaces/")
 
 
 if __name__ == "__main__":

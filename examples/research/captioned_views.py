@@ -35,9 +35,9 @@ __all__ = ["CROPS", "LARGE_CROPS", "Sizes", "Views", "load_tokenizer", "render_p
 CAPTION_LENGTH = 44  # tokens
 PRODUCTS_PER_BATCH = 8
 # Ranges of the crop's side, as a share of the scene's
-CROPS, LARGE_CROPS = (0.4, 0.9), (0.6, 1.0)
+CROPS, LARGE_CROPS = (0.45, 0.8), (0.7, 1.0)
 # Shares of the pairs: photographed materials, and rendered products with painted anomalies; the others are rendered
-MATERIAL_SHARE, PAINTED_SHARE = 0.55, 0.15
+MATERIAL_SHARE, PAINTED_SHARE = 0.5, 0.15
 PLACES = [
     ["in the upper left", "at the top", "in the upper right"],
     ["on the left", "in the center", "on the right"],

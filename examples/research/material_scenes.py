@@ -111,6 +111,19 @@ class MaterialScenes:
             pixels = np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.BICUBIC))
         return _recolored(pixels, dice), self.names[chosen]
 
+    def crops(self, number: int, count: int, size: int, dice: Dice) -> list[np.ndarray]:
+        """Draw pictures of one material that differ in their place alone: `count` arrays (size, size, 3) uint8."""
+        photo = self.photos[number]
+        if min(photo.shape[:2]) < SMALL_PHOTO:
+            photo = np.tile(photo, (3, 3, 1))
+        window = min(photo.shape[:2]) // 2
+        pictures = []
+        for _ in range(count):
+            top, left = (dice.whole(0, side - window) for side in photo.shape[:2])
+            crop = Image.fromarray(np.ascontiguousarray(photo[top : top + window, left : left + window]))
+            pictures.append(np.asarray(crop.resize((size, size), Image.Resampling.BICUBIC)))
+        return pictures
+
     def scene(self, dice: Dice, size: int) -> MaterialScene:
         """Draw a surface or an object without damage."""
         pixels, name = self.texture(dice, size)

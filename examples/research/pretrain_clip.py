@@ -1,6 +1,8 @@
-"""Pretrain a tiny CLIP on generated pictures and captions: the backbone of the embedded checkpoint.
+r"""Pretrain a tiny CLIP on generated pictures and captions: the backbone of the embedded checkpoint.
 
     python -m examples.research.pretrain_clip --output_dir runs/clip-tiny
+    ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m examples.research.pretrain_clip \
+        --output_dir runs/clip-tiny --dataloader_num_workers 0   # faster on two cores
 
 A pretrained CLIP would have to be downloaded; this one is small: a byte-level BPE vocabulary from the generator's
 captions, an image tower on 8 x 8 patches whose stem is the frozen start of an ImageNet network
@@ -56,6 +58,7 @@ __all__ = [
 
 TOKENIZER = Path(__file__).parents[2] / "hub_configs" / "vcp-clip-tiny"
 CONTEXT_LENGTH = 48  # tokens; prompts may be longer than captions
+EAGER_SIZE = 160  # pixels; up to here, attention without the fused kernel is faster on a CPU
 DAMAGED_WEIGHT = 4.0  # weight of damaged pixels, which are much rarer than whole ones
 LOGGING_STEPS = 20
 
@@ -190,7 +193,9 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     output_dir = Path(options.output_dir)
     tokenizer = load_tokenizer(options)
     products = sorted(set(select_products("seen")) - set(options.exclude))
-    render_pool(output_dir / "pool", products, options.scenes, options.scene_size, options.seed, os.cpu_count() or 1)
+    with accelerator.main_process_first():
+        workers = os.cpu_count() or 1
+        render_pool(output_dir / "pool", products, options.scenes, options.scene_size, options.seed, workers)
 
     model = make_model(make_config(tokenizer, options), options.stem_weights)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(products)} of {len(PRODUCTS)} products")
@@ -198,36 +203,41 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     start = resume(output_dir / "checkpoint", model, optimizer)
     sizes = Sizes(**{field.name: getattr(options, field.name) for field in fields(Sizes)})
     views = Views(output_dir / "pool", MaterialScenes("train"), sizes, tokenizer, options.seed)
-    loader = DataLoader(views, batch_sampler=sizes.batches(start), num_workers=options.dataloader_num_workers)
+    # each process takes its share of every batch
+    batches = [batch[accelerator.process_index :: accelerator.num_processes] for batch in sizes.batches(start)]
+    loader = DataLoader(views, batch_sampler=batches, num_workers=options.dataloader_num_workers)
     model.to(accelerator.device)
     optimizer = accelerator.prepare(optimizer)
     model.train()
-    bar, began = tqdm(total=options.steps, initial=start, desc="pretrain"), time.perf_counter()
+    is_main, began = accelerator.is_main_process, time.perf_counter()
+    bar = tqdm(total=options.steps, initial=start, desc="pretrain", disable=not is_main)
     images, recent = 0, []
     for step, batch in enumerate(loader, start=start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options)
         loss, facts = _loss(model, batch, accelerator, options)
         accelerator.backward(loss)
+        _average_gradients(model, accelerator)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        images += batch[0].shape[:2].numel()
+        images += batch[0].shape[:2].numel() * accelerator.num_processes
         recent.append(facts)
         bar.update()
-        if (step + 1) % LOGGING_STEPS == 0:
+        if is_main and (step + 1) % LOGGING_STEPS == 0:
             means = {key: sum(each[key] for each in recent) / len(recent) for key in facts}
             recent.clear()
             record = {"step": step + 1, **means, "images_per_second": images / (time.perf_counter() - began)}
             with open(output_dir / "log.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")
             bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if key != "step"})
-        if (step + 1) % options.checkpointing_steps == 0:
+        if is_main and (step + 1) % options.checkpointing_steps == 0:
             save(output_dir / "checkpoint", model, optimizer.optimizer, step + 1)
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
+    if is_main:
+        model.save_pretrained(output_dir)
+        tokenizer.save_pretrained(output_dir)
     return model
 
 
@@ -236,6 +246,7 @@ def _loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Return the loss of a batch of `Views`, and losses and accuracies for the log."""
     pixel_values, input_ids, labels = (part.flatten(0, 1).to(accelerator.device) for part in batch)
+    _set_attention(model, pixel_values)
     with accelerator.autocast():
         text_embeds = nn.functional.normalize(model.get_text_features(input_ids).pooler_output, dim=-1)
         recorded = LayerStates(options.map_layers)
@@ -250,6 +261,23 @@ def _loss(
     losses = {"contrastive_loss": contrastive.item(), "map_loss": segmentation.item(), "map_auroc": auroc}
     facts = {**losses, **_accuracies(logits.detach().float())}
     return options.contrastive_weight * contrastive + segmentation, facts
+
+
+def _set_attention(model: CLIPModel, pixel_values: torch.Tensor) -> None:
+    """Choose the faster attention of a CPU: with few patches, the backward pass of the fused kernel is slow."""
+    if pixel_values.device.type == "cpu":
+        wanted = "eager" if pixel_values.shape[-1] <= EAGER_SIZE else "sdpa"
+        if model.config._attn_implementation != wanted:
+            model.set_attn_implementation(wanted)
+
+
+def _average_gradients(model: CLIPModel, accelerator: Accelerator) -> None:
+    """Replace gradients by their mean over the processes."""
+    if accelerator.num_processes > 1:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+        for gradient, part in zip(gradients, mean.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def _accuracies(logits: torch.Tensor) -> dict[str, float]:
@@ -272,14 +300,14 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--steps", type=int, default=1900)
     parser.add_argument("--batch_size", type=int, default=48, help="number of images, two per pair")
-    parser.add_argument("--large_steps", type=int, default=700, help="number of last steps, with larger pictures")
-    parser.add_argument("--large_image_size", type=int, default=224)
+    parser.add_argument("--large_steps", type=int, default=1400, help="number of last steps, with larger pictures")
+    parser.add_argument("--large_image_size", type=int, default=192)
     parser.add_argument("--large_batch_size", type=int, default=24)
     parser.add_argument("--contrastive_weight", type=float, default=0.3)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--warmup_steps", type=int, default=100)
+    parser.add_argument("--learning_rate", type=float, default=6e-4)
+    parser.add_argument("--warmup_steps", type=int, default=60)
     parser.add_argument("--image_size", type=int, default=128)
     parser.add_argument("--patch_size", type=int, default=8)
     parser.add_argument("--stem", default="efficientnet_lite0", choices=("none", *STEMS))

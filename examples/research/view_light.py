@@ -52,7 +52,7 @@ class ViewLight:
             slope = slope[..., None]
         noise: np.ndarray | float = 0.0
         if rng.random() < 0.4:
-            noise = rng.standard_normal((size, size, 3), np.float32) * np.float32(rng.uniform(0, 10))
+            noise = rng.standard_normal((size, size, 3), np.float32) * np.float32(rng.uniform(0, 7))
         return cls(
             size=size,
             turn=int(rng.integers(4)),
@@ -62,9 +62,9 @@ class ViewLight:
             brightness=rng.uniform(-30, 30),
             gamma=rng.uniform(0.75, 1.35) if rng.random() < 0.4 else 1.0,
             slope=slope,
-            blur=rng.uniform(0.3, 1.4) if rng.random() < 0.3 else 0.0,
+            blur=rng.uniform(0.3, 1.1) if rng.random() < 0.3 else 0.0,
             noise=noise,
-            quality=int(rng.integers(35, 95)) if rng.random() < 0.3 else None,
+            quality=int(rng.integers(50, 95)) if rng.random() < 0.3 else None,
         )
 
     def turned(self, array: np.ndarray) -> np.ndarray:

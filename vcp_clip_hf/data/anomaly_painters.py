@@ -32,7 +32,7 @@ __all__ = ["ANOMALY_KINDS", "PAINTERS", "perlin_noise"]
 # Painted pixels (height, width, 3) in 0..255, and their opacity (height, width) in 0..1
 _Painted = tuple[np.ndarray, np.ndarray]
 
-_SMALLEST_RADIUS, _LARGEST_RADIUS = 0.02, 0.45  # of a region, as a share of the image's larger side
+_SMALLEST_RADIUS, _LARGEST_RADIUS = 0.015, 0.3  # of a region, as a share of the image's larger side
 
 
 def perlin_noise(dice: Dice, shape: tuple[int, int], periods: tuple[int, int]) -> np.ndarray:
@@ -314,7 +314,7 @@ def _stain(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence
 
 
 def _blur(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
-    distance, _, _ = _region(dice, solid, 0.04)
+    distance, _, _ = _region(dice, solid, 0.03)
     sigma = dice.log_between(0.006, 0.05) * max(solid.shape)
     smooth = np.stack([gaussian_blur(pixels[..., channel], sigma) for channel in range(3)], axis=-1)
     gain = np.float32(dice.between(0.85, 1.15))
@@ -322,7 +322,7 @@ def _blur(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence 
 
 
 def _dent(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
-    distance, x, y = _region(dice, solid, 0.02, 0.25)
+    distance, x, y = _region(dice, solid, 0.02, 0.2)
     # the shading of a bump: the slope of (1 - distance^2)^2 towards the light
     slope = np.maximum(1 - distance * distance, 0)
     light = dice.angle()
@@ -333,7 +333,7 @@ def _dent(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence 
 
 
 def _missing(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
-    distance, _, _ = _region(dice, solid, 0.02, 0.3)
+    distance, _, _ = _region(dice, solid, 0.015, 0.2)
     opacity = _inside(dice, distance, 0.1)
     outside = 1 - solid
     if outside.mean() > 0.02 and dice.chance(0.6):
@@ -351,7 +351,7 @@ def _missing(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequen
 
 def _warp(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
     height, width = solid.shape
-    distance, x, y = _region(dice, solid, 0.05, 0.35)
+    distance, x, y = _region(dice, solid, 0.04, 0.25)
     fade = np.maximum(1 - distance * distance, 0)
     reach = np.float32(dice.log_between(0.02, 0.12) * max(height, width) * dice.sign())
     if dice.chance(0.5):  # a swirl, or a pinch
@@ -365,7 +365,7 @@ def _warp(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence 
 
 
 def _rough(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
-    distance, _, _ = _region(dice, solid, 0.04)
+    distance, _, _ = _region(dice, solid, 0.03)
     grain = _grain(dice, solid.shape, dice.log_between(0.004, 0.03) * max(solid.shape))
     if dice.chance(0.5):  # pits only, or bumps only
         grain = dice.sign() * np.maximum(grain, 0)

@@ -18,7 +18,8 @@ __all__ = ["ANOMALY_KINDS", "PaintedAnomalies", "add_anomaly"]
 
 _ATTEMPTS = 24
 _SMALLEST = 0.0002  # area, as a share of the image
-_FAINTEST = 4.0  # mean difference on the mask, in levels of 0..255
+# Mean difference on the mask, in levels of 0..255, and as a share of the deviation of the image there
+_FAINTEST, _FAINTEST_SHARE = 4.0, 0.35
 
 
 def add_anomaly(
@@ -69,7 +70,10 @@ def add_anomaly(
         mask = opacity > 0.12
         opacity = (opacity * mask)[..., None]
         result = np.floor(pixels + opacity * (changed - pixels) + 0.5).clip(0, 255)
-        if mask.mean() < _SMALLEST or np.abs(result - pixels).max(axis=2)[mask].mean() < _FAINTEST:
+        if mask.mean() < _SMALLEST:
+            continue
+        faintest = max(_FAINTEST, _FAINTEST_SHARE * float(pixels[mask].std(axis=0).max()))
+        if np.abs(result - pixels).max(axis=2)[mask].mean() < faintest:
             continue
         return Image.fromarray(result.astype(np.uint8)), Image.fromarray(mask.astype(np.uint8) * 255), name
     raise ValueError(
