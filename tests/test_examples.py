@@ -57,14 +57,14 @@ def checkpoint(tmp_path_factory):
 
 
 def test_demo(tmp_path, capsys):
-    demo.main(str(tmp_path), num_images=20, size=64)
+    demo.main(str(tmp_path), num_images=20, size=64, num_surfaces=1)
     out = capsys.readouterr().out
     assert "Measured on 20 generated pictures" in out and "defective pictures are flagged" in out
     assert len(list((tmp_path / "overlays").iterdir())) == 20
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 21
     sheets = sorted((tmp_path / "sheets").rglob("*.png"))
     assert sheets and Image.open(sheets[0]).width > 4 * 200
-    demo.main(str(tmp_path), num_images=20, size=64)  # earlier results do not stand in the way
+    demo.main(str(tmp_path), num_images=20, size=64, num_surfaces=1)  # earlier results do not stand in the way
 
 
 def test_demo_train_trains_evaluates_saves_reloads_and_segments(tmp_path, capsys):

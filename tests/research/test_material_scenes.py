@@ -99,6 +99,19 @@ def test_textures_and_scenes(splits, split):
     assert 12 < surfaces < 27, "about 65 % surfaces, the others objects"
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_crops_show_one_material_at_several_places(splits, large):
+    scenes = splits["train"]
+    number = next(index for index, photo in enumerate(scenes.photos) if (min(photo.shape[:2]) >= 200) == large)
+    pictures = scenes.crops(number, 5, SIZE, Dice(0))
+    assert {picture.shape for picture in pictures} == {(SIZE, SIZE, 3)} and pictures[0].dtype == np.uint8
+    assert len({picture.tobytes() for picture in pictures}) == 5
+    colors = np.stack([picture.mean(axis=(0, 1)) for picture in pictures])
+    assert np.abs(colors - scenes.photos[number].mean(axis=(0, 1))).max() < 40, "the colors stay"
+    again = scenes.crops(number, 5, SIZE, Dice(0))
+    assert all(map(np.array_equal, pictures, again))
+
+
 def test_objects_show_their_material_and_the_ground(splits):
     objects = [splits["train"].scene(Dice(seed), SIZE) for seed in range(60)]
     objects = [scene for scene in objects if not scene.solid.all()]

@@ -3,18 +3,27 @@
 import itertools
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import default_collate
 from transformers import CLIPModel
 
 from examples.research import pretrain_clip
-from examples.research.captioned_views import load_tokenizer
+from examples.research.captioned_views import Sizes, Views, load_tokenizer
 from examples.research.efficientnet_stem import stem_state
+from examples.research.material_scenes import MaterialScenes
 from tests.research.stem_weights import random_weights, write_random_weights
 from vcp_clip_hf.losses import segmentation_loss
 from vcp_clip_hf.vision_tower import VCPCLIPBackbone
@@ -245,3 +254,48 @@ def test_the_log_has_losses_and_accuracies(stem_weights, tmp_path, monkeypatch):
     for record in records:
         assert 0 < record["contrastive_loss"] < 10 and 0 < record["map_loss"] < 20
         assert all(0 <= record[name] <= 1 for name in ("map_auroc", "right_image", "right_of_pair"))
+
+
+def launch_two_processes(words: list[str]) -> None:
+    """Run the pretraining in two processes of this machine."""
+    launch = ["torch.distributed.run", "--nproc_per_node", "2", "-m", "examples.research.pretrain_clip"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, *words],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_two_processes_compute_the_mean_gradients_of_their_shares(stem_weights, tmp_path):
+    """Each process takes every second pair of a batch; here, one process computes both shares."""
+    words = ["--output_dir", str(tmp_path), *SMALL, "--stem_weights", str(stem_weights), "--steps", "2"]
+    launch_two_processes(words)
+    chosen, accelerator = pretrain_clip.parse(words), Accelerator(cpu=True)
+    sizes = Sizes(**{field.name: getattr(chosen, field.name) for field in fields(Sizes)})
+    views = Views(tmp_path / "pool", MaterialScenes("train"), sizes, load_tokenizer(chosen), chosen.seed)
+
+    def weights_after(shares: list[slice]) -> torch.Tensor:
+        set_seed(chosen.seed)
+        model = small_model(stem_weights).train()
+        optimizer = pretrain_clip.make_optimizer(model)
+        for step, places in enumerate(sizes.batches(0)):
+            for share in shares:
+                batch = default_collate([views[place] for place in places[share]])
+                (pretrain_clip._loss(model, batch, accelerator, chosen)[0] / len(shares)).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = pretrain_clip.learning_rate(step, chosen)
+            optimizer.step()
+            optimizer.zero_grad()
+        return torch.cat([value.flatten() for _, value in sorted(model.named_parameters())])
+
+    trained = torch.cat([value.flatten() for _, value in sorted(load_file(tmp_path / "model.safetensors").items())])
+    first, second = slice(0, None, 2), slice(1, None, 2)
+    # Adam's first steps have about the size of the learning rate, whatever the size of the gradient
+    assert (trained - weights_after([first, second])).abs().mean() < 1e-6
+    assert (trained - weights_after([first])).abs().mean() > 1e-5
