@@ -13,6 +13,7 @@ makes it a strong rival. All methods are measured on the same images at the mode
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
 
 __all__ = ["LOCAL_CONTRAST", "compare", "in_int8", "local_contrast", "main", "make_parser", "to_markdown"]
 
-METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap")
+METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc")
 SCALES = (1, 2, 4, 8, 16)
 PROTOCOL = EvaluationProtocol(metrics=METRICS, skip_undefined=True)
 LOCAL_CONTRAST = "local contrast, best scale"
@@ -90,7 +91,7 @@ def compare(
             model = AutoModel.from_pretrained(model, dtype=torch.float32)
         report = evaluate(model, processor, datasets, PROTOCOL, batch_size, num_workers=1)
         for name, result in report.results.items():
-            table[name][title] = {metric: result["mean"][metric] for metric in METRICS}
+            table[name][title] = {metric: result["mean"].get(metric, float("nan")) for metric in METRICS}
     for name, dataset in datasets.items():
         table[name][LOCAL_CONTRAST] = local_contrast(dataset, image_processor)
     return table
@@ -104,13 +105,23 @@ def to_markdown(table: dict[str, dict[str, dict[str, float]]], in_mean: list[str
     rows = dict(table)
     if len(in_mean) > 1:
         rows["mean of " + ", ".join(in_mean)] = {
-            method: {metric: float(np.mean([table[name][method][metric] for name in in_mean])) for metric in METRICS}
+            method: {metric: _mean([table[name][method][metric] for name in in_mean]) for metric in METRICS}
             for method in methods
         }
     for name, values in rows.items():
-        cells = [" / ".join(f"{100 * values[method][metric]:.1f}" for metric in METRICS) for method in methods]
+        cells = [" / ".join(_percent(values[method][metric]) for metric in METRICS) for method in methods]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _mean(values: list[float]) -> float:
+    """Return the mean of the defined values: sets without normal images have no image AUROC."""
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def make_parser() -> argparse.ArgumentParser:
