@@ -12,6 +12,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPModel
 from vcp_clip_hf.prompts import tokenize_prompts
+from vcp_clip_hf.vision_tower import VCPCLIPBackbone
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -35,6 +36,7 @@ TINY_VISION = {
     "image_size": 32,
     "projection_dim": 32,
 }
+HYBRID_VISION = {**TINY_VISION, "stem": "efficientnet_lite0"}
 
 
 @lru_cache
@@ -46,10 +48,10 @@ def tiny_tokenizer() -> CLIPTokenizer:
 
 
 def tiny_clip(**overrides) -> CLIPModel:
-    """Make a CLIP of a few thousand parameters with random weights, in evaluation mode."""
+    """Make a CLIP of a few thousand parameters with random weights, in evaluation mode; with a stem, of our class."""
     text, vision = {**TINY_TEXT, **overrides.pop("text", {})}, {**TINY_VISION, **overrides.pop("vision", {})}
     config = CLIPConfig(text_config=text, vision_config=vision, **{"projection_dim": 32, **overrides})
-    return CLIPModel(config).eval()
+    return (VCPCLIPBackbone if "stem" in vision else CLIPModel)(config).eval()
 
 
 def tiny_config(normal=("a photo of a good {}",), abnormal=("a photo of a damaged {}",), **fields) -> VCPCLIPConfig:
@@ -76,12 +78,17 @@ def tiny_model(**fields) -> VCPCLIPModel:
     with torch.no_grad():
         # CLIP's own initialization is so small that all patches look alike
         for name, parameter in model.clip.named_parameters():
-            if parameter.ndim > 1 and "position" not in name:
+            if parameter.ndim > 1 and "position" not in name and ".stem." not in name:
                 parameter.mul_(4)
         for scale in (model.base_logit_scale, model.vcp_logit_scale):
             if scale is not None:
                 scale.fill_(4.0)
     return model
+
+
+def tiny_hybrid(**fields) -> VCPCLIPModel:
+    """Make a `tiny_model` whose image tower has a convolutional stem."""
+    return tiny_model(**{"vision_config": dict(HYBRID_VISION), **fields})
 
 
 def tiny_model_with_head(trained: bool = True, **fields) -> VCPCLIPModel:

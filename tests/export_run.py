@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.common import TINY_TEXT, TINY_VISION, tiny_model, tiny_tokenizer
+from tests.common import HYBRID_VISION, TINY_TEXT, TINY_VISION, tiny_model, tiny_tokenizer
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.export import ExportReport, SegmentationGraph, _trace, export_model
 from vcp_clip_hf.reference_pictures import build_memory, find_references
@@ -88,6 +88,16 @@ def traced_with_references():
     """Return the graph of the checkpoint with the memory."""
     model, processor = load()
     return _trace(SegmentationGraph(model, processor.scoring(), 48, memory(model, processor)), 48)
+
+
+@lru_cache
+def traced_with_a_stem():
+    """Return a model whose image tower has a stem, its processor, a memory of the stem's features, and the graph."""
+    torch.manual_seed(333)
+    model = small_model(vision_config={**HYBRID_VISION, "num_hidden_layers": 2}, reference_layers=["stem", 2])
+    processor = small_processor(model)
+    known = memory(model, processor, layers=None)
+    return model, processor, known, _trace(SegmentationGraph(model, processor.scoring(), 48, known), 48)
 
 
 @dataclass

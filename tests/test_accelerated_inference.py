@@ -10,9 +10,10 @@ import accelerate
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
 
-from tests.common import pixels, tiny_model, tiny_tokenizer
-from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
+from tests.common import pixels, tiny_hybrid, tiny_model, tiny_tokenizer
+from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel, cpu_kernels
 from vcp_clip_hf.accelerated_inference import (
     AcceleratedVCPCLIPModel,
     accelerate_inference,
@@ -391,3 +392,46 @@ def test_a_copy_for_export_has_no_vocabulary_and_the_same_maps():
     assert frozen.dtype == torch.float32 and model.dtype == torch.float64
     assert frozen.get_input_embeddings().weight.shape[0] == 1
     close(frozen(images).anomaly_map, copy.deepcopy(model).float()(images).anomaly_map)
+
+
+# --- a convolutional stem -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("products_are_slow", [False, True])
+@torch.no_grad()
+def test_a_tower_with_a_stem(products_are_slow, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_products_are_slow", lambda: products_are_slow)
+    model = tiny_hybrid()
+    for scale in (model.base_logit_scale, model.vcp_logit_scale):
+        scale.fill_(math.log(1 / 0.07))
+    fast = accelerate_inference(model)
+    embedding = model.clip.vision_model.embeddings.patch_embedding
+    copied = fast.clip.vision_model.embeddings.patch_embedding
+    assert type(copied.stem_projection) is cpu_kernels.ConvolutionLinear
+    assert copied.stem.first.weight.data_ptr() == embedding.stem.first.weight.data_ptr()
+    for size in ((48, 48), (24, 40)):
+        images = pixels(2, *size)
+        ours, theirs = (each(images, output_hidden_states=["stem", 0]) for each in (fast, model))
+        close(ours.anomaly_map, theirs.anomaly_map)
+        close(ours.stem_features, theirs.stem_features)
+        close(ours.hidden_states[0], theirs.hidden_states[0], atol=2e-6)
+    assert fast.is_copy_of(model) and accelerated_or_plain(model, fast) is fast
+    for parameter in (embedding.stem.blocks[4].depthwise.weight, embedding.stem_projection.weight):
+        parameter.mul_(1.5)
+        again = accelerated_or_plain(model, fast)
+        assert again is not fast
+        close(again(images).anomaly_map, model(images).anomaly_map)
+        fast = again
+
+
+def test_a_changed_stem_is_named_as_the_obstacle():
+    model = tiny_hybrid()
+    assert acceleration_obstacle(model) is None
+    stem = model.clip.vision_model.embeddings.patch_embedding.stem
+
+    class Adapter(nn.Module):
+        def forward(self, x):
+            return x
+
+    stem.blocks[3] = Adapter().eval()
+    assert acceleration_obstacle(model).startswith("clip.vision_model.embeddings.patch_embedding.stem.blocks.3 is a")

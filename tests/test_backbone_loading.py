@@ -1,16 +1,19 @@
 """Saving and loading: full, learned part only, sharded, other number formats, fresh process."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPModel
 
-from tests.common import pixels, tiny_clip, tiny_model, tiny_tokenizer
+from tests.common import HYBRID_VISION, pixels, tiny_clip, tiny_model, tiny_tokenizer
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.methods import METHODS
+from vcp_clip_hf.vision_tower import VCPCLIPVisionEmbeddings
 
 
 def assert_same(model, again):
@@ -190,3 +193,99 @@ def test_auto_classes_find_ours(tmp_path):
     assert type(AutoConfig.from_pretrained(tmp_path)).__name__ == "VCPCLIPConfig"
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert isinstance(processor, VCPCLIPImageProcessor) and processor.threshold == 0.25
+
+
+# --- image towers with a convolutional stem -------------------------------------------------------------------------
+
+STEM_WEIGHT = "vision_model.embeddings.patch_embedding.stem.first.weight"
+
+
+def saved_hybrid_clip(folder) -> CLIPModel:
+    """Save a CLIP of transformers whose image embeddings are ours, and its tokenizer."""
+    clip = CLIPModel(tiny_clip(vision=dict(HYBRID_VISION)).config)
+    clip.vision_model.embeddings = VCPCLIPVisionEmbeddings(clip.config.vision_config)
+    clip.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return clip
+
+
+def assert_is_the_clip(model: VCPCLIPModel, clip: CLIPModel) -> None:
+    ours, theirs = model.clip.state_dict(), clip.state_dict()
+    assert ours.keys() == theirs.keys() and STEM_WEIGHT in ours
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+    assert model.config.vision_config.stem == "efficientnet_lite0"
+    assert not any(each.requires_grad for each in model.clip.parameters())
+
+
+def test_a_backbone_with_a_stem_is_loaded_whole(tmp_path):
+    clip = saved_hybrid_clip(tmp_path / "clip")
+    model = VCPCLIPModel.from_clip(tmp_path / "clip", image_size=48)
+    assert_is_the_clip(model, clip)
+    assert_is_the_clip(VCPCLIPModel.from_clip(clip, image_size=48, tokenizer=tiny_tokenizer()), clip)
+
+    model.save_pretrained(tmp_path / "whole")
+    tiny_tokenizer().save_pretrained(tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["vision_config"]["stem"]
+    assert_same(model, VCPCLIPModel.from_pretrained(tmp_path / "whole"))
+    assert_is_the_clip(VCPCLIPModel.from_clip(tmp_path / "whole", image_size=48), clip)
+
+    model.save_pretrained(tmp_path / "adapter", adapter_only=True)
+    assert not any(name.startswith("clip.") for name in load_file(tmp_path / "adapter" / "model.safetensors"))
+    assert_same(model, VCPCLIPModel.from_pretrained(tmp_path / "adapter"))
+    for backbone in ("clip", "whole"):
+        again = VCPCLIPModel.from_pretrained(
+            tmp_path / "adapter", backbone_name_or_path=str(tmp_path / backbone), dtype=torch.bfloat16
+        )
+        weight = again.clip.state_dict()[STEM_WEIGHT]
+        assert torch.equal(weight, clip.state_dict()[STEM_WEIGHT].bfloat16())
+
+
+def test_every_method_takes_a_backbone_with_a_stem(tmp_path):
+    clip = saved_hybrid_clip(tmp_path)
+    model = METHODS["april_gan"].fitted_to(tmp_path, image_size=48)
+    assert_is_the_clip(model, clip)
+
+
+def without_weights(folder, *names: str) -> None:
+    """Remove weights from a saved model."""
+    weights = load_file(folder / "model.safetensors")
+    for name in names:
+        del weights[name]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_missing_weights_of_a_stem_are_an_error(tmp_path):
+    saved_hybrid_clip(tmp_path / "clip")
+    model = VCPCLIPModel.from_clip(tmp_path / "clip", image_size=48)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "adapter", adapter_only=True)
+    without_weights(tmp_path / "clip", STEM_WEIGHT, STEM_WEIGHT.replace("weight", "bias"))
+    without_weights(tmp_path / "whole", f"clip.{STEM_WEIGHT}")
+    named = re.escape(STEM_WEIGHT.replace("weight", "bias"))
+    with pytest.raises(ValueError, match=f"not a complete CLIP: 2 tensors are missing, such as {named}"):
+        VCPCLIPModel.from_clip(tmp_path / "clip", image_size=48)
+    with pytest.raises(ValueError, match="2 tensors are missing"):
+        VCPCLIPModel.from_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="whole' are not a complete CLIP: 1 tensors are missing"):
+        VCPCLIPModel.from_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="1 tensors are missing"):
+        VCPCLIPModel.from_clip(tmp_path / "whole", image_size=48, tokenizer=tiny_tokenizer())
+    # transformers' own class drops the stem
+    with pytest.raises(ValueError, match="68 tensors are missing"):
+        VCPCLIPModel.from_clip(CLIPModel.from_pretrained(tmp_path / "clip"), image_size=48, tokenizer=tiny_tokenizer())
+
+
+def test_a_backbone_with_another_stem_is_refused(adapter):
+    _, folder = adapter
+    saved_hybrid_clip(folder / "hybrid")
+    message = "vision_config.stem: None in the checkpoint, efficientnet_lite0 in the backbone"
+    with pytest.raises(ValueError, match=message):
+        VCPCLIPModel.from_pretrained(folder / "adapter", backbone_name_or_path=str(folder / "hybrid"))
+
+
+def test_checkpoints_without_a_stem_do_not_name_one(adapter):
+    model, folder = adapter
+    model.save_pretrained(folder / "whole")
+    for file in folder.glob("*/config.json"):
+        assert "stem" not in json.loads(file.read_text())["vision_config"]

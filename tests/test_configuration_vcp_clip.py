@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, CLIPTextConfig
 
-from tests.common import tiny_config
+from tests.common import HYBRID_VISION, TINY_VISION, tiny_config
 from vcp_clip_hf import VCPCLIPConfig
 
 
@@ -106,6 +106,19 @@ def test_loading_with_overrides_keeps_the_rest_of_a_tower(tmp_path):
         ({"normal_prompt_input_ids": [[512, *[5] * 80, 514, 513]]}, ["85", "max_position_embeddings=77"]),
         ({"normal_prompts": ["good {}", "fine {}"]}, ["'normal_prompts': 2", "'abnormal_prompts': 1"]),
         ({"normal_prompts": ["no slot"]}, ["'no slot'", "{}"]),
+        ({"vision_config": {**TINY_VISION, "stem": "resnet"}}, ["stem='resnet'", "efficientnet_lite0", "CLIP's own"]),
+        (
+            {"vision_config": {**HYBRID_VISION, "patch_size": 16}},
+            ["efficientnet_lite0", "needs patch_size=8", "patch_size=16"],
+        ),
+        ({"vision_config": {**HYBRID_VISION, "num_channels": 1}}, ["num_channels=3", "num_channels=1"]),
+        ({"reference_layers": ["stem", 1]}, ["'stem'", "this tower has none"]),
+        ({"reference_layers": [2, 1]}, ["[2, 1]", "ascending", "0..4", "'stem'"]),
+        ({"reference_layers": [1, 5]}, ["[1, 5]", "0..4"]),
+        ({"reference_layers": [-1]}, ["[-1]", "0..4"]),
+        ({"reference_layers": [1, "stem"]}, ["[1, 'stem']", "before them may stand 'stem'"]),
+        ({"reference_layers": ["stem", "stem"]}, ["['stem', 'stem']"]),
+        ({"reference_layers": []}, ["reference_layers=[]"]),
     ],
 )
 def test_contradictions_name_both_sides(fields, named):
@@ -142,3 +155,14 @@ def test_a_contradiction_made_later_is_found_when_saving(tmp_path):
     config.image_size = 50
     with pytest.raises(Exception, match="patch_size=8"):
         config.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("layers", [["stem"], ["stem", 0, 4], None])
+def test_a_stem_survives_a_round_trip(layers, tmp_path):
+    config = tiny_config(vision_config=dict(HYBRID_VISION), reference_layers=layers)
+    config.save_pretrained(tmp_path)
+    for again in (VCPCLIPConfig.from_pretrained(tmp_path), VCPCLIPConfig.from_dict(config.to_dict())):
+        assert again.vision_config.stem == "efficientnet_lite0" and again.reference_layers == layers
+        assert again.memory_layers == (layers or again.feature_layers)
+        assert again.to_clip_config().vision_config.stem == "efficientnet_lite0"
+    assert "stem" not in tiny_config().to_dict()["vision_config"]

@@ -25,6 +25,7 @@ from tests.export_run import (
     small_model,
     small_processor,
     traced,
+    traced_with_a_stem,
     traced_with_references,
 )
 from tests.methods.common import tiny_method
@@ -243,6 +244,15 @@ def test_int8(already_traced, tmp_path):
 
 
 # --- with a memory of normal pictures -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
+def test_a_stem_and_a_memory_of_its_features(format, monkeypatch, tmp_path):
+    model, processor, known, program = traced_with_a_stem()
+    monkeypatch.setattr(export, "_trace", lambda graph, image_size: program)
+    report = export_model(model, processor, tmp_path / format, format, pictures(), references=known)
+    assert 0 < report.map_deviation < 1e-5 and report.score_deviation < 1e-5
+    assert "in each of the layers stem, 2" in report.references and report.num_images == 5
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])

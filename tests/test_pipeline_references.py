@@ -13,7 +13,7 @@ from transformers import pipeline
 from transformers.image_utils import SizeDict
 from transformers.pipelines.pt_utils import KeyDataset
 
-from tests.common import tiny_clip, tiny_model, tiny_model_with_head, tiny_tokenizer
+from tests.common import tiny_clip, tiny_hybrid, tiny_model, tiny_model_with_head, tiny_tokenizer
 from tests.test_pipeline_anomaly_segmentation import picture
 from vcp_clip_hf import (
     AnomalySegmentationPipeline,
@@ -601,3 +601,36 @@ def test_a_model_in_memory_has_the_references_of_its_folder(pipe, tmp_path):
     processor = VCPCLIPImageProcessor.from_pretrained(tmp_path)
     again = pipeline("anomaly-segmentation", model=model, image_processor=processor)
     assert again.references.digest == pipe.references.digest
+
+
+# --- a convolutional stem -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hybrid_checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hybrid")
+    torch.manual_seed(333)
+    model = tiny_hybrid(reference_layers=["stem"], reference_scale=3.0)
+    model.save_pretrained(folder)
+    VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=1.0).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("layers", [None, ["stem", 4]])
+def test_references_by_the_features_of_a_stem(hybrid_checkpoint, layers, tmp_path):
+    pipe = pipeline("anomaly-segmentation", model=str(hybrid_checkpoint))
+    memory = pipe.set_references(NORMAL, layers=layers)
+    assert memory.settings.layers == tuple(layers or ["stem"]) and memory.settings.scale == 3.0
+    assert pipe(NORMAL[1], reference_weight=1)["score"] < 1e-4 < 1e-3 < pipe(NEW[0], reference_weight=1)["score"]
+    pipe.calibrate(NORMAL, false_alarm_rate=0.25)
+    expected = pipe(NEW[0])
+    assert expected["label"] is not None
+    pipe.save_pretrained(tmp_path)
+    again = pipeline("anomaly-segmentation", model=str(tmp_path))
+    assert again.references.digest == memory.digest
+    assert_equal(again(NEW[0]), expected)
+    tiles = {"tile_size": 40, "global_weight": 0.2}
+    of_tiles = again.set_references(NORMAL, layers=layers, **tiles)
+    assert of_tiles.num_patches > memory.num_patches
+    assert again(NORMAL[0], reference_weight=1, **tiles)["score"] < 1e-4

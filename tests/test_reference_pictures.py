@@ -1,5 +1,6 @@
 """From normal pictures to a memory: copies, tiles, sizes, duplicates, unreadable files, and the checkpoint's file."""
 
+import copy
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.common import tiny_model
+from tests.common import tiny_hybrid, tiny_model
 from tests.test_pipeline_anomaly_segmentation import picture
 from vcp_clip_hf import VCPCLIPImageProcessor, accelerate_inference, reference_pictures
 from vcp_clip_hf.reference_pictures import (
@@ -18,7 +19,15 @@ from vcp_clip_hf.reference_pictures import (
     picture_digests,
     save_references,
 )
-from vcp_clip_hf.references import COPIES, REFERENCES_FILE, ReferencedModel, ReferenceMemory, picture_digest
+from vcp_clip_hf.references import (
+    COPIES,
+    REFERENCES_FILE,
+    ReferencedModel,
+    ReferenceMemory,
+    averaged_over_neighbors,
+    picture_digest,
+    states_of,
+)
 from vcp_clip_hf.tiling import Tiling, segment_tiles, tiles_of
 
 
@@ -287,3 +296,92 @@ def test_a_saved_memory_is_bit_equal(model, processor, tmp_path):
     loaded = ReferenceMemory.load(memory.save(tmp_path))
     assert loaded.digest == memory.digest and loaded.tower == memory.tower and loaded.conditions == memory.conditions
     loaded.check_tower(model)
+
+
+# --- the features of a convolutional stem ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    torch.manual_seed(333)
+    return tiny_hybrid(reference_layers=["stem", 4])
+
+
+def stem_tokens(model, processor, image: Image.Image) -> torch.Tensor:
+    """Return the stem's features of a picture, (patches, 176)."""
+    stem = model.clip.vision_model.embeddings.patch_embedding.stem
+    return stem(processor(image, return_tensors="pt").pixel_values)[0].flatten(1).T
+
+
+@pytest.mark.parametrize("layers", [["stem"], ["stem", 4]])
+@torch.no_grad()
+def test_a_memory_of_a_stems_features(hybrid, processor, layers, tmp_path):
+    pictures = [picture(48, 48, seed) for seed in range(3)]
+    memory = build_memory(hybrid, processor, pictures, layers=layers, neighborhood=3, scale=2.0)
+    assert memory.settings.layers == tuple(layers) and memory.exact and memory.num_patches == 3 * 36
+    assert [memory.banks[layer].shape[1] for layer in layers] == [176, 64][: len(layers)]
+
+    # a plain reading: the mean over neighbors, the nearest of all patches of all pictures, the mean over layers
+    new = picture(48, 48, 9)
+    tokens = [stem_tokens(hybrid, processor, each) for each in (*pictures, new)]
+    averaged = torch.stack([averaged_over_neighbors(each[None], (6, 6), 3)[0] for each in tokens])
+    units = torch.nn.functional.normalize(averaged, dim=-1)
+    expected = (1 - (units[3] @ units[:3].flatten(0, 1).T).amax(dim=1)) / 2
+    if len(layers) == 2:
+        others = build_memory(hybrid, processor, pictures, layers=[4], neighborhood=3)
+        inputs = processor(new, return_tensors="pt").pixel_values
+        states = hybrid(inputs, output_hidden_states=[4]).hidden_states
+        expected = (expected + others.distances(states, (6, 6)).flatten()) / 2
+    outputs = hybrid(processor(new, return_tensors="pt").pixel_values, output_hidden_states=layers)
+    found = memory.distances(states_of(outputs, layers), (6, 6))
+    torch.testing.assert_close(found.flatten(), 2 * expected, atol=1e-5, rtol=0)
+    assert found.max() > 0.01
+
+    memory.save(tmp_path)
+    loaded = ReferenceMemory.load(tmp_path / REFERENCES_FILE)
+    assert loaded.settings == memory.settings and loaded.digest == memory.digest
+    assert all(torch.equal(loaded.banks[layer], memory.banks[layer]) for layer in layers)
+    loaded.check_tower(hybrid)
+    for each in pictures:
+        assert distances(hybrid, processor, loaded, each).max() < 1e-5
+        # left out, a picture is like a new one
+        assert distances(hybrid, processor, loaded.for_new_picture(each), each).max() > 1e-3
+    loaded.banks["stem"][0, 0] += 1
+    del loaded.digest
+    assert loaded.digest != memory.digest
+
+
+@torch.no_grad()
+def test_a_memory_of_a_stem_needs_no_second_run_and_the_accelerated_copy_has_it_too(hybrid, processor):
+    pictures = [picture(48, 48, seed) for seed in range(2)]
+    memory = build_memory(hybrid, processor, pictures)
+    assert memory.settings.layers == ("stem", 4)
+    fast = accelerate_inference(hybrid)
+    for layer, bank in build_memory(fast, processor, pictures).banks.items():
+        torch.testing.assert_close(bank, memory.banks[layer], atol=1e-6, rtol=0)
+    inputs, calls = processor(picture(48, 48, 5), return_tensors="pt").pixel_values, []
+    for model in (hybrid, fast):
+        stem = model.clip.vision_model.embeddings.patch_embedding.stem
+        handle = stem.register_forward_hook(lambda *_: calls.append(1))
+        outputs = ReferencedModel(model, memory)(inputs)
+        handle.remove()
+        assert outputs.stem_features is None and outputs.hidden_states is None
+    assert len(calls) == 2
+
+
+def test_a_memory_of_another_stem_is_refused(hybrid, processor):
+    memory = build_memory(hybrid, processor, [picture(48, 48)])
+    other = copy.deepcopy(hybrid)
+    with torch.no_grad():
+        other.clip.vision_model.embeddings.patch_embedding.stem.blocks[3].project.weight.mul_(1.1)
+    with pytest.raises(ValueError, match=r"1 of \d+ compared weights differ"):
+        memory.check_tower(other)
+
+
+def test_a_memory_of_a_stem_that_is_not_there(model, processor):
+    with pytest.raises(ValueError, match="this tower has none"):
+        build_memory(model, processor, [picture(48, 48)], layers=["stem"])
+    with pytest.raises(ValueError, match=r"layers=\('stem', 5\) must lie in 0..4"):
+        build_memory(tiny_hybrid(), processor, [picture(48, 48)], layers=["stem", 5])
+    with pytest.raises(ValueError, match=r"layers=\('root',\) must lie in 0..4"):
+        build_memory(model, processor, [picture(48, 48)], layers=["root"])

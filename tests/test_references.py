@@ -289,6 +289,10 @@ def test_copies():
     ("settings", "message"),
     [
         ({"layers": ()}, "must be whole numbers, at least one"),
+        ({"layers": (1, "stem")}, "before them may stand 'stem'"),
+        ({"layers": ("stem", 2, 1)}, "must be ascending"),
+        ({"layers": ("stem", -1)}, "0 or more"),
+        ({"layers": ("stem", True)}, "must be whole numbers"),
         ({"layers": (1.0,)}, "whole numbers"),
         ({"layers": (True,)}, "whole numbers"),
         ({"layers": (1, "windows_2")}, "whole numbers"),

@@ -6,15 +6,16 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from tests.common import tiny_model, tiny_tokenizer
-from vcp_clip_hf import AnomalySegmentationPipeline, MutualScoring, VCPCLIPImageProcessor
+from tests.common import tiny_hybrid, tiny_model, tiny_tokenizer
+from vcp_clip_hf import AnomalySegmentationPipeline, MutualScoring, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth, resize_map
 from vcp_clip_hf.mutual_scoring import rscin, score_together
+from vcp_clip_hf.references import states_of
 from vcp_clip_hf.together import MutualJudge
 
 
-def make_pipe(**settings) -> AnomalySegmentationPipeline:
-    model = tiny_model()
+def make_pipe(model: VCPCLIPModel | None = None, **settings) -> AnomalySegmentationPipeline:
+    model = model or tiny_model()
     processor = VCPCLIPImageProcessor.for_model(model.config, **{"smoothing_sigma": 2.0, **settings})
     return AnomalySegmentationPipeline(
         model=model, image_processor=processor, tokenizer=tiny_tokenizer(), device="cpu"
@@ -334,3 +335,31 @@ def test_bfloat16(pictures):
     pipe.model.to(torch.bfloat16)
     for result, other in zip(together(pipe, pictures), expected, strict=True):
         np.testing.assert_allclose(result["anomaly_map"], other["anomaly_map"], atol=0.03)
+
+
+# --- a convolutional stem -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [["stem"], ["stem", 4]])
+def test_the_features_of_a_stem_are_compared(pictures, layers, capsys):
+    pipe = make_pipe(model=tiny_hybrid())
+    results = pipe.segment_together(pictures, layers=layers, degrees=[3], batch_size=3, memory_limit=1)
+    pixel_values = torch.cat([pipe.preprocess(each)["pixel_values"] for each in pictures])
+    with torch.no_grad():
+        outputs = pipe.model(pixel_values, output_hidden_states=layers)
+    states = states_of(outputs, layers)
+    expected = score_together(states, outputs.image_embeds, (6, 6), (48, 48), MutualScoring(degrees=[3]))
+    for index, result in enumerate(results):
+        at_size = resize_map(expected.anomaly_maps[index].float() / 2, (40, 60))
+        np.testing.assert_allclose(result["anomaly_map"], at_size, atol=1e-5)
+        assert result["judged_with"]["layers"] == layers
+    width = 176 + 64 * (len(layers) - 1)
+    flops = 7 * 6 // 2 * 2 * 36 * 36 * width
+    assert f"{flops / 1e12:,.3g} TFLOP" in capsys.readouterr().err
+
+
+def test_a_stem_that_is_not_there(pipe, pictures):
+    with pytest.raises(ValueError, match="this tower has none"):
+        together(pipe, pictures, layers=["stem"])
+    with pytest.raises(ValueError, match="different whole numbers"):
+        together(pipe, pictures, layers=[1, "stem"])

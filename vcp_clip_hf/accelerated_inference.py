@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from .autocast import no_autocast
 from .configuration_vcp_clip import VCPCLIPConfig
+from .convolutional_stem import STEMS
 from .cpu_kernels import CPU_ATTENTION, ConvolutionLinear
 from .modeling_vcp_clip import VCPCLIPModel
 from .prompted_text import insert_category_tokens, insert_deep_prompts
@@ -155,10 +156,8 @@ def _is_plain(module: nn.Module) -> bool:
     """Return whether a module is one that VCP-CLIP is built of, and not one that replaces it."""
     kind = type(module)
     # By name: in remote code, our classes exist more than once
-    ours = kind.__name__.startswith("VCPCLIP") and kind.__module__.split(".")[0] in (
-        "vcp_clip_hf",
-        "transformers_modules",
-    )
+    is_known = kind.__name__.startswith("VCPCLIP") or kind.__name__ in {stem.__name__ for stem in STEMS.values()}
+    ours = is_known and kind.__module__.split(".")[0] in ("vcp_clip_hf", "transformers_modules")
     return kind in _PLAIN_LAYERS or ours or kind.__module__.startswith(_PLAIN_SOURCES)
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from .configuration_frozen_clip import FrozenCLIPConfig
+from .convolutional_stem import STEM_LAYER, check_stem_layer, without_stem_layer
 
 
 __all__ = ["CATEGORY_SLOT", "VCPCLIPConfig"]
@@ -60,9 +61,10 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             Heads of that attention; must divide the vision width.
         fusion_weight (`float`, *optional*, defaults to 0.75):
             Weight a in `(1 - a) * base_map + a * vcp_map`: 0.75 in the paper, 0.8 in the authors' test code.
-        reference_layers (`list[int]`, *optional*, defaults to `feature_layers`):
+        reference_layers (`list[int | str]`, *optional*, defaults to `feature_layers`):
             Image blocks (1-based, ascending; 0 is the embedded patches) whose patch tokens a memory of normal pictures
-            keeps, see [`ReferenceMemory`]. The paper has no such memory; these four fields change nothing without it.
+            keeps, see [`ReferenceMemory`]; before them may stand `"stem"`, the features of a convolutional stem. The
+            paper has no such memory; these four fields change nothing without it.
         reference_neighborhood (`int`, *optional*, defaults to 1):
             Odd side of the square of patches that the memory averages tokens over; 1: no averaging.
         reference_scale (`float`, *optional*, defaults to 1):
@@ -112,7 +114,7 @@ class VCPCLIPConfig(FrozenCLIPConfig):
     use_post_vcp: bool = True
     post_vcp_num_heads: int = 8
     fusion_weight: float | int = 0.75
-    reference_layers: list[int] | tuple[int, ...] | None = None
+    reference_layers: list[int | str] | tuple[int | str, ...] | None = None
     reference_neighborhood: int = 1
     reference_scale: float | int = 1.0
     reference_weight: float | int = 0.5
@@ -165,7 +167,7 @@ class VCPCLIPConfig(FrozenCLIPConfig):
                 )
 
     @property
-    def memory_layers(self) -> list[int]:
+    def memory_layers(self) -> list[int | str]:
         """Return the layers of a memory of normal pictures: `reference_layers`, by default the feature layers."""
         return list(self.feature_layers if self.reference_layers is None else self.reference_layers)
 
@@ -186,7 +188,7 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             raise ValueError(f"deep_prompt_dropout={self.deep_prompt_dropout} must lie in [0, 1).")
         if not 0 <= self.fusion_weight <= 1:
             raise ValueError(f"fusion_weight={self.fusion_weight} must lie in [0, 1].")
-        self._check_references(vision.num_hidden_layers)
+        self._check_references()
         if self.use_pre_vcp and text.hidden_size != self.projection_dim:
             raise ValueError(
                 f"use_pre_vcp adds the image feature (projection_dim={self.projection_dim}) to word embeddings"
@@ -200,13 +202,16 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             )
         self._check_prompts()
 
-    def _check_references(self, depth: int) -> None:
-        layers = self.memory_layers
-        if not layers or layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] > depth:
+    def _check_references(self) -> None:
+        depth = self.vision_config.num_hidden_layers
+        blocks = without_stem_layer(self.memory_layers)
+        numbers = all(isinstance(each, int) for each in blocks)
+        if not self.memory_layers or not numbers or blocks != sorted({*blocks} & {*range(depth + 1)}):
             raise ValueError(
                 f"reference_layers={self.reference_layers} must be ascending, distinct, and lie in 0..{depth} (0: the"
-                " embedded patches)."
+                f" embedded patches); before them may stand {STEM_LAYER!r}."
             )
+        check_stem_layer(self.memory_layers, self.vision_config)
         if self.reference_neighborhood < 1 or self.reference_neighborhood % 2 == 0:
             raise ValueError(f"reference_neighborhood={self.reference_neighborhood} must be odd, 1 or more.")
         if not 0 < self.reference_scale < float("inf"):

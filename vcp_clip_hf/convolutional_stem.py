@@ -7,13 +7,30 @@ features of a network that was trained on ImageNet: the first eleven blocks of E
 the tower is CLIP's own.
 """
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 from transformers import initialization as init
 
 
-__all__ = ["STEMS", "EfficientNetLite0Stem", "VCPCLIPHybridPatchEmbedding", "VCPCLIPStemBlock", "stem_of"]
+__all__ = [
+    "STEMS",
+    "STEM_LAYER",
+    "EfficientNetLite0Stem",
+    "VCPCLIPHybridPatchEmbedding",
+    "VCPCLIPSamePadding",
+    "VCPCLIPStemBlock",
+    "check_stem_layer",
+    "layer_width",
+    "stem_of",
+    "without_stem_layer",
+]
+
+# Name of the stem's features among the layers of an image tower, whose blocks are numbers
+STEM_LAYER = "stem"
 
 # Output channels, kernel size, stride and expansion of each block (EfficientNet paper, table 1, stages 2 to 6)
 _BLOCKS = (
@@ -31,23 +48,32 @@ _BLOCKS = (
 )
 # Blocks whose outputs are the features, with their strides
 _FEATURE_BLOCKS = {2: 4, 4: 8, 10: 16}
+# Blocks whose outputs are the details inside a patch, with their strides
+_DETAIL_BLOCKS = {0: 2, 2: 4}
 _FIRST_CHANNELS = 32
 _SURROUNDINGS = 11  # side of the square of patches that a patch is compared with
-# Differences between patches are small beside the features, which have unit length
-_FEATURE_FACTOR, _DIFFERENCE_FACTOR = 8.0, 24.0
+# Differences between patches are small beside the features, which have unit length; details are large
+_FEATURE_FACTOR, _DIFFERENCE_FACTOR, _DETAIL_FACTOR = 8.0, 24.0, 0.15
 
 
-class _SamePadding(nn.Module):
-    """Pad so that a convolution gives ceil(side / stride), the odd pixel at the end, as TensorFlow does."""
+class VCPCLIPSamePadding(nn.Module):
+    """
+    Pad as TensorFlow does for a convolution with stride 2: it gives half the side, rounded up; the odd zero is last.
 
-    def __init__(self, kernel_size: int, stride: int):
+    Args:
+        kernel_size (`int`): side of the kernel.
+    """
+
+    def __init__(self, kernel_size: int):
         super().__init__()
-        self.kernel_size, self.stride = kernel_size, stride
+        self.kernel_size = kernel_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pad images (B, C, H, W) with zeros."""
         padding: list[int] = []
         for side in (x.shape[-1], x.shape[-2]):
-            total = max((-(-side // self.stride) - 1) * self.stride + self.kernel_size - side, 0)
+            # not one formula for both: a compiler would carry it through all following sizes
+            total = self.kernel_size - 2 if side % 2 == 0 else self.kernel_size - 1
             padding += [total // 2, total - total // 2]
         return nn.functional.pad(x, padding)
 
@@ -58,7 +84,7 @@ class VCPCLIPStemBlock(nn.Module):
 
     Args:
         in_channels, out_channels (`int`): numbers of channels.
-        kernel_size, stride (`int`): of the depthwise convolution.
+        kernel_size, stride (`int`): of the depthwise convolution; stride 1 or 2.
         expansion (`int`): factor of the channels between; 1: no expansion.
     """
 
@@ -66,8 +92,8 @@ class VCPCLIPStemBlock(nn.Module):
         super().__init__()
         inner = in_channels * expansion
         self.expand = nn.Conv2d(in_channels, inner, 1) if expansion > 1 else None
-        self.padding = _SamePadding(kernel_size, stride) if stride > 1 else None
-        padding = 0 if stride > 1 else kernel_size // 2
+        self.padding = VCPCLIPSamePadding(kernel_size) if stride == 2 else None
+        padding = 0 if stride == 2 else kernel_size // 2
         self.depthwise = nn.Conv2d(inner, inner, kernel_size, stride, padding, groups=inner)
         self.project = nn.Conv2d(inner, out_channels, 1)
         self.is_residual = stride == 1 and in_channels == out_channels
@@ -85,10 +111,11 @@ class EfficientNetLite0Stem(nn.Module):
 
     patch_size = 8
     num_features = sum(_BLOCKS[block][0] for block in _FEATURE_BLOCKS)
+    num_details = sum(_BLOCKS[block][0] * (8 // stride) ** 2 for block, stride in _DETAIL_BLOCKS.items())
 
     def __init__(self):
         super().__init__()
-        self.padding = _SamePadding(3, 2)
+        self.padding = VCPCLIPSamePadding(3)
         self.first = nn.Conv2d(3, _FIRST_CHANNELS, 3, 2)
         channels = (_FIRST_CHANNELS, *(block[0] for block in _BLOCKS))
         self.blocks = nn.ModuleList(
@@ -102,27 +129,31 @@ class EfficientNetLite0Stem(nn.Module):
                 init.kaiming_normal_(module.weight, nonlinearity="relu")
                 init.zeros_(module.bias)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Compute the features of patches.
+        Compute the features of patches, and the details inside them.
 
-        The last outputs at strides 4, 8 and 16 are averaged over 3 x 3 positions, brought to the grid of patches, and
-        divided by their length.
+        Features: the last outputs at strides 4, 8 and 16 are averaged over 3 x 3 positions, brought to the grid of
+        patches, and divided by their length. Details: the outputs at strides 2 and 4 as they are, all positions of a
+        patch after each other; thin lines would vanish in an average.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized with CLIP's mean and standard deviation;
                 sides are multiples of 8.
 
         Returns:
-            `torch.Tensor` of shape `(B, 176, H / 8, W / 8)`, same dtype.
+            `tuple` of two `torch.Tensor`, same dtype: features `(B, 176, H / 8, W / 8)` and details
+            `(B, 352, H / 8, W / 8)`.
         """
         grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
         if pixel_values.device.type == "cpu":  # its convolutions are two to three times faster this way
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         x = nn.functional.relu6(self.first(self.padding(pixel_values)))
-        features = []
+        features, details = [], []
         for number, block in enumerate(self.blocks):
             x = block(x)
+            if number in _DETAIL_BLOCKS:
+                details.append(nn.functional.pixel_unshuffle(x, self.patch_size // _DETAIL_BLOCKS[number]))
             if number in _FEATURE_BLOCKS:
                 level = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
                 stride = _FEATURE_BLOCKS[number]
@@ -131,7 +162,7 @@ class EfficientNetLite0Stem(nn.Module):
                 elif stride > self.patch_size:
                     level = nn.functional.interpolate(level, size=grid, mode="bilinear", align_corners=False)
                 features.append(nn.functional.normalize(level, dim=1))
-        return torch.cat(features, dim=1)
+        return torch.cat(features, dim=1), torch.cat(details, dim=1)
 
 
 STEMS = {"efficientnet_lite0": EfficientNetLite0Stem}
@@ -142,10 +173,39 @@ def stem_of(vision_config: CLIPVisionConfig) -> str | None:
     return getattr(vision_config, "stem", None)
 
 
+def check_stem_layer(layers: Iterable[int | str], vision_config: CLIPVisionConfig) -> None:
+    """
+    Check that the features of a stem are requested only from an image tower that has one.
+
+    Args:
+        layers (`Iterable[int | str]`): requested layers.
+        vision_config (`CLIPVisionConfig`): configuration of the image tower.
+
+    Raises:
+        ValueError: `"stem"` is among the layers, and the tower has no stem.
+    """
+    if STEM_LAYER in layers and stem_of(vision_config) is None:
+        raise ValueError(
+            f"The layer {STEM_LAYER!r} is the convolutional stem of an image tower, and this tower has none"
+            " (vision_config.stem). Choose numbers of blocks."
+        )
+
+
+def without_stem_layer(layers: Iterable[Any]) -> list[Any]:
+    """Return layers without a leading `"stem"`: the numbers of blocks."""
+    layers = list(layers)
+    return layers[1:] if layers[:1] == [STEM_LAYER] else layers
+
+
+def layer_width(layer: int | str, vision_config: CLIPVisionConfig) -> int:
+    """Return the width of the patch tokens of a layer: a block, or `"stem"`."""
+    return STEMS[stem_of(vision_config)].num_features if layer == STEM_LAYER else vision_config.hidden_size
+
+
 class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
     """
     CLIP's patch embedding, plus a linear map of a stem's features: as they are, relative to the mean of the image, and
-    relative to the 11 x 11 patches around.
+    relative to the 11 x 11 patches around; and of the details inside each patch.
 
     Args:
         config (`CLIPVisionConfig`): configuration of the image tower, whose `stem` is one of `STEMS`.
@@ -155,21 +215,34 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
         patch_size = config.patch_size
         super().__init__(config.num_channels, config.hidden_size, patch_size, patch_size, bias=False)
         self.stem = STEMS[stem_of(config)]()
-        self.stem_projection = nn.Linear(3 * self.stem.num_features, config.hidden_size)
+        width = 3 * self.stem.num_features + self.stem.num_details
+        self.stem_projection = nn.Linear(width, config.hidden_size)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Convert normalized images (B, 3, H, W) -> embedded patches (B, d_v, H / 8, W / 8)."""
-        return self.embed(pixel_values, self.stem(pixel_values))
+    def forward(
+        self, pixel_values: torch.Tensor, record: Callable[[str, torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
+        """
+        Embed patches.
 
-    def embed(self, pixel_values: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Embed images whose features (B, 176, H / 8, W / 8) are known."""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images; sides are multiples of 8.
+            record (`Callable`, *optional*): receiver of `"stem"` and the stem's features, `(B, N, 176)`.
+
+        Returns:
+            `torch.Tensor` of shape `(B, d_v, H / 8, W / 8)`.
+        """
+        features, details = self.stem(pixel_values)
+        if record is not None:
+            record(STEM_LAYER, features.flatten(2).transpose(1, 2))
         mean = features.mean(dim=(2, 3), keepdim=True)
         parts = (
             _FEATURE_FACTOR * features,
             _DIFFERENCE_FACTOR * (features - mean),
             _DIFFERENCE_FACTOR * (features - _surroundings(features)),
+            _DETAIL_FACTOR * details,
         )
-        embedded = self.stem_projection(torch.cat(parts, dim=1).movedim(1, -1)).movedim(-1, 1)
+        rows = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+        embedded = self.stem_projection(rows).transpose(1, 2).unflatten(2, features.shape[2:])
         return super().forward(pixel_values) + embedded
 
 

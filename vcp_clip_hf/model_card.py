@@ -21,6 +21,7 @@ from .calibration import Calibration
 from .checkpoint_facts import CheckpointFacts, overlap
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .configuration_vcp_clip import VCPCLIPConfig
+from .convolutional_stem import stem_of
 from .data import DatasetSummary, list_datasets
 from .evaluation_report import METRIC_TITLES, EvaluationReport, paper_results
 from .markdown_text import as_code, escaped, one_line, table
@@ -338,6 +339,7 @@ def _input_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
             "Backbone (frozen)",
             f"CLIP, {vision.num_hidden_layers} image blocks of width {vision.hidden_size}, patches of"
             f" {vision.patch_size} x {vision.patch_size}"
+            + (f" after a convolutional stem ({stem})" if (stem := stem_of(vision)) else "")
             + (f"; [{backbone}](https://huggingface.co/{backbone}){_revision(facts)}" if backbone else "")
             + (f"; {facts.statements['backbone']}" if "backbone" in facts.statements else ""),
         ),

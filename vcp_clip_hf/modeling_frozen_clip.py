@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +33,18 @@ from .backbone_loading import (
 )
 from .checkpoint_errors import check_dtype, explained, explained_writing, read_config_values, refuse_pickles
 from .configuration_frozen_clip import FrozenCLIPConfig
-from .vision_tower import LayerStates, VCPCLIPBackbone, VCPCLIPVisionEncoder
+from .convolutional_stem import STEM_LAYER, check_stem_layer, without_stem_layer
+from .vision_tower import LayerStates, RecordedImages, VCPCLIPBackbone, VCPCLIPVisionEncoder
 
 
-__all__ = ["FrozenCLIPPreTrainedModel", "check_labels", "check_zero_or_one", "requested_states", "with_blocks_of"]
+__all__ = [
+    "FrozenCLIPPreTrainedModel",
+    "check_labels",
+    "check_zero_or_one",
+    "requested_states",
+    "state_outputs",
+    "with_blocks_of",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -308,29 +316,31 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
     # --- the image tower --------------------------------------------------------------------------------------------
 
     def run_image_tower(
-        self, pixel_values: torch.FloatTensor, layers: Iterable[int], **kwargs
-    ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+        self, pixel_values: torch.FloatTensor, layers: Iterable[int | str], **kwargs
+    ) -> tuple[dict[int | str, torch.Tensor], torch.Tensor]:
         """
         Run CLIP's image tower.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): normalized with CLIP's mean
                 and standard deviation; both sides multiples of the patch size.
-            layers (`Iterable[int]`): blocks, counted from 1, whose residual stream is returned; 0: the input of the
-                first, after `pre_layrnorm`.
+            layers (`Iterable[int | str]`): blocks, counted from 1, whose residual stream is returned; 0: the input of
+                the first, after `pre_layrnorm`; `"stem"`: the features of a convolutional stem.
             kwargs: arguments of transformers' attention functions.
 
         Returns:
             `tuple`: layer -> residual stream after that block, `(batch_size, 1 + num_patches, d_v)`, class token
-            first; and the class token after the last block and `post_layernorm`, `(batch_size, d_v)`.
+            first, or the stem's features `(batch_size, num_patches, 176)`; and the class token after the last block
+            and `post_layernorm`, `(batch_size, d_v)`.
 
         Raises:
-            ValueError: a wrong shape of `pixel_values`.
+            ValueError: a wrong shape of `pixel_values`, or `"stem"` for an image tower without one.
         """
         self._check_pixel_values(pixel_values)
         recorded = LayerStates(layers)
+        check_stem_layer(recorded.layers, self.config.vision_config)
         outputs = self.clip.vision_model(
-            pixel_values,
+            RecordedImages(pixel_values, recorded) if STEM_LAYER in recorded.layers else pixel_values,
             interpolate_pos_encoding=True,
             layer_states=recorded,
             output_hidden_states=False,
@@ -407,15 +417,35 @@ def with_blocks_of(encoder: CLIPEncoder, cls: type[CLIPEncoder]) -> CLIPEncoder:
     return replacement
 
 
-def requested_states(output_hidden_states: bool | int | Sequence[int], num_states: int) -> list[int]:
+def requested_states(output_hidden_states: bool | int | Sequence[int | str], num_states: int) -> list[int | str]:
     """
-    Return the indices of the hidden states that `output_hidden_states` selects, as in transformers.
+    Return the indices of the hidden states that `output_hidden_states` selects, as in transformers, after `"stem"` if
+    that is selected too.
 
     Args:
-        output_hidden_states (`bool`, `int` or `Sequence[int]`): argument of a forward pass.
+        output_hidden_states (`bool`, `int` or `Sequence[int | str]`): argument of a forward pass.
         num_states (`int`): number of hidden states: the input of the first block, and the output of each.
     """
     if isinstance(output_hidden_states, bool) or output_hidden_states is None:
         return list(range(num_states)) if output_hidden_states else []
-    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
-    return sorted({index % num_states for index in indices if -num_states <= index < num_states})
+    layers = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    stem = [STEM_LAYER] if STEM_LAYER in layers else []
+    indices = [layer for layer in layers if layer != STEM_LAYER]
+    return stem + sorted({index % num_states for index in indices if -num_states <= index < num_states})
+
+
+def state_outputs(
+    states: Mapping[int | str, torch.Tensor], requested: Sequence[int | str], num_states: int
+) -> dict[str, Any]:
+    """
+    Return the output fields `hidden_states` and `stem_features`; `None` for what is not requested.
+
+    Args:
+        states (`Mapping[int | str, torch.Tensor]`): states of the requested layers, and possibly of others.
+        requested (`Sequence[int | str]`): result of `requested_states`.
+        num_states (`int`): number of hidden states.
+    """
+    blocks = without_stem_layer(requested)
+    hidden_states = tuple(states[each] if each in blocks else None for each in range(num_states))
+    stem_features = states[STEM_LAYER] if STEM_LAYER in requested else None
+    return {"hidden_states": hidden_states if blocks else None, "stem_features": stem_features}

@@ -28,6 +28,7 @@ from .modeling_frozen_clip import (
     check_labels,
     check_zero_or_one,
     requested_states,
+    state_outputs,
     with_blocks_of,
 )
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
@@ -73,6 +74,8 @@ class VCPCLIPOutput(ModelOutput):
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
             The image tower's residual stream: the embedded patches, then the output of each block, each of shape
             `(batch_size, 1 + num_patches, d_v)`.
+        stem_features (`torch.FloatTensor` of shape `(batch_size, num_patches, 176)`, *optional*, returned with
+            `output_hidden_states=["stem", ...]`): the features of the image tower's convolutional stem.
         image_logits (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
             Logits of the image head, positive for anomalous images, float32.
         image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
@@ -89,6 +92,7 @@ class VCPCLIPOutput(ModelOutput):
     image_embeds: torch.FloatTensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    stem_features: torch.FloatTensor | None = None
     image_logits: torch.FloatTensor | None = None
     image_scores: torch.FloatTensor | None = None
 
@@ -294,17 +298,16 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         return patch_tokens, image_embeds
 
     def _encode_image(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | int | Sequence[int] = False, **kwargs
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """Run `encode_image`, with the residual stream after every block, or after chosen ones, on request."""
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | int | Sequence[int | str] = False, **kwargs
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, dict[str, Any]]:
+        """Run `encode_image`; also return the output fields for the requested hidden states."""
         layers = self.config.feature_layers
         num_states = len(self.clip.vision_model.encoder.layers) + 1
         requested = requested_states(output_hidden_states, num_states)
         states, pooled = self.run_image_tower(pixel_values, (*layers, *requested), **kwargs)
         patch_tokens = tuple(states[layer][:, 1:] for layer in layers)
         image_embeds = self.clip.visual_projection(pooled)
-        hidden_states = tuple(states[each] if each in requested else None for each in range(num_states))
-        return patch_tokens, image_embeds, hidden_states if requested else None
+        return patch_tokens, image_embeds, state_outputs(states, requested, num_states)
 
     # --- the text tower -------------------------------------------------------------------------------------------
 
@@ -423,7 +426,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         output_attentions: bool | None = None,
         image_embeds: torch.FloatTensor | None = None,
         patch_tokens: torch.FloatTensor | None = None,
-        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_hidden_states: bool | int | Sequence[int | str] | None = None,
         is_anomalous: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VCPCLIPOutput:
@@ -450,9 +453,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             patch_tokens (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, num_patches, d_v)`,
                 *optional*): patch tokens that `encode_image` returned for images of `config.image_size`, stacked,
                 instead of `pixel_values`; they need `image_embeds`.
-            output_hidden_states (`bool`, `int` or `Sequence[int]`, *optional*, defaults to
+            output_hidden_states (`bool`, `int` or `Sequence[int | str]`, *optional*, defaults to
                 `config.output_hidden_states`): also return the image tower's hidden states, or those of the given
-                indices only, with `None` in the place of the others; needs `pixel_values`.
+                indices only, with `None` in the place of the others, and with `"stem"` among them `stem_features`;
+                needs `pixel_values`.
             is_anomalous (`torch.Tensor` of shape `(batch_size,)`, *optional*):
                 1 for anomalous images, else 0, for the loss of the image head. Default with `labels`: 1 if the mask
                 has an abnormal pixel. Without `labels`, `loss` is that of the image head alone. (transformers' Trainer
@@ -474,13 +478,13 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
 
         # 1. the image tower, or its results
-        hidden_states = None
+        states: dict[str, Any] = {}
         if (pixel_values is None) == (patch_tokens is None) or (patch_tokens is not None and image_embeds is None):
             raise ValueError(
                 "Give either pixel_values, or the results of encode_image: patch_tokens (stacked) with image_embeds."
             )
         if pixel_values is not None:
-            patch_tokens, own_embeds, hidden_states = self._encode_image(pixel_values, output_hidden_states, **kwargs)
+            patch_tokens, own_embeds, states = self._encode_image(pixel_values, output_hidden_states, **kwargs)
             batch_size, size = pixel_values.shape[0], tuple(pixel_values.shape[-2:])
         else:
             self._check_patch_tokens(patch_tokens)
@@ -538,9 +542,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             text_embeds=text_embeds,
             image_embeds=image_embeds.expand(batch_size, -1),
             attentions=attentions if output_attentions and attentions else None,
-            hidden_states=hidden_states,
             image_logits=image_logits,
             image_scores=None if image_logits is None else image_logits.sigmoid(),
+            **states,
         )
 
     def _prompting_embeds(self, image_embeds: torch.Tensor, own_embeds: torch.Tensor, batch_size: int) -> torch.Tensor:

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from .autocast import no_autocast
+from .convolutional_stem import STEM_LAYER, without_stem_layer
+from .references import patches_of
 from .tensor_store import TensorStore
 
 
@@ -54,8 +56,9 @@ class MutualScoring:
     Settings of mutual scoring; the defaults are those of the authors for MVTec-AD.
 
     Args:
-        layers (`Sequence[int]`, *optional*): blocks of the image tower whose patch tokens are compared, counted from
-            1; 0 is the embedded patches. Default: the feature layers of the model.
+        layers (`Sequence[int | str]`, *optional*): blocks of the image tower whose patch tokens are compared, counted
+            from 1; 0 is the embedded patches. Before them may stand `"stem"`, the features of a convolutional stem.
+            Default: the feature layers of the model.
         degrees (`Sequence[int]`, *optional*, defaults to `(1, 3, 5)`): sides of the neighborhoods that patch tokens
             are averaged over, odd.
         interval (`tuple[float, float]`, *optional*, defaults to `(0.0, 0.3)`): part of the other pictures, from the
@@ -71,7 +74,7 @@ class MutualScoring:
         ValueError: a value is out of range.
     """
 
-    layers: Sequence[int] | None = None
+    layers: Sequence[int | str] | None = None
     degrees: Sequence[int] = (1, 3, 5)
     interval: tuple[float, float] = (0.0, 0.3)
     subset_size: int | None = None
@@ -82,7 +85,8 @@ class MutualScoring:
         for name in ("layers", "degrees", "interval", "rescore_neighbors"):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else tuple(value))
-        _check_counts("layers", self.layers, 0)
+        if self.layers != (STEM_LAYER,):
+            _check_counts("layers", self.layers and without_stem_layer(self.layers), 0)
         _check_counts("degrees", self.degrees, 1)
         if not all(degree % 2 for degree in self.degrees):
             raise ValueError(
@@ -112,7 +116,7 @@ class MutualScoring:
             ValueError: the image tower does not have a chosen layer.
         """
         layers = tuple(feature_layers) if self.layers is None else self.layers
-        if max(layers) > num_layers:
+        if max(without_stem_layer(layers), default=0) > num_layers:
             raise ValueError(f"layers={layers}: the image tower has {num_layers} blocks.")
         return MutualScoring(**{**asdict(self), "layers": layers})
 
@@ -170,7 +174,7 @@ class MutualCost:
 def mutual_scoring_cost(
     num_pictures: int,
     grid: tuple[int, int],
-    width: int,
+    width: int | Sequence[int],
     scoring: MutualScoring,
     token_bytes: int = 4,
 ) -> MutualCost:
@@ -183,19 +187,19 @@ def mutual_scoring_cost(
     Args:
         num_pictures (`int`): number of pictures.
         grid (`tuple[int, int]`): patches in a column and in a row.
-        width (`int`): width of a patch token.
+        width (`int` or `Sequence[int]`): width of the patch tokens of all layers, or of each.
         scoring ([`MutualScoring`]): settings, with layers.
         token_bytes (`int`, *optional*, defaults to 4): bytes of one number in the stored tokens.
     """
     patches = grid[0] * grid[1]
     sizes = scoring.subset_sizes(num_pictures)
-    layers, largest = len(scoring.layers), max(sizes)
-    comparisons = sum(size * (size - 1) // 2 for size in sizes) * layers * len(scoring.degrees)
+    largest, pairs = max(sizes), sum(size * (size - 1) // 2 for size in sizes) * len(scoring.degrees)
+    total_width = width * len(scoring.layers) if isinstance(width, int) else sum(width)
     return MutualCost(
         pictures=num_pictures,
-        comparisons=comparisons,
-        flops=comparisons * 2 * patches * patches * width,
-        token_bytes=largest * layers * patches * width * token_bytes,
+        comparisons=pairs * len(scoring.layers),
+        flops=pairs * 2 * patches * patches * total_width,
+        token_bytes=largest * patches * total_width * token_bytes,
         distance_bytes=largest * largest * patches * 4,
     )
 
@@ -401,7 +405,7 @@ class _Neighborhoods:
 
 
 def patch_scores(
-    tokens: Mapping[int, Patches],
+    tokens: Mapping[int | str, Patches],
     grid: tuple[int, int],
     scoring: MutualScoring,
     block_bytes: int | None = None,
@@ -412,7 +416,7 @@ def patch_scores(
     Score the patches of one subset of pictures, for every degree and layer.
 
     Args:
-        tokens (`Mapping[int, Patches]`): layer -> its patch tokens without class token, in slices of shape
+        tokens (`Mapping[int | str, Patches]`): layer -> its patch tokens without class token, in slices of shape
             `(n, P, D)`, on the device that computes.
         grid (`tuple[int, int]`): patches in a column and in a row.
         scoring ([`MutualScoring`]): settings, with layers.
@@ -514,7 +518,7 @@ class MutualScores:
 
 
 def score_together(
-    hidden_states: Mapping[int, torch.Tensor],
+    hidden_states: Mapping[int | str, torch.Tensor],
     image_embeds: torch.Tensor,
     grid: tuple[int, int],
     size: tuple[int, int],
@@ -524,8 +528,8 @@ def score_together(
     Judge pictures together whose hidden states fit into memory, with the published equations.
 
     Args:
-        hidden_states (`Mapping[int, torch.Tensor]`): layer -> residual stream after that block of CLIP's image tower,
-            `(N, 1 + P, D)`, class token first.
+        hidden_states (`Mapping[int | str, torch.Tensor]`): layer -> residual stream after that block of CLIP's image
+            tower, `(N, 1 + P, D)`, class token first; of `"stem"`, its features `(N, P, 176)`.
         image_embeds (`torch.Tensor` of shape `(N, E)`): CLIP's image embeddings, normalized or not.
         grid (`tuple[int, int]`): patches in a column and in a row.
         size (`tuple[int, int]`): height and width of the model's input.
@@ -538,8 +542,9 @@ def score_together(
     Raises:
         ValueError: too few pictures for the settings, or a layer that `hidden_states` do not reach.
     """
-    scoring = (scoring or MutualScoring()).on(list(hidden_states), max(hidden_states))
-    tokens = {layer: hidden_states[layer][:, 1:] for layer in scoring.layers}
+    highest = max(without_stem_layer(hidden_states), default=0)
+    scoring = (scoring or MutualScoring()).on(list(hidden_states), highest)
+    tokens = {layer: patches_of(hidden_states, layer) for layer in scoring.layers}
     sizes = scoring.subset_sizes(len(image_embeds))
     subsets = zip(*(states.split(sizes) for states in tokens.values()), strict=True)
     scores = [patch_scores(dict(zip(tokens, subset, strict=True)), grid, scoring) for subset in subsets]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from .configuration_frozen_clip import FrozenCLIPConfig
+from .convolutional_stem import check_stem_layer, without_stem_layer
 from .image_loading import ImageLike, load_image
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .references import (
@@ -21,6 +22,7 @@ from .references import (
     ReferenceMemory,
     check_weight,
     picture_digest,
+    states_of,
     tower_weights,
     turned_copies,
 )
@@ -67,7 +69,7 @@ def build_memory(
     image_processor: VCPCLIPImageProcessor,
     images: Sequence[ImageLike],
     weight: float | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | str] | None = None,
     neighborhood: int | None = None,
     scale: float | None = None,
     copies: str = MemorySettings.copies,
@@ -133,11 +135,12 @@ def build_memory(
                 builder.add_tokens(digest, {name: each[index] for name, each in tokens.items()})
             continue
         outputs = model(pixel_values, output_hidden_states=list(settings.layers))
+        states = states_of(outputs, settings.layers)
         height, width = pixel_values.shape[-2:]
         patch_size = model.config.vision_config.patch_size
         for index, (digest, _) in enumerate(batch):
-            states = [each if each is None else each[index : index + 1] for each in outputs.hidden_states]
-            builder.add(digest, states, (height // patch_size, width // patch_size))
+            own = {layer: each[index : index + 1] for layer, each in states.items()}
+            builder.add(digest, own, (height // patch_size, width // patch_size))
     return builder.finish(
         weight=weight,
         source=source,
@@ -150,7 +153,7 @@ def build_memory(
 def _memory_settings(
     config: FrozenCLIPConfig,
     weight: float | None,
-    layers: Sequence[int] | None,
+    layers: Sequence[int | str] | None,
     neighborhood: int | None,
     scale: float | None,
     max_patches: int,
@@ -164,8 +167,9 @@ def _memory_settings(
         scale=config.reference_scale if scale is None else scale,
         copies=copies,
     )
-    depth = config.vision_config.num_hidden_layers
-    if settings.layers[-1] > depth:
+    check_stem_layer(settings.layers, config.vision_config)
+    blocks, depth = without_stem_layer(settings.layers), config.vision_config.num_hidden_layers
+    if not {*blocks} <= {*range(depth + 1)}:
         raise ValueError(f"layers={settings.layers} must lie in 0..{depth}: the image tower has {depth} blocks.")
     return check_weight(config.reference_weight if weight is None else weight), settings
 

@@ -1,11 +1,11 @@
 """Normal pictures as a memory: the distance of each patch to the nearest patch of normal pictures.
 
 The memory bank of patch tokens is that of few-shot APRIL-GAN (Chen et al. 2023, arXiv 2305.17382, section 3.3). It
-holds the residual stream after chosen blocks of the image tower, neither normalized by a LayerNorm nor projected, one
-bank for each layer. A patch's distance is (1 - maximum cosine) / 2, in [0, 1]. The map is the mean over layers,
-multiplied by a fixed scale, limited to 1, and upsampled like the model's maps. It is fused with the zero-shot map:
-`(1 - weight) * zero_shot + weight * memory`. The paper of VCP-CLIP names few-shot segmentation as future work, so no
-published numbers exist for this fusion.
+holds the residual stream after chosen blocks of the image tower, neither normalized by a LayerNorm nor projected, or
+the features of its convolutional stem, one bank for each layer. A patch's distance is (1 - maximum cosine) / 2, in
+[0, 1]. The map is the mean over layers, multiplied by a fixed scale, limited to 1, and upsampled like the model's
+maps. It is fused with the zero-shot map: `(1 - weight) * zero_shot + weight * memory`. The paper of VCP-CLIP names
+few-shot segmentation as future work, so no published numbers exist for this fusion.
 """
 
 import copy
@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from numbers import Real
@@ -29,6 +29,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .autocast import no_autocast
+from .convolutional_stem import STEM_LAYER, without_stem_layer
 
 
 __all__ = [
@@ -42,7 +43,9 @@ __all__ = [
     "check_weight",
     "greedy_k_center",
     "nearest_distance",
+    "patches_of",
     "picture_digest",
+    "states_of",
     "tower_weights",
     "turned_copies",
 ]
@@ -204,6 +207,26 @@ def averaged_over_neighbors(tokens: torch.Tensor, grid: tuple[int, int], side: i
     return means.flatten(2).transpose(1, 2)
 
 
+def states_of(outputs: ModelOutput, layers: Iterable[int | str]) -> dict[int | str, torch.Tensor]:
+    """
+    Return the states of layers from the outputs of a model that was called with `output_hidden_states=layers`.
+
+    Args:
+        outputs (`ModelOutput`): outputs with `hidden_states` and `stem_features`.
+        layers (`Iterable[int | str]`): blocks, and `"stem"`.
+
+    Returns:
+        `dict[int | str, torch.Tensor]`: layer -> residual stream `(batch_size, 1 + num_patches, width)`, class token
+        first, or the stem's features `(batch_size, num_patches, 176)`.
+    """
+    return {layer: outputs.stem_features if layer == STEM_LAYER else outputs.hidden_states[layer] for layer in layers}
+
+
+def patches_of(states: Sequence[torch.Tensor] | Mapping[int | str, torch.Tensor], layer: int | str) -> torch.Tensor:
+    """Return the patch tokens of a layer: its states, as `states_of` returns them, without the class token."""
+    return states[layer] if layer == STEM_LAYER else states[layer][:, 1:]
+
+
 def picture_digest(picture: Image.Image) -> str:
     """Return a hash of the pixels of a picture, by which a reference is recognized among other pictures."""
     digest = hashlib.sha256(f"{picture.mode} {picture.size}".encode())
@@ -225,8 +248,9 @@ class MemorySettings:
     Settings that a memory is built with.
 
     Args:
-        layers (`tuple[int, ...]` or `tuple[str, ...]`): blocks of the image tower whose patch tokens are kept,
-            1-based; 0 is the embedded patches. For a method with its own few-shot mode, the names of its banks.
+        layers (`tuple[int | str, ...]`): blocks of the image tower whose patch tokens are kept, 1-based; 0 is the
+            embedded patches. Before them may stand `"stem"`, the features of a convolutional stem. For a method with
+            its own few-shot mode, the names of its banks.
         max_patches (`int`, *optional*, defaults to 10000): maximum number of patches kept of each layer. Up to it the
             memory is exact; beyond it, a greedy k-center coreset is kept.
         neighborhood (`int`, *optional*, defaults to 1): odd side of the square of patches that a token is averaged
@@ -264,9 +288,12 @@ class MemorySettings:
             raise ValueError(f"copies={self.copies!r} must be one of {', '.join(map(repr, COPIES))}.")
 
     def _check_blocks(self) -> None:
-        if not self.layers or any(isinstance(each, bool) or not isinstance(each, int) for each in self.layers):
-            raise ValueError(f"layers={self.layers!r} must be whole numbers, at least one.")
-        if list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+        blocks = without_stem_layer(self.layers)
+        if not blocks or any(isinstance(each, bool) or not isinstance(each, int) for each in blocks):
+            raise ValueError(
+                f"layers={self.layers!r} must be whole numbers, at least one; before them may stand {STEM_LAYER!r}."
+            )
+        if blocks != sorted(set(blocks)) or blocks[0] < 0:
             raise ValueError(f"layers={self.layers} must be ascending, distinct, and 0 or more.")
 
 
@@ -329,7 +356,8 @@ class ReferenceMemory:
     def digest(self) -> str:
         """Return a hash of everything that results depend on, except the weight."""
         digest = hashlib.sha256(json.dumps([asdict(self.settings), self.conditions], sort_keys=True).encode())
-        for layer, bank in sorted(self.banks.items()):
+        for layer in sorted(self.banks, key=lambda layer: (isinstance(layer, int), layer)):
+            bank = self.banks[layer]
             digest.update(f"{layer} {tuple(bank.shape)} {bank.dtype}".encode())
             digest.update(bank.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -347,13 +375,17 @@ class ReferenceMemory:
             f" {self.num_bytes / 1e6:.1f} MB; weight {self.weight:g}{scale}."
         )
 
-    def distances(self, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> torch.Tensor:
+    def distances(
+        self,
+        hidden_states: Sequence[torch.Tensor | None] | Mapping[int | str, torch.Tensor],
+        grid: tuple[int, int],
+    ) -> torch.Tensor:
         """
         Compare the patches of a batch with the memory.
 
         Args:
-            hidden_states (`Sequence[torch.Tensor]`): the image tower's residual stream, indexed by layer, each of
-                shape `(batch_size, 1 + num_patches, width)`, class token first; only the memory's layers are read.
+            hidden_states (`Sequence[torch.Tensor]` or `Mapping[int | str, torch.Tensor]`): the image tower's states,
+                indexed by layer, as `states_of` returns them; only the memory's layers are read.
             grid (`tuple[int, int]`): rows and columns of patches.
 
         Returns:
@@ -362,8 +394,8 @@ class ReferenceMemory:
         """
         total = 0
         for layer in self.settings.layers:
-            tokens = averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
-            total = total + nearest_distance(tokens, self.banks[layer]).to(hidden_states[layer].device)
+            tokens = averaged_over_neighbors(patches_of(hidden_states, layer), grid, self.settings.neighborhood)
+            total = total + nearest_distance(tokens, self.banks[layer]).to(tokens.device)
         distances = total * (self.settings.scale / (2 * len(self.settings.layers)))
         return distances.clamp(max=1).unflatten(1, grid)
 
@@ -544,19 +576,25 @@ class MemoryBuilder:
         self.num_patches = 0
         self._rows = {layer: _LayerRows(settings.max_patches) for layer in settings.layers}
 
-    def add(self, picture: str, hidden_states: Sequence[torch.Tensor | None], grid: tuple[int, int]) -> None:
+    def add(
+        self,
+        picture: str,
+        hidden_states: Sequence[torch.Tensor | None] | Mapping[int | str, torch.Tensor],
+        grid: tuple[int, int],
+    ) -> None:
         """
         Add the patches of one picture: those of the picture and its copies, or of their tiles.
 
         Args:
             picture (`str`): `picture_digest` of the picture.
-            hidden_states (`Sequence[torch.Tensor]`): residual stream, indexed by layer, `(views, 1 + patches, width)`.
+            hidden_states (`Sequence[torch.Tensor]` or `Mapping[int | str, torch.Tensor]`): states of the views,
+                indexed by layer, as `states_of` returns them.
             grid (`tuple[int, int]`): rows and columns of patches of a view.
         """
         self.add_tokens(
             picture,
             {
-                layer: averaged_over_neighbors(hidden_states[layer][:, 1:], grid, self.settings.neighborhood)
+                layer: averaged_over_neighbors(patches_of(hidden_states, layer), grid, self.settings.neighborhood)
                 for layer in self.settings.layers
             },
         )
@@ -673,11 +711,10 @@ class ReferencedModel(nn.Module):
         """
         layers = list(self.memory.settings.layers)
         outputs = self.model(pixel_values, output_hidden_states=layers, **kwargs)
-        states = outputs.hidden_states
         height, width = pixel_values.shape[-2:]
         patch_size = self.config.vision_config.patch_size
         grid = (height // patch_size, width // patch_size)
-        distances = self.memory.distances(states, grid)
+        distances = self.memory.distances(states_of(outputs, layers), grid)
         memory_map = nn.functional.interpolate(
             distances[:, None], size=(height, width), mode="bilinear", align_corners=True
         )[:, 0]
@@ -688,6 +725,6 @@ class ReferencedModel(nn.Module):
         if outputs.get("image_scores") is not None:
             highest = memory_map.flatten(1).amax(dim=1).to(outputs.image_scores.device)
             outputs["image_scores"] = torch.lerp(outputs.image_scores.float(), highest, weight)
-        outputs["hidden_states"] = None
+        outputs["hidden_states"] = outputs["stem_features"] = None
         outputs["reference_map"] = memory_map
         return outputs

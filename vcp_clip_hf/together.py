@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .anomaly_scoring import gaussian_smooth, resize_map
+from .convolutional_stem import check_stem_layer, layer_width
 from .image_loading import ImageLike
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .modeling_vcp_clip import VCPCLIPOutput
@@ -31,6 +32,7 @@ from .mutual_scoring import (
     raise_to_image,
     rscin,
 )
+from .references import patches_of, states_of
 from .region_of_interest import region_at_size
 from .tensor_store import TensorStore
 from .thresholds import Thresholds
@@ -90,6 +92,7 @@ class MutualJudge:
                 "Images that are judged together need the same grid of patches, and resize_mode='keep_ratio' gives"
                 " images of different shapes different grids. Use an image processor with 'squash' or 'pad'."
             )
+        check_stem_layer(self.scoring.layers, self.model.config.vision_config)
         given = self.image_processor.without_thresholds().scoring(smoothing_sigma=self.smoothing_sigma)
         self.smoothing_sigma = given.smoothing_sigma
         # The rescored score is not a value of the map, so the pixel threshold does not apply to it
@@ -110,8 +113,12 @@ class MutualJudge:
 
     def cost(self, num_pictures: int) -> MutualCost:
         """Return what judging this many pictures costs."""
-        width = self.model.config.vision_config.hidden_size
-        return mutual_scoring_cost(num_pictures, self.grid, width, self.scoring, self.model.dtype.itemsize)
+        widths = list(self._widths().values())
+        return mutual_scoring_cost(num_pictures, self.grid, widths, self.scoring, self.model.dtype.itemsize)
+
+    def _widths(self) -> dict[int | str, int]:
+        vision_config = self.model.config.vision_config
+        return {layer: layer_width(layer, vision_config) for layer in self.scoring.layers}
 
     def results(self, images: Sequence[ImageLike] | Dataset) -> Iterator[dict[str, Any]]:
         """
@@ -198,16 +205,17 @@ class MutualJudge:
     def _new_subset(self, count: int) -> "_Subset":
         sizes = self.scoring.subset_sizes(count)
         capacity = min(count, max(sizes) + FEWEST_PICTURES + self.batch_size)
-        width = self.model.config.vision_config.hidden_size
-        shape = (capacity, math.prod(self.grid), width)
+        shape = (capacity, math.prod(self.grid))
         limit = self.memory_limit // len(self.scoring.layers)
-        stores = {layer: TensorStore(shape, self.model.dtype, limit) for layer in self.scoring.layers}
+        stores = {
+            layer: TensorStore((*shape, width), self.model.dtype, limit) for layer, width in self._widths().items()
+        }
         return _Subset(stores, sizes[:-1], self.model.device)
 
     @torch.no_grad()
     def _features(
         self, batch: list[dict[str, Any]], start: int, judged: "_Judged"
-    ) -> tuple[list[int], dict[int, torch.Tensor]]:
+    ) -> tuple[list[int], dict[int | str, torch.Tensor]]:
         """Return positions and patch tokens of the readable images, and keep what the second pass needs of them."""
         positions = []
         for position, inputs in enumerate(batch, start):
@@ -226,7 +234,8 @@ class MutualJudge:
         if judged.zero_shot is not None:
             for position, zero_shot in zip(positions, outputs.anomaly_map, strict=True):
                 judged.zero_shot.write(position, zero_shot[None])
-        return positions, {layer: outputs.hidden_states[layer][:, 1:] for layer in self.scoring.layers}
+        states = states_of(outputs, self.scoring.layers)
+        return positions, {layer: patches_of(states, layer) for layer in states}
 
     def _forward(self, pixel_values: list[torch.Tensor]) -> ModelOutput:
         return self.model(
@@ -346,12 +355,12 @@ class _Subset:
     Patch tokens of the pictures that wait to be compared.
 
     Args:
-        stores (`dict[int, TensorStore]`): layer -> tokens, one row for each waiting picture.
+        stores (`dict[int | str, TensorStore]`): layer -> tokens, one row for each waiting picture.
         sizes (`list[int]`): sizes of this and the following subsets, except the last one, which has all that remain.
         device (`torch.device`): device that compares.
     """
 
-    stores: dict[int, TensorStore]
+    stores: dict[int | str, TensorStore]
     sizes: list[int]
     device: torch.device
     positions: list[int] = field(default_factory=list)
@@ -361,7 +370,7 @@ class _Subset:
         """Return whether the next subset can be compared: enough further pictures wait to make another subset."""
         return bool(self.sizes) and len(self.positions) >= self.sizes[0] + FEWEST_PICTURES
 
-    def add(self, positions: list[int], tokens: dict[int, torch.Tensor]) -> None:
+    def add(self, positions: list[int], tokens: dict[int | str, torch.Tensor]) -> None:
         """Append pictures: their positions, and layer -> tokens of shape `(n, P, D)`."""
         for layer, rows in tokens.items():
             self.stores[layer].write(len(self.positions), rows)

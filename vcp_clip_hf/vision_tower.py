@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from .convolutional_stem import VCPCLIPHybridPatchEmbedding, stem_of
 
 __all__ = [
     "LayerStates",
+    "RecordedImages",
     "VCPCLIPBackbone",
     "VCPCLIPVisionEmbeddings",
     "VCPCLIPVisionEncoder",
@@ -23,27 +25,43 @@ __all__ = [
 
 class LayerStates:
     """
-    The residual stream after chosen blocks of the image tower.
+    The residual stream after chosen blocks of the image tower, and the features of its stem.
 
     `CLIPVisionModel` does not return its encoder's output, and transformers' recording by hooks cannot be compiled or
     pickled. The encoder fills this object instead; it is not a dictionary, because offloading
     hooks copy those.
 
     Args:
-        layers (`Iterable[int]`): the requested blocks, counted from 1; 0 is the input of the first.
+        layers (`Iterable[int | str]`): the requested blocks, counted from 1; 0 is the input of the first, `"stem"` the
+            convolutional stem.
 
     Attributes:
-        states (`dict[int, torch.Tensor]`): `(B, 1 + N, d_v)` for each of them, once the encoder has run.
+        states (`dict[int | str, torch.Tensor]`): for each of them, once the tower has run: `(B, 1 + N, d_v)`, class
+            token first; of the stem `(B, N, 176)`.
     """
 
-    def __init__(self, layers: Iterable[int]):
+    def __init__(self, layers: Iterable[int | str]):
         self.layers = frozenset(layers)
-        self.states: dict[int, torch.Tensor] = {}
+        self.states: dict[int | str, torch.Tensor] = {}
 
-    def record(self, layer: int, hidden_states: torch.Tensor) -> None:
-        """Keep the residual stream after a block if it was requested."""
+    def record(self, layer: int | str, hidden_states: torch.Tensor) -> None:
+        """Keep the states of a layer if they were requested."""
         if layer in self.layers:
             self.states[layer] = hidden_states
+
+
+class RecordedImages(NamedTuple):
+    """
+    Images with the receiver of their stem's features, as one argument: `CLIPVisionModel` passes no other to its
+    embeddings.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): images.
+        layer_states ([`LayerStates`]): the receiver.
+    """
+
+    pixel_values: torch.Tensor
+    layer_states: LayerStates
 
 
 class VCPCLIPVisionEncoder(CLIPEncoder):
@@ -95,6 +113,29 @@ class VCPCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         super().__init__(config)
         if stem_of(config) is not None:
             self.patch_embedding = VCPCLIPHybridPatchEmbedding(config)
+
+    def forward(
+        self, pixel_values: torch.Tensor | RecordedImages, interpolate_pos_encoding: bool = False
+    ) -> torch.Tensor:
+        """
+        Embed images.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`, or [`RecordedImages`]): images; with a receiver, of
+                any size, and only if the tower has a stem.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): whether sizes other than that of the
+                pretraining are accepted.
+
+        Returns:
+            `torch.Tensor` of shape `(B, 1 + N, d_v)`, class token first.
+        """
+        if not isinstance(pixel_values, RecordedImages):
+            return super().forward(pixel_values, interpolate_pos_encoding)
+        images, layer_states = pixel_values
+        images = images.to(self.patch_embedding.weight.dtype)
+        patches = self.patch_embedding(images, layer_states.record).flatten(2).transpose(1, 2)
+        embeddings = torch.cat([self.class_embedding.expand(images.shape[0], 1, -1), patches], dim=1)
+        return embeddings + self.interpolate_pos_encoding(embeddings, *images.shape[-2:])
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """

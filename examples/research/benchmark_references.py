@@ -17,6 +17,7 @@ import torch
 from examples.research.benchmark.clock import seconds, time_in_turns
 from examples.research.benchmark.setting import DTYPES, Setting, load
 from vcp_clip_hf import VCPCLIPModel, accelerate_inference
+from vcp_clip_hf.convolutional_stem import layer_width
 from vcp_clip_hf.references import MemorySettings, ReferencedModel, ReferenceMemory, greedy_k_center
 
 
@@ -35,8 +36,8 @@ def random_memory(model: VCPCLIPModel, rows: int) -> ReferenceMemory:
     """
     layers = tuple(model.config.memory_layers)
     generator = torch.Generator().manual_seed(0)
-    width = model.config.vision_config.hidden_size
-    banks = {layer: torch.randn(rows, width, generator=generator) for layer in layers}
+    vision = model.config.vision_config
+    banks = {layer: torch.randn(rows, layer_width(layer, vision), generator=generator) for layer in layers}
     banks = {layer: torch.nn.functional.normalize(bank, dim=1) for layer, bank in banks.items()}
     rows_of = {layer: torch.zeros(rows, dtype=torch.int32) for layer in layers}
     memory = ReferenceMemory(banks, rows_of, MemorySettings(layers, max_patches=rows), ["random"], rows)

@@ -70,13 +70,19 @@ def measure(
     return evaluator.compute()["mean"], float(np.median(scales))
 
 
+def _layer(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with photographs of materials")
     parser.add_argument("--model", default=EMBEDDED_CHECKPOINT, help="checkpoint (default: the embedded one)")
     parser.add_argument("--num_photos", type=int, default=30, help="photographs to take, evenly spaced")
-    parser.add_argument("--layers", action="append", type=int, nargs="+", help="layers to try; repeat for several")
+    parser.add_argument(
+        "--layers", action="append", type=_layer, nargs="+", help='layers to try, "stem" first; repeat for several'
+    )
     parser.add_argument("--neighborhood", type=int, nargs="+", default=[1, 3], help="neighborhoods to try")
     parser.add_argument("--num_references", type=int, default=4)
     parser.add_argument("--num_tested", type=int, default=12)

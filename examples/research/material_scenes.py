@@ -45,6 +45,8 @@ DEFECT_WORDS = {
     "warp": ("distortion", "a deformed area"),
     "rough": ("corrosion", "a rough area", "pitting"),
 }
+# Kinds that are drawn more or less often than the others: thin lines are the hardest to find
+_SHARES = {"line": 3.0, "specks": 1.5, "scar": 0.7, "cut_paste": 0.7}
 _FRAMES = ("a photo of {}", "a close-up photo of {}", "an industrial photo of {}", "a picture of {}", "{}")
 
 
@@ -166,7 +168,8 @@ def damage(scene: MaterialScene, dice: Dice, materials: MaterialScenes) -> tuple
     kind = ""
     for _ in range(dice.pick((1, 2, 3), (0.75, 0.17, 0.08))):
         # first one kind, then any: some kinds are invisible on some surfaces
-        for kinds in ((dice.pick(ANOMALY_KINDS),), ANOMALY_KINDS):
+        preferred = dice.pick(ANOMALY_KINDS, [_SHARES.get(name, 1.0) for name in ANOMALY_KINDS])
+        for kinds in ((preferred,), ANOMALY_KINDS):
             try:
                 seed = dice.whole(0, 2**62)
                 picture, painted, kind = add_anomaly(pixels, seed, kinds, foreground, textures, attempts=6)

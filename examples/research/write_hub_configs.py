@@ -159,7 +159,7 @@ def embedded_config() -> VCPCLIPConfig:
         projection_dim=clip.projection_dim,
         image_size=224,
         category_token_id=len(tokenizer),
-        feature_layers=options.map_layers,
+        feature_layers=[2, 3, 4],
         # from `choose_reference_settings.py` on CC0 photographs of materials (ambientCG)
         reference_scale=19.0,
         **fields,

@@ -26,15 +26,15 @@ FIELDS = {
 }
 
 
-def tiny_method(model_type: str = "april_gan", **fields) -> AnomalyMethod:
+def tiny_method(model_type: str = "april_gan", vision: dict | None = None, **fields) -> AnomalyMethod:
     """Make a method on a CLIP of a few thousand parameters, with lively maps, in evaluation mode."""
     if model_type == "saa":
         return tiny_saa(**fields)
-    clip = tiny_clip()
+    clip = tiny_clip(vision=vision or {})
     with torch.no_grad():
         # CLIP's own initialization is so small that all patches look alike
         for name, parameter in clip.named_parameters():
-            if parameter.ndim > 1 and "position" not in name:
+            if parameter.ndim > 1 and "position" not in name and ".stem." not in name:
                 parameter.mul_(4)
     model_class = METHODS[model_type]
     few = {name: value for name, value in FEW_PROMPTS.items() if name in model_class.config_class.own_fields()}

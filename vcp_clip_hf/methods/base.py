@@ -16,7 +16,7 @@ from transformers.utils import can_return_tuple
 from ..autocast import no_autocast
 from ..backbone_loading import HUB_ARGUMENTS, backbone_location, read_backbone_config
 from ..checkpoint_errors import read_config_values
-from ..modeling_frozen_clip import FrozenCLIPPreTrainedModel, check_labels, requested_states
+from ..modeling_frozen_clip import FrozenCLIPPreTrainedModel, check_labels, requested_states, state_outputs
 from ..prompts import check_tokenizer
 from ..weight_snapshot import WeightSnapshot
 from .configuration import AnomalyMethodConfig, PromptEnsembleConfig
@@ -45,13 +45,14 @@ class ImageFeatures:
 
     Args:
         pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): the images.
-        states (`dict[int, torch.Tensor]`): residual stream `(B, 1 + N, d_v)` after the method's layers.
+        states (`dict[int | str, torch.Tensor]`): residual stream `(B, 1 + N, d_v)` after the method's layers, and the
+            features `(B, N, 176)` of a convolutional stem if they were requested.
         pooled (`torch.Tensor` of shape `(B, d_v)`): class token after the last block and `post_layernorm`.
         grid (`tuple[int, int]`): patches in a column and in a row.
     """
 
     pixel_values: torch.Tensor
-    states: dict[int, torch.Tensor]
+    states: dict[int | str, torch.Tensor]
     pooled: torch.Tensor
     grid: tuple[int, int]
 
@@ -326,13 +327,13 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
         """Return the blocks, counted from 1 (0: the input of the first), whose residual stream `segment` reads."""
         return self.config.feature_layers
 
-    def image_features(self, pixel_values: torch.FloatTensor, layers: Iterable[int] | None = None, **kwargs):
+    def image_features(self, pixel_values: torch.FloatTensor, layers: Iterable[int | str] | None = None, **kwargs):
         """
         Run CLIP's image tower.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): normalized images.
-            layers (`Iterable[int]`, *optional*, defaults to `required_layers()`): blocks to return.
+            layers (`Iterable[int | str]`, *optional*, defaults to `required_layers()`): blocks to return, or `"stem"`.
             kwargs: arguments of transformers' attention functions.
 
         Returns:
@@ -388,7 +389,7 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
         references: Mapping[str, torch.Tensor] | None = None,
         is_anomalous: torch.Tensor | None = None,
         output_layer_maps: bool = False,
-        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_hidden_states: bool | int | Sequence[int | str] | None = None,
         **kwargs,
     ) -> AnomalyMethodOutput:
         r"""
@@ -406,9 +407,9 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
             is_anomalous (`torch.Tensor` of shape `(batch_size,)`, *optional*, defaults to whether `labels` have a
                 defect): 1 for images with a defect, else 0.
             output_layer_maps (`bool`, *optional*, defaults to `False`): whether to return the maps of each layer.
-            output_hidden_states (`bool`, `int` or `Sequence[int]`, *optional*, defaults to
+            output_hidden_states (`bool`, `int` or `Sequence[int | str]`, *optional*, defaults to
                 `config.output_hidden_states`): also return the image tower's hidden states, or those of the given
-                indices only, with `None` in the place of the others.
+                indices only, with `None` in the place of the others, and with `"stem"` among them `stem_features`.
             return_dict (`bool`, *optional*): `False` for a plain tuple.
             kwargs: arguments of transformers' attention functions, for the image tower.
 
@@ -439,9 +440,8 @@ class AnomalyMethodModel(AnomalyMethod, FrozenCLIPPreTrainedModel):
             outputs["loss"] = self.compute_loss(outputs, labels, is_anomalous)
         if not output_layer_maps:
             outputs["layer_maps"] = None
-        if requested:
-            states = tuple(features.states[each] if each in requested else None for each in range(num_states))
-            outputs["hidden_states"] = states
+        for name, value in state_outputs(features.states, requested, num_states).items():
+            outputs[name] = value
         return AnomalyMethodOutput(**{name: getattr(outputs, name) for name in AnomalyMethodOutput.__annotations__})
 
     def _check_references(self, references: Mapping[str, torch.Tensor]) -> None:

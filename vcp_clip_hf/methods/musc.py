@@ -87,7 +87,7 @@ class MuScModel(AnomalyMethodModel):
         product_names: Sequence[str] | str | None = None,
         labels: torch.Tensor | None = None,
         references: Mapping[str, torch.Tensor] | None = None,
-        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_hidden_states: bool | int | Sequence[int | str] | None = None,
         **kwargs,
     ) -> AnomalyMethodOutput:
         r"""
@@ -97,12 +97,12 @@ class MuScModel(AnomalyMethodModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): images.
             product_names (`Sequence[str]` or `str`, *optional*): no effect.
             labels, references (`None`): must be absent.
-            output_hidden_states (`bool`, `int` or `Sequence[int]`): hidden states to return, as in
+            output_hidden_states (`bool`, `int` or `Sequence[int | str]`): hidden states to return, as in
                 [`AnomalyMethodModel.forward`]; required, here or in the configuration.
             kwargs: further arguments of [`AnomalyMethodModel.forward`].
 
         Returns:
-            [`AnomalyMethodOutput`] with `image_embeds` and `hidden_states` only.
+            [`AnomalyMethodOutput`] with `image_embeds` and the requested states only.
 
         Raises:
             ValueError: no hidden states are requested, or there are labels or references.

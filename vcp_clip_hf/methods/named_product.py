@@ -85,6 +85,7 @@ class NamedProductModel(nn.Module):
             text_embeds=found.text_embeds,
             image_embeds=found.image_embeds,
             hidden_states=found.hidden_states,
+            stem_features=found.stem_features,
             image_scores=found.image_scores,
         )
         for name in ("text_scores", "reference_map"):

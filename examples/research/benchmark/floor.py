@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vcp_clip_hf.configuration_frozen_clip import FrozenCLIPConfig
+from vcp_clip_hf.vision_tower import VCPCLIPVisionEmbeddings
 
 from .clock import seconds
 
@@ -13,11 +15,11 @@ __all__ = ["image_encoder_flops", "matrix_product", "tower_flops"]
 
 
 def image_encoder_flops(config: FrozenCLIPConfig, size: int) -> float:
-    """Return the multiplications and additions of the image tower for one image, matrix products only."""
+    """Return the multiplications and additions of the image tower for one image, products and convolutions only."""
     vision = config.vision_config
-    patches = (size // vision.patch_size) ** 2
-    embedding = 2.0 * patches * vision.hidden_size * vision.num_channels * vision.patch_size**2
-    return tower_flops(config, patches + 1) + embedding
+    with torch.device("meta"), FlopCounterMode(display=False) as embedding:
+        VCPCLIPVisionEmbeddings(vision).patch_embedding(torch.empty(1, vision.num_channels, size, size))
+    return tower_flops(config, (size // vision.patch_size) ** 2 + 1) + embedding.get_total_flops()
 
 
 def tower_flops(config: FrozenCLIPConfig, tokens: int) -> float:
