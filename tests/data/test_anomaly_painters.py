@@ -42,7 +42,9 @@ def test_only_masked_pixels_change(kind):
         before, after, marked = paint(image, seed, kind)
         difference = np.abs(after - before).max(axis=2)
         assert (difference[~marked] == 0).all()
-        assert difference[marked].mean() >= 4 and (difference[marked] > 0).mean() > CHANGED.get(kind, 0.6)
+        # visible: by four levels, and by a third of the deviation of the surface
+        assert difference[marked].mean() >= max(4, 0.35 * before[marked].std(axis=0).max() - 0.01)
+        assert (difference[marked] > 0).mean() > CHANGED.get(kind, 0.6)
         areas.append(marked.mean())
     assert len(set(areas)) > 4
     assert image.tobytes() == kept
@@ -67,12 +69,12 @@ def test_anomalies_stay_on_the_foreground(kind):
 @pytest.mark.parametrize("size", [(1, 40), (40, 1), (12, 9), (16, 160), (160, 16)], ids=str)
 @pytest.mark.parametrize("kind", ANOMALY_KINDS)
 def test_narrow_small_and_long_images(kind, size):
-    before, after, marked = paint(picture(*size), 1, kind)
+    before, after, marked = paint(picture(*size), 1, kind, attempts=200)
     assert marked.any() and np.array_equal(after[~marked], before[~marked])
 
 
 @pytest.mark.parametrize("kind", ANOMALY_KINDS)
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
 def test_other_modes_are_painted_as_rgb(kind, mode):
     image = picture().convert(mode)
     before, after, marked = paint(image, 2, kind)
