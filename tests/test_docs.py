@@ -217,6 +217,8 @@ def parse(words: list[str], folder: Path, monkeypatch) -> None:
         TrainingConfig.from_arguments(arguments)
     elif program.startswith("examples.research."):
         _parse_research(program, arguments)
+    elif program.startswith("examples."):
+        inspect.signature(importlib.import_module(program).main).bind(*arguments)
     elif program.startswith("examples/"):
         main = runpy.run_path(program)["main"]
         inspect.signature(main).bind(*arguments)

@@ -45,7 +45,8 @@ def test_it_is_the_checkpoint_that_the_hub_config_describes():
         for name, value in described[tower].items():
             assert name in unimportant or ours[tower][name] == value, (tower, name)
     facts = json.loads((FOLDER / "training.json").read_text())
-    assert facts["products"] == sorted(write_hub_configs.embedded_products())
+    rendered = [name for name in facts["products"] if not name.startswith("material ")]
+    assert rendered == sorted(write_hub_configs.embedded_products())
     assert not set(facts["products"]) & {*UNSEEN_PRODUCTS, *write_hub_configs.KEPT_OUT}
 
 

@@ -8,8 +8,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.torch import load_file
-from transformers import CLIPTokenizer
 
 from examples import calibrate, demo, demo_train, evaluate, export, predict, train
 from examples.research import (
@@ -20,16 +18,12 @@ from examples.research import (
     choose_reference_settings,
     compare_references,
     compare_with_rivals,
-    embedded_checkpoint,
-    pretrain_clip,
 )
 from examples.research.benchmark.__main__ import main as benchmark
 from examples.research.benchmark.floor import image_encoder_flops
-from examples.research.captioned_views import load_tokenizer
 from tests.common import tiny_hybrid, tiny_model, tiny_model_with_head, tiny_tokenizer
 from tests.training_run import make_model_folder
-from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
-from vcp_clip_hf.data import load_anomaly_dataset
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.generator import render_sample, select_products
 from vcp_clip_hf.methods import METHODS
 
@@ -63,14 +57,14 @@ def checkpoint(tmp_path_factory):
 
 
 def test_demo(tmp_path, capsys):
-    demo.main(str(tmp_path), num_images=20, size=64)
+    demo.main(str(tmp_path), num_images=20, size=64, num_surfaces=1)
     out = capsys.readouterr().out
     assert "Measured on 20 generated pictures" in out and "defective pictures are flagged" in out
     assert len(list((tmp_path / "overlays").iterdir())) == 20
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 21
     sheets = sorted((tmp_path / "sheets").rglob("*.png"))
     assert sheets and Image.open(sheets[0]).width > 4 * 200
-    demo.main(str(tmp_path), num_images=20, size=64)  # earlier results do not stand in the way
+    demo.main(str(tmp_path), num_images=20, size=64, num_surfaces=1)  # earlier results do not stand in the way
 
 
 def test_demo_train_trains_evaluates_saves_reloads_and_segments(tmp_path, capsys):
@@ -226,100 +220,6 @@ def test_methods_are_compared_on_the_same_images(checkpoint, tmp_path, capsys):
     assert values["VCP-CLIP"] == values["copy"]
     assert values[compare_with_rivals.LOCAL_CONTRAST]["pixel_auroc"] > 0.6, "generated defects stand out locally"
     assert "| synthetic |" in capsys.readouterr().out
-
-
-SMALL = ["--width", "64", "--depth", "2", "--projection_dim", "32", "--image_size", "32", "--large_image_size", "48"]
-SMALL += ["--steps", "4", "--large_steps", "1", "--batch_size", "8", "--large_batch_size", "4", "--scenes", "8"]
-SMALL += ["--scene_size", "64", "--checkpointing_steps", "2", "--dataloader_num_workers", "0"]
-SMALL += ["--mixed_precision", "no", "--warmup_steps", "2"]
-
-
-def test_interrupted_pretraining_ends_with_the_same_weights(tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    pretrain_clip.pretrain(pretrain_clip.parse(["--output_dir", str(whole), *SMALL]))
-    shutil.copytree(whole / "pool", parts / "pool")
-
-    original, seen = pretrain_clip.save, []
-
-    def stop_after_two(folder, model, optimizer, step):
-        original(folder, model, optimizer, step)
-        seen.append(step)
-        if step == 2:
-            raise KeyboardInterrupt
-
-    pretrain_clip.save = stop_after_two
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            pretrain_clip.pretrain(pretrain_clip.parse(["--output_dir", str(parts), *SMALL]))
-    finally:
-        pretrain_clip.save = original
-    pretrain_clip.pretrain(pretrain_clip.parse(["--output_dir", str(parts), *SMALL]))
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (parts, whole))
-    assert seen == [2] and ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_the_tokenizer_spells_unknown_words_in_bytes(tmp_path):
-    options = pretrain_clip.parse(["--output_dir", "", "--tokenizer", str(tmp_path)])
-    for tokenizer in (load_tokenizer(options), load_tokenizer(options)):  # made, then loaded
-        assert 600 < len(tokenizer) <= 1024
-        known = tokenizer("a photo of a damaged screw").input_ids
-        assert known[0] == tokenizer.bos_token_id and known[-1] == tokenizer.eos_token_id
-        assert len(tokenizer("damaged").input_ids) == 3, "a word of the captions is one token"
-        unknown = tokenizer("zyzzyva").input_ids
-        assert len(unknown) > 4 and tokenizer.decode(unknown, skip_special_tokens=True).strip() == "zyzzyva"
-    kept = load_tokenizer(pretrain_clip.parse(["--output_dir", ""]))
-    assert kept.get_vocab() == CLIPTokenizer.from_pretrained(EMBEDDED_CHECKPOINT).get_vocab()
-
-
-def test_patch_alignment_prefers_the_right_patches():
-    """Patch tokens equal to the caption of the damage exactly in the mask: AUROC 1 and a small loss; reversed: 0."""
-    model = pretrain_clip.CLIPModel(
-        pretrain_clip.make_config(tiny_tokenizer(), pretrain_clip.parse(["--output_dir", "", *SMALL]))
-    )
-    model.visual_projection = torch.nn.Identity()
-    model.vision_model.post_layernorm = torch.nn.Identity()
-    model.logit_scale.data.fill_(2.3)
-    damage, whole = torch.eye(4)[0], torch.eye(4)[1]
-    patches = torch.zeros(2, 2, 2, dtype=torch.int8)
-    patches[0, 0, 1] = 1
-    tokens = torch.stack([torch.where(patches[i].flatten()[:, None] > 0, damage, whole) for i in range(2)])
-
-    class Outputs:
-        text_embeds = torch.stack([damage, whole])
-
-        class vision_model_output:
-            last_hidden_state = torch.cat([torch.zeros(2, 1, 4), tokens], dim=1)
-
-    loss, auroc = pretrain_clip.patch_alignment(model, Outputs, patches)
-    assert auroc == 1 and loss < 0.01
-    Outputs.text_embeds = Outputs.text_embeds.flip(0)
-    loss, auroc = pretrain_clip.patch_alignment(model, Outputs, patches)
-    assert auroc == 0 and loss > 5
-
-
-def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, tmp_path, monkeypatch):
-    """Check half precision, thresholds, results and card; other tests check the trainings before."""
-    trained = tmp_path / "trained"
-    shutil.copytree(checkpoint, trained)
-    shutil.copyfile(f"{EMBEDDED_CHECKPOINT}/training.json", trained / "training.json")
-    facts = json.loads((trained / "training.json").read_text())
-    (trained / "training.json").write_text(json.dumps({**facts, "fingerprint": None}))
-    embedded_checkpoint.finish(trained, tmp_path / "out", num_normal=48, num_test_images=20)
-    weights = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(value.dtype == torch.float16 for value in weights.values() if value.is_floating_point())
-    processor = VCPCLIPImageProcessor.from_pretrained(tmp_path / "out")
-    assert 0 < processor.threshold <= 1 and processor.calibration["image"]["num_images"] == 48
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "generated images only" in card and "apache-2.0" in card
-    assert VCPCLIPConfig.from_pretrained(tmp_path / "out").backbone_name_or_path is None
-
-
-def test_test_images_show_no_training_products():
-    products = select_products("seen")
-    assert not set(embedded_checkpoint.KEPT_OUT) - set(products)
-    data = load_anomaly_dataset("synthetic", split="test", num_images=0, num_test_images=20, size=48)
-    assert not set(data["product"]) & set(products)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
-"""Pictures with captions to pretrain a tiny CLIP on: vocabulary, rendered scenes, and pairs of views of one scene.
+"""Make pictures with captions to pretrain a tiny CLIP on: vocabulary, rendered scenes, and pairs of views of a scene.
 
 Every scene exists twice, whole and damaged. A pair of views shows both in the same crop and light, so that the
 captions differ only in what is wrong, and where. Rendered scenes come from a pool on disk; scenes of photographed
-materials, and anomalies painted on rendered products, are made anew for every view.
+materials, and anomalies painted on rendered products, are made anew for every pair.
 """
 
 import argparse
@@ -139,7 +139,6 @@ class Sizes:
         steps, large_steps (`int`): number of all steps, and of those with large pictures.
         image_size, large_image_size (`int`): sides in pixels.
         batch_size, large_batch_size (`int`): images in a batch, two per pair.
-        patch_size (`int`): side of a patch in pixels.
     """
 
     steps: int
@@ -148,7 +147,6 @@ class Sizes:
     large_image_size: int
     batch_size: int
     large_batch_size: int
-    patch_size: int
 
     def at(self, step: int) -> tuple[int, int, tuple[float, float]]:
         """Return the side in pixels, the number of pairs, and the range of crops of a step."""
@@ -165,8 +163,8 @@ class Views(Dataset):
     """
     Pairs of views of one scene, damaged and whole, in the same crop; an item depends on seed and place alone.
 
-    The pairs of one batch show a few products only. The model soon distinguishes these products, and the damage
-    remains to be learned.
+    The rendered products in one batch are few. The model soon distinguishes them, and the damage remains to be
+    learned.
 
     Args:
         pool (`Path`): folder that `render_pool` wrote.
@@ -206,7 +204,7 @@ class Views(Dataset):
     def _pair(
         self, step: int, rng: np.random.Generator, seed: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str, str]:
-        """Return a damaged and a whole picture, the mask, the product or material, and the defect."""
+        """Return a damaged and a whole picture, the mask, and the names of the product or material and the defect."""
         if self.arrays is None:  # opened in each worker
             self.arrays = [np.load(self.pool / f"{name}.npy", mmap_mode="r") for name in ("damaged", "whole", "masks")]
         source = rng.random()
@@ -229,6 +227,7 @@ class Views(Dataset):
         return self._rendered(self._scene(step, rng))
 
     def _rendered(self, scene: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, str, str]:
+        """Return a scene of the pool, as `_pair` does."""
         facts = self.facts[scene]
         return (*(array[scene] for array in self.arrays), facts["product"], facts["defect"])
 

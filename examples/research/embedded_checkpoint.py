@@ -89,12 +89,22 @@ def training_pictures() -> datasets.Dataset:
     return datasets.concatenate_datasets([rendered, material_table("train", NUM_MATERIAL_PICTURES, size, config.seed)])
 
 
-def train_on(backbone: Path, output_dir: Path, model: Path = SETTINGS) -> Path:
-    """Train VCP-CLIP on a backbone, with the settings of the embedded checkpoint; return the folder of the result."""
+def train_on(backbone: Path, output_dir: Path, model: Path | None = None) -> Path:
+    """
+    Train VCP-CLIP on a backbone, with the training settings of the embedded checkpoint.
+
+    Args:
+        backbone (`Path`): folder of a CLIP.
+        output_dir (`Path`): folder of the run; image features are kept beside it.
+        model (`Path`, *optional*): folder with the configuration of the model, by default `SETTINGS`.
+
+    Returns:
+        `Path`: folder of the trained checkpoint.
+    """
     if (output_dir / "last" / "model.safetensors").is_file():
         return output_dir / "last"
     config = TrainingConfig.from_file(SETTINGS / "train.yaml")
-    config.model, config.backbone = str(model), str(backbone)
+    config.model, config.backbone = str(model or SETTINGS), str(backbone)
     config.output_dir, config.resume = str(output_dir), "latest"
     config.image_feature_dir = str(output_dir.parent / f"image-features-{backbone.name}")
     return _trained(config)

@@ -1,7 +1,7 @@
-"""Surfaces and plain objects of photographed materials, whole and with painted anomalies.
+"""Make pictures of photographed materials, whole and with painted anomalies.
 
 The photographs are textures under CC0 (`materials/`, see its SOURCE.txt), most of them seamless. A scene is a surface
-of one material, or a simple shape of one material on plain ground or on another material.
+of one material, or a simple shape of it on plain ground or on another material.
 """
 
 import math
@@ -28,6 +28,7 @@ from .view_light import ViewLight
 __all__ = ["DEFECT_WORDS", "MATERIALS", "MaterialScene", "MaterialScenes", "damage", "describe", "material_table"]
 
 MATERIALS = Path(__file__).parent / "materials"
+SPLITS = ("train", "test")
 SURFACE_SHARE = 0.65  # of the scenes; the others show objects
 SMALL_PHOTO = 200  # pixels; smaller photographs are repeated, larger ones are cropped
 # Words for captions of each kind of painted anomaly
@@ -70,15 +71,22 @@ class MaterialScenes:
     Draw scenes of photographed materials.
 
     Args:
-        split (`"train"` or `"test"`): the photographs to draw from; one of twelve is kept for tests.
-        folder (`Path`, *optional*): folder with photographs, searched with its subfolders; file names begin with the
-            material.
+        split (`"train"` or `"test"`): photographs to draw from; about one of twelve is kept for tests.
+        folder (`Path`, *optional*):
+            Folder with photographs (*.jpg), searched with its subfolders; file names begin with the material. By
+            default `MATERIALS`.
+
+    Raises:
+        ValueError: there is no such split.
+        FileNotFoundError: the folder has no photographs of the split.
     """
 
     def __init__(self, split: str, folder: Path = MATERIALS):
-        files = [path for path in sorted(folder.rglob("*.jpg")) if (_is_for_test(path)) == (split == "test")]
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}.")
+        files = [path for path in sorted(folder.rglob("*.jpg")) if _is_for_test(path) == (split == "test")]
         if not files:
-            raise FileNotFoundError(f"{folder} has no photographs (*.jpg) of materials.")
+            raise FileNotFoundError(f"{folder} has no photographs (*.jpg) of materials for the split {split!r}.")
         self.photos = [np.asarray(Image.open(path).convert("RGB")) for path in files]
         self.names = [_material_of(path.stem) for path in files]
 
@@ -140,10 +148,16 @@ class MaterialScenes:
 
 def damage(scene: MaterialScene, dice: Dice, materials: MaterialScenes) -> tuple[np.ndarray, np.ndarray, str]:
     """
-    Paint one to three anomalies of one or two kinds on a scene.
+    Paint one to three anomalies on a scene.
+
+    Args:
+        scene ([`MaterialScene`]): scene without damage; anomalies stay on its product.
+        dice (`Dice`): source of random numbers.
+        materials ([`MaterialScenes`]): source of foreign textures.
 
     Returns:
-        `tuple`: the picture `(size, size, 3)` uint8, its mask `(size, size)` bool, and the last kind.
+        `tuple[np.ndarray, np.ndarray, str]`: the picture `(size, size, 3)` uint8, its mask `(size, size)` bool, and
+        the kind of the last anomaly.
 
     Raises:
         ValueError: no anomaly is visible.
@@ -174,10 +188,20 @@ def material_table(split: str, count: int, size: int, seed: int, anomaly_fractio
 
     Args:
         split (`"train"` or `"test"`): photographs to draw from.
-        count (`int`), size (`int`): number of pictures, and their side in pixels.
+        count, size (`int`): number of pictures, and their side in pixels.
         seed (`int`): seed of the pictures.
         anomaly_fraction (`float`, *optional*, defaults to 0.5): share of anomalous pictures, 0..1.
+
+    Returns:
+        `datasets.Dataset` of `count` rows; `floor(count * anomaly_fraction)` of them are anomalous.
+
+    Raises:
+        ValueError: there is no such split, or the share lies outside 0..1.
     """
+    if split not in SPLITS or not 0 <= anomaly_fraction <= 1:
+        raise ValueError(
+            f"split={split!r} must be one of {', '.join(SPLITS)}, anomaly_fraction={anomaly_fraction} lie in 0..1."
+        )
     return datasets.Dataset.from_generator(
         _records,
         features=FEATURES,
@@ -188,12 +212,12 @@ def material_table(split: str, count: int, size: int, seed: int, anomaly_fractio
             "seed": seed,
             "anomaly_fraction": anomaly_fraction,
         },
-        fingerprint=f"materials-{__version__}-{split}-{count}-{size}-{seed}-{anomaly_fraction}",
+        fingerprint=f"materials-{__version__}-{_checksum()}-{split}-{count}-{size}-{seed}-{anomaly_fraction}",
     )
 
 
 def _records(split: str, count: int, size: int, seed: int, anomaly_fraction: float) -> Iterator[dict[str, Any]]:
-    materials, number = MaterialScenes(split), 0
+    materials, number = MaterialScenes(split, MATERIALS), 0
     for index in range(count):
         is_anomalous = math.floor((index + 1) * anomaly_fraction) > math.floor(index * anomaly_fraction)
         while True:
@@ -220,7 +244,14 @@ def _records(split: str, count: int, size: int, seed: int, anomaly_fraction: flo
 
 
 def describe(name: str, kind: str | None, rng: np.random.Generator) -> str:
-    """Return a caption of a material: without damage (`kind=None`), or with a kind of painted anomaly."""
+    """
+    Draw a caption of a picture.
+
+    Args:
+        name (`str`): the material or product in words.
+        kind (`str`, *optional*): kind of painted anomaly, a key of `DEFECT_WORDS`; `None` without damage.
+        rng (`np.random.Generator`): source of random numbers.
+    """
 
     def pick(options: Sequence[str]) -> str:
         return options[int(rng.integers(len(options)))]
@@ -233,8 +264,14 @@ def describe(name: str, kind: str | None, rng: np.random.Generator) -> str:
     return pick(_FRAMES).format(phrase)
 
 
+def _checksum() -> str:
+    """Return a number that changes with the photographs, so that no table of other ones is read from the cache."""
+    files = sorted((path.name, path.stat().st_size) for path in MATERIALS.rglob("*.jpg"))
+    return f"{zlib.crc32(repr(files).encode()):08x}"
+
+
 def _is_for_test(path: Path) -> bool:
-    """Return whether a photograph is kept for tests: the name decides, so that new files leave the others alone."""
+    """Return whether a photograph is kept for tests; its name decides, so that new files do not move others."""
     return zlib.crc32(path.name.encode()) % 12 == 0
 
 
@@ -245,7 +282,7 @@ def _material_of(stem: str) -> str:
 
 
 def _recolored(pixels: np.ndarray, dice: Dice) -> np.ndarray:
-    """Change contrast, brightness and colors of a material, so that it looks like further ones."""
+    """Change contrast, brightness and colors of a material, so that one photograph gives many materials."""
     values = pixels.astype(np.float32)
     if dice.chance(0.35):
         values = np.broadcast_to(values.mean(axis=2, keepdims=True), values.shape)

@@ -5,13 +5,14 @@ r"""Pretrain a tiny CLIP on generated pictures and captions: the backbone of the
         --output_dir runs/clip-tiny --dataloader_num_workers 0   # faster on two cores
 
 A pretrained CLIP would have to be downloaded; this one is small: a byte-level BPE vocabulary from the generator's
-captions, a vision tower on 8 x 8 patches whose stem is the frozen start of an ImageNet network
-(`efficientnet_stem.py`), and transformers' own contrastive loss over pairs of views (`captioned_views.py`).
+captions, an image tower on 8 x 8 patches whose stem is the frozen start of an ImageNet network
+(`efficientnet_stem.py`), and CLIP's contrastive loss over pairs of views (`captioned_views.py`).
 
-CLIP learns what patches show from hundreds of millions of images. This model sees some ten thousand, and gets a second
-loss: the patches of the last blocks are compared with the captions of the damaged and of the whole view; upsampled to
-pixels, the maps get the losses that VCP-CLIP is trained with, with the generator's mask as target. The last steps use
-larger pictures. Started again after an interruption, the program continues from the last checkpoint.
+CLIP learns what patches show from hundreds of millions of images. This model sees tens of thousands, and gets a second
+loss: the patches of some blocks are compared with what the captions of damaged views have in common, relative to those
+of whole views; upsampled to pixels, these maps get the losses that VCP-CLIP is trained with and a cross-entropy, with
+the exact mask of the damage as target. The last steps use larger pictures. Started again after an interruption, the
+program continues from the last checkpoint.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from vcp_clip_hf.atomic_write import atomic_folder
+from vcp_clip_hf.backbone_loading import load_backbone, read_backbone_config
 from vcp_clip_hf.convolutional_stem import STEMS, stem_of
 from vcp_clip_hf.generator import PRODUCTS, select_products
 from vcp_clip_hf.losses import segmentation_loss
@@ -43,7 +45,17 @@ from .efficientnet_stem import load_stem
 from .material_scenes import MaterialScenes
 
 
-__all__ = ["make_config", "make_model", "make_parser", "map_loss", "parse", "pretrain", "save"]
+__all__ = [
+    "learning_rate",
+    "make_config",
+    "make_model",
+    "make_parser",
+    "map_loss",
+    "parse",
+    "pretrain",
+    "resume",
+    "save",
+]
 
 TOKENIZER = Path(__file__).parents[2] / "hub_configs" / "vcp-clip-tiny"
 CONTEXT_LENGTH = 48  # tokens; prompts may be longer than captions
@@ -100,9 +112,30 @@ def make_model(config: CLIPConfig, stem_weights: Path | None = None) -> CLIPMode
     return model
 
 
-def map_loss(model: CLIPModel, patch_tokens: list[torch.Tensor], text_embeds: torch.Tensor, labels: torch.Tensor):
+def continue_model(checkpoint: str, options: argparse.Namespace) -> CLIPModel:
     """
-    Compare patches with the difference of the captions of damaged and of whole views.
+    Return the CLIP of a checkpoint with a stem added, whose projection starts at zero: its features are unchanged.
+
+    Args:
+        checkpoint (`str`): checkpoint of this package whose image tower has no stem.
+        options (`argparse.Namespace`): the stem and its weights.
+    """
+    config, name = read_backbone_config(checkpoint, {})
+    plain = load_backbone(name, config, torch.float32, {}).state_dict()
+    config.vision_config.stem = options.stem
+    model = make_model(config, options.stem_weights)
+    model.load_state_dict(plain, strict=False)
+    projection = model.vision_model.embeddings.patch_embedding.stem_projection
+    nn.init.zeros_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return model
+
+
+def map_loss(
+    model: CLIPModel, patch_tokens: list[torch.Tensor], text_embeds: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """
+    Compute the loss of maps that compare patches with the difference of damaged and whole views' captions.
 
     Args:
         model (`CLIPModel`): model whose projection takes patch tokens to the joint space.
@@ -112,8 +145,8 @@ def map_loss(model: CLIPModel, patch_tokens: list[torch.Tensor], text_embeds: to
         labels (`torch.Tensor` of shape `(batch_size, side, side)`): 1 damaged, 0 whole.
 
     Returns:
-        `tuple[torch.Tensor, float]`: focal plus dice loss, summed over blocks, and the AUROC of the pixels of damaged
-        views in the last block.
+        `tuple[torch.Tensor, float]`: the mean over blocks of focal loss, dice loss, and cross-entropy with more weight
+        on damaged pixels, summed; and the AUROC of the last block on every second row and column of damaged views.
     """
     # the mean over the batch: what captions of damage have in common
     contrast = (text_embeds[0::2] - text_embeds[1::2]).float().mean(dim=0)
@@ -137,6 +170,14 @@ def map_loss(model: CLIPModel, patch_tokens: list[torch.Tensor], text_embeds: to
         count = positive.sum()
         auroc = (ranks[positive.flatten()].mean() - (count - 1) / 2) / (~positive).sum()
     return loss, auroc.item()
+
+
+def make_optimizer(model: CLIPModel) -> torch.optim.AdamW:
+    """Return the optimizer of all parameters that are not frozen; vectors and scalars have no weight decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
 def save(folder: Path, model: CLIPModel, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -176,13 +217,12 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
         workers = os.cpu_count() or 1
         render_pool(output_dir / "pool", products, options.scenes, options.scene_size, options.seed, workers)
 
-    model = make_model(make_config(tokenizer, options), options.stem_weights)
+    if options.initial_checkpoint is None:
+        model = make_model(make_config(tokenizer, options), options.stem_weights)
+    else:
+        model = continue_model(options.initial_checkpoint, options)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(products)} of {len(PRODUCTS)} products")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
-    )
+    optimizer = make_optimizer(model)
     start = resume(output_dir / "checkpoint", model, optimizer)
     sizes = Sizes(**{field.name: getattr(options, field.name) for field in fields(Sizes)})
     views = Views(output_dir / "pool", MaterialScenes("train"), sizes, tokenizer, options.seed)
@@ -191,53 +231,30 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
     loader = DataLoader(views, batch_sampler=batches, num_workers=options.dataloader_num_workers)
     model.to(accelerator.device)
     optimizer = accelerator.prepare(optimizer)
-    log = open(output_dir / "log.jsonl", "a")  # noqa: SIM115
     model.train()
     is_main, began = accelerator.is_main_process, time.perf_counter()
     bar = tqdm(total=options.steps, initial=start, desc="pretrain", disable=not is_main)
     images, recent = 0, []
     for step, batch in enumerate(loader, start=start):
-        pixel_values, input_ids, labels = (part.flatten(0, 1).to(accelerator.device) for part in batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options)
-        _set_attention(model, pixel_values)
-        with accelerator.autocast():
-            text_embeds = nn.functional.normalize(model.get_text_features(input_ids).pooler_output, dim=-1)
-            recorded = LayerStates(options.map_layers)
-            image_embeds = model.visual_projection(
-                model.vision_model(pixel_values, interpolate_pos_encoding=True, layer_states=recorded).pooler_output
-            )
-            logits = nn.functional.normalize(image_embeds, dim=-1) @ text_embeds.T * model.logit_scale.exp()
-        targets = torch.arange(len(logits), device=logits.device)
-        contrastive = sum(nn.functional.cross_entropy(each.float(), targets) for each in (logits, logits.T)) / 2
-        tokens = [recorded.states[layer][:, 1:] for layer in options.map_layers]
-        segmentation, auroc = map_loss(model, tokens, text_embeds, labels)
-        accelerator.backward(options.contrastive_weight * contrastive + segmentation)
-        images += len(pixel_values) * accelerator.num_processes
-        _average_gradients(trained, accelerator)
+        loss, facts = _loss(model, batch, accelerator, options)
+        accelerator.backward(loss)
+        _average_gradients(model, accelerator)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
+        images += batch[0].shape[:2].numel() * accelerator.num_processes
+        recent.append(facts)
         bar.update()
-        recent.append(
-            {
-                "contrastive_loss": contrastive.item(),
-                "map_loss": segmentation.item(),
-                "map_auroc": auroc,
-                **_accuracies(logits.detach().float()),
-            }
-        )
         if is_main and (step + 1) % LOGGING_STEPS == 0:
-            record = {
-                "step": step + 1,
-                **{key: sum(each[key] for each in recent) / len(recent) for key in recent[0]},
-                "images_per_second": images / (time.perf_counter() - began),
-            }
+            means = {key: sum(each[key] for each in recent) / len(recent) for key in facts}
             recent.clear()
-            log.write(json.dumps(record) + "\n")
-            log.flush()
+            record = {"step": step + 1, **means, "images_per_second": images / (time.perf_counter() - began)}
+            with open(output_dir / "log.jsonl", "a") as log:
+                log.write(json.dumps(record) + "\n")
             bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if key != "step"})
         if is_main and (step + 1) % options.checkpointing_steps == 0:
             save(output_dir / "checkpoint", model, optimizer.optimizer, step + 1)
@@ -245,6 +262,28 @@ def pretrain(options: argparse.Namespace) -> CLIPModel:
         model.save_pretrained(output_dir)
         tokenizer.save_pretrained(output_dir)
     return model
+
+
+def _loss(
+    model: CLIPModel, batch: list[torch.Tensor], accelerator: Accelerator, options: argparse.Namespace
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the loss of a batch of `Views`, and losses and accuracies for the log."""
+    pixel_values, input_ids, labels = (part.flatten(0, 1).to(accelerator.device) for part in batch)
+    _set_attention(model, pixel_values)
+    with accelerator.autocast():
+        text_embeds = nn.functional.normalize(model.get_text_features(input_ids).pooler_output, dim=-1)
+        recorded = LayerStates(options.map_layers)
+        image_embeds = model.visual_projection(
+            model.vision_model(pixel_values, interpolate_pos_encoding=True, layer_states=recorded).pooler_output
+        )
+        logits = nn.functional.normalize(image_embeds, dim=-1) @ text_embeds.T * model.logit_scale.exp()
+    targets = torch.arange(len(logits), device=logits.device)
+    contrastive = sum(nn.functional.cross_entropy(each.float(), targets) for each in (logits, logits.T)) / 2
+    tokens = [recorded.states[layer][:, 1:] for layer in options.map_layers]
+    segmentation, auroc = map_loss(model, tokens, text_embeds, labels)
+    losses = {"contrastive_loss": contrastive.item(), "map_loss": segmentation.item(), "map_auroc": auroc}
+    facts = {**losses, **_accuracies(logits.detach().float())}
+    return options.contrastive_weight * contrastive + segmentation, facts
 
 
 def _set_attention(model: CLIPModel, pixel_values: torch.Tensor) -> None:
@@ -255,10 +294,10 @@ def _set_attention(model: CLIPModel, pixel_values: torch.Tensor) -> None:
             model.set_attn_implementation(wanted)
 
 
-def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
+def _average_gradients(model: CLIPModel, accelerator: Accelerator) -> None:
     """Replace gradients by their mean over the processes."""
     if accelerator.num_processes > 1:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
         for gradient, part in zip(gradients, mean.split([each.numel() for each in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -296,9 +335,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--patch_size", type=int, default=8)
     parser.add_argument("--stem", default="efficientnet_lite0", choices=("none", *STEMS))
     parser.add_argument("--stem_weights", type=Path, help="file; by default that of the installed package")
+    parser.add_argument("--initial_checkpoint", help="checkpoint to start from: its CLIP, with a stem added")
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--map_layers", type=int, nargs="+", default=[4], help="blocks whose maps are trained")
+    parser.add_argument("--map_layers", type=int, nargs="+", default=[4], help="blocks with a loss of maps")
     parser.add_argument("--projection_dim", type=int, default=128)
     parser.add_argument("--tokenizer", default=str(TOKENIZER), help="folder of the tokenizer; made if it has none")
     parser.add_argument("--vocab_size", type=int, default=1024, help="largest vocabulary of a new tokenizer")

@@ -1,4 +1,4 @@
-"""Turn, light and camera of a training picture: what differs between pictures of the same good product."""
+"""Change turn, light and camera of a training picture: what differs between pictures of the same good product."""
 
 import io
 import math
@@ -14,13 +14,15 @@ __all__ = ["ViewLight"]
 @dataclass(frozen=True)
 class ViewLight:
     """
-    Turn, light and camera of a view; none of it is damage.
+    Turn, light and camera of a view, which are not damage.
 
     Args:
         size (`int`): side of the view in pixels.
-        turn (`int`), flip (`bool`): number of quarter turns, and whether the view is mirrored.
+        turn (`int`): number of quarter turns, 0..3.
+        flip (`bool`): whether the view is mirrored.
         gray (`bool`): whether the view loses its colors.
-        contrast, gamma (`float`), brightness (`float`, in levels of 0..255): tone of the view.
+        contrast, gamma (`float`): factor of the contrast and exponent of the tone; 1 changes nothing.
+        brightness (`float`): levels of 0..255 that are added.
         slope (`np.ndarray` of shape `(size, size, 1)` or `float`): factor of the light at each pixel.
         blur (`float`): standard deviation of the blur in pixels.
         noise (`np.ndarray` of shape `(size, size, 3)` or `float`): noise of the camera in levels of 0..255.
@@ -41,7 +43,7 @@ class ViewLight:
 
     @classmethod
     def draw(cls, size: int, rng: np.random.Generator) -> "ViewLight":
-        """Draw all of it at random."""
+        """Draw turn, light and camera at random for a view of `size` x `size` pixels."""
         slope: np.ndarray | float = 1.0
         if rng.random() < 0.4:  # light from one side
             x, y = np.meshgrid(*2 * [np.linspace(-1, 1, size, dtype=np.float32)])

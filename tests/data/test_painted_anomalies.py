@@ -1,4 +1,4 @@
-"""Painted anomalies: only pixels in the mask change."""
+"""Anomalies painted on normal images, one at a time and as a dataset; the kinds have tests of their own."""
 
 import pickle
 
@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vcp_clip_hf.data.painted_anomalies import ANOMALY_KINDS, PaintedAnomalies, add_anomaly, perlin_noise
-from vcp_clip_hf.generator.fields import Dice
+from vcp_clip_hf.data.painted_anomalies import ANOMALY_KINDS, PaintedAnomalies, add_anomaly
 
 
 HEIGHT, WIDTH = 70, 110
@@ -26,53 +25,27 @@ def foreground() -> np.ndarray:
     return solid
 
 
-@pytest.mark.parametrize("kind", ANOMALY_KINDS)
-def test_only_masked_pixels_change(kind):
-    image = picture()
-    before = np.asarray(image, np.int64)
-    areas = []
-    for seed in range(12):
-        after, mask, made = add_anomaly(image, seed, kind)
-        marked = np.asarray(mask) > 0
-        assert made == kind and after.mode == "RGB" and mask.mode == "L" and mask.size == after.size == image.size
-        assert set(np.unique(np.asarray(mask))) == {0, 255}
-        difference = np.abs(np.asarray(after, np.int64) - before).max(axis=2)
-        assert (difference[~marked] == 0).all()
-        assert difference[marked].mean() >= 4 and (difference[marked] > 0).mean() > 0.6
-        areas.append(marked.mean())
-    assert len(set(areas)) > 4
-    assert np.array_equal(np.asarray(image, np.int64), before)
+def test_one_of_several_kinds_is_drawn():
+    kinds = [add_anomaly(picture(), seed, ("dent", "stain"))[2] for seed in range(12)]
+    assert set(kinds) == {"dent", "stain"}
+    assert {add_anomaly(picture(), seed)[2] for seed in range(60)} == set(ANOMALY_KINDS), "by default all"
 
 
-@pytest.mark.parametrize("kind", ANOMALY_KINDS)
-def test_same_seed_same_bytes(kind):
-    first, second = add_anomaly(picture(), (3, 1), kind), add_anomaly(picture(), (3, 1), kind)
-    assert first[0].tobytes() == second[0].tobytes() and first[1].tobytes() == second[1].tobytes()
-    assert add_anomaly(picture(), (3, 2), kind)[1].tobytes() != first[1].tobytes()
-
-
-@pytest.mark.parametrize("kind", ANOMALY_KINDS)
-def test_anomalies_stay_on_the_foreground(kind):
-    solid = foreground()
-    for seed in range(6):
-        _, mask, _ = add_anomaly(picture(), seed, kind, solid)
-        assert not (np.asarray(mask)[solid == 0]).any()
-
-
-def test_given_textures_are_used():
-    red = Image.new("RGB", (20, 30), (255, 0, 0))
-    image = Image.new("RGB", (64, 64), (100, 100, 100))
-    after, mask, _ = add_anomaly(image, 1, "perlin", textures=[red])
-    changed = np.asarray(after)[np.asarray(mask) > 0]
-    assert (changed[:, 0] > 100).all() and (changed[:, 1] < 100).all()
-
-
-def test_perlin_noise_is_smooth_and_vanishes_on_the_lattice():
-    field = perlin_noise(Dice(0), (64, 96), (4, 3))
-    assert field.shape == (64, 96) and field.dtype == np.float32
-    assert np.abs(field[::16, ::32]).max() < 1e-6
-    assert 0.3 < np.abs(field).max() < 1.5
-    assert np.abs(np.diff(field, axis=0)).max() < 0.3
+def test_attempts_limit_the_search_and_do_not_change_what_it_finds():
+    """On a surface that is nearly flat, most blurred regions are invisible: further attempts find visible ones."""
+    surface = picture()
+    surface.paste((90, 90, 90), (0, 0, WIDTH - 8, HEIGHT))
+    found = {1: {}, 24: {}}
+    for attempts, results in found.items():
+        for seed in range(12):
+            try:
+                image, mask, _ = add_anomaly(surface, seed, "blur", attempts=attempts)
+            except ValueError as error:
+                assert f"after {attempts} attempts" in str(error)
+            else:
+                results[seed] = image.tobytes() + mask.tobytes()
+    assert 0 < len(found[1]) < len(found[24])
+    assert all(found[24][seed] == result for seed, result in found[1].items())
 
 
 @pytest.mark.parametrize(

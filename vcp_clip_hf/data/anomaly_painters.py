@@ -1,18 +1,18 @@
 """
-The kinds of anomalies that are painted on normal images. Each painter returns changed pixels and their opacity.
+Paint kinds of anomalies: for each, a function that returns changed pixels and their opacity.
 
 - "perlin": another texture, blended in where Perlin noise is high (DRAEM, Zavrtanik et al., ICCV 2021). The texture is
   procedural, or comes from images given by the caller;
 - "cut_paste": a rectangle of the image, with jittered color, pasted elsewhere (CutPaste, Li et al., CVPR 2021);
 - "scar": the same with a long, thin, rotated rectangle (the "scar" of that paper);
-- "line": thin scratches and branching cracks, 1 to 9 pixels wide in an image of 224, faint to strong;
+- "line": scratches and branching cracks, 1 to 9 pixels wide in an image of 224 pixels, faint or strong;
 - "specks": pits, inclusions and splashes;
-- "stain": a smooth spot of another brightness and color, through which the surface shows;
+- "stain": a smooth spot of another brightness or color, through which the surface shows;
 - "blur": a region that lost its texture, for example by wear;
 - "dent": a relief, visible by its shading only;
-- "missing": a piece without the product: a hole, a bite from its edge, or another material below it;
-- "warp": a region whose texture is displaced;
-- "rough": a region with strong grain.
+- "missing": a region without the product: the background, or another material, shows there;
+- "warp": a region whose pixels are displaced;
+- "rough": a region with grain, pits or bumps.
 """
 
 import math
@@ -124,7 +124,7 @@ def _grain(dice: Dice, shape: tuple[int, int], scale: float) -> np.ndarray:
 
 
 def _color(dice: Dice, around: np.ndarray) -> np.ndarray:
-    """Draw a color that differs from the color around, (3,) in 0..255: darker, lighter, or of another hue."""
+    """Draw a color that differs from that around, (3,) in 0..255: darker, lighter, or any."""
     kind = dice.whole(0, 2)
     if kind == 0:
         color = around * dice.between(0.0, 0.8)
@@ -141,6 +141,11 @@ def _mean_at(pixels: np.ndarray, opacity: np.ndarray) -> np.ndarray:
     """Return the mean color of a region, (3,)."""
     weights = opacity[..., None]
     return (pixels * weights).sum(axis=(0, 1)) / max(float(opacity.sum()), 1e-3)
+
+
+def _mean_around(pixels: np.ndarray, row: int, column: int) -> np.ndarray:
+    """Return the mean color of the 17 x 17 pixels around a place, (3,)."""
+    return pixels[max(0, row - 8) : row + 9, max(0, column - 8) : column + 9].mean(axis=(0, 1))
 
 
 def _texture(dice: Dice, shape: tuple[int, int], textures: Sequence | None) -> np.ndarray:
@@ -215,62 +220,85 @@ def _line(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence 
     side = max(height, width)
     cracked = dice.chance(0.5)
     thick = dice.log_between(0.006, 0.07)
-    paths: list = []
-    widths: list = []
+    paths: list[np.ndarray] = []
+    widths: list[np.ndarray] = []
     for _ in range(round(dice.log_between(2, 20)) if dice.chance(0.25) else 1):
         row, column = _somewhere(dice, solid)
         place = ((column + 0.5) * 2 / side - 1, (row + 0.5) * 2 / side - 1)
-        length, heading = dice.log_between(0.08, 0.9), dice.angle()
-        start = (place[0] - length * math.cos(heading), place[1] - length * math.sin(heading))
-        restless = dice.between(0.4, 1.3) if cracked else dice.between(0.0, 0.12)
-        drift = 0.0 if cracked else dice.normal(0, 0.8)
-        trunk = wander(dice, start, heading, 2 * length, restless, 0.02, drift)
-        paths.append(trunk)
-        widths.append(thick * _uneven(dice, len(trunk)))
-        for _ in range(dice.whole(0, 3) if cracked else 0):
-            spot = tuple(trunk[dice.whole(0, len(trunk) - 2)].tolist())
-            lean = dice.sign() * dice.between(0.4, 1.2)
-            paths.append(wander(dice, spot, heading + lean, 0.6 * length, restless, 0.02))
-            widths.append(0.7 * thick * _uneven(dice, len(paths[-1])))
+        for path, width_along in _crack(dice, place, thick) if cracked else [_scratch(dice, place, thick)]:
+            paths.append(path)
+            widths.append(width_along)
     opacity = strokes(side, paths, widths)[:height, :width]
     dark = cracked or dice.chance(0.4)
-    local = pixels[max(0, row - 8) : row + 9, max(0, column - 8) : column + 9].mean(axis=(0, 1))
-    if dark and local.mean() < 40:
+    near = _mean_around(pixels, row, column)
+    if dark and near.mean() < 40:
         dark = False
-    tone = local * dice.between(0.1, 0.85) if dark else local + (255 - local) * dice.between(0.12, 0.9)
+    tone = near * dice.between(0.1, 0.85) if dark else near + (255 - near) * dice.between(0.12, 0.9)
     return np.broadcast_to(tone.astype(np.float32), pixels.shape), opacity
 
 
+def _scratch(dice: Dice, place: tuple[float, float], thick: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a slightly bent line through a place: its points (points, 2), and its width at each, (points,)."""
+    length, heading = dice.log_between(0.08, 0.9), dice.angle()
+    restless, drift = dice.between(0.0, 0.12), dice.normal(0, 0.8)
+    path = wander(dice, _back_from(place, heading, length), heading, 2 * length, restless, 0.02, drift)
+    return path, thick * _uneven(dice, len(path))
+
+
+def _crack(dice: Dice, place: tuple[float, float], thick: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw a restless line through a place, and up to three thinner branches; each as in `_scratch`."""
+    length, heading = dice.log_between(0.08, 0.9), dice.angle()
+    restless = dice.between(0.4, 1.3)
+    trunk = wander(dice, _back_from(place, heading, length), heading, 2 * length, restless, 0.02)
+    lines = [(trunk, thick * _uneven(dice, len(trunk)))]
+    for _ in range(dice.whole(0, 3)):
+        spot = tuple(trunk[dice.whole(0, len(trunk) - 2)].tolist())
+        lean = dice.sign() * dice.between(0.4, 1.2)
+        branch = wander(dice, spot, heading + lean, 0.6 * length, restless, 0.02)
+        lines.append((branch, 0.7 * thick * _uneven(dice, len(branch))))
+    return lines
+
+
+def _back_from(place: tuple[float, float], heading: float, length: float) -> tuple[float, float]:
+    """Return the point from which a line reaches a place after `length`."""
+    return place[0] - length * math.cos(heading), place[1] - length * math.sin(heading)
+
+
 def _uneven(dice: Dice, count: int) -> np.ndarray:
+    """Draw relative widths along a line, thinner at its ends, (count,) float32."""
     along = np.linspace(0, 1, count, dtype=np.float32)
     ends = smoothstep(0, 0.3, along) * smoothstep(1, 0.7, along)
     return np.clip(ends, 0.3, 1) * dice.uniform_array(count, 0.7, 1.3)
 
 
 def _specks(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
-    height, width = pixels.shape[:2]
-    side = max(height, width)
+    side = max(solid.shape)
     row, column = _somewhere(dice, solid)
     spread, size = dice.log_between(0.02, 0.5) * side, dice.log_between(0.004, 0.025) * side
-    opacity = np.zeros((height, width), np.float32)
+    opacity = np.zeros(solid.shape, np.float32)
     for _ in range(round(dice.log_between(1, 60))):
         radius = max(0.7, size * dice.log_between(0.5, 2.0))
         middle = (row + dice.normal() * spread / 2, column + dice.normal() * spread / 2)
-        reach = math.ceil(2 * radius) + 1
-        top, left = max(0, int(middle[0]) - reach), max(0, int(middle[1]) - reach)
-        bottom, right = min(height, int(middle[0]) + reach + 1), min(width, int(middle[1]) + reach + 1)
-        if top >= bottom or left >= right:
-            continue
-        y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
-        turn, aspect = dice.angle(), dice.log_between(0.5, 1.0)
-        y, x = y - np.float32(middle[0]), x - np.float32(middle[1])
-        along = x * math.cos(turn) + y * math.sin(turn)
-        across = (y * math.cos(turn) - x * math.sin(turn)) / aspect
-        disc = np.clip(radius + 0.5 - np.hypot(along, across), 0, 1).astype(np.float32)
-        opacity[top:bottom, left:right] = np.maximum(opacity[top:bottom, left:right], disc)
-    near = pixels[max(0, row - 8) : row + 9, max(0, column - 8) : column + 9].mean(axis=(0, 1))
-    color = _color(dice, near)
+        _add_speck(opacity, dice, middle, radius)
+    color = _color(dice, _mean_around(pixels, row, column))
     return np.broadcast_to(color, pixels.shape), opacity * np.float32(dice.between(0.5, 1.0))
+
+
+def _add_speck(opacity: np.ndarray, dice: Dice, middle: tuple[float, float], radius: float) -> None:
+    """Draw an ellipse around a row and column into an opacity; outside the image, draw nothing."""
+    height, width = opacity.shape
+    reach = math.ceil(2 * radius) + 1
+    top, left = max(0, int(middle[0]) - reach), max(0, int(middle[1]) - reach)
+    bottom, right = min(height, int(middle[0]) + reach + 1), min(width, int(middle[1]) + reach + 1)
+    if top >= bottom or left >= right:
+        return
+    y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
+    turn, aspect = dice.angle(), dice.log_between(0.5, 1.0)
+    y, x = y - np.float32(middle[0]), x - np.float32(middle[1])
+    along = x * math.cos(turn) + y * math.sin(turn)
+    across = (y * math.cos(turn) - x * math.sin(turn)) / aspect
+    disc = np.clip(radius + 0.5 - np.hypot(along, across), 0, 1).astype(np.float32)
+    opacity[top:bottom, left:right] = np.maximum(opacity[top:bottom, left:right], disc)
 
 
 def _stain(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence | None) -> _Painted:
@@ -345,6 +373,7 @@ def _rough(pixels: np.ndarray, dice: Dice, solid: np.ndarray, textures: Sequence
     return pixels + np.float32(dice.log_between(12, 60)) * grain[..., None] * color, _inside(dice, distance, 0.4)
 
 
+# Each takes pixels (height, width, 3) in 0..255, dice, a foreground (height, width) of 0 and 1, and textures or None
 PAINTERS: dict[str, Callable[[np.ndarray, Dice, np.ndarray, Sequence | None], _Painted]] = {
     "perlin": _perlin,
     "cut_paste": _cut_paste,
