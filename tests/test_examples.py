@@ -158,14 +158,16 @@ def test_flops_of_the_image_encoder():
 def test_flops_of_a_stem():
     plain, model = tiny_model(), tiny_hybrid()
     embedding = model.clip.vision_model.embeddings.patch_embedding
-    outputs = []
+    products = [25 * embedding.stem_projection.weight.numel()]
+
+    def count(module, _, output):
+        products.append(module.weight[0].numel() * output.numel())
+
     for module in embedding.stem.modules():
         if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(
-                lambda each, _, output: outputs.append(each.weight[0].numel() * output.numel())
-            )
+            module.register_forward_hook(count)
     model(torch.zeros(1, 3, 40, 40))
-    expected = 2 * sum(outputs) + 2 * 25 * embedding.stem_projection.weight.numel()
+    expected = 2 * sum(products)
     assert image_encoder_flops(model.config, 40) - image_encoder_flops(plain.config, 40) == expected
 
 

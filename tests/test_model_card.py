@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from transformers import pipeline
 
-from tests.common import FIXTURES, tiny_model, tiny_tokenizer
+from tests.common import FIXTURES, HYBRID_VISION, tiny_model, tiny_tokenizer
 from tests.evaluation_run import run as evaluation_run
 from tests.methods.common import tiny_method
 from tests.training_run import make_model_folder, make_records, settings
@@ -183,6 +183,11 @@ def test_base_model_and_relation(fields, expected, tmp_path):
     assert (card.data.base_model, card.data.get("base_model_relation")) == expected
     assert ("learned part only" in card.text) == (expected[1] == "adapter")
     assert "/data" not in str(card)
+
+
+def test_a_stem_is_part_of_the_backbone(tmp_path):
+    card = card_text(save(tmp_path, vision_config=dict(HYBRID_VISION)))
+    assert "patches of 8 x 8 after a convolutional stem (efficientnet_lite0) |" in card
 
 
 def test_missing_facts_are_stated(tmp_path):
