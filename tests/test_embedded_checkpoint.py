@@ -29,7 +29,7 @@ def test_it_is_small_and_in_half_precision():
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "README.md"} <= files
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     weights = load_file(FOLDER / "model.safetensors")
-    assert (FOLDER / "model.safetensors").stat().st_size <= 10e6
+    assert (FOLDER / "model.safetensors").stat().st_size <= 12e6
     assert all(bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point())
 
 

@@ -40,7 +40,8 @@ class FrozenCLIPConfig(SegmenterConfig):
         vision_config (`dict` or `CLIPVisionConfig`, *optional*, defaults to ViT-L/14-336's):
             CLIP's image tower. Its `image_size` is the *pretraining* size, which fixes the stored position table;
             the size this model works at is `image_size`. Its optional field `stem` names a convolutional network
-            before the tower, one of [`STEMS`].
+            before the tower, one of [`STEMS`]; with `stem_projection=False`, the tower does not read it, and it serves
+            as memory of references alone.
         projection_dim (`int`, *optional*, defaults to 768):
             Width of CLIP's joint space.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):

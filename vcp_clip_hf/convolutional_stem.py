@@ -25,6 +25,7 @@ __all__ = [
     "VCPCLIPStemBlock",
     "check_stem_layer",
     "layer_width",
+    "projects_stem",
     "stem_of",
     "without_stem_layer",
 ]
@@ -173,6 +174,11 @@ def stem_of(vision_config: CLIPVisionConfig) -> str | None:
     return getattr(vision_config, "stem", None)
 
 
+def projects_stem(vision_config: CLIPVisionConfig) -> bool:
+    """Return whether the tower reads its stem; otherwise the stem serves as memory of references alone."""
+    return getattr(vision_config, "stem_projection", True)
+
+
 def check_stem_layer(layers: Iterable[int | str], vision_config: CLIPVisionConfig) -> None:
     """
     Check that the features of a stem are requested only from an image tower that has one.
@@ -205,7 +211,8 @@ def layer_width(layer: int | str, vision_config: CLIPVisionConfig) -> int:
 class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
     """
     CLIP's patch embedding, plus a linear map of a stem's features: as they are, relative to the mean of the image, and
-    relative to the 11 x 11 patches around; and of the details inside each patch.
+    relative to the 11 x 11 patches around; and of the details inside each patch. With `stem_projection=False` in the
+    configuration, the embedding is CLIP's, and the stem runs only for a receiver of its features.
 
     Args:
         config (`CLIPVisionConfig`): configuration of the image tower, whose `stem` is one of `STEMS`.
@@ -216,7 +223,7 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
         super().__init__(config.num_channels, config.hidden_size, patch_size, patch_size, bias=False)
         self.stem = STEMS[stem_of(config)]()
         width = 3 * self.stem.num_features + self.stem.num_details
-        self.stem_projection = nn.Linear(width, config.hidden_size)
+        self.stem_projection = nn.Linear(width, config.hidden_size) if projects_stem(config) else None
 
     def forward(
         self, pixel_values: torch.Tensor, record: Callable[[str, torch.Tensor], None] | None = None
@@ -231,9 +238,16 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
         Returns:
             `torch.Tensor` of shape `(B, d_v, H / 8, W / 8)`.
         """
+        patches = super().forward(pixel_values)
+        if self.stem_projection is None and record is None:
+            return patches
         features, details = self.stem(pixel_values)
         if record is not None:
             record(STEM_LAYER, features.flatten(2).transpose(1, 2))
+        return patches if self.stem_projection is None else patches + self.project(features, details)
+
+    def project(self, features: torch.Tensor, details: torch.Tensor) -> torch.Tensor:
+        """Map the stem's features (B, 176, h, w) and details (B, 352, h, w) to embedded patches (B, d_v, h, w)."""
         mean = features.mean(dim=(2, 3), keepdim=True)
         parts = (
             _FEATURE_FACTOR * features,
@@ -242,8 +256,7 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
             _DETAIL_FACTOR * details,
         )
         rows = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
-        embedded = self.stem_projection(rows).transpose(1, 2).unflatten(2, features.shape[2:])
-        return super().forward(pixel_values) + embedded
+        return self.stem_projection(rows).transpose(1, 2).unflatten(2, features.shape[2:])
 
 
 def _surroundings(features: torch.Tensor) -> torch.Tensor:

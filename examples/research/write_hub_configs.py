@@ -155,12 +155,15 @@ def embedded_config() -> VCPCLIPConfig:
         fields[f"{state}_prompt_input_ids"] = tokenize_prompts(prompts, tokenizer, len(tokenizer))
     return VCPCLIPConfig(
         text_config=clip.text_config.to_dict(),
-        vision_config=clip.vision_config.to_dict(),
+        # `efficientnet_stem.with_stem` adds the stem to the trained model, as memory of references
+        vision_config={**clip.vision_config.to_dict(), "stem": "efficientnet_lite0", "stem_projection": False},
         projection_dim=clip.projection_dim,
         image_size=224,
         category_token_id=len(tokenizer),
-        # from `choose_reference_settings.py` on CC0 photographs of materials (ambientCG)
-        reference_scale=19.0,
+        # from `choose_reference_settings.py` on the photographs of `materials/`
+        reference_layers=["stem", 4],
+        reference_scale=5.0,
+        reference_weight=0.8,
         **fields,
     )
 
