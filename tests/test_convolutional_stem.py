@@ -16,6 +16,7 @@ from vcp_clip_hf.convolutional_stem import (
     VCPCLIPSamePadding,
     check_stem_layer,
     layer_width,
+    projects_stem,
     stem_of,
     without_stem_layer,
 )
@@ -197,6 +198,27 @@ def test_the_embedding_is_clips_and_a_map_of_the_features(stem):
     assert torch.equal(embedding(image, lambda *values: recorded.append(values)), embedding(image))
     (name, tokens), grid = recorded[0], (13, 12)
     assert len(recorded) == 1 and name == "stem" and torch.equal(tokens.mT.unflatten(2, grid), stem(image)[0])
+
+
+@torch.no_grad()
+def test_a_stem_for_references_alone_leaves_the_tower_as_it_is(tmp_path):
+    vision = {**HYBRID_VISION, "stem_projection": False}
+    plain, model = tiny_model(), tiny_model(vision_config=vision, reference_layers=["stem", 4])
+    assert not projects_stem(model.config.vision_config) and projects_stem(tiny_hybrid().config.vision_config)
+    left_out = model.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert left_out and all(".patch_embedding.stem." in name for name in left_out)
+
+    runs, images = [], pixels(2)
+    embedding_of(model).stem.register_forward_hook(lambda *_: runs.append(1))
+    assert torch.equal(model(images).anomaly_map, plain(images).anomaly_map) and not runs
+    outputs = model(images, output_hidden_states=["stem", 4])
+    assert len(runs) == 1 and outputs.stem_features.shape == (2, 36, 176)
+    assert torch.equal(outputs.anomaly_map, plain(images).anomaly_map)
+
+    model.save_pretrained(tmp_path)
+    again = VCPCLIPModel.from_pretrained(tmp_path)
+    assert not projects_stem(again.config.vision_config)
+    assert torch.equal(again(images, output_hidden_states=["stem"]).stem_features, outputs.stem_features)
 
 
 def test_names_of_layers():

@@ -60,6 +60,14 @@ def test_it_is_what_the_pipeline_takes_when_no_model_is_named(inspect):
     np.testing.assert_allclose(batched[0]["anomaly_map"], result["anomaly_map"], atol=1e-5)
 
 
+def test_references_are_compared_by_the_stem():
+    inspect = pipeline("anomaly-segmentation", device=-1)
+    pictures = [render_sample(UNSEEN_PRODUCTS[0], 5, index, 128, None).image for index in range(3)]
+    memory = inspect.set_references(pictures[:2])
+    assert memory.settings.layers == ("stem", 4) and memory.banks["stem"].shape[1] == 176
+    assert inspect(pictures[0])["score"] < inspect(pictures[2])["score"]
+
+
 def test_other_words_change_the_map(inspect):
     picture = render_sample(UNSEEN_PRODUCTS[0], 5, 0, 200, "auto").image
     plain = inspect(picture)["anomaly_map"]

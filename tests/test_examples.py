@@ -27,8 +27,10 @@ from examples.research.benchmark.__main__ import main as benchmark
 from examples.research.benchmark.floor import image_encoder_flops
 from examples.research.captioned_views import load_tokenizer
 from tests.common import tiny_hybrid, tiny_model, tiny_model_with_head, tiny_tokenizer
+from tests.research.stem_weights import write_random_weights
 from tests.training_run import make_model_folder
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.convolutional_stem import stem_of
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.generator import render_sample, select_products
 from vcp_clip_hf.methods import METHODS
@@ -305,14 +307,25 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     shutil.copyfile(f"{EMBEDDED_CHECKPOINT}/training.json", trained / "training.json")
     facts = json.loads((trained / "training.json").read_text())
     (trained / "training.json").write_text(json.dumps({**facts, "fingerprint": None}))
-    embedded_checkpoint.finish(trained, tmp_path / "out", num_normal=48, num_test_images=20)
+    stem = write_random_weights(tmp_path / "stem.pt")
+    embedded_checkpoint.finish(trained, tmp_path / "out", num_normal=48, num_test_images=20, stem_weights=stem)
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert all(value.dtype == torch.float16 for value in weights.values() if value.is_floating_point())
     processor = VCPCLIPImageProcessor.from_pretrained(tmp_path / "out")
     assert 0 < processor.threshold <= 1 and processor.calibration["image"]["num_images"] == 48
     card = (tmp_path / "out" / "README.md").read_text()
     assert "generated images only" in card and "apache-2.0" in card
-    assert VCPCLIPConfig.from_pretrained(tmp_path / "out").backbone_name_or_path is None
+    config = VCPCLIPConfig.from_pretrained(tmp_path / "out")
+    assert config.backbone_name_or_path is None and config.memory_layers == ["stem", 4]
+    assert config.vision_config.stem_projection is False
+
+
+def test_the_embedded_checkpoint_is_trained_without_its_stem(tmp_path):
+    settings = embedded_checkpoint._without_stem(embedded_checkpoint.SETTINGS, tmp_path / "settings")
+    plain = VCPCLIPConfig.from_pretrained(settings)
+    assert stem_of(plain.vision_config) is None and plain.memory_layers == plain.feature_layers
+    assert embedded_checkpoint._without_stem(settings, tmp_path / "other") == settings
+    assert (settings / "preprocessor_config.json").is_file()
 
 
 def test_test_images_show_no_training_products():

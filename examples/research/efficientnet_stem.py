@@ -86,14 +86,13 @@ def with_stem(model: VCPCLIPModel, settings: VCPCLIPConfig, weights: Path | None
 
     Args:
         model ([`VCPCLIPModel`]): model whose image tower has 8 x 8 patches and no stem.
-        settings ([`VCPCLIPConfig`]): configuration with the stem, and with the layers, scale and weight of references.
+        settings ([`VCPCLIPConfig`]): configuration with the stem, and with the layers and scale of references.
         weights (`Path`, *optional*): file of the weights; by default that of the installed package.
     """
     config = copy.deepcopy(model.config)
     config.vision_config.stem = settings.vision_config.stem
     config.vision_config.stem_projection = settings.vision_config.stem_projection
-    for name in ("reference_layers", "reference_scale", "reference_weight"):
-        setattr(config, name, getattr(settings, name))
+    config.reference_layers, config.reference_scale = settings.reference_layers, settings.reference_scale
     result = VCPCLIPModel(config)
     result.load_state_dict(model.state_dict(), strict=False)
     load_stem(result.clip.vision_model.embeddings.patch_embedding.stem, weights)

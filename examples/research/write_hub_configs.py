@@ -163,7 +163,6 @@ def embedded_config() -> VCPCLIPConfig:
         # from `choose_reference_settings.py` on the photographs of `materials/`
         reference_layers=["stem", 4],
         reference_scale=5.0,
-        reference_weight=0.8,
         **fields,
     )
 

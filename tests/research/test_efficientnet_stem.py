@@ -13,7 +13,8 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
 )
 
-from examples.research.efficientnet_stem import find_weights, load_stem, stem_state
+from examples.research.efficientnet_stem import find_weights, load_stem, stem_state, with_stem
+from tests.common import HYBRID_VISION, tiny_config, tiny_model
 from tests.research.stem_weights import CHANNELS, KERNELS, STRIDES, random_weights, write_random_weights
 from vcp_clip_hf.convolutional_stem import EfficientNetLite0Stem
 
@@ -101,6 +102,20 @@ def test_loading_freezes_the_stem(tmp_path):
     assert expected.keys() == stem.state_dict().keys()
     assert all(torch.equal(value, expected[name]) for name, value in stem.state_dict().items())
     assert sum(value.numel() for value in expected.values()) == sum(map(nn.Parameter.numel, stem.parameters()))
+
+
+def test_a_stem_is_added_as_memory_of_references(tmp_path):
+    model, weights = tiny_model().half(), write_random_weights(tmp_path / "weights.pt")
+    vision = {**HYBRID_VISION, "stem_projection": False}
+    settings = tiny_config(vision_config=vision, reference_layers=["stem", 2], reference_scale=3.0)
+    result = with_stem(model, settings, weights)
+    assert result.dtype == torch.float16 and not result.training
+    assert result.config.memory_layers == ["stem", 2] and result.config.reference_scale == 3
+    added = result.state_dict()
+    assert all(torch.equal(value, added.pop(name)) for name, value in model.state_dict().items())
+    prefix = "clip.vision_model.embeddings.patch_embedding.stem."
+    expected = {prefix + name: value.half() for name, value in stem_state(random_weights()).items()}
+    assert added.keys() == expected.keys() and all(torch.equal(added[name], expected[name]) for name in added)
 
 
 def test_a_missing_package_of_weights_is_named_with_its_command(monkeypatch):
