@@ -10,6 +10,7 @@ from torch import nn
 from tests.common import HYBRID_VISION, pixels, tiny_config, tiny_hybrid, tiny_model
 from tests.methods.common import tiny_method
 from vcp_clip_hf import VCPCLIPModel
+from vcp_clip_hf.backbone_loading import check_backbone
 from vcp_clip_hf.convolutional_stem import (
     EfficientNetLite0Stem,
     VCPCLIPHybridPatchEmbedding,
@@ -219,6 +220,15 @@ def test_a_stem_for_references_alone_leaves_the_tower_as_it_is(tmp_path):
     again = VCPCLIPModel.from_pretrained(tmp_path)
     assert not projects_stem(again.config.vision_config)
     assert torch.equal(again(images, output_hidden_states=["stem"]).stem_features, outputs.stem_features)
+
+
+def test_a_backbone_must_be_read_in_the_same_way():
+    reads = tiny_config(vision_config=dict(HYBRID_VISION))
+    does_not = tiny_config(vision_config={**HYBRID_VISION, "stem_projection": False})
+    check_backbone(does_not, does_not.to_clip_config(), "here")
+    for ours, theirs in ((reads, does_not), (does_not, reads)):
+        with pytest.raises(ValueError, match=r"vision_config\.stem_projection: (True|False) in the checkpoint"):
+            check_backbone(ours, theirs.to_clip_config(), "here")
 
 
 def test_names_of_layers():

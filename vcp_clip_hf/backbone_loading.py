@@ -27,7 +27,7 @@ from .checkpoint_errors import explained, read_config_values, refuse_pickles
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .configuration_segmenter import SegmenterConfig
 from .configuration_vcp_clip import VCPCLIPConfig
-from .convolutional_stem import stem_of
+from .convolutional_stem import projects_stem, stem_of
 from .prompts import check_tokenizer, tokenize_prompts
 from .vision_tower import VCPCLIPBackbone
 
@@ -379,9 +379,10 @@ def check_backbone(config: FrozenCLIPConfig, clip_config: CLIPConfig, source: st
         for field in fields
         if (ours := getattr(getattr(config, part), field)) != (theirs := getattr(getattr(clip_config, part), field))
     ]
-    stems = stem_of(config.vision_config), stem_of(clip_config.vision_config)
-    if stems[0] != stems[1]:
-        differences.append(f"vision_config.stem: {stems[0]} in the checkpoint, {stems[1]} in the backbone")
+    for field, value_of in (("stem", stem_of), ("stem_projection", projects_stem)):
+        ours, theirs = value_of(config.vision_config), value_of(clip_config.vision_config)
+        if ours != theirs:
+            differences.append(f"vision_config.{field}: {ours} in the checkpoint, {theirs} in the backbone")
     if differences:
         raise ValueError(
             f"The backbone {source!r} is not the one the checkpoint was trained with. {'; '.join(differences)}."

@@ -1,53 +1,26 @@
 """Make pictures of photographed materials, whole and with painted anomalies.
 
-The photographs are textures under CC0 (`materials/`, see its SOURCE.txt), most of them seamless. A scene is a surface
-of one material, or a simple shape of it on plain ground or on another material.
+The photographs are textures under CC0 (`materials/`, see its SOURCE.txt), most of them seamless.
 """
 
-import math
 import zlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import datasets
 import numpy as np
 from PIL import Image
 
 from vcp_clip_hf.data.painted_anomalies import ANOMALY_KINDS, add_anomaly
-from vcp_clip_hf.data.records import FEATURES, GOOD
-from vcp_clip_hf.generator.captions import ABNORMAL_STATES, NORMAL_STATES
-from vcp_clip_hf.generator.fields import Dice, Grid
-from vcp_clip_hf.generator.shapes import box, coverage, disc, gear, polygon, ring
-from vcp_clip_hf.version import __version__
-
-from .view_light import ViewLight
+from vcp_clip_hf.generator.fields import Dice
 
 
-__all__ = ["DEFECT_WORDS", "MATERIALS", "MaterialScene", "MaterialScenes", "damage", "describe", "material_table"]
+__all__ = ["MATERIALS", "MaterialScene", "MaterialScenes", "damage"]
 
 MATERIALS = Path(__file__).parent / "materials"
 SPLITS = ("train", "test")
-SURFACE_SHARE = 0.65  # of the scenes; the others show objects
 SMALL_PHOTO = 200  # pixels; smaller photographs are repeated, larger ones are cropped
-# Words for captions of each kind of painted anomaly
-DEFECT_WORDS = {
-    "perlin": ("contamination", "residue", "dirt", "foreign material"),
-    "cut_paste": ("a misplaced part", "a patch", "a wrong part"),
-    "scar": ("a scar", "a scratch", "a mark"),
-    "line": ("a crack", "a scratch", "a fissure", "a thin line"),
-    "specks": ("spots", "pits", "specks", "holes"),
-    "stain": ("a stain", "a spot", "discoloration"),
-    "blur": ("abrasion", "a worn area"),
-    "dent": ("a dent", "a bump"),
-    "missing": ("a hole", "a missing part", "a chip"),
-    "warp": ("distortion", "a deformed area"),
-    "rough": ("corrosion", "a rough area", "pitting"),
-}
 # Kinds that are drawn more or less often than the others: thin lines are the hardest to find
 _SHARES = {"line": 3.0, "specks": 1.5, "scar": 0.7, "cut_paste": 0.7}
-_FRAMES = ("a photo of {}", "a close-up photo of {}", "an industrial photo of {}", "a picture of {}", "{}")
 
 
 @dataclass(frozen=True)
@@ -126,25 +99,6 @@ class MaterialScenes:
             pictures.append(np.asarray(crop.resize((size, size), Image.Resampling.BICUBIC)))
         return pictures
 
-    def scene(self, dice: Dice, size: int) -> MaterialScene:
-        """Draw a surface or an object without damage."""
-        pixels, name = self.texture(dice, size)
-        if dice.chance(SURFACE_SHARE):
-            return MaterialScene(pixels, np.ones((size, size), bool), name)
-        grid = Grid(size).local(dice.between(-0.2, 0.2), dice.between(-0.2, 0.2), dice.angle())
-        distance = _outline(dice, grid)
-        cover = coverage(distance, 2 / size)[..., None]
-        if dice.chance(0.3):
-            ground = self.texture(dice, size)[0].astype(np.float32)
-        else:
-            slope = dice.between(0, 40) * (grid.x * math.cos(dice.angle()) + grid.y)
-            ground = dice.uniform_array(3, 0, 255) * 0.3 + dice.between(0, 200) + slope[..., None]
-        # a rounded edge is darker, and the object throws a shadow on the ground
-        edge = 1 - dice.between(0, 0.6) * np.exp(np.minimum(distance, 0) / dice.between(0.01, 0.15))
-        shadow = 1 - dice.between(0, 0.5) * np.exp(-np.maximum(distance, 0) / dice.between(0.02, 0.2))
-        mixed = cover * pixels * edge[..., None] + (1 - cover) * ground * shadow[..., None]
-        return MaterialScene(mixed.clip(0, 255).astype(np.uint8), distance < 0, name)
-
 
 def damage(scene: MaterialScene, dice: Dice, materials: MaterialScenes) -> tuple[np.ndarray, np.ndarray, str]:
     """
@@ -182,94 +136,6 @@ def damage(scene: MaterialScene, dice: Dice, materials: MaterialScenes) -> tuple
     return pixels, mask, kind
 
 
-def material_table(split: str, count: int, size: int, seed: int, anomaly_fraction: float = 0.5) -> datasets.Dataset:
-    """
-    Make a table of pictures of materials, with the columns of every dataset of this package (`data.records.FEATURES`).
-
-    Args:
-        split (`"train"` or `"test"`): photographs to draw from.
-        count, size (`int`): number of pictures, and their side in pixels.
-        seed (`int`): seed of the pictures.
-        anomaly_fraction (`float`, *optional*, defaults to 0.5): share of anomalous pictures, 0..1.
-
-    Returns:
-        `datasets.Dataset` of `count` rows; `floor(count * anomaly_fraction)` of them are anomalous.
-
-    Raises:
-        ValueError: there is no such split, or the share lies outside 0..1.
-    """
-    if split not in SPLITS or not 0 <= anomaly_fraction <= 1:
-        raise ValueError(
-            f"split={split!r} must be one of {', '.join(SPLITS)}, anomaly_fraction={anomaly_fraction} lie in 0..1."
-        )
-    return datasets.Dataset.from_generator(
-        _records,
-        features=FEATURES,
-        gen_kwargs={
-            "split": split,
-            "count": count,
-            "size": size,
-            "seed": seed,
-            "anomaly_fraction": anomaly_fraction,
-        },
-        fingerprint=f"materials-{__version__}-{_checksum()}-{split}-{count}-{size}-{seed}-{anomaly_fraction}",
-    )
-
-
-def _records(split: str, count: int, size: int, seed: int, anomaly_fraction: float) -> Iterator[dict[str, Any]]:
-    materials, number = MaterialScenes(split, MATERIALS), 0
-    for index in range(count):
-        is_anomalous = math.floor((index + 1) * anomaly_fraction) > math.floor(index * anomaly_fraction)
-        while True:
-            number += 1
-            dice = Dice((seed, number))
-            scene = materials.scene(dice, size)
-            light = ViewLight.draw(size, dice.generator)
-            if not is_anomalous:
-                pixels, mask, kind = scene.pixels, None, GOOD
-                break
-            try:
-                pixels, mask, kind = damage(scene, dice, materials)
-                break
-            except ValueError:  # nothing is visible on this surface
-                continue
-        yield {
-            "image": Image.fromarray(light.picture(pixels).astype(np.uint8)),
-            "mask": None if mask is None else Image.fromarray(light.turned(mask).astype(np.uint8) * 255),
-            "label": int(is_anomalous),
-            "product": f"material {scene.name}",
-            "defect": kind,
-            "image_id": f"{split}/{seed}/{index:06d}",
-        }
-
-
-def describe(name: str, kind: str | None, rng: np.random.Generator) -> str:
-    """
-    Draw a caption of a picture.
-
-    Args:
-        name (`str`): the material or product in words.
-        kind (`str`, *optional*): kind of painted anomaly, a key of `DEFECT_WORDS`; `None` without damage.
-        rng (`np.random.Generator`): source of random numbers.
-    """
-
-    def pick(options: Sequence[str]) -> str:
-        return options[int(rng.integers(len(options)))]
-
-    if kind is None:
-        phrase = pick((f"{pick(NORMAL_STATES)} {name}", f"{name} without defect", f"{name} without damage"))
-    else:
-        state, noun = pick(ABNORMAL_STATES), pick(DEFECT_WORDS[kind])
-        phrase = pick((f"{state} {name}", f"{name} with {noun}", f"{state} {name} with {noun}", f"{noun} on {name}"))
-    return pick(_FRAMES).format(phrase)
-
-
-def _checksum() -> str:
-    """Return a number that changes with the photographs, so that no table of other ones is read from the cache."""
-    files = sorted((path.name, path.stat().st_size) for path in MATERIALS.rglob("*.jpg"))
-    return f"{zlib.crc32(repr(files).encode()):08x}"
-
-
 def _is_for_test(path: Path) -> bool:
     """Return whether a photograph is kept for tests; its name decides, so that new files do not move others."""
     return zlib.crc32(path.name.encode()) % 12 == 0
@@ -291,18 +157,3 @@ def _recolored(pixels: np.ndarray, dice: Dice) -> np.ndarray:
         1 + dice.uniform_array(3, -0.15, 0.15)
     )
     return (values * np.float32(dice.log_between(0.6, 1.6))).clip(0, 255).astype(np.uint8)
-
-
-def _outline(dice: Dice, grid: Grid) -> np.ndarray:
-    """Draw the outline of an object: signed distance, negative inside, (size, size) float32."""
-    size = dice.between(0.35, 0.8)
-    kind = dice.whole(0, 4)
-    if kind == 0:
-        return disc(grid, size)
-    if kind == 1:
-        return ring(grid, size, size * dice.between(0.25, 0.6))
-    if kind == 2:
-        return polygon(grid, dice.whole(3, 8), size)
-    if kind == 3:
-        return gear(grid, dice.whole(6, 20), size, size * dice.between(0.1, 0.25))
-    return box(grid, size, size * dice.log_between(0.25, 1.0), size * dice.between(0, 0.2))

@@ -4,26 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.painted_pictures import HEIGHT, WIDTH, foreground, picture
 from vcp_clip_hf.data.anomaly_painters import ANOMALY_KINDS, PAINTERS, perlin_noise
 from vcp_clip_hf.data.painted_anomalies import add_anomaly
 from vcp_clip_hf.generator.fields import Dice
 
 
-HEIGHT, WIDTH = 70, 110
 # Least share of the mask that changes: pits leave the surface between them, displaced pixels may look alike
 CHANGED = {"rough": 0.3, "warp": 0.3}
-
-
-def picture(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    base = np.linspace(60, 190, width)[None, :, None] + rng.normal(0, 12, (height, width, 3))
-    return Image.fromarray(base.clip(0, 255).astype(np.uint8))
-
-
-def foreground() -> np.ndarray:
-    solid = np.zeros((HEIGHT, WIDTH), np.uint8)
-    solid[15:60, 20:80] = 1
-    return solid
 
 
 def paint(image: Image.Image, seed: int, kind: str, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,22 +7,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.data.painted_pictures import HEIGHT, WIDTH, foreground, picture
 from vcp_clip_hf.data.painted_anomalies import ANOMALY_KINDS, PaintedAnomalies, add_anomaly
-
-
-HEIGHT, WIDTH = 70, 110
-
-
-def picture(seed: int = 0) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    base = np.linspace(60, 190, WIDTH)[None, :, None] + rng.normal(0, 12, (HEIGHT, WIDTH, 3))
-    return Image.fromarray(base.clip(0, 255).astype(np.uint8))
-
-
-def foreground() -> np.ndarray:
-    solid = np.zeros((HEIGHT, WIDTH), np.uint8)
-    solid[15:60, 20:80] = 1
-    return solid
 
 
 def test_one_of_several_kinds_is_drawn():
@@ -79,7 +65,7 @@ def keep_bytes(item):
 
 
 def test_dataset_does_not_depend_on_workers_and_changes_with_the_epoch():
-    dataset = PaintedAnomalies([picture(seed) for seed in range(6)], seed=1, transform=keep_bytes)
+    dataset = PaintedAnomalies([picture(seed=seed) for seed in range(6)], seed=1, transform=keep_bytes)
     direct = [dataset[index] for index in range(6)]
     loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
     epochs = []
@@ -91,10 +77,16 @@ def test_dataset_does_not_depend_on_workers_and_changes_with_the_epoch():
 
 
 def test_dataset_fraction_and_rows():
-    rows = [{"image": picture(seed), "product": "bolt", "image_id": f"a/{seed}", "label": 0} for seed in range(40)]
+    rows = [
+        {"image": picture(seed=seed), "product": "bolt", "image_id": f"a/{seed}", "label": 0} for seed in range(40)
+    ]
     none = PaintedAnomalies(rows, anomaly_fraction=0.0)[3]
     assert none["mask"] is None and none["label"] == 0 and none["defect"] == "good"
-    assert none["image"].tobytes() == picture(3).tobytes() and none["product"] == "bolt" and none["image_id"] == "a/3"
+    assert (
+        none["image"].tobytes() == picture(seed=3).tobytes()
+        and none["product"] == "bolt"
+        and none["image_id"] == "a/3"
+    )
     half = [PaintedAnomalies(rows, anomaly_fraction=0.5, kinds=("line", "scar"))[index] for index in range(40)]
     assert 10 < sum(item["label"] for item in half) < 30
     assert {item["defect"] for item in half} == {"good", "line", "scar"}
@@ -102,7 +94,7 @@ def test_dataset_fraction_and_rows():
 
 
 def test_dataset_foregrounds():
-    images = [picture(seed) for seed in range(3)]
+    images = [picture(seed=seed) for seed in range(3)]
     given = PaintedAnomalies(images, anomaly_fraction=1.0, foregrounds=[foreground(), None, foreground()])
     for index in (0, 2):
         assert not np.asarray(given[index]["mask"])[foreground() == 0].any()

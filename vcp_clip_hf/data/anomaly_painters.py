@@ -5,7 +5,7 @@ Paint kinds of anomalies: for each, a function that returns changed pixels and t
   procedural, or comes from images given by the caller;
 - "cut_paste": a rectangle of the image, with jittered color, pasted elsewhere (CutPaste, Li et al., CVPR 2021);
 - "scar": the same with a long, thin, rotated rectangle (the "scar" of that paper);
-- "line": scratches and branching cracks, 1 to 9 pixels wide in an image of 224 pixels, faint or strong;
+- "line": scratches and branching cracks, about 1 to 8 pixels wide in an image of 224 pixels, faint or strong;
 - "specks": pits, inclusions and splashes;
 - "stain": a smooth spot of another brightness or color, through which the surface shows;
 - "blur": a region that lost its texture, for example by wear;
