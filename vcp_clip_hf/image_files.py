@@ -20,6 +20,7 @@ __all__ = [
     "FolderContent",
     "LeftOut",
     "find_images",
+    "is_hidden",
     "lies_in",
     "read_folder",
     "suffix_of",
@@ -51,7 +52,8 @@ def suffix_of(path: str) -> str:
     return "." + name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is left out: hidden, or made by an operating system."""
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
@@ -80,7 +82,7 @@ def read_folder(path: str | os.PathLike) -> FolderContent:
     content = FolderContent([], [], [])
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 content.hidden.append(entry.name)
             elif entry.is_dir():
                 content.folders.append(entry.name)

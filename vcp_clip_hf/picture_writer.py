@@ -4,7 +4,8 @@ import errno
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,12 @@ from .input_images import InputImage, is_url
 from .visualization import overlay_with_scale
 
 
-__all__ = ["PICTURE_FOLDERS", "PictureWriter", "is_whole"]
+__all__ = ["PICTURE_FOLDERS", "PictureWriter", "is_whole", "write_in_order"]
 
 # Key of the record -> folder
 PICTURE_FOLDERS = {"map": "maps", "mask": "masks", "overlay": "overlays"}
+# Threads that draw and write pictures, which takes longer than a GPU takes for the model
+_WRITERS = max(2, min(8, (os.cpu_count() or 1) // 2))
 # Last bytes of a complete file
 _END_MARKERS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
 # Errors of the disk, not of one file: they end the run
@@ -142,6 +145,54 @@ def is_whole(path: Path, num_bytes: int | None) -> bool:
             return file.read() == marker
     except (OSError, ValueError):
         return False
+
+
+def write_in_order(
+    writer: PictureWriter, images: Iterable[InputImage], results: Iterable[dict[str, Any]], ahead: int
+) -> Iterator[dict[str, Any]]:
+    """
+    Write the pictures of many images in threads, while the model runs.
+
+    Args:
+        writer ([`PictureWriter`]): writer of each image.
+        images (iterable of [`InputImage`]), results (iterable of `dict`): images and their results, in one order.
+        ahead (`int`): largest number of results in memory.
+
+    Yields:
+        `dict`: the record of each image, in order, after its pictures have been written. After an interruption, those
+        of the pictures that are being written are still yielded.
+
+    Raises:
+        OSError: the disk is full or cannot be written at all; no thread writes any more.
+    """
+    pool = ThreadPoolExecutor(_WRITERS)
+    try:
+        yield from _in_order(pool, writer, images, results, ahead)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    writer: PictureWriter,
+    images: Iterable[InputImage],
+    results: Iterable[dict[str, Any]],
+    ahead: int,
+) -> Iterator[dict[str, Any]]:
+    waiting: list[Future] = []
+    try:
+        for image, result in zip(images, results, strict=True):
+            waiting.append(pool.submit(writer, image, result))
+            while waiting and (waiting[0].done() or len(waiting) >= ahead):
+                yield waiting[0].result()
+                waiting.pop(0)
+        while waiting:
+            yield waiting[0].result()
+            waiting.pop(0)
+    except KeyboardInterrupt:
+        begun = [future for future in waiting if not future.cancel()]
+        yield from (future.result() for future in begun)
+        raise
 
 
 def _error_record(image: InputImage, message: str) -> dict[str, Any]:

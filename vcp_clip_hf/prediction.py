@@ -16,7 +16,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +31,7 @@ from .image_files import LeftOut
 from .input_images import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
 from .interruption import stop_on_signal
 from .mutual_scoring import MutualScoring
-from .picture_writer import PICTURE_FOLDERS, PictureWriter
+from .picture_writer import PICTURE_FOLDERS, PictureWriter, write_in_order
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .prediction_records import (
     RECORDS,
@@ -61,8 +60,7 @@ __all__ = [
 logger = logging.get_logger(__name__)
 
 CSV_FILE, COCO_FILE = "predictions.csv", "predictions.coco.json"
-# Threads that draw and write pictures, which takes longer than a GPU takes for the model
-_WRITERS = max(2, min(8, (os.cpu_count() or 1) // 2))
+_OTHER_SETTINGS = "Use another output folder, or --overwrite (overwrite=True) to start anew."
 _INTERRUPTED = "Interrupted. The finished images are recorded: run the same command again to segment the rest."
 
 
@@ -177,8 +175,8 @@ def predict_files(
     settings = RunSettings.of(pipe, options)
     if together is not None:
         settings = settings.judged_together(together, [image.path for image in found.images])
-    if not overwrite:
-        _refuse_other_settings(settings, output_dir, earlier)
+    if earlier and not overwrite:
+        settings.check_folder(output_dir, _OTHER_SETTINGS)
     run = _Run(output_dir, writer, found.images, records, bool(options.get("regions")), together is not None, state)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -223,25 +221,6 @@ def predict_files(
     run.merge_records(summary)
     summary.errors += found.problems
     return summary
-
-
-def _refuse_other_settings(settings: RunSettings, output_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> None:
-    """Raise if the folder has results that were computed otherwise."""
-    stored = RunSettings.read(output_dir)
-    if not earlier:
-        return
-    advice = "Use another output folder, or --overwrite (overwrite=True) to start anew."
-    if stored is None:
-        raise ValueError(
-            f"{output_dir} has records, but no {RUN_FILE} with the settings that they were computed with, as runs of"
-            f" version 0.1.0 left it. {advice}"
-        )
-    differences = settings.differences(stored)
-    if differences:
-        raise ValueError(
-            f"{output_dir} has results of another model or other settings, and one folder never mixes two:"
-            f" {'; '.join(differences)}. {advice}"
-        )
 
 
 def _find(
@@ -339,16 +318,12 @@ class _Run:
         single = self.state.num_processes == 1
         path = self.output_dir / (RECORDS if single else f"predictions-{self.state.process_index:03d}.jsonl")
         end_last_line(path)
-        pool = ThreadPoolExecutor(_WRITERS)
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                for record in _in_order(pool, self.writer, images, results, ahead):
-                    record.update(self.states[record["image"]])
-                    file.write(json.dumps(record) + "\n")
-                    file.flush()
-                    yield record
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with open(path, "a", encoding="utf-8") as file:
+            for record in write_in_order(self.writer, images, results, ahead):
+                record.update(self.states[record["image"]])
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                yield record
 
     def merge_records(self, summary: PredictionSummary) -> None:
         """Write one file of the records of all processes, in the order of the inputs, and the table."""
@@ -426,29 +401,6 @@ def _ignore_broken_connections(
     """Stand in for `sys.excepthook` in workers: when a run is interrupted, their connections break."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, traceback)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, writer: PictureWriter, images: Sequence[InputImage], results: Iterable[dict], ahead: int
-) -> Iterator[dict]:
-    """
-    Write in threads while the model runs; yield records in order, holding at most `ahead` results. After an
-    interruption, results that are being written are still yielded.
-    """
-    waiting: list[Future] = []
-    try:
-        for image, result in zip(images, results, strict=True):
-            waiting.append(pool.submit(writer, image, result))
-            while waiting and (waiting[0].done() or len(waiting) >= ahead):
-                yield waiting[0].result()
-                waiting.pop(0)
-        while waiting:
-            yield waiting[0].result()
-            waiting.pop(0)
-    except KeyboardInterrupt:
-        begun = [future for future in waiting if not future.cancel()]
-        yield from (future.result() for future in begun)
-        raise
 
 
 def process_state() -> PartialState:
