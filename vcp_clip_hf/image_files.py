@@ -25,6 +25,7 @@ __all__ = [
     "read_folder",
     "suffix_of",
     "walk_folders",
+    "walk_images",
 ]
 
 # Endings of still pictures that Pillow's own wheels open; a test compares them with PIL.Image.registered_extensions()
@@ -156,19 +157,38 @@ def find_images(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] 
         out.
     """
     left_out = LeftOut()
-    images = []
+    found = walk_images(folder, exclude, left_out)
+    images = [f"{here}/{name}" if here else name for here, names in found for name in names]
+    return sorted(images, key=lambda path: path.split("/")), left_out
+
+
+def walk_images(
+    folder: str | os.PathLike, exclude: Iterable[str | os.PathLike], left_out: LeftOut
+) -> Iterator[tuple[str, list[str]]]:
+    """
+    Read a folder and all folders inside, each once, for their images.
+
+    Args:
+        folder (`str` or `os.PathLike`), exclude (iterable of `str` or `os.PathLike`): see [`find_images`].
+        left_out ([`LeftOut`]): counts to add to.
+
+    Yields:
+        `tuple[str, list[str]]`: a folder's path relative to the searched one, with "/" ("" for the searched one), and
+        the names of the images directly inside.
+    """
     for here, content in walk_folders(folder, exclude, left_out):
+        images = []
         for name in content.hidden:
             left_out.hidden += 1
             left_out.pictures += _is_hidden_picture(os.path.join(folder, here, name))
         for name in content.files:
             suffix = suffix_of(name)
             if suffix in IMAGE_SUFFIXES:
-                images.append(f"{here}/{name}" if here else name)
+                images.append(name)
             else:
                 left_out.endings[suffix] += 1
                 left_out.pictures += suffix in _UNREAD_PICTURE_SUFFIXES
-    return sorted(images, key=lambda path: path.split("/")), left_out
+        yield here, images
 
 
 def walk_folders(

@@ -18,7 +18,7 @@ from .input_images import InputImage, is_url
 from .visualization import overlay_with_scale
 
 
-__all__ = ["PICTURE_FOLDERS", "PictureWriter", "is_whole", "write_in_order"]
+__all__ = ["DISK_ERRORS", "PICTURE_FOLDERS", "PictureWriter", "is_whole", "write_in_order"]
 
 # Key of the record -> folder
 PICTURE_FOLDERS = {"map": "maps", "mask": "masks", "overlay": "overlays"}
@@ -27,7 +27,7 @@ _WRITERS = max(2, min(8, (os.cpu_count() or 1) // 2))
 # Last bytes of a complete file
 _END_MARKERS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
 # Errors of the disk, not of one file: they end the run
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass
@@ -64,7 +64,7 @@ class PictureWriter:
         try:
             return self._write(image, result)
         except OSError as error:
-            if error.errno in _DISK_ERRORS:
+            if error.errno in DISK_ERRORS:
                 raise
             return _error_record(image, f"the results could not be written ({error})")
 

@@ -39,6 +39,7 @@ from .prediction_records import (
     file_state,
     read_predictions,
     record_files,
+    recorded_state,
     write_csv,
     write_records,
 )
@@ -297,7 +298,7 @@ class _Run:
             return "new"
         if "error" in record:
             return None if self.together else "failed before"
-        if _recorded_state(record) != self.states[image.path]:
+        if recorded_state(record) != self.states[image.path]:
             return "changed"
         if self.writer.lacks(record) or (self.regions and "regions" not in record):
             return "with missing outputs"
@@ -345,16 +346,12 @@ class _Run:
             summary.predicted = len(self.images) - summary.skipped - len(summary.errors)
 
 
-def _recorded_state(record: Mapping[str, Any]) -> dict[str, int]:
-    return {name: record[name] for name in ("bytes", "mtime_ns") if name in record}
-
-
 def _still_holds(record: Mapping[str, Any]) -> bool:
     """Return whether the image of a record is unchanged, for images that are not among the sources of this run."""
     if is_url(record["image"]):
         return True
     state = file_state(record["image"])
-    return bool(state) and state == _recorded_state(record)
+    return bool(state) and state == recorded_state(record)
 
 
 def _results(

@@ -19,12 +19,14 @@ from .info import info
 from .predict import predict
 from .publish import card, push, push_dataset
 from .train import convert, train
+from .watch import watch
 
 
 __all__ = ["app", "main"]
 
 # In the order of `vcp-clip --help`
 app.command(cls=Verb)(predict)
+app.command(cls=Verb)(watch)
 app.command(cls=Verb)(calibrate)
 app.command(cls=EvaluateVerb)(evaluate)
 app.command(cls=InterruptibleVerb, context_settings=UNPARSED)(train)

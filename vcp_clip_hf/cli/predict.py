@@ -1,30 +1,46 @@
 """`vcp-clip predict`."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..version import EMBEDDED_CHECKPOINT
 from .common import (
+    AbnormalWords,
     BatchSize,
     Device,
     DType,
+    ImageThreshold,
     MapFormat,
+    Maps,
+    Masks,
+    MaxPixels,
     MaxReferencePatches,
+    MinArea,
     Model,
+    NormalWords,
     NumWorkers,
+    Output,
+    Overlays,
     ProductName,
     RecordFormat,
     ReferenceCopies,
     References,
     ReferenceWeight,
+    Regions,
+    RoiMask,
     ScoreOption,
+    Threshold,
+    TileOverlap,
+    TileSize,
     WeightType,
+    call_options,
+    check_regions,
     is_main_process,
     list_left_out,
     make_pipeline,
     printable,
+    reading_options,
     set_references,
 )
 
@@ -34,47 +50,28 @@ __all__ = ["predict"]
 
 def predict(
     sources: Annotated[list[str], typer.Argument(help="Images, folders, patterns (in quotes) or URLs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder to write.")],
+    output: Output,
     model: Model = EMBEDDED_CHECKPOINT,
-    threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Pixels of the map at or above it make the mask.")
-    ] = None,
-    image_threshold: Annotated[
-        float | None, typer.Option(min=0, max=2, help="Images with a score at or above it are labeled anomalous.")
-    ] = None,
+    threshold: Threshold = None,
+    image_threshold: ImageThreshold = None,
     score_mode: ScoreOption = None,
-    maps: Annotated[
-        MapFormat, typer.Option(help="Anomaly maps: 16-bit PNG (value x 65535), float32 .npy, or none.")
-    ] = MapFormat.png,
-    masks: Annotated[bool, typer.Option(help="Write masks if a threshold is known.")] = True,
-    overlays: Annotated[bool, typer.Option(help="Write the images with their maps drawn over them.")] = True,
+    maps: Maps = MapFormat.png,
+    masks: Masks = True,
+    overlays: Overlays = True,
     record_format: Annotated[
         RecordFormat,
         typer.Option(
             "--format", help="Records; jsonl and csv are always written, coco adds COCO annotations of the regions."
         ),
     ] = RecordFormat.jsonl,
-    regions: Annotated[bool, typer.Option(help="Add regions (box, polygon, area, score) to the records.")] = False,
-    min_area: Annotated[int, typer.Option(min=0, help="Smallest region to keep, in pixels.")] = 0,
-    tile_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the tiles that large images are cut into, in pixels.")
-    ] = None,
-    tile_overlap: Annotated[
-        int | None, typer.Option(min=0, help="Overlap of tiles in pixels; default: a quarter of the side.")
-    ] = None,
-    roi_mask: Annotated[
-        Path | None, typer.Option(help="Mask of the images' size; only its non-black pixels are inspected.")
-    ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Largest image to read, in pixels; default: 179 million.")
-    ] = None,
-    normal: Annotated[
-        list[str] | None,
-        typer.Option(help="State word or template of normal products, e.g. 'flawless'; repeat for several."),
-    ] = None,
-    abnormal: Annotated[
-        list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
-    ] = None,
+    regions: Regions = False,
+    min_area: MinArea = 0,
+    tile_size: TileSize = None,
+    tile_overlap: TileOverlap = None,
+    roi_mask: RoiMask = None,
+    max_pixels: MaxPixels = None,
+    normal: NormalWords = None,
+    abnormal: AbnormalWords = None,
     product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
@@ -118,20 +115,20 @@ def predict(
     from ..mutual_scoring import MutualScoring
     from ..prediction import COCO_FILE, predict_files, read_predictions
 
-    with_regions = regions or record_format is RecordFormat.coco
-    options = {
-        "min_area": min_area,
-        "threshold": threshold,
-        "image_threshold": image_threshold,
-        "score_mode": None if score_mode is None else score_mode.value,
-        "tile_size": tile_size,
-        "tile_overlap": tile_overlap,
-        "roi_mask": None if roi_mask is None else str(roi_mask),
-        "max_pixels": max_pixels,
-        "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
-        "product_name": product_name,
-        "regions": with_regions or None,
-    }
+    options = call_options(
+        score_mode=score_mode,
+        roi_mask=roi_mask,
+        normal=normal,
+        abnormal=abnormal,
+        regions=regions or record_format is RecordFormat.coco,
+        min_area=min_area,
+        threshold=threshold,
+        image_threshold=image_threshold,
+        tile_size=tile_size,
+        tile_overlap=tile_overlap,
+        max_pixels=max_pixels,
+        product_name=product_name,
+    )
     of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
     of_together = {name: value for name, value in of_together.items() if value is not None}
     if of_together and not together:
@@ -143,17 +140,15 @@ def predict(
     if together and reference_weight is not None:
         raise typer.BadParameter("--reference-weight cannot be used with --together")
     pipe = make_pipeline(model, device, dtype)
-    reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
     problems = set_references(
         pipe,
         references,
         reference_weight,
         reference_copies,
         max_reference_patches,
-        **{name: value for name, value in reading.items() if value is not None},
+        **reading_options(options),
     )
-    if with_regions and threshold is None and (together or pipe.image_processor.threshold is None):
-        raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
+    check_regions(pipe, options, together)
     summary = predict_files(
         pipe,
         sources,
@@ -165,7 +160,7 @@ def predict(
         num_workers,
         overwrite,
         together=MutualScoring(**{**_own_mutual_scoring(pipe.model), **of_together}) if together else None,
-        **{name: value for name, value in options.items() if value is not None},
+        **options,
     )
     if not is_main_process():
         return
