@@ -92,19 +92,21 @@ class ArrivingFiles:
 
     def search(self) -> None:
         """Read the whole folder: notifications may be lost, and network drives send none."""
-        left_out, folders, present = LeftOut(), set(), set()
+        left_out, folders, present = LeftOut(), set(), {}
         for here, names in walk_images(self.folder, self.exclude, left_out):
             parent = os.path.join(self.folder, here) if here else self.folder
             folders.add(parent)
             for name in names:
                 path = os.path.join(parent, name)
-                present.add(path)
-                self.look(path)
+                present[path] = file_state(path)
+        now = time.monotonic()  # one time for all, so that the order of arrival decides between them
+        for path, state in present.items():
+            self._compare(path, state, now)
         self._warn_once(left_out)
         if self.folder not in folders:  # such as a network drive that is away: its files are not gone
             return
         self._folders = folders
-        for path in (self.waiting.keys() | self.recorded.keys()) - present:
+        for path in (self.waiting.keys() | self.recorded.keys()) - present.keys():
             self.remove(path)
 
     def notice(self, changes: Mapping[str, set[str]]) -> bool:
@@ -117,7 +119,11 @@ class ArrivingFiles:
         Returns:
             `bool`: whether the folder has to be searched, because folders have come or gone.
         """
-        emptied = {os.path.dirname(path) for path, kinds in changes.items() if kinds == {"deleted"}}
+        emptied = {
+            os.path.dirname(path)
+            for path, kinds in changes.items()
+            if "deleted" in kinds and not os.path.lexists(path)
+        }
         needs_search = False
         for path, kinds in changes.items():
             parent, name = os.path.split(path)
@@ -134,7 +140,10 @@ class ArrivingFiles:
 
     def look(self, path: str) -> None:
         """Compare a file with what is known of it: an unknown or changed one waits."""
-        state, file = file_state(path), self.waiting.get(path)
+        self._compare(path, file_state(path), time.monotonic())
+
+    def _compare(self, path: str, state: dict[str, int], now: float) -> None:
+        file = self.waiting.get(path)
         if file is not None and file.state == state:
             return
         if not state and not os.path.lexists(path):
@@ -144,7 +153,6 @@ class ArrivingFiles:
             self.recorded[path] = state
             self.waiting.pop(path, None)
             return
-        now = time.monotonic()
         if file is not None:
             file.state, file.since, file.due = state, now, now + self.settle_seconds
         elif self.accepts_new:

@@ -80,16 +80,22 @@ class FolderEvents:
 
     def _collect(self) -> None:
         try:
-            for changes in self._watch(
-                self._folder,
-                watch_filter=lambda _, path: not lies_in(path, self._exclude, self._folder),
-                debounce=_LONGEST_MS,
-                step=_QUIET_MS,
-                rust_timeout=_STOP_MS,
-                stop_event=self._stop,
-                force_polling=self._force_polling or None,
-                ignore_permission_denied=True,
-            ):
-                self._found.put(changes)
+            try:
+                self._pass_on(ignore_permission_denied=False)
+            except PermissionError:  # of one folder inside
+                self._pass_on(ignore_permission_denied=True)
         except Exception as error:  # no notifications here, or too many watched folders (a limit of the system)
             logger.warning("%s: no notifications of changes (%s); it is only searched.", self._folder, error)
+
+    def _pass_on(self, ignore_permission_denied: bool) -> None:
+        for changes in self._watch(
+            self._folder,
+            watch_filter=lambda _, path: not lies_in(path, self._exclude, self._folder),
+            debounce=_LONGEST_MS,
+            step=_QUIET_MS,
+            rust_timeout=_STOP_MS,
+            stop_event=self._stop,
+            force_polling=self._force_polling or None,
+            ignore_permission_denied=ignore_permission_denied,
+        ):
+            self._found.put(changes)

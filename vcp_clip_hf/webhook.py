@@ -81,9 +81,13 @@ class Webhook:
     longest_wait_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"The webhook {self.url!r} must be an address that begins with http:// or https://.")
+        try:
+            parts = urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # brackets that do not close, or a port that is out of range
+            usable = False
+        if not usable:
+            raise ValueError(f"The webhook {self.url!r} must be an address such as https://host:port/path.")
 
 
 def read_secret(path: str | os.PathLike) -> bytes:
