@@ -108,8 +108,8 @@ def read_secret(path: str | os.PathLike) -> bytes:
         raise ValueError(f"{path}: after {_SECRET_PREFIX}, the secret must be base64 ({error}).") from None
     if len(secret) < _SHORTEST_SECRET:
         raise ValueError(
-            f"{path}: the secret has {len(secret)} bytes, and must have {_SHORTEST_SECRET} or more. Write one with"
-            " `openssl rand -hex 32`."
+            f"{path}: the secret has {len(secret)} bytes, and must have {_SHORTEST_SECRET} or more. `openssl"
+            f" rand -base64 32` makes one, to be written after {_SECRET_PREFIX}."
         )
     return secret
 

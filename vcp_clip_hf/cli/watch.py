@@ -63,9 +63,7 @@ class WhenDone(str, Enum):
 
 
 def watch(
-    folder: Annotated[
-        Path, typer.Argument(exists=True, file_okay=False, help="Folder to watch, with all folders inside.")
-    ],
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder to watch, with all folders inside.")],
     output: Output,
     model: Model = EMBEDDED_CHECKPOINT,
     threshold: Threshold = None,
@@ -113,7 +111,7 @@ def watch(
         str | None, typer.Option(help="Address (http or https) that each result is posted to, as JSON.")
     ] = None,
     webhook_secret_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="File with the secret that posts are signed with.")
+        Path | None, typer.Option(dir_okay=False, help="File with the secret that posts are signed with.")
     ] = None,
     webhook_overlay: Annotated[
         bool, typer.Option("--webhook-overlay", help="Post the overlay too, as base64 of a JPEG file.")
