@@ -132,6 +132,18 @@ def test_renamed_files_are_due_at_once(tmp_path, arriving, monkeypatch, kinds, o
     assert (files.next_due() - time.monotonic() < 1) is at_once
 
 
+def test_moves_and_marks_are_no_renames(tmp_path, arriving, recorded, monkeypatch):
+    monkeypatch.setattr("vcp_clip_hf.complete_files._changed_after_writing", lambda path: False)
+    old = write(tmp_path / "old.png", changed=1)
+    recorded.add((old, (1, 1)))
+    files = arriving(settle_seconds=60)
+    os.unlink(old)
+    own = (".vcp-clip-1-old.png.moving", ".old.png.vcp-clip.json.unfinished")
+    gone = {old: {"deleted"}, **{str(tmp_path / name): {"added", "deleted"} for name in own}}
+    files.notice({write(tmp_path / "new.png"): {"added"}, **gone})
+    assert files.next_due() - time.monotonic() > 10
+
+
 def test_a_later_inode_is_a_rename(tmp_path, arriving):
     write(tmp_path / "a.tmp")
     files = arriving(settle_seconds=60)

@@ -4,8 +4,8 @@ A file is due when its size and its time of change have been the same for a sett
 known when it is decoded: a file that cannot be decoded is tried again, until it has been unchanged for a longer time.
 
 A file that was renamed is due after `_GRACE_SECONDS`, since its content was written before. A rename is recognized by
-the notification that its new name was added, together with one that another name was removed from the folder, or with
-an inode that changed after its content.
+the notification that its new name was added, together with one that another name is gone, or with an inode that
+changed after its content.
 
 A file that is replaced is another image: it has another size or another time of change.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from .finished_pictures import is_own
 from .image_files import IMAGE_SUFFIXES, LeftOut, is_hidden, suffix_of, walk_images
 from .prediction_records import file_state
 
@@ -119,11 +120,7 @@ class ArrivingFiles:
         Returns:
             `bool`: whether the folder has to be searched, because folders have come or gone.
         """
-        emptied = {
-            os.path.dirname(path)
-            for path, kinds in changes.items()
-            if "deleted" in kinds and not os.path.lexists(path)
-        }
+        renamed = any("deleted" in kinds and self._was_temporary(path) for path, kinds in changes.items())
         needs_search = False
         for path, kinds in changes.items():
             parent, name = os.path.split(path)
@@ -135,7 +132,7 @@ class ArrivingFiles:
                 continue
             else:
                 self.look(path)
-                self._set_due(path, kinds, renamed=parent in emptied)
+                self._set_due(path, kinds, renamed)
         return needs_search
 
     def look(self, path: str) -> None:
@@ -212,6 +209,10 @@ class ArrivingFiles:
             file.since, file.due = now, now + self.settle_seconds
         elif kinds == {"added"} and file.state.get("bytes") and (renamed or _changed_after_writing(path)):
             file.due = min(file.due, now + _GRACE_SECONDS)
+
+    def _was_temporary(self, path: str) -> bool:
+        """Return whether a name that is gone may have been that of a new file; a mark or a moved image was none."""
+        return path not in self.recorded and not is_own(os.path.basename(path)) and not os.path.lexists(path)
 
     def _lies_hidden(self, path: str) -> bool:
         return any(map(is_hidden, Path(os.path.relpath(path, self.folder)).parts))

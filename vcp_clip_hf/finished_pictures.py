@@ -21,13 +21,14 @@ from .image_opening import warn_of_file
 from .prediction_records import file_state, recorded_state
 
 
-__all__ = ["MOVED_FOLDERS", "WHEN_DONE", "FinishedPictures"]
+__all__ = ["MOVED_FOLDERS", "WHEN_DONE", "FinishedPictures", "is_own"]
 
 WHEN_DONE = ("keep", "mark", "move")
 # Whether the record has an error -> folder of moved images
 MOVED_FOLDERS = {False: "done", True: "failed"}
-_MARK = ".vcp-clip.json"
-_HIDDEN = re.compile(r"\.vcp-clip-(\d+)-(.+)\.moving", re.DOTALL)
+_OWN = ".vcp-clip"
+_MARK = f"{_OWN}.json"
+_HIDDEN = re.compile(rf"{re.escape(_OWN)}-(\d+)-(.+)\.moving", re.DOTALL)
 _PARTICIPLE = {"mark": "marked", "move": "moved"}
 
 
@@ -88,7 +89,7 @@ class FinishedPictures:
 
     def _move(self, record: Mapping[str, Any]) -> None:
         image = Path(record["image"])
-        hidden = image.with_name(f".vcp-clip-{record['sequence']}-{image.name}.moving")
+        hidden = image.with_name(f"{_OWN}-{record['sequence']}-{image.name}.moving")
         try:
             os.rename(image, hidden)
         except FileNotFoundError:  # somebody else took it
@@ -108,6 +109,11 @@ class FinishedPictures:
         except OSError:
             _first_free(hidden, _numbered(image))
             raise
+
+
+def is_own(name: str) -> bool:
+    """Return whether a file name is that of a mark, or of an image on its way to `done/` or `failed/`."""
+    return _OWN in name
 
 
 def _mark(record: Mapping[str, Any]) -> None:
