@@ -62,7 +62,11 @@ class Receiver:
             disable_nagle_algorithm = True
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                length = int(self.headers["content-length"])
+                body = self.rfile.read(length)
+                if len(body) < length:  # a killed client
+                    self.close_connection = True
+                    return
                 request = ({name.lower(): value for name, value in self.headers.items()}, body)
                 number = len(receiver.requests)
                 receiver.requests.append(request)
