@@ -133,4 +133,7 @@ def test_a_letter_is_the_record(tmp_path):
     assert base64.b64decode(body.pop("overlay_base64")) == b"picture" and body == record
     (tmp_path / "overlays" / "a.jpg").unlink()
     assert json.loads(letter(record, tmp_path, True))["overlay_base64"] is None
+    (tmp_path / "elsewhere").write_bytes(b"not a picture of this folder")
+    for other in ("elsewhere", "overlays/../elsewhere", str(tmp_path / "elsewhere")):
+        assert json.loads(letter({"overlay": other}, tmp_path, True))["overlay_base64"] is None
     assert letter(record, tmp_path, True) == letter(dict(record), tmp_path, True)

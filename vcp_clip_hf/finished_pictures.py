@@ -29,7 +29,6 @@ MOVED_FOLDERS = {False: "done", True: "failed"}
 _OWN = ".vcp-clip"
 _MARK = f"{_OWN}.json"
 _HIDDEN = re.compile(rf"{re.escape(_OWN)}-(\d+)-(.+)\.moving", re.DOTALL)
-_PARTICIPLE = {"mark": "marked", "move": "moved"}
 
 
 class FinishedPictures:
@@ -55,14 +54,12 @@ class FinishedPictures:
         Args:
             record (`Mapping`): record with `sequence`, `bytes` and `mtime_ns`.
         """
-        try:
-            if self.when_done == "mark":
+        if self.when_done == "mark":
+            with _warning(record["image"], "marked"):
                 _mark(record)
-            elif self.when_done == "move":
+        elif self.when_done == "move":
+            with _warning(record["image"], "moved"):
                 self._move(record)
-        except OSError as error:
-            problem = f"the file could not be {_PARTICIPLE[self.when_done]} ({error})."
-            warn_of_file(self.when_done, record["image"], problem)
 
     def repair(
         self, watched: str | os.PathLike, exclude: Iterable[str | os.PathLike], records: Iterable[Mapping[str, Any]]
@@ -81,11 +78,13 @@ class FinishedPictures:
         for record in records if present or moving else ():
             hidden = moving.pop((record["sequence"], record["image"]), None)
             if hidden is not None:
-                self._place(hidden, record)
+                with _warning(record["image"], "moved"):
+                    self._place(hidden, record)
             elif record["image"] in present and file_state(record["image"]) == recorded_state(record):
                 self(record)
         for (_, image), hidden in moving.items():  # of records that somebody removed
-            _first_free(hidden, _numbered(Path(image)))
+            with _warning(image, "moved"):
+                _first_free(hidden, _numbered(Path(image)))
 
     def _move(self, record: Mapping[str, Any]) -> None:
         image = Path(record["image"])
@@ -109,6 +108,14 @@ class FinishedPictures:
         except OSError:
             _first_free(hidden, _numbered(image))
             raise
+
+
+@contextlib.contextmanager
+def _warning(image: str, participle: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        warn_of_file(participle, image, f"the file could not be {participle} ({error}).")
 
 
 def is_own(name: str) -> bool:

@@ -18,7 +18,7 @@ from .input_images import InputImage, is_url
 from .visualization import overlay_with_scale
 
 
-__all__ = ["DISK_ERRORS", "PICTURE_FOLDERS", "PictureWriter", "is_whole", "write_in_order"]
+__all__ = ["DISK_ERRORS", "PICTURE_FOLDERS", "PictureWriter", "is_whole", "picture_path", "write_in_order"]
 
 # Key of the record -> folder
 PICTURE_FOLDERS = {"map": "maps", "mask": "masks", "overlay": "overlays"}
@@ -145,6 +145,20 @@ def is_whole(path: Path, num_bytes: int | None) -> bool:
             return file.read() == marker
     except (OSError, ValueError):
         return False
+
+
+def picture_path(output_dir: Path, record: Mapping[str, Any], kind: str) -> Path | None:
+    """
+    Return the path of a picture that a record names, or `None` if it names none of this folder.
+
+    Args:
+        output_dir (`Path`): folder of the results.
+        record (`Mapping`): record of an image; it may come from anywhere.
+        kind (`"map"`, `"mask"` or `"overlay"`): kind of the picture.
+    """
+    file = str(record.get(kind, ""))
+    own = file.startswith(f"{PICTURE_FOLDERS[kind]}/") and ".." not in Path(file).parts
+    return output_dir / file if own else None
 
 
 def write_in_order(

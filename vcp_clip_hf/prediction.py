@@ -31,7 +31,7 @@ from .image_files import LeftOut
 from .input_images import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
 from .interruption import stop_on_signal
 from .mutual_scoring import MutualScoring
-from .picture_writer import PICTURE_FOLDERS, PictureWriter, write_in_order
+from .picture_writer import PICTURE_FOLDERS, PictureWriter, picture_path, write_in_order
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .prediction_records import (
     RECORDS,
@@ -243,10 +243,10 @@ def _find(
 def _remove_results(output_dir: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Remove the records of earlier runs, and the files that they name, so that no old result remains."""
     for record in records:
-        for kind, folder in PICTURE_FOLDERS.items():
-            file = str(record.get(kind, ""))
-            if file.startswith(f"{folder}/") and ".." not in Path(file).parts:
-                (output_dir / file).unlink(missing_ok=True)
+        for kind in PICTURE_FOLDERS:
+            path = picture_path(output_dir, record, kind)
+            if path is not None:
+                path.unlink(missing_ok=True)
     for file in [*record_files(output_dir), output_dir / RUN_FILE]:
         file.unlink(missing_ok=True)
 

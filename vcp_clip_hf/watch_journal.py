@@ -38,7 +38,9 @@ class WatchJournal:
         self.last, self.names = 0, OutputNames()
         self._recorded: set[bytes] = set()
         end_last_line(self.path)
-        self._file = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
+        # Windows would write another end of line without O_BINARY, which no other system knows
+        flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+        self._file = os.open(self.path, flags, 0o666)
         for _, record in self.records():
             self.last = max(self.last, record["sequence"])
             self.names.take(record["name"])

@@ -148,15 +148,8 @@ def watch_folder(
         OSError: with `once`, the disk cannot be written. Without it, the disk is tried again.
     """
     folder, output_dir = Path(os.path.abspath(folder)), Path(output_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{str(folder)!r} is not a folder that can be watched.")
-    if process_state().num_processes > 1:
-        raise ValueError("A folder is watched by one process. Start `vcp-clip watch` without `accelerate launch`.")
-    if save_maps not in ("png", "npy", None):
-        raise ValueError(f"save_maps={save_maps!r} must be 'png', 'npy' or None.")
     move_to = output_dir if move_to is None else Path(move_to)
-    if _contains(folder, move_to) and not _contains(output_dir, move_to):
-        raise ValueError(f"Images cannot be moved to {str(move_to)!r}: it lies in the watched folder.")
+    _check_arguments(folder, output_dir, move_to, save_maps)
     own = [*PICTURE_FOLDERS.values(), *MOVED_FOLDERS.values()]
     exclude = [output_dir, *(output_dir / name for name in own)]
     finished = FinishedPictures(when_done, move_to)
@@ -186,6 +179,17 @@ def watch_folder(
             if outbox is not None:
                 outbox.close(_LAST_POSTS_SECONDS[once])
     return watch.summary()
+
+
+def _check_arguments(folder: Path, output_dir: Path, move_to: Path, save_maps: str | None) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{str(folder)!r} is not a folder that can be watched.")
+    if process_state().num_processes > 1:
+        raise ValueError("A folder is watched by one process. Start `vcp-clip watch` without `accelerate launch`.")
+    if save_maps not in ("png", "npy", None):
+        raise ValueError(f"save_maps={save_maps!r} must be 'png', 'npy' or None.")
+    if _contains(folder, move_to) and not _contains(output_dir, move_to):
+        raise ValueError(f"Images cannot be moved to {str(move_to)!r}: it lies in the watched folder.")
 
 
 def _contains(folder: Path, path: Path) -> bool:

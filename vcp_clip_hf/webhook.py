@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from .picture_writer import picture_path
 from .version import __version__
 
 
@@ -129,9 +130,10 @@ def letter(record: Mapping[str, Any], output_dir: Path, with_overlay: bool) -> b
     """
     body = dict(record)
     if with_overlay:
+        path = picture_path(output_dir, record, "overlay")
         try:
-            body["overlay_base64"] = base64.b64encode((output_dir / record["overlay"]).read_bytes()).decode()
-        except (KeyError, OSError):
+            body["overlay_base64"] = None if path is None else base64.b64encode(path.read_bytes()).decode()
+        except OSError:
             body["overlay_base64"] = None
     return json.dumps(body).encode()
 
