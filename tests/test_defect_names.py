@@ -118,7 +118,8 @@ def test_batches_and_single_images_agree(inspect, threshold):
         alone = named(inspect, image, threshold)
         assert [each["name"] for each in result["regions"]] == [each["name"] for each in alone["regions"]]
         for one, other in zip(result["regions"], alone["regions"], strict=True):
-            assert one["name_probability"] == pytest.approx(other["name_probability"], abs=1e-5)
+            # rounding may move a pixel at the threshold into or out of a region
+            assert one["name_probability"] == pytest.approx(other["name_probability"], abs=1e-3)
 
 
 def test_names_with_references(inspect, image, threshold):
