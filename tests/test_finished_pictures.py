@@ -41,8 +41,10 @@ def test_files_are_kept_by_default(watched, tmp_path):
 
 def test_a_mark_holds_the_newest_record(watched, tmp_path):
     mark = FinishedPictures("mark", tmp_path / "out")
-    old, new = record_of(watched / "a.png"), record_of(watched / "a.png", "a-2", 2, "replaced")
-    for record in (old, new, old):
+    old = record_of(watched / "a.png", sequence=9)
+    mark(old)
+    new = record_of(watched / "a.png", "a-2", 2, "replaced")  # numbers begin anew with each output folder
+    for record in (new, old):
         mark(record)
     assert json.loads((watched / "a.png.vcp-clip.json").read_text()) == new
     (watched / "a.png.vcp-clip.json").write_text("torn")
@@ -101,7 +103,8 @@ def test_a_file_that_cannot_be_moved_stays_and_is_named(watched, tmp_path, move,
     (tmp_path / "out").write_text("a file instead of a folder")
     move(record_of(watched / "a.png"))
     assert (watched / "a.png").read_text() == "content" and len(said) == 1 and "could not be moved" in said[0]
-    FinishedPictures("mark", tmp_path)({**record_of(watched / "b.png"), "image": str(tmp_path / "gone" / "b.png")})
+    (watched / "b.png.vcp-clip.json").mkdir()
+    FinishedPictures("mark", tmp_path)(record_of(watched / "b.png"))
     assert "could not be marked" in said[1]
 
 

@@ -125,14 +125,14 @@ def is_own(name: str) -> bool:
 
 def _mark(record: Mapping[str, Any]) -> None:
     image = Path(record["image"])
-    mark = image.with_name(image.name + _MARK)
-    try:
-        if json.loads(mark.read_text(encoding="utf-8"))["sequence"] >= record["sequence"]:
+    if file_state(str(image)) != recorded_state(record):  # gone, or replaced by a new image
+        return
+    mark, text = image.with_name(image.name + _MARK), json.dumps(record, indent=2) + "\n"
+    with contextlib.suppress(OSError):
+        if mark.read_bytes() == text.encode():
             return
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     with atomic_file(mark) as unfinished:
-        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _leftovers(

@@ -21,6 +21,7 @@ __all__ = [
     "BatchSize",
     "Copies",
     "DType",
+    "DefectName",
     "Device",
     "ExportFormat",
     "ImageThreshold",
@@ -189,6 +190,10 @@ AbnormalWords = Annotated[
     list[str] | None,
     typer.Option("--abnormal", help="State word or template of defective products, e.g. 'scratched'."),
 ]
+DefectName = Annotated[
+    list[str] | None,
+    typer.Option(help="Noun for a kind of defect, e.g. 'scratch'; repeat for several. Regions get the best one."),
+]
 Products = Annotated[list[str] | None, typer.Option(help="Products to restrict to; repeat for several.")]
 
 
@@ -260,6 +265,7 @@ def call_options(
     roi_mask: Path | None,
     normal: Sequence[str] | None,
     abnormal: Sequence[str] | None,
+    defect_name: Sequence[str] | None,
     regions: bool,
     **others: Any,
 ) -> dict[str, Any]:
@@ -268,7 +274,8 @@ def call_options(
         "score_mode": None if score_mode is None else score_mode.value,
         "roi_mask": None if roi_mask is None else str(roi_mask),
         "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
-        "regions": regions or None,
+        "defect_names": defect_name or None,
+        "regions": regions or bool(defect_name) or None,
         **others,
     }
     return {name: value for name, value in options.items() if value is not None}

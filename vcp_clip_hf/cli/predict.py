@@ -8,6 +8,7 @@ from ..version import EMBEDDED_CHECKPOINT
 from .common import (
     AbnormalWords,
     BatchSize,
+    DefectName,
     Device,
     DType,
     ImageThreshold,
@@ -72,6 +73,7 @@ def predict(
     max_pixels: MaxPixels = None,
     normal: NormalWords = None,
     abnormal: AbnormalWords = None,
+    defect_name: DefectName = None,
     product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
@@ -120,6 +122,7 @@ def predict(
         roi_mask=roi_mask,
         normal=normal,
         abnormal=abnormal,
+        defect_name=defect_name,
         regions=regions or record_format is RecordFormat.coco,
         min_area=min_area,
         threshold=threshold,

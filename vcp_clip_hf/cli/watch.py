@@ -12,6 +12,7 @@ from ..version import EMBEDDED_CHECKPOINT
 from .common import (
     AbnormalWords,
     BatchSize,
+    DefectName,
     Device,
     DType,
     ImageThreshold,
@@ -80,6 +81,7 @@ def watch(
     max_pixels: MaxPixels = None,
     normal: NormalWords = None,
     abnormal: AbnormalWords = None,
+    defect_name: DefectName = None,
     product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
@@ -168,6 +170,7 @@ def watch(
         roi_mask=roi_mask,
         normal=normal,
         abnormal=abnormal,
+        defect_name=defect_name,
         regions=regions,
         min_area=min_area,
         threshold=threshold,
