@@ -4,7 +4,8 @@ import errno
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,12 @@ from .input_images import InputImage, is_url
 from .visualization import overlay_with_scale
 
 
-__all__ = ["PICTURE_FOLDERS", "PictureWriter", "is_whole"]
+__all__ = ["PICTURE_FOLDERS", "PictureWriter", "is_whole", "write_in_order"]
 
 # Key of the record -> folder
 PICTURE_FOLDERS = {"map": "maps", "mask": "masks", "overlay": "overlays"}
+# Threads that draw and write pictures, which takes longer than a GPU takes for the model
+_WRITERS = max(2, min(8, (os.cpu_count() or 1) // 2))
 # Last bytes of a complete file
 _END_MARKERS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
 # Errors of the disk, not of one file: they end the run
@@ -122,6 +125,49 @@ class PictureWriter:
         save(path)
         record[kind] = relative
         record.setdefault("output_bytes", {})[kind] = path.stat().st_size
+
+
+def write_in_order(
+    write: Callable[[Any, dict[str, Any]], dict[str, Any]], pairs: Iterable[tuple[Any, dict[str, Any]]], ahead: int
+) -> Iterator[dict[str, Any]]:
+    """
+    Write results in threads while the model computes the next ones. After an interruption, results that are being
+    written are still yielded.
+
+    Args:
+        write (`Callable`): [`PictureWriter`], or what takes an image and its result and returns the record.
+        pairs (iterable of `tuple`): images and their results.
+        ahead (`int`): largest number of results that are held.
+
+    Yields:
+        `dict`: records, in order.
+    """
+    pool, waiting = ThreadPoolExecutor(_WRITERS), []
+    try:
+        yield from _written(pool, write, pairs, ahead, waiting)
+    except KeyboardInterrupt:
+        begun = [future for future in waiting if not future.cancel()]
+        yield from (future.result() for future in begun)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _written(
+    pool: ThreadPoolExecutor,
+    write: Callable[[Any, dict[str, Any]], dict[str, Any]],
+    pairs: Iterable[tuple[Any, dict[str, Any]]],
+    ahead: int,
+    waiting: list[Future],
+) -> Iterator[dict[str, Any]]:
+    for image, result in pairs:
+        waiting.append(pool.submit(write, image, result))
+        while waiting and (waiting[0].done() or len(waiting) >= ahead):
+            yield waiting[0].result()
+            waiting.pop(0)
+    while waiting:
+        yield waiting[0].result()
+        waiting.pop(0)
 
 
 def is_whole(path: Path, num_bytes: int | None) -> bool:

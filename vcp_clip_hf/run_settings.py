@@ -120,6 +120,15 @@ class RunSettings:
         own = {name: value for name, value in self.values.items() if name != "references"}
         return RunSettings({**own, **values})
 
+    def of_video(self, video: Mapping[str, Any]) -> "RunSettings":
+        """
+        Return the settings of a run over frames of a video.
+
+        Args:
+            video (`Mapping`): identity of the video, and which frames are analyzed.
+        """
+        return RunSettings({**self.values, "video": _plain(video)})
+
     @classmethod
     def read(cls, output_dir: Path) -> "RunSettings | None":
         """Return the settings stored in an output folder, or `None` without readable ones."""
