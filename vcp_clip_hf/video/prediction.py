@@ -152,9 +152,9 @@ class _Run:
         self.output_dir, self.reading, self.writer = writer.output_dir, reading, writer
         self.done: set[int] = set()
         self._segment, self._connection, self._segment_began = 0, -1, 0.0
-        place = self.video.name.partition("://")[2].replace("***@", "") or os.path.basename(self.video.location)
-        # Of a network address, the colon of the port and slashes would be folders or forbidden characters
-        self._folder = place if not self.video.is_live else place.strip("/").replace("/", "_")
+        name = self.video.name.partition("://")[2].replace("***@", "") or os.path.basename(self.video.location)
+        # One folder: slashes of an address would make several
+        self._folder = os.path.splitext(name)[0].strip("/").replace("/", "_")
 
     def can_annotate(self, annotated: bool | None) -> bool:
         """Return whether annotated videos are written."""

@@ -35,7 +35,7 @@ class ScoreStrip:
     def __init__(self, width: int, window: float):
         self.width, self.window = width, max(window, 0.1)
         self._unit = max(8, width // 60)
-        self.height = 6 * self._unit
+        self.height = 9 * self._unit
         self._scores: deque[tuple[float, float]] = deque()
 
     def draw(self, record: Mapping[str, Any]) -> Image.Image:
