@@ -252,8 +252,8 @@ def _is_video(sources: Sequence[str], given: Sequence[str]) -> bool:
     if not videos:
         if given:
             raise typer.BadParameter(
-                "--every, --fps, --duration, --max-frames, --annotated-video, --give-up and --input-option need a video"
-                " or a camera"
+                "--every, --fps, --duration, --max-frames, --annotated-video, --give-up and --input-option need"
+                " a video or a camera"
             )
         return False
     if len(sources) > 1:

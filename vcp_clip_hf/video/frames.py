@@ -20,6 +20,7 @@ __all__ = ["FrameChoice", "StreamTimes", "VideoFrame", "decode_frames", "to_pict
 
 # Some formats (Matroska, FLV) round time stamps to whole milliseconds
 _ROUNDING = Fraction(1, 1000)
+_LONGEST_REORDERING = Fraction(1)
 # Where a stream does not state its rate
 _DEFAULT_PERIOD = Fraction(1, 25)
 _RIGHT_ANGLES = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
@@ -110,8 +111,9 @@ class StreamTimes:
     """
     Time stamps of a stream's frames as seconds that never run backwards.
 
-    The first frame is at `start`. A frame without time stamp, or with an earlier one than its predecessor (a camera
-    that set its clock, joined recordings), follows after one period of the stream, and the later ones follow it.
+    The first frame is at `start`. A frame without a time stamp, or with an earlier one than its predecessor (AVI does
+    not store the order of reordered frames), follows after one period of the stream. If the stamp is earlier by more
+    than a second (a camera has set its clock, recordings were joined), later stamps count from this frame.
 
     Args:
         period (`Fraction`, *optional*): seconds between two frames.
@@ -128,9 +130,10 @@ class StreamTimes:
         stamp = None if frame.pts is None or not frame.time_base else frame.pts * Fraction(frame.time_base)
         seconds = self.next
         if stamp is not None:
-            if self._offset is None or (self._last is not None and stamp + self._offset < self._last):
+            if self._offset is None or stamp + self._offset < self._last - _LONGEST_REORDERING:
                 self._offset = self.next - stamp
-            seconds = stamp + self._offset
+            if self._last is None or stamp + self._offset >= self._last:
+                seconds = stamp + self._offset
         self._last, self.next = seconds, seconds + self.period
         return seconds
 
@@ -150,36 +153,40 @@ def decode_frames(
         frame, and its time in seconds.
 
     Raises:
-        VideoError: reading ended with an error; or, at the end, packets were broken.
+        VideoError: reading ended with an error; or, at the end of a file, packets were broken or missing.
     """
     av = import_av()
     stream = container.streams.video[0]
     # Frames decoded in parallel come several frames late
     stream.thread_type = "SLICE" if source.is_live else "AUTO"
     rate = stream.average_rate or stream.guessed_rate
-    times, broken, count = StreamTimes(1 / rate if rate else None, start), 0, 0
+    times, broken, received, count = StreamTimes(1 / rate if rate else None, start), 0, 0, 0
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
         except (av.error.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
+            if isinstance(error, av.error.ExitError):
+                reason = "no data came in time"
             raise VideoError(f"{source.name!r} broke off after {count} frames: {reason}.", lasting=False) from None
         if packet is None:
             break
+        received += packet.size > 0
+        broken += packet.is_corrupt
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
-            broken += 1
+            broken += not packet.is_corrupt
             continue
         for frame in frames:
             count += 1
             yield frame, times.of(frame)
-    if broken and not source.is_live:
+    if not source.is_live and (broken or received < stream.frames):
         declared = f" of {stream.frames}" if stream.frames else ""
         raise VideoError(
-            f"{source.name!r} is damaged or incomplete: {count}{declared} frames could be decoded, and {broken}"
-            f" packet{'' if broken == 1 else 's'} could not. Copy the video again."
+            f"{source.name!r} is damaged or incomplete: {count}{declared} frames could be decoded, and {broken} of"
+            f" {received} packets are broken. Copy the video again."
         )
 
 

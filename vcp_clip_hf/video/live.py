@@ -44,6 +44,7 @@ class LiveReader(FrameReader):
     ):
         super().__init__(source, choice, waiting_frames, input_options)
         self.give_up = give_up
+        self._read_timeout = max(0.5, give_up / 3)
         self._started = self._last_frame = time.monotonic()
         self._index = 0
 
@@ -54,7 +55,8 @@ class LiveReader(FrameReader):
             before = self._index
             try:
                 self._read_connection(connection)
-                reason = f"{self.source.name!r} ended the connection."
+                # Some formats do not distinguish the two
+                reason = f"{self.source.name!r} ended, or sent nothing for {self._read_timeout:.1f} seconds."
             except VideoError as error:
                 if not self._index and error.lasting:
                     raise
@@ -73,7 +75,7 @@ class LiveReader(FrameReader):
     def _read_connection(self, number: int) -> None:
         """Read one connection until it ends."""
         left = max(0.1, self.give_up - (time.monotonic() - self._last_frame))
-        with open_video(self.source, self.input_options, left, max(0.5, self.give_up / 3)) as container:
+        with open_video(self.source, self.input_options, left, self._read_timeout) as container:
             if number > self.reconnects:
                 self.reconnects = number
             start = Fraction(round(time.monotonic() - self._started, 6)).limit_denominator(1_000_000)

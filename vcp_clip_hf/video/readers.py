@@ -16,6 +16,8 @@ __all__ = ["POLL_SECONDS", "FileReader", "FrameReader"]
 
 # Time after which a waiting thread looks whether it has to stop
 POLL_SECONDS = 0.1
+# A read that waits for the network is not waited for
+_LONGEST_JOIN = 0.5
 
 
 class FrameReader(ABC):
@@ -59,7 +61,7 @@ class FrameReader(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join(timeout=2.0)
+        self._thread.join(_LONGEST_JOIN)
 
     def _run(self) -> None:
         try:

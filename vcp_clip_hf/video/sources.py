@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -211,11 +212,15 @@ def open_video(
         options = {**_default_options(source), **(input_options or {})}
         timeout = None if source.kind == "file" else (open_timeout, read_timeout)
         format = "video4linux2" if source.kind == "device" else None
+        deadline = time.monotonic() + open_timeout
         try:
             container = av.open(file, format=format, options=options, timeout=timeout)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            # FFmpeg's own message has the URL
-            raise VideoError(_sentence(source, error), type(error).__name__ in _LASTING) from None
+            # FFmpeg's own message has the URL, and another reason where it was interrupted
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            if timeout is not None and time.monotonic() >= deadline:
+                reason = f"no answer came in {open_timeout:.1f} seconds"
+            raise VideoError(_sentence(source, reason), type(error).__name__ in _LASTING) from None
         stack.enter_context(container)
         if not container.streams.video:
             raise VideoError(f"{source.name!r} has no video, only {_streams(container)}. Give a file with pictures.")
@@ -225,14 +230,12 @@ def open_video(
 def _default_options(source: VideoSource) -> dict[str, str]:
     if source.kind in ("file", "url"):
         return {"format_whitelist": _FILE_FORMATS}
-    options = {"fflags": "nobuffer"}
     if source.location.lower().startswith("rtsp"):
-        options["rtsp_flags"] = "prefer_tcp"  # packets over UDP get lost, and firewalls stop them
-    return options
+        return {"rtsp_flags": "prefer_tcp"}  # packets over UDP get lost, and firewalls stop them
+    return {}
 
 
-def _sentence(source: VideoSource, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or type(error).__name__
+def _sentence(source: VideoSource, reason: str) -> str:
     advice = {
         "file": "Check that the file is a complete video, in a format that FFmpeg reads.",
         "url": "Check the address, and that it is a complete video.",
