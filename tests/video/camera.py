@@ -46,7 +46,7 @@ def main(url: str, format: str, rate: str, *parts: str) -> None:
         if part == "pause":
             time.sleep(1.0)
             continue
-        for _ in range(100):
+        for _ in range(600):
             with contextlib.suppress(OSError):  # nobody listens yet, or the reader has gone
                 if part == "stall":
                     send(url, format, int(rate), 1.0, _STALL_SECONDS)

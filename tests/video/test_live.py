@@ -4,6 +4,7 @@ import re
 import socket
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -46,7 +47,7 @@ def make_reader(url, waiting_frames=100, give_up=10.0, input_options=None, **cho
 
 def check_order(frames):
     """Numbers and times grow, and pictures follow the numbers within each connection."""
-    for before, after in zip(frames, frames[1:], strict=False):
+    for before, after in pairwise(frames):
         assert after.index > before.index and after.seconds >= before.seconds and after.arrived >= before.arrived
         if after.connection == before.connection:
             assert (index_of(after.picture) - index_of(before.picture)) % 30 == (after.index - before.index) % 30

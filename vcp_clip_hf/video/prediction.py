@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
@@ -122,6 +123,14 @@ def predict_video(
     return summary
 
 
+def _folder_name(video: VideoSource) -> str:
+    """Return the name of the folder of a video's maps, masks and overlays: the file's, or host and path in one."""
+    if video.kind in ("file", "device"):
+        return Path(video.location).stem
+    address = urlsplit(video.name)
+    return f"{address.netloc.removeprefix('***@')}{address.path}".rstrip("/").replace("/", "_").replace(":", "_")
+
+
 def _is_over(signals: Sequence[int], deadline: float) -> bool:
     return bool(signals) or time.monotonic() >= deadline
 
@@ -152,9 +161,7 @@ class _Run:
         self.output_dir, self.reading, self.writer = writer.output_dir, reading, writer
         self.done: set[int] = set()
         self._segment, self._connection, self._segment_began = 0, -1, 0.0
-        name = self.video.name.partition("://")[2].replace("***@", "") or os.path.basename(self.video.location)
-        # One folder: slashes of an address would make several
-        self._folder = os.path.splitext(name)[0].strip("/").replace("/", "_")
+        self._folder = _folder_name(self.video)
 
     def can_annotate(self, annotated: bool | None) -> bool:
         """Return whether annotated videos are written."""
