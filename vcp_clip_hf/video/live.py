@@ -61,6 +61,7 @@ class LiveReader(FrameReader):
                 if not self._index and error.lasting:
                     raise
                 reason = str(error)
+            self.problem = reason
             if self._stop.is_set():
                 return
             if self._index > before:

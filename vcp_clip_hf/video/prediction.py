@@ -68,7 +68,7 @@ def predict_video(
         save_maps, save_masks, save_overlays: see [`predict_files`].
         annotated (`bool`, *optional*):
             Whether to write annotated videos, which are made from the overlays; default: if overlays are written.
-        batch_size (`int`): largest number of frames per forward pass. Frames of a live source do not wait for it.
+        batch_size (`int`): frames of a file per forward pass. Those of a live source are segmented one by one.
         overwrite (`bool`): whether to start anew: records, files and annotated videos of earlier runs are removed.
         progress (`bool`): whether to show a progress bar.
         options: further arguments of the pipeline's call.
@@ -237,7 +237,9 @@ class _Run:
         is_over: Callable[[], bool],
     ) -> Iterator[tuple[tuple[VideoFrame, int | None], dict[str, Any]]]:
         """Run the model; yield frames with the numbers of their segments, and results."""
-        for frames in reader.batches(batch_size, self.reading.max_frames, is_over):
+        # One by one, no frame waits for the results of another
+        size = 1 if self.video.is_live else batch_size
+        for frames in reader.batches(size, self.reading.max_frames, is_over):
             results = pipe([frame.picture for frame in frames], batch_size=len(frames), **options)
             yield from zip(((frame, self._segment_of(frame)) for frame in frames), results, strict=True)
 
@@ -283,7 +285,7 @@ class _Run:
         if error is not None and not isinstance(error, (VideoError, OSError)):
             raise error
         if not (summary.analyzed or summary.skipped or interrupted):
-            raise error or VideoError(f"{self.video.name!r} has no frame that could be decoded.")
+            raise error or VideoError(f"{self.video.name!r} gave no frame. {reader.problem}".rstrip())
         if error is not None:
             summary.errors.append((self.video.name, str(error)))
         records = sorted(read_predictions(self.output_dir), key=lambda each: (each.get("segment", 0), each["frame"]))

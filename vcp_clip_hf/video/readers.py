@@ -32,6 +32,7 @@ class FrameReader(ABC):
 
     Attributes:
         error (`Exception`): why reading ended early, or `None`.
+        problem (`str`): why the last connection to a live source failed or ended.
         dropped (`int`): chosen frames that were dropped.
         reconnects (`int`): connections to a live source after the first one.
         expected (`int`): about how many frames are chosen, or `None` if that is unknown.
@@ -46,6 +47,7 @@ class FrameReader(ABC):
     ):
         self.source, self.choice, self.input_options = source, choice, input_options
         self.error: Exception | None = None
+        self.problem = ""
         self.dropped = self.reconnects = 0
         self.expected: int | None = None
         self._queue: queue.Queue[VideoFrame] = queue.Queue(waiting_frames)
