@@ -150,6 +150,8 @@ def test_pictures_that_are_not_wanted(predict, clip, tmp_path):
     ]
     with pytest.raises(ValueError, match="made from the overlays: leave out --no-overlays"):
         predict(clip, "other", pictures={"save_overlays": False}, annotated=True)
+    with pytest.raises(ValueError, match="save_maps='jpg' must be"):
+        predict(clip, "other", pictures={"save_maps": "jpg"})
     assert predict(clip, "third", max_frames=1, annotated=False).videos == []
     assert not (tmp_path / "third" / "annotated.mp4").exists()
 

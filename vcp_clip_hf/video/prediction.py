@@ -94,6 +94,8 @@ def predict_video(
             frame cannot be segmented with these options.
         KeyboardInterrupt: the run over a file was interrupted; the finished frames are recorded.
     """
+    if save_maps not in ("png", "npy", None):
+        raise ValueError(f"save_maps={save_maps!r} must be 'png', 'npy' or None.")
     reading = reading or VideoReading()
     writer = PictureWriter(Path(output_dir), save_maps, save_masks, save_overlays)
     run = _Run(source, reading, writer)
