@@ -25,7 +25,9 @@ _MEANINGS = {
     401: "The token is missing or is not the server's.",
     403: "The server was not started with what this request needs.",
     404: "There is no such recipe.",
+    406: "`Accept: image/png` without exactly one picture in `include`.",
     408: "The body did not arrive in time.",
+    409: "The recipe `default` cannot be deleted.",
     412: "The recipe has another version than `If-Match` says.",
     413: "Too many bytes, pixels or images.",
     415: "The media type of the body is not known.",
@@ -106,7 +108,7 @@ class HideErrors:
             await self.app(scope, receive, remember)
         except Exception:
             number = uuid.uuid4().hex[:12]
-            logger.exception("Error %s in %s %s", number, scope["method"], scope["path"])
+            logger.exception("Error %s in %s %r", number, scope["method"], scope["path"])
             if not started:
                 detail = f"An unexpected error. The server's log has it under the id {number}."
                 await problem(500, detail, id=number)(scope, receive, send)

@@ -1,7 +1,6 @@
 """Images of a request: a multipart form, the body itself, or JSON with base64 or URLs."""
 
 import base64
-import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +14,14 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from ..image_loading import load_image
-from ..image_opening import TooManyPixels
+from ..image_opening import TooManyPixels, open_picture
 from ..image_sources import decode_data_uri, download
 from .problems import describe_errors
 from .schemas import ImageBody, ImagesBody
 from .settings import ServerSettings
 
 
-__all__ = ["ImageSource", "image_bodies", "load_source", "read_sources"]
+__all__ = ["ImageSource", "check_picture", "image_bodies", "load_source", "read_sources"]
 
 _KINDS = (
     "Send the image as the body with its media type ('Content-Type: image/png'), in a form (multipart/form-data), or in"
@@ -38,8 +37,8 @@ class ImageSource:
 
     Args:
         name (`str`, *optional*): name or file name that the client gave.
-        read (`Callable[[], bytes]`): returns the content of the image file; raises a `ValueError` or an
-            `HTTPException` if there is none.
+        read (`Callable[[], bytes]`): returns the content of the image file; raises an `HTTPException` if there is
+            none. It may wait for the network.
     """
 
     name: str | None
@@ -104,14 +103,17 @@ async def _from_json(request: Request, settings: ServerSettings, several: bool) 
 
 def _content(body: ImageBody, settings: ServerSettings) -> bytes:
     if (body.image is None) == (body.url is None):
-        raise ValueError("An image needs either `image` (base64) or `url`.")
-    if body.image is not None:
-        return _decoded(body.image)
-    if not settings.allow_urls:
+        raise HTTPException(422, "An image needs either `image` (base64) or `url`.")
+    if body.url is not None and not settings.allow_urls:
         raise HTTPException(403, "This server was started without --allow-urls. Send the image itself.")
-    if not body.url.lower().startswith(("http://", "https://")):
-        raise ValueError("`url` must begin with http:// or https://.")
-    return download(body.url, settings.url_seconds, settings.max_body_bytes)
+    try:
+        if body.image is not None:
+            return _decoded(body.image)
+        if not body.url.startswith(("http://", "https://")):
+            raise ValueError("`url` must begin with http:// or https://.")
+        return download(body.url, settings.url_seconds, settings.max_body_bytes)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from None
 
 
 def _decoded(text: str) -> bytes:
@@ -119,19 +121,17 @@ def _decoded(text: str) -> bytes:
         return decode_data_uri(text)
     try:
         return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):  # the second: not ASCII
+    except ValueError:  # not base64, or not ASCII
         raise ValueError(f"`image` ({len(text)} characters) is not base64 of an image file.") from None
 
 
-def load_source(
-    source: ImageSource, settings: ServerSettings, input_range: tuple[float, float] | None
-) -> Image.Image:
+def load_source(content: bytes, max_pixels: int, input_range: tuple[float, float] | None) -> Image.Image:
     """
     Decode one image. Its pixels are counted before they are decoded.
 
     Args:
-        source (`ImageSource`): image of a request.
-        settings (`ServerSettings`): limits.
+        content (`bytes`): content of an image file.
+        max_pixels (`int`): maximum number of pixels.
         input_range (`tuple[float, float]`, *optional*): see [`load_image`].
 
     Returns:
@@ -141,10 +141,29 @@ def load_source(
         HTTPException: 413 for too many pixels, 422 for a broken image, with the loader's sentence.
     """
     try:
-        return load_image(source.read(), input_range, max_pixels=settings.max_pixels)
+        return load_image(content, input_range, max_pixels=max_pixels)
     except TooManyPixels as error:
         raise HTTPException(413, str(error)) from None
-    except (ValueError, TypeError, OSError) as error:
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from None
+
+
+def check_picture(content: bytes, max_pixels: int) -> None:
+    """
+    Count the pixels of an image without decoding them.
+
+    Args:
+        content (`bytes`): content of an image file.
+        max_pixels (`int`): maximum number of pixels.
+
+    Raises:
+        HTTPException: as [`load_source`].
+    """
+    try:
+        open_picture(content, max_pixels=max_pixels)[1].close()
+    except TooManyPixels as error:
+        raise HTTPException(413, str(error)) from None
+    except ValueError as error:
         raise HTTPException(422, str(error)) from None
 
 

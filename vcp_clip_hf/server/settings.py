@@ -18,7 +18,7 @@ class ServerSettings:
             Bearer token that changes of recipes need. Without one, they are refused.
         allow_urls (`bool`, *optional*, defaults to `False`): whether requests may name URLs of images.
         max_body_bytes (`int`, *optional*, defaults to 32 MiB): maximum size of the body of a request.
-        max_pixels (`int`, *optional*, defaults to 50 million): maximum number of pixels of an image.
+        max_pixels (`int`, *optional*, defaults to 25 million): maximum number of pixels of an image.
         max_images (`int`, *optional*, defaults to 32): maximum number of images in one request.
         max_batch_size (`int`, *optional*, defaults to 8): maximum number of images in one run of the model.
         max_wait_ms (`float`, *optional*, defaults to 5):
@@ -37,7 +37,7 @@ class ServerSettings:
     token: str | None = None
     allow_urls: bool = False
     max_body_bytes: int = 32 * _MEBIBYTE
-    max_pixels: int = 50_000_000
+    max_pixels: int = 25_000_000
     max_images: int = 32
     max_batch_size: int = 8
     max_wait_ms: float = 5.0
