@@ -1,6 +1,6 @@
 """Requests of many clients, in batches through one engine.
 
-A request is answered by one worker thread. With an idle engine, a request waits at most `max_wait_ms` for others; while
+One worker thread calls the engine. While the engine is idle, a request waits at most `max_wait_ms` for others. While
 the engine computes, further requests collect, so that batches grow with the load.
 """
 
@@ -208,9 +208,8 @@ class BatchingQueue:
         """Return the counts since the start."""
         with self._changed:
             counts = {name: self._counts[name] for name in ("accepted", "finished", "failed", "refused", "dropped")}
-            return QueueStatistics(
-                len(self._entries), self._running, **counts, batches=dict(self._batches), engine_seconds=self._engine_seconds
-            )
+            more = {"batches": dict(self._batches), "engine_seconds": self._engine_seconds}
+            return QueueStatistics(len(self._entries), self._running, **counts, **more)
 
     def stop(self, drain: bool = True, timeout: float | None = None) -> bool:
         """

@@ -14,8 +14,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,9 @@ from .request import SegmentationRequest
 
 __all__ = ["Recipe", "RecipeStore", "UnknownRecipe", "VersionConflict"]
 
-_DELETED = "deleted"
+# Content of the last version of a deleted recipe
+_DELETION = {"deleted": True}
+# Fields that no change may name
 _BY_STORE = ("name", "version")
 
 
@@ -180,6 +181,7 @@ class RecipeStore:
         """
         with self._changing:
             recipe = self._changed(name, changes, expected_version)
+            self._check_files(recipe)
             self._write(recipe)
             return recipe
 
@@ -235,6 +237,125 @@ class RecipeStore:
         with self._changing:
             recipe = self.get(name)
             self._check_expected(name, expected_version)
-            self._write_version(name, recipe.version + 1, {_DELETED: True})
-            self._latest[name] = recipe.version + 1
-            del self._current[name]
+            self._write_version(name, recipe.version + 1, _DELETION)
+            self._current = {each: self._current[each] for each in self._current if each != name}
+
+    # --- versions and files on disk ---------------------------------------------------------------------------------
+
+    def _check_expected(self, name: str, expected_version: int | None) -> None:
+        present = self._current[name].version if name in self._current else 0
+        if expected_version is not None and expected_version != present:
+            raise VersionConflict(
+                f"The recipe {name!r} has version {present} now, not {expected_version!r}. Read it again, and repeat"
+                " the change if it is still right."
+            )
+
+    def _changed(self, name: str, changes: Mapping[str, Any], expected_version: int | None) -> Recipe:
+        """Return the next version of a recipe, which the engine can follow, not yet stored."""
+        check_recipe_name(name)
+        self._check_expected(name, expected_version)
+        for field in _BY_STORE:
+            if field in changes:
+                raise ValueError(f"{field} is not a setting and cannot be changed; leave it out.")
+        present = self._current.get(name) or Recipe(name)
+        version = self._latest.get(name, 0) + 1
+        recipe = Recipe.from_json({**present.as_json(), **changes, "version": version})
+        self._engine.fits(recipe)
+        return recipe
+
+    def _put_files(
+        self,
+        name: str,
+        contents: Sequence[bytes],
+        changes: Callable[[list[str]], dict[str, Any]],
+        expected_version: int | None,
+    ) -> Recipe:
+        """Store files and the version that names them by their keys, or neither."""
+        keys = [hashlib.sha256(content).hexdigest() for content in contents]
+        with self._changing:
+            recipe = self._changed(name, changes(keys), expected_version)
+            written: list[Path] = []
+            try:
+                for key, content in zip(keys, contents, strict=True):
+                    path = self._files / key
+                    if not path.is_file():
+                        _write(path, content)
+                        written.append(path)
+                if recipe.references:
+                    self._engine.prepare([self._files / key for key in recipe.references])
+                self._write(recipe)
+            except BaseException:
+                for path in written:
+                    path.unlink(missing_ok=True)
+                raise
+            return recipe
+
+    def _write(self, recipe: Recipe) -> None:
+        """Store a version; it is in force afterwards."""
+        self._write_version(recipe.name, recipe.version, recipe.as_json())
+        self._current = {**self._current, recipe.name: recipe}
+
+    def _write_version(self, name: str, version: int, values: dict[str, Any]) -> None:
+        folder = self._recipes / name
+        folder.mkdir(exist_ok=True)
+        _write(folder / f"{version:06d}.json", (json.dumps(values, indent=2) + "\n").encode())
+        self._latest[name] = version
+
+    def _versions(self, name: str) -> list[tuple[int, Path]]:
+        """Return numbers and files of all versions, in order."""
+        paths = (self._recipes / name).glob("*.json")
+        return sorted((int(path.stem), path) for path in paths if path.stem.isdecimal())
+
+    def _read_all(self) -> tuple[dict[str, Recipe], dict[str, int]]:
+        """Return the recipes in force, and the highest version of each name, deleted ones included."""
+        current, latest = {DEFAULT_RECIPE: Recipe(DEFAULT_RECIPE)}, {}
+        for name in sorted(folder.name for folder in self._recipes.iterdir() if folder.is_dir()):
+            versions = self._versions(name)
+            if not versions:  # the first version could not be written
+                continue
+            latest[name], path = versions[-1]
+            recipe = _read(path)
+            if recipe is not None:
+                self._check_read(recipe, path)
+                current[name] = recipe
+        return current, latest
+
+    def _check_read(self, recipe: Recipe, path: Path) -> None:
+        """Raise for a stored recipe that cannot be followed: its files are gone, or the model is another one now."""
+        try:
+            self._check_files(recipe)
+            self._engine.fits(recipe)
+        except ValueError as error:
+            raise ValueError(
+                f"The stored recipe {path} cannot be used: {error} Start with the model that it was made for, or"
+                f" delete the folder {path.parent}."
+            ) from error
+
+    def _check_files(self, recipe: Recipe) -> None:
+        for key in (*recipe.references, *(() if recipe.roi is None else (recipe.roi,))):
+            if not (self._files / key).is_file():
+                raise ValueError(f"There is no stored file {key!r}; upload the picture first.")
+
+
+def _read(path: Path) -> Recipe | None:
+    """Return one version of a recipe, or `None` if it records a deletion."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values == _DELETION:
+            return None
+        recipe = Recipe.from_json(values)
+        if (recipe.name, recipe.version) != (path.parent.name, int(path.stem)):
+            raise ValueError(f"it holds version {recipe.version} of {recipe.name!r}")
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"The recipe {path} is damaged ({error}). Restore the file, or delete it to go back to the version before."
+        ) from error
+    return recipe
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file atomically, and wait until the disk has it."""
+    with atomic_file(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
