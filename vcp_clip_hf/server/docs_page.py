@@ -73,5 +73,7 @@ def _parameters(operation: Mapping[str, Any]) -> str:
 
 
 def _answers(operation: Mapping[str, Any]) -> str:
-    items = [f"<li>{escape(status)}: {escape(each['description'])}</li>" for status, each in operation["responses"].items()]
+    items = [
+        f"<li>{escape(status)}: {escape(each['description'])}</li>" for status, each in operation["responses"].items()
+    ]
     return f"<ul>{''.join(items)}</ul>"

@@ -116,8 +116,7 @@ class _LimitedReceive:
             await self._discard()
         raise HTTPException(
             413,
-            f"{reason}; this server reads at most {self._max_bytes} (--max-body-mb"
-            f" {self._max_bytes / 2**20:g}).",
+            f"{reason}; this server reads at most {self._max_bytes} (--max-body-mb {self._max_bytes / 2**20:g}).",
             headers=_CLOSE,
         )
 

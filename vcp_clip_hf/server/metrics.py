@@ -34,7 +34,11 @@ class ServerMetrics:
             "vcp_clip_requests", "Requests by route, method and status.", ("route", "method", "status"), **self._here
         )
         self.seconds = Histogram(
-            "vcp_clip_request_seconds", "Seconds from the headers to the answer.", ("route",), buckets=_SECONDS, **self._here
+            "vcp_clip_request_seconds",
+            "Seconds from the headers to the answer.",
+            ("route",),
+            buckets=_SECONDS,
+            **self._here,
         )
         self.images = Counter(
             "vcp_clip_images", "Images by label (normal, anomalous, none) or error.", ("outcome",), **self._here

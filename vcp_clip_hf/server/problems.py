@@ -1,4 +1,7 @@
-"""Answers to requests that fail: one sentence each. An unexpected error has an id that is in the log; nothing else leaves."""
+"""Answers to requests that fail: one sentence each.
+
+Of an unexpected error, only an id leaves the server; the log has the traceback under this id.
+"""
 
 import logging
 import uuid

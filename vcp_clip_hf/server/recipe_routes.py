@@ -180,9 +180,7 @@ def _answer(recipe: Recipe) -> Response:
     return JSONResponse(recipe.as_json(), headers={"ETag": f'"{recipe.version}"'})
 
 
-def _expected(
-    name: str, server: RunningServer, if_match: str | None, if_none_match: str | None = None
-) -> int | None:
+def _expected(name: str, server: RunningServer, if_match: str | None, if_none_match: str | None = None) -> int | None:
     """Return the version that a change is based on; `None` for any."""
     if if_none_match is not None:
         if if_none_match.strip() != "*" or if_match is not None:
@@ -198,7 +196,9 @@ def _expected(
         return version
     found = _VERSION.fullmatch(if_match.strip())
     if found is None:
-        raise HTTPException(412, f'If-Match {if_match[:40]!r} is not a version; expected a number such as "{version}".')
+        raise HTTPException(
+            412, f'If-Match {if_match[:40]!r} is not a version; expected a number such as "{version}".'
+        )
     return int(found[1])
 
 

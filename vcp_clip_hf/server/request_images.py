@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import python_multipart  # noqa: F401 - Starlette imports it with the first form; it must not be missing then
 from fastapi import HTTPException
 from PIL import Image
 from pydantic import ValidationError
@@ -24,8 +25,8 @@ from .settings import ServerSettings
 __all__ = ["ImageSource", "check_picture", "image_bodies", "load_source", "read_sources"]
 
 _KINDS = (
-    "Send the image as the body with its media type ('Content-Type: image/png'), in a form (multipart/form-data), or in"
-    " base64 in JSON (application/json)."
+    "Send the image as the body with its media type ('Content-Type: image/png'), in a form (multipart/form-data), or"
+    " in base64 in JSON (application/json)."
 )
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -82,7 +83,8 @@ async def _from_form(request: Request) -> list[ImageSource]:
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 raise HTTPException(
-                    422, f"The field {name[:100]!r} is not a file. Options are part of the query: ?recipe=...&include=..."
+                    422,
+                    f"The field {name[:100]!r} is not a file. Options are part of the query: ?recipe=...&include=...",
                 )
             content = await value.read()
             sources.append(ImageSource(value.filename or None, partial(bytes, content)))

@@ -17,8 +17,8 @@ __all__ = [
     "RecipeAnswer",
     "RecipeList",
     "RecipeValues",
-    "Segmented",
     "SegmentQuery",
+    "Segmented",
     "UsedRecipe",
 ]
 
@@ -27,6 +27,8 @@ PICTURES = ("map", "mask", "overlay")
 _PARTS = (*PICTURES, "regions")
 _PARTS_PATTERN = f"^({'|'.join(_PARTS)})(,({'|'.join(_PARTS)}))*$"
 _FINGERPRINT = "4f0a6f0c1d4b6c0e"
+# A gray pixel
+_SMALL_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 _SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
@@ -45,8 +47,8 @@ class SegmentQuery(BaseModel):
         AfterValidator(_without_repetition),
         Field(
             pattern=_PARTS_PATTERN,
-            description="Further parts of the answer, separated by commas: map, mask, overlay (PNG files in base64) and"
-            " regions. With `Accept: image/png`, exactly one picture, which is the answer.",
+            description="Further parts of the answer, separated by commas: map, mask, overlay (PNG files in base64)"
+            " and regions. With `Accept: image/png`, exactly one picture, which is the answer.",
             examples=["mask,regions"],
         ),
     ] = None
@@ -67,7 +69,12 @@ class ImageBody(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            "examples": [{"name": "part-17", "image": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="}],
+            "examples": [
+                {
+                    "name": "part-17",
+                    "image": _SMALL_PNG,
+                }
+            ],
             "oneOf": [{"required": ["image"]}, {"required": ["url"]}],
         },
     )

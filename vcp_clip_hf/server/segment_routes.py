@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from .problems import problems
+from .request import SegmentationRequest
 from .request_images import ImageSource, image_bodies, read_sources
 from .responses import PNG, as_json, as_png, png_response, requested_picture
-from .request import SegmentationRequest
 from .schemas import BatchAnswer, BatchQuery, Segmented, SegmentQuery
 from .state import RunningServer, running_server, unless_client_leaves
 

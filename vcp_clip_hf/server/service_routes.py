@@ -34,9 +34,7 @@ async def ready(server: Server) -> dict[str, Any]:
     return {"status": "ready", "model": server.model, "package_version": __version__}
 
 
-@service_routes.get(
-    "/metrics", summary="Metrics for Prometheus", response_class=Response, responses={200: _TEXT}
-)
+@service_routes.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses={200: _TEXT})
 def metrics(server: Server) -> Response:
     """Return requests, times, batches, queue and memory in Prometheus' text format."""
     return Response(server.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
