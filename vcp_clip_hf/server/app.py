@@ -19,8 +19,8 @@ from .state import OpenParts, RunningServer
 __all__ = ["create_app"]
 
 _DESCRIPTION = (
-    "Finds and outlines defects in images of products. Recipes hold the settings of each product; every result names the version of"
-    " its recipe and the fingerprint of the model."
+    "Finds and outlines defects in images of products. Recipes hold the settings of each product; every result names"
+    " the version of its recipe and the fingerprint of the model."
 )
 
 
