@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import pipeline as make_pipeline
 
+from .. import registration  # noqa: F401 -- the package imports it later if VCP_CLIP_IMPORT_ON_USE is set
 from ..checkpoint_folder import load_parts
 from ..devices import check_device
 from ..image_loading import load_nonzero
