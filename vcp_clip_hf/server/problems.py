@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .recipes import UnknownRecipe
 from .schemas import Problem
 
 
@@ -78,6 +79,10 @@ def answer_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def explain(request: Request, error: RequestValidationError) -> Response:
         return problem(422, describe_errors(error.errors(), "the body"))
+
+    @app.exception_handler(UnknownRecipe)
+    async def not_found(request: Request, error: UnknownRecipe) -> Response:
+        return problem(404, str(error))
 
     @app.exception_handler(ClientDisconnect)
     async def nobody_listens(request: Request, error: ClientDisconnect) -> Response:

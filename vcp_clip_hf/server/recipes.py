@@ -62,7 +62,8 @@ class RecipeStore:
         self._recipes, self._files = self._folder / "recipes", self._folder / "files"
         for each in (self._recipes, self._files):
             each.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self._folder / ".lock")
+        # the thread that stops a server is not the one that opened the folder
+        self._lock = FileLock(self._folder / ".lock", thread_local=False)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
