@@ -62,7 +62,6 @@ class RecipeStore:
         self._recipes, self._files = self._folder / "recipes", self._folder / "files"
         for each in (self._recipes, self._files):
             each.mkdir(parents=True, exist_ok=True)
-        # the thread that stops a server is not the one that opened the folder
         self._lock = FileLock(self._folder / ".lock", thread_local=False)
         try:
             self._lock.acquire(timeout=0)
@@ -182,8 +181,7 @@ class RecipeStore:
         """
         with self._changing:
             recipe = self._changed(name, changes, expected_version)
-            self._check_files(recipe)
-            self._write(recipe)
+            self._store(recipe)
             return recipe
 
     def set_roi(self, name: str, picture: bytes | None, expected_version: int | None = None) -> Recipe:
@@ -196,7 +194,11 @@ class RecipeStore:
                 black nor transparent are inspected. `None`: the whole image.
             expected_version (`int`, *optional*): see `put`.
 
-        Returns, Raises: as `put`; `ValueError` if the picture cannot be read or leaves nothing to inspect.
+        Returns:
+            [`Recipe`]: the new version, in force from now on.
+
+        Raises:
+            ValueError: the picture cannot be read or leaves nothing to inspect; and the errors of `put`.
         """
         if picture is not None and not load_nonzero(picture)[1].any():
             raise ValueError("The region of interest leaves nothing to inspect: all pixels are black or transparent.")
@@ -212,7 +214,11 @@ class RecipeStore:
             images (`Sequence[bytes]`): contents of image files; none: the checkpoint's own references, if any.
             expected_version (`int`, *optional*): see `put`.
 
-        Returns, Raises: as `put`; `ValueError` if an image cannot be read.
+        Returns:
+            [`Recipe`]: the new version, in force from now on.
+
+        Raises:
+            ValueError: an image cannot be read; and the errors of `put`.
         """
         for index, image in enumerate(images, start=1):
             try:
@@ -282,17 +288,18 @@ class RecipeStore:
                     if not path.is_file():
                         _write(path, content)
                         written.append(path)
-                if recipe.references:
-                    self._engine.prepare([self._files / key for key in recipe.references])
-                self._write(recipe)
+                self._store(recipe)
             except BaseException:
                 for path in written:
                     path.unlink(missing_ok=True)
                 raise
             return recipe
 
-    def _write(self, recipe: Recipe) -> None:
+    def _store(self, recipe: Recipe) -> None:
         """Store a version; it is in force afterwards."""
+        self._check_files(recipe)
+        if recipe.references:
+            self._engine.prepare([self._files / key for key in recipe.references])
         self._write_version(recipe.name, recipe.version, recipe.as_json())
         self._current = {**self._current, recipe.name: recipe}
 
