@@ -290,11 +290,9 @@ class BatchingQueue:
             if len(answers) != len(requests):
                 raise RuntimeError(f"The engine gave {len(answers)} answers to {len(requests)} requests.")
             return answers
-        except Exception as error:
+        except BaseException as error:  # also SystemExit, which would end the thread
             if len(requests) == 1:
-                return [error]
-        except BaseException as error:  # such as SystemExit, which would end the thread
-            return [RuntimeError(f"The engine ended with {type(error).__name__}.") for _ in requests]
+                return [error if isinstance(error, Exception) else RuntimeError(f"The engine raised {error!r}.")]
         return [answer for request in requests for answer in self._answers([request])]
 
     def _count(self, report: BatchReport) -> None:

@@ -85,9 +85,17 @@ def open_engine(
         FileNotFoundError: there is no such model.
     """
     if is_exported(model):
+        _refuse("an exported graph", device=device, dtype=None if dtype == "auto" else dtype)
         from .exported_engine import ExportedEngine
 
         return ExportedEngine.open(model, num_threads, providers)
+    _refuse("a checkpoint", num_threads=num_threads, providers=providers)
     from .pipeline_engine import PipelineEngine
 
     return PipelineEngine.open(model, device, dtype)
+
+
+def _refuse(kind: str, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} has no effect on {kind}; leave it out.")

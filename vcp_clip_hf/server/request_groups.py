@@ -75,4 +75,5 @@ def _reported(error: Exception) -> Exception:
     """Return the exception without its frames, which would keep the pictures in memory; log an unexpected one."""
     if not isinstance(error, _EXPECTED):
         logger.error("A request failed unexpectedly.", exc_info=error)
+    error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
