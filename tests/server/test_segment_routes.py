@@ -127,8 +127,8 @@ REFUSED = {
     "not JSON": (422, "the body: Invalid JSON", {"content": b"{", "headers": JSON_TYPE}),
     "deep JSON": (422, "the body: Invalid JSON", {"content": b"[" * 10**5, "headers": JSON_TYPE}),
     "unknown field": (422, "picture: Extra inputs", {"json": {"picture": "x"}}),
-    "nothing": (422, "either `image` (base64) or `url`", {"json": {}}),
-    "both": (422, "either `image` (base64) or `url`", {"json": {"image": "x", "url": "http://127.0.0.1/"}}),
+    "nothing": (422, "needs either `image` (base64) or `url`", {"json": {}}),
+    "both": (422, "needs either `image` (base64) or `url`", {"json": {"image": "x", "url": "http://127.0.0.1/"}}),
     "not base64": (422, "(3 characters) is not base64", {"json": {"image": "%%%"}}),
     "not ASCII": (422, "is not base64", {"json": {"image": "ä" * 40}}),
     "base64 of text": (422, "not an image file", {"json": {"image": LONG}}),
@@ -189,7 +189,7 @@ def test_batches_that_are_refused(client):
     for options, status in (
         ({"files": [("image", png())] * 5}, 413),
         ({"json": {"images": []}}, 422),
-        ({"json": {"images": [{}] * 5}}, 413),
+        ({"json": {"images": [{"image": "x"}] * 5}}, 413),
         ({"json": []}, 422),
     ):
         assert client.post("/v1/segment/batch", **options).status_code == status

@@ -74,7 +74,8 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def answer(request: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, str(error.detail), error.headers)
+        headers = _allowed(request) if error.status_code == 405 else error.headers
+        return problem(error.status_code, str(error.detail), headers)
 
     @app.exception_handler(RequestValidationError)
     async def explain(request: Request, error: RequestValidationError) -> Response:
@@ -87,6 +88,13 @@ def answer_problems(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def nobody_listens(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=400)
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """Return the header with all methods of a path; Starlette names those of one route only."""
+    path = getattr(request.scope.get("route"), "path", None)
+    methods = request.app.openapi()["paths"].get(path, ())
+    return {"Allow": ", ".join(method.upper() for method in methods)} if methods else {}
 
 
 class HideErrors:

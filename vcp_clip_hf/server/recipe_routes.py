@@ -133,15 +133,15 @@ def put_recipe(
 
 async def put_roi(request: Request, name: str, server: Server, if_match: IfMatch = None) -> Response:
     """Set the region of interest: a picture of the size of the images, inspected where it is not black."""
-    expected = _expected(name, server, if_match)
     (content,) = await _pictures(request, server, several=False)
+    expected = _expected(name, server, if_match)
     return await run_in_threadpool(_changed, server.store.set_roi, name, content, expected)
 
 
 async def put_references(request: Request, name: str, server: Server, if_match: IfMatch = None) -> Response:
     """Set the normal images of the product that images are compared with."""
-    expected = _expected(name, server, if_match)
     contents = await _pictures(request, server, several=True)
+    expected = _expected(name, server, if_match)
     return await run_in_threadpool(_changed, server.store.set_references, name, contents, expected)
 
 

@@ -104,8 +104,6 @@ async def _from_json(request: Request, settings: ServerSettings, several: bool) 
 
 
 def _content(body: ImageBody, settings: ServerSettings) -> bytes:
-    if (body.image is None) == (body.url is None):
-        raise HTTPException(422, "An image needs either `image` (base64) or `url`.")
     if body.url is not None and not settings.allow_urls:
         raise HTTPException(403, "This server was started without --allow-urls. Send the image itself.")
     try:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 __all__ = [
@@ -84,6 +84,12 @@ class ImageBody(BaseModel):
         str | None, Field(description="Content of an image file in base64, or a data URI with base64.")
     ] = None
     url: Annotated[str | None, Field(description="Address of an image: http or https.", max_length=4096)] = None
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> "ImageBody":
+        if (self.image is None) == (self.url is None):
+            raise ValueError("an image needs either `image` (base64) or `url`")
+        return self
 
 
 class ImagesBody(BaseModel):
