@@ -1,6 +1,8 @@
 """An exported folder as an engine: the results of the runtime, and no torch in the process."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.export_run import exported, exported_with_references, picture, pictures
+from tests.export_run import exported, picture, pictures
 from tests.server.engines import exported_engine, png
 from tests.server.test_pipeline_engine import assert_equal
 from vcp_clip_hf.exported_segmenter import ExportedSegmenter
@@ -79,12 +81,19 @@ def test_recipes_that_the_graph_cannot_follow(fields, message):
         exported_engine().prepare(["image"])
 
 
-def test_the_description_names_graph_and_references():
+def test_the_description_names_graph_and_references(tmp_path):
     facts = exported_engine().describe()
     assert (facts["format"], facts["size"], facts["score_modes"]) == ("onnx", [48, 48], ["max"])
-    other = ExportedEngine(ExportedSegmenter(exported_with_references().folder)).describe()
-    assert other["references"].startswith("References: 3 normal pictures") and facts["references"] is None
-    assert len(facts["fingerprint"]) == 64 and facts["fingerprint"] != other["fingerprint"]
+    assert facts["references"] is None and facts["takes_references"] is False
+    assert len(facts["fingerprint"]) == 64 and json.loads(json.dumps(facts)) == facts
+    folder = shutil.copytree(exported().folder, tmp_path / "copy")
+    export = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps({**export, "references": {"description": "3 normal pictures"}}))
+    other = ExportedEngine(ExportedSegmenter(folder, num_threads=1)).describe()
+    assert other == {**facts, "references": "3 normal pictures"}
+    with open(folder / "model.onnx", "ab") as graph:
+        graph.write(b"\x82\x01\x00")  # an empty field of the format: another file, the same network
+    assert ExportedEngine(ExportedSegmenter(folder, num_threads=1)).describe()["fingerprint"] != facts["fingerprint"]
 
 
 def test_the_server_of_an_export_loads_neither_torch_nor_transformers(tmp_path):
