@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,12 +51,14 @@ class Load:
         seconds (`float`): time from the first request to the last answer.
         latencies (`list[float]`): seconds of each answered request.
         refused (`int`): answers 503; these requests were sent again.
+        processor_seconds (`float`): time that the server's process computed, on all processors.
         memory (`list[int]`): bytes of the server's resident memory after each tenth of the requests.
     """
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     refused: int = 0
+    processor_seconds: float = 0.0
     memory: list[int] = field(default_factory=list)
 
 
@@ -70,8 +73,8 @@ def pictures(side: int) -> list[bytes]:
     return files
 
 
-def own_rate(model: str, files: Sequence[bytes], count: int, batch_size: int) -> Callable[[], float]:
-    """Load a model, and return a function that measures its images per second in batches."""
+def own_rate(model: str, files: Sequence[bytes], count: int, batch_size: int) -> Callable[[], tuple[float, float]]:
+    """Load a model, and return a function that measures its images per second and its processor seconds per image."""
     if is_exported(model):
         call: Callable[..., Any] = open_segmenter(model)
     else:
@@ -81,10 +84,10 @@ def own_rate(model: str, files: Sequence[bytes], count: int, batch_size: int) ->
     images = list(itertools.islice(itertools.cycle(files), count))
     call(images[:batch_size], batch_size=batch_size)
 
-    def measure() -> float:
-        begin = time.perf_counter()
+    def measure() -> tuple[float, float]:
+        begin, begin_computing = time.perf_counter(), time.process_time()
         call(images, batch_size=batch_size)
-        return count / (time.perf_counter() - begin)
+        return count / (time.perf_counter() - begin), (time.process_time() - begin_computing) / count
 
     return measure
 
@@ -148,20 +151,16 @@ def load_server(port: int, process_id: int, files: Sequence[bytes], count: int, 
             if len(load.latencies) in marks:
                 load.memory.append(_resident_bytes(process_id))
 
-    def client() -> None:
+    def client(_: int) -> None:
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
             for number in numbers:
                 send(connection, files[number % len(files)])
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    begin, begin_computing = time.perf_counter(), _processor_seconds(process_id)
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(client, range(clients)))
     load.seconds = time.perf_counter() - begin
-    if len(load.latencies) != count:
-        raise RuntimeError(f"{count - len(load.latencies)} of {count} requests have no answer.")
+    load.processor_seconds = _processor_seconds(process_id) - begin_computing
     return load
 
 
@@ -171,9 +170,16 @@ def _resident_bytes(process_id: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def to_markdown(options: argparse.Namespace, rates: Sequence[float], load: Load) -> str:
-    """Return the table of a run."""
-    count, rate = len(load.latencies), sum(rates) / len(rates)
+def _processor_seconds(process_id: int) -> float:
+    """Return the time that a process has computed, from Linux's /proc."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def to_markdown(options: argparse.Namespace, own: Sequence[tuple[float, float]], load: Load) -> str:
+    """Return the table of a run; `own` are the results of `own_rate`."""
+    count, rates = len(load.latencies), [rate for rate, _ in own]
+    rate, computing = (sum(values) / len(values) for values in zip(*own, strict=True))
     throughput = count / load.seconds
     p50, p95, p99 = (1000 * value for value in np.percentile(load.latencies, (50, 95, 99)))
     memory = [each / _MEBIBYTE for each in load.memory]
@@ -181,6 +187,10 @@ def to_markdown(options: argparse.Namespace, rates: Sequence[float], load: Load)
         ("model's own rate, before and after", " and ".join(f"{each:.1f}" for each in rates) + " images / s"),
         (f"server, {options.clients} clients, {count} requests", f"{throughput:.1f} images / s"),
         ("share of the model's own rate", f"{100 * throughput / rate:.0f} %"),
+        (
+            "processor time per image, model alone and server",
+            f"{1000 * computing:.0f} and {1000 * load.processor_seconds / count:.0f} ms",
+        ),
         ("latency p50 / p95 / p99", f"{p50:.0f} / {p95:.0f} / {p99:.0f} ms"),
         ("refused by 503, and sent again", str(load.refused)),
         ("memory after 10 % / at the end / maximum", f"{memory[0]:.0f} / {memory[-1]:.0f} / {max(memory):.0f} MiB"),
@@ -205,15 +215,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     files = pictures(options.image_size)
     measure = own_rate(options.model, files, options.own_images, options.batch_size)
-    rates = [measure()]
+    own = [measure()]
     batches = ["--max-batch-size", str(options.batch_size), "--max-wait-ms", str(options.max_wait_ms)]
     with _server(options.model, batches) as (port, process_id):
         load_server(port, process_id, files, 2 * options.batch_size, options.clients)  # first runs are slower
         load = load_server(port, process_id, files, options.requests, options.clients)
-    rates.append(measure())
-    print(to_markdown(options, rates, load))
+    own.append(measure())
+    print(to_markdown(options, own, load))
     if options.output_file is not None:
-        options.output_file.write_text(json.dumps({"own_rates": rates, **load.__dict__}))
+        options.output_file.write_text(json.dumps({"own": own, **load.__dict__}))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import base64
 import json
 import random
+import re
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from tests.server.serving import AUTHORIZED, PNG, TOKEN, png, read_answer, server_process
+from tests.server.serving import AUTHORIZED, PNG, ROOT, TOKEN, png, read_answer, server_process
 from vcp_clip_hf.server.process import bind
 
 
@@ -218,6 +220,21 @@ def test_sigterm_finishes_what_was_accepted(tmp_path):
         assert answers == [200] * 16
         assert server.process.wait(30) == 0
         assert "accepted are finished" in server.log.read_text()
+
+
+def test_the_curl_commands_of_the_guide_work(server, tmp_path):
+    """All of them in order, with the files that they name."""
+    for name in ("part", "normal", "normal2"):
+        (tmp_path / f"{name}.png").write_bytes(png(seed=len(name)))
+    (tmp_path / "roi.png").write_bytes(png(Image.new("L", (80, 60), 255)))
+    commands = re.findall(r"^    (curl .*|export .*)$", (ROOT / "docs" / "on_the_line.md").read_text(), re.M)
+    assert len(commands) > 8
+    (tmp_path / "token").write_text(TOKEN)
+    script = "\n".join(commands).replace("127.0.0.1:8000", f"127.0.0.1:{server.port}").replace("curl ", "curl -sSf ")
+    subprocess.run(["bash", "-euxc", script], cwd=tmp_path, check=True, timeout=60, capture_output=True)
+    assert Image.open(tmp_path / "overlay.png").size == (80, 60)
+    recipe = server.ask("GET", "/v1/recipes/screws").json()
+    assert recipe["threshold"] == 0.4 and recipe["roi"] and len(recipe["references"]) == 2
 
 
 def test_a_port_in_use_is_one_sentence():
