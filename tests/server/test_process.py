@@ -72,6 +72,8 @@ def test_clients_that_leave_do_not_matter(server):
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert server.segment(content).status == 200
     assert server.metric("vcp_clip_queue_length") == 0
+    left = r'vcp_clip_requests_total{method="POST",route="/v1/segment",status="499"}'
+    assert left in server.ask("GET", "/metrics").body.decode()
 
 
 def malformed(number: int) -> tuple[str, bytes]:

@@ -14,13 +14,13 @@ from prometheus_client import (
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .problems import CLIENT_LEFT
+
 
 __all__ = ["CONTENT_TYPE_LATEST", "CountRequests", "ServerMetrics"]
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
-# Status of a request whose client left before the answer, as nginx logs it
-_CLIENT_LEFT = 499
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 
@@ -89,7 +89,7 @@ class CountRequests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, start = _CLIENT_LEFT, time.perf_counter()
+        status, start = CLIENT_LEFT, time.perf_counter()
 
         async def remember(message: Message) -> None:
             nonlocal status

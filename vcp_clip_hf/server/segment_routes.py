@@ -45,7 +45,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()], ser
         answer = await unless_client_leaves(request, server.segment(source, template, query.parts, encode))
     provenance = server.provenance(template.recipe)
     if picture is None:
-        return JSONResponse({**answer, **provenance})
+        return await server.compute(JSONResponse, {**answer, **provenance})
     values, content = answer
     return png_response(content, values, provenance)
 
@@ -67,7 +67,7 @@ async def segment_batch(request: Request, query: Annotated[BatchQuery, Query()],
         sources = await read_sources(request, server.settings, several=True)
         work = _segment_all(server, sources, template, query.parts)
         results = await unless_client_leaves(request, work)
-    return JSONResponse({"results": results, **server.provenance(template.recipe)})
+    return await server.compute(JSONResponse, {"results": results, **server.provenance(template.recipe)})
 
 
 async def _segment_all(
