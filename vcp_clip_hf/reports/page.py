@@ -1,8 +1,8 @@
 """Write a report as one HTML file: style, script, charts and pictures inside, nothing from outside.
 
-Every value is escaped where it is written: in HTML by Jinja's autoescape, in JSON inside script elements by `_json`, in
-links by percent-encoding. The page's Content-Security-Policy allows its own script, by its hash, and pictures that are in
-the file; so even a name that escaped escaping could neither run nor send anything.
+Every value is escaped where it is written: in HTML by Jinja's autoescape, in JSON inside script elements by `_json`,
+in links by percent-encoding. The page's Content-Security-Policy allows only its own script, by its hash, and pictures
+that are in the file. It is a second barrier: text that was not escaped could neither run nor send anything.
 """
 
 import base64
@@ -158,7 +158,7 @@ def _cell_text(value: Value) -> str:
     if isinstance(value, Cell):
         return value.text
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -200,14 +200,10 @@ def _described(picture: Picture) -> dict[str, Any]:
         "failure": picture.failure,
         "facts": [list(fact) for fact in picture.facts],
         "views": [[view.name, view.href] for view in picture.views],
-        "fixed": picture.always_normal,
+        "fixed": picture.always_normal or None,
     }
     # a score of 0 stays
-    return {
-        name: value
-        for name, value in described.items()
-        if value is not None and value is not False and value not in ("", [])
-    }
+    return {name: value for name, value in described.items() if value == 0 or value}
 
 
 def _picture_chunks(gallery: Gallery) -> Iterator[list[list[str]]]:

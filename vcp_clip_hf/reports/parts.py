@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Union
+from typing import ClassVar
 
 
 __all__ = [
@@ -40,7 +40,7 @@ class Cell:
 
 
 # A cell: text, a number (shown with four significant digits), `None` (shown as a dash), or a `Cell`
-Value = Union[str, int, float, None, Cell]
+Value = str | int | float | None | Cell
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Beside:
     kind: ClassVar[str] = "beside"
 
 
-Part = Union[Table, Chart, Gallery, Facts, KeyNumbers, Text, Beside]
+Part = Table | Chart | Gallery | Facts | KeyNumbers | Text | Beside
 
 
 @dataclass(frozen=True)
