@@ -67,7 +67,7 @@ _STYLE = {
     "font.size": 8,
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.5,
-    "hatch.linewidth": 0.9,
+    "hatch.linewidth": 0.6,
     "legend.fontsize": 7,
     "legend.frameon": False,
     "lines.linewidth": 1.4,
@@ -242,7 +242,7 @@ def histogram(
         handles, names = [], []
         for number, (name, scores) in enumerate(groups.items()):
             color = GROUP_COLORS.get(name, LINE_COLORS[number % len(LINE_COLORS)])
-            style = {"facecolor": color + "66", "edgecolor": color, "hatch": _HATCHES.get(name, "")}
+            style = {"facecolor": _lighter(color), "edgecolor": color, "alpha": 0.7, "hatch": _HATCHES.get(name, "")}
             inside = np.clip(np.asarray(scores, dtype=np.float64), low, high)
             drawn = axes.hist(inside, bins=bins, range=(low, high), histtype="stepfilled", **style)
             handles.append(drawn[2][0])
@@ -279,6 +279,11 @@ def histogram_table(
         if any(row)
     ]
     return Table(["From", "To", *groups], rows)
+
+
+def _lighter(color: str) -> tuple[float, ...]:
+    """Return a color mixed with white."""
+    return tuple(0.45 * int(color[place : place + 2], 16) / 255 + 0.55 for place in (1, 3, 5))
 
 
 def _number_of_bins(groups: Mapping[str, Sequence[float]]) -> int:
