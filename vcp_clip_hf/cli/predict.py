@@ -11,6 +11,7 @@ from .common import (
     BatchSize,
     Device,
     DType,
+    MakeReport,
     MapFormat,
     MaxReferencePatches,
     Model,
@@ -123,6 +124,7 @@ def predict(
     num_workers: NumWorkers = 2,
     device: Device = None,
     dtype: DType = WeightType.auto,
+    report: MakeReport = False,
     overwrite: Annotated[bool, typer.Option(help="Start anew: remove the results of earlier runs first.")] = False,
 ) -> None:
     """
@@ -185,6 +187,10 @@ def predict(
     is_video = _is_video(sources, list(of_video))
     if together and is_video:
         raise typer.BadParameter("--together cannot be used with a video")
+    if report:
+        from ..reports.extra import require_extra
+
+        require_extra()
     pipe = make_pipeline(model, device, dtype)
     reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
     problems = set_references(
@@ -235,6 +241,10 @@ def predict(
     if record_format is RecordFormat.coco:
         write_coco(read_predictions(output), output / COCO_FILE)
     typer.echo(printable(summary.describe()))
+    if report:
+        from ..reports.report import REPORT_FILE, write_report
+
+        typer.echo(printable(f"wrote {write_report([output], output / REPORT_FILE, progress=True)}"))
     if not is_video:
         list_left_out(summary.left_out)
     for path, error in (*problems, *summary.errors):
