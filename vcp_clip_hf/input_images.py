@@ -19,7 +19,16 @@ from transformers.utils import logging
 from .image_files import IMAGE_SUFFIXES, LeftOut, find_images, lies_in
 
 
-__all__ = ["FoundImages", "InputImage", "OutputNames", "find_inputs", "image_key", "is_url", "list_inputs"]
+__all__ = [
+    "FoundImages",
+    "InputImage",
+    "OutputNames",
+    "find_inputs",
+    "image_key",
+    "is_url",
+    "list_inputs",
+    "safe_name",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -145,7 +154,7 @@ class OutputNames:
         Args:
             relative (`str`): path of the image below its source.
         """
-        name = stem = _safe_name(relative)
+        name = stem = safe_name(relative)
         while _folded(name) in self._taken:
             number = self._last_number[stem] = self._last_number.get(stem, 1) + 1
             name = f"{stem}-{number}"
@@ -157,8 +166,13 @@ class OutputNames:
         self._taken.add(_folded(name))
 
 
-def _safe_name(relative: str) -> str:
-    """Return an output name for a path below a source, with "/" between folders."""
+def safe_name(relative: str) -> str:
+    """
+    Return an output name, without extension.
+
+    Args:
+        relative (`str`): path below a source, with "/" between folders.
+    """
     *folders, file = [part for part in relative.replace(os.sep, "/").split("/") if part not in ("", ".", "..")]
     folders = [f"{part}_" if part.lower().endswith(_OUTPUT_SUFFIXES) else part for part in folders]
     return "/".join(map(_safe_part, [*folders, os.path.splitext(file)[0]]))

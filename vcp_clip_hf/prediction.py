@@ -55,13 +55,14 @@ __all__ = [
     "predict_files",
     "process_state",
     "read_predictions",
+    "refuse_other_settings",
+    "remove_results",
     "write_csv",
 ]
 
 logger = logging.get_logger(__name__)
 
 CSV_FILE, COCO_FILE = "predictions.csv", "predictions.coco.json"
-_OTHER_SETTINGS = "Use another output folder, or --overwrite (overwrite=True) to start anew."
 _INTERRUPTED = "Interrupted. The finished images are recorded: run the same command again to segment the rest."
 
 
@@ -176,13 +177,13 @@ def predict_files(
     settings = RunSettings.of(pipe, options)
     if together is not None:
         settings = settings.judged_together(together, [image.path for image in found.images])
-    if earlier and not overwrite:
-        settings.check_folder(output_dir, _OTHER_SETTINGS)
+    if not overwrite:
+        refuse_other_settings(settings, output_dir, earlier)
     run = _Run(output_dir, writer, found.images, records, bool(options.get("regions")), together is not None, state)
     state.wait_for_everyone()
     if state.is_main_process:
         if overwrite:
-            _remove_results(output_dir, earlier)
+            remove_results(output_dir, earlier)
         run.prepare_folder(settings)
     state.wait_for_everyone()
 
@@ -224,6 +225,19 @@ def predict_files(
     return summary
 
 
+def refuse_other_settings(settings: RunSettings, output_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Raise a `ValueError` if a folder has results that were computed otherwise.
+
+    Args:
+        settings ([`RunSettings`]): settings of the run that begins.
+        output_dir (`Path`): folder of the results.
+        earlier (sequence of `dict`): records of earlier runs in it.
+    """
+    if earlier:
+        settings.check_folder(output_dir, "Use another output folder, or --overwrite (overwrite=True) to start anew.")
+
+
 def _find(
     sources: Iterable[str | os.PathLike], records: Mapping[str, Mapping[str, Any]], output_dir: Path
 ) -> FoundImages:
@@ -240,8 +254,14 @@ def _find(
     return found
 
 
-def _remove_results(output_dir: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Remove the records of earlier runs, and the files that they name, so that no old result remains."""
+def remove_results(output_dir: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Remove the records of earlier runs, and the files that they name, so that no old result remains.
+
+    Args:
+        output_dir (`Path`): folder of the results.
+        records (sequence of `dict`): records as [`read_predictions`] returns them.
+    """
     for record in records:
         for kind in PICTURE_FOLDERS:
             path = picture_path(output_dir, record, kind)
@@ -320,7 +340,7 @@ class _Run:
         path = self.output_dir / (RECORDS if single else f"predictions-{self.state.process_index:03d}.jsonl")
         end_last_line(path)
         with open(path, "a", encoding="utf-8") as file:
-            for record in write_in_order(self.writer, images, results, ahead):
+            for record in write_in_order(self.writer, zip(images, results, strict=True), ahead):
                 record.update(self.states[record["image"]])
                 file.write(json.dumps(record) + "\n")
                 file.flush()

@@ -334,8 +334,8 @@ class _Watch:
         return "error" not in result or not self.arriving.try_later(file)
 
     def _written(self, files: list[tuple[WaitingFile, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-        images = [InputImage(file.path, file.name) for file, _ in files]
-        written = write_in_order(self.writer, images, [result for _, result in files], ahead=len(files))
+        pairs = ((InputImage(file.path, file.name), result) for file, result in files)
+        written = write_in_order(self.writer, pairs, ahead=len(files))
         for (file, _), record in zip(files, written, strict=True):
             record = self.journal.append({**record, **file.state})
             self.arriving.record(file)

@@ -25,6 +25,7 @@ __all__ = [
     "Device",
     "ExportFormat",
     "ImageThreshold",
+    "MakeReport",
     "MapFormat",
     "Maps",
     "Masks",
@@ -193,6 +194,9 @@ AbnormalWords = Annotated[
 DefectName = Annotated[
     list[str] | None,
     typer.Option(help="Noun for a kind of defect, e.g. 'scratch'; repeat for several. Regions get the best one."),
+]
+MakeReport = Annotated[
+    bool, typer.Option("--report", help="Write report.html into the output folder; needs the extra `report`.")
 ]
 Products = Annotated[list[str] | None, typer.Option(help="Products to restrict to; repeat for several.")]
 
