@@ -59,9 +59,7 @@ def read_coco(path: str, content: Mapping[str, Any]) -> AnnotationFile:
             pictures[owner].add(annotation, place, names)
     for repeated, count in ids.items():
         if count > 1:
-            found.problems.append(
-                f"{count} annotations have the id {repeated!r}; delete repeated ones, or number them"
-            )
+            found.problems.append(f"{count} annotations have the id {repeated!r}; delete one or number them")
     found.images.extend(picture.finished() for picture in pictures.values())
     return found
 
