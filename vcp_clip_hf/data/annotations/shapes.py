@@ -7,6 +7,7 @@ the first pixel covers 0 to 1. Every tool that is read here draws on this grid.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 __all__ = ["AREAS", "AnnotatedImage", "AnnotationFile", "Runs", "Shape", "box", "ellipse", "outline", "stroke"]
@@ -169,7 +170,7 @@ def stroke(line: Sequence[float], width: float) -> tuple[tuple[float, ...], ...]
     """
     points = list(zip(line[::2], line[1::2], strict=True))
     parts = [ellipse(x, y, width / 2, width / 2) for x, y in points]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         length = math.hypot(x1 - x0, y1 - y0)
         if length:
             dx, dy = (y0 - y1) / length * width / 2, (x1 - x0) / length * width / 2

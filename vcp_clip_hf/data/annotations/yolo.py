@@ -1,6 +1,7 @@
-"""
-YOLO segmentation: a text file per picture, `class x1 y1 x2 y2 ...` in fractions of width and height, one line per shape
-(https://docs.ultralytics.com/datasets/segment/). `data.yaml` or `classes.txt` names the classes.
+"""YOLO segmentation (https://docs.ultralytics.com/datasets/segment/).
+
+Each picture has a text file with a line `class x1 y1 x2 y2 ...` per shape, in fractions of width and height.
+`data.yaml` or `classes.txt` names the classes.
 """
 
 import re

@@ -29,7 +29,8 @@ class AnomalyFolderConfig(AnomalyDatasetConfig):
         annotations (`str`, *optional*):
             Tool whose annotations are read: "coco", "labelme", "yolo" or "cvat"; detected by default.
         boxes_as_masks (`bool`, *optional*, defaults to `False`):
-            Whether the pixels of a bounding box are abnormal: lines of YOLO with four numbers, COCO without segmentation.
+            Whether all pixels of a bounding box are abnormal, for lines of YOLO with four numbers, and annotations of
+            COCO without segmentation. Without it, they are an error.
         line_width (`float`, *optional*): width in pixels that annotated lines are drawn with; without it, an error.
         ignore_labels (`Sequence[str]`, *optional*): labels of annotated shapes that are no defects.
         unannotated (`"unknown"`, `"normal"` or `"error"`, *optional*, defaults to `"unknown"`):

@@ -33,7 +33,7 @@ class AnomalyFolder(AnomalyDatasetBuilder):
       products may be missing.
     - "kinds": `<kind>/image`, or `product/<kind>/image`; masks in a folder such as `masks` or `ground_truth`.
     - "flat": images only; their labels are -1, or follow from their masks.
-    - "annotations": images in any folders, with the files of COCO, labelme, YOLO or CVAT that outline their defects. An
+    - "annotations": images in any folders, with files of COCO, labelme, YOLO or CVAT that outline their defects. An
       image that is annotated without a shape is normal. See `docs/correcting_and_retraining.md`.
 
     `<kind>` is a word for normal ("good", "ok", "normal", ...), a word for anomalous ("bad", "ko", "defect", ...), or

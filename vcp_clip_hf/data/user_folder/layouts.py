@@ -208,6 +208,6 @@ FOLDER_LAYOUTS = (
     ),
     Layout("kinds", _KINDS_TREE, lambda tree: fits_kinds(tree, Names()), _collect_with(_Collector.collect_kinds)),
     Layout("flat", _FLAT_TREE, _is_flat, _collect_with(_Collector.collect_flat)),
-    # Whether a folder has annotations, and which, is known after they were read: `annotation_layout` then replaces this
+    # Which annotations a folder has is known after they were read: `annotation_layout` then replaces this
     Layout("annotations", ANNOTATIONS_TREE, lambda tree: False, lambda tree, listing, config: None),
 )
