@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .atomic_write import atomic_file
+from .region_polygons import REGION_LABEL, regions_of
 
 
 __all__ = ["compressed_counts", "run_lengths", "write_coco"]
@@ -40,7 +41,7 @@ def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> No
         for number, record in enumerate(usable, start=1)
     ]
     annotations = [{"id": number, **annotation} for number, annotation in enumerate(_annotations(usable), start=1)]
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "anomaly"}]}
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": REGION_LABEL}]}
     with atomic_file(path) as unfinished:
         unfinished.write_text(json.dumps(content), encoding="utf-8")
 
@@ -48,12 +49,7 @@ def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> No
 def _annotations(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the annotations of all images, without their own ids."""
     for number, record in enumerate(records, start=1):
-        for region in record.get("regions", ()):
-            if "holes" not in region:
-                raise ValueError(
-                    f"The regions of {record['image']!r} were written by an earlier version, which did not record"
-                    " their holes. Segment the images again, with --overwrite."
-                )
+        for region in regions_of(record):
             box, outlines = region["box"], [region["polygon"], *region["holes"]]
             counts = run_lengths(outlines, record["height"], record["width"])
             yield {

@@ -1,0 +1,67 @@
+"""The regions of results as labels of YOLO segmentation (https://docs.ultralytics.com/datasets/segment/)."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .atomic_write import atomic_file
+from .linked_pictures import ToolFolder
+from .region_polygons import POLYGON_TOLERANCE, REGION_LABEL, region_polygon, regions_of
+
+
+__all__ = ["YOLO_FOLDER", "write_yolo"]
+
+YOLO_FOLDER = "yolo"
+
+_CLASSES = "classes.txt"
+
+
+def write_yolo(
+    records: Sequence[Mapping[str, Any]], folder: str | os.PathLike, tolerance: float = POLYGON_TOLERANCE
+) -> ToolFolder:
+    """
+    Write a folder with `images/` (links), `labels/` (one text file per image), `data.yaml` and `classes.txt`.
+
+    A line of a label file is a class and the corners of a region, as fractions of width and height with 8 decimals.
+    The format has no scores. An image without regions gets an empty file, which says that it is normal. Label files
+    that exist are kept, and so are the numbers of the classes.
+
+    Args:
+        records, folder, tolerance: see `write_labelme`.
+
+    Returns:
+        [`ToolFolder`]: counts, and images that could not be written.
+
+    Raises:
+        ValueError: the regions of a record were written by an earlier version.
+    """
+    result = ToolFolder(Path(folder))
+    usable = list(result.pictures(records, "images"))
+    number = _update_classes(result.folder)
+    for record, _ in usable:
+        lines = [_line(number, region, record, tolerance) for region in regions_of(record)]
+        result.write(result.folder / "labels" / f"{record['name']}.txt", "".join(lines))
+    return result
+
+
+def _update_classes(folder: Path) -> int:
+    """Write the list of classes, after those that it has already; return the number of the regions' class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _CLASSES
+    names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names += [REGION_LABEL] if REGION_LABEL not in names else []
+    listed = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(names))
+    # Without `path`, the folders begin where this file lies
+    settings = f"train: images\nval: images\nnames:\n{listed}"
+    for name, text in ((_CLASSES, "".join(f"{name}\n" for name in names)), ("data.yaml", settings)):
+        with atomic_file(folder / name) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    return names.index(REGION_LABEL)
+
+
+def _line(number: int, region: Mapping[str, Any], record: Mapping[str, Any], tolerance: float) -> str:
+    corners = region_polygon(region, tolerance)
+    values = [f"{x / record['width']:.8f} {y / record['height']:.8f}" for x, y in corners]
+    return f"{number} {' '.join(values)}\n"
