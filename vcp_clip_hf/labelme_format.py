@@ -10,9 +10,7 @@ from .linked_pictures import ToolFolder
 from .region_polygons import POLYGON_TOLERANCE, REGION_LABEL, region_polygon, regions_of
 
 
-__all__ = ["LABELME_FOLDER", "write_labelme"]
-
-LABELME_FOLDER = "labelme"
+__all__ = ["write_labelme"]
 
 # Version of labelme that reads these fields; later ones do as well
 _VERSION = "5.4.0"

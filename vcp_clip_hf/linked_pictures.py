@@ -11,7 +11,10 @@ from .atomic_write import atomic_file
 from .input_images import is_url
 
 
-__all__ = ["ToolFolder"]
+__all__ = ["LABELME_FOLDER", "YOLO_FOLDER", "ToolFolder"]
+
+# In the output folder of predictions
+LABELME_FOLDER, YOLO_FOLDER = "labelme", "yolo"
 
 
 @dataclass

@@ -11,9 +11,7 @@ from .linked_pictures import ToolFolder
 from .region_polygons import POLYGON_TOLERANCE, REGION_LABEL, region_polygon, regions_of
 
 
-__all__ = ["YOLO_FOLDER", "write_yolo"]
-
-YOLO_FOLDER = "yolo"
+__all__ = ["write_yolo"]
 
 _CLASSES = "classes.txt"
 
@@ -51,6 +49,8 @@ def _update_classes(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _CLASSES
     names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if REGION_LABEL in names and (folder / "data.yaml").is_file():
+        return names.index(REGION_LABEL)
     names += [REGION_LABEL] if REGION_LABEL not in names else []
     listed = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(names))
     # Without `path`, the folders begin where this file lies

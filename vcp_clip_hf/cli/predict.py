@@ -51,9 +51,19 @@ def predict(
     record_format: Annotated[
         RecordFormat,
         typer.Option(
-            "--format", help="Records; jsonl and csv are always written, coco adds COCO annotations of the regions."
+            "--format",
+            help="Records; jsonl and csv are always written. coco adds COCO annotations of the regions; labelme and"
+            " yolo add a folder for this tool, to correct the regions there.",
         ),
     ] = RecordFormat.jsonl,
+    polygon_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --format labelme or yolo: leave out corners within this distance, in pixels.",
+            show_default="1",
+        ),
+    ] = None,
     regions: Annotated[bool, typer.Option(help="Add regions (box, polygon, area, score) to the records.")] = False,
     min_area: Annotated[int, typer.Option(min=0, help="Smallest region to keep, in pixels.")] = 0,
     tile_size: Annotated[
@@ -114,11 +124,10 @@ def predict(
     --threshold and --image-threshold for masks and labels. A run with another set of images is refused. The cost,
     which grows with the square of the number of images, is printed first.
     """
-    from ..coco_format import write_coco
     from ..mutual_scoring import MutualScoring
-    from ..prediction import COCO_FILE, predict_files, read_predictions
+    from ..prediction import predict_files
 
-    with_regions = regions or record_format is RecordFormat.coco
+    with_regions = regions or record_format not in (RecordFormat.jsonl, RecordFormat.csv)
     options = {
         "min_area": min_area,
         "threshold": threshold,
@@ -169,14 +178,35 @@ def predict(
     )
     if not is_main_process():
         return
-    if record_format is RecordFormat.coco:
-        write_coco(read_predictions(output), output / COCO_FILE)
     typer.echo(printable(summary.describe()))
+    problems += _write_annotations(record_format, output, polygon_tolerance)
     list_left_out(summary.left_out)
     for path, error in (*problems, *summary.errors):
         typer.echo(f"failed: {printable(path)}: {printable(error)}", err=True)
     if problems or summary.errors:
         raise typer.Exit(1)
+
+
+def _write_annotations(record_format: RecordFormat, output: Path, tolerance: float | None) -> list[tuple[str, str]]:
+    """Write the regions for annotation tools; return images that could not be written, with the reasons."""
+    from ..coco_format import write_coco
+    from ..labelme_format import write_labelme
+    from ..linked_pictures import LABELME_FOLDER, YOLO_FOLDER
+    from ..prediction import COCO_FILE, read_predictions
+    from ..region_polygons import POLYGON_TOLERANCE
+    from ..yolo_format import write_yolo
+
+    tolerance = POLYGON_TOLERANCE if tolerance is None else tolerance
+    if record_format is RecordFormat.coco:
+        write_coco(read_predictions(output), output / COCO_FILE)
+    elif record_format is RecordFormat.labelme:
+        folder = write_labelme(read_predictions(output), output / LABELME_FOLDER, tolerance)
+    elif record_format is RecordFormat.yolo:
+        folder = write_yolo(read_predictions(output), output / YOLO_FOLDER, tolerance)
+    if record_format not in (RecordFormat.labelme, RecordFormat.yolo):
+        return []
+    typer.echo(printable(folder.describe()))
+    return folder.problems
 
 
 def _own_mutual_scoring(model: Any) -> dict[str, Any]:

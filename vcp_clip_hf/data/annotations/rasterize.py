@@ -9,6 +9,7 @@ hole empty. Run lengths are taken exactly.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, cycle
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -39,24 +40,36 @@ def rasterize(shapes: Sequence[Shape], width: int, height: int) -> np.ndarray:
         ImportError: pycocotools, which fills polygons, is not installed.
     """
     marked = np.zeros((height, width), dtype=bool)
+    filled = []  # as run lengths of pycocotools, since whole pictures per shape would take long
     for shape in shapes:
         if shape.runs is not None:
-            covered = _paste(marked, shape.runs, shape)
+            area = _paste(marked, shape.runs, shape)
         else:
-            filled = _fill(shape, width, height)
-            covered = bool(filled.any())
-            marked |= filled
-        if not covered:
+            filled.append(_fill(shape, width, height))
+            area = _pycocotools().area(filled[-1])
+        if not area:
             raise ValueError(f"{_name(shape)} covers no pixel; delete it, or draw it larger")
+    if filled:
+        marked |= _pycocotools().decode([_pycocotools().merge(filled)])[:, :, 0].astype(bool)
     return marked
+
+
+def _pycocotools() -> ModuleType:
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise ImportError(
+            'Polygons of annotation tools are filled by pycocotools: pip install "vcp-clip-hf[annotations]"'
+        ) from error
+    return mask
 
 
 def _name(shape: Shape) -> str:
     return f"{shape.place or 'a shape'} ({shape.kind} {shape.label!r})"
 
 
-def _paste(marked: np.ndarray, runs: Runs, shape: Shape) -> bool:
-    """Add the pixels of a mask to `marked`; return whether there are any."""
+def _paste(marked: np.ndarray, runs: Runs, shape: Shape) -> int:
+    """Add the pixels of a mask to `marked`; return their number."""
     height, width = marked.shape
     if runs.left < 0 or runs.top < 0 or runs.left + runs.width > width or runs.top + runs.height > height:
         raise ValueError(
@@ -66,17 +79,11 @@ def _paste(marked: np.ndarray, runs: Runs, shape: Shape) -> bool:
     inside = np.repeat(np.arange(len(runs.counts)) % 2 == 1, runs.counts)
     inside = inside.reshape(runs.width, runs.height).T if runs.by_columns else inside.reshape(runs.height, runs.width)
     marked[runs.top : runs.top + runs.height, runs.left : runs.left + runs.width] |= inside
-    return bool(inside.any())
+    return int(inside.sum())
 
 
-def _fill(shape: Shape, width: int, height: int) -> np.ndarray:
-    """Return the pixels inside the parts of a shape, or under its stroke."""
-    try:
-        from pycocotools import mask as coco_masks
-    except ImportError as error:
-        raise ImportError(
-            'Polygons of annotation tools are filled by pycocotools: pip install "vcp-clip-hf[annotations]"'
-        ) from error
+def _fill(shape: Shape, width: int, height: int) -> dict:
+    """Return the pixels inside the parts of a shape, or under its stroke, as run lengths."""
     corners = np.asarray(list(chain(*shape.parts))).reshape(-1, 2)
     beyond = np.maximum(-corners, corners - (width, height)).max(axis=1)
     # An ellipse and a turned box may be cut by the border; the limit keeps absurd numbers from pycocotools
@@ -89,8 +96,7 @@ def _fill(shape: Shape, width: int, height: int) -> np.ndarray:
     outlines = (
         chain(*(stroke(line, shape.stroke_width) for line in shape.parts)) if shape.stroke_width else shape.parts
     )
-    parts = coco_masks.frPyObjects([list(part) for part in outlines], height, width)
-    return coco_masks.decode(coco_masks.merge(parts)).astype(bool)
+    return _pycocotools().merge(_pycocotools().frPyObjects([list(part) for part in outlines], height, width))
 
 
 @dataclass(frozen=True)
