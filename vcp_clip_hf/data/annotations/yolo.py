@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from ...image_files import suffix_of
 from ..file_tree import FileTree, stem_of
 from .shapes import AnnotatedImage, AnnotationFile, Shape, box, outline
 
@@ -38,9 +39,9 @@ def read_yolo(tree: FileTree) -> list[AnnotationFile]:
     texts = {path: lines for path in tree.walk(suffixes=(".txt",)) if (lines := _label_lines(tree, path)) is not None}
     if not texts:
         return []
-    lists = _class_lists(tree)
+    found: list[AnnotationFile] = []
+    lists = _class_lists(tree, found)
     distinct = {tuple(sorted(names.items())) for names in lists.values()}
-    found = []
     if len(distinct) > 1:
         problem = f"{' and '.join(lists)} name different classes; keep the one that belongs to the labels"
         found.append(AnnotationFile(next(iter(lists)), problems=[problem]))
@@ -67,17 +68,21 @@ def _label_lines(tree: FileTree, path: str) -> list[str] | None:
     return lines if beside and all(map(_LINE.fullmatch, lines)) else None
 
 
-def _class_lists(tree: FileTree) -> dict[str, dict[int, str]]:
-    """Return file -> number -> name of all lists of classes."""
+def _class_lists(tree: FileTree, unreadable: list[AnnotationFile]) -> dict[str, dict[int, str]]:
+    """Return file -> number -> name of all lists of classes; add those that cannot be read."""
     lists = {}
-    for path in tree.walk(suffixes=(".txt", ".names")):
-        if path.rpartition("/")[2].casefold() in _CLASS_LISTS:
-            names = [line.strip() for line in tree.text(path).splitlines()]
-            lists[path] = {number: name for number, name in enumerate(names) if name}
-    for path in tree.walk(suffixes=(".yaml", ".yml")):
-        names = _names_of(tree.text(path))
+    for path in tree.walk(suffixes=(".txt", ".names", ".yaml", ".yml")):
+        is_yaml = suffix_of(path) in (".yaml", ".yml")
+        if not is_yaml and path.rpartition("/")[2].casefold() not in _CLASS_LISTS:
+            continue
+        try:
+            text = tree.text(path)
+        except (OSError, ValueError) as error:
+            unreadable.append(AnnotationFile(path, problems=[f"not a text in UTF-8 ({error})"]))
+            continue
+        names = _names_of(text) if is_yaml else dict(enumerate(map(str.strip, text.splitlines())))
         if names:
-            lists[path] = names
+            lists[path] = {number: name for number, name in names.items() if name}
     return lists
 
 
@@ -120,7 +125,7 @@ def _picture_stems(stem: str) -> list[str]:
 
 def _shape(line: str, names: Mapping[int, str], place: str) -> Shape:
     if not _LINE.fullmatch(line):
-        raise ValueError(f"{line:.40!r} is not a class and its coordinates")
+        raise ValueError(f"{line[:40]!r} is not a class and its coordinates")
     number, *values = line.split()
     coordinates = list(map(float, values))
     if int(number) not in names:
