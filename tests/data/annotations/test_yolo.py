@@ -104,7 +104,7 @@ def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "1.txt").write_bytes(b"\xff\xfe0")
     (image,) = read(tmp_path, CLASSES)["labels/1.txt"].images
-    assert "line 1: 'unreadable:" in image.problems[0]
+    assert "unreadable: 'utf-8' codec" in image.problems[0]
     (tmp_path / "classes.txt").write_bytes(b"d\xe9faut")
     (first, *_) = read_yolo(FileTree(tmp_path))
     assert first.path == "classes.txt" and "not a text in UTF-8" in first.problems[0]
