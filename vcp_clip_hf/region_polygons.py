@@ -14,8 +14,9 @@ REGION_LABEL = "anomaly"
 POLYGON_TOLERANCE = 1.0
 """Default distance in pixels within which corners of a region's outline are left out."""
 
-# A small region keeps its shape: at most this part of the side of a square of its area
-_MOST_OF_SIDE = 0.05
+# Thin and small regions keep their shape: the tolerance is at most this part of area / perimeter, which is about half
+# of the width of a thin region
+_MOST_OF_WIDTH = 0.2
 
 
 def regions_of(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -47,13 +48,14 @@ def region_polygon(region: Mapping[str, Any], tolerance: float = POLYGON_TOLERAN
     Args:
         region (`Mapping`): region from `find_regions`, with `polygon`, `holes` and `area`.
         tolerance (`float`, *optional*, defaults to 1.0):
-            Largest distance in pixels between an outline and its polygon, and at most a twentieth of the square root
-            of the area; 0 keeps every pixel.
+            Largest distance in pixels between an outline and its polygon; at most a fifth of area / perimeter, so that
+            thin and small regions keep their shape. 0 keeps every pixel.
 
     Returns:
         `list[list[float]]`: corners [x, y] along pixel edges.
     """
-    tolerance = min(tolerance, _MOST_OF_SIDE * float(region["area"]) ** 0.5)
+    perimeter = sum(_length(outline) for outline in (region["polygon"], *region["holes"]))
+    tolerance = min(tolerance, _MOST_OF_WIDTH * region["area"] / perimeter)
     ring = np.asarray(simplify(region["polygon"], tolerance), float)
     for hole in region["holes"]:
         inner = np.asarray(simplify(hole, tolerance), float)
@@ -62,6 +64,12 @@ def region_polygon(region: Mapping[str, Any], tolerance: float = POLYGON_TOLERAN
         around = np.concatenate([inner[start:], inner[: start + 1]])
         ring = np.concatenate([ring[: at + 1], around, ring[at:]])
     return ring.tolist()
+
+
+def _length(corners: Sequence[Sequence[float]]) -> float:
+    """Return the length of a closed outline along pixel edges."""
+    points = np.asarray(corners, float)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).sum())
 
 
 def simplify(corners: Sequence[Sequence[float]], tolerance: float) -> list[Sequence[float]]:
