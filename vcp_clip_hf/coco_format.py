@@ -11,12 +11,12 @@ from .atomic_write import atomic_file
 from .region_polygons import REGION_LABEL, regions_of
 
 
-__all__ = ["compressed_counts", "run_lengths", "write_coco"]
+__all__ = ["coco_content", "compressed_counts", "run_lengths", "write_coco"]
 
 
-def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
+def coco_content(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """
-    Write the regions of results as COCO annotations of one category, "anomaly".
+    Return the regions of results as COCO annotations of one category, "anomaly".
 
     Ids of images and annotations begin at 1, since COCOeval takes 0 for "not matched". An annotation has
 
@@ -30,7 +30,9 @@ def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> No
     Args:
         records (sequence of `dict`):
             Records with `image`, `height`, `width` and `regions` from `find_regions`; errors are left out.
-        path (`str` or `os.PathLike`): file to write.
+
+    Returns:
+        `dict` with `images`, `annotations` and `categories`, ready for JSON.
 
     Raises:
         ValueError: the regions of a record were written by an earlier version, without their holes.
@@ -41,7 +43,21 @@ def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> No
         for number, record in enumerate(usable, start=1)
     ]
     annotations = [{"id": number, **annotation} for number, annotation in enumerate(_annotations(usable), start=1)]
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": REGION_LABEL}]}
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": REGION_LABEL}]}
+
+
+def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
+    """
+    Write the regions of results as a COCO file.
+
+    Args:
+        records (sequence of `dict`): see `coco_content`.
+        path (`str` or `os.PathLike`): file to write.
+
+    Raises:
+        ValueError: see `coco_content`.
+    """
+    content = coco_content(records)
     with atomic_file(path) as unfinished:
         unfinished.write_text(json.dumps(content), encoding="utf-8")
 

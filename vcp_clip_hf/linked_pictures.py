@@ -11,10 +11,10 @@ from .atomic_write import atomic_file
 from .input_images import is_url
 
 
-__all__ = ["LABELME_FOLDER", "YOLO_FOLDER", "ToolFolder"]
+__all__ = ["TOOL_FOLDERS", "ToolFolder"]
 
-# In the output folder of predictions
-LABELME_FOLDER, YOLO_FOLDER = "labelme", "yolo"
+TOOL_FOLDERS = ("coco", "labelme", "yolo")
+"""Folders in the output folder of predictions, named like the formats."""
 
 
 @dataclass

@@ -52,8 +52,8 @@ def predict(
         RecordFormat,
         typer.Option(
             "--format",
-            help="Records; jsonl and csv are always written. coco adds COCO annotations of the regions; labelme and"
-            " yolo add a folder for this tool, to correct the regions there.",
+            help="Records; jsonl and csv are always written. coco, labelme and yolo add the regions as a folder for"
+            " annotation tools, to correct them there; coco also as one file.",
         ),
     ] = RecordFormat.jsonl,
     polygon_tolerance: Annotated[
@@ -189,24 +189,26 @@ def predict(
 
 def _write_annotations(record_format: RecordFormat, output: Path, tolerance: float | None) -> list[tuple[str, str]]:
     """Write the regions for annotation tools; return images that could not be written, with the reasons."""
+    from ..coco_folder import write_coco_folder
     from ..coco_format import write_coco
     from ..labelme_format import write_labelme
-    from ..linked_pictures import LABELME_FOLDER, YOLO_FOLDER
     from ..prediction import COCO_FILE, read_predictions
     from ..region_polygons import POLYGON_TOLERANCE
     from ..yolo_format import write_yolo
 
+    if record_format in (RecordFormat.jsonl, RecordFormat.csv):
+        return []
+    records, folder = read_predictions(output), output / record_format.value
     tolerance = POLYGON_TOLERANCE if tolerance is None else tolerance
     if record_format is RecordFormat.coco:
-        write_coco(read_predictions(output), output / COCO_FILE)
+        write_coco(records, output / COCO_FILE)
+        written = write_coco_folder(records, folder)
     elif record_format is RecordFormat.labelme:
-        folder = write_labelme(read_predictions(output), output / LABELME_FOLDER, tolerance)
-    elif record_format is RecordFormat.yolo:
-        folder = write_yolo(read_predictions(output), output / YOLO_FOLDER, tolerance)
-    if record_format not in (RecordFormat.labelme, RecordFormat.yolo):
-        return []
-    typer.echo(printable(folder.describe()))
-    return folder.problems
+        written = write_labelme(records, folder, tolerance)
+    else:
+        written = write_yolo(records, folder, tolerance)
+    typer.echo(printable(written.describe()))
+    return written.problems
 
 
 def _own_mutual_scoring(model: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from transformers.utils import logging
@@ -74,29 +74,41 @@ class _Pictures:
         """
         Return the pictures that an annotation can mean; exactly one is unambiguous.
 
-        A stated path begins at the annotation file, at the dataset's folder or above it. Otherwise, it is the end of
-        the path of exactly one picture, as in archives that put all pictures into a folder.
+        A stated path begins at the annotation file, in a folder `images` beside it or beside its folder (with or
+        without the name of the subset), at the dataset's folder, or above it. Otherwise, it is the end of the path of
+        exactly one picture, as in archives that put all pictures into a folder.
         """
         if image.stems:
             return next((found for stem in image.stems if (found := self._by_stem.get(stem.casefold()))), [])
-        exact = self._exact(image.name, source.rpartition("/")[0])
+        exact = self._exact(image, source)
         if exact is not None:
             return [exact]
         ending = "/" + image.name.removeprefix("./")
         return [path for path in self._by_name.get(image.name.rpartition("/")[2], ()) if ("/" + path).endswith(ending)]
 
-    def _exact(self, name: str, folder: str) -> str | None:
-        """Return the picture at a path that is relative to one of the usual folders, or absolute."""
-        above = self.tree.root
-        places = [name] if os.path.isabs(name) else [os.path.join(self.tree.path(folder), name)]
-        for _ in range(0 if ".." in name.split("/") else name.count("/") + 1):
-            places.append(os.path.join(above, name))
-            above = os.path.dirname(above)
-        for place in places:
+    def _exact(self, image: AnnotatedImage, source: str) -> str | None:
+        """Return the picture at a path that is absolute or relative to one of the usual folders."""
+        for place in self._places(image, source):
             found = self.tree.find(place, outside=self.outside)
             if found is not None and (found in self._known or os.path.isabs(found)):
                 return found
         return None
+
+    def _places(self, image: AnnotatedImage, source: str) -> Iterator[str]:
+        name = image.name
+        folder, _, file = source.rpartition("/")
+        yield name if os.path.isabs(name) else os.path.join(self.tree.path(folder), name)
+        if os.path.isabs(name) or ".." in name.split("/"):
+            return
+        # instances_train.json belongs to images/train/
+        subset = image.subset or file.rpartition(".")[0].partition("_")[2]
+        for beside in dict.fromkeys((folder, folder.rpartition("/")[0])):
+            for below in ("images", f"images/{subset}"):
+                yield os.path.join(self.tree.path(beside), below, name)
+        above = self.tree.root
+        for _ in range(name.count("/") + 1):
+            yield os.path.join(above, name)
+            above = os.path.dirname(above)
 
 
 class _Collector:
