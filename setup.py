@@ -28,6 +28,8 @@ EXTRAS = {
     "evaluate": ["evaluate>=0.4.6"],
     # CrackForest (Road) where only .mat files are left
     "matlab": ["scipy>=1.11"],
+    # Polygons of annotation tools as masks
+    "annotations": ["pycocotools>=2.0.8"],
     "train": ["tensorboard>=2.16"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"],
     "openvino": ["openvino>=2025.2"],
@@ -48,6 +50,7 @@ EXTRAS = {
         "onnxscript>=0.5",
         "openvino>=2025.2",
         "peft>=0.21",
+        "pycocotools>=2.0.8",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "ruff==0.17.6",

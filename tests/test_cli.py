@@ -134,6 +134,7 @@ def test_predict_from_files_patterns_and_with_options(checkpoint, images, tmp_pa
     records = read_predictions(tmp_path)
     assert [Path(record["image"]).name for record in records] == ["a.png", "a.png", "c.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "coco",
         "maps",
         "predictions.coco.json",
         "predictions.csv",
