@@ -44,6 +44,7 @@ EXTRAS = {
     # with what the optional parts need, so that none of them goes untested
     "test": [
         "evaluate>=0.4.6",
+        "hypothesis>=6.100",
         "matplotlib>=3.9",
         "onnx>=1.18",
         "onnxruntime>=1.20",

@@ -4,9 +4,15 @@ import json
 from collections import Counter
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.data.trees import save_image
+from vcp_clip_hf.data.annotations.coco import read_coco
 from vcp_clip_hf.data.annotations.find import ANNOTATION_FORMATS, find_annotations
+from vcp_clip_hf.data.annotations.labelme import read_labelme
+from vcp_clip_hf.data.annotations.rasterize import rasterize
+from vcp_clip_hf.data.annotations.selection import ShapeRules
 from vcp_clip_hf.data.file_tree import FileTree
 
 
@@ -104,3 +110,38 @@ def test_every_file_is_opened_once(root):
     tree = CountingTree(root)
     find_annotations(tree)
     assert set(tree.opened.values()) == {1} and len(tree.opened) == 5
+
+
+KEYS = (
+    *("images", "annotations", "categories", "id", "image_id", "category_id", "file_name", "name", "width", "height"),
+    *("segmentation", "size", "counts", "bbox", "shapes", "imagePath", "imageWidth", "imageHeight", "flags"),
+    *("label", "points", "shape_type", "mask"),
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 2**70),
+    st.floats(),
+    st.sampled_from(["polygon", "rectangle", "circle", "mask", "line", "a.png", "", "52203", "~", "iVBORw0KGgo="]),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.sampled_from(KEYS), children, max_size=6),
+    max_leaves=30,
+)
+RECORDS = st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8) | VALUES, max_size=4)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(RECORDS, RECORDS, RECORDS, VALUES)
+def test_whatever_a_json_file_holds_the_readers_return_problems(images, annotations, categories, path):
+    coco = read_coco("a.json", {"images": images, "annotations": annotations, "categories": categories})
+    labelme = read_labelme("a.json", {"shapes": annotations, "imagePath": path, "flags": categories})
+    for image in (*coco.images, *labelme.images):
+        shapes, _ = ShapeRules(boxes_as_masks=True, line_width=2).choose(image)
+        try:
+            mask = rasterize(shapes, 20, 10)
+        except ValueError as error:
+            assert "shape" in str(error) or "annotation" in str(error)
+        else:
+            assert mask.shape == (10, 20)

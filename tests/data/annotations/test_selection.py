@@ -8,7 +8,9 @@ from vcp_clip_hf.data.annotations.shapes import AREAS, AnnotatedImage, Shape
 
 def image(*kinds: str, label="dent", **fields) -> AnnotatedImage:
     return AnnotatedImage(
-        "a.png", tuple(Shape(label, kind, place=f"shape {n}") for n, kind in enumerate(kinds, 1)), **fields
+        "a.png",
+        tuple(Shape(label, kind, ((1, 1, 3, 1, 3, 3),), place=f"shape {n}") for n, kind in enumerate(kinds, 1)),
+        **fields,
     )
 
 
@@ -40,6 +42,13 @@ def test_lines_and_boxes_get_an_area_on_request():
     chosen, reasons = ShapeRules(boxes_as_masks=True, line_width=3).choose(image("line", "bounding box", "point"))
     assert [(shape.kind, shape.stroke_width) for shape in chosen] == [("line", 3), ("box", 0)]
     assert len(reasons) == 1 and "1 point" in reasons[0]
+
+
+def test_a_shape_that_a_tool_calls_like_one_of_ours_has_no_area():
+    chosen, reasons = ShapeRules(True, 3).choose(
+        AnnotatedImage("a.png", (Shape("dent", "ellipse"), Shape("a", "line")))
+    )
+    assert not chosen and len(reasons) == 2
 
 
 def test_ignored_labels_are_left_out():

@@ -17,7 +17,7 @@ class ShapeRules:
     Args:
         boxes_as_masks (`bool`): whether a bounding box of a detector is a shape.
         line_width (`float`, *optional*): width in pixels that lines are drawn with.
-        ignored (`frozenset[str]`): labels of shapes that are no defects, such as the outline of the product.
+        ignored (`frozenset[str]`): labels of shapes that do not mark a defect, such as the outline of the product.
     """
 
     boxes_as_masks: bool = False
@@ -36,11 +36,12 @@ class ShapeRules:
         for shape in image.shapes:
             if shape.label in self.ignored:
                 continue
-            if shape.kind in AREAS:
+            is_drawn = bool(shape.parts or shape.runs)
+            if is_drawn and shape.kind in AREAS:
                 chosen.append(shape)
-            elif shape.kind == "line" and self.line_width and not image.in_fractions:
+            elif is_drawn and shape.kind == "line" and self.line_width and not image.in_fractions:
                 chosen.append(replace(shape, stroke_width=self.line_width))
-            elif shape.kind == "bounding box" and self.boxes_as_masks:
+            elif is_drawn and shape.kind == "bounding box" and self.boxes_as_masks:
                 chosen.append(replace(shape, kind="box"))
             else:
                 left.setdefault(shape.kind, []).append(shape)

@@ -200,9 +200,10 @@ class _Collector:
         ]
         for source, label in self._stated_labels(path, image).items():
             if label == NORMAL and shape_labels:
+                count = f"{len(shape_labels)} shape{'' if len(shape_labels) == 1 else 's'}"
                 reasons.append(
-                    f"{source} says normal, and its annotation has {len(shape_labels)} shapes; delete the shapes, or"
-                    f" correct the {source.split()[0]}"
+                    f"{source} says normal, and its annotation has {count}; delete what is wrong, or correct the"
+                    f" {source.split()[0]}"
                 )
             if label == ANOMALOUS and not shape_labels:
                 reasons.append(

@@ -32,7 +32,7 @@ class AnomalyFolderConfig(AnomalyDatasetConfig):
             Whether all pixels of a bounding box are abnormal, for lines of YOLO with four numbers, and annotations of
             COCO without segmentation. Without it, they are an error.
         line_width (`float`, *optional*): width in pixels that annotated lines are drawn with; without it, an error.
-        ignore_labels (`Sequence[str]`, *optional*): labels of annotated shapes that are no defects.
+        ignore_labels (`Sequence[str]`, *optional*): labels of annotated shapes that do not mark a defect.
         unannotated (`"unknown"`, `"normal"` or `"error"`, *optional*, defaults to `"unknown"`):
             Label of images that no annotation mentions, if their folder does not tell.
     """
