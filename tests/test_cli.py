@@ -578,6 +578,15 @@ def test_a_mistake_in_a_real_process(images, tmp_path):
     assert "error: There is no folder 'nobody/nothing'" in done.stderr
 
 
+def test_regions_get_names(checkpoint, images, tmp_path):
+    names = ("--defect-name", "scratch", "--defect-name", "hole")
+    run("predict", images / "a.png", "-o", tmp_path, "-m", checkpoint, *names)
+    (record,) = read_predictions(tmp_path)
+    assert record["regions"] and {region["name"] for region in record["regions"]} <= {"scratch", "hole"}
+    done = run("predict", images / "a.png", "-o", tmp_path, "-m", checkpoint, *names[:3], "hole 2", check=1)
+    assert "defect_names" in done.stderr and "--overwrite" in done.stderr
+
+
 def test_regions_need_a_threshold(images, tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)

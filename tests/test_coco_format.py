@@ -7,7 +7,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vcp_clip_hf.coco_format import compressed_counts, run_lengths, write_coco
+from vcp_clip_hf.coco_format import coco_content, compressed_counts, run_lengths, write_coco
 from vcp_clip_hf.regions import find_regions
 
 
@@ -102,6 +102,16 @@ def test_pycocotools_reads_masks_scores_and_results(tmp_path):
     evaluation.accumulate()
     precision = evaluation.eval["precision"][..., 0, -1]
     assert np.all(precision == 1), "each region is matched with itself"
+
+
+def test_names_of_regions_are_categories(tmp_path):
+    mask = np.eye(6, dtype=bool)[::2]
+    regions = find_regions(mask, mask.astype(np.float32))
+    for region, name in zip(regions, ("scratch", "hole", "scratch"), strict=True):
+        region["name"] = name
+    coco = coco_content([{"image": "a.png", "height": 3, "width": 6, "regions": regions}])
+    assert coco["categories"] == [{"id": 1, "name": "hole"}, {"id": 2, "name": "scratch"}]
+    assert [annotation["category_id"] for annotation in coco["annotations"]] == [2, 1, 2]
 
 
 def test_polygons_are_beside_the_masks(tmp_path):

@@ -45,6 +45,12 @@ def test_an_image_without_regions_has_a_file_without_shapes(records, tmp_path):
     assert content["shapes"] == [] and content["imagePath"] == "b.png"
 
 
+def test_the_name_of_a_region_is_its_label(records, tmp_path):
+    records[0]["regions"][0]["name"] = "scratch"
+    write_labelme(records, tmp_path / "labelme")
+    assert json.loads((tmp_path / "labelme" / "a.json").read_text())["shapes"][0]["label"] == "scratch"
+
+
 def test_corrected_files_are_kept(records, tmp_path):
     write_labelme(records[:1], tmp_path / "labelme")
     (tmp_path / "labelme" / "a.json").write_text("corrected")

@@ -37,6 +37,21 @@ def test_labels_images_and_classes(records, tmp_path):
     assert settings == {"train": "images", "val": "images", "names": {0: "anomaly"}}
 
 
+def test_normal_images_alone_have_a_class_too(records, tmp_path):
+    write_yolo(records[1:], tmp_path / "yolo")
+    assert (tmp_path / "yolo" / "classes.txt").read_text() == "anomaly\n"
+
+
+def test_names_of_regions_are_classes(records, tmp_path):
+    records[0]["regions"][0]["name"] = "deep\nscratch"
+    write_yolo(records, tmp_path / "yolo")
+    assert (tmp_path / "yolo" / "classes.txt").read_text() == "deep scratch\n"
+    records[0]["regions"][0]["name"] = "hole"
+    (tmp_path / "yolo" / "labels" / "a.txt").unlink()
+    write_yolo(records, tmp_path / "yolo")
+    assert (tmp_path / "yolo" / "labels" / "a.txt").read_text().startswith("1 0.25")
+
+
 def test_corrections_and_numbers_of_classes_are_kept(records, tmp_path):
     root = tmp_path / "yolo"
     write_yolo(records[:1], root)

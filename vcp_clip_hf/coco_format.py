@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .atomic_write import atomic_file
-from .region_polygons import REGION_LABEL, regions_of
+from .region_polygons import region_label, regions_of
 
 
 __all__ = ["coco_content", "compressed_counts", "run_lengths", "write_coco"]
@@ -16,7 +16,7 @@ __all__ = ["coco_content", "compressed_counts", "run_lengths", "write_coco"]
 
 def coco_content(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """
-    Return the regions of results as COCO annotations of one category, "anomaly".
+    Return the regions of results as COCO annotations. The categories are the names of the regions, or "anomaly".
 
     Ids of images and annotations begin at 1, since COCOeval takes 0 for "not matched". An annotation has
 
@@ -42,8 +42,16 @@ def coco_content(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, 
         {"id": number, "file_name": record["image"], "height": record["height"], "width": record["width"]}
         for number, record in enumerate(usable, start=1)
     ]
-    annotations = [{"id": number, **annotation} for number, annotation in enumerate(_annotations(usable), start=1)]
-    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": REGION_LABEL}]}
+    labels = {region_label(region) for record in usable for region in regions_of(record)} or {region_label({})}
+    categories = {label: number for number, label in enumerate(sorted(labels), start=1)}
+    annotations = [
+        {"id": number, **annotation} for number, annotation in enumerate(_annotations(usable, categories), start=1)
+    ]
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": number, "name": label} for label, number in categories.items()],
+    }
 
 
 def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
@@ -62,7 +70,7 @@ def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> No
         unfinished.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _annotations(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _annotations(records: Sequence[dict[str, Any]], categories: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     """Yield the annotations of all images, without their own ids."""
     for number, record in enumerate(records, start=1):
         for region in regions_of(record):
@@ -70,7 +78,7 @@ def _annotations(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             counts = run_lengths(outlines, record["height"], record["width"])
             yield {
                 "image_id": number,
-                "category_id": 1,
+                "category_id": categories[region_label(region)],
                 "bbox": [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]],
                 "area": region["area"],
                 "segmentation": {"size": [record["height"], record["width"]], "counts": compressed_counts(counts)},

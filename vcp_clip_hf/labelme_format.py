@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .linked_pictures import ToolFolder
-from .region_polygons import POLYGON_TOLERANCE, REGION_LABEL, region_polygon, regions_of
+from .region_polygons import POLYGON_TOLERANCE, region_label, region_polygon, regions_of
 
 
 __all__ = ["write_labelme"]
@@ -54,7 +54,7 @@ def write_labelme(
 
 def _shape(region: Mapping[str, Any], tolerance: float) -> dict[str, Any]:
     return {
-        "label": REGION_LABEL,
+        "label": region_label(region),
         "points": region_polygon(region, tolerance),
         "group_id": None,
         "description": f"score {region['score']:.3f}",

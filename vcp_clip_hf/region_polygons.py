@@ -6,10 +6,7 @@ from typing import Any
 import numpy as np
 
 
-__all__ = ["POLYGON_TOLERANCE", "REGION_LABEL", "region_polygon", "regions_of", "simplify"]
-
-REGION_LABEL = "anomaly"
-"""Label of regions in files for annotation tools."""
+__all__ = ["POLYGON_TOLERANCE", "region_label", "region_polygon", "regions_of", "simplify"]
 
 POLYGON_TOLERANCE = 1.0
 """Default distance in pixels within which corners of a region's outline are left out."""
@@ -36,6 +33,11 @@ def regions_of(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
             " Segment the images again, with --overwrite."
         )
     return regions
+
+
+def region_label(region: Mapping[str, Any]) -> str:
+    """Return the label of a region in annotation tools, on one line: its name if it has one, else "anomaly"."""
+    return " ".join(region.get("name", "anomaly").split())
 
 
 def region_polygon(region: Mapping[str, Any], tolerance: float = POLYGON_TOLERANCE) -> list[list[float]]:

@@ -97,6 +97,8 @@ class RunSettings:
         }
         if options.get("prompts") is not None:  # words are easier to compare than token ids
             values["prompt_input_ids"] = _plain(options["prompts"])
+        if options.get("defect_names") is not None:
+            values["defect_names"] = _plain(options["defect_names"])
         values.pop("reference_weight", None)
         references = pipe.active_references(given.get("reference_weight"))
         if references is not None:

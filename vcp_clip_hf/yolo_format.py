@@ -8,7 +8,7 @@ from typing import Any
 
 from .atomic_write import atomic_file
 from .linked_pictures import ToolFolder
-from .region_polygons import POLYGON_TOLERANCE, REGION_LABEL, region_polygon, regions_of
+from .region_polygons import POLYGON_TOLERANCE, region_label, region_polygon, regions_of
 
 
 __all__ = ["write_yolo"]
@@ -37,31 +37,32 @@ def write_yolo(
     """
     result = ToolFolder(Path(folder))
     usable = list(result.pictures(records, "images"))
-    number = _update_classes(result.folder)
+    names = _update_classes(result.folder, [region_label(each) for record, _ in usable for each in regions_of(record)])
     for record, _ in usable:
-        lines = [_line(number, region, record, tolerance) for region in regions_of(record)]
+        lines = [_line(names, region, record, tolerance) for region in regions_of(record)]
         result.write(result.folder / "labels" / f"{record['name']}.txt", "".join(lines))
     return result
 
 
-def _update_classes(folder: Path) -> int:
-    """Write the list of classes, after those that it has already; return the number of the regions' class."""
+def _update_classes(folder: Path, labels: Sequence[str]) -> list[str]:
+    """Write and return the list of classes: those that it has already, then the new ones."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _CLASSES
     names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if REGION_LABEL in names and (folder / "data.yaml").is_file():
-        return names.index(REGION_LABEL)
-    names += [REGION_LABEL] if REGION_LABEL not in names else []
+    new = sorted(set(labels) - set(names))
+    if not new and (folder / "data.yaml").is_file():
+        return names
+    names += new or ([] if names else [region_label({})])
     listed = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(names))
     # Without `path`, the folders begin where this file lies
     settings = f"train: images\nval: images\nnames:\n{listed}"
     for name, text in ((_CLASSES, "".join(f"{name}\n" for name in names)), ("data.yaml", settings)):
         with atomic_file(folder / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
-    return names.index(REGION_LABEL)
+    return names
 
 
-def _line(number: int, region: Mapping[str, Any], record: Mapping[str, Any], tolerance: float) -> str:
+def _line(names: Sequence[str], region: Mapping[str, Any], record: Mapping[str, Any], tolerance: float) -> str:
     corners = region_polygon(region, tolerance)
     values = [f"{x / record['width']:.8f} {y / record['height']:.8f}" for x, y in corners]
-    return f"{number} {' '.join(values)}\n"
+    return f"{names.index(region_label(region))} {' '.join(values)}\n"

@@ -85,6 +85,10 @@ def predict(
     abnormal: Annotated[
         list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
     ] = None,
+    defect_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Noun for a kind of defect, e.g. 'scratch'; repeat for several. Regions get the best one."),
+    ] = None,
     product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
@@ -127,7 +131,7 @@ def predict(
     from ..mutual_scoring import MutualScoring
     from ..prediction import predict_files
 
-    with_regions = regions or record_format not in (RecordFormat.jsonl, RecordFormat.csv)
+    with_regions = regions or bool(defect_name) or record_format not in (RecordFormat.jsonl, RecordFormat.csv)
     options = {
         "min_area": min_area,
         "threshold": threshold,
@@ -138,6 +142,7 @@ def predict(
         "roi_mask": None if roi_mask is None else str(roi_mask),
         "max_pixels": max_pixels,
         "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
+        "defect_names": defect_name or None,
         "product_name": product_name,
         "regions": with_regions or None,
     }
