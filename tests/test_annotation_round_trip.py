@@ -163,3 +163,9 @@ def test_a_second_run_keeps_corrections_and_does_not_read_its_own_links(name, im
     found = masks_of(tmp_path / "photos" / name, tmp_path)
     assert found["1"] is None and len(found) == 5
     assert "0 annotations written" in run(*arguments, "--overwrite"), "corrections are the user's work"
+
+
+def test_annotation_tools_need_files(tmp_path):
+    with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.raises(SystemExit) as end:
+        main(["predict", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "out"), "--format", "labelme"])
+    assert end.value.code == 2 and "not a video" in " ".join(stderr.getvalue().replace("│", "").split())

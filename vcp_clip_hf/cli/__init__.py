@@ -18,6 +18,8 @@ from .export import export
 from .info import info
 from .predict import predict
 from .publish import card, push, push_dataset
+from .report import report
+from .serve import serve
 from .train import convert, train
 
 
@@ -27,9 +29,12 @@ __all__ = ["app", "main"]
 app.command(cls=Verb)(predict)
 app.command(cls=Verb)(calibrate)
 app.command(cls=EvaluateVerb)(evaluate)
+app.command(cls=Verb)(report)
 app.command(cls=InterruptibleVerb, context_settings=UNPARSED)(train)
 app.command(cls=InterruptibleVerb, context_settings=UNPARSED)(convert)
 app.command(cls=Verb)(export)
+# without `Verb`, which imports transformers: an exported folder is served without it
+app.command(cls=InterruptibleVerb)(serve)
 app.command(cls=Verb)(card)
 app.command(cls=Verb)(push)
 app.command(cls=Verb)(push_dataset)
