@@ -316,7 +316,7 @@ def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path):
     write_csv([{"image": "a.png", "score": 0.5}], path)
     before = path.read_text()
     with pytest.raises(AttributeError):
-        write_csv([{"image": "b.png"}, None], path)
+        write_csv([{"image": "b.png"}, ["no record"]], path)
     assert path.read_text() == before and before.splitlines()[1].startswith("a.png,0.5,")
 
 
