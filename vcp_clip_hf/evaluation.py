@@ -215,7 +215,8 @@ class _Evaluation:
                 dataset, share, self.image_processor, self.protocol, shown, references, detailed
             )
             results = self._judged_alone(self._network_with(references), self._batches(examples, title))
-        measured = measure_batches(
+        details = EvaluationDetails() if detailed else None
+        measured = measure_batches(results, self.image_processor, self.protocol, details)
             results, self.image_processor, self.protocol, EvaluationDetails() if detailed else None
         )
         measured.num_images, measured.with_references = len(indices), references is not None
