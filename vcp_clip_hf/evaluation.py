@@ -217,8 +217,6 @@ class _Evaluation:
             results = self._judged_alone(self._network_with(references), self._batches(examples, title))
         details = EvaluationDetails() if detailed else None
         measured = measure_batches(results, self.image_processor, self.protocol, details)
-            results, self.image_processor, self.protocol, EvaluationDetails() if detailed else None
-        )
         measured.num_images, measured.with_references = len(indices), references is not None
         return measured
 

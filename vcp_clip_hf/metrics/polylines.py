@@ -62,7 +62,7 @@ def simplified(x: np.ndarray, y: np.ndarray, tolerance: float = TOLERANCE) -> Cu
     Return a curve with fewer points. No point of either curve is farther than the tolerance from the other curve.
 
     First, only the first, last, lowest and highest point of each narrow stretch are kept, then those of Douglas and
-    Peucker's algorithm (Cartographica 10, 1973). Curves of an evaluation keep 100 to 400 points.
+    Peucker's algorithm (Cartographica 10, 1973). Curves of an evaluation keep 50 to 450 points.
 
     Args:
         x (`np.ndarray` of shape `(N,)`): ascending.
