@@ -1,8 +1,8 @@
 """Metrics of many random samples of the images, from counts: how much a difference depends on the choice of images.
 
-For each image, the counts of its pixels in bins of the score (or of the image itself, whose score is a bin) are known. A
-sample that draws image i w_i times has the sums of the counts, weighted with w. All metrics follow from these sums. The
-approach is the bootstrap of Efron and Tibshirani (An Introduction to the Bootstrap, 1993, chapter 13: percentiles).
+For each image, the counts of its pixels in bins of the score are known; or of the image itself, whose score is one bin.
+A sample that draws image i w_i times has the sums of the counts, weighted with w. All metrics follow from these sums.
+The approach is the bootstrap of Efron and Tibshirani (An Introduction to the Bootstrap, 1993, chapter 13: percentiles).
 """
 
 from collections.abc import Hashable, Sequence
@@ -37,16 +37,22 @@ def resampled_weights(strata: Sequence[Hashable], count: int, seed: int) -> np.n
 
 
 def metrics_of_counts(
-    positives: np.ndarray, negatives: np.ndarray, overlap: np.ndarray | None = None, fpr_limit: float = 0.3
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    overlap: np.ndarray | None = None,
+    fpr_limit: float = 0.3,
+    tied: bool = True,
 ) -> dict[str, np.ndarray]:
     """
-    Return metrics of R samples, where the scores in a bin count as equal. Exact if every bin has one score.
+    Return metrics of R samples.
 
     Args:
         positives (`np.ndarray` of shape `(R, K)`): number of abnormal scores in each bin, from the highest bin down.
         negatives (`np.ndarray` of shape `(R, K)`): number of normal scores.
         overlap (`np.ndarray` of shape `(R, K)`, *optional*): mean over regions of their fraction in each bin.
         fpr_limit (`float`, *optional*, defaults to 0.3): false positive rate up to which PRO is integrated.
+        tied (`bool`, *optional*, defaults to `True`):
+            Whether the scores in a bin are equal, so that all metrics are exact. Otherwise they count as evenly mixed.
 
     Returns:
         `dict[str, np.ndarray]` of shape `(R,)`, float64 in [0, 1]: `auroc`, `ap` and `f1_max`, as in `curves.py`, and
@@ -58,13 +64,23 @@ def metrics_of_counts(
         recall, rate = _from_zero(hits / num_positives), _from_zero(alarms / num_negatives)
         found = {
             "auroc": _areas(rate, recall),
-            "ap": (np.diff(recall) * np.nan_to_num(hits / (hits + alarms))).sum(1),
+            "ap": (np.diff(recall) * _precision(hits, alarms, tied)).sum(1),
             "f1_max": (2 * hits / (hits + alarms + num_positives)).max(1),
         }
         if overlap is not None:
             found["pro"] = _cut_areas(rate, _from_zero(overlap.cumsum(1)), fpr_limit) / fpr_limit
         both = (num_positives * num_negatives > 0)[:, 0]
     return {name: np.where(both, values, np.nan) for name, values in found.items()}
+
+
+def _precision(hits: np.ndarray, alarms: np.ndarray, tied: bool) -> np.ndarray:
+    """Return the mean precision over the abnormal scores of each bin, 0 above the first score."""
+    precision = np.nan_to_num(hits / (hits + alarms))
+    if tied:
+        return precision
+    above = np.pad(precision[:, :-1], ((0, 0), (1, 0)))
+    first = np.pad(hits[:, :-1] + alarms[:, :-1], ((0, 0), (1, 0))) == 0
+    return np.where(first, precision, (precision + above) / 2)
 
 
 def _from_zero(curve: np.ndarray) -> np.ndarray:
