@@ -1,8 +1,9 @@
 """Metrics of many random samples of the images, from counts: how much a difference depends on the choice of images.
 
-For each image, the counts of its pixels in bins of the score are known; or of the image itself, whose score is one bin.
-A sample that draws image i w_i times has the sums of the counts, weighted with w. All metrics follow from these sums.
-The approach is the bootstrap of Efron and Tibshirani (An Introduction to the Bootstrap, 1993, chapter 13: percentiles).
+For each image, the counts of its pixels in bins of the score are known; or of the image itself, which is in one bin. A
+sample that draws image i w_i times has the sums of the counts, weighted with w. All metrics follow from these sums.
+The approach is the bootstrap of Efron and Tibshirani (An Introduction to the Bootstrap, 1993, chapter 13,
+percentiles).
 """
 
 from collections.abc import Hashable, Sequence
