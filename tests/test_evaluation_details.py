@@ -67,7 +67,7 @@ def test_the_worst_images_have_pictures(evaluated):
     files = [file for image in images for file in image["pictures"].values()]  # few images: all of them
     assert len(files) == len(set(files)) == len(list((folder / "pictures").iterdir()))
     for image in images:
-        views = {"image", "map", "mask"} | ({"truth"} if image["label"] else set())
+        views = {"image", "map", "overlay"} | ({"truth"} if image["label"] else set())
         assert set(image["pictures"]) == views
         assert Image.open(folder / image["pictures"]["image"]).size == (48, 48)
     misses = [image for image in images if image["product"] == "product_1" and image["label"]]
@@ -89,12 +89,12 @@ def test_only_ten_pictures_of_a_kind_are_kept(tmp_path):
     assert ["pictures" in image for image in alarms] == [True] * 10 + [False] * 4
 
 
-def test_masks_of_pictures_have_the_threshold_of_the_best_f1(evaluated):
+def test_overlays_of_pictures_have_the_threshold_of_the_best_f1(evaluated):
     folder, report = evaluated
     image = next(each for each in read(folder)[1] if each["image_id"] == "1")
     threshold = report.results["squares"]["per_product"][image["product"]]["pixel_f1_threshold"]
     (_, result, _) = list(maps_by_hand())[1]
-    shown = np.asarray(Image.open(folder / image["pictures"]["mask"]), dtype=int)
+    shown = np.asarray(Image.open(folder / image["pictures"]["overlay"]), dtype=int)
     outlined = ((shown[..., 2] - shown[..., 0]) > 40).any()  # cyan
     inside = result["anomaly_map"].numpy() >= threshold
     assert outlined == bool(inside.any())

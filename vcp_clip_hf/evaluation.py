@@ -139,6 +139,7 @@ def evaluate(
                 write_sheets(Path(sheets_dir) / name, measured[0].gallery, measured[0].result)
             if measured[0].details is not None:
                 details[name] = measured[0].details
+                details[name].leave_out_files(dataset)
     finally:
         model.train(was_training)
     if details_dir is not None and accelerator.is_main_process:

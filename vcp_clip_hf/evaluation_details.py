@@ -9,6 +9,7 @@ A folder of details holds:
 """
 
 import io
+import itertools
 import json
 import math
 import os
@@ -21,11 +22,12 @@ import numpy as np
 from PIL import Image
 
 from .atomic_write import atomic_folder
+from .data.reports import read_report
 from .evaluation_sheets import shrunk, shrunk_map
 from .metrics import RankedScores
 from .metrics.curves import average_precision
 from .metrics.pixel_histograms import PixelHistograms
-from .visualization import contour, heatmap
+from .visualization import contour, heatmap, overlay
 
 
 __all__ = ["CURVES", "DETAILS", "HISTOGRAMS", "IMAGES", "KINDS", "EvaluationDetails", "small_picture", "write_details"]
@@ -91,6 +93,19 @@ class EvaluationDetails:
     def leave_out(self, product: str, image_id: str, reason: str) -> None:
         """Note an image that is not evaluated."""
         self.left_out.append({"product": product, "image_id": image_id, "reason": reason})
+
+    def leave_out_files(self, dataset: Sequence[dict[str, Any]]) -> None:
+        """
+        Note the files that were left out when the dataset was prepared.
+
+        Args:
+            dataset (`Sequence[dict]`): the dataset; a table of [`load_anomaly_dataset`] has a report beside it.
+        """
+        products = {facts["product"] for facts in self.images}
+        for folder in {os.path.dirname(file["filename"]) for file in getattr(dataset, "cache_files", [])}:
+            for problem in itertools.chain(*read_report(folder)):
+                if problem.product in ("", *products):
+                    self.leave_out(problem.product, problem.path, problem.reason)
 
     def add(
         self,
@@ -167,8 +182,8 @@ class EvaluationDetails:
 
     def write_pictures(self, folder: Path, first: int) -> int:
         """
-        Write the pictures, and note their files in `images`: image, ground truth, map, and mask at the threshold of
-        the product's best F1.
+        Write the pictures, and note their files in `images`: image, ground truth, map, and overlay with the mask at
+        the threshold of the product's best F1.
 
         Args:
             folder (`Path`): folder of the details.
@@ -211,13 +226,12 @@ def _write(candidate: _Candidate, threshold: float, folder: Path, stem: str) -> 
     """Write the views of a candidate; return view -> file, relative to the folder."""
     picture = Image.open(io.BytesIO(candidate.picture)).convert("RGB")
     small_map = candidate.small_map.astype(np.float32)
-    views = {"map": heatmap(small_map)}
+    mask = None if math.isnan(threshold) else small_map >= threshold
+    views = {"map": heatmap(small_map), "overlay": overlay(picture, small_map, mask)}
     if candidate.truth is not None:
         shape = (picture.height, picture.width)
         truth = np.unpackbits(candidate.truth, count=picture.width * picture.height).reshape(shape)
         views["truth"] = contour(picture, truth, _GREEN)
-    if not math.isnan(threshold):
-        views["mask"] = contour(picture, small_map >= threshold)
     files = {"image": f"{stem}_image.webp"}
     (folder / files["image"]).write_bytes(candidate.picture)
     for name, view in views.items():
