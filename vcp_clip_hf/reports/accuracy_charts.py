@@ -1,4 +1,4 @@
-"""The charts of an evaluation: ROC, precision over recall, region overlap, and scores of normal and anomalous images."""
+"""The charts of an evaluation: ROC, precision over recall, region overlap, and scores of images."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ CURVE_CHARTS: dict[str, dict[str, Any]] = {
             ("image_roc", "images", ("image_auroc",)),
         ),
         "axes": ("False positive rate", "True positive rate"),
-        "reading": "Each point is a threshold: the part of the abnormal that is found, over the part of the normal that is"
-        " marked too. The area is AUROC; 50 is chance.",
+        "reading": "Each point is a threshold: the part of the abnormal that is found, over the part of the normal"
+        " that is marked too. The area is AUROC; 50 is chance.",
     },
     "precision_recall": {
         "title": "Precision and recall",
@@ -36,15 +36,15 @@ CURVE_CHARTS: dict[str, dict[str, Any]] = {
             ("image_precision_recall", "images", ("image_ap",)),
         ),
         "axes": ("Recall", "Precision"),
-        "reading": "Of what is marked, the part that is abnormal, over the part of the abnormal that is found. The area is"
-        " AP; chance is the part of the abnormal in all.",
+        "reading": "Of what is marked, the part that is abnormal, over the part of the abnormal that is found. The"
+        " area is AP; chance is the part of the abnormal in all.",
     },
     "pro": {
         "title": "Region overlap (PRO)",
         "curves": (("pixel_pro", "regions", ("pixel_pro", "pixel_pro_200")),),
         "axes": ("False positive rate of the pixels", "Mean overlap of the regions"),
-        "reading": "The found part of a region, as a mean over regions of any size, up to the limit of the false positive"
-        " rate. PRO is the area up to the limit, divided by the limit.",
+        "reading": "The found part of a region, as a mean over regions of any size, up to the limit of the false"
+        " positive rate. PRO is the area up to the limit, divided by the limit.",
     },
 }
 _STEPS = " The PRO of 200 steps is estimated from 200 thresholds, as in published tables, and not from this curve."
@@ -183,8 +183,8 @@ def score_chart(images: Sequence[Mapping[str, Any]], name: str, figures: FigureF
             as_svg(figure), alt, "Scores of the images. There is only one kind, so that no threshold is best."
         )
     caption = (
-        f"Scores of normal and anomalous images. The line is the threshold of the best F1 ({100 * best[0]:.1f}), found on"
-        " these very images: a threshold for use comes from vcp-clip calibrate and other normal images."
+        f"Scores of normal and anomalous images. The line is the threshold of the best F1 ({100 * best[0]:.1f}), found"
+        " on these very images: a threshold for use comes from vcp-clip calibrate and other normal images."
     )
     movable = movable_threshold(
         figure, threshold, groups, name=name, start=f"At the threshold of the best F1, {threshold:.4g}:"

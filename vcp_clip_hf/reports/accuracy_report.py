@@ -21,7 +21,9 @@ _FIRST_VIEW = {"miss": "Ground truth", "false_alarm": "Overlay, with the mask", 
 _TITLES = {"miss": "Misses", "false_alarm": "False alarms", "localization": "Worst localized defects"}
 
 
-def report_evaluation(run: Run, page: Path, figures: Path | None = None) -> tuple[str, str, list[Section]]:
+def report_evaluation(
+    run: Run, page: Path, figures: Path | None = None, progress: bool = False
+) -> tuple[str, str, list[Section]]:
     """
     Return title, subtitle and sections of the report of a run of `evaluate`.
 
@@ -29,6 +31,7 @@ def report_evaluation(run: Run, page: Path, figures: Path | None = None) -> tupl
         run ([`Run`]): the run.
         page (`Path`): HTML file that the sections are for.
         figures (`Path`, *optional*): folder for the charts as SVG and PDF files.
+        progress (`bool`, *optional*, defaults to `False`): no effect: the pictures are small already.
 
     Raises:
         ValueError: a file of the run is damaged.
@@ -55,9 +58,7 @@ def _results(read: EvaluationFiles) -> Section:
         notes.append(Text(report.describe_references()))
     paper = report.with_paper()
     if paper:
-        notes.append(
-            Text("Columns “paper”: results of the paper for VCP-CLIP, measured by its authors on their data.")
-        )
+        notes.append(Text("Columns “paper”: the paper's results for VCP-CLIP, measured by its authors on their data."))
     width = _widest_bound(report)
     if width is not None:
         notes.append(
@@ -67,7 +68,7 @@ def _results(read: EvaluationFiles) -> Section:
         notes.append(Text(read.missing, "note"))
     return Section(
         "Results",
-        "All metrics are better when they are higher. AUROC, PRO and AP are about pixels, the others about whole images.",
+        "Higher is better. Metrics of images say so in their names; all others are about pixels.",
         [*mean_numbers(report), _table(report, paper), *notes],
     )
 
@@ -189,8 +190,8 @@ def _left_out(read: EvaluationFiles) -> Section:
             [
                 dataset,
                 product,
-                f"{counts['unmasked_images']} images",
-                "anomalous without a mask: in image metrics only",
+                f"images: {counts['unmasked_images']}",
+                "anomalous without a mask: only in image metrics",
             ]
             for product, counts in result["counts"].items()
             if counts.get("unmasked_images")

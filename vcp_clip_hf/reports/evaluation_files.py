@@ -18,7 +18,9 @@ from .thumbnails import placeholder
 
 __all__ = ["EvaluationFiles", "read_evaluation", "views_of"]
 
-NO_DETAILS = "There are no curves, scores and pictures in this folder; `vcp-clip evaluate --report` writes them with the results."
+_NO_DETAILS = (
+    "There are no curves, scores and pictures in this folder; vcp-clip evaluate --report writes them with the results."
+)
 _OTHER_DETAILS = (
     f"The folder {DETAILS!r} belongs to another evaluation than results.json, so that curves, scores and pictures are"
     " left out. Evaluate again with --report."
@@ -73,7 +75,7 @@ def read_evaluation(folder: Path) -> EvaluationFiles:
         raise ValueError(f"{file} is not a file of results ({error!r}). Evaluate again.") from error
     details = folder / DETAILS
     if not (details / CURVES).is_file():
-        return EvaluationFiles(folder, report, missing=NO_DETAILS)
+        return EvaluationFiles(folder, report, missing=_NO_DETAILS)
     try:
         datasets = json.loads((details / CURVES).read_text(encoding="utf-8"))["datasets"]
         images = list(map(json.loads, (details / IMAGES).read_text(encoding="utf-8").splitlines()))

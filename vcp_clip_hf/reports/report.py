@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .accuracy_report import report_evaluation
 from .extra import require_extra
 from .page import Section, write_page
 from .prediction_report import report_prediction
@@ -17,7 +18,10 @@ REPORT_FILE = "report.html"
 # Title, subtitle and sections of a page; `figures` is the folder for figures of papers, or None
 Report = tuple[str, str, list[Section]]
 # kind of run -> function (run, page, figures, progress) that reads its folder
-REPORTS: dict[str, Callable[[Run, Path, Path | None, bool], Report]] = {"predict": report_prediction}
+REPORTS: dict[str, Callable[[Run, Path, Path | None, bool], Report]] = {
+    "predict": report_prediction,
+    "evaluate": report_evaluation,
+}
 
 
 def write_report(
