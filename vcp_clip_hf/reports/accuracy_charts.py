@@ -97,33 +97,24 @@ def curve_chart(
     Returns:
         [`Chart`], or `None` without a curve.
     """
-    facts = CURVE_CHARTS[kind]
-    lines, legend = [], []
+    facts, lines = CURVE_CHARTS[kind], []
     for name, (curves, values) in runs.items():
         for curve, what, metrics in facts["curves"]:
             if curve in curves and (level is None or curve.startswith(level)):
-                label = ", ".join(
-                    [each for each in (name, what if level is None else "") if each] + _areas(values, metrics)
-                )
+                label = ", ".join([*filter(None, (name, "" if level else what)), *_areas(values, metrics)])
                 lines.append(Line(label, curves[curve]["x"], curves[curve]["y"]))
-                legend.append(label)
     if not lines:
         return None
+    title = f"{facts['title']}, {facts['curves'][level == 'image'][1]}" if level else facts["title"]
     limit = fpr_limit if kind == "pro" else 1.0
-    figure = line_chart(
-        lines,
-        *facts["axes"],
-        height=72,
-        x_limits=(0, 1.02 * limit),
-        y_limits=(0, 1.02),
-        note=_note(lines, facts["title"]),
-    )
-    figures.save(figure, *names, kind, *([level] if level else []))
-    shown = {metric for _, values in runs.values() for metric in values if metric == "pixel_pro_200"}
-    caption = f"{title}. {facts['reading']}" + (_STEPS if kind == "pro" and shown else "")
+    limits = {"x_limits": (0, 1.02 * limit), "y_limits": (0, 1.02)}
+    figure = line_chart(lines, *facts["axes"], height=72, **limits, note=_note(lines, title))
+    figures.save(figure, *names, kind, *filter(None, [level]))
+    caption = f"{title}. {facts['reading']}"
     if kind == "pro":
-        caption += f" Limit: {fpr_limit:g}."
-    return Chart(as_svg(figure), f"{title}: " + "; ".join(legend), caption)
+        has_steps = any("pixel_pro_200" in values for _, values in runs.values())
+        caption += f" Limit: {fpr_limit:g}." + (_STEPS if has_steps else "")
+    return Chart(as_svg(figure), f"{title}: " + "; ".join(line.label for line in lines), caption)
 
 
 def _note(lines: Sequence[Line], title: str) -> str:

@@ -14,8 +14,9 @@ from .page import Beside, Cell, Facts, Gallery, KeyNumbers, Part, Picture, Secti
 from .read_run import Run
 
 
-__all__ = ["mean_numbers", "report_evaluation", "settings_facts"]
+__all__ = ["HIGHER_IS_BETTER", "mean_numbers", "report_evaluation", "settings_facts"]
 
+HIGHER_IS_BETTER = "Higher is better. Metrics of images say so in their names; all others are about pixels."
 # Kind of a mistake -> the view that its tiles show
 _FIRST_VIEW = {"miss": "Ground truth", "false_alarm": "Overlay", "localization": "Ground truth"}
 _TITLES = {"miss": "Misses", "false_alarm": "False alarms", "localization": "Worst localized defects"}
@@ -68,7 +69,7 @@ def _results(read: EvaluationFiles) -> Section:
         notes.append(Text(read.missing, "note"))
     return Section(
         "Results",
-        "Higher is better. Metrics of images say so in their names; all others are about pixels.",
+        HIGHER_IS_BETTER,
         [*mean_numbers(report), _table(report, paper), *notes],
     )
 

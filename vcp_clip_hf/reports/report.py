@@ -7,6 +7,7 @@ from pathlib import Path
 from .accuracy_comparison import report_evaluations
 from .accuracy_report import report_evaluation
 from .extra import require_extra
+from .methods_report import report_methods
 from .page import Section, write_page
 from .prediction_comparison import report_predictions
 from .prediction_report import report_prediction
@@ -23,6 +24,7 @@ Report = tuple[str, str, list[Section]]
 REPORTS: dict[str, Callable[[Run, Path, Path | None, bool], Report]] = {
     "predict": report_prediction,
     "evaluate": report_evaluation,
+    "methods": report_methods,
 }
 # kind of runs -> function that compares several of them
 COMPARISONS: dict[str, Callable[[Sequence[Run], Path, Path | None, bool], Report]] = {
