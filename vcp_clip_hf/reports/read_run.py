@@ -75,7 +75,7 @@ def _is_training(folder: Path) -> bool:
 
 
 def _is_calibration(folder: Path) -> bool:
-    return (folder / "calibration.json").is_file() or "calibration" in _content(folder / _PROCESSOR)
+    return (folder / "calibration.json").is_file() or bool(_content(folder / _PROCESSOR).get("calibration"))
 
 
 def _content(path: Path) -> dict:
