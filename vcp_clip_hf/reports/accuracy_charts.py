@@ -1,21 +1,16 @@
 """The charts of an evaluation: ROC, precision over recall, region overlap, and scores of images."""
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..evaluation_report import METRIC_TITLES
 from ..metrics import RankedScores, UndefinedMetricError, f1_max
-from .charts import Line, as_svg, histogram, line_chart, movable_threshold, save_figure
+from .charts import Line, as_svg, histogram, line_chart, movable_threshold
+from .figure_files import FigureFolder
 from .parts import Chart
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-__all__ = ["CURVE_CHARTS", "FigureFolder", "best_threshold", "curve_chart", "score_chart"]
+__all__ = ["CURVE_CHARTS", "best_threshold", "curve_chart", "score_chart"]
 
 # Chart -> title; (name of a curve, what it is of, metrics that may be printed with it); axes; how to read it
 CURVE_CHARTS: dict[str, dict[str, Any]] = {
@@ -48,30 +43,6 @@ CURVE_CHARTS: dict[str, dict[str, Any]] = {
     },
 }
 _STEPS = " The PRO of 200 steps is estimated from 200 thresholds, as in published tables, and not from this curve."
-
-
-class FigureFolder:
-    """
-    The folder for charts as SVG and PDF files.
-
-    Args:
-        folder (`Path`, *optional*): folder; without one, nothing is written.
-    """
-
-    def __init__(self, folder: Path | None):
-        self.folder = folder
-        self._taken: set[str] = set()
-
-    def save(self, figure: "Figure", *names: str) -> None:
-        """Write a figure to files that are called after it, such as a product and a chart."""
-        if self.folder is None:
-            return
-        stem = "-".join(re.sub(r"[^\w]+", "_", name)[:60] for name in names) or "_"
-        name, number = stem, 2
-        while name.casefold() in self._taken:
-            name, number = f"{stem}-{number}", number + 1
-        self._taken.add(name.casefold())
-        save_figure(figure, self.folder, name)
 
 
 def curve_chart(

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation_report import METRIC_TITLES, shown_value
-from .accuracy_charts import CURVE_CHARTS, FigureFolder, best_threshold, curve_chart
+from .accuracy_charts import CURVE_CHARTS, best_threshold, curve_chart
 from .accuracy_differences import COVERAGE, RESAMPLES, SEED, Difference, ImageKey, differences, keyed_images
 from .accuracy_report import HIGHER_IS_BETTER
 from .charts import LINE_COLORS
 from .evaluation_files import EvaluationFiles, read_evaluation, views_of
+from .figure_files import FigureFolder, save_grid
 from .parts import Beside, Cell, Part, PictureGrid, Section, Table, Text, Value
-from .picture_grid import save_grid
 from .read_run import Run
 from .several_runs import named_runs, runs_and_settings
 
@@ -182,7 +182,7 @@ def _row(each: Difference, name: str) -> list[Value]:
 def _curves(runs: _Runs, figures: FigureFolder) -> list[Section]:
     datasets = next(iter(runs.values())).datasets
     sections = []
-    for dataset, product in ((dataset, product) for dataset in datasets for product in datasets[dataset]["products"]):
+    for dataset, product in [(name, each) for name, facts in datasets.items() for each in facts["products"]]:
         charts = [
             curve_chart(kind, some, datasets[dataset]["fpr_limit"], figures, dataset, product, level=level)
             for level in ("pixel", "image")

@@ -12,10 +12,9 @@ from tqdm.auto import tqdm
 
 from ..prediction_records import read_predictions
 from ..run_settings import RunSettings
-from .accuracy_charts import FigureFolder
 from .charts import GROUP_COLORS, as_svg, chart_style, new_figure, plain_text
+from .figure_files import FigureFolder, save_grid
 from .parts import Cell, Chart, Part, PictureGrid, Section, Table, Text, Value
-from .picture_grid import save_grid
 from .prediction_pictures import gallery_pictures
 from .read_run import Run
 from .several_runs import named_runs, runs_and_settings
