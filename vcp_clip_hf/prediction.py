@@ -31,12 +31,12 @@ from transformers.utils import logging
 from .image_files import LeftOut
 from .input_images import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
 from .interruption import stop_on_signal
+from .json_lines import end_last_line
 from .mutual_scoring import MutualScoring
 from .picture_writer import PICTURE_FOLDERS, PictureWriter
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .prediction_records import (
     RECORDS,
-    end_last_line,
     file_state,
     read_predictions,
     record_files,

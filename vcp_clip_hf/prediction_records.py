@@ -9,12 +9,12 @@ from typing import Any
 
 from .atomic_write import atomic_file
 from .input_images import is_url
+from .json_lines import read_json_lines
 from .safe_csv import safe_cell
 
 
 __all__ = [
     "RECORDS",
-    "end_last_line",
     "file_state",
     "read_predictions",
     "record_files",
@@ -42,23 +42,10 @@ def read_predictions(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """
     records: dict[str, dict] = {}
     for file in record_files(Path(output_dir)):
-        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict) and "image" in record and "name" in record:
+        for record in read_json_lines(file)[0]:
+            if "image" in record and "name" in record:
                 records[record["image"]] = record
     return list(records.values())
-
-
-def end_last_line(path: Path) -> None:
-    """End an incomplete last record, as a killed process leaves, so that the next record starts on its own line."""
-    if path.is_file() and path.stat().st_size:
-        with open(path, "rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
 
 
 def file_state(path: str) -> dict[str, int]:
