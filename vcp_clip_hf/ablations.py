@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 
-# For annotations only: the help of `cli.py` reads the names, and imports neither torch nor transformers for them
+# For annotations only: the help of `cli/` reads the names, and imports neither torch nor transformers for them
 if TYPE_CHECKING:
     from .configuration_vcp_clip import VCPCLIPConfig
     from .image_processing_vcp_clip import VCPCLIPImageProcessor

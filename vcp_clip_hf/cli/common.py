@@ -1,0 +1,255 @@
+"""Options that several verbs have, and what verbs do with them."""
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE
+
+
+if TYPE_CHECKING:
+    from ..image_files import LeftOut
+    from ..pipeline_anomaly_segmentation import AnomalySegmentationPipeline
+
+__all__ = [
+    "DATASET_HELP",
+    "UNPARSED",
+    "BatchSize",
+    "Copies",
+    "DType",
+    "Device",
+    "ExportFormat",
+    "MapFormat",
+    "MaxReferencePatches",
+    "Model",
+    "NumWorkers",
+    "ProductName",
+    "Products",
+    "RecordFormat",
+    "ReferenceCopies",
+    "ReferenceWeight",
+    "References",
+    "ScoreMode",
+    "ScoreOption",
+    "WeightType",
+    "announce_embedded",
+    "is_main_process",
+    "list_left_out",
+    "load_dataset",
+    "make_pipeline",
+    "name_and_folder",
+    "printable",
+    "set_references",
+]
+
+
+class MapFormat(str, Enum):
+    """File formats of anomaly maps."""
+
+    png = "png"
+    npy = "npy"
+    none = "none"
+
+
+class ExportFormat(str, Enum):
+    """Formats that a model can be exported to."""
+
+    onnx = "onnx"
+    openvino = "openvino"
+    torch = "torch"
+
+
+class WeightType(str, Enum):
+    """Data types to compute with; auto is the one that the checkpoint is stored in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class ScoreMode(str, Enum):
+    """Ways to get the score of an image."""
+
+    max = "max"
+    top_k = "top_k"
+    image_head = "image_head"
+
+
+class Copies(str, Enum):
+    """Copies of references: none, flips (2), rotations by right angles (3), or all (7)."""
+
+    none = "none"
+    flips = "flips"
+    rotations = "rotations"
+    all = "all"
+
+
+class RecordFormat(str, Enum):
+    """Formats written beside the records."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+    coco = "coco"
+
+
+DATASET_HELP = "NAME or NAME=FOLDER; names: `vcp-clip info --datasets`."
+# Settings of the verbs that parse their arguments and `--help` themselves
+UNPARSED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="Checkpoint: a folder or a Hub repository.", show_default="the embedded vcp-clip-tiny"
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; default: the first accelerator.")]
+DType = Annotated[WeightType, typer.Option(help="Data type to compute with; auto: as stored.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
+NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead of the model.")]
+ScoreOption = Annotated[
+    ScoreMode | None,
+    typer.Option(
+        "--score-mode", help="Image score; image_head needs a checkpoint with one. Default: the checkpoint's setting."
+    ),
+]
+ProductName = Annotated[
+    str | None,
+    typer.Option("--product-name", help="Product in the images, for other methods than VCP-CLIP; default: object."),
+]
+References = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--references",
+        help="Normal images of the product to compare with (file, folder, pattern); repeat for several.",
+    ),
+]
+ReferenceWeight = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Weight of the references in the map; 0: zero-shot.", show_default="the checkpoint's"
+    ),
+]
+ReferenceCopies = Annotated[
+    Copies | None,
+    typer.Option(
+        help="Turned and mirrored copies of each reference, for parts that lie in any direction.", show_default="none"
+    ),
+]
+MaxReferencePatches = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Patches of references to keep in each layer; beyond it, a coreset is kept.", show_default="10000"
+    ),
+]
+Products = Annotated[list[str] | None, typer.Option(help="Products to restrict to; repeat for several.")]
+
+
+def announce_embedded(model: str) -> None:
+    """Say what the embedded checkpoint is, if it is the one in use."""
+    if model == EMBEDDED_CHECKPOINT:
+        typer.echo(EMBEDDED_NOTICE, err=True)
+
+
+def make_pipeline(model: str, device: str | None, dtype: WeightType) -> "AnomalySegmentationPipeline":
+    """Return the pipeline of a checkpoint."""
+    from transformers import pipeline
+
+    from ..checkpoint_folder import load_parts
+    from ..devices import check_device
+
+    announce_embedded(model)
+    check_device(device)
+    parts = load_parts(model, dtype=dtype.value)
+    return pipeline(
+        "anomaly-segmentation",
+        model=parts.model,
+        image_processor=parts.image_processor,
+        tokenizer=parts.tokenizer,
+        device=device,
+    )
+
+
+def set_references(
+    pipe: "AnomalySegmentationPipeline",
+    sources: Sequence[str] | None,
+    weight: float | None,
+    copies: Copies | None,
+    max_patches: int | None,
+    **reading: Any,
+) -> list[tuple[str, str]]:
+    """Set the references of the command line; return the sources and files that could not be read."""
+    from ..input_images import find_inputs
+
+    settings = {"copies": None if copies is None else copies.value, "max_patches": max_patches}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if not sources:
+        if settings:
+            raise typer.BadParameter("--reference-copies and --max-reference-patches need --references")
+        if weight is not None and pipe.references is None:
+            raise typer.BadParameter("--reference-weight needs --references, or a checkpoint with references")
+        if weight is not None:
+            pipe.set_references(pipe.references, weight)
+        return []
+    found = find_inputs(sources)
+    if not found.images:
+        raise FileNotFoundError(found.describe_problems() or f"No reference image was found in {', '.join(sources)}.")
+    memory = pipe.set_references(
+        [image.path for image in found.images],
+        weight,
+        **settings,
+        source=_origin(sources),
+        progress=True,
+        on_error="return",
+        **reading,
+    )
+    typer.echo(printable(memory.describe()), err=True)
+    list_left_out(found.left_out)
+    return [*found.problems, *memory.unreadable]
+
+
+def _origin(sources: Sequence[str]) -> str:
+    """Return the names of the sources of references for the model card: at most four, or three and a number."""
+    names = list(dict.fromkeys(Path(source).name or source for source in sources))
+    return ", ".join(names if len(names) <= 4 else [*names[:3], f"and {len(names) - 3} more"])
+
+
+def printable(text: str) -> str:
+    """Return text on one line that every terminal can print, whatever bytes a file name has."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
+
+
+def list_left_out(left_out: "Sequence[tuple[str, LeftOut]]") -> None:
+    """Print what was left out of folders."""
+    for folder, counts in left_out:
+        typer.echo(f"{printable(folder)}: {counts}", err=True)
+
+
+def load_dataset(name: str, folder: str | None, split: str | None, products: list[str] | None, **options: Any) -> Any:
+    """Load a dataset; its errors name the options of the command line."""
+    from ..data import load_anomaly_dataset
+
+    try:
+        return load_anomaly_dataset(name, data_dir=folder, split=split, products=products, **options)
+    except ValueError as error:
+        advice = str(error).rstrip()
+        if "data_dir" in advice:
+            advice += f" (On the command line, data_dir is FOLDER in {name}=FOLDER.)"
+        if "layout=" in advice or "_names=" in advice:
+            advice += " (Options such as layout are arguments of load_anomaly_dataset, in Python.)"
+        raise ValueError(advice) from error
+
+
+def name_and_folder(entry: str) -> tuple[str, str | None]:
+    """Split NAME=FOLDER or NAME."""
+    name, _, folder = entry.partition("=")
+    return name, folder or None
+
+
+def is_main_process() -> bool:
+    """Return whether this process prints, among those that `accelerate launch` started."""
+    from ..prediction import process_state
+
+    return process_state().is_main_process

@@ -1,0 +1,184 @@
+"""`vcp-clip predict`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..version import EMBEDDED_CHECKPOINT
+from .common import (
+    BatchSize,
+    Device,
+    DType,
+    MapFormat,
+    MaxReferencePatches,
+    Model,
+    NumWorkers,
+    ProductName,
+    RecordFormat,
+    ReferenceCopies,
+    References,
+    ReferenceWeight,
+    ScoreOption,
+    WeightType,
+    is_main_process,
+    list_left_out,
+    make_pipeline,
+    printable,
+    set_references,
+)
+
+
+__all__ = ["predict"]
+
+
+def predict(
+    sources: Annotated[list[str], typer.Argument(help="Images, folders, patterns (in quotes) or URLs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder to write.")],
+    model: Model = EMBEDDED_CHECKPOINT,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Pixels of the map at or above it make the mask.")
+    ] = None,
+    image_threshold: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Images with a score at or above it are labeled anomalous.")
+    ] = None,
+    score_mode: ScoreOption = None,
+    maps: Annotated[
+        MapFormat, typer.Option(help="Anomaly maps: 16-bit PNG (value x 65535), float32 .npy, or none.")
+    ] = MapFormat.png,
+    masks: Annotated[bool, typer.Option(help="Write masks if a threshold is known.")] = True,
+    overlays: Annotated[bool, typer.Option(help="Write the images with their maps drawn over them.")] = True,
+    record_format: Annotated[
+        RecordFormat,
+        typer.Option(
+            "--format", help="Records; jsonl and csv are always written, coco adds COCO annotations of the regions."
+        ),
+    ] = RecordFormat.jsonl,
+    regions: Annotated[bool, typer.Option(help="Add regions (box, polygon, area, score) to the records.")] = False,
+    min_area: Annotated[int, typer.Option(min=0, help="Smallest region to keep, in pixels.")] = 0,
+    tile_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the tiles that large images are cut into, in pixels.")
+    ] = None,
+    tile_overlap: Annotated[
+        int | None, typer.Option(min=0, help="Overlap of tiles in pixels; default: a quarter of the side.")
+    ] = None,
+    roi_mask: Annotated[
+        Path | None, typer.Option(help="Mask of the images' size; only its non-black pixels are inspected.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Largest image to read, in pixels; default: 179 million.")
+    ] = None,
+    normal: Annotated[
+        list[str] | None,
+        typer.Option(help="State word or template of normal products, e.g. 'flawless'; repeat for several."),
+    ] = None,
+    abnormal: Annotated[
+        list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
+    ] = None,
+    product_name: ProductName = None,
+    references: References = None,
+    reference_weight: ReferenceWeight = None,
+    reference_copies: ReferenceCopies = None,
+    max_reference_patches: MaxReferencePatches = None,
+    together: Annotated[
+        bool,
+        typer.Option("--together", help="Compare all images, unlabeled ones of one product, with each other."),
+    ] = False,
+    subset_size: Annotated[
+        int | None, typer.Option(min=10, help="With --together: images that are compared; default: all of them.")
+    ] = None,
+    zero_shot_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="With --together: weight of the zero-shot map in the result.", show_default="0"
+        ),
+    ] = None,
+    batch_size: BatchSize = 8,
+    num_workers: NumWorkers = 2,
+    device: Device = None,
+    dtype: DType = WeightType.auto,
+    overwrite: Annotated[bool, typer.Option(help="Start anew: remove the results of earlier runs first.")] = False,
+) -> None:
+    """
+    Segment images: maps, masks, overlays, and one record per image.
+
+    When the command is run again, it segments what is new, changed, failed or incomplete. With another model or other
+    settings it is refused, unless --overwrite starts anew. Images and sources that cannot be read are skipped, and
+    listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among
+    processes.
+
+    With --references, each image is compared with normal images of the same product as well. Thresholds then need a
+    calibration with the same references (`vcp-clip calibrate --references`), which the checkpoint keeps.
+
+    With --together, results depend on the whole set of images, and the checkpoint's thresholds do not apply: give
+    --threshold and --image-threshold for masks and labels. A run with another set of images is refused. The cost,
+    which grows with the square of the number of images, is printed first.
+    """
+    from ..coco_format import write_coco
+    from ..mutual_scoring import MutualScoring
+    from ..prediction import COCO_FILE, predict_files, read_predictions
+
+    with_regions = regions or record_format is RecordFormat.coco
+    options = {
+        "min_area": min_area,
+        "threshold": threshold,
+        "image_threshold": image_threshold,
+        "score_mode": None if score_mode is None else score_mode.value,
+        "tile_size": tile_size,
+        "tile_overlap": tile_overlap,
+        "roi_mask": None if roi_mask is None else str(roi_mask),
+        "max_pixels": max_pixels,
+        "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
+        "product_name": product_name,
+        "regions": with_regions or None,
+    }
+    of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
+    of_together = {name: value for name, value in of_together.items() if value is not None}
+    if of_together and not together:
+        raise typer.BadParameter("--subset-size and --zero-shot-weight need --together")
+    if together and tile_size is not None:
+        raise typer.BadParameter("--tile-size cannot be used with --together")
+    if together and references:
+        raise typer.BadParameter("--references cannot be used with --together")
+    if together and reference_weight is not None:
+        raise typer.BadParameter("--reference-weight cannot be used with --together")
+    pipe = make_pipeline(model, device, dtype)
+    reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
+    problems = set_references(
+        pipe,
+        references,
+        reference_weight,
+        reference_copies,
+        max_reference_patches,
+        **{name: value for name, value in reading.items() if value is not None},
+    )
+    if with_regions and threshold is None and (together or pipe.image_processor.threshold is None):
+        raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
+    summary = predict_files(
+        pipe,
+        sources,
+        output,
+        None if maps is MapFormat.none else maps.value,
+        masks,
+        overlays,
+        batch_size,
+        num_workers,
+        overwrite,
+        together=MutualScoring(**{**_own_mutual_scoring(pipe.model), **of_together}) if together else None,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    if not is_main_process():
+        return
+    if record_format is RecordFormat.coco:
+        write_coco(read_predictions(output), output / COCO_FILE)
+    typer.echo(printable(summary.describe()))
+    list_left_out(summary.left_out)
+    for path, error in (*problems, *summary.errors):
+        typer.echo(f"failed: {printable(path)}: {printable(error)}", err=True)
+    if problems or summary.errors:
+        raise typer.Exit(1)
+
+
+def _own_mutual_scoring(model: Any) -> dict[str, Any]:
+    """Return the comparison settings of a model such as MuSc; an empty dictionary for other models."""
+    return model.config.mutual_scoring().settings() if getattr(model, "judges_products", False) else {}
