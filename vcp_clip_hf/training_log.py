@@ -57,12 +57,16 @@ class Session:
         step (`int`): optimizer steps done when it began.
         resumed (`bool`): whether it continued from a checkpoint.
         recorded (`bool`): whether the log states the beginning; otherwise it follows from repeated steps.
+        reached (`int`): last step with a record.
+        until (`str`, *optional*): time of the last record, ISO 8601 in UTC.
         facts (`dict`): the event's further values: `time`, `total_steps`, `steps_per_epoch`, `processes`, `device`.
     """
 
     step: int
     resumed: bool
     recorded: bool = True
+    reached: int = 0
+    until: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -129,6 +133,8 @@ def read_training_log(output_dir: Path) -> TrainingHistory:
     for record in records:
         if not _is_count(record.get("step")) or not _add(history, record):
             history.num_damaged += 1
+        elif history.sessions:
+            history.sessions[-1].reached, history.sessions[-1].until = record["step"], record.get("time")
     if not (history.losses or history.validations or history.sessions):
         raise ValueError(f"{path} has no record of a training run: none of its {history.num_damaged} lines has one.")
     return history
