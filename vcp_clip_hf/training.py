@@ -34,6 +34,8 @@ from .methods import METHODS, AnomalyMethod
 from .modeling_frozen_clip import FrozenCLIPPreTrainedModel
 from .modeling_vcp_clip import VCPCLIPOutput
 from .peak_memory import peak_memory
+from .reports.extra import check_report_extra
+from .reports.training_report import write_training_report
 from .training_checkpoints import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from .training_config import TrainingConfig
 from .training_data import (
@@ -108,15 +110,18 @@ def train(
 
     Returns:
         [`TrainingResult`]. `output_dir` then has `last/` and, with held-out products, `best/`, both ready for
-        `from_pretrained` and the Hub; `checkpoints/`; `log.jsonl` with losses and validation results; and
-        `training_config.yaml`.
+        `from_pretrained` and the Hub; `checkpoints/`; `log.jsonl` with losses and validation results;
+        `training_config.yaml`; and `report.html` with `config.report`.
 
     Raises:
         ValueError: settings, data, accelerator or checkpoint do not fit together; the message names both.
         FloatingPointError: the loss or a weight is NaN or infinite; no checkpoint is written with such weights.
         OSError: a file could not be read or written, as on a full disk; the message says where the run can continue.
         DatasetLayoutError: the auxiliary dataset does not have the expected layout.
+        ImportError: `config.report` without the extra `report`.
     """
+    if config.report:
+        check_report_extra()
     if validation_dataset is not None:
         config.check_selection()
     accelerator = accelerator or make_accelerator(config)
@@ -157,11 +162,14 @@ def train(
         with stop_on_signal(_INTERRUPTED if accelerator.is_main_process else None, raise_at_once=False) as signals:
             while not run.is_over(signals):
                 run.train_epoch(signals)
-        return run.finish()
+        result = run.finish()
     except OSError as error:
         raise OSError(f"{str(error).rstrip('.')}. {run.way_on()}") from error
     finally:
         run.bar.close()
+    if config.report and accelerator.is_main_process:
+        write_training_report(run.output_dir)
+    return result
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:

@@ -242,6 +242,10 @@ class TrainingConfig:
     logging_steps: int = field(
         default=10, metadata=_about(_RECORDS, "optimizer steps between records of the loss", minimum=1)
     )
+    report: bool = field(
+        default=False,
+        metadata=_about(_RECORDS, "write report.html into output_dir at the end; needs the extra `report`"),
+    )
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))

@@ -8,6 +8,7 @@ global state, is not used.
 
 import hashlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..atomic_write import atomic_file
+from .extra import INSTALL
 from .parts import MovableThreshold
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
@@ -49,7 +52,6 @@ _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INCHES = {"one": 85 / 25.4, "two": 175 / 25.4}
 _THRESHOLD_ID = "threshold-line"
-_INSTALL = 'Reports need matplotlib and Jinja2: pip install "vcp-clip-hf[report]"'
 _STYLE = {
     "axes.edgecolor": "#444444",
     "axes.grid": True,
@@ -114,7 +116,7 @@ def chart_style(**settings: object) -> Iterator[None]:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError(_INSTALL) from error
+        raise ImportError(INSTALL) from error
     own = {name.replace("_", ".", 1): value for name, value in settings.items()}
     with matplotlib.rc_context({**_STYLE, **own}), warnings.catch_warnings():
         # names in scripts that matplotlib's font lacks; a browser shows them with its own
@@ -192,10 +194,22 @@ def line_chart(
         _label(axes, x_label, y_label, note)
         axes.set_xscale(x_scale)
         axes.set_yscale(y_scale)
+        for axis, scale in ((axes.xaxis, x_scale), (axes.yaxis, y_scale)):
+            if scale == "log":
+                _label_powers(axis)
         axes.set_xlim(x_limits)
         axes.set_ylim(y_limits)
         _add_legend(axes, handles, names)
     return figure
+
+
+def _label_powers(axis: "Axis") -> None:
+    """Label a logarithmic axis with plain numbers; the default labels are formulas, which are not parsed here."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, place: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_line(axes: "Axes", line: Line, number: int) -> object:
@@ -269,6 +283,7 @@ def movable_threshold(
     value: float,
     groups: Mapping[str, Sequence[float]],
     always_normal: Mapping[str, int] | None = None,
+    recorded: Mapping[str, int] | None = None,
     name: str = "threshold",
 ) -> MovableThreshold:
     """
@@ -277,13 +292,12 @@ def movable_threshold(
     Args:
         figure (`matplotlib.figure.Figure`): figure of [`histogram`] with a threshold.
         value (`float`): the threshold.
-        groups, always_normal, name: see [`MovableThreshold`].
+        groups, always_normal, recorded, name: see [`MovableThreshold`].
     """
-    with chart_style():
-        figure.draw_without_rendering()  # places the axes
-        (axes,) = figure.axes
-        low, high = axes.get_xlim()
-        left, right = axes.transData.transform([(low, 0), (high, 0)])[:, 0]
+    _place(figure)
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    left, right = axes.transData.transform([(low, 0), (high, 0)])[:, 0]
     units = (right - left) / (high - low) * 72 / figure.dpi  # SVG units are points
     return MovableThreshold(
         value=value,
@@ -292,9 +306,10 @@ def movable_threshold(
         groups=groups,
         units_per_score=float(units),
         always_normal=always_normal or {},
+        recorded=recorded or {},
         name=name,
-        step=10.0 ** np.floor(np.log10((high - low) / 500)),
-        line=_prefix(figure) + _THRESHOLD_ID,
+        step=float(f"1e{math.floor(math.log10((high - low) / 500))}"),
+        line=_prefix(_svg_text(figure, "none")) + _THRESHOLD_ID,
     )
 
 
@@ -324,20 +339,29 @@ def as_svg(figure: "Figure") -> str:
         `str`: the element `svg`, without XML declaration; its ids are unlike those of other figures.
     """
     svg = _svg_text(figure, "none")
+    prefix = _prefix(svg)
     svg = svg[svg.index("<svg") :]
-    prefix = _prefix(figure)
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
 
 
-def _prefix(figure: "Figure") -> str:
+def _prefix(svg: str) -> str:
     """Return a prefix of ids that differs between figures with different contents."""
-    return f"f{hashlib.sha256(_svg_text(figure, 'none').encode()).hexdigest()[:8]}-"
+    return f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
+
+
+def _place(figure: "Figure") -> None:
+    """Place axes and legends once: constrained layout moves them a little each time that it is applied."""
+    with chart_style():
+        if figure.get_layout_engine() is not None:
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
 
 
 def _svg_text(figure: "Figure", font_type: str) -> str:
+    _place(figure)
     buffer = io.StringIO()
     with chart_style(svg_fonttype=font_type):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -366,6 +390,7 @@ def save_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
     svg, pdf = folder / f"{name}.svg", folder / f"{name}.pdf"
     with atomic_file(svg) as unfinished:
         unfinished.write_text(_svg_text(figure, "path"), encoding="utf-8")
+    _place(figure)
     with atomic_file(pdf) as unfinished, chart_style():
         figure.savefig(unfinished, format="pdf", metadata={"CreationDate": None})
     return [svg, pdf]

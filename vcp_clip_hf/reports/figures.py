@@ -20,7 +20,12 @@ _WIDTHS = {"one": "85mm", "two": "175mm"}
 
 
 def make_chart(
-    draw: "Callable[[str], Figure]", name: str, alt: str, figures: Path | None = None, **fields: Any
+    draw: "Callable[[str], Figure]",
+    name: str,
+    alt: str,
+    figures: Path | None = None,
+    page_width: str = "two",
+    **fields: Any,
 ) -> Chart:
     """
     Draw a chart for a page and, if a folder is given, write it for papers as SVG and PDF in both print widths.
@@ -30,13 +35,14 @@ def make_chart(
         name (`str`): name of the files, without width and ending.
         alt (`str`): what the chart says, for people who cannot see it.
         figures (`Path`, *optional*): folder for the figures of papers.
+        page_width (`str`, *optional*, defaults to "two"): width in the page; "one" for charts side by side.
         fields: further fields of [`Chart`].
 
     Returns:
         [`Chart`].
     """
-    drawn = {width: draw(width) for width in (_WIDTHS if figures is not None else ("two",))}
+    drawn = {width: draw(width) for width in (_WIDTHS if figures is not None else (page_width,))}
     for width, figure in drawn.items():
         if figures is not None:
             save_figure(figure, figures, f"{name}-{_WIDTHS[width]}")
-    return replace(Chart(as_svg(drawn["two"]), alt), **fields)
+    return replace(Chart(as_svg(drawn[page_width]), alt), **fields)

@@ -78,6 +78,9 @@ class MovableThreshold:
             Name of a group of images -> scores, each counted as anomalous at or above the threshold.
         always_normal (`Mapping[str, int]`, *optional*):
             Name of a group -> number of further images that are normal at every threshold.
+        recorded (`Mapping[str, int]`, *optional*):
+            Name of a group -> number of images that the run itself judged anomalous, shown while the threshold is at
+            its start.
         units_per_score (`float`): SVG units by which the line moves if the threshold rises by 1.
         name (`str`, *optional*): identity on the page; letters, digits and dashes.
         step (`float`, *optional*): step of the slider.
@@ -90,6 +93,7 @@ class MovableThreshold:
     groups: Mapping[str, Sequence[float]]
     units_per_score: float
     always_normal: Mapping[str, int] = field(default_factory=dict)
+    recorded: Mapping[str, int] = field(default_factory=dict)
     name: str = "threshold"
     step: float = 0.0001
     line: str = "threshold-line"

@@ -7,6 +7,7 @@ from pathlib import Path
 from .page import Section, write_page
 from .prediction_report import report_prediction
 from .read_run import Run, find_run
+from .training_report import report_training
 
 
 __all__ = ["REPORTS", "Report", "write_report"]
@@ -14,7 +15,10 @@ __all__ = ["REPORTS", "Report", "write_report"]
 # Title, subtitle and sections of a page; `figures` is the folder for figures of papers, or None
 Report = tuple[str, str, list[Section]]
 # kind of run -> function (run, page, figures) that reads its folder
-REPORTS: dict[str, Callable[[Run, Path, Path | None], Report]] = {"predict": report_prediction}
+REPORTS: dict[str, Callable[[Run, Path, Path | None], Report]] = {
+    "predict": report_prediction,
+    "train": report_training,
+}
 
 
 def write_report(

@@ -1,11 +1,60 @@
+"""The charts of a training run: losses, metrics on held-out products, learning rates, time and memory."""
+
+import datetime
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..evaluation_report import METRIC_TITLES
+from ..training_log import VALIDATION_PREFIX, Session, TrainingHistory
+from .charts import Line, line_chart
+from .figures import make_chart
+from .page import Beside, Cell, Chart, Facts, Part, Section, Table, Text
+
+
+__all__ = [
+    "best_validation",
+    "counted",
+    "duration",
+    "metric_title",
+    "show_learning_rates",
+    "show_losses",
+    "show_time_and_memory",
+    "show_validations",
+]
+
+_STEP = "Optimizer step"
+# Learning rates as the log and the settings name them
+_RATES = {
+    "learning_rate": "learned part",
+    "temperature_learning_rate": "temperatures",
+    "image_head_learning_rate": "image head",
+}
+# With twice as many records, a line is a running mean with a band from the lowest to the highest record
+_MOST_POINTS = 60
+_MOST_ROWS = 200
+_GIBIBYTE = 2**30
+
+
 # --- losses -------------------------------------------------------------------------------------------------------
 
 
-def _losses(history: TrainingHistory, figures: Path | None) -> Section:
+def show_losses(history: TrainingHistory, figures: Path | None = None) -> Section:
+    """
+    Show the loss over the steps.
+
+    Args:
+        history ([`TrainingHistory`]): the log.
+        figures (`Path`, *optional*): folder for the charts as SVG and PDF files.
+    """
     explanation = (
         "The loss that is minimized, averaged over the steps since the previous record. It should fall quickly and"
-        " then level off. If it still falls at the end, more steps may help; if it jumps or rises, the learning rate is"
-        " too high. A low loss alone does not say that unseen products are segmented well: see the validation."
+        " then level off. If it still falls at the end, more steps may help; if it jumps or rises, the learning rate"
+        " is too high. A low loss alone does not say that unseen products are segmented well: see the validation."
     )
     if not history.losses:
         return Section("Loss", explanation, [Text("No loss has been logged yet.", "note")])
@@ -55,7 +104,7 @@ def _marks(history: TrainingHistory) -> dict[str, list[int]]:
     return {"resumed": sorted(set(history.resumed_steps))} if history.resumed_steps else {}
 
 
-def _thinned(columns: Sequence[str], rows: Any) -> Table:
+def _thinned(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """Return a table of at most a few hundred rows, the first and the last among them."""
     rows = [list(row) for row in rows]
     if len(rows) <= _MOST_ROWS:
@@ -67,24 +116,39 @@ def _thinned(columns: Sequence[str], rows: Any) -> Table:
 # --- validation ---------------------------------------------------------------------------------------------------
 
 
-def _title(metric: str) -> str:
+def metric_title(metric: str) -> str:
+    """Return the name of a metric in charts and tables, such as "pixel AP"."""
     title = METRIC_TITLES.get(metric, metric)
     return f"pixel {title}" if metric.startswith("pixel_") and metric in METRIC_TITLES else title
 
 
-def _best(history: TrainingHistory, settings: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Return the metric that selects the best weights, and the record with its highest value."""
+def best_validation(history: TrainingHistory, settings: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """
+    Return the metric that selects the best weights, and the first record with its highest value.
+
+    Args:
+        history, settings: see [`show_validations`].
+
+    Returns:
+        Name of the metric and record of the log; `None` if no validation has a value of this metric.
+    """
     name = settings.get("metric_for_best_model")
     known = [each for each in history.validations if math.isfinite(_number(each.get(f"{VALIDATION_PREFIX}{name}")))]
-    # of equal values, the first was kept
     return (name, max(known, key=lambda each: each[VALIDATION_PREFIX + name])) if known else None
 
 
-def _validation(history: TrainingHistory, settings: dict[str, Any], figures: Path | None) -> Section:
+def show_validations(history: TrainingHistory, settings: dict[str, Any], figures: Path | None = None) -> Section:
+    """
+    Show the metrics on held-out products over the steps.
+
+    Args:
+        history, figures: see [`show_losses`].
+        settings (`dict`): settings of the run, see [`TrainingConfig`].
+    """
     explanation = (
         "Metrics on products that are held out of the training, after each pass over the data, in percent. They say"
-        " how well products are segmented that the model does not know. Where they fall while the loss still falls, the"
-        " model adapts to the training products; the weights of the best pass are in best/. The choice uses these"
+        " how well products are segmented that the model does not know. Where they fall while the loss still falls,"
+        " the model adapts to the training products; the weights of the best pass are in best/. The choice uses these"
         " products, so their numbers are no result to report."
     )
     if not history.validations:
@@ -95,7 +159,7 @@ def _validation(history: TrainingHistory, settings: dict[str, Any], figures: Pat
     names = list(dict.fromkeys(name for each in history.validations for name in each if _is_metric(name)))
     steps = [each["step"] for each in history.validations]
     columns = {name: [100 * _number(each.get(name)) for each in history.validations] for name in names}
-    titles = {name: _title(name.removeprefix(VALIDATION_PREFIX)) for name in names}
+    titles = {name: metric_title(name.removeprefix(VALIDATION_PREFIX)) for name in names}
     charts = []
     for kind in ("pixel_", "image_"):
         chosen = [name for name in names if name.startswith(VALIDATION_PREFIX + kind)]
@@ -124,13 +188,15 @@ def _metric_chart(
     """Draw the metrics of pixels, or of images, over the steps."""
     steps = [each["step"] for each in history.validations]
     lines = [Line(title, steps, series, markers=True) for title, series in values.items()]
+    known = [each for series in values.values() for each in series if math.isfinite(each)]
+    lowest = 10 * math.floor(min(known, default=0) / 10)
     marks: dict[str, list[int]] = dict(_marks(history))
-    best = _best(history, settings)
+    best = best_validation(history, settings)
     if best is not None and best[0].startswith(kind):
-        marks[f"best {_title(best[0])}"] = [best[1]["step"]]
+        marks[f"best {metric_title(best[0])}"] = [best[1]["step"]]
     what = "; ".join(f"{title} {series[-1]:.1f} % at the end" for title, series in values.items())
     return make_chart(
-        lambda width: line_chart(lines, _STEP, "Held-out products (%)", width, y_limits=(0, 102), marks=marks),
+        lambda width: line_chart(lines, _STEP, "Held-out products (%)", width, y_limits=(lowest, 100.5), marks=marks),
         f"training-validation-{kind.rstrip('_')}",
         f"Line chart of the metrics on held-out products over {len(steps)} validations: {what}.",
         figures,
@@ -140,7 +206,13 @@ def _metric_chart(
 # --- learning rate, time, memory ----------------------------------------------------------------------------------
 
 
-def _learning_rates(history: TrainingHistory, settings: dict[str, Any], figures: Path | None) -> Section:
+def show_learning_rates(history: TrainingHistory, settings: dict[str, Any], figures: Path | None = None) -> Section:
+    """
+    Show the learning rates over the steps; those of the settings if the log has none.
+
+    Args:
+        history, settings, figures: see [`show_validations`].
+    """
     explanation = "The step size of the optimizer, for each group of parameters. Adam adapts it per parameter."
     logged = [each for each in history.losses if any(name in each for name in _RATES)]
     if not logged:
@@ -165,7 +237,13 @@ def _learning_rates(history: TrainingHistory, settings: dict[str, Any], figures:
     return Section("Learning rate", explanation, [chart])
 
 
-def _time_and_memory(history: TrainingHistory, figures: Path | None) -> Section:
+def show_time_and_memory(history: TrainingHistory, figures: Path | None = None) -> Section:
+    """
+    Show speed and peak memory over the steps, and the sessions of the run.
+
+    Args:
+        history, figures: see [`show_losses`].
+    """
     explanation = (
         "Training images per second of all processes together, without validations, and the largest memory of each"
         " session so far: of the GPU, or of the process on a CPU. A slow stretch often means that another program uses"
@@ -191,6 +269,7 @@ def _time_and_memory(history: TrainingHistory, figures: Path | None) -> Section:
                 "training-speed",
                 f"Line chart of the speed: {float(np.median(line.y)):.3g} images per second in the median.",
                 figures,
+                page_width="one",
             )
         )
     memory = [each for each in history.losses if _number(each.get("peak_memory_bytes")) > 0]
@@ -206,6 +285,7 @@ def _time_and_memory(history: TrainingHistory, figures: Path | None) -> Section:
                 "training-memory",
                 f"Line chart of the peak memory: {max(used.y):.3g} GiB at most.",
                 figures,
+                page_width="one",
             )
         )
     parts: list[Part] = [Beside(charts)] if len(charts) > 1 else charts
@@ -236,7 +316,7 @@ def _sessions(history: TrainingHistory) -> Table:
             [
                 "resumed" if session.resumed else "started",
                 session.step if session.recorded else Cell(f"about {session.step}", session.step),
-                session.facts.get("time"),
+                str(session.facts.get("time", "unknown")).replace("T", " ").removesuffix("+00:00"),
                 session.reached,
                 again,
                 _length(session),
@@ -253,10 +333,15 @@ def _length(session: Session) -> str | None:
         began, ended = map(datetime.datetime.fromisoformat, (session.facts["time"], session.until))
     except (KeyError, TypeError, ValueError):
         return None
-    return _duration((ended - began).total_seconds())
+    return duration((ended - began).total_seconds())
 
 
-def _duration(seconds: float) -> str:
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, such as "1 line" or "2 lines"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
     """Return a time such as "3 h 05 min", "4 min 10 s" or "12 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -268,5 +353,3 @@ def _duration(seconds: float) -> str:
 def _number(value: Any) -> float:
     """Return a number of the log as it is, and NaN for everything else."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-
-

@@ -1,39 +1,30 @@
 """The report of a training run, from its output folder alone: also while it goes on, and after kills and resumes."""
 
-import datetime
-import math
 import os
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from ..evaluation_report import METRIC_TITLES
-from ..training_log import VALIDATION_PREFIX, Session, TrainingHistory, read_training_log
-from .charts import Line, line_chart
-from .figures import make_chart
-from .page import Beside, Cell, Chart, Facts, KeyNumbers, Part, Section, Table, Text, link_to, write_page
+from ..training_log import VALIDATION_PREFIX, TrainingHistory, read_training_log
+from .page import Cell, Facts, KeyNumbers, Part, Section, Text, link_to, write_page
 from .read_run import Run
+from .training_curves import (
+    best_validation,
+    counted,
+    duration,
+    metric_title,
+    show_learning_rates,
+    show_losses,
+    show_time_and_memory,
+    show_validations,
+)
 
 
 __all__ = ["REPORT_FILE", "report_training", "write_training_report"]
 
 REPORT_FILE = "report.html"
 _SETTINGS = "training_config.yaml"
-_STEP = "Optimizer step"
-# Learning rates as the log and the settings name them
-_RATES = {
-    "learning_rate": "learned part",
-    "temperature_learning_rate": "temperatures",
-    "image_head_learning_rate": "image head",
-}
-# With more records than this, a line is a running mean with a band from the lowest to the highest record
-_MOST_POINTS = 60
-_MOST_ROWS = 200
-_GIBIBYTE = 2**30
 
 
 def write_training_report(output_dir: str | os.PathLike) -> Path:
@@ -67,10 +58,10 @@ def report_training(run: Run, page: Path, figures: Path | None = None) -> tuple[
     history, settings = read_training_log(run.folder), _read_settings(run.folder)
     sections = [
         _overview(history, settings, run.folder, page),
-        _losses(history, figures),
-        _validation(history, settings, figures),
-        _learning_rates(history, settings, figures),
-        _time_and_memory(history, figures),
+        show_losses(history, figures),
+        show_validations(history, settings, figures),
+        show_learning_rates(history, settings, figures),
+        show_time_and_memory(history, figures),
         _settings(settings),
     ]
     return "Training", str(run.folder), [section for section in sections if section is not None]
@@ -95,12 +86,12 @@ def _overview(history: TrainingHistory, settings: dict[str, Any], folder: Path, 
         newest = history.losses[-1]
         numbers.append((newest["loss"], "last logged loss"))
         numbers += [(Cell(f"{newest['images']:,}"), "images seen")] if "images" in newest else []
-        numbers += [(Cell(_duration(newest["seconds"])), "on training steps")] if "seconds" in newest else []
-    best = _best(history, settings)
+        numbers += [(Cell(duration(newest["seconds"])), "on training steps")] if "seconds" in newest else []
+    best = best_validation(history, settings)
     if best is not None:
         name, record = best
         value = f"{100 * record[VALIDATION_PREFIX + name]:.1f} %"
-        numbers.append((Cell(value), f"best {_title(name)} on held-out products, step {record['step']:,}"))
+        numbers.append((Cell(value), f"best {metric_title(name)} on held-out products, step {record['step']:,}"))
     text, tone = _state(history)
     parts: list[Part] = [KeyNumbers(numbers), Text(text, tone), *_remarks(history)]
     links = [
@@ -142,19 +133,15 @@ def _remarks(history: TrainingHistory) -> list[Part]:
         text = f"Resumed {len(resumed)} time{'s' if len(resumed) > 1 else ''}: dashed lines in the charts."
         if history.num_replaced:
             text += (
-                f" {_counted(history.num_replaced, 'record')} of steps that were done again after a kill"
+                f" {counted(history.num_replaced, 'record')} of steps that were done again after a kill"
                 f" {'is' if history.num_replaced == 1 else 'are'} replaced by the later one."
             )
         remarks.append(Text(text))
     if history.num_damaged:
         remarks.append(
-            Text(f"{_counted(history.num_damaged, 'line')} of the log could not be read, as after a kill.", "note")
+            Text(f"{counted(history.num_damaged, 'line')} of the log could not be read, as after a kill.", "note")
         )
     return remarks
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
