@@ -34,7 +34,7 @@ from .methods import METHODS, AnomalyMethod
 from .modeling_frozen_clip import FrozenCLIPPreTrainedModel
 from .modeling_vcp_clip import VCPCLIPOutput
 from .peak_memory import peak_memory
-from .reports.extra import check_report_extra
+from .reports.extra import require_extra
 from .reports.training_report import write_training_report
 from .training_checkpoints import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from .training_config import TrainingConfig
@@ -121,7 +121,7 @@ def train(
         ImportError: `config.report` without the extra `report`.
     """
     if config.report:
-        check_report_extra()
+        require_extra()
     if validation_dataset is not None:
         config.check_selection()
     accelerator = accelerator or make_accelerator(config)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..atomic_write import atomic_file
-from .extra import INSTALL
 from .parts import MovableThreshold
 
 
@@ -49,9 +48,11 @@ LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
 GROUP_COLORS = {"normal": "#0072B2", "anomalous": "#D55E00", "unlabeled": "#767676"}
 _HATCHES = {"normal": "", "anomalous": "////", "unlabeled": ""}
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 3)))
+_MARK_DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INCHES = {"one": 85 / 25.4, "two": 175 / 25.4}
 _THRESHOLD_ID = "threshold-line"
+_INSTALL = 'Reports need matplotlib and Jinja2: pip install "vcp-clip-hf[report]"'
 _STYLE = {
     "axes.edgecolor": "#444444",
     "axes.grid": True,
@@ -116,7 +117,7 @@ def chart_style(**settings: object) -> Iterator[None]:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError(INSTALL) from error
+        raise ImportError(_INSTALL) from error
     own = {name.replace("_", ".", 1): value for name, value in settings.items()}
     with matplotlib.rc_context({**_STYLE, **own}), warnings.catch_warnings():
         # names in scripts that matplotlib's font lacks; a browser shows them with its own
@@ -185,9 +186,10 @@ def line_chart(
         figure, ((axes,),) = new_figure(width, height)
         handles = [_draw_line(axes, line, number) for number, line in enumerate(lines)]
         names = [plain_text(line.label) for line in lines]
-        for name, places in (marks or {}).items():
+        for number, (name, places) in enumerate((marks or {}).items()):
             for place in places:
-                mark = axes.axvline(place, color="#444444", linewidth=0.9, linestyle=(0, (4, 2)))
+                dashes = _MARK_DASHES[number % len(_MARK_DASHES)]
+                mark = axes.axvline(place, color="#444444", linewidth=0.9, linestyle=dashes)
             if len(places):
                 handles.append(mark)
                 names.append(plain_text(name))

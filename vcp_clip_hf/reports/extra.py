@@ -1,19 +1,18 @@
-"""The packages that reports need beside those of this package."""
+"""The extra `report`: matplotlib and Jinja2."""
 
 from importlib.util import find_spec
 
 
-__all__ = ["INSTALL", "check_report_extra"]
-
-INSTALL = 'Reports need matplotlib and Jinja2: pip install "vcp-clip-hf[report]"'
+__all__ = ["require_extra"]
 
 
-def check_report_extra() -> None:
+def require_extra() -> None:
     """
-    Check that a report can be written, before a run that ends with one.
+    Check that the packages that reports need are installed.
 
     Raises:
-        ImportError: the extra `report` is not installed.
+        ImportError: a sentence with the line for pip.
     """
-    if any(find_spec(name) is None for name in ("jinja2", "matplotlib")):
-        raise ImportError(INSTALL)
+    missing = [name for module, name in (("matplotlib", "matplotlib"), ("jinja2", "Jinja2")) if not find_spec(module)]
+    if missing:
+        raise ImportError(f'Reports need {" and ".join(missing)}: pip install "vcp-clip-hf[report]"')

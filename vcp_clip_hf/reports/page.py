@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 from ..atomic_write import atomic_file
 from ..version import __version__
-from .extra import INSTALL
 from .parts import (
     Beside,
     Cell,
@@ -58,6 +57,7 @@ __all__ = [
 _TEMPLATES = Path(__file__).parent / "templates"
 # Pictures per inert script element: one is parsed when its first picture comes into view
 _CHUNK = 25
+_INSTALL = 'Reports need matplotlib and Jinja2: pip install "vcp-clip-hf[report]"'
 
 
 def link_to(file: str | os.PathLike, page: str | os.PathLike) -> str:
@@ -133,7 +133,7 @@ def _environment() -> Any:
         from jinja2 import Environment, FileSystemLoader
         from markupsafe import Markup
     except ImportError as error:
-        raise ImportError(INSTALL) from error
+        raise ImportError(_INSTALL) from error
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .calibration_report import report_calibration
 from .page import Section, write_page
 from .prediction_report import report_prediction
 from .read_run import Run, find_run
@@ -18,6 +19,7 @@ Report = tuple[str, str, list[Section]]
 REPORTS: dict[str, Callable[[Run, Path, Path | None], Report]] = {
     "predict": report_prediction,
     "train": report_training,
+    "calibrate": report_calibration,
 }
 
 

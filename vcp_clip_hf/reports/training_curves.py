@@ -13,7 +13,7 @@ from ..evaluation_report import METRIC_TITLES
 from ..training_log import VALIDATION_PREFIX, Session, TrainingHistory
 from .charts import Line, line_chart
 from .figures import make_chart
-from .page import Beside, Cell, Chart, Facts, Part, Section, Table, Text
+from .page import Beside, Cell, Facts, Part, Section, Table, Text
 
 
 __all__ = [
@@ -37,6 +37,7 @@ _RATES = {
 # With twice as many records, a line is a running mean with a band from the lowest to the highest record
 _MOST_POINTS = 60
 _MOST_ROWS = 200
+_MOST_METRICS = 7
 _GIBIBYTE = 2**30
 
 
@@ -160,47 +161,40 @@ def show_validations(history: TrainingHistory, settings: dict[str, Any], figures
     steps = [each["step"] for each in history.validations]
     columns = {name: [100 * _number(each.get(name)) for each in history.validations] for name in names}
     titles = {name: metric_title(name.removeprefix(VALIDATION_PREFIX)) for name in names}
-    charts = []
-    for kind in ("pixel_", "image_"):
-        chosen = [name for name in names if name.startswith(VALIDATION_PREFIX + kind)]
-        if chosen:
-            charts.append(
-                _metric_chart(history, settings, kind, {titles[name]: columns[name] for name in chosen}, figures)
-            )
     rows = zip(steps, *columns.values(), [each.get("validation_seconds") for each in history.validations], strict=True)
     shown = Table(
         ["Step", *(f"{title} (%)" for title in titles.values()), "Seconds"],
         [[step, *(Cell(f"{each:.1f}", each) for each in numbers), seconds] for step, *numbers, seconds in rows],
-        "All validations",
         sortable=True,
         align=["right"] * (len(names) + 2),
     )
-    return Section("Validation", explanation, [*charts, shown])
+    series = {titles[name]: columns[name] for name in names[:_MOST_METRICS]}
+    what = "; ".join(f"{title} {values[-1]:.1f} % at the end" for title, values in series.items())
+    lines = [Line(title, steps, values, markers=True) for title, values in series.items()]
+    marks: dict[str, list[int]] = dict(_marks(history))
+    best = best_validation(history, settings)
+    if best is not None:
+        marks[f"best {metric_title(best[0])}"] = [best[1]["step"]]
+    chart = make_chart(
+        lambda width: line_chart(
+            lines, _STEP, "Held-out products (%)", width, y_limits=_percentages(series.values()), marks=marks
+        ),
+        "training-validation",
+        f"Line chart of the metrics on held-out products over {len(steps)} validations: {what}.",
+        figures,
+        table=shown,
+    )
+    return Section("Validation", explanation, [chart])
 
 
 def _is_metric(name: str) -> bool:
     return name.startswith(VALIDATION_PREFIX)
 
 
-def _metric_chart(
-    history: TrainingHistory, settings: dict[str, Any], kind: str, values: dict[str, list[float]], figures: Path | None
-) -> Chart:
-    """Draw the metrics of pixels, or of images, over the steps."""
-    steps = [each["step"] for each in history.validations]
-    lines = [Line(title, steps, series, markers=True) for title, series in values.items()]
-    known = [each for series in values.values() for each in series if math.isfinite(each)]
-    lowest = 10 * math.floor(min(known, default=0) / 10)
-    marks: dict[str, list[int]] = dict(_marks(history))
-    best = best_validation(history, settings)
-    if best is not None and best[0].startswith(kind):
-        marks[f"best {metric_title(best[0])}"] = [best[1]["step"]]
-    what = "; ".join(f"{title} {series[-1]:.1f} % at the end" for title, series in values.items())
-    return make_chart(
-        lambda width: line_chart(lines, _STEP, "Held-out products (%)", width, y_limits=(lowest, 100.5), marks=marks),
-        f"training-validation-{kind.rstrip('_')}",
-        f"Line chart of the metrics on held-out products over {len(steps)} validations: {what}.",
-        figures,
-    )
+def _percentages(series: Iterable[Sequence[float]]) -> tuple[float, float]:
+    """Return limits of an axis up to 100 % that begins at a round number below all values."""
+    known = [each for values in series for each in values if math.isfinite(each)]
+    return min(90.0, 10.0 * math.floor(min(known, default=0.0) / 10)), 100.5
 
 
 # --- learning rate, time, memory ----------------------------------------------------------------------------------

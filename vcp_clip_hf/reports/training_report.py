@@ -46,7 +46,9 @@ def write_training_report(output_dir: str | os.PathLike) -> Path:
     return write_page(page, title, subtitle, sections)
 
 
-def report_training(run: Run, page: Path, figures: Path | None = None) -> tuple[str, str, list[Section]]:
+def report_training(
+    run: Run, page: Path, figures: Path | None = None, progress: bool = False
+) -> tuple[str, str, list[Section]]:
     """
     Return title, subtitle and sections of the report of a training run.
 
@@ -54,6 +56,7 @@ def report_training(run: Run, page: Path, figures: Path | None = None) -> tuple[
         run ([`Run`]): the run, finished or not.
         page (`Path`): HTML file that the sections are for.
         figures (`Path`, *optional*): folder for the charts as SVG and PDF files.
+        progress (`bool`, *optional*): without effect; a report without pictures takes no time.
     """
     history, settings = read_training_log(run.folder), _read_settings(run.folder)
     sections = [
