@@ -3,10 +3,10 @@
 A checkpoint may be published. This record names the images of the calibration and has maps of some of them, so it must
 not travel with the checkpoint.
 
-- `calibration.json`: `calibration` as in `preprocessor_config.json`, `checkpoint` (folder), `images` (numbers of normal
-  images and of those with defects), `problems` (sources that could not be read) and `version`;
-- `scores.jsonl`: one line per image with `image` (path), `name`, `label` (0 normal, 1 anomalous), `bytes`, and `score`,
-  `error` or `left_out` (a reason); of the images that a report shows, also `map`;
+- `calibration.json`: `calibration` as in `preprocessor_config.json`, `checkpoint` (folder), `images` (numbers of
+  normal images and of those with defects), `problems` (sources that could not be read) and `version`;
+- `scores.jsonl`: one line per image with `image` (path), `name`, `label` (0 normal, 1 anomalous), `bytes`, and
+  `score`, `error` or `left_out` (a reason); of the images that a report shows, also `map`;
 - `maps/`: maps of the normal images with the highest scores and of the anomalous ones with the lowest, reduced, as
   16-bit PNG (value times 65535).
 """
@@ -145,8 +145,8 @@ def read_calibration(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     found = next((each for each in (folder, beside) if (each / CALIBRATION_FILE).is_file()), None)
     if found is None:
         raise FileNotFoundError(
-            f"{folder} has thresholds, but the scores that they come from were not kept. Run `vcp-clip calibrate` again"
-            " with --report."
+            f"{folder} has thresholds, but the scores that they come from were not kept. Run `vcp-clip calibrate`"
+            " again with --report."
         )
     try:
         facts = json.loads((found / CALIBRATION_FILE).read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,13 @@ class RunSettings:
 
     Args:
         values (`dict`): setting -> plain value: package version, model, thresholds, scoring, prompts, tiles, ...
+        context (`dict`, *optional*):
+            Facts that a report needs and runs do not compare: the checkpoint's `calibration`, and the `folder` that
+            relative paths of images start from.
     """
 
     values: dict[str, Any]
+    context: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, pipe: AnomalySegmentationPipeline, options: Mapping[str, Any]) -> "RunSettings":
@@ -103,7 +107,8 @@ class RunSettings:
             values["references"] = references.identity()
         if isinstance(given.get("roi_mask"), (str, os.PathLike)):
             values["roi_mask"] = _file_hash(given["roi_mask"])
-        return cls(json.loads(json.dumps(values)))
+        context = {"folder": os.getcwd(), "calibration": _plain(pipe.image_processor.calibration)}
+        return cls(json.loads(json.dumps(values)), context)
 
     def judged_together(self, scoring: MutualScoring, paths: Sequence[str]) -> "RunSettings":
         """
@@ -118,21 +123,23 @@ class RunSettings:
         values = {"together": scoring.settings(), "images": f"{len(paths)} images (list {digest})"}
         # references have no part in the comparison
         own = {name: value for name, value in self.values.items() if name != "references"}
-        return RunSettings({**own, **values})
+        # and the checkpoint's thresholds do not apply
+        return replace(self, values={**own, **values}, context={**self.context, "calibration": None})
 
     @classmethod
     def read(cls, output_dir: Path) -> "RunSettings | None":
         """Return the settings stored in an output folder, or `None` without readable ones."""
         try:
-            values = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError, TypeError):
+            stored = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+            values, context = stored["settings"], stored.get("context")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return cls(values) if isinstance(values, dict) else None
+        return cls(values, context if isinstance(context, dict) else {}) if isinstance(values, dict) else None
 
     def write(self, output_dir: Path) -> None:
         """Store the settings in an output folder."""
         with atomic_file(output_dir / RUN_FILE) as unfinished:
-            text = json.dumps({"settings": self.values}, indent=2)
+            text = json.dumps({"settings": self.values, "context": self.context}, indent=2)
             unfinished.write_text(text + "\n", encoding="utf-8")
 
     def differences(self, earlier: "RunSettings") -> list[str]:

@@ -18,6 +18,7 @@ from .export import export
 from .info import info
 from .predict import predict
 from .publish import card, push, push_dataset
+from .report import report
 from .train import convert, train
 
 
@@ -27,6 +28,7 @@ __all__ = ["app", "main"]
 app.command(cls=Verb)(predict)
 app.command(cls=Verb)(calibrate)
 app.command(cls=EvaluateVerb)(evaluate)
+app.command(cls=Verb)(report)
 app.command(cls=InterruptibleVerb, context_settings=UNPARSED)(train)
 app.command(cls=InterruptibleVerb, context_settings=UNPARSED)(convert)
 app.command(cls=Verb)(export)

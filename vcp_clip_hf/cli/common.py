@@ -22,6 +22,7 @@ __all__ = [
     "DType",
     "Device",
     "ExportFormat",
+    "MakeReport",
     "MapFormat",
     "MaxReferencePatches",
     "Model",
@@ -143,6 +144,9 @@ MaxReferencePatches = Annotated[
     typer.Option(
         min=1, help="Patches of references to keep in each layer; beyond it, a coreset is kept.", show_default="10000"
     ),
+]
+MakeReport = Annotated[
+    bool, typer.Option("--report", help="Write report.html into the output folder; needs the extra `report`.")
 ]
 Products = Annotated[list[str] | None, typer.Option(help="Products to restrict to; repeat for several.")]
 

@@ -10,6 +10,7 @@ from .common import (
     BatchSize,
     Device,
     DType,
+    MakeReport,
     MapFormat,
     MaxReferencePatches,
     Model,
@@ -97,6 +98,7 @@ def predict(
     num_workers: NumWorkers = 2,
     device: Device = None,
     dtype: DType = WeightType.auto,
+    report: MakeReport = False,
     overwrite: Annotated[bool, typer.Option(help="Start anew: remove the results of earlier runs first.")] = False,
 ) -> None:
     """
@@ -142,6 +144,10 @@ def predict(
         raise typer.BadParameter("--references cannot be used with --together")
     if together and reference_weight is not None:
         raise typer.BadParameter("--reference-weight cannot be used with --together")
+    if report:
+        from ..reports.extra import require_extra
+
+        require_extra()
     pipe = make_pipeline(model, device, dtype)
     reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
     problems = set_references(
@@ -172,6 +178,10 @@ def predict(
     if record_format is RecordFormat.coco:
         write_coco(read_predictions(output), output / COCO_FILE)
     typer.echo(printable(summary.describe()))
+    if report:
+        from ..reports.report import REPORT_FILE, write_report
+
+        typer.echo(printable(f"wrote {write_report([output], output / REPORT_FILE, progress=True)}"))
     list_left_out(summary.left_out)
     for path, error in (*problems, *summary.errors):
         typer.echo(f"failed: {printable(path)}: {printable(error)}", err=True)

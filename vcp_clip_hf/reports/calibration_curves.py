@@ -40,11 +40,13 @@ def show_false_alarm_rates(
         Line("guaranteed for new normal images", places, 100 * (above + 1) / (count + 1)),
         Line("of these images", places, 100 * above / count),
     ]
+    # rates near the requested one are what is chosen from
+    highest = min(102.0, max(20.0, 400 * image["false_alarm_rate"], 200 * image["false_alarm_bound"]))
     room = max(0.02 * float(np.ptp(ordered)), 0.01)
     limits = (float(ordered[0]) - room, max(float(ordered[-1]), image["threshold"]) + room)
     chart = make_chart(
         lambda width: line_chart(
-            lines, _X_LABEL, "False alarms (%)", width, x_limits=limits, y_limits=(0, 102), marks=_marks(image)
+            lines, _X_LABEL, "False alarms (%)", width, x_limits=limits, y_limits=(0, highest), marks=_marks(image)
         ),
         "calibration-false-alarms",
         f"Line chart of the false-alarm rate over the threshold: {image['false_alarm_bound']:.2%} guaranteed and"
@@ -105,19 +107,22 @@ def show_defect_rates(
     found, alarms = (len(each) - np.searchsorted(each, places - TOLERANCE) for each in (anomalous, normal))
     values = {
         "F1": 2 * found / (found + alarms + len(anomalous)),
-        "precision: flagged images with a defect": found / np.maximum(found + alarms, 1),
-        "recall: defects that are flagged": found / len(anomalous),
+        "precision": found / (found + alarms),
+        "recall": found / len(anomalous),
     }
-    lines = [Line(name, places, 100 * each) for name, each in values.items()]
+    # between two scores, the same images are flagged as at the higher one
+    lines = [Line(name, np.repeat(places, 2)[:-1], 100 * np.repeat(each, 2)[1:]) for name, each in values.items()]
     chart = make_chart(
         lambda width: line_chart(lines, _X_LABEL, "%", width, y_limits=(0, 102), marks=_marks(image)),
         "calibration-f1",
-        f"Line chart of F1, precision and recall over the threshold: F1 {image['f1']:.3f} at {image['threshold']:.4g}.",
+        f"Line chart of F1, precision and recall over the threshold: F1 {image['f1']:.3f} at"
+        f" {image['threshold']:.4g}.",
         figures,
     )
     return Section(
         "Precision and recall",
-        "A higher threshold flags fewer images: precision rises, recall falls. F1 is highest where both are high; on a"
+        "Precision is the part of the flagged images that have a defect; recall is the part of the defects that are"
+        " flagged. A higher threshold flags fewer images: recall falls, and precision mostly rises. F1 is highest where both are high; on a"
         " broad top the exact threshold matters little. Where a missed defect costs more than a false alarm, a lower"
         " threshold is better than the best F1: give it as --threshold.",
         [chart],

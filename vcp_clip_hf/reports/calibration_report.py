@@ -1,5 +1,6 @@
 """The report of `vcp-clip calibrate --report`: where the threshold lies, what it promises, and which images set it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,11 @@ def report_calibration(
         _left_out(facts, records),
         _settings(facts),
     ]
-    return "Calibration", str(facts.get("checkpoint", run.folder)), [each for each in sections if each is not None]
+    checkpoint = Path(facts.get("checkpoint", run.folder))
+    subtitle = (
+        f"{len(scored):,} images set the thresholds of {checkpoint}, {facts['calibration']['image'].get('date')}"
+    )
+    return f"Calibration report: {checkpoint.name}", subtitle, [each for each in sections if each is not None]
 
 
 def _with_verdict(record: dict[str, Any], threshold: float) -> dict[str, Any]:
@@ -152,9 +157,17 @@ def _galleries(facts: dict[str, Any], scored: Sequence[dict[str, Any]], page: Pa
 
 def _all_images(scored: Sequence[dict[str, Any]]) -> Section:
     ordered = sorted(scored, key=lambda each: -each["score"])
+    folder = _common_folder([each["image"] for each in scored])
     columns = ["Image", "Given as", "Score", "At the threshold"]
-    rows = [[each["image"], each["truth"], each["score"], each["label"]] for each in ordered]
-    return Section("All images", "Every image that set the threshold.", [Table(columns, rows, sortable=True)])
+    rows = [[each["image"].removeprefix(folder), each["truth"], each["score"], each["label"]] for each in ordered]
+    shown = Table(columns, rows, f"Images in {folder}" if folder else "", sortable=True)
+    return Section("All images", "Every image that set the threshold.", [shown])
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    """Return the beginning that all paths share, up to a folder; nothing for a single folder above all."""
+    common = os.path.commonprefix(list(paths))
+    return common[: common.rfind("/") + 1] if common.count("/") > 1 else ""
 
 
 def _left_out(facts: dict[str, Any], records: Sequence[dict[str, Any]]) -> Section | None:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..atomic_write import atomic_file
-from .parts import MovableThreshold
+from .extra import require_extra
+from .parts import MovableThreshold, Table
 
 
 if TYPE_CHECKING:
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "BINS",
     "GROUP_COLORS",
     "LINE_COLORS",
     "Line",
     "as_svg",
     "chart_style",
     "histogram",
+    "histogram_table",
     "line_chart",
     "movable_threshold",
     "new_figure",
@@ -46,13 +49,13 @@ __all__ = [
 # Okabe and Ito, in an order of falling contrast with white; yellow is left out
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GROUP_COLORS = {"normal": "#0072B2", "anomalous": "#D55E00", "unlabeled": "#767676"}
+BINS = 40
 _HATCHES = {"normal": "", "anomalous": "////", "unlabeled": ""}
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 3)))
 _MARK_DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INCHES = {"one": 85 / 25.4, "two": 175 / 25.4}
 _THRESHOLD_ID = "threshold-line"
-_INSTALL = 'Reports need matplotlib and Jinja2: pip install "vcp-clip-hf[report]"'
 _STYLE = {
     "axes.edgecolor": "#444444",
     "axes.grid": True,
@@ -114,10 +117,9 @@ def chart_style(**settings: object) -> Iterator[None]:
     Raises:
         ImportError: the extra `report` is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(_INSTALL) from error
+    require_extra()
+    import matplotlib
+
     own = {name.replace("_", ".", 1): value for name, value in settings.items()}
     with matplotlib.rc_context({**_STYLE, **own}), warnings.catch_warnings():
         # names in scripts that matplotlib's font lacks; a browser shows them with its own
@@ -226,10 +228,11 @@ def histogram(
     x_label: str = "Score of the image",
     threshold: float | None = None,
     limits: tuple[float, float] | None = None,
-    bins: int = 40,
+    bins: int = BINS,
     width: str = "two",
     height: float = 55,
     note: str = "",
+    threshold_name: str = "threshold",
 ) -> "Figure":
     """
     Draw how many images have which score.
@@ -244,6 +247,7 @@ def histogram(
         bins (`int`, *optional*, defaults to 40): number of bins.
         width, height: see [`new_figure`].
         note (`str`, *optional*): small text above the chart.
+        threshold_name (`str`, *optional*, defaults to "threshold"): name of the line in the legend.
 
     Returns:
         `matplotlib.figure.Figure`: for [`as_svg`], [`movable_threshold`] and [`save_figure`].
@@ -262,12 +266,35 @@ def histogram(
         if threshold is not None:
             line = axes.axvline(threshold, color="#000000", linewidth=1.4, linestyle=(0, (4, 2)), gid=_THRESHOLD_ID)
             handles.append(line)
-            names.append("threshold")
+            names.append(threshold_name)
         _label(axes, x_label, "Images", note)
         axes.set_xlim(low, high)
         axes.yaxis.get_major_locator().set_params(integer=True)
         _add_legend(axes, handles, names)
     return figure
+
+
+def histogram_table(
+    groups: Mapping[str, Sequence[float]],
+    threshold: float | None = None,
+    limits: tuple[float, float] | None = None,
+    bins: int = BINS,
+) -> Table:
+    """
+    Return the numbers of a histogram, without empty bins.
+
+    Args:
+        groups, threshold, limits, bins: those of [`histogram`].
+    """
+    ends = limits or _ends(groups, threshold)
+    counts = [np.histogram(np.clip(scores, *ends), bins, ends)[0] for scores in groups.values()]
+    edges = np.linspace(*ends, bins + 1)
+    rows = [
+        [float(low), float(high), *map(int, row)]
+        for low, high, row in zip(edges[:-1], edges[1:], np.transpose(counts), strict=True)
+        if any(row)
+    ]
+    return Table(["From", "To", *groups], rows)
 
 
 def _ends(groups: Mapping[str, Sequence[float]], threshold: float | None) -> tuple[float, float]:
@@ -286,7 +313,7 @@ def movable_threshold(
     groups: Mapping[str, Sequence[float]],
     always_normal: Mapping[str, int] | None = None,
     recorded: Mapping[str, int] | None = None,
-    name: str = "threshold",
+    **further: str,
 ) -> MovableThreshold:
     """
     Describe the threshold of a histogram, so that the page can move its line.
@@ -294,7 +321,8 @@ def movable_threshold(
     Args:
         figure (`matplotlib.figure.Figure`): figure of [`histogram`] with a threshold.
         value (`float`): the threshold.
-        groups, always_normal, recorded, name: see [`MovableThreshold`].
+        groups, always_normal, recorded: see [`MovableThreshold`].
+        further: `name` and `start` of [`MovableThreshold`].
     """
     _place(figure)
     (axes,) = figure.axes
@@ -309,8 +337,8 @@ def movable_threshold(
         units_per_score=float(units),
         always_normal=always_normal or {},
         recorded=recorded or {},
-        name=name,
         step=float(f"1e{math.floor(math.log10((high - low) / 500))}"),
+        **further,
         line=_prefix(_svg_text(figure, "none")) + _THRESHOLD_ID,
     )
 
@@ -346,7 +374,9 @@ def as_svg(figure: "Figure") -> str:
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
+    shape = "wide" if figure.get_figwidth() > 1.5 * _INCHES["one"] else "narrow"
+    start = rf'<svg viewBox="\1" class="{shape}" aria-hidden="true">'
+    return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', start, svg, count=1)
 
 
 def _prefix(svg: str) -> str:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from ..atomic_write import atomic_file
 from ..version import __version__
+from .extra import require_extra
 from .parts import (
     Beside,
     Cell,
@@ -36,6 +37,7 @@ from .parts import (
 
 
 __all__ = [
+    "REPORT_FILE",
     "Beside",
     "Cell",
     "Chart",
@@ -54,10 +56,11 @@ __all__ = [
     "write_page",
 ]
 
+# Name of the report in the folder of its run
+REPORT_FILE = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
 # Pictures per inert script element: one is parsed when its first picture comes into view
-_CHUNK = 25
-_INSTALL = 'Reports need matplotlib and Jinja2: pip install "vcp-clip-hf[report]"'
+_CHUNK = 8
 
 
 def link_to(file: str | os.PathLike, page: str | os.PathLike) -> str:
@@ -129,11 +132,10 @@ def _asset(name: str) -> str:
 
 
 def _environment() -> Any:
-    try:
-        from jinja2 import Environment, FileSystemLoader
-        from markupsafe import Markup
-    except ImportError as error:
-        raise ImportError(_INSTALL) from error
+    require_extra()
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -187,7 +189,12 @@ def _is_numeric(values: Sequence[Value]) -> bool:
 
 def _outline(gallery: Gallery) -> dict[str, Any]:
     """Return a gallery without its pictures' data, for the page's script."""
-    return {"chunk": _CHUNK, "pictures": [_described(picture) for picture in gallery.pictures]}
+    return {
+        "chunk": _CHUNK,
+        "product": gallery.product_title,
+        "view": gallery.first_view,
+        "pictures": [_described(picture) for picture in gallery.pictures],
+    }
 
 
 def _described(picture: Picture) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class MovableThreshold:
         recorded (`Mapping[str, int]`, *optional*):
             Name of a group -> number of images that the run itself judged anomalous, shown while the threshold is at
             its start.
+        start (`str`, *optional*): text before the counts while the threshold is at its start.
         units_per_score (`float`): SVG units by which the line moves if the threshold rises by 1.
         name (`str`, *optional*): identity on the page; letters, digits and dashes.
         step (`float`, *optional*): step of the slider.
@@ -94,6 +95,7 @@ class MovableThreshold:
     units_per_score: float
     always_normal: Mapping[str, int] = field(default_factory=dict)
     recorded: Mapping[str, int] = field(default_factory=dict)
+    start: str = "As the run judged:"
     name: str = "threshold"
     step: float = 0.0001
     line: str = "threshold-line"
@@ -175,12 +177,16 @@ class Gallery:
         controls (`bool`, *optional*, defaults to `True`):
             Whether the gallery can be sorted, searched and filtered by label, product and failure.
         threshold (`str`, *optional*): name of the [`MovableThreshold`] that its verdicts follow.
+        product_title (`str`, *optional*): what the products of the pictures are called.
+        first_view (`str`, *optional*): name of the view that the tiles show at first; default: each picture's first.
     """
 
     pictures: Sequence[Picture]
     caption: str = ""
     controls: bool = True
     threshold: str = ""
+    product_title: str = "Product"
+    first_view: str = ""
     kind: ClassVar[str] = "gallery"
 
 

@@ -5,18 +5,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .calibration_report import report_calibration
-from .page import Section, write_page
+from .extra import require_extra
+from .page import REPORT_FILE, Section, write_page
 from .prediction_report import report_prediction
 from .read_run import Run, find_run
 from .training_report import report_training
 
 
-__all__ = ["REPORTS", "Report", "write_report"]
+__all__ = ["REPORTS", "REPORT_FILE", "Report", "write_report"]
 
 # Title, subtitle and sections of a page; `figures` is the folder for figures of papers, or None
 Report = tuple[str, str, list[Section]]
-# kind of run -> function (run, page, figures) that reads its folder
-REPORTS: dict[str, Callable[[Run, Path, Path | None], Report]] = {
+# kind of run -> function (run, page, figures, progress) that reads its folder
+REPORTS: dict[str, Callable[[Run, Path, Path | None, bool], Report]] = {
     "predict": report_prediction,
     "train": report_training,
     "calibrate": report_calibration,
@@ -24,7 +25,10 @@ REPORTS: dict[str, Callable[[Run, Path, Path | None], Report]] = {
 
 
 def write_report(
-    runs: Sequence[str | os.PathLike], page: str | os.PathLike, figures: str | os.PathLike | None = None
+    runs: Sequence[str | os.PathLike],
+    page: str | os.PathLike,
+    figures: str | os.PathLike | None = None,
+    progress: bool = False,
 ) -> Path:
     """
     Write the report of finished runs.
@@ -33,6 +37,7 @@ def write_report(
         runs (`Sequence[str | os.PathLike]`): folders of runs.
         page (`str` or `os.PathLike`): HTML file to write; links in it are relative to its folder.
         figures (`str` or `os.PathLike`, *optional*): folder for the charts as SVG and PDF files.
+        progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
 
     Returns:
         `Path`: the file.
@@ -41,9 +46,12 @@ def write_report(
         FileNotFoundError, ValueError: a folder is missing, or is not one of a run that can be reported.
         ImportError: the extra `report` is not installed.
     """
+    require_extra()
     found, page = [find_run(run) for run in runs], Path(page)
     if len(found) != 1:
         raise ValueError(f"Expected one run, got {len(found)}.")
     (run,) = found
-    title, subtitle, sections = REPORTS[run.kind](run, page, None if figures is None else Path(figures))
+    if run.kind not in REPORTS:
+        raise ValueError(f"{run.folder} is the folder of a run of {run.kind}, which has no report yet.")
+    title, subtitle, sections = REPORTS[run.kind](run, page, None if figures is None else Path(figures), progress)
     return write_page(page, title, subtitle, sections)

@@ -3,6 +3,8 @@
 import base64
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,19 @@ from ..image_loading import load_image
 from ..visualization import heatmap
 
 
-__all__ = ["map_thumbnail", "mask_thumbnail", "placeholder", "thumbnail"]
+__all__ = [
+    "UnreadableError",
+    "map_thumbnail",
+    "mask_thumbnail",
+    "placeholder",
+    "read_map",
+    "read_mask",
+    "read_picture",
+    "shrunk",
+    "shrunk_map",
+    "shrunk_mask",
+    "thumbnail",
+]
 
 # WebP is about 30 % smaller than JPEG of the same look, and every browser since 2020 shows it
 _FORMAT, _MIME = "WEBP", "image/webp"
@@ -23,20 +37,18 @@ def thumbnail(image: Image.Image | str | os.PathLike, longer_side: int = 320, qu
     Make a small copy of a picture.
 
     Args:
-        image (`PIL.Image.Image`, `str` or `os.PathLike`):
-            The picture, or its file, which is read as everywhere in this package (upright; 16 bits by one rule).
+        image (`PIL.Image.Image`, `str` or `os.PathLike`): the picture, or its file, see [`read_picture`].
         longer_side (`int`, *optional*, defaults to 320): largest number of pixels in a row or column.
         quality (`int`, *optional*, defaults to 78): 0 to 100.
 
     Returns:
         `str`: data URI.
     """
-    if not isinstance(image, Image.Image):
-        try:
-            image = _read(image)
-        except (OSError, ValueError) as error:
-            return placeholder(_reason(error), longer_side)
-    return _as_uri(_shrunk(image.convert("RGB"), longer_side), quality)
+    try:
+        picture = image if isinstance(image, Image.Image) else read_picture(image)
+    except UnreadableError as error:
+        return placeholder(str(error), longer_side)
+    return _as_uri(shrunk(picture.convert("RGB"), longer_side), quality)
 
 
 def map_thumbnail(anomaly_map: np.ndarray | str | os.PathLike, longer_side: int = 320, quality: int = 78) -> str:
@@ -45,41 +57,36 @@ def map_thumbnail(anomaly_map: np.ndarray | str | os.PathLike, longer_side: int 
 
     Args:
         anomaly_map (`np.ndarray` of shape `(height, width)`, `str` or `os.PathLike`):
-            Values in [0, 1]; or a file of `predict`: 16-bit PNG (value times 65535) or `.npy`.
+            Values in [0, 1]; or a file of `predict`, see [`read_map`].
         longer_side, quality: see [`thumbnail`].
 
     Returns:
         `str`: data URI.
     """
-    if not isinstance(anomaly_map, np.ndarray):
-        try:
-            anomaly_map = _read_map(Path(anomaly_map))
-        except (OSError, ValueError, SyntaxError) as error:
-            return placeholder(_reason(error), longer_side)
-    values = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
-    return _as_uri(heatmap(_shrunk(values, longer_side)), quality)
+    try:
+        values = anomaly_map if isinstance(anomaly_map, np.ndarray) else read_map(anomaly_map)
+    except UnreadableError as error:
+        return placeholder(str(error), longer_side)
+    return _as_uri(heatmap(shrunk_map(values, longer_side)), quality)
 
 
-def mask_thumbnail(mask: Image.Image | str | os.PathLike, longer_side: int = 320) -> str:
+def mask_thumbnail(mask: Image.Image | np.ndarray | str | os.PathLike, longer_side: int = 320) -> str:
     """
     Make a small black and white copy of a mask; thin regions stay visible.
 
     Args:
-        mask (`PIL.Image.Image`, `str` or `os.PathLike`): picture of one channel, not black inside; or its file.
+        mask (`PIL.Image.Image`, `np.ndarray`, `str` or `os.PathLike`):
+            Picture of one channel or array of shape `(height, width)`, not zero inside; or its file.
         longer_side: see [`thumbnail`].
 
     Returns:
         `str`: data URI.
     """
-    if not isinstance(mask, Image.Image):
-        try:
-            mask = _opened(mask)
-        except (OSError, ValueError, SyntaxError) as error:
-            return placeholder(_reason(error), longer_side)
-    inside = Image.fromarray((np.asarray(mask.convert("L")) > 0).astype(np.uint8) * np.uint8(255))
-    small = _shrunk(inside, longer_side)
-    # a pixel is white if a tenth of it is inside
-    return _as_uri(small.point(lambda value: 255 if value > 25 else 0), None)
+    try:
+        inside = np.asarray(mask) > 0 if isinstance(mask, (Image.Image, np.ndarray)) else read_mask(mask)
+    except UnreadableError as error:
+        return placeholder(str(error), longer_side)
+    return _as_uri(Image.fromarray(shrunk_mask(inside, longer_side)), None)
 
 
 def placeholder(text: str, longer_side: int = 320) -> str:
@@ -100,35 +107,111 @@ def placeholder(text: str, longer_side: int = 320) -> str:
     return _as_uri(picture, 60)
 
 
-def _reason(error: Exception) -> str:
-    return "file not found" if isinstance(error, FileNotFoundError) else "file cannot be read"
+class UnreadableError(ValueError):
+    """A file that is missing or cannot be read; the message is a few words for a placeholder."""
 
 
-def _read(file: str | os.PathLike) -> Image.Image:
-    if str(file).startswith(("http://", "https://", "data:")):
-        raise FileNotFoundError("a report requests nothing from a network")
-    return load_image(file)
+def read_picture(file: str | os.PathLike) -> Image.Image:
+    """
+    Read an image file as everywhere in this package: upright, RGB, more than 8 bits by one rule.
+
+    Args:
+        file (`str` or `os.PathLike`): path of the file; a report requests nothing from a network.
+
+    Raises:
+        UnreadableError: the file is missing or cannot be read.
+    """
+    if str(file).startswith(("http://", "https://")):
+        raise UnreadableError("not on this machine")
+    with _in_few_words():
+        return load_image(Path(file))
 
 
-def _read_map(file: Path) -> np.ndarray:
-    if file.suffix == ".npy":
-        return np.load(file, allow_pickle=False).astype(np.float32)
-    return np.asarray(_opened(file)).astype(np.float32) / 65535
+def read_map(file: str | os.PathLike) -> np.ndarray:
+    """
+    Read an anomaly map of `predict`.
+
+    Args:
+        file (`str` or `os.PathLike`): 16-bit PNG (value times 65535) or `.npy`.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`, float32.
+
+    Raises:
+        UnreadableError: the file is missing or is not a map.
+    """
+    with _in_few_words():
+        if Path(file).suffix == ".npy":
+            values = np.load(file, allow_pickle=False).astype(np.float32)
+        else:
+            values = _png(file).astype(np.float32) / 65535
+        return _flat(values)
 
 
-def _opened(file: str | os.PathLike) -> Image.Image:
+def read_mask(file: str | os.PathLike) -> np.ndarray:
+    """
+    Read a mask of `predict`.
+
+    Args:
+        file (`str` or `os.PathLike`): PNG of one channel.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`, bool.
+
+    Raises:
+        UnreadableError: the file is missing or is not a mask.
+    """
+    with _in_few_words():
+        return _flat(_png(file)) > 0
+
+
+@contextmanager
+def _in_few_words() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UnreadableError("file not found") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UnreadableError("file cannot be read") from error
+
+
+def _png(file: str | os.PathLike) -> np.ndarray:
     with Image.open(file, formats=("PNG",)) as picture:
-        picture.load()
-    return picture
+        return np.asarray(picture)
 
 
-def _shrunk(picture: Image.Image, longer_side: int) -> Image.Image:
-    """Return a picture that fits into a square; a smaller one is unchanged."""
+def _flat(values: np.ndarray) -> np.ndarray:
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"Expected an array of shape (height, width), got {values.shape}.")
+    return values
+
+
+def shrunk(
+    picture: Image.Image, longer_side: int, resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """
+    Return a picture that fits into a square; a smaller one is unchanged.
+
+    Args:
+        picture (`PIL.Image.Image`): picture of any mode.
+        longer_side (`int`): side of the square in pixels.
+        resampling (`PIL.Image.Resampling`, *optional*): kind of interpolation.
+    """
     factor = longer_side / max(picture.size)
     if factor >= 1:
         return picture
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.BOX if picture.mode == "F" else Image.Resampling.LANCZOS)
+    return picture.resize((max(1, round(picture.width * factor)), max(1, round(picture.height * factor))), resampling)
+
+
+def shrunk_map(anomaly_map: np.ndarray, longer_side: int) -> np.ndarray:
+    """Return a map (float32) that fits into a square; its values are means of the pixels that they stand for."""
+    picture = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
+    return np.asarray(shrunk(picture, longer_side, Image.Resampling.BOX))
+
+
+def shrunk_mask(mask: np.ndarray, longer_side: int) -> np.ndarray:
+    """Return a mask (bool) that fits into a square; a pixel is inside if a tenth of the pixels it stands for are."""
+    return shrunk_map(mask, longer_side) >= 0.1
 
 
 def _as_uri(picture: Image.Image, quality: int | None) -> str:

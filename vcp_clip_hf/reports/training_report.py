@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from ..training_log import VALIDATION_PREFIX, TrainingHistory, read_training_log
-from .page import Cell, Facts, KeyNumbers, Part, Section, Text, link_to, write_page
+from .page import REPORT_FILE, Cell, Facts, KeyNumbers, Part, Section, Text, link_to, write_page
 from .read_run import Run
 from .training_curves import (
     best_validation,
@@ -21,9 +21,8 @@ from .training_curves import (
 )
 
 
-__all__ = ["REPORT_FILE", "report_training", "write_training_report"]
+__all__ = ["report_training", "write_training_report"]
 
-REPORT_FILE = "report.html"
 _SETTINGS = "training_config.yaml"
 
 
@@ -67,7 +66,12 @@ def report_training(
         show_time_and_memory(history, figures),
         _settings(settings),
     ]
-    return "Training", str(run.folder), [section for section in sections if section is not None]
+    folder = run.folder.resolve()
+    return f"Training report: {folder.name}", f"{folder}, as of {_as_of(history)}", [*filter(None, sections)]
+
+
+def _as_of(history: TrainingHistory) -> str:
+    return f"{history.as_of:%Y-%m-%d %H:%M} UTC"
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -107,7 +111,7 @@ def _overview(history: TrainingHistory, settings: dict[str, Any], folder: Path, 
 
 def _state(history: TrainingHistory) -> tuple[str, str]:
     """Return how the run stands, and the tone of that sentence."""
-    as_of = f"{history.as_of:%Y-%m-%d %H:%M} UTC"
+    as_of = _as_of(history)
     if history.end is None:
         return (
             f"The log has no end: the run is still going, or it was killed. As of {as_of}, when the log was last"

@@ -65,7 +65,7 @@ function describeGroup(name, flagged, total) {
 
 function setUpThreshold(control) {
   const [slider, number] = control.querySelectorAll("input");
-  const { groups, fixed, recorded } = JSON.parse(control.querySelector("script").textContent);
+  const { groups, fixed, recorded, start: words } = JSON.parse(control.querySelector("script").textContent);
   const line = document.getElementById(control.dataset.line);
   const start = Number(control.dataset.value);
   const recount = control.querySelector(".recount");
@@ -82,7 +82,7 @@ function setUpThreshold(control) {
       const total = groups[name].length + (fixed[name] || 0);
       return make("p", {}, [make("strong", { textContent: describeGroup(name, flaggedIn(name, value, moved), total) })]);
     });
-    const origin = moved ? `At the threshold ${value.toPrecision(4)}, moved from ${start.toPrecision(4)}:` : "As the run judged:";
+    const origin = moved ? `At the threshold ${value.toPrecision(4)}, moved from ${start.toPrecision(4)}:` : words;
     recount.replaceChildren(make("p", { textContent: origin }), ...lines);
     const detail = { name: control.dataset.threshold, value: moved ? value : null };
     document.dispatchEvent(new CustomEvent("threshold", { detail }));
@@ -127,6 +127,8 @@ class Gallery {
     const outline = JSON.parse(root.querySelector(".outline").textContent);
     this.pictures = outline.pictures.map((picture, index) => ({ facts: [], views: [], index, ...picture }));
     this.chunkSize = outline.chunk;
+    this.productTitle = outline.product;
+    this.firstView = outline.view;
     this.chunks = root.querySelectorAll("script.pictures");
     this.parsed = new Map();
     this.moved = null;
@@ -168,9 +170,12 @@ class Gallery {
     const useful = Object.keys(FILTERS).filter((name) => this.isUseful(name));
     this.filter = choice("Show", ["All", ...useful]);
     const products = [...new Set(this.pictures.map((each) => each.product || ""))].sort();
-    if (products.length > 1) this.product = choice("Product", ["All", ...products]);
+    if (products.length > 1) this.product = choice(this.productTitle, ["All", ...products]);
     const views = [...new Set(this.pictures.flatMap((each) => each.views.map((view) => view[0])))];
-    if (views.length > 1) this.view = choice("Tiles show", views);
+    if (views.length > 1) {
+      this.view = choice("Tiles show", views);
+      if (views.includes(this.firstView)) this.view.value = this.firstView;
+    }
     this.order = choice("Sort by", ["As listed", ...Object.keys(ORDERS)]);
     this.search = make("input", { type: "search", placeholder: "part of a name" });
     this.search.addEventListener("input", () => this.update());
@@ -229,7 +234,7 @@ class Gallery {
 
   makeImage(picture) {
     const names = picture.views.map((view) => view[0]);
-    const chosen = Math.max(0, this.view ? names.indexOf(this.view.value) : 0);
+    const chosen = Math.max(0, names.indexOf(this.view ? this.view.value : this.firstView));
     return make("img", { src: this.thumbnails(picture)[chosen], alt: "", decoding: "async" });
   }
 
@@ -280,7 +285,7 @@ class Viewer {
   open(gallery, number) {
     this.gallery = gallery;
     this.number = number;
-    this.view = gallery.view ? gallery.view.value : "";
+    this.view = gallery.view ? gallery.view.value : gallery.firstView;
     this.dialog.showModal();
     this.show();
   }
@@ -347,7 +352,7 @@ class Viewer {
       parts.push(make("div", { class: "views", attributes: group }, buttons));
     }
     const facts = [["Verdict", this.gallery.verdict(picture)], ["Score", picture.score?.toFixed(6)]];
-    facts.push(["Truth", picture.truth], ["Product", picture.product], ["Failure", picture.failure], ...picture.facts);
+    facts.push(["Truth", picture.truth], [this.gallery.productTitle, picture.product], ["Failure", picture.failure], ...picture.facts);
     const rows = facts
       .filter(([, value]) => value)
       .map(([name, value]) => make("div", {}, [make("dt", { textContent: name }), make("dd", { textContent: value })]));

@@ -1,0 +1,32 @@
+"""`vcp-clip report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import printable
+
+
+__all__ = ["report"]
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Output folders of predict, calibrate, evaluate or train.")],
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="HTML file to write.")] = Path(
+        "report.html"
+    ),
+    figures: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for the charts as SVG and PDF files, at print sizes."),
+    ] = None,
+) -> None:
+    """
+    Write the report of finished runs: one HTML file with charts and pictures, for any browser.
+
+    The file needs neither a network nor a server. Small copies of the pictures are in it; links lead to the full files
+    as long as the file stays where it is relative to them. Needs the extra `report`.
+    """
+    from ..reports.report import write_report
+
+    typer.echo(printable(f"wrote {write_report(runs, output, figures, progress=True)}"))
