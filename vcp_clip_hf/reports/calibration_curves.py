@@ -122,8 +122,8 @@ def show_defect_rates(
     return Section(
         "Precision and recall",
         "Precision is the part of the flagged images that have a defect; recall is the part of the defects that are"
-        " flagged. A higher threshold flags fewer images: recall falls, and precision mostly rises. F1 is highest where both are high; on a"
-        " broad top the exact threshold matters little. Where a missed defect costs more than a false alarm, a lower"
-        " threshold is better than the best F1: give it as --threshold.",
+        " flagged. A higher threshold flags fewer images: recall falls, and precision mostly rises. F1 is highest where"
+        " both are high; on a broad top the exact threshold matters little. Where a missed defect costs more than a"
+        " false alarm, a lower threshold is better than the best F1: give it as --threshold.",
         [chart],
     )

@@ -1,7 +1,7 @@
 """The report of `vcp-clip calibrate --report`: where the threshold lies, what it promises, and which images set it."""
 
-import os
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +165,10 @@ def _all_images(scored: Sequence[dict[str, Any]]) -> Section:
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    """Return the beginning that all paths share, up to a folder; nothing for a single folder above all."""
-    common = os.path.commonprefix(list(paths))
-    return common[: common.rfind("/") + 1] if common.count("/") > 1 else ""
+    """Return the folder that all paths share, with a slash at its end; nothing if it is the root or there is none."""
+    folders = [path.split("/")[:-1] for path in paths]
+    common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))]
+    return "/".join([*common, ""]) if len(common) > 1 else ""
 
 
 def _left_out(facts: dict[str, Any], records: Sequence[dict[str, Any]]) -> Section | None:

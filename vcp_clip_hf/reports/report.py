@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .accuracy_report import report_evaluation
 from .calibration_report import report_calibration
 from .extra import require_extra
 from .page import REPORT_FILE, Section, write_page
@@ -19,8 +20,9 @@ Report = tuple[str, str, list[Section]]
 # kind of run -> function (run, page, figures, progress) that reads its folder
 REPORTS: dict[str, Callable[[Run, Path, Path | None, bool], Report]] = {
     "predict": report_prediction,
-    "train": report_training,
     "calibrate": report_calibration,
+    "evaluate": report_evaluation,
+    "train": report_training,
 }
 
 
