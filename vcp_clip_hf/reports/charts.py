@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "BINS",
     "GROUP_COLORS",
     "LINE_COLORS",
     "Line",
@@ -49,7 +48,6 @@ __all__ = [
 # Okabe and Ito, in an order of falling contrast with white; yellow is left out
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GROUP_COLORS = {"normal": "#0072B2", "anomalous": "#D55E00", "unlabeled": "#767676"}
-BINS = 40
 _HATCHES = {"normal": "", "anomalous": "////", "unlabeled": ""}
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 3)))
 _MARK_DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
@@ -71,7 +69,7 @@ _STYLE = {
     "font.size": 8,
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.5,
-    "hatch.linewidth": 0.5,
+    "hatch.linewidth": 0.6,
     "legend.fontsize": 7,
     "legend.frameon": False,
     "lines.linewidth": 1.4,
@@ -228,7 +226,7 @@ def histogram(
     x_label: str = "Score of the image",
     threshold: float | None = None,
     limits: tuple[float, float] | None = None,
-    bins: int = BINS,
+    bins: int | None = None,
     width: str = "two",
     height: float = 55,
     note: str = "",
@@ -244,7 +242,7 @@ def histogram(
         x_label (`str`, *optional*): title of the x axis.
         threshold (`float`, *optional*): threshold to draw as a line.
         limits (`tuple[float, float]`, *optional*): ends of the x axis; default: those of scores and threshold.
-        bins (`int`, *optional*, defaults to 40): number of bins.
+        bins (`int`, *optional*): number of bins; default: 10 to 50, more for more scores.
         width, height: see [`new_figure`].
         note (`str`, *optional*): small text above the chart.
         threshold_name (`str`, *optional*, defaults to "threshold"): name of the line in the legend.
@@ -253,12 +251,13 @@ def histogram(
         `matplotlib.figure.Figure`: for [`as_svg`], [`movable_threshold`] and [`save_figure`].
     """
     low, high = limits or _ends(groups, threshold)
+    bins = bins or _number_of_bins(groups)
     with chart_style():
         figure, ((axes,),) = new_figure(width, height)
         handles, names = [], []
         for number, (name, scores) in enumerate(groups.items()):
             color = GROUP_COLORS.get(name, LINE_COLORS[number % len(LINE_COLORS)])
-            style = {"facecolor": color + "66", "edgecolor": color, "hatch": _HATCHES.get(name, "")}
+            style = {"facecolor": _lighter(color), "edgecolor": color, "alpha": 0.7, "hatch": _HATCHES.get(name, "")}
             inside = np.clip(np.asarray(scores, dtype=np.float64), low, high)
             drawn = axes.hist(inside, bins=bins, range=(low, high), histtype="stepfilled", **style)
             handles.append(drawn[2][0])
@@ -278,7 +277,7 @@ def histogram_table(
     groups: Mapping[str, Sequence[float]],
     threshold: float | None = None,
     limits: tuple[float, float] | None = None,
-    bins: int = BINS,
+    bins: int | None = None,
 ) -> Table:
     """
     Return the numbers of a histogram, without empty bins.
@@ -286,7 +285,7 @@ def histogram_table(
     Args:
         groups, threshold, limits, bins: those of [`histogram`].
     """
-    ends = limits or _ends(groups, threshold)
+    ends, bins = limits or _ends(groups, threshold), bins or _number_of_bins(groups)
     counts = [np.histogram(np.clip(scores, *ends), bins, ends)[0] for scores in groups.values()]
     edges = np.linspace(*ends, bins + 1)
     rows = [
@@ -295,6 +294,15 @@ def histogram_table(
         if any(row)
     ]
     return Table(["From", "To", *groups], rows)
+
+
+def _lighter(color: str) -> tuple[float, ...]:
+    """Return a color mixed with white."""
+    return tuple(0.45 * int(color[place : place + 2], 16) / 255 + 0.55 for place in (1, 3, 5))
+
+
+def _number_of_bins(groups: Mapping[str, Sequence[float]]) -> int:
+    return max(10, min(50, round(2 * math.sqrt(sum(map(len, groups.values()))))))
 
 
 def _ends(groups: Mapping[str, Sequence[float]], threshold: float | None) -> tuple[float, float]:

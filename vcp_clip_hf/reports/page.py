@@ -193,6 +193,7 @@ def _outline(gallery: Gallery) -> dict[str, Any]:
         "chunk": _CHUNK,
         "product": gallery.product_title,
         "view": gallery.first_view,
+        "order": gallery.order,
         "pictures": [_described(picture) for picture in gallery.pictures],
     }
 

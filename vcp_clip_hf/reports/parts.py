@@ -179,6 +179,7 @@ class Gallery:
         threshold (`str`, *optional*): name of the [`MovableThreshold`] that its verdicts follow.
         product_title (`str`, *optional*): what the products of the pictures are called.
         first_view (`str`, *optional*): name of the view that the tiles show at first; default: each picture's first.
+        order (`str`, *optional*): name of the order in which the pictures are given.
     """
 
     pictures: Sequence[Picture]
@@ -187,6 +188,7 @@ class Gallery:
     threshold: str = ""
     product_title: str = "Product"
     first_view: str = ""
+    order: str = "As listed"
     kind: ClassVar[str] = "gallery"
 
 

@@ -210,11 +210,15 @@ def _pictures(run: _Run, page: Path, progress: bool) -> Section:
             " lists all."
         )
     pictures = gallery_pictures(shown, run.folder, page, run.context.get("folder"), run.dropped, progress)
-    return Section(
-        "Pictures",
-        "",
-        [Gallery(pictures, caption, threshold="threshold", product_title="Folder", first_view="Overlay")],
+    gallery = Gallery(
+        pictures,
+        caption,
+        threshold="threshold",
+        product_title="Folder",
+        first_view="Overlay",
+        order="Highest score first",
     )
+    return Section("Pictures", "", [gallery])
 
 
 def _failures(run: _Run) -> Section:
@@ -285,4 +289,6 @@ def _plain(value: Any) -> Value:
         return "\n".join(f"{name}: {_plain(each)}" for name, each in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(str(_plain(each)) for each in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

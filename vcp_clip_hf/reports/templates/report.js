@@ -99,9 +99,26 @@ function setUpThreshold(control) {
     show(value);
   });
   control.querySelector("button").addEventListener("click", () => {
-    slider.value = number.value = control.dataset.value;
+    slider.value = start;
+    number.value = start.toFixed(4);
     show(start);
   });
+  if (line) {
+    const drawing = control.closest("figure").querySelector(".drawing");
+    const place = line.getBBox().x;
+    const move = (event) => {
+      if (event.buttons !== 1) return;
+      const svg = drawing.querySelector("svg");
+      const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+      const value = start + (point.x - place) / Number(control.dataset.units);
+      slider.value = value; // keeps it between the ends
+      number.value = slider.valueAsNumber.toFixed(4);
+      show(slider.valueAsNumber);
+    };
+    drawing.classList.add("movable");
+    drawing.addEventListener("pointerdown", move);
+    drawing.addEventListener("pointermove", move);
+  }
   show(start);
 }
 
@@ -129,6 +146,7 @@ class Gallery {
     this.chunkSize = outline.chunk;
     this.productTitle = outline.product;
     this.firstView = outline.view;
+    this.listed = outline.order;
     this.chunks = root.querySelectorAll("script.pictures");
     this.parsed = new Map();
     this.moved = null;
@@ -176,7 +194,7 @@ class Gallery {
       this.view = choice("Tiles show", views);
       if (views.includes(this.firstView)) this.view.value = this.firstView;
     }
-    this.order = choice("Sort by", ["As listed", ...Object.keys(ORDERS)]);
+    this.order = choice("Sort by", [...new Set([this.listed, ...Object.keys(ORDERS)])]);
     this.search = make("input", { type: "search", placeholder: "part of a name" });
     this.search.addEventListener("input", () => this.update());
     this.controls.append(make("label", { class: "search", textContent: "Search" }, [this.search]));
@@ -199,7 +217,7 @@ class Gallery {
         (product === null || (each.product || "") === product) &&
         (!words || `${each.title} ${each.failure || ""}`.toLowerCase().includes(words)),
     );
-    if (this.order && ORDERS[this.order.value]) this.shown.sort(ORDERS[this.order.value]);
+    if (this.order && this.order.value !== this.listed) this.shown.sort(ORDERS[this.order.value]);
     if (this.showsControls) {
       this.root.querySelector(".count").textContent = `${count(this.shown.length)} of ${count(this.pictures.length)} pictures`;
     }
