@@ -45,8 +45,8 @@ def show_false_alarm_rates(
     room = max(0.02 * float(np.ptp(ordered)), 0.01)
     limits = (float(ordered[0]) - room, max(float(ordered[-1]), image["threshold"]) + room)
     chart = make_chart(
-        lambda width: line_chart(
-            lines, _X_LABEL, "False alarms (%)", width, x_limits=limits, y_limits=(0, highest), marks=_marks(image)
+        line_chart(
+            lines, _X_LABEL, "False alarms (%)", "two", x_limits=limits, y_limits=(0, highest), marks=_marks(image)
         ),
         "calibration-false-alarms",
         f"Line chart of the false-alarm rate over the threshold: {image['false_alarm_bound']:.2%} guaranteed and"
@@ -113,7 +113,7 @@ def show_defect_rates(
     # between two scores, the same images are flagged as at the higher one
     lines = [Line(name, np.repeat(places, 2)[:-1], 100 * np.repeat(each, 2)[1:]) for name, each in values.items()]
     chart = make_chart(
-        lambda width: line_chart(lines, _X_LABEL, "%", width, y_limits=(0, 102), marks=_marks(image)),
+        line_chart(lines, _X_LABEL, "%", "two", y_limits=(0, 102), marks=_marks(image)),
         "calibration-f1",
         f"Line chart of F1, precision and recall over the threshold: F1 {image['f1']:.3f} at"
         f" {image['threshold']:.4g}.",
@@ -122,8 +122,8 @@ def show_defect_rates(
     return Section(
         "Precision and recall",
         "Precision is the part of the flagged images that have a defect; recall is the part of the defects that are"
-        " flagged. A higher threshold flags fewer images: recall falls, and precision mostly rises. F1 is highest where"
-        " both are high; on a broad top the exact threshold matters little. Where a missed defect costs more than a"
+        " flagged. A higher threshold flags fewer images: recall falls, and precision mostly rises. F1 is highest"
+        " where both are high; on a broad top the exact threshold matters little. Where a missed defect costs more than a"
         " false alarm, a lower threshold is better than the best F1: give it as --threshold.",
         [chart],
     )

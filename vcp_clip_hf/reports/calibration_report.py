@@ -9,7 +9,7 @@ from ..calibration import describe_calibration
 from ..calibration_record import CALIBRATION_FILE, read_calibration
 from ..thresholds import TOLERANCE
 from .calibration_curves import show_defect_rates, show_false_alarm_rates
-from .charts import histogram, movable_threshold
+from .charts import histogram, histogram_table, movable_threshold
 from .figures import make_chart
 from .page import Facts, Gallery, KeyNumbers, Part, Section, Table, Text
 from .prediction_pictures import gallery_pictures
@@ -120,10 +120,11 @@ def _scores(facts: dict[str, Any], scored: Sequence[dict[str, Any]], figures: Pa
         f"{len(each)} {name} images from {min(each):.4g} to {max(each):.4g}" for name, each in groups.items()
     )
     chart = make_chart(
-        lambda width: histogram(groups, threshold=threshold, width=width) if width == "one" else drawn,
+        drawn,
         "calibration-scores",
         f"Histogram of the scores: {spans}; threshold {threshold:.4g}.",
         figures,
+        table=histogram_table(groups, threshold),
         threshold=movable_threshold(drawn, threshold, groups),
     )
     return Section("Scores", _SCORES_OF_ALL_IMAGES if len(groups) > 1 else _SCORES_OF_NORMAL_IMAGES, [chart])

@@ -6,6 +6,7 @@ markers, and each histogram its own hatching, so that color is never the only si
 global state, is not used.
 """
 
+import copy
 import hashlib
 import io
 import math
@@ -52,7 +53,9 @@ _HATCHES = {"normal": "", "anomalous": "////", "unlabeled": ""}
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 3)))
 _MARK_DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_INCHES = {"one": 85 / 25.4, "two": 175 / 25.4}
+_MILLIMETERS = {"one": 85, "two": 175}
+_INCHES = {width: millimeters / 25.4 for width, millimeters in _MILLIMETERS.items()}
+_LEGEND_COLUMNS = {"one": 2, "two": 4}
 _THRESHOLD_ID = "threshold-line"
 _STYLE = {
     "axes.edgecolor": "#444444",
@@ -363,7 +366,9 @@ def _add_legend(axes: "Axes", handles: Sequence[object], names: Sequence[str]) -
     if len(names) > 1:
         # matplotlib drops names that begin with an underscore; a zero-width space before it keeps them
         shown = [f"\u200b{name}" if name.startswith("_") else name for name in names]
-        axes.figure.legend(handles, shown, loc="outside upper center", ncols=min(len(names), 4))
+        width = "two" if axes.figure.get_figwidth() > 1.5 * _INCHES["one"] else "one"
+        columns = min(len(names), _LEGEND_COLUMNS[width])
+        axes.figure.legend(handles, shown, loc="outside upper center", ncols=columns)
 
 
 def as_svg(figure: "Figure") -> str:
@@ -408,18 +413,19 @@ def _svg_text(figure: "Figure", font_type: str) -> str:
     return buffer.getvalue()
 
 
-def save_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
+def save_figure(figure: "Figure", folder: Path, name: str, widths: Sequence[str] = ("one", "two")) -> list[Path]:
     """
-    Write a figure for a paper, as SVG (text as outlines, so that it looks the same everywhere) and as PDF (fonts
-    embedded as TrueType).
+    Write a figure for a paper, in the width of a column (85 mm) and of a page (175 mm): as SVG (text as outlines, so
+    that it looks the same everywhere) and as PDF (fonts embedded as TrueType). The figure stays as it is.
 
     Args:
         figure (`matplotlib.figure.Figure`): figure to write.
         folder (`Path`): folder, made if it is missing.
-        name (`str`): file name without extension.
+        name (`str`): file name without width and extension, such as "scores" for "scores-85mm.pdf".
+        widths (`Sequence[str]`, *optional*, defaults to both): "one", "two", or both.
 
     Returns:
-        `list[Path]`: the two files.
+        `list[Path]`: the files.
 
     Raises:
         ValueError: the name is not a plain file name.
@@ -427,10 +433,26 @@ def save_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
     if not name or name.startswith(".") or re.search(r'[\x00-\x1f<>:"/\\|?*]', name):
         raise ValueError(f"{name!r} is not a file name; expected letters, digits, dashes and dots.")
     folder.mkdir(parents=True, exist_ok=True)
-    svg, pdf = folder / f"{name}.svg", folder / f"{name}.pdf"
-    with atomic_file(svg) as unfinished:
-        unfinished.write_text(_svg_text(figure, "path"), encoding="utf-8")
-    _place(figure)
-    with atomic_file(pdf) as unfinished, chart_style():
-        figure.savefig(unfinished, format="pdf", metadata={"CreationDate": None})
-    return [svg, pdf]
+    files = []
+    for width in widths:
+        resized, stem = _resized(figure, width), f"{name}-{_MILLIMETERS[width]}mm"
+        svg, pdf = folder / f"{stem}.svg", folder / f"{stem}.pdf"
+        with atomic_file(svg) as unfinished:
+            unfinished.write_text(_svg_text(resized, "path"), encoding="utf-8")
+        with atomic_file(pdf) as unfinished, chart_style():
+            resized.savefig(unfinished, format="pdf", metadata={"CreationDate": None})
+        files += [svg, pdf]
+    return files
+
+
+def _resized(figure: "Figure", width: str) -> "Figure":
+    """Return a copy of a figure in another width, with its parts placed anew."""
+    if math.isclose(figure.get_figwidth(), _INCHES[width]):
+        return figure
+    resized = copy.deepcopy(figure)
+    resized.set_figwidth(_INCHES[width])
+    for legend in resized.legends:
+        legend.set_ncols(min(len(legend.get_texts()), _LEGEND_COLUMNS[width]))
+    with chart_style():
+        resized.set_layout_engine("constrained")
+    return resized

@@ -70,9 +70,7 @@ def show_losses(history: TrainingHistory, figures: Path | None = None) -> Sectio
         note = f"Mean over {window} records; band: lowest and highest of them" if window > 1 else ""
     first, last = values["loss"][0], values["loss"][-1]
     chart = make_chart(
-        lambda width: line_chart(
-            lines, _STEP, "Loss", width, y_limits=_from_zero(lines), marks=_marks(history), note=note
-        ),
+        line_chart(lines, _STEP, "Loss", "two", y_limits=_from_zero(lines), marks=_marks(history), note=note),
         "training-loss",
         f"Line chart of the loss: {first:.4g} at step {steps[0]}, {last:.4g} at step {steps[-1]}.",
         figures,
@@ -176,9 +174,7 @@ def show_validations(history: TrainingHistory, settings: dict[str, Any], figures
     if best is not None:
         marks[f"best {metric_title(best[0])}"] = [best[1]["step"]]
     chart = make_chart(
-        lambda width: line_chart(
-            lines, _STEP, "Held-out products (%)", width, y_limits=_percentages(series.values()), marks=marks
-        ),
+        line_chart(lines, _STEP, "Held-out products (%)", "two", y_limits=_percentages(series.values()), marks=marks),
         "training-validation",
         f"Line chart of the metrics on held-out products over {len(steps)} validations: {what}.",
         figures,
@@ -223,7 +219,7 @@ def show_learning_rates(history: TrainingHistory, settings: dict[str, Any], figu
     ]
     text = "; ".join(f"{line.label} {line.y[-1]:g} at the end" for line in lines)
     chart = make_chart(
-        lambda width: line_chart(lines, _STEP, "Learning rate", width, 45, y_scale="log", marks=_marks(history)),
+        line_chart(lines, _STEP, "Learning rate", "two", 45, y_scale="log", marks=_marks(history)),
         "training-learning-rate",
         f"Line chart of the learning rates: {text}.",
         figures,
@@ -250,11 +246,11 @@ def show_time_and_memory(history: TrainingHistory, figures: Path | None = None) 
         note = f"Mean over {window} records; band: lowest and highest of them" if window > 1 else ""
         charts.append(
             make_chart(
-                lambda width: line_chart(
+                line_chart(
                     [line],
                     _STEP,
                     "Images per second",
-                    width,
+                    "one",
                     50,
                     y_limits=_from_zero([line]),
                     marks=_marks(history),
@@ -263,7 +259,6 @@ def show_time_and_memory(history: TrainingHistory, figures: Path | None = None) 
                 "training-speed",
                 f"Line chart of the speed: {float(np.median(line.y)):.3g} images per second in the median.",
                 figures,
-                page_width="one",
             )
         )
     memory = [each for each in history.losses if _number(each.get("peak_memory_bytes")) > 0]
@@ -273,13 +268,12 @@ def show_time_and_memory(history: TrainingHistory, figures: Path | None = None) 
         )
         charts.append(
             make_chart(
-                lambda width: line_chart(
-                    [used], _STEP, "Peak memory (GiB)", width, 50, y_limits=_from_zero([used]), marks=_marks(history)
+                line_chart(
+                    [used], _STEP, "Peak memory (GiB)", "one", 50, y_limits=_from_zero([used]), marks=_marks(history)
                 ),
                 "training-memory",
                 f"Line chart of the peak memory: {max(used.y):.3g} GiB at most.",
                 figures,
-                page_width="one",
             )
         )
     parts: list[Part] = [Beside(charts)] if len(charts) > 1 else charts
