@@ -43,7 +43,8 @@ def show_false_alarm_rates(
     # rates near the requested one are what is chosen from
     highest = min(102.0, max(20.0, 400 * image["false_alarm_rate"], 200 * image["false_alarm_bound"]))
     room = max(0.02 * float(np.ptp(ordered)), 0.01)
-    limits = (float(ordered[0]) - room, max(float(ordered[-1]), image["threshold"]) + room)
+    shown = places[100 * (above + 1) / (count + 1) <= highest]
+    limits = (float(shown.min(initial=ordered[-1])) - room, max(float(ordered[-1]), image["threshold"]) + room)
     chart = make_chart(
         line_chart(
             lines, _X_LABEL, "False alarms (%)", "two", x_limits=limits, y_limits=(0, highest), marks=_marks(image)
@@ -123,7 +124,7 @@ def show_defect_rates(
         "Precision and recall",
         "Precision is the part of the flagged images that have a defect; recall is the part of the defects that are"
         " flagged. A higher threshold flags fewer images: recall falls, and precision mostly rises. F1 is highest"
-        " where both are high; on a broad top the exact threshold matters little. Where a missed defect costs more than a"
-        " false alarm, a lower threshold is better than the best F1: give it as --threshold.",
+        " where both are high; on a broad top the exact threshold matters little. Where a missed defect costs more"
+        " than a false alarm, a lower threshold is better than the best F1: give it as --threshold.",
         [chart],
     )

@@ -366,9 +366,12 @@ def _add_legend(axes: "Axes", handles: Sequence[object], names: Sequence[str]) -
     if len(names) > 1:
         # matplotlib drops names that begin with an underscore; a zero-width space before it keeps them
         shown = [f"\u200b{name}" if name.startswith("_") else name for name in names]
-        width = "two" if axes.figure.get_figwidth() > 1.5 * _INCHES["one"] else "one"
-        columns = min(len(names), _LEGEND_COLUMNS[width])
-        axes.figure.legend(handles, shown, loc="outside upper center", ncols=columns)
+        _place_legend(axes.figure, handles, shown)
+
+
+def _place_legend(figure: "Figure", handles: Sequence[object], names: Sequence[str]) -> None:
+    width = "two" if figure.get_figwidth() > 1.5 * _INCHES["one"] else "one"
+    figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), _LEGEND_COLUMNS[width]))
 
 
 def as_svg(figure: "Figure") -> str:
@@ -451,8 +454,9 @@ def _resized(figure: "Figure", width: str) -> "Figure":
         return figure
     resized = copy.deepcopy(figure)
     resized.set_figwidth(_INCHES[width])
-    for legend in resized.legends:
-        legend.set_ncols(min(len(legend.get_texts()), _LEGEND_COLUMNS[width]))
     with chart_style():
+        legends, resized.legends[:] = list(resized.legends), []
+        for legend in legends:
+            _place_legend(resized, legend.legend_handles, [text.get_text() for text in legend.get_texts()])
         resized.set_layout_engine("constrained")
     return resized

@@ -61,7 +61,8 @@ def _is_prediction(folder: Path) -> bool:
 
 
 def _is_evaluation(folder: Path) -> bool:
-    return (folder / _RESULTS).is_file()
+    # a checkpoint has a file of this name too, with a list
+    return bool(_content(folder / _RESULTS))
 
 
 def _is_training(folder: Path) -> bool:
