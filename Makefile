@@ -44,11 +44,11 @@ test: lint
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# The web page in a real browser. Needs Chromium and its driver: `apt-get install chromium chromium-driver` on Debian.
+# The web page and the reports in a real browser. Needs Chromium and its driver: `apt-get install chromium chromium-driver` on Debian.
 # Has its own environment, because Gradio needs an older Pillow
 test-app: $(APP_VENV)/.installed
 	@command -v chromedriver >/dev/null || { echo "chromedriver is missing: apt-get install chromium chromium-driver"; exit 1; }
-	$(APP_VENV)/bin/python -m pytest -m "not slow" tests/space
+	$(APP_VENV)/bin/python -m pytest -m "not slow" tests/space tests/reports
 
 $(APP_VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(APP_VENV)
