@@ -120,10 +120,10 @@ def curve_chart(
     )
     figures.save(figure, *names, kind, *([level] if level else []))
     shown = {metric for _, values in runs.values() for metric in values if metric == "pixel_pro_200"}
-    caption = f"{facts['title']}. {facts['reading']}" + (_STEPS if kind == "pro" and shown else "")
+    caption = f"{title}. {facts['reading']}" + (_STEPS if kind == "pro" and shown else "")
     if kind == "pro":
         caption += f" Limit: {fpr_limit:g}."
-    return Chart(as_svg(figure), f"{facts['title']}: " + "; ".join(legend), caption)
+    return Chart(as_svg(figure), f"{title}: " + "; ".join(legend), caption)
 
 
 def _note(lines: Sequence[Line], title: str) -> str:

@@ -17,7 +17,7 @@ from .read_run import Run
 __all__ = ["mean_numbers", "report_evaluation", "settings_facts"]
 
 # Kind of a mistake -> the view that its tiles show
-_FIRST_VIEW = {"miss": "Ground truth", "false_alarm": "Overlay, with the mask", "localization": "Ground truth"}
+_FIRST_VIEW = {"miss": "Ground truth", "false_alarm": "Overlay", "localization": "Ground truth"}
 _TITLES = {"miss": "Misses", "false_alarm": "False alarms", "localization": "Worst localized defects"}
 
 
@@ -150,18 +150,18 @@ def _gallery(read: EvaluationFiles, images: Sequence[Mapping[str, Any]], kind: s
     chosen = sorted((each for each in images if kind in each.get("worst", {})), key=lambda each: each["worst"][kind])
     if not chosen:
         return None
-    pictures = [_picture(read.folder, image, kind) for image in chosen]
+    pictures = [_picture(read.folder, image) for image in chosen]
     caption = f"{_TITLES[kind]}: the {len(chosen)} {KINDS[kind]}, the worst first."
-    return Gallery(pictures, caption, controls=False, threshold=name)
+    return Gallery(pictures, caption, controls=False, threshold=name, first_view=_FIRST_VIEW[kind])
 
 
-def _picture(folder: Path, image: Mapping[str, Any], kind: str) -> Picture:
+def _picture(folder: Path, image: Mapping[str, Any]) -> Picture:
     facts = [("Kind", image["defect"])] if image.get("defect") else []
     if image.get("pixel_ap") is not None:
         facts.append(("Pixel AP of the image", f"{100 * image['pixel_ap']:.1f}"))
     return Picture(
         title=image["image_id"],
-        views=views_of(folder, image, _FIRST_VIEW[kind]),
+        views=views_of(folder, image),
         score=image["score"],
         truth="anomalous" if image["label"] else "normal",
         product=image["product"],

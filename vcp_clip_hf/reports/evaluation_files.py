@@ -16,7 +16,7 @@ from .parts import View
 from .thumbnails import placeholder
 
 
-__all__ = ["EvaluationFiles", "read_evaluation", "views_of"]
+__all__ = ["VIEWS", "EvaluationFiles", "read_evaluation", "views_of"]
 
 _NO_DETAILS = (
     "There are no curves, scores and pictures in this folder; vcp-clip evaluate --report writes them with the results."
@@ -26,7 +26,7 @@ _OTHER_DETAILS = (
     " left out. Evaluate again with --report."
 )
 # View of a picture -> its file in `images.jsonl`
-_VIEWS = {"Picture": "image", "Ground truth": "truth", "Map": "map", "Overlay, with the mask": "overlay"}
+VIEWS = {"Picture": "image", "Ground truth": "truth", "Map": "map", "Overlay": "overlay"}
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,19 @@ def _with_nan(values: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: None if value is None or math.isnan(value) else value for name, value in values.items()}
 
 
-def views_of(folder: Path, image: Mapping[str, Any], first: str = "Picture") -> list[View]:
+def views_of(folder: Path, image: Mapping[str, Any]) -> list[View]:
     """
     Return the pictures of an image.
 
     Args:
         folder (`Path`): output folder of the evaluation.
         image (`Mapping`): facts about the image.
-        first (`str`, *optional*, defaults to "Picture"): view that comes first, if there is such a view.
 
     Returns:
         `list[View]`: a placeholder for a file that is missing or is not WebP; empty for an image without pictures.
     """
     details, files = folder / DETAILS, image.get("pictures", {})
-    views = [View(name, _data_uri(details, files[key])) for name, key in _VIEWS.items() if key in files]
-    return sorted(views, key=lambda view: view.name != first)
+    return [View(name, _data_uri(details, files[key])) for name, key in VIEWS.items() if key in files]
 
 
 def _data_uri(details: Path, name: str) -> str:
