@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 __all__ = [
     "GROUP_COLORS",
     "LINE_COLORS",
+    "MILLIMETERS",
     "Line",
     "as_svg",
     "chart_style",
+    "empty_figure",
     "histogram",
     "histogram_table",
     "line_chart",
@@ -53,8 +55,8 @@ _HATCHES = {"normal": "", "anomalous": "////", "unlabeled": ""}
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 3)))
 _MARK_DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_MILLIMETERS = {"one": 85, "two": 175}
-_INCHES = {width: millimeters / 25.4 for width, millimeters in _MILLIMETERS.items()}
+MILLIMETERS = {"one": 85, "two": 175}
+_INCHES = {width: millimeters / 25.4 for width, millimeters in MILLIMETERS.items()}
 _LEGEND_COLUMNS = {"one": 2, "two": 4}
 _THRESHOLD_ID = "threshold-line"
 _STYLE = {
@@ -140,10 +142,21 @@ def new_figure(width: str = "two", height: float = 60, rows: int = 1, columns: i
     Returns:
         `tuple`: the figure, and an array of shape `(rows, columns)` of its axes.
     """
+    figure = empty_figure(width, height)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def empty_figure(width: str, height: float, dpi: int = 100) -> "Figure":
+    """
+    Make a figure without axes; call it and draw inside [`chart_style`].
+
+    Args:
+        width, height: see [`new_figure`].
+        dpi (`int`, *optional*, defaults to 100): resolution of pictures in it, in pixels per inch.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_INCHES[width], height / 25.4))
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return Figure(figsize=(_INCHES[width], height / 25.4), dpi=dpi)
 
 
 def plain_text(text: str) -> str:
@@ -438,7 +451,7 @@ def save_figure(figure: "Figure", folder: Path, name: str, widths: Sequence[str]
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for width in widths:
-        resized, stem = _resized(figure, width), f"{name}-{_MILLIMETERS[width]}mm"
+        resized, stem = _resized(figure, width), f"{name}-{MILLIMETERS[width]}mm"
         svg, pdf = folder / f"{stem}.svg", folder / f"{stem}.pdf"
         with atomic_file(svg) as unfinished:
             unfinished.write_text(_svg_text(resized, "path"), encoding="utf-8")
