@@ -123,6 +123,7 @@ class Browser:
         for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
             options.add_argument(argument)
         options.add_argument(f"--window-size={width},{height}")
+        options.add_argument("--force-prefers-reduced-motion")  # scrolling ends before the next step
         if width < 500:  # a window cannot be this narrow
             metrics = {"width": width, "height": height, "pixelRatio": 1.0}
             options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})

@@ -1,21 +1,16 @@
 """The charts of an evaluation: ROC, precision over recall, region overlap, and scores of images."""
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..evaluation_report import METRIC_TITLES
 from ..metrics import RankedScores, UndefinedMetricError, f1_max
-from .charts import Line, as_svg, histogram, line_chart, movable_threshold, save_figure
+from .charts import Line, as_svg, histogram, line_chart, movable_threshold
+from .figure_files import FigureFolder
 from .parts import Chart
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-__all__ = ["CURVE_CHARTS", "FigureFolder", "best_threshold", "curve_chart", "score_chart"]
+__all__ = ["CURVE_CHARTS", "best_threshold", "curve_chart", "score_chart"]
 
 # Chart -> title; (name of a curve, what it is of, metrics that may be printed with it); axes; how to read it
 CURVE_CHARTS: dict[str, dict[str, Any]] = {
@@ -50,30 +45,6 @@ CURVE_CHARTS: dict[str, dict[str, Any]] = {
 _STEPS = " The PRO of 200 steps is estimated from 200 thresholds, as in published tables, and not from this curve."
 
 
-class FigureFolder:
-    """
-    The folder for charts as SVG and PDF files.
-
-    Args:
-        folder (`Path`, *optional*): folder; without one, nothing is written.
-    """
-
-    def __init__(self, folder: Path | None):
-        self.folder = folder
-        self._taken: set[str] = set()
-
-    def save(self, figure: "Figure", *names: str) -> None:
-        """Write a figure to files that are called after it, such as a product and a chart."""
-        if self.folder is None:
-            return
-        stem = "-".join(re.sub(r"[^\w]+", "_", name)[:60] for name in names) or "_"
-        name, number = stem, 2
-        while name.casefold() in self._taken:
-            name, number = f"{stem}-{number}", number + 1
-        self._taken.add(name.casefold())
-        save_figure(figure, self.folder, name)
-
-
 def curve_chart(
     kind: str,
     runs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, float | None]]],
@@ -97,33 +68,24 @@ def curve_chart(
     Returns:
         [`Chart`], or `None` without a curve.
     """
-    facts = CURVE_CHARTS[kind]
-    lines, legend = [], []
+    facts, lines = CURVE_CHARTS[kind], []
     for name, (curves, values) in runs.items():
         for curve, what, metrics in facts["curves"]:
             if curve in curves and (level is None or curve.startswith(level)):
-                label = ", ".join(
-                    [each for each in (name, what if level is None else "") if each] + _areas(values, metrics)
-                )
+                label = ", ".join([*filter(None, (name, "" if level else what)), *_areas(values, metrics)])
                 lines.append(Line(label, curves[curve]["x"], curves[curve]["y"]))
-                legend.append(label)
     if not lines:
         return None
+    title = f"{facts['title']}, {facts['curves'][level == 'image'][1]}" if level else facts["title"]
     limit = fpr_limit if kind == "pro" else 1.0
-    figure = line_chart(
-        lines,
-        *facts["axes"],
-        height=72,
-        x_limits=(0, 1.02 * limit),
-        y_limits=(0, 1.02),
-        note=_note(lines, facts["title"]),
-    )
-    figures.save(figure, *names, kind, *([level] if level else []))
-    shown = {metric for _, values in runs.values() for metric in values if metric == "pixel_pro_200"}
-    caption = f"{title}. {facts['reading']}" + (_STEPS if kind == "pro" and shown else "")
+    limits = {"x_limits": (0, 1.02 * limit), "y_limits": (0, 1.02)}
+    figure = line_chart(lines, *facts["axes"], height=72, **limits, note=_note(lines, title))
+    figures.save(figure, *names, kind, *filter(None, [level]))
+    caption = f"{title}. {facts['reading']}"
     if kind == "pro":
-        caption += f" Limit: {fpr_limit:g}."
-    return Chart(as_svg(figure), f"{title}: " + "; ".join(legend), caption)
+        has_steps = any("pixel_pro_200" in values for _, values in runs.values())
+        caption += f" Limit: {fpr_limit:g}." + (_STEPS if has_steps else "")
+    return Chart(as_svg(figure), f"{title}: " + "; ".join(line.label for line in lines), caption)
 
 
 def _note(lines: Sequence[Line], title: str) -> str:

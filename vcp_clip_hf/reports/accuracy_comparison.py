@@ -6,24 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation_report import METRIC_TITLES, shown_value
-from .accuracy_charts import CURVE_CHARTS, FigureFolder, best_threshold, curve_chart
+from .accuracy_charts import CURVE_CHARTS, best_threshold, curve_chart
 from .accuracy_differences import COVERAGE, RESAMPLES, SEED, Difference, ImageKey, differences, keyed_images
+from .accuracy_report import HIGHER_IS_BETTER
+from .charts import LINE_COLORS
 from .evaluation_files import EvaluationFiles, read_evaluation, views_of
+from .figure_files import FigureFolder, save_grid
 from .parts import Beside, Cell, Part, PictureGrid, Section, Table, Text, Value
-from .picture_grid import save_grid
 from .read_run import Run
 from .several_runs import named_runs, runs_and_settings
 
 
-__all__ = ["report_evaluations"]
+__all__ = ["Published", "report_evaluations"]
 
 # Rows of tables and of pictures; beyond them, the page would open slowly
 _MOST_ROWS, _MOST_PICTURES = 500, 60
 _Runs = Mapping[str, EvaluationFiles]
+# Name of a run, dataset and product -> metric -> published value in percent
+Published = Mapping[tuple[str, str, str], Mapping[str, float]]
 
 
 def report_evaluations(
-    runs: Sequence[Run], page: Path, figures: Path | None = None, progress: bool = False
+    runs: Sequence[Run],
+    page: Path,
+    figures: Path | None = None,
+    progress: bool = False,
+    published: tuple[Published, Sequence[str]] | None = None,
 ) -> tuple[str, str, list[Section]]:
     """
     Return title, subtitle and sections of the report of several runs of `evaluate`.
@@ -33,6 +41,7 @@ def report_evaluations(
         page (`Path`): HTML file that the sections are for.
         figures (`Path`, *optional*): folder for the charts as SVG and PDF files.
         progress (`bool`, *optional*, defaults to `False`): no effect.
+        published (`tuple`, *optional*): published numbers and their sources; default: those of VCP-CLIP's paper.
 
     Raises:
         ValueError: a file of a run is damaged, or a run is given twice.
@@ -43,7 +52,7 @@ def report_evaluations(
     settings = [{**each.report.settings, "protocol": vars(each.report.protocol)} for each in read.values()]
     sections = [
         Section("Runs", "", runs_and_settings(names, [run.folder for run in runs], settings)),
-        _results(read),
+        _results(read, *(published or _quoted_paper(read))),
     ]
     detailed = {name: each for name, each in read.items() if not each.missing}
     lacking = [Text(f"{name}: {each.missing}", "note") for name, each in read.items() if each.missing]
@@ -63,28 +72,40 @@ def _title(names: Sequence[str]) -> str:
     return f"Comparison of {len(names)} evaluations"
 
 
-def _results(runs: _Runs) -> Section:
+def _results(runs: _Runs, published: Published, sources: Sequence[str]) -> Section:
     metrics = list(dict.fromkeys(name for run in runs.values() for name in run.report.metrics))
+    quoted = [metric for metric in metrics if any(metric in numbers for numbers in published.values())]
+    columns = ["dataset", "product", "run", "images"]
+    for metric in metrics:
+        columns += [METRIC_TITLES[metric], *([f"{METRIC_TITLES[metric]}, published"] if metric in quoted else [])]
     rows: list[list[Value]] = []
     for name, run in runs.items():
         for row in run.report.rows():
-            values = [
-                Cell(shown_value(row, metric), None if math.isnan(row[metric]) else row[metric])
-                if metric in row
-                else None
-                for metric in metrics
-            ]
-            rows.append([row["dataset"], row["product"], name, row["images"], *values])
-    order = {(row[0], row[1]): place for place, row in reversed(list(enumerate(rows)))}
-    rows.sort(key=lambda row: order[row[0], row[1]])
-    columns = ["dataset", "product", "run", "images", *(METRIC_TITLES[name] for name in metrics)]
+            numbers = published.get((name, row["dataset"], row["product"]), {})
+            cells: list[Value] = [row["dataset"], row["product"], name, row["images"]]
+            for metric in metrics:
+                cells.append(_measured(row, metric))
+                if metric in quoted:
+                    cells.append(Cell(f"{numbers[metric]:.1f}", numbers[metric]) if metric in numbers else None)
+            rows.append(cells)
+    places = {tuple(row[:2]): place for place, row in reversed(list(enumerate(rows)))}
+    rows.sort(key=lambda row: places[tuple(row[:2])])
     align = ["left"] * 3 + ["right"] * (len(columns) - 3)
-    table = Table(
-        columns, rows, "Results of all runs, in percent, each on all of its images", sortable=True, align=align
-    )
-    return Section(
-        "Results", "Higher is better. Metrics of images say so in their names; all others are about pixels.", [table]
-    )
+    caption = "Results of all runs, in percent, each on all of its images"
+    parts: list[Part] = [Table(columns, rows, caption, sortable=True, align=align)]
+    parts += [Text(f"Published: {source}, measured by its authors on their data.") for source in sources]
+    return Section("Results", HIGHER_IS_BETTER, parts)
+
+
+def _measured(row: Mapping[str, Any], metric: str) -> Value:
+    if metric not in row:
+        return None
+    return Cell(shown_value(row, metric), None if math.isnan(row[metric]) else row[metric])
+
+
+def _quoted_paper(runs: _Runs) -> tuple[Published, list[str]]:
+    numbers = {(name, *row): values for name, run in runs.items() for row, values in run.report.with_paper().items()}
+    return numbers, ["VCP-CLIP's paper"] if numbers else []
 
 
 # --- differences ----------------------------------------------------------------------------------------------------
@@ -159,31 +180,36 @@ def _row(each: Difference, name: str) -> list[Value]:
 
 
 def _curves(runs: _Runs, figures: FigureFolder) -> list[Section]:
-    first = next(iter(runs.values()))
+    datasets = next(iter(runs.values())).datasets
     sections = []
-    for dataset in first.datasets:
-        for product in first.datasets[dataset]["products"]:
-            having = {
-                name: run.datasets[dataset]
-                for name, run in runs.items()
-                if product in run.datasets.get(dataset, {"products": {}})["products"]
-            }
-            curves = {
-                name: (facts["products"][product]["curves"], facts["products"][product]["values"])
-                for name, facts in having.items()
-            }
-            limit = first.datasets[dataset]["fpr_limit"]
-            charts = [
-                curve_chart(kind, curves, limit, figures, dataset, product, level=level)
-                for level in ("pixel", "image")
-                for kind in CURVE_CHARTS
-            ]
-            charts = [chart for chart in charts if chart is not None]
-            if charts:
-                sections.append(
-                    Section(f"Curves: {product}", f"{dataset}, each run on all of its images.", [Beside(charts)])
-                )
+    for dataset, product in [(name, each) for name, facts in datasets.items() for each in facts["products"]]:
+        charts = [
+            curve_chart(kind, some, datasets[dataset]["fpr_limit"], figures, dataset, product, level=level)
+            for level in ("pixel", "image")
+            for kind in CURVE_CHARTS
+            for some in _parts_of(_curves_and_values(runs, dataset, product), len(LINE_COLORS))
+        ]
+        charts = [chart for chart in charts if chart is not None]
+        if charts:
+            text = f"{dataset}, each run on all of its images."
+            sections.append(Section(f"Curves: {product}", text, [Beside(charts)]))
     return sections
+
+
+def _curves_and_values(runs: _Runs, dataset: str, product: str) -> dict[str, tuple[dict, dict]]:
+    """Return the curves and the metrics of each run that has the product."""
+    found = {}
+    for name, run in runs.items():
+        facts = run.datasets.get(dataset, {"products": {}})["products"].get(product)
+        if facts is not None:
+            found[name] = (facts["curves"], facts["values"])
+    return found
+
+
+def _parts_of(values: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
+    """Divide a mapping into parts that are not larger than a chart can show."""
+    pairs = list(values.items())
+    return [dict(pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
 
 # --- single images --------------------------------------------------------------------------------------------------

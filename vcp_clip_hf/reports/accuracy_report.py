@@ -8,14 +8,16 @@ from typing import Any
 
 from ..evaluation_details import KINDS
 from ..evaluation_report import METRIC_TITLES, EvaluationReport, shown_value
-from .accuracy_charts import CURVE_CHARTS, FigureFolder, curve_chart, score_chart
+from .accuracy_charts import CURVE_CHARTS, curve_chart, score_chart
 from .evaluation_files import EvaluationFiles, read_evaluation, views_of
+from .figure_files import FigureFolder
 from .page import Beside, Cell, Facts, Gallery, KeyNumbers, Part, Picture, Section, Table, Text, Value
 from .read_run import Run
 
 
-__all__ = ["mean_numbers", "report_evaluation", "settings_facts"]
+__all__ = ["HIGHER_IS_BETTER", "mean_numbers", "report_evaluation", "settings_facts"]
 
+HIGHER_IS_BETTER = "Higher is better. Metrics of images say so in their names; all others are about pixels."
 # Kind of a mistake -> the view that its tiles show
 _FIRST_VIEW = {"miss": "Ground truth", "false_alarm": "Overlay", "localization": "Ground truth"}
 _TITLES = {"miss": "Misses", "false_alarm": "False alarms", "localization": "Worst localized defects"}
@@ -68,7 +70,7 @@ def _results(read: EvaluationFiles) -> Section:
         notes.append(Text(read.missing, "note"))
     return Section(
         "Results",
-        "Higher is better. Metrics of images say so in their names; all others are about pixels.",
+        HIGHER_IS_BETTER,
         [*mean_numbers(report), _table(report, paper), *notes],
     )
 

@@ -5,22 +5,24 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..prediction_records import read_predictions
 from ..run_settings import RunSettings
-from .accuracy_charts import FigureFolder
 from .charts import GROUP_COLORS, as_svg, chart_style, new_figure, plain_text
+from .figure_files import FigureFolder, save_grid
 from .parts import Cell, Chart, Part, PictureGrid, Section, Table, Text, Value
-from .picture_grid import save_grid
 from .prediction_pictures import gallery_pictures
 from .read_run import Run
 from .several_runs import named_runs, runs_and_settings
 from .thumbnails import UnreadableError, read_mask
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["mask_overlap", "report_predictions"]
 
@@ -36,6 +38,11 @@ class _PredictRun:
     folder: Path
     records: dict[str, dict[str, Any]]
     settings: RunSettings
+
+    @property
+    def started_in(self) -> str | None:
+        """Return the folder that relative paths of images start from."""
+        return self.settings.context.get("folder")
 
     @property
     def judged(self) -> dict[str, dict[str, Any]]:
@@ -187,33 +194,30 @@ def _scores(runs: Sequence[_PredictRun], common: Sequence[str], figures: FigureF
     first, *others = runs
     parts: list[Part] = []
     for run in others:
-        x, y = ([each.records[image]["score"] for image in common] for each in (first, run))
+        points = np.array([[each.records[image]["score"] for each in (first, run)] for image in common])
         differing = np.array([first.records[image]["label"] != run.records[image]["label"] for image in common])
-        with chart_style():
-            figure, ((axes,),) = new_figure("one", 80)
-            axes.grid(True, axis="both")
-            for group, chosen, marker in (("same verdict", ~differing, "o"), ("other verdict", differing, "^")):
-                if chosen.any():
-                    color = GROUP_COLORS["anomalous" if marker == "^" else "normal"]
-                    axes.scatter(
-                        np.array(x)[chosen],
-                        np.array(y)[chosen],
-                        s=12,
-                        marker=marker,
-                        color=color,
-                        label=group,
-                        alpha=0.7,
-                    )
-            axes.set_xlabel(plain_text(f"Score in {first.name}"))
-            axes.set_ylabel(plain_text(f"Score in {run.name}"))
-            figure.legend(loc="outside upper center", ncols=2)
+        figure = _scatter(points, differing, first.name, run.name)
         figures.save(figure, "scores", run.name)
         alt = f"Scores of {len(common)} images in {first.name} and {run.name}; {int(differing.sum())} other verdicts"
         caption = f"Each mark is an image. {int(differing.sum())} of {len(common)} have another verdict in {run.name}."
         parts.append(Chart(as_svg(figure), alt, caption))
-    return Section(
-        "Scores", "Scores of different checkpoints have different scales; their order can be compared.", parts
-    )
+    text = "Scores of different checkpoints have different scales; their order can be compared."
+    return Section("Scores", text, parts)
+
+
+def _scatter(points: np.ndarray, differing: np.ndarray, first: str, other: str) -> "Figure":
+    """Draw the scores of two runs, (images, 2), with a mark of another kind where the verdicts differ."""
+    groups = (("same verdict", ~differing, "o", "normal"), ("other verdict", differing, "^", "anomalous"))
+    with chart_style():
+        figure, ((axes,),) = new_figure("one", 80)
+        axes.grid(True, axis="both")
+        for label, chosen, marker, color in groups:
+            if chosen.any():
+                axes.scatter(*points[chosen].T, s=12, marker=marker, color=GROUP_COLORS[color], label=label, alpha=0.7)
+        axes.set_xlabel(plain_text(f"Score in {first}"))
+        axes.set_ylabel(plain_text(f"Score in {other}"))
+        figure.legend(loc="outside upper center", ncols=2)
+    return figure
 
 
 def _pictures(
@@ -231,13 +235,7 @@ def _pictures(
 
     chosen = sorted(common, key=order)[:_MOST_PICTURES]
     columns = [
-        gallery_pictures(
-            [run.records[image] for image in chosen],
-            run.folder,
-            page,
-            run.settings.context.get("folder"),
-            progress=progress,
-        )
+        gallery_pictures([run.records[image] for image in chosen], run.folder, page, run.started_in, progress=progress)
         for run in runs
     ]
     rows = []

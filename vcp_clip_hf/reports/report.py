@@ -10,6 +10,7 @@ from .accuracy_comparison import report_evaluations
 from .accuracy_report import report_evaluation
 from .calibration_report import report_calibration
 from .extra import require_extra
+from .methods_report import report_methods
 from .page import REPORT_FILE, Section, write_page
 from .prediction_comparison import report_predictions
 from .prediction_report import report_prediction
@@ -29,6 +30,7 @@ REPORTS: dict[str, Callable[[Run, Path, Path | None, bool], Report]] = {
     "predict": report_prediction,
     "calibrate": report_calibration,
     "evaluate": report_evaluation,
+    "methods": report_methods,
     "train": report_training,
 }
 # kind of runs -> function that compares several of them

@@ -8,10 +8,7 @@ from typing import Any
 from .parts import Part, Table, Text
 
 
-__all__ = ["MOST_RUNS", "named_runs", "runs_and_settings"]
-
-# Lines of a chart that can be told apart
-MOST_RUNS = 7
+__all__ = ["named_runs", "runs_and_settings"]
 
 
 def named_runs(folders: Sequence[Path]) -> list[str]:
@@ -22,15 +19,13 @@ def named_runs(folders: Sequence[Path]) -> list[str]:
         folders (`Sequence[Path]`): folders of the runs.
 
     Raises:
-        ValueError: a folder is given twice, or there are more runs than lines of a chart.
+        ValueError: a folder is given twice.
     """
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise ValueError(
             f"The run {max(map(str, folders), key=[str(each) for each in folders].count)} is given twice."
         )
-    if len(parts) > MOST_RUNS:
-        raise ValueError(f"At most {MOST_RUNS} runs can be compared in one report, got {len(parts)}.")
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-length:]) for each in parts]
         if len(set(names)) == len(names):

@@ -220,5 +220,5 @@ def _as_uri(picture: Image.Image, quality: int | None) -> str:
     if quality is None:
         picture.save(buffer, _FORMAT, lossless=True)
     else:
-        picture.save(buffer, _FORMAT, quality=quality, method=4)
+        picture.save(buffer, _FORMAT, quality=quality, method=2)
     return f"data:{_MIME};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,21 +1,50 @@
-"""The pictures of a grid as one figure for a paper: image, ground truth and runs side by side."""
+"""Charts and grids of pictures as files for papers."""
 
 import base64
 import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from .accuracy_charts import FigureFolder
-from .charts import chart_style, new_figure, plain_text
+from .charts import chart_style, new_figure, plain_text, save_figure
 from .parts import PictureGrid
 
 
-__all__ = ["save_grid"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FigureFolder", "save_grid"]
 
 # Rows that fit on a printed page
 _MOST_ROWS = 6
 _ROW_MILLIMETERS = 32
+
+
+class FigureFolder:
+    """
+    The folder for charts as SVG and PDF files.
+
+    Args:
+        folder (`Path`, *optional*): folder; without one, nothing is written.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+        self._taken: set[str] = set()
+
+    def save(self, figure: "Figure", *names: str) -> None:
+        """Write a figure to files that are called after it, such as a product and a chart."""
+        if self.folder is None:
+            return
+        stem = "-".join(re.sub(r"[^\w]+", "_", name)[:60] for name in names) or "_"
+        name, number = stem, 2
+        while name.casefold() in self._taken:
+            name, number = f"{stem}-{number}", number + 1
+        self._taken.add(name.casefold())
+        save_figure(figure, self.folder, name)
 
 
 def save_grid(grid: PictureGrid, figures: FigureFolder) -> None:
