@@ -13,6 +13,7 @@ not travel with the checkpoint.
 
 import heapq
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,16 +44,18 @@ def record_folder(checkpoint: Path) -> Path:
     Raises:
         FileExistsError: the folder exists and is not such a record.
     """
-    checkpoint = checkpoint.absolute()
-    if not checkpoint.name or checkpoint.name == "..":
-        checkpoint = checkpoint.resolve()
-    folder = checkpoint.with_name(f"{checkpoint.name}-report")
+    folder = _beside(checkpoint)
     if folder.exists() and not (folder / CALIBRATION_FILE).is_file():
         raise FileExistsError(
             f"{folder} exists and is not the record of a calibration, which the report would replace. Move it, or save"
             " the checkpoint under another name."
         )
     return folder
+
+
+def _beside(checkpoint: Path) -> Path:
+    checkpoint = Path(os.path.abspath(checkpoint))  # also for ".", which has no name
+    return checkpoint.with_name(f"{checkpoint.name}-report")
 
 
 @dataclass
@@ -141,8 +144,7 @@ def read_calibration(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
         FileNotFoundError: there is no record.
         ValueError: it cannot be read.
     """
-    beside = folder.absolute().with_name(f"{folder.absolute().name}-report")
-    found = next((each for each in (folder, beside) if (each / CALIBRATION_FILE).is_file()), None)
+    found = next((each for each in (folder, _beside(folder)) if (each / CALIBRATION_FILE).is_file()), None)
     if found is None:
         raise FileNotFoundError(
             f"{folder} has thresholds, but the scores that they come from were not kept. Run `vcp-clip calibrate`"

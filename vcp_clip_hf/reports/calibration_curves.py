@@ -8,7 +8,7 @@ import numpy as np
 from ..calibration import Calibration, from_normal_scores
 from ..thresholds import HIGHEST_SCORES, TOLERANCE
 from .charts import Line, line_chart
-from .figures import make_chart
+from .figure_files import make_chart
 from .page import Section, Table
 
 

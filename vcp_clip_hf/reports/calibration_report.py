@@ -10,7 +10,7 @@ from ..calibration_record import CALIBRATION_FILE, read_calibration
 from ..thresholds import TOLERANCE
 from .calibration_curves import show_defect_rates, show_false_alarm_rates
 from .charts import histogram, histogram_table, movable_threshold
-from .figures import make_chart
+from .figure_files import make_chart
 from .page import Facts, Gallery, KeyNumbers, Part, Section, Table, Text
 from .prediction_pictures import gallery_pictures
 from .read_run import Run

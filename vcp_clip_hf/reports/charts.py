@@ -57,7 +57,8 @@ _MARK_DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MILLIMETERS = {"one": 85, "two": 175}
 _INCHES = {width: millimeters / 25.4 for width, millimeters in MILLIMETERS.items()}
-_LEGEND_COLUMNS = {"one": 2, "two": 4}
+# Millimeters of an entry of a legend, without its name, and of a letter
+_LEGEND_KEY, _LEGEND_LETTER = 10.0, 1.3
 _THRESHOLD_ID = "threshold-line"
 _STYLE = {
     "axes.edgecolor": "#444444",
@@ -383,8 +384,9 @@ def _add_legend(axes: "Axes", handles: Sequence[object], names: Sequence[str]) -
 
 
 def _place_legend(figure: "Figure", handles: Sequence[object], names: Sequence[str]) -> None:
-    width = "two" if figure.get_figwidth() > 1.5 * _INCHES["one"] else "one"
-    figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), _LEGEND_COLUMNS[width]))
+    fitting = 25.4 * figure.get_figwidth() / (_LEGEND_KEY + _LEGEND_LETTER * max(map(len, names)))
+    columns = max(1, min(len(names), 4, int(fitting)))
+    figure.legend(handles, names, loc="outside upper center", ncols=columns)
 
 
 def as_svg(figure: "Figure") -> str:
