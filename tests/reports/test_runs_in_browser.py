@@ -61,6 +61,6 @@ def test_a_moved_threshold_recounts_false_alarms_and_misses(wide_browser, calibr
 
 def test_the_highest_normal_image_opens_with_its_map(wide_browser, calibrated):
     wide_browser.open(calibrated / "report.html")
-    wide_browser.find(".tile")[0].find_element("css selector", "button, a").click()
+    wide_browser.find(".tile")[0].click()
     viewer = wide_browser.wait(lambda: wide_browser.find("dialog[open]"), "viewer")[0]
     assert "Overlay" in viewer.text and "Map" in viewer.text and f"{scores_of(calibrated)[-1]:.4f}"[:5] in viewer.text
