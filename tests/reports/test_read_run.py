@@ -13,6 +13,7 @@ from vcp_clip_hf.reports.read_run import find_run
         ("predictions.jsonl", "", "predict"),
         ("predictions-003.jsonl", "", "predict"),
         ("results.json", "{}", "evaluate"),
+        ("methods.json", "{}", "methods"),
         ("log.jsonl", "", "train"),
         ("calibration.json", "{}", "calibrate"),
         ("preprocessor_config.json", json.dumps({"calibration": {"image": {"threshold": 0.5}}}), "calibrate"),

@@ -133,15 +133,15 @@ def _differences(runs: _Runs, common: Sequence[ImageKey], lacking: Sequence[Part
     if any(rest.values()):
         counts = "; ".join(f"{name}: {count}" for name, count in rest.items())
         parts.append(Text(f"{len(common)} images are in all runs. Images that are not: {counts}.", "note"))
-    rows, estimated = [], False
-    for name in others:
-        for each in differences(runs[first], runs[name]):
-            rows.append(_row(each, name))
-            estimated |= each.estimated
+    found = [(each, name) for name in others for each in differences(runs[first], runs[name])]
+    found.sort(key=lambda pair: pair[0].product != "mean")  # means first
+    rows = [_row(each, name) for each, name in found]
     columns = ["dataset", "product", "run", "metric", "images", first, "this run", "difference", "interval", "clear"]
     align = ["left"] * 4 + ["right"] * 5 + ["left"]
     parts.append(Table(columns, rows, f"Differences from {first}, in percentage points", sortable=True, align=align))
-    if estimated:
+    if any(each.metric == "pixel_pro_200" for each, _ in found):
+        parts.append(Text("PRO of 200 steps depends on the extreme scores of all images and has no interval."))
+    if any(each.estimated for each, _ in found):
         parts.append(
             Text("≈: estimated from histograms of the pixels' scores, because the runs have different images.")
         )

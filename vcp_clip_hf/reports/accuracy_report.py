@@ -86,19 +86,22 @@ def mean_numbers(report: EvaluationReport) -> list[Part]:
 
 def _table(report: EvaluationReport, paper: Mapping[tuple[str, str], Mapping[str, float]]) -> Table:
     quoted = [name for name in report.metrics if any(name in numbers for numbers in paper.values())]
-    columns = ["dataset", "product", "images"]
+    several = len(report.results) > 1
+    columns = [*(["dataset"] if several else []), "product", "images"]
+    align = ["left"] * (len(columns) - 1) + ["right"]
     for name in report.metrics:
         columns += [METRIC_TITLES[name], *([f"{METRIC_TITLES[name]}, paper"] if name in quoted else [])]
     rows = []
     for row in report.rows():
-        cells: list[Value] = [row["dataset"], _product_name(row, report), row["images"]]
+        names = [row["dataset"], _product_name(row, report)]
+        cells: list[Value] = [*names[not several :], row["images"]]
         for name in report.metrics:
             cells.append(Cell(shown_value(row, name), None if math.isnan(row[name]) else row[name]))
             if name in quoted:
                 value = paper.get((row["dataset"], row["product"]), {}).get(name)
                 cells.append(None if value is None else Cell(f"{value:.1f}", value))
         rows.append(cells)
-    align = ["left", "left"] + ["right"] * (len(columns) - 2)
+    align += ["right"] * (len(columns) - len(align))
     return Table(columns, rows, "Results of each product, and their means", sortable=True, align=align)
 
 

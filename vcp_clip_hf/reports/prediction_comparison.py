@@ -154,7 +154,7 @@ def _verdicts(runs: Sequence[_PredictRun], common: Sequence[str], overlaps: Mapp
     caption = "Verdicts compared with the first run: number of images, and the mean overlap (IoU) of the masks"
     parts: list[Part] = [Table(columns, summary, caption)]
     differing = [image for image in common if _differs(runs, image)]
-    if any(first.records[image]["label"] is None for image in common):
+    if any(run.records[image]["label"] is None for run in runs for image in common):
         parts.append(Text("Images without a verdict, because a run had no image threshold, are not counted.", "note"))
     if differing:
         lines = [_line(runs, image, overlaps[image]) for image in differing[:_MOST_ROWS]]
@@ -172,7 +172,7 @@ def _verdicts(runs: Sequence[_PredictRun], common: Sequence[str], overlaps: Mapp
 
 
 def _differs(runs: Sequence[_PredictRun], image: str) -> bool:
-    return len({run.records[image]["label"] for run in runs}) > 1
+    return len({run.records[image]["label"] for run in runs} - {None}) > 1
 
 
 def _line(runs: Sequence[_PredictRun], image: str, overlaps: Sequence[float]) -> list[Value]:
@@ -195,7 +195,7 @@ def _scores(runs: Sequence[_PredictRun], common: Sequence[str], figures: FigureF
     parts: list[Part] = []
     for run in others:
         points = np.array([[each.records[image]["score"] for each in (first, run)] for image in common])
-        differing = np.array([first.records[image]["label"] != run.records[image]["label"] for image in common])
+        differing = np.array([_differs((first, run), image) for image in common])
         figure = _scatter(points, differing, first.name, run.name)
         figures.save(figure, "scores", run.name)
         alt = f"Scores of {len(common)} images in {first.name} and {run.name}; {int(differing.sum())} other verdicts"
