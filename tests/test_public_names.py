@@ -54,6 +54,35 @@ assert "datasets" in sys.modules
     run_fresh(program)
 
 
+def test_with_a_variable_the_package_imports_and_registers_the_model_on_first_use():
+    program = """
+import os, sys
+os.environ["VCP_CLIP_IMPORT_ON_USE"] = "1"
+import vcp_clip_hf
+assert not {"torch", "transformers", "numpy"} & sys.modules.keys()
+assert all(getattr(vcp_clip_hf, name) is not None for name in vcp_clip_hf.__all__)
+from transformers import pipeline
+assert type(pipeline("anomaly-segmentation")) is vcp_clip_hf.AnomalySegmentationPipeline
+"""
+    run_fresh(program)
+
+
+def test_the_command_serve_imports_the_model_on_use_and_other_verbs_do_not():
+    program = """
+import sys
+import vcp_clip_cli
+sys.argv = ["vcp-clip", *sys.argv[1:], "--help"]
+try:
+    vcp_clip_cli.main()
+except SystemExit:
+    pass
+print("torch" in sys.modules)
+"""
+    for verb, expected in (("serve", "False"), ("predict", "True")):
+        done = subprocess.run([sys.executable, "-c", program, verb], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.splitlines()[-1] == expected, done.stderr
+
+
 def test_the_version_is_printed_without_torch():
     program = """
 import sys

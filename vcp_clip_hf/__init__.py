@@ -3,25 +3,16 @@
 Importing this package registers the model with transformers' Auto classes, and `pipeline("anomaly-segmentation")`.
 Model, image processor and pipeline are imported at once; everything else is imported on first use, so that
 `import vcp_clip_hf` takes no longer than transformers and the model do.
+
+With the environment variable `VCP_CLIP_IMPORT_ON_USE=1`, model, image processor and pipeline are imported and
+registered on first use, too. `vcp-clip serve` sets it, so that a server of an exported model never loads torch.
 """
 
-import logging
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from . import methods
-from .accelerated_inference import accelerate_inference
-from .calibration import Calibration
-from .configuration_vcp_clip import VCPCLIPConfig
-from .image_processing_vcp_clip import VCPCLIPImageProcessor
-from .losses import dice_loss, focal_loss, segmentation_loss
-from .modeling_vcp_clip import VCPCLIPModel, VCPCLIPOutput, VCPCLIPPreTrainedModel
-from .mutual_scoring import MutualScoring
-from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE, __version__
+from .version import EMBEDDED_CHECKPOINT, __version__
 
 
 if TYPE_CHECKING:
@@ -79,34 +70,29 @@ _ON_FIRST_USE = {
     "train": "training",
 }
 
-AutoConfig.register(VCPCLIPConfig.model_type, VCPCLIPConfig, exist_ok=True)
-AutoModel.register(VCPCLIPConfig, VCPCLIPModel, exist_ok=True)
-AutoImageProcessor.register(VCPCLIPConfig, image_processor_classes={"pil": VCPCLIPImageProcessor}, exist_ok=True)
-AutoProcessor.register(VCPCLIPConfig, VCPCLIPImageProcessor, exist_ok=True)
-if "anomaly-segmentation" not in PIPELINE_REGISTRY.get_supported_tasks():
-    PIPELINE_REGISTRY.register_pipeline(
-        "anomaly-segmentation",
-        pipeline_class=AnomalySegmentationPipeline,
-        pt_model=AutoModel,
-        default={"model": (EMBEDDED_CHECKPOINT, "main")},
-        type="image",
+if os.environ.get("VCP_CLIP_IMPORT_ON_USE") != "1":
+    from .registration import (
+        AnomalySegmentationPipeline,
+        Calibration,
+        MutualScoring,
+        VCPCLIPConfig,
+        VCPCLIPImageProcessor,
+        VCPCLIPModel,
+        VCPCLIPOutput,
+        VCPCLIPPreTrainedModel,
+        accelerate_inference,
+        dice_loss,
+        focal_loss,
+        methods,
+        segmentation_loss,
     )
 
 
-def _say_what_applies(record: logging.LogRecord) -> bool:
-    """Replace the advice to name a model's revision, which a folder of this package does not have."""
-    if EMBEDDED_CHECKPOINT in record.getMessage():
-        record.msg, record.args = EMBEDDED_NOTICE, ()
-    return True
-
-
-logging.getLogger("transformers.pipelines").addFilter(_say_what_applies)
-
-
 def __getattr__(name: str) -> Any:
-    if name not in _ON_FIRST_USE:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_ON_FIRST_USE[name]}", __name__), name)
+    module = _ON_FIRST_USE.get(name, "registration")
+    value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
     return value
 
 

@@ -239,14 +239,8 @@ class ExportedSegmenter:
             raise ValueError(f'on_error={on_error!r} must be "raise" or "return".')
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be 1 or more.")
-        if roi_mask is not None and self.settings["score_mode"] != "max":
-            pipeline_too = "" if self.settings["score_mode"] == "image_head" else "use the pipeline, or "
-            raise ValueError(
-                f"roi_mask needs score_mode='max', and this graph has {self.settings['score_mode']!r} built in, which"
-                f" reads the whole image. Way out: {pipeline_too}set score_mode='max' in the checkpoint and export"
-                " again."
-            )
-        thresholds = self._thresholds(threshold, image_threshold, input_range, roi_mask is not None)
+        self.check_region(roi_mask is not None)
+        thresholds = self.thresholds_of(threshold, image_threshold, input_range, roi_mask is not None)
         reading = {
             "input_range": input_range or self.settings.get("input_range"),
             "timeout": timeout,
@@ -262,14 +256,41 @@ class ExportedSegmenter:
         many = isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4
         return results if many else results[0]
 
-    def _thresholds(
+    def check_region(self, has_region: bool) -> None:
+        """
+        Check that the graph's score can be restricted to a region of interest.
+
+        Args:
+            has_region (`bool`): whether the call has a region of interest.
+
+        Raises:
+            ValueError: a score other than "max" with a region.
+        """
+        if has_region and self.settings["score_mode"] != "max":
+            pipeline_too = "" if self.settings["score_mode"] == "image_head" else "use the pipeline, or "
+            raise ValueError(
+                f"roi_mask needs score_mode='max', and this graph has {self.settings['score_mode']!r} built in, which"
+                f" reads the whole image. Way out: {pipeline_too}set score_mode='max' in the checkpoint and export"
+                " again."
+            )
+
+    def thresholds_of(
         self,
-        threshold: float | None,
-        image_threshold: float | None,
-        input_range: tuple[float, float] | None,
-        region_of_interest: bool,
+        threshold: float | None = None,
+        image_threshold: float | None = None,
+        input_range: tuple[float, float] | None = None,
+        region_of_interest: bool = False,
     ) -> Thresholds:
-        """Return the thresholds of a call: its own, or the checkpoint's if they were measured with its settings."""
+        """
+        Return the thresholds of a call: its own, or the checkpoint's if they were measured with its settings.
+
+        Args:
+            threshold, image_threshold, input_range (*optional*): arguments of the call.
+            region_of_interest (`bool`, *optional*, defaults to `False`): whether the call has a region of interest.
+
+        Raises:
+            ValueError: a threshold is out of range.
+        """
         size = self.settings["size"]
         current = {
             **self.export["settings"],
@@ -320,14 +341,38 @@ class ExportedSegmenter:
             if picture is None:
                 results.append({"error": error})
                 continue
-            anomaly_map, score = next(maps)
-            anomaly_map = resize_array(anomaly_map, (picture.height, picture.width))
-            if inside is not None:
-                anomaly_map = anomaly_map * inside
-            if self.settings["score_mode"] == "max":
-                score = anomaly_map.max()  # of the map that the mask is read from, not of the graph's own size
-            results.append(finish(picture, anomaly_map, float(score), thresholds, inside, **options))
+            results.append(self.result(picture, inside, *next(maps), thresholds, **options))
         return results
+
+    def result(
+        self,
+        picture: Image.Image,
+        inside: np.ndarray | None,
+        anomaly_map: np.ndarray,
+        score: float,
+        thresholds: Thresholds,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """
+        Make the result of one image from what `forward` returned for it.
+
+        Args:
+            picture (`PIL.Image.Image`): the image, mode RGB.
+            inside (`np.ndarray` of shape `(height, width)`, bool, *optional*): region of interest.
+            anomaly_map (`np.ndarray` of shape `(h, w)`, float32): its map, at the graph's size.
+            score (`float`): its score.
+            thresholds ([`Thresholds`]): limits for mask and label.
+            options: see `anomaly_result.finish`.
+
+        Returns:
+            `dict`, as `anomaly_result.finish` makes it.
+        """
+        anomaly_map = resize_array(anomaly_map, (picture.height, picture.width))
+        if inside is not None:
+            anomaly_map = anomaly_map * inside
+        if self.settings["score_mode"] == "max":
+            score = anomaly_map.max()  # of the map that the mask is read from, not of the graph's own size
+        return finish(picture, anomaly_map, float(score), thresholds, inside, **options)
 
 
 def open_segmenter(

@@ -476,7 +476,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
         references = self.active_references(reference_weight)
         text = CallText(prompt_input_ids, product_name)
-        conditions = self._conditions(text, tiling, input_range, roi_mask, references)
+        conditions = self.conditions(text, tiling, input_range, roi_mask, references)
         # inputs of a batch are lists, those of a single image are not
         images, roi_masks, errors = (
             inputs[name] if isinstance(inputs["image"], list) else [inputs[name]]
@@ -514,7 +514,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
                 " are not those of new images. Use other images as references than those to inspect."
             )
 
-    def _conditions(
+    def conditions(
         self,
         text: CallText,
         tiling: Tiling | None,

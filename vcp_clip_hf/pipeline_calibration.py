@@ -163,7 +163,7 @@ class CalibratingPipeline(Pipeline):
         tiling = Tiling.of(
             values.get("tile_size"), values.get("tile_overlap"), global_weight=values.get("global_weight", 0.0)
         )
-        conditions = self._conditions(
+        conditions = self.conditions(
             CallText(values.get("prompt_input_ids"), values.get("product_name")),
             tiling,
             values.get("input_range"),
