@@ -29,7 +29,7 @@ def browser(wide_browser, page):
 
 
 def titles(browser) -> list[str]:
-    return browser.run("[...document.querySelectorAll('.tile .title')].map(e => e.textContent)")
+    return browser.run("[...document.querySelectorAll('.tile .title:first-child')].map(e => e.textContent)")
 
 
 def badges(browser) -> list[str]:

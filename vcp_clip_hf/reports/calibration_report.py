@@ -12,7 +12,7 @@ from .calibration_curves import show_defect_rates, show_false_alarm_rates
 from .charts import histogram, histogram_table, movable_threshold
 from .figure_files import make_chart
 from .page import Facts, Gallery, KeyNumbers, Part, Section, Table, Text
-from .prediction_pictures import gallery_pictures
+from .prediction_pictures import failure_sentence, gallery_pictures
 from .read_run import Run
 
 
@@ -174,7 +174,11 @@ def _common_folder(paths: Sequence[str]) -> str:
 
 def _left_out(facts: dict[str, Any], records: Sequence[dict[str, Any]]) -> Section | None:
     """Show what took no part, with the reason of each."""
-    rows = [[each["image"], each.get("left_out") or each.get("error")] for each in records if "score" not in each]
+    rows = [
+        [each["image"], each["left_out"] if "left_out" in each else failure_sentence(each)]
+        for each in records
+        if "left_out" in each or "error" in each
+    ]
     rows += [[source, reason] for source, reason in facts.get("problems", [])]
     if not rows:
         return None

@@ -259,7 +259,7 @@ def histogram(
         x_label (`str`, *optional*): title of the x axis.
         threshold (`float`, *optional*): threshold to draw as a line.
         limits (`tuple[float, float]`, *optional*): ends of the x axis; default: those of scores and threshold.
-        bins (`int`, *optional*): number of bins; default: 10 to 50, more for more scores.
+        bins (`int`, *optional*): number of bins; default: 20 to 50, more for more scores.
         width, height: see [`new_figure`].
         note (`str`, *optional*): small text above the chart.
         threshold_name (`str`, *optional*, defaults to "threshold"): name of the line in the legend.
@@ -319,7 +319,7 @@ def _lighter(color: str) -> tuple[float, ...]:
 
 
 def _number_of_bins(groups: Mapping[str, Sequence[float]]) -> int:
-    return max(10, min(50, round(2 * math.sqrt(sum(map(len, groups.values()))))))
+    return max(20, min(50, round(2 * math.sqrt(sum(map(len, groups.values()))))))
 
 
 def _ends(groups: Mapping[str, Sequence[float]], threshold: float | None) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """The gallery of a run of `predict`: thumbnails of its images, overlays, maps and masks."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ from .thumbnails import (
 )
 
 
-__all__ = ["draw_overlay", "gallery_pictures"]
+__all__ = ["draw_overlay", "failure_sentence", "gallery_pictures"]
 
 # Bytes of all thumbnails of a page, as base64
 _BUDGET = 48_000_000
@@ -90,7 +91,7 @@ class _Maker:
             score=record.get("score"),
             label=record.get("label"),
             product=os.path.dirname(record["name"]),
-            failure=record.get("error", ""),
+            failure=failure_sentence(record) if "error" in record else "",
             facts=_facts(record),
             always_normal=record["image"] in self.always_normal,
         )
@@ -175,6 +176,11 @@ def _fitted(values: np.ndarray, picture: Image.Image) -> np.ndarray:
         return values
     resized = Image.fromarray(values.astype(np.float32)).resize(picture.size, Image.Resampling.NEAREST)
     return np.asarray(resized).astype(values.dtype)
+
+
+def failure_sentence(record: Mapping[str, Any]) -> str:
+    """Return why a record has no result, without the name of the exception's class."""
+    return re.sub(r"^\w+(Error|Exception): ", "", record["error"])
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from ..run_settings import RUN_FILE, RunSettings
 from ..thresholds import TOLERANCE, Thresholds
 from .charts import as_svg, histogram, histogram_table, movable_threshold, save_figure
 from .parts import Chart, Facts, Gallery, KeyNumbers, Part, Section, Table, Text, Value
-from .prediction_pictures import gallery_pictures
+from .prediction_pictures import failure_sentence, gallery_pictures
 from .read_run import Run
 
 
@@ -32,8 +31,8 @@ _HOW_TO_READ = (
 )
 _MIN_AREA = (
     "Regions below {} pixels were dropped from the masks. An image whose regions were all dropped is normal, even if"
-    " its score is at or above the threshold: {} in this run, counted as normal at every threshold. Below the run's"
-    " own threshold, further images may be of this kind, and are counted as anomalous here."
+    " its score is at or above the threshold. This is true of {} of this run, counted as normal at every threshold."
+    " Below the run's own threshold there may be further ones, which are counted as anomalous here."
 )
 _TOGETHER = (
     "The images of this run were judged together: each score depends on all of them, and the scores of another set are"
@@ -119,7 +118,7 @@ def _subtitle(run: _Run) -> str:
     written = max(file.stat().st_mtime for file in record_files(run.folder))
     date = datetime.datetime.fromtimestamp(written)
     model = run.settings.get("model", "an unknown model")
-    return f"{_images(len(run.records))}, segmented by {date:%Y-%m-%d %H:%M} with {model}"
+    return f"{_images(len(run.records))}, finished on {date:%Y-%m-%d at %H:%M}, model {model}"
 
 
 def _images(number: int) -> str:
@@ -188,7 +187,7 @@ def _scores(run: _Run, figures: Path | None) -> Section:
     parts: list[Part] = [Chart(as_svg(figure), _described(scores, limit), table=table, threshold=moved)]
     min_area = run.settings.get("min_area", 0)
     if min_area > 1 and limit is not None:
-        parts.append(Text(_MIN_AREA.format(min_area, _images(len(dropped))), "note"))
+        parts.append(Text(_MIN_AREA.format(min_area, _images(len(dropped)) if dropped else "no image"), "note"))
     return Section(
         "Scores and threshold", f"{_HOW_TO_READ} Measured on the {_images(len(scores))} of this run.", parts
     )
@@ -203,7 +202,10 @@ def _described(scores: Sequence[float], limit: float | None) -> str:
 
 def _pictures(run: _Run, page: Path, progress: bool) -> Section:
     shown = [*run.judged, *run.failed][:_MOST_PICTURES]
-    caption = "Click a picture for its overlay, map and mask, and for links to the full files."
+    caption = (
+        "Click a picture for all its views and for links to the full files. Overlays and maps have one fixed color"
+        " scale, from dark (0) to bright yellow (1); the cyan line is the border of the mask."
+    )
     if len(shown) < len(run.records):
         caption += (
             f" Shown are the {len(shown):,} of {len(run.records):,} images with the highest scores; predictions.csv"
@@ -222,16 +224,11 @@ def _pictures(run: _Run, page: Path, progress: bool) -> Section:
 
 
 def _failures(run: _Run) -> Section:
-    rows = [[record["image"], _sentence(record)] for record in run.failed[:_MOST_FAILURES]]
+    rows = [[record["image"], failure_sentence(record)] for record in run.failed[:_MOST_FAILURES]]
     explanation = "These images have no result. Running the same command again tries them once more."
     if len(rows) < len(run.failed):
         explanation += f" Shown are {len(rows)} of {len(run.failed):,}; predictions.csv lists all."
     return Section("Failures", explanation, [Table(["Image", "What was wrong"], rows, sortable=True)])
-
-
-def _sentence(record: Mapping[str, Any]) -> str:
-    """Return what was wrong, without the name of the exception's class."""
-    return re.sub(r"^\w+(Error|Exception): ", "", record["error"])
 
 
 def _promise(run: _Run) -> Section:

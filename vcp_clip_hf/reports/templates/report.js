@@ -242,9 +242,11 @@ class Gallery {
     if (verdict) row.append(make("span", { class: "badge", textContent: verdict }));
     if (picture.truth) row.append(make("span", { class: `badge ${picture.truth}`, textContent: `truly ${picture.truth}` }));
     const title = make("span", { class: "title", textContent: picture.title, title: picture.title });
+    const folder = this.product && picture.product;
+    const words = [title, ...(folder ? [make("span", { class: "title folder", textContent: folder })] : []), row];
     const button = make("button", { type: "button", class: `tile ${verdict || ""}` }, [
       frame,
-      make("span", { class: "words" }, [title, row]),
+      make("span", { class: "words" }, words),
     ]);
     button.addEventListener("click", () => viewer.open(this, place));
     return make("li", {}, [button]);
