@@ -94,7 +94,7 @@ def test_the_help_has_a_line_for_every_setting(capsys, monkeypatch):
         (line,) = [line for line in lines if line.startswith(f"{option} ")]
         assert entry.metadata["help"] in line
     assert lines.index("Optimization:") < lines.index(
-        "--learning-rate FLOAT                  learning rate of everything but the temperatures; 2e-5 with MVTec-AD"
+        "--learning-rate FLOAT                    learning rate of everything but the temperatures; 2e-5 with MVTec-AD"
         " (default: 4e-05)"
     )
     assert max(map(len, lines)) <= 160

@@ -335,7 +335,7 @@ class TrainingConfig:
         """
         Parse a command line: `--config FILE`, and `--name value` for every setting, its name spelled with hyphens or
         underscores. Values are read as YAML, so that `--products "[pcb1, pcb2]"` is a list and `--max-train-steps
-        null` unsets; a setting that is true or false needs no value to be true. A mistake ends the program with status 2.
+        null` unsets; `--report` alone is `--report true`. A mistake ends the program with status 2.
 
         Args:
             arguments (`Sequence[str]`, *optional*): command-line arguments; `sys.argv[1:]` by default.

@@ -63,8 +63,7 @@ def _is_prediction(folder: Path) -> bool:
 
 
 def _is_evaluation(folder: Path) -> bool:
-    # a checkpoint has a file of this name too, with a list
-    return bool(_content(folder / _RESULTS))
+    return (folder / _RESULTS).is_file()
 
 
 def _is_method_comparison(folder: Path) -> bool:
@@ -96,8 +95,8 @@ _FILES = {
 }
 _KINDS = {
     "predict": _is_prediction,
+    "calibrate": _is_calibration,  # before evaluate: a checkpoint has a results.json too
     "evaluate": _is_evaluation,
     "methods": _is_method_comparison,
     "train": _is_training,
-    "calibrate": _is_calibration,
 }
