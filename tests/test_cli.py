@@ -412,12 +412,41 @@ def test_evaluate(checkpoint, tmp_path):
     assert "AUROC" in done.stdout and (tmp_path / "out" / "results.json").is_file()
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert report["protocol"]["score_mode"] is None
+    assert not (tmp_path / "out" / "details").exists()
     top = ("--score-mode", "top_k", "--num-workers", 0)
     run("evaluate", f"folder={tmp_path / 'data'}", "-m", checkpoint, "-o", tmp_path / "top", *top)
     protocol = json.loads((tmp_path / "top" / "results.json").read_text())["protocol"]
     assert protocol["score_mode"] == "top_k" and protocol["description"].endswith("; image score 'top_k'")
     assert "'x' must be one of" in run("evaluate", "folder=x", "--protocol", "x", check=2).stderr
     assert "visa" in run("evaluate", "visaa=x", check=1).stderr
+
+    data, out = f"folder={tmp_path / 'data'}", tmp_path / "reported"
+    done = run("evaluate", data, "-m", checkpoint, "-o", out, "--num-workers", 0, "--report")
+    assert (
+        f"wrote {out / 'report.html'}" in done.stdout
+        and "<h1>Evaluation on folder" in (out / "report.html").read_text()
+    )
+    assert json.loads((out / "results.json").read_text())["results"] == report["results"]
+    both = tmp_path / "both.html"
+    run("report", out, tmp_path / "out", "-o", both)
+    assert "Comparison of 2 evaluations" in both.read_text()
+    assert "--output FOLDER" in run("evaluate", data, "-m", checkpoint, "--report", check=2).stderr
+
+
+def test_the_report_of_methods(checkpoint, tmp_path):
+    for index, record in enumerate(make_records(6)):
+        kind = "broken" if record["label"] else "good"
+        (tmp_path / "data" / "test" / kind).mkdir(parents=True, exist_ok=True)
+        record["image"].save(tmp_path / "data" / "test" / kind / f"{index}.png")
+    out, names = tmp_path / "out", (f"vcp_clip={checkpoint}", "winclip")
+    backbone = ("--backbone", checkpoint, "--num-workers", 0)
+    run("evaluate", f"folder={tmp_path / 'data'}", "--method", *names, *backbone, "-o", out, "--report")
+    page = (out / "report.html").read_text()
+    assert "Comparison of 2 methods" in page and "WinCLIP: folder: zero-shot, nothing is trained." in page
+    run("report", out, "-o", tmp_path / "again.html")
+    assert "Comparison of 2 methods" in (tmp_path / "again.html").read_text()
+    shutil.rmtree(out / "methods")
+    assert "Evaluate again with --report" in run("report", out, "-o", tmp_path / "again.html", check=1).stderr
 
 
 def test_references_on_the_command_line(checkpoint, images, tmp_path):

@@ -71,7 +71,7 @@ class EvaluationDetails:
     """
     Details of one dataset, collected while it is evaluated.
 
-    Memory: about 4 KB for each image, and about 0.2 MB for each of at most 30 pictures of a product.
+    Memory: about 50 KB for each image, and about 0.2 MB for each of at most 30 pictures of a product.
 
     Args:
         images (`list[dict]`): facts about each image, in the order of the evaluation.

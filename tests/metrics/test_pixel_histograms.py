@@ -49,3 +49,12 @@ def test_other_values_than_probabilities_are_noted(tmp_path):
     empty = PixelHistograms()
     empty.save(tmp_path / "empty.npz")
     assert len(PixelHistograms.load(tmp_path / "empty.npz")) == 0
+
+
+def test_many_bins_are_joined_without_losing_pixels():
+    fine, coarse = filled().dense(range(13)), filled().dense(range(13), 100)
+    assert fine[0].shape[1] > 500 and 50 < coarse[0].shape[1] <= 100
+    for one, other in zip(fine, coarse, strict=True):
+        assert one.sum() == pytest.approx(other.sum())
+    ends = [np.append(0, table.sum(0).cumsum()) for table in (fine[1], coarse[1])]
+    assert set(ends[1]) <= set(ends[0])

@@ -67,7 +67,7 @@ def test_common_images_are_compared_and_pixels_estimated(runs, tmp_path):
         # the same model on the same images
         assert whole[key].value == pytest.approx(0, abs=1e-9)
     exact = part.report.results["squares"]["per_product"]["product_0"]
-    assert found["product_0", "pixel_auroc"].other == pytest.approx(exact["pixel_auroc"], abs=2e-3)
+    assert found["product_0", "pixel_auroc"].other == pytest.approx(exact["pixel_auroc"], abs=5e-3)
     assert found["product_0", "image_ap"].other == pytest.approx(exact["image_ap"], abs=1e-12)
 
 
