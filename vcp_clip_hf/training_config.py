@@ -100,7 +100,7 @@ class TrainingConfig:
         default="all",
         metadata=_about(
             _MODEL,
-            "parts to train: all learned ones, or the image head alone, on a trained checkpoint that stays unchanged",
+            "parts to train: all learned ones, or the image head alone, on a trained checkpoint that is not changed",
             fixed=True,
         ),
     )
