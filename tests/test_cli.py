@@ -20,6 +20,7 @@ from PIL import Image
 from tests.common import golden, tiny_model, tiny_model_with_head, tiny_tokenizer
 from tests.methods.common import tiny_method
 from tests.training_run import make_model_folder, make_records
+from tests.video.clips import write_clip
 from vcp_clip_hf import (
     AnomalySegmentationPipeline,
     VCPCLIPConfig,
@@ -176,6 +177,50 @@ def test_predict_together_is_refused(checkpoint, images, tmp_path, options, stat
     done = run("predict", images / "a.png", "-o", tmp_path, "-m", checkpoint, *options, check=status)
     assert message in " ".join(done.stderr.replace("│", " ").split())
     assert not read_predictions(tmp_path)
+
+
+def test_predict_a_video(checkpoint, tmp_path):
+    clip, out = write_clip(tmp_path / "a <clip>.mp4"), tmp_path / "out"
+    arguments = ["predict", clip, "-o", out, "-m", checkpoint, "--fps", 5, "--image-threshold", 0.4, "--maps", "none"]
+    done = run(*arguments, "--max-frames", 4, "--format", "coco", "--batch-size", 3)
+    assert "4 frames segmented" in done.stdout and "annotated video: " in done.stdout
+    records = read_predictions(out)
+    assert [record["frame"] for record in records] == [0, 2, 4, 6] and records[0]["image_threshold"] == 0.4
+    assert json.loads((out / "predictions.coco.json").read_text())["images"][3]["file_name"] == f"{clip}#frame=6"
+    done = run(*arguments, "--duration", 1.5, "--no-annotated-video")
+    assert "4 frames segmented" in done.stdout and "4 done before" in done.stdout
+    assert not (out / "annotated.mp4").exists()  # the former one has only four of eight frames
+
+    (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:-200])
+    assert (
+        "cut.mp4' could not be opened as a video"
+        in run("predict", tmp_path / "cut.mp4", "-o", tmp_path / "cut", check=1).stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "message"),
+    [
+        (["a.png"], ["--fps", 5], "--every, --fps, --duration, --max-frames, --annotated-video, --give-up and"),
+        (["a.png"], ["--no-annotated-video"], "--input-option need a video or a camera"),
+        (["a.png", "rtsp://user:s3cret@host/1"], [], "got 2 sources with rtsp://***@host/1"),
+        (["a.mp4"], ["--together"], "--together cannot be used with a video"),
+        (["a.mp4"], ["--input-option", "listen"], "--input-option needs NAME=VALUE"),
+        (["a.mp4"], ["--every", 0], "Invalid value for '--every'"),
+        (["a.mp4"], ["--every", 2, "--fps", 2], "every=2 and fps=2.0 exclude each other"),
+        (["a.mp4"], ["--fps", "nan"], "fps=nan must be a number of frames per second above 0"),
+        (["a.mp4"], ["--duration", -1], "duration=-1.0 must be a number of seconds above 0"),
+        (["a.mp4"], [], "'a.mp4': No such file or directory"),
+        (["a.mp4"], ["--annotated-video", "--no-overlays"], "leave out --no-overlays"),
+    ],
+)
+def test_predict_a_video_is_refused(checkpoint, tmp_path, monkeypatch, sources, options, message):
+    monkeypatch.chdir(tmp_path)
+    status = 2 if message.startswith(("Invalid value", "--", "got")) else 1
+    done = run("predict", *sources, "-o", "out", "-m", checkpoint, *options, check=status)
+    shown = " ".join(done.stderr.replace("│", " ").split())
+    assert message in shown and "s3cret" not in shown
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unreadable_file_is_listed_and_tried_again(checkpoint, images, tmp_path):
@@ -622,6 +667,15 @@ def test_mistakes_end_in_one_line(checkpoint, images, tmp_path, arguments, statu
 def test_a_mistake_in_a_real_process(images, tmp_path):
     done = command("predict", images, "-o", tmp_path, "-m", "nobody/nothing", check=1)
     assert "error: There is no folder 'nobody/nothing'" in done.stderr
+
+
+def test_regions_get_names(checkpoint, images, tmp_path):
+    names = ("--defect-name", "scratch", "--defect-name", "hole")
+    run("predict", images / "a.png", "-o", tmp_path, "-m", checkpoint, *names)
+    (record,) = read_predictions(tmp_path)
+    assert record["regions"] and {region["name"] for region in record["regions"]} <= {"scratch", "hole"}
+    done = run("predict", images / "a.png", "-o", tmp_path, "-m", checkpoint, *names[:3], "hole 2", check=1)
+    assert "defect_names" in done.stderr and "--overwrite" in done.stderr
 
 
 def test_regions_need_a_threshold(images, tmp_path):

@@ -22,6 +22,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from tests.video.clips import write_clip
 from vcp_clip_hf.cli import app as vcp_clip_app
 from vcp_clip_hf.cli import main as vcp_clip
 from vcp_clip_hf.convert_vcp_clip_to_hf import main as convert
@@ -39,6 +40,7 @@ REASONS = (
     "takes hours",
     "needs a token",
     "needs torchao",
+    "needs a camera",
 )
 FENCE = re.compile(r"(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.S)
 RUN_BLOCKS = ("python", "bash")
@@ -62,7 +64,7 @@ def commands(code: str) -> list[list[str]]:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory):
-    """Make the files that the pages use: normal and defective images, sorted images, a large image."""
+    """Make the files that the pages use: normal and defective images, sorted images, a large image, a video."""
     folder = tmp_path_factory.mktemp("docs")
     products = select_products("unseen")
     for index in range(12):
@@ -87,6 +89,7 @@ def workplace(tmp_path_factory):
     shutil.copyfile(folder / "images" / "000.png", folder / "part.png")
     Image.fromarray(np.full((96, 96), 255, np.uint8)).save(folder / "roi.png")
     render_sample(products[1], 1, 0, 400, "auto").image.save(folder / "large.png")
+    write_clip(folder / "clip.mp4")
     for name in ("hub_configs", "examples"):
         (folder / name).symlink_to(ROOT / name)
     return folder

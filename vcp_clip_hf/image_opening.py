@@ -5,7 +5,7 @@
 | path of a file | the picture; the current frame of an animation or multi-page file, with a warning |
 | folder, missing or vanished file | FileNotFoundError |
 | empty, truncated or damaged file, a file of another kind | ValueError |
-| more pixels than `max_pixels` | ValueError, before anything is decoded |
+| more pixels than `max_pixels` | TooManyPixels, a ValueError, before anything is decoded |
 | http(s) URL | requested once, limited in size and total time |
 | data URI, base64 string, bytes | the picture |
 
@@ -28,7 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT, decode_base64, decode_data_uri, download, shown_name
 
 
-__all__ = ["decoded", "open_picture", "pixel_limit", "warn_of_file"]
+__all__ = ["TooManyPixels", "decoded", "open_picture", "pixel_limit", "warn_of_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,10 @@ _NAMED_FILES = 10
 _warned: Counter[str] = Counter()
 _warned_files: set[tuple[str, str]] = set()
 _pillow_limit = threading.RLock()
+
+
+class TooManyPixels(ValueError):
+    """The picture has more pixels than a limit."""
 
 
 def warn_of_file(kind: str, name: str, message: str) -> None:
@@ -68,7 +72,8 @@ def open_picture(
     Raises:
         FileNotFoundError: no such file, or a folder.
         TypeError: `source` has another type.
-        ValueError: the source is not a readable image, or exceeds a limit.
+        TooManyPixels: the picture exceeds `max_pixels`, or without it Pillow's limit.
+        ValueError: the source is not a readable image, or the file at a URL is too large.
     """
     name, file = _find(source, timeout, max_download_bytes)
     try:
@@ -77,7 +82,7 @@ def open_picture(
     except FileNotFoundError:
         raise FileNotFoundError(f"No such image file: {name!r}.") from None  # vanished in the meantime
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: {error} {_raise_the_limit()}") from error
+        raise TooManyPixels(f"{name}: {error} {_raise_the_limit()}") from error
     except UnidentifiedImageError as error:
         size = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else os.path.getsize(file)
         reason = "not an image file that Pillow can read" if size else "the file is empty (0 bytes)"
@@ -87,7 +92,7 @@ def open_picture(
     except Exception as error:  # plugins raise errors of many types for damaged headers
         raise ValueError(f"{name}: damaged image ({_reason(error)}).") from error
     if max_pixels is not None and picture.width * picture.height > max_pixels:
-        raise ValueError(f"{name}: {picture.width} x {picture.height} pixels exceed max_pixels={max_pixels}.")
+        raise TooManyPixels(f"{name}: {picture.width} x {picture.height} pixels exceed max_pixels={max_pixels}.")
     return name, picture
 
 
@@ -183,7 +188,7 @@ def decoded(picture: Image.Image, name: str) -> Image.Image:
         frames = getattr(picture, "n_frames", 1)
         upright = ImageOps.exif_transpose(picture)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: {error} {_raise_the_limit()}") from error
+        raise TooManyPixels(f"{name}: {error} {_raise_the_limit()}") from error
     except MemoryError as error:
         raise ValueError(f"{name}: too little memory for {picture.width} x {picture.height} pixels.") from error
     except Exception as error:  # plugins raise errors of many types for damaged files

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from .image_files import IMAGE_SUFFIXES, LeftOut, find_images, lies_in
 
 
-__all__ = ["FoundImages", "InputImage", "find_inputs", "image_key", "is_url", "list_inputs"]
+__all__ = ["FoundImages", "InputImage", "find_inputs", "image_key", "is_url", "list_inputs", "safe_name"]
 
 logger = logging.get_logger(__name__)
 
@@ -126,15 +126,20 @@ def find_inputs(
             name = known_names.get(key)
             if name is None:
                 # a.png and a.jpg, or one name in two folders, must not overwrite each other
-                stem = _safe_name(relative)
+                stem = safe_name(relative)
                 name = next(each for each in itertools.chain([stem], _numbered(stem)) if _folded(each) not in taken)
                 taken.add(_folded(name))
             found.images.append(InputImage(path, name))
     return found
 
 
-def _safe_name(relative: str) -> str:
-    """Return an output name for a path below a source, with "/" between folders."""
+def safe_name(relative: str) -> str:
+    """
+    Return an output name, without extension.
+
+    Args:
+        relative (`str`): path below a source, with "/" between folders.
+    """
     *folders, file = [part for part in relative.replace(os.sep, "/").split("/") if part not in ("", ".", "..")]
     folders = [f"{part}_" if part.lower().endswith(_OUTPUT_SUFFIXES) else part for part in folders]
     return "/".join(map(_safe_part, [*folders, os.path.splitext(file)[0]]))

@@ -1,7 +1,7 @@
 """`pipeline("anomaly-segmentation")`: images in; scores, maps, masks and regions out."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from .anomaly_scoring import AnomalyScoring, resize_map
 from .calibration import describe_calibration
 from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
+from .defect_names import DefectNames, name_logits, name_regions
 from .devices import check_device
 from .image_loading import ImageLike, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
@@ -41,7 +42,7 @@ logger = logging.get_logger(__name__)
 # Arguments of a call that are refused for images judged together
 _NOT_TOGETHER = (
     *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
-    *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight"),
+    *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight", "defect_names"),
 )
 
 # Upper limit of a reference's distance from itself in every precision, without a scale
@@ -298,6 +299,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         refuse_unknown(kwargs, sorted(known), "The anomaly-segmentation pipeline")
         if "prompts" in kwargs:
             kwargs["prompt_input_ids"] = self._prompt_ids(kwargs.pop("prompts"))
+        if kwargs.get("defect_names") is not None:
+            kwargs["defect_names"] = self._defect_names(kwargs["defect_names"])
         preprocess, forward, postprocess = (
             {name: value for name, value in kwargs.items() if name in names} for names in steps
         )
@@ -310,13 +313,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         self._check_text(prompts, None)
         if set(prompts) != {"normal", "abnormal"}:
             raise ValueError(f'prompts must have the keys "normal" and "abnormal", got {sorted(prompts)}.')
-        if self.tokenizer is None:
-            raise ValueError(
-                "Other prompts need the backbone's tokenizer, and this checkpoint has none. Pass tokenizer=... to the"
-                " constructor of the pipeline."
-            )
+        self._check_has_tokenizer("Other prompts")
         config = self.model.config
-        check_tokenizer(self.tokenizer, config.text_config.vocab_size)
         rows = {}
         for state, words in prompts.items():
             words = [words] if isinstance(words, str) else list(words)
@@ -335,6 +333,21 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         length = max(map(len, ids))
         padded = [row + [row[-1]] * (length - len(row)) for row in ids]
         return torch.tensor(padded).view(2, -1, length)
+
+    def _defect_names(self, names: Sequence[str] | Mapping[str, str]) -> DefectNames:
+        """Return names of defects with their tokenized prompts."""
+        if self._reads_names:
+            raise ValueError(f"{type(self.model).__name__} does not name defects; leave defect_names out.")
+        self._check_has_tokenizer("Names of defects")
+        return DefectNames.of(names, self.tokenizer, self.model.config.category_token_id)
+
+    def _check_has_tokenizer(self, need: str) -> None:
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{need} need the backbone's tokenizer, and this checkpoint has none. Pass tokenizer=... to the"
+                " constructor of the pipeline."
+            )
+        check_tokenizer(self.tokenizer, self.model.config.text_config.vocab_size)
 
     def __call__(
         self, inputs: Images, *args: Any, image_column: str | None = None, **kwargs: Any
@@ -383,6 +396,10 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
             fill_holes (`bool`, *optional*): fill holes in the mask.
             heatmap (`bool`, *optional*): whether to add `heatmap`, the image under its map on the fixed scale [0, 1].
             regions (`bool`, *optional*): whether to add `regions`, see `find_regions`; needs a threshold.
+            defect_names (`Sequence[str]` or `dict[str, str]`, *optional*):
+                Two nouns or more (`["scratch", "hole"]`), or name -> template with one `{}`. Each region gets the best
+                `name` and its `name_probability` among them, from the words alone; needs `regions=True`, and not in
+                tiles. See `defect_names.py`: nothing is trained for this.
             output_image (`bool`, *optional*):
                 Whether to add `image`, the RGB picture that the model got: rotated as its EXIF data say, in 8 bits.
             output_format (`"anomaly"` or `"image-segmentation"`, *optional*, defaults to `"anomaly"`):
@@ -468,6 +485,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         output_branch_maps: bool = False,
         output_layer_maps: bool = False,
         output_uncertainty: bool = False,
+        defect_names: DefectNames | None = None,
         input_range: tuple[float, float] | None = None,
         roi_mask: ImageLike | None = None,
         reference_weight: float | None = None,
@@ -493,10 +511,13 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
                 output_branch_maps,
                 output_layer_maps,
                 output_uncertainty,
+                defect_names,
             )
         else:
             if output_layer_maps or output_uncertainty:
                 raise ValueError("Layer maps and uncertainty are not kept for tiles; leave tile_size out.")
+            if defect_names is not None:
+                raise ValueError("Regions are not named in tiles; leave defect_names or tile_size out.")
             scoring = self.image_processor.scoring(conditions, **settings)
             results = [
                 self._tiled(image, inside, tiling, references, text, scoring, output_branch_maps)
@@ -551,17 +572,19 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         branches: bool,
         layers: bool,
         uncertainty: bool,
+        defect_names: DefectNames | None,
     ) -> list[dict[str, Any]]:
         """Segment a batch of images, each as a whole."""
         if references is not None and self._references_as_new:
             if len(images) > 1:  # one by one, because each has a memory of its own
-                further = (text, settings, branches, layers, uncertainty)
+                further = (text, settings, branches, layers, uncertainty, defect_names)
                 parts = zip(pixel_values.split(1), images, roi_masks, strict=True)
                 return [self._whole(one, [image], [mask], references, *further)[0] for one, image, mask in parts]
             references = references.for_new_picture(images[0])
         network = self._network_with(references, text.product_name)
         prompts = text.prompt_input_ids
-        outputs = network(pixel_values, prompt_input_ids=prompts, output_layer_maps=layers or uncertainty)
+        states = {} if defect_names is None else {"output_hidden_states": self.model.config.feature_layers}
+        outputs = network(pixel_values, prompt_input_ids=prompts, output_layer_maps=layers or uncertainty, **states)
         if references is not None and not self._references_as_new:
             self._warn_of_references(_probable_references(images, outputs, references), references)
         sizes = [(image.height, image.width) for image in images]
@@ -570,7 +593,26 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         )
         for index, (result, size) in enumerate(zip(results, sizes, strict=True)):
             result.update(self._further_maps(outputs, index, size, branches, layers, uncertainty))
+        if defect_names is not None:
+            self._add_name_logits(results, outputs, pixel_values.shape[-2:], sizes, defect_names)
         return results
+
+    def _add_name_logits(
+        self,
+        results: list[dict[str, Any]],
+        outputs: ModelOutput,
+        model_size: tuple[int, int],
+        sizes: list[tuple[int, int]],
+        names: DefectNames,
+    ) -> None:
+        """Add what regions are named by: logits of every name, at the model's size, without padding."""
+        patch_size = self.model.config.vision_config.patch_size
+        grid = (model_size[0] // patch_size, model_size[1] // patch_size)
+        logits = name_logits(self._inference_model(), outputs, names, grid)
+        logits = torch.nn.functional.interpolate(logits, size=tuple(model_size), mode="nearest")
+        for result, of_image, size in zip(results, logits, sizes, strict=True):
+            result["name_logits"] = self.image_processor.without_padding(of_image, size)
+            result["defect_names"] = names.names
 
     def _tiled(
         self,
@@ -654,9 +696,15 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         image, inside, error = found.pop("image"), found.pop("inside", None), found.pop("error")
         if error is not None:
             return {"error": error}
+        names, logits = found.pop("defect_names", None), found.pop("name_logits", None)
         found = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
         thresholds = Thresholds(found["threshold"], found["image_threshold"])
         result = finish(image, found["anomaly_map"], found["score"], thresholds, inside, **options)
+        if names is not None:
+            if "regions" not in result:
+                raise ValueError("defect_names name regions: pass regions=True too.")
+            mask = np.asarray(result["mask"]) > 0
+            result["regions"] = name_regions(result["regions"], mask, logits.float().numpy(), names)
         return as_segments(result) if output_format == "image-segmentation" else {**found, **result}
 
     def segment_together(

@@ -16,7 +16,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +32,7 @@ from .input_images import FoundImages, InputImage, find_inputs, image_key, is_ur
 from .interruption import stop_on_signal
 from .json_lines import end_last_line
 from .mutual_scoring import MutualScoring
-from .picture_writer import PICTURE_FOLDERS, PictureWriter
+from .picture_writer import PICTURE_FOLDERS, PictureWriter, write_in_order
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .prediction_records import (
     RECORDS,
@@ -55,14 +54,14 @@ __all__ = [
     "predict_files",
     "process_state",
     "read_predictions",
+    "refuse_other_settings",
+    "remove_results",
     "write_csv",
 ]
 
 logger = logging.get_logger(__name__)
 
 CSV_FILE, COCO_FILE = "predictions.csv", "predictions.coco.json"
-# Threads that draw and write pictures, which takes longer than a GPU takes for the model
-_WRITERS = max(2, min(8, (os.cpu_count() or 1) // 2))
 _INTERRUPTED = "Interrupted. The finished images are recorded: run the same command again to segment the rest."
 
 
@@ -178,12 +177,12 @@ def predict_files(
     if together is not None:
         settings = settings.judged_together(together, [image.path for image in found.images])
     if not overwrite:
-        _refuse_other_settings(settings, output_dir, earlier)
+        refuse_other_settings(settings, output_dir, earlier)
     run = _Run(output_dir, writer, found.images, records, bool(options.get("regions")), together is not None, state)
     state.wait_for_everyone()
     if state.is_main_process:
         if overwrite:
-            _remove_results(output_dir, earlier)
+            remove_results(output_dir, earlier)
         run.prepare_folder(settings)
     state.wait_for_everyone()
 
@@ -225,8 +224,15 @@ def predict_files(
     return summary
 
 
-def _refuse_other_settings(settings: RunSettings, output_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> None:
-    """Raise if the folder has results that were computed otherwise."""
+def refuse_other_settings(settings: RunSettings, output_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Raise a `ValueError` if a folder has results that were computed otherwise.
+
+    Args:
+        settings ([`RunSettings`]): settings of the run that begins.
+        output_dir (`Path`): folder of the results.
+        earlier (sequence of `dict`): records of earlier runs in it.
+    """
     stored = RunSettings.read(output_dir)
     if not earlier:
         return
@@ -260,8 +266,14 @@ def _find(
     return found
 
 
-def _remove_results(output_dir: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Remove the records of earlier runs, and the files that they name, so that no old result remains."""
+def remove_results(output_dir: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Remove the records of earlier runs, and the files that they name, so that no old result remains.
+
+    Args:
+        output_dir (`Path`): folder of the results.
+        records (sequence of `dict`): records as [`read_predictions`] returns them.
+    """
     for record in records:
         for kind, folder in PICTURE_FOLDERS.items():
             file = str(record.get(kind, ""))
@@ -339,16 +351,12 @@ class _Run:
         single = self.state.num_processes == 1
         path = self.output_dir / (RECORDS if single else f"predictions-{self.state.process_index:03d}.jsonl")
         end_last_line(path)
-        pool = ThreadPoolExecutor(_WRITERS)
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                for record in _in_order(pool, self.writer, images, results, ahead):
-                    record.update(self.states[record["image"]])
-                    file.write(json.dumps(record) + "\n")
-                    file.flush()
-                    yield record
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with open(path, "a", encoding="utf-8") as file:
+            for record in write_in_order(self.writer, zip(images, results, strict=True), ahead):
+                record.update(self.states[record["image"]])
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                yield record
 
     def merge_records(self, summary: PredictionSummary) -> None:
         """Write one file of the records of all processes, in the order of the inputs, and the table."""
@@ -426,29 +434,6 @@ def _ignore_broken_connections(
     """Stand in for `sys.excepthook` in workers: when a run is interrupted, their connections break."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, traceback)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, writer: PictureWriter, images: Sequence[InputImage], results: Iterable[dict], ahead: int
-) -> Iterator[dict]:
-    """
-    Write in threads while the model runs; yield records in order, holding at most `ahead` results. After an
-    interruption, results that are being written are still yielded.
-    """
-    waiting: list[Future] = []
-    try:
-        for image, result in zip(images, results, strict=True):
-            waiting.append(pool.submit(writer, image, result))
-            while waiting and (waiting[0].done() or len(waiting) >= ahead):
-                yield waiting[0].result()
-                waiting.pop(0)
-        while waiting:
-            yield waiting[0].result()
-            waiting.pop(0)
-    except KeyboardInterrupt:
-        begun = [future for future in waiting if not future.cancel()]
-        yield from (future.result() for future in begun)
-        raise
 
 
 def process_state() -> PartialState:

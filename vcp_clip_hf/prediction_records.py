@@ -24,6 +24,8 @@ __all__ = [
 
 RECORDS = "predictions.jsonl"
 _COLUMNS = ["image", "score", "label", "threshold", "image_threshold", "height", "width", "map", "mask", "overlay"]
+# In tables of videos, after the image
+_VIDEO_COLUMNS = ["segment", "frame", "time_seconds", "time", "dropped"]
 
 
 def record_files(output_dir: Path) -> list[Path]:
@@ -81,7 +83,8 @@ def write_records(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
     """
-    Write a table with one line per image, without regions; the file is complete or unchanged.
+    Write a table with one line per image, without regions; the file is complete or unchanged. Frames of videos have
+    their time and number, too.
 
     A cell that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP recommends. Bytes of file
     names that are not UTF-8 are written as `\\udc..`, carriage returns as `\\r`. The records have all names unchanged.
@@ -90,10 +93,12 @@ def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
         records (sequence of `dict`): records as [`read_predictions`] returns them.
         path (`Path`): file to write.
     """
+    of_video = [name for name in _VIDEO_COLUMNS if any(name in record for record in records)]
+    columns = [_COLUMNS[0], *of_video, *_COLUMNS[1:], "error"]
     with (
         atomic_file(path) as unfinished,
         open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
-        writer = csv.DictWriter(file, [*_COLUMNS, "error"], extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: safe_cell(value) for name, value in record.items()} for record in records)

@@ -696,12 +696,15 @@ class ReferencedModel(nn.Module):
         """Return the model's configuration."""
         return self.model.config
 
-    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Any) -> ModelOutput:
+    def forward(
+        self, pixel_values: torch.FloatTensor, output_hidden_states: Sequence[int] = (), **kwargs: Any
+    ) -> ModelOutput:
         """
         Compute maps with the memory.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): images.
+            output_hidden_states (`Sequence[int]`, *optional*): blocks whose hidden states are returned too.
             kwargs: further arguments of the model's `forward`.
 
         Returns:
@@ -710,7 +713,8 @@ class ReferencedModel(nn.Module):
             `(batch_size, height, width)`, float32 in [0, 1], the memory's map alone. Layer maps are the model's.
         """
         layers = list(self.memory.settings.layers)
-        outputs = self.model(pixel_values, output_hidden_states=layers, **kwargs)
+        further = [each for each in output_hidden_states if each not in layers]
+        outputs = self.model(pixel_values, output_hidden_states=[*layers, *further], **kwargs)
         height, width = pixel_values.shape[-2:]
         patch_size = self.config.vision_config.patch_size
         grid = (height // patch_size, width // patch_size)
@@ -725,6 +729,8 @@ class ReferencedModel(nn.Module):
         if outputs.get("image_scores") is not None:
             highest = memory_map.flatten(1).amax(dim=1).to(outputs.image_scores.device)
             outputs["image_scores"] = torch.lerp(outputs.image_scores.float(), highest, weight)
-        outputs["hidden_states"] = outputs["stem_features"] = None
+        outputs["stem_features"] = None
+        if not output_hidden_states:
+            outputs["hidden_states"] = None
         outputs["reference_map"] = memory_map
         return outputs

@@ -101,6 +101,8 @@ class RunSettings:
         }
         if options.get("prompts") is not None:  # words are easier to compare than token ids
             values["prompt_input_ids"] = _plain(options["prompts"])
+        if options.get("defect_names") is not None:
+            values["defect_names"] = _plain(options["defect_names"])
         values.pop("reference_weight", None)
         references = pipe.active_references(given.get("reference_weight"))
         if references is not None:
@@ -125,6 +127,15 @@ class RunSettings:
         own = {name: value for name, value in self.values.items() if name != "references"}
         # and the checkpoint's thresholds do not apply
         return replace(self, values={**own, **values}, context={**self.context, "calibration": None})
+
+    def of_video(self, video: Mapping[str, Any]) -> "RunSettings":
+        """
+        Return the settings of a run over frames of a video.
+
+        Args:
+            video (`Mapping`): identity of the video, and which frames are analyzed.
+        """
+        return RunSettings({**self.values, "video": _plain(video)})
 
     @classmethod
     def read(cls, output_dir: Path) -> "RunSettings | None":

@@ -19,6 +19,7 @@ from .info import info
 from .predict import predict
 from .publish import card, push, push_dataset
 from .report import report
+from .serve import serve
 from .train import convert, train
 
 
@@ -32,6 +33,8 @@ app.command(cls=Verb)(report)
 app.command(cls=InterruptibleVerb, context_settings=UNPARSED)(train)
 app.command(cls=InterruptibleVerb, context_settings=UNPARSED)(convert)
 app.command(cls=Verb)(export)
+# without `Verb`, which imports transformers: an exported folder is served without it
+app.command(cls=InterruptibleVerb)(serve)
 app.command(cls=Verb)(card)
 app.command(cls=Verb)(push)
 app.command(cls=Verb)(push_dataset)

@@ -1,5 +1,6 @@
 """`vcp-clip predict`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,10 @@ __all__ = ["predict"]
 
 
 def predict(
-    sources: Annotated[list[str], typer.Argument(help="Images, folders, patterns (in quotes) or URLs.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Images, folders, patterns (in quotes), URLs; or one video or camera."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder to write.")],
     model: Model = EMBEDDED_CHECKPOINT,
     threshold: Annotated[
@@ -76,6 +80,10 @@ def predict(
     abnormal: Annotated[
         list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
     ] = None,
+    defect_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Noun for a kind of defect, e.g. 'scratch'; repeat for several. Regions get the best one."),
+    ] = None,
     product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
@@ -93,6 +101,24 @@ def predict(
         typer.Option(
             min=0, max=1, help="With --together: weight of the zero-shot map in the result.", show_default="0"
         ),
+    ] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="Video: analyze every n-th frame.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Video: frames to analyze per second.", show_default="all")] = None,
+    duration: Annotated[
+        float | None, typer.Option(help="Video: seconds to analyze, of a file from its beginning.")
+    ] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Video: frames to analyze in this run.")] = None,
+    annotated_video: Annotated[
+        bool | None,
+        typer.Option(help="Video: write it with overlays and scores.", show_default="if overlays are"),
+    ] = None,
+    give_up: Annotated[
+        float | None,
+        typer.Option(help="Stream or camera: seconds without a frame after which to end.", show_default="30"),
+    ] = None,
+    input_option: Annotated[
+        list[str] | None,
+        typer.Option(help="Video: NAME=VALUE for FFmpeg, e.g. rtsp_transport=udp; repeat for several."),
     ] = None,
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
@@ -115,12 +141,15 @@ def predict(
     With --together, results depend on the whole set of images, and the checkpoint's thresholds do not apply: give
     --threshold and --image-threshold for masks and labels. A run with another set of images is refused. The cost,
     which grows with the square of the number of images, is printed first.
+
+    A video file, a network stream (rtsp://...) or a camera (/dev/video0) is the only source of a call. Frames of a
+    stream or camera that the model has no time for are dropped and counted; Ctrl-C ends it.
     """
     from ..coco_format import write_coco
     from ..mutual_scoring import MutualScoring
     from ..prediction import COCO_FILE, predict_files, read_predictions
 
-    with_regions = regions or record_format is RecordFormat.coco
+    with_regions = regions or record_format is RecordFormat.coco or bool(defect_name)
     options = {
         "min_area": min_area,
         "threshold": threshold,
@@ -131,6 +160,7 @@ def predict(
         "roi_mask": None if roi_mask is None else str(roi_mask),
         "max_pixels": max_pixels,
         "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
+        "defect_names": defect_name or None,
         "product_name": product_name,
         "regions": with_regions or None,
     }
@@ -148,6 +178,19 @@ def predict(
         from ..reports.extra import require_extra
 
         require_extra()
+    of_video = {
+        "every": every,
+        "fps": fps,
+        "duration": duration,
+        "max_frames": max_frames,
+        "give_up": give_up,
+        "input_options": _input_options(input_option),
+        "annotated": annotated_video,
+    }
+    of_video = {name: value for name, value in of_video.items() if value is not None}
+    is_video = _is_video(sources, list(of_video))
+    if together and is_video:
+        raise typer.BadParameter("--together cannot be used with a video")
     pipe = make_pipeline(model, device, dtype)
     reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
     problems = set_references(
@@ -160,19 +203,39 @@ def predict(
     )
     if with_regions and threshold is None and (together or pipe.image_processor.threshold is None):
         raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
-    summary = predict_files(
-        pipe,
-        sources,
-        output,
-        None if maps is MapFormat.none else maps.value,
-        masks,
-        overlays,
-        batch_size,
-        num_workers,
-        overwrite,
-        together=MutualScoring(**{**_own_mutual_scoring(pipe.model), **of_together}) if together else None,
-        **{name: value for name, value in options.items() if value is not None},
-    )
+    options = {name: value for name, value in options.items() if value is not None}
+    pictures = {
+        "save_maps": None if maps is MapFormat.none else maps.value,
+        "save_masks": masks,
+        "save_overlays": overlays,
+    }
+    if is_video:
+        from ..video import VideoReading, predict_video
+
+        annotated = of_video.pop("annotated", None)
+        summary = predict_video(
+            pipe,
+            sources[0],
+            output,
+            VideoReading(**of_video),
+            **pictures,
+            annotated=annotated,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            **options,
+        )
+    else:
+        summary = predict_files(
+            pipe,
+            sources,
+            output,
+            **pictures,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            overwrite=overwrite,
+            together=MutualScoring(**{**_own_mutual_scoring(pipe.model), **of_together}) if together else None,
+            **options,
+        )
     if not is_main_process():
         return
     if record_format is RecordFormat.coco:
@@ -182,11 +245,48 @@ def predict(
         from ..reports.report import REPORT_FILE, write_report
 
         typer.echo(printable(f"wrote {write_report([output], output / REPORT_FILE, progress=True)}"))
-    list_left_out(summary.left_out)
+    if not is_video:
+        list_left_out(summary.left_out)
     for path, error in (*problems, *summary.errors):
         typer.echo(f"failed: {printable(path)}: {printable(error)}", err=True)
     if problems or summary.errors:
         raise typer.Exit(1)
+
+
+def _is_video(sources: Sequence[str], given: Sequence[str]) -> bool:
+    """
+    Return whether the only source is a video.
+
+    Args:
+        sources (`Sequence[str]`): sources of the command line.
+        given (`Sequence[str]`): names of the settings of videos that were given.
+    """
+    from ..video import is_video_source, without_secrets
+
+    videos = [source for source in sources if is_video_source(source)]
+    if not videos:
+        if given:
+            raise typer.BadParameter(
+                "--every, --fps, --duration, --max-frames, --annotated-video, --give-up and --input-option need"
+                " a video or a camera"
+            )
+        return False
+    if len(sources) > 1:
+        raise typer.BadParameter(
+            f"a video is the only source of a call, with an output folder of its own; got {len(sources)} sources with"
+            f" {without_secrets(videos[0])}"
+        )
+    return True
+
+
+def _input_options(pairs: Sequence[str] | None) -> dict[str, str] | None:
+    """Return options of FFmpeg by name."""
+    if pairs is None:
+        return None
+    options = dict(pair.partition("=")[::2] for pair in pairs)
+    if not all(name and value for name, value in options.items()):
+        raise typer.BadParameter(f"--input-option needs NAME=VALUE, such as rtsp_transport=udp; got {pairs}")
+    return options
 
 
 def _own_mutual_scoring(model: Any) -> dict[str, Any]:
