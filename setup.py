@@ -49,9 +49,9 @@ EXTRAS = {
     "test": [
         "av>=18.0",
         "evaluate>=0.4.6",
-        "jinja2>=3.1",
         "fastapi>=0.150",
         "httpx2>=2.0",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "onnx>=1.18",
         "onnxruntime>=1.20",
