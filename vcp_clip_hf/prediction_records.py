@@ -9,12 +9,13 @@ from typing import Any
 
 from .atomic_write import atomic_file
 from .input_images import is_url
-from .json_lines import read_json_lines
+from .json_lines import end_last_line, read_json_lines
 from .safe_csv import safe_cell
 
 
 __all__ = [
     "RECORDS",
+    "end_last_line",
     "file_state",
     "read_predictions",
     "record_files",

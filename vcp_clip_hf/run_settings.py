@@ -135,7 +135,7 @@ class RunSettings:
         Args:
             video (`Mapping`): identity of the video, and which frames are analyzed.
         """
-        return RunSettings({**self.values, "video": _plain(video)})
+        return replace(self, values={**self.values, "video": _plain(video)})
 
     @classmethod
     def read(cls, output_dir: Path) -> "RunSettings | None":

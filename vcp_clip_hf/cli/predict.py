@@ -174,10 +174,6 @@ def predict(
         raise typer.BadParameter("--references cannot be used with --together")
     if together and reference_weight is not None:
         raise typer.BadParameter("--reference-weight cannot be used with --together")
-    if report:
-        from ..reports.extra import require_extra
-
-        require_extra()
     of_video = {
         "every": every,
         "fps": fps,
@@ -191,6 +187,10 @@ def predict(
     is_video = _is_video(sources, list(of_video))
     if together and is_video:
         raise typer.BadParameter("--together cannot be used with a video")
+    if report:
+        from ..reports.extra import require_extra
+
+        require_extra()
     pipe = make_pipeline(model, device, dtype)
     reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
     problems = set_references(
