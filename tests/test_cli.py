@@ -135,6 +135,7 @@ def test_predict_from_files_patterns_and_with_options(checkpoint, images, tmp_pa
     records = read_predictions(tmp_path)
     assert [Path(record["image"]).name for record in records] == ["a.png", "a.png", "c.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "coco",
         "maps",
         "predictions.coco.json",
         "predictions.csv",
@@ -316,7 +317,7 @@ def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path):
     write_csv([{"image": "a.png", "score": 0.5}], path)
     before = path.read_text()
     with pytest.raises(AttributeError):
-        write_csv([{"image": "b.png"}, None], path)
+        write_csv([{"image": "b.png"}, ["no record"]], path)
     assert path.read_text() == before and before.splitlines()[1].startswith("a.png,0.5,")
 
 

@@ -31,6 +31,7 @@ from .image_files import LeftOut
 from .input_images import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
 from .interruption import stop_on_signal
 from .json_lines import end_last_line
+from .linked_pictures import TOOL_FOLDERS
 from .mutual_scoring import MutualScoring
 from .picture_writer import PICTURE_FOLDERS, PictureWriter, write_in_order
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
@@ -256,7 +257,8 @@ def _find(
     """Find the images, at least one; warn of pictures that are left out."""
     names = {key: record["name"] for key, record in records.items()}
     # The subfolders too, since the output folder may be the input folder
-    exclude = [output_dir, *(output_dir / folder for folder in PICTURE_FOLDERS.values())]
+    folders = (*PICTURE_FOLDERS.values(), *TOOL_FOLDERS)
+    exclude = [output_dir, *(output_dir / folder for folder in folders)]
     found = find_inputs(sources, names, exclude)
     if not found.images:
         raise FileNotFoundError(found.describe_problems() or "No image was given.")

@@ -95,6 +95,8 @@ class RecordFormat(str, Enum):
     jsonl = "jsonl"
     csv = "csv"
     coco = "coco"
+    labelme = "labelme"
+    yolo = "yolo"
 
 
 DATASET_HELP = "NAME or NAME=FOLDER; names: `vcp-clip info --datasets`."

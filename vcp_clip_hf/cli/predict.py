@@ -56,9 +56,19 @@ def predict(
     record_format: Annotated[
         RecordFormat,
         typer.Option(
-            "--format", help="Records; jsonl and csv are always written, coco adds COCO annotations of the regions."
+            "--format",
+            help="Records; jsonl and csv are always written. coco, labelme and yolo add the regions as a folder for"
+            " annotation tools, to correct them there; coco also as one file.",
         ),
     ] = RecordFormat.jsonl,
+    polygon_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --format labelme or yolo: leave out corners within this distance, in pixels.",
+            show_default="1",
+        ),
+    ] = None,
     regions: Annotated[bool, typer.Option(help="Add regions (box, polygon, area, score) to the records.")] = False,
     min_area: Annotated[int, typer.Option(min=0, help="Smallest region to keep, in pixels.")] = 0,
     tile_size: Annotated[
@@ -145,11 +155,10 @@ def predict(
     A video file, a network stream (rtsp://...) or a camera (/dev/video0) is the only source of a call. Frames of a
     stream or camera that the model has no time for are dropped and counted; Ctrl-C ends it.
     """
-    from ..coco_format import write_coco
     from ..mutual_scoring import MutualScoring
-    from ..prediction import COCO_FILE, predict_files, read_predictions
+    from ..prediction import predict_files
 
-    with_regions = regions or record_format is RecordFormat.coco or bool(defect_name)
+    with_regions = regions or bool(defect_name) or record_format not in (RecordFormat.jsonl, RecordFormat.csv)
     options = {
         "min_area": min_area,
         "threshold": threshold,
@@ -187,6 +196,8 @@ def predict(
     is_video = _is_video(sources, list(of_video))
     if together and is_video:
         raise typer.BadParameter("--together cannot be used with a video")
+    if is_video and record_format in (RecordFormat.labelme, RecordFormat.yolo):
+        raise typer.BadParameter(f"--format {record_format.value} needs image files, not a video; save frames first")
     if report:
         from ..reports.extra import require_extra
 
@@ -238,9 +249,8 @@ def predict(
         )
     if not is_main_process():
         return
-    if record_format is RecordFormat.coco:
-        write_coco(read_predictions(output), output / COCO_FILE)
     typer.echo(printable(summary.describe()))
+    problems += _write_annotations(record_format, output, polygon_tolerance, is_video)
     if report:
         from ..reports.report import REPORT_FILE, write_report
 
@@ -251,6 +261,38 @@ def predict(
         typer.echo(f"failed: {printable(path)}: {printable(error)}", err=True)
     if problems or summary.errors:
         raise typer.Exit(1)
+
+
+def _write_annotations(
+    record_format: RecordFormat, output: Path, tolerance: float | None, is_video: bool
+) -> list[tuple[str, str]]:
+    """Write the regions for annotation tools; return images that could not be written, with the reasons."""
+    from ..coco_folder import write_coco_folder
+    from ..coco_format import write_coco
+    from ..labelme_format import write_labelme
+    from ..prediction import COCO_FILE, read_predictions
+    from ..region_polygons import POLYGON_TOLERANCE
+    from ..yolo_format import write_yolo
+
+    if record_format in (RecordFormat.jsonl, RecordFormat.csv):
+        return []
+    records, folder = read_predictions(output), output / record_format.value
+    tolerance = POLYGON_TOLERANCE if tolerance is None else tolerance
+    if record_format is RecordFormat.coco:
+        write_coco(records, output / COCO_FILE)
+        if is_video:  # its frames are not files, which the folder would link
+            return []
+        written = write_coco_folder(records, folder)
+    elif record_format is RecordFormat.labelme:
+        written = write_labelme(records, folder, tolerance)
+    else:
+        written = write_yolo(records, folder, tolerance)
+    typer.echo(printable(written.describe()))
+    if record_format is not RecordFormat.coco:
+        return written.problems
+    for path, reason in written.problems:  # they are in the COCO file, so that the run has not failed
+        typer.echo(f"not in {printable(str(folder))}: {printable(path)}: {reason}", err=True)
+    return []
 
 
 def _is_video(sources: Sequence[str], given: Sequence[str]) -> bool:
