@@ -30,13 +30,13 @@ from transformers.utils import logging
 from .image_files import LeftOut
 from .input_images import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
 from .interruption import stop_on_signal
+from .json_lines import end_last_line
 from .linked_pictures import TOOL_FOLDERS
 from .mutual_scoring import MutualScoring
 from .picture_writer import PICTURE_FOLDERS, PictureWriter, picture_path, write_in_order
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .prediction_records import (
     RECORDS,
-    end_last_line,
     file_state,
     read_predictions,
     record_files,

@@ -14,7 +14,6 @@ from .safe_csv import safe_cell
 
 __all__ = [
     "RECORDS",
-    "end_last_line",
     "file_state",
     "iterate_records",
     "read_predictions",
@@ -71,15 +70,6 @@ def iterate_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if isinstance(record, dict) and "image" in record and "name" in record:
                 yield position, record
             position += len(line)
-
-
-def end_last_line(path: Path) -> None:
-    """End an incomplete last record, as a killed process leaves, so that the next record starts on its own line."""
-    if path.is_file() and path.stat().st_size:
-        with open(path, "rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
 
 
 def file_state(path: str) -> dict[str, int]:

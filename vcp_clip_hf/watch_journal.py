@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .input_images import OutputNames, image_key
-from .prediction_records import RECORDS, end_last_line, iterate_records, recorded_state
+from .json_lines import end_last_line
+from .prediction_records import RECORDS, iterate_records, recorded_state
 
 
 __all__ = ["WatchJournal"]
