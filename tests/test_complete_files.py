@@ -178,4 +178,4 @@ def test_pictures_that_are_left_out_are_named_once(tmp_path, arriving, monkeypat
     write(tmp_path / "a.heic")
     files = arriving()
     files.search()
-    assert len(said) == 1 and "has pictures that are not read" in said[0] and ".heic 1" in said[0]
+    assert len(said) == 1 and "has images that are not read" in said[0] and ".heic 1" in said[0]

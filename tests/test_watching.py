@@ -246,7 +246,7 @@ def test_a_folder_that_is_away_for_a_while(folder, output):
         if counts.segmented == 1 and not seen:
             os.rename(folder, away)
             seen.append("away")
-        if "folder is away" in counts.problem and len(seen) == 1:
+        if "folder cannot be reached" in counts.problem and len(seen) == 1:
             save_image(away / "b.png", 1)
             os.rename(away, folder)
             seen.append("back")

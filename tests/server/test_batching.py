@@ -239,7 +239,7 @@ def test_nothing_is_kept_of_requests_and_results(queue):
 def test_an_observer_that_fails_stops_nothing(engine, caplog):
     queue = BatchingQueue(engine, on_batch=lambda report: 1 / 0)
     assert queue.submit_blocking(request()) and queue.submit_blocking(request())
-    assert queue.stop() and "The observer of batches failed" in caplog.text
+    assert queue.stop() and "The function on_batch failed" in caplog.text
 
 
 @pytest.mark.parametrize(
