@@ -1,4 +1,4 @@
-"""The report of a calibration: what the threshold promises, which images set it, and what was left out."""
+"""The report of a calibration: what the threshold guarantees, which images determine it, and what was left out."""
 
 import html
 import json
@@ -54,7 +54,7 @@ def scores_of(folder, label=0):
     return sorted(each["score"] for each in records if "score" in each and each["label"] == label)
 
 
-def test_normal_images_with_what_is_promised(normal, tmp_path):
+def test_normal_images_with_the_guaranteed_rate(normal, tmp_path):
     page = calibrate(make_pipe(), tmp_path / "r", normal, false_alarm_rate=0.3, pixel_false_alarm_rate=0.2)
     scores = scores_of(tmp_path / "r")
     expected = from_normal_scores(scores, 0.3)

@@ -126,7 +126,7 @@ def test_requests_of_clients_that_are_gone_are_not_computed(queue, engine):
     asyncio.run(give_up())
     with pytest.raises(TimeoutError):
         queue.submit_blocking(request(width=98), timeout=0.01)
-    futures = [queue.accept(request()) for _ in range(6)]  # those that are gone take no place
+    futures = [queue.accept(request()) for _ in range(6)]  # cancelled requests do not count in the queue
     assert queue.statistics().dropped == 2
     futures[0].cancel()
     engine.open_gate.set()

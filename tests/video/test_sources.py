@@ -69,7 +69,7 @@ def open_error(source, **timeouts) -> str:
     return str(caught.value)
 
 
-def test_files_that_are_no_videos(tmp_path):
+def test_files_that_are_not_videos(tmp_path):
     (tmp_path / "empty.mp4").touch()
     assert "is an empty file" in open_error(tmp_path / "empty.mp4")
     (tmp_path / "text.mp4").write_text("This is a text. " * 100)

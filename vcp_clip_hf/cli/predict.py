@@ -131,15 +131,15 @@ def predict(
     device: Device = None,
     dtype: DType = WeightType.auto,
     report: MakeReport = False,
-    overwrite: Annotated[bool, typer.Option(help="Start anew: remove the results of earlier runs first.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Remove the results of earlier runs first.")] = False,
 ) -> None:
     """
     Segment images: maps, masks, overlays, and one record per image.
 
     When the command is run again, it segments what is new, changed, failed or incomplete. With another model or other
-    settings it is refused, unless --overwrite starts anew. Images and sources that cannot be read are skipped, and
-    listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among
-    processes.
+    settings it is refused, unless --overwrite removes the earlier results. Images and sources that cannot be read are
+    skipped, and listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work
+    among processes.
 
     With --references, each image is compared with normal images of the same product as well. Thresholds then need a
     calibration with the same references (`vcp-clip calibrate --references`), which the checkpoint keeps.

@@ -43,7 +43,7 @@ _TOGETHER = (
 
 @dataclass
 class _Run:
-    """What an output folder says."""
+    """The content of an output folder."""
 
     folder: Path
     records: list[dict[str, Any]]
@@ -79,7 +79,7 @@ class _Run:
 
     @property
     def dropped(self) -> frozenset[str]:
-        """Return the images that are normal although their score reaches the threshold."""
+        """Return the images that are normal although their score is above the threshold."""
         limits = self.thresholds
         return frozenset(
             record["image"]
@@ -195,7 +195,7 @@ def _scores(run: _Run, figures: Path | None) -> Section:
 
 
 def _described(scores: Sequence[float], limit: float | None) -> str:
-    """Return what the histogram shows, for people who cannot see it."""
+    """Return a description of the histogram, for readers who cannot see it."""
     low, middle, high = min(scores), statistics.median(scores), max(scores)
     text = f"Histogram of {len(scores)} scores from {low:.4f} to {high:.4f}, median {middle:.4f}"
     return f"{text}." if limit is None else f"{text}; image threshold {limit:.4f}."

@@ -34,7 +34,7 @@ _MEANINGS = {
     406: "`Accept: image/png` without exactly one picture in `include`.",
     408: "The body did not arrive in time.",
     409: "The recipe `default` cannot be deleted.",
-    412: "The recipe has another version than `If-Match` says.",
+    412: "The recipe does not have the version in `If-Match`, or exists in spite of `If-None-Match: *`.",
     413: "Too many bytes, pixels or images.",
     415: "The media type of the body is not known.",
     422: "The image, the query or a value is wrong.",

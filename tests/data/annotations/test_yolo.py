@@ -100,7 +100,7 @@ def test_four_numbers_are_a_bounding_box(tmp_path):
     assert shape.parts == ((0.25, 0.375, 0.75, 0.375, 0.75, 0.625, 0.25, 0.625),)
 
 
-def test_bytes_that_are_no_text(tmp_path):
+def test_bytes_that_are_not_text(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "1.txt").write_bytes(b"\xff\xfe0")
     (image,) = read(tmp_path, CLASSES)["labels/1.txt"].images

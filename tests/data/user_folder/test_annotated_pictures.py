@@ -197,7 +197,7 @@ def test_tags_and_flags_are_labels_of_the_image(root):
     assert rows(root)["a"]["label"] == 0
     path.write_text(path.read_text().replace('"OK"', '"reject"'))
     message = message_of(root)
-    assert "a.png: label 'reject' says anomalous, and its annotation has no shape; outline the defect" in message
+    assert "a.png: label 'reject' means anomalous, and its annotation has no shape; outline the defect" in message
     assert "or correct the label (in annotations.xml)" in message
 
 
@@ -285,8 +285,8 @@ def test_shapes_and_folders_that_contradict_each_other(root, name):
     write(root, name, {"good/1.png": [("dent", SQUARE)], "bad/1.png": [], "bad/2.png": [("OK", SQUARE)]})
     save_image(root / "ng" / "7.png")
     message = message_of(root)
-    assert "good/1.png: folder 'good' says normal, and its annotation has 1 shape; delete what is wrong" in message
-    assert "bad/1.png: folder 'bad' says anomalous, and its annotation has no shape; outline the defect" in message
+    assert "good/1.png: folder 'good' means normal, and its annotation has 1 shape; delete what is wrong" in message
+    assert "bad/1.png: folder 'bad' means anomalous, and its annotation has no shape; outline the defect" in message
     assert "bad/2.png: a shape has the label 'OK', which means normal; pass ignore_labels=['OK']" in message
     assert "ng/7.png: in a folder of anomalous images, but without an annotation; outline the defect" in message
 

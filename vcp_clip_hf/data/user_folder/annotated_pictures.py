@@ -204,12 +204,12 @@ class _Collector:
             if label == NORMAL and shape_labels:
                 count = f"{len(shape_labels)} shape{'' if len(shape_labels) == 1 else 's'}"
                 reasons.append(
-                    f"{source} says normal, and its annotation has {count}; delete what is wrong, or correct the"
+                    f"{source} means normal, and its annotation has {count}; delete what is wrong, or correct the"
                     f" {source.split()[0]}"
                 )
             if label == ANOMALOUS and not shape_labels:
                 reasons.append(
-                    f"{source} says anomalous, and its annotation has no shape; outline the defect, or correct the"
+                    f"{source} means anomalous, and its annotation has no shape; outline the defect, or correct the"
                     f" {source.split()[0]}"
                 )
         return reasons
