@@ -108,7 +108,7 @@ def test_relative_paths_start_where_the_run_started(images, tmp_path, monkeypatc
 
 def test_a_run_without_thresholds_has_scores_and_no_verdicts(images, tmp_path):
     page = report(predict(images, tmp_path / "out", save_overlays=False))
-    assert "had no image threshold, so images have scores and no verdicts" in page.text
+    assert "had no image threshold, so images have scores but no verdicts" in page.text
     pictures = [picture for picture in gallery(page) if "failure" not in picture]
     assert all("label" not in picture for picture in pictures)
     assert [[name for name, _ in picture["views"]] for picture in pictures] == [["Image", "Overlay", "Map"]] * 6
@@ -148,7 +148,7 @@ def test_min_area_keeps_images_normal_at_every_threshold(images, run, tmp_path):
     assert counted["recorded"] == {"images": 0} and counted["fixed"] == {"images": 3}
     assert len(counted["groups"]["images"]) == 3
     assert [picture.get("fixed", False) for picture in gallery(page)].count(True) == 3
-    assert "Regions below 1000000 pixels were dropped" in page.text and "true of 3 images of this run" in page.text
+    assert "Regions below 1000000 pixels were dropped" in page.text and "applies to 3 images of this run" in page.text
 
 
 def test_what_the_calibration_guarantees(images, tmp_path):
@@ -176,7 +176,7 @@ def test_images_judged_together_and_references_are_named(tmp_path):
     pipe = make_pipe()
     pipe.set_references([str(tmp_path / "in" / "0.png")], 0.5)
     predict_files(pipe, [tmp_path / "in"], tmp_path / "referenced", progress=False)
-    assert "compared with reference images of the product as well (weight 0.5)" in report(tmp_path / "referenced").text
+    assert "also compared with reference images of the product (weight 0.5)" in report(tmp_path / "referenced").text
 
 
 def test_frames_of_a_video_have_a_time_and_no_file_of_their_own(copied):
