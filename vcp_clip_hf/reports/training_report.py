@@ -114,7 +114,7 @@ def _state(history: TrainingHistory) -> tuple[str, str]:
     as_of = _as_of(history)
     if history.end is None:
         return (
-            f"The log has no end: the run is still going, or it was killed. At {as_of}, when the log was last"
+            f"The log has no end: the run is still going, or it was killed. As of {as_of}, when the log was last"
             f" written, it had reached step {history.last_step:,}.",
             "note",
         )
