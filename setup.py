@@ -44,7 +44,13 @@ EXTRAS = {
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
     # vcp-clip serve
-    "serve": ["fastapi>=0.150", "filelock>=3.15", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.40"],
+    "serve": [
+        "fastapi>=0.150",
+        "filelock>=3.15",
+        "prometheus-client>=0.20",
+        "python-multipart>=0.0.20",
+        "uvicorn>=0.40",
+    ],
     # with what the optional parts need, so that none of them goes untested
     "test": [
         "av>=18.0",

@@ -22,6 +22,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 from answers import message
+from curl_commands import start_commands
 from inspection import MAX_FILES, SHOWN_PICTURES, Inspector, Session, images_among
 from PIL import Image
 from style import ACCESS, STYLE
@@ -69,6 +70,7 @@ def build_app(
         OSError: the checkpoint cannot be found.
     """
     if isinstance(model, str):
+        source = model
         name = "vcp-clip-tiny (embedded)" if model == EMBEDDED_CHECKPOINT else model
         try:
             model = pipeline("anomaly-segmentation", model=model, device=device, dtype=dtype)
@@ -77,7 +79,7 @@ def build_app(
         # the first call makes the accelerated copy of the model, which all visitors then share
         model(Image.new("RGB", (model.image_processor.size.width, model.image_processor.size.height)))
     else:
-        name = model.model.name_or_path
+        name = source = model.model.name_or_path
     inspector = Inspector(model)
     examples = tempfile.TemporaryDirectory(prefix="vcp-clip-examples-")
     with gr.Blocks(
@@ -87,7 +89,7 @@ def build_app(
         pairs = example_images(examples.name)
         gr.Markdown(f"# Find defects\nZero-shot, with VCP-CLIP. Checkpoint: `{Path(name).name}`.")
         session = gr.State(inspector.new_session(), time_to_live=_SECONDS_KEPT, delete_callback=Session.close)
-        threshold, view = _picture_tab(inspector, session, [path for path, _ in pairs])
+        threshold, view = _picture_tab(inspector, session, [path for path, _ in pairs], start_commands(source, dtype))
         _batch_tab(inspector, session)
         _calibration_tab(inspector, session, threshold, view)
         _words_tab(inspector, session, view)
@@ -99,7 +101,9 @@ def build_app(
 # --- tabs -----------------------------------------------------------------------------------------------------------
 
 
-def _picture_tab(inspector: Inspector, session: gr.State, examples: Sequence[str]) -> tuple[gr.Slider, list]:
+def _picture_tab(
+    inspector: Inspector, session: gr.State, examples: Sequence[str], start: str
+) -> tuple[gr.Slider, list]:
     """Add the tab for one picture; return its threshold slider, and the outputs of `Inspector.view`."""
     with gr.Tab("Picture"), gr.Row(equal_height=False):
         with gr.Column(min_width=300):
@@ -145,11 +149,32 @@ def _picture_tab(inspector: Inspector, session: gr.State, examples: Sequence[str
                 elem_id="map",
             )
             regions = gr.HTML(elem_id="regions")
-    view = [session, answer, slider, scale, regions]
-    picture.change(inspector.segment, [session, picture], view, **_MODEL_CALL)
+            commands = _http_section(start)
+    view = [session, answer, slider, scale, regions, commands]
+
+    def segment(session, sent):
+        return inspector.segment(session, *((None,) if sent is None else (sent.path, sent.orig_name)))
+
+    picture.change(segment, [session, picture], view, **_MODEL_CALL)
     threshold.input(inspector.set_threshold, [session, threshold, min_area], view, **_MAP_CALL)
     min_area.input(inspector.set_min_area, [session, min_area], view, **_MAP_CALL)
     return threshold, view
+
+
+def _http_section(start: str) -> gr.Code:
+    """Add the commands for the same result over HTTP; return the block of those that belong to the picture."""
+    shell = {"language": "shell", "interactive": False, "lines": 1, "wrap_lines": True, "buttons": ["copy"]}
+    with gr.Accordion("The same over HTTP", open=False, elem_id="http"):
+        gr.Markdown(
+            'Needs `pip install "vcp-clip-hf[serve]"` and curl 7.76 or later. The server always uses the words of the'
+            " checkpoint, not those of the tab Words."
+        )
+        gr.Code(start, label="Start the server", elem_id="start-commands", **shell)
+        return gr.Code(
+            label="In another terminal, in the same folder, with the picture in it",
+            elem_id="request-commands",
+            **shell,
+        )
 
 
 def _batch_tab(inspector: Inspector, session: gr.State) -> None:
@@ -250,9 +275,9 @@ def example_images(folder: str | os.PathLike) -> list[tuple[str, str]]:
     return pairs
 
 
-def _sent_file(payload: Any) -> str | None:
-    """Return the path of an uploaded picture undecoded: the package reads 16 bits and rotation better than Gradio."""
-    return None if payload is None else payload.path
+def _sent_file(payload: Any) -> Any:
+    """Return an uploaded picture undecoded: the package reads 16 bits and rotation better than Gradio."""
+    return payload
 
 
 def launch_options(host: str | None = None, port: int | None = None, share: bool = False) -> dict[str, Any]:
