@@ -47,6 +47,8 @@ _EXAMPLE_SEED, _EXAMPLE_SIZE = 7, 384
 _SESSIONS, _SECONDS_KEPT = 64, 3600
 # One forward pass at a time, for all visitors
 _MODEL_CALL = {"concurrency_limit": 1, "concurrency_id": "model"}
+# The server's copy of an uploaded file has a name without special characters
+_WITH_NAME = "(session, picture) => [session, picture, picture?.orig_name ?? null]"
 _MAP_CALL = {
     "concurrency_limit": 2,
     "concurrency_id": "map",
@@ -110,6 +112,7 @@ def _picture_tab(
             picture = gr.Image(
                 label="Picture", image_mode=None, type="filepath", sources=["upload", "clipboard"], height=320
             )
+            name = gr.Textbox(visible=False)
             picture.preprocess = _sent_file  # for a subclass, Gradio would write a .pyi file beside this one
             gr.Examples(
                 [[path] for path in examples],
@@ -139,7 +142,14 @@ def _picture_tab(
                     elem_id="threshold",
                 )
                 min_area = gr.Number(
-                    0, label="Smallest region", info="In pixels.", precision=0, minimum=0, scale=1, min_width=120
+                    0,
+                    label="Smallest region",
+                    info="In pixels.",
+                    precision=0,
+                    minimum=0,
+                    scale=1,
+                    min_width=120,
+                    elem_id="min-area",
                 )
             scale = gr.Image(
                 label="Anomaly map, fixed scale 0 to 1",
@@ -151,11 +161,7 @@ def _picture_tab(
             regions = gr.HTML(elem_id="regions")
             commands = _http_section(start)
     view = [session, answer, slider, scale, regions, commands]
-
-    def segment(session, sent):
-        return inspector.segment(session, *((None,) if sent is None else (sent.path, sent.orig_name)))
-
-    picture.change(segment, [session, picture], view, **_MODEL_CALL)
+    picture.change(inspector.segment, [session, picture, name], view, js=_WITH_NAME, **_MODEL_CALL)
     threshold.input(inspector.set_threshold, [session, threshold, min_area], view, **_MAP_CALL)
     min_area.input(inspector.set_min_area, [session, min_area], view, **_MAP_CALL)
     return threshold, view
@@ -163,18 +169,14 @@ def _picture_tab(
 
 def _http_section(start: str) -> gr.Code:
     """Add the commands for the same result over HTTP; return the block of those that belong to the picture."""
-    shell = {"language": "shell", "interactive": False, "lines": 1, "wrap_lines": True, "buttons": ["copy"]}
+    shell = {"language": "shell", "interactive": False, "lines": 1, "wrap_lines": True, "show_line_numbers": False}
     with gr.Accordion("The same over HTTP", open=False, elem_id="http"):
         gr.Markdown(
-            'Needs `pip install "vcp-clip-hf[serve]"` and curl 7.76 or later. The server always uses the words of the'
-            " checkpoint, not those of the tab Words."
+            'Needs `pip install "vcp-clip-hf[serve]"` and curl 7.76 or later. Run the commands in the folder of the'
+            " picture. The server always uses the words of the checkpoint, not those of the tab Words."
         )
-        gr.Code(start, label="Start the server", elem_id="start-commands", **shell)
-        return gr.Code(
-            label="In another terminal, in the same folder, with the picture in it",
-            elem_id="request-commands",
-            **shell,
-        )
+        gr.Code(start, label="Start the server", buttons=["copy"], elem_id="start-commands", **shell)
+        return gr.Code(label="In another terminal", buttons=["copy"], elem_id="request-commands", **shell)
 
 
 def _batch_tab(inspector: Inspector, session: gr.State) -> None:
@@ -275,9 +277,9 @@ def example_images(folder: str | os.PathLike) -> list[tuple[str, str]]:
     return pairs
 
 
-def _sent_file(payload: Any) -> Any:
-    """Return an uploaded picture undecoded: the package reads 16 bits and rotation better than Gradio."""
-    return payload
+def _sent_file(payload: Any) -> str | None:
+    """Return the path of an uploaded picture undecoded: the package reads 16 bits and rotation better than Gradio."""
+    return None if payload is None else payload.path
 
 
 def launch_options(host: str | None = None, port: int | None = None, share: bool = False) -> dict[str, Any]:

@@ -1,22 +1,31 @@
-"""The commands that the page prints are run, by bash and curl, against a server that its first lines start."""
+"""The commands that the page prints are run by bash and curl."""
 
 import json
 import os
 import shlex
 import shutil
 import subprocess
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
-from curl_commands import SERVER, request_commands, start_commands
+import uvicorn
+from curl_commands import SERVER, TOKEN_FILE, request_commands, start_commands
 from inspection import Inspector
 from PIL import Image
 from transformers import pipeline
 
-from tests.server.serving import ROOT, server_process
+from tests.server.serving import ROOT, embedded_engine, server_process
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor
 from vcp_clip_hf.generator import render_sample
+from vcp_clip_hf.server.app import create_app
+from vcp_clip_hf.server.authorization import read_token
+from vcp_clip_hf.server.process import bind
+from vcp_clip_hf.server.recipes import RecipeStore
+from vcp_clip_hf.server.settings import ServerSettings
 
 
 HOSTILE = (
@@ -56,14 +65,10 @@ def documents(text: str) -> list:
 class Site:
     """A page and a server with the same checkpoint."""
 
-    def __init__(self, folder, model: str, stack: ExitStack):
-        self.folder, self.inspector = folder, Inspector(pipeline("anomaly-segmentation", model=model, device="cpu"))
-        make_token, serve = start_commands(model).splitlines()
-        bash(make_token, folder)
-        program, verb, *arguments = shlex.split(serve)
-        assert (program, verb) == ("vcp-clip", "serve")
-        process = server_process(folder, *arguments, directory=folder, PYTHONPATH=str(ROOT), VCP_CLIP_TOKEN="")
-        self.address = f"http://127.0.0.1:{stack.enter_context(process).port}"
+    def __init__(self, folder: Path, model: str, address: str):
+        self.folder, self.address = folder, address
+        self.inspector = Inspector(pipeline("anomaly-segmentation", model=model, device="cpu"))
+        render_sample("perforated_sheet", 7, 0, 192, "auto").image.save(folder / "part 1.png")
 
     def run(self, commands: str) -> tuple[list, list[str]]:
         """Run commands; return their answers and the names of the files that they made."""
@@ -80,21 +85,46 @@ class Site:
         return session, commands
 
 
+@contextmanager
+def embedded_server(folder: Path) -> Iterator[str]:
+    """Serve the embedded checkpoint in a thread; yield the address."""
+    bash(start_commands(EMBEDDED_CHECKPOINT).splitlines()[0], folder)
+    engine, settings = embedded_engine(), ServerSettings(token=read_token(folder / TOKEN_FILE, {}))
+    app = create_app(lambda: (engine, RecipeStore(folder / "recipes", engine)), settings)
+    server, listener = uvicorn.Server(uvicorn.Config(app, log_config=None)), bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        bash(f"curl --fail --silent --retry 100 --retry-delay 1 {address}/health/ready", folder)
+        yield address
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def started_server(folder: Path, model: str) -> Iterator[str]:
+    """Run the commands that start a server; yield its address."""
+    make_token, serve = start_commands(model).splitlines()
+    bash(make_token, folder)
+    program, verb, *arguments = shlex.split(serve)
+    assert (program, verb) == ("vcp-clip", "serve")
+    with server_process(folder, *arguments, directory=folder, PYTHONPATH=str(ROOT), VCP_CLIP_TOKEN="") as process:
+        yield f"http://127.0.0.1:{process.port}"
+
+
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):
     """Two checkpoints: the embedded one, and one with other scores, no thresholds, and a folder with a bad name."""
-    with ExitStack() as stack:
-        first = Site(tmp_path_factory.mktemp("embedded"), EMBEDDED_CHECKPOINT, stack)
-        place = tmp_path_factory.mktemp("other")
-        other = place / "-it's; $(touch stolen) a model"
-        shutil.copytree(EMBEDDED_CHECKPOINT, other)
-        processor = VCPCLIPImageProcessor.from_pretrained(EMBEDDED_CHECKPOINT).without_thresholds()
-        processor.score_mode = "top_k"
-        processor.save_pretrained(other)
-        second = Site(place, str(other), stack)
-        for site in (first, second):
-            render_sample("perforated_sheet", 7, 0, 192, "auto").image.save(site.folder / "part 1.png")
-        yield {"embedded": first, "top_k": second}
+    first, second = tmp_path_factory.mktemp("embedded"), tmp_path_factory.mktemp("other")
+    model = second / "-it's; $(touch stolen) a model"
+    shutil.copytree(EMBEDDED_CHECKPOINT, model)
+    processor = VCPCLIPImageProcessor.from_pretrained(EMBEDDED_CHECKPOINT).without_thresholds()
+    processor.score_mode = "top_k"
+    processor.save_pretrained(model)
+    with embedded_server(first) as here, started_server(second, str(model)) as there:
+        yield {"embedded": Site(first, EMBEDDED_CHECKPOINT, here), "top_k": Site(second, str(model), there)}
 
 
 def assert_same(site: Site, session, answer: dict) -> None:
@@ -118,7 +148,6 @@ def assert_same(site: Site, session, answer: dict) -> None:
     "settings",
     [
         {},
-        {"threshold": 0.31, "min_area": 0},
         {"threshold": 0.2, "min_area": 30},
         {"threshold": 0.2, "min_area": 10_000},
         {"threshold": 1.0, "min_area": 0},
