@@ -28,6 +28,8 @@ EXTRAS = {
     "evaluate": ["evaluate>=0.4.6"],
     # CrackForest (Road) where only .mat files are left
     "matlab": ["scipy>=1.11"],
+    # Polygons of annotation tools as masks
+    "annotations": ["pycocotools>=2.0.8"],
     "train": ["tensorboard>=2.16"],
     "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"],
     "openvino": ["openvino>=2025.2"],
@@ -43,6 +45,8 @@ EXTRAS = {
     "report": ["jinja2>=3.1", "matplotlib>=3.9"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
+    # A watched folder, and webhooks. httpx2 and filelock are what huggingface_hub uses
+    "watch": ["filelock>=3.15", "httpx2>=2.0", "tenacity>=9.0", "watchfiles>=1.0"],
     # vcp-clip serve
     "serve": [
         "fastapi>=0.150",
@@ -58,6 +62,7 @@ EXTRAS = {
         "fastapi>=0.150",
         "filelock>=3.15",
         "httpx2>=2.0",
+        "hypothesis>=6.100",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "onnx>=1.18",
@@ -66,6 +71,7 @@ EXTRAS = {
         "openvino>=2025.2",
         "peft>=0.21",
         "prometheus-client>=0.20",
+        "pycocotools>=2.0.8",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         "python-multipart>=0.0.20",
@@ -74,9 +80,11 @@ EXTRAS = {
         "scikit-image>=0.24",
         "scikit-learn>=1.5",
         "scipy>=1.11",
+        "tenacity>=9.0",
         "tensorboard>=2.16",
         "tifffile>=2024.1",
         "uvicorn>=0.40",
+        "watchfiles>=1.0",
     ],
 }
 

@@ -30,7 +30,8 @@ def run(
 
 if __name__ == "__main__":
     accelerator = Accelerator()
-    report = run(*sys.argv[2:], accelerator=accelerator, sheets_dir=f"{sys.argv[1]}/sheets")
+    folders = {"sheets_dir": f"{sys.argv[1]}/sheets", "details_dir": f"{sys.argv[1]}/details"}
+    report = run(*sys.argv[2:], accelerator=accelerator, **folders)
     if accelerator.is_main_process:
         print(f"{accelerator.num_processes} processes")
         report.save(sys.argv[1])

@@ -135,6 +135,7 @@ def test_predict_from_files_patterns_and_with_options(checkpoint, images, tmp_pa
     records = read_predictions(tmp_path)
     assert [Path(record["image"]).name for record in records] == ["a.png", "a.png", "c.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "coco",
         "maps",
         "predictions.coco.json",
         "predictions.csv",
@@ -316,7 +317,7 @@ def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path):
     write_csv([{"image": "a.png", "score": 0.5}], path)
     before = path.read_text()
     with pytest.raises(AttributeError):
-        write_csv([{"image": "b.png"}, None], path)
+        write_csv([{"image": "b.png"}, ["no record"]], path)
     assert path.read_text() == before and before.splitlines()[1].startswith("a.png,0.5,")
 
 
@@ -362,6 +363,24 @@ def test_the_score_of_the_image_head(checkpoint, images, tmp_path):
     out = tmp_path / "none"
     failed = run("predict", images, "-m", checkpoint, "-o", out, "--num-workers", 0, *own, check=1)
     assert "outputs.image_scores is None" in failed.stderr
+
+
+def test_calibrate_with_a_report_keeps_it_beside_the_checkpoint(checkpoint, images, tmp_path):
+    (tmp_path / "broken.png").write_text("no image")
+    arguments = ("-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2, "--report")
+    done = run("calibrate", images, tmp_path / "broken.png", tmp_path / "gone", *arguments, check=1)
+    assert f"wrote {tmp_path / 'tuned-report' / 'report.html'}" in done.stdout
+    page = (tmp_path / "tuned-report" / "report.html").read_text()
+    assert "broken.png" in page and "gone" in page and "Highest normal images" in page
+    kept = (tmp_path / "tuned-report" / "scores.jsonl").read_text()
+    assert "a.png" in kept
+    for file in (tmp_path / "tuned").rglob("*"):
+        assert not file.is_file() or b"a.png" not in file.read_bytes(), "names of images stay out of the checkpoint"
+    again = run("report", tmp_path / "tuned", "-o", tmp_path / "again.html")
+    assert "again.html" in again.stdout and (tmp_path / "again.html").stat().st_size > 10_000
+    (tmp_path / "other-report").mkdir()
+    refused = run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "other", "--report", check=1)
+    assert "exists and is not the record of a calibration" in refused.stderr and not (tmp_path / "other").exists()
 
 
 def test_calibrate_does_not_stop_at_unreadable_files(checkpoint, images, tmp_path):
@@ -439,12 +458,41 @@ def test_evaluate(checkpoint, tmp_path):
     assert "AUROC" in done.stdout and (tmp_path / "out" / "results.json").is_file()
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert report["protocol"]["score_mode"] is None
+    assert not (tmp_path / "out" / "details").exists()
     top = ("--score-mode", "top_k", "--num-workers", 0)
     run("evaluate", f"folder={tmp_path / 'data'}", "-m", checkpoint, "-o", tmp_path / "top", *top)
     protocol = json.loads((tmp_path / "top" / "results.json").read_text())["protocol"]
     assert protocol["score_mode"] == "top_k" and protocol["description"].endswith("; image score 'top_k'")
     assert "'x' must be one of" in run("evaluate", "folder=x", "--protocol", "x", check=2).stderr
     assert "visa" in run("evaluate", "visaa=x", check=1).stderr
+
+    data, out = f"folder={tmp_path / 'data'}", tmp_path / "reported"
+    done = run("evaluate", data, "-m", checkpoint, "-o", out, "--num-workers", 0, "--report")
+    assert (
+        f"wrote {out / 'report.html'}" in done.stdout
+        and "<h1>Evaluation on folder" in (out / "report.html").read_text()
+    )
+    assert json.loads((out / "results.json").read_text())["results"] == report["results"]
+    both = tmp_path / "both.html"
+    run("report", out, tmp_path / "out", "-o", both)
+    assert "Comparison of 2 evaluations" in both.read_text()
+    assert "--output FOLDER" in run("evaluate", data, "-m", checkpoint, "--report", check=2).stderr
+
+
+def test_the_report_of_methods(checkpoint, tmp_path):
+    for index, record in enumerate(make_records(6)):
+        kind = "broken" if record["label"] else "good"
+        (tmp_path / "data" / "test" / kind).mkdir(parents=True, exist_ok=True)
+        record["image"].save(tmp_path / "data" / "test" / kind / f"{index}.png")
+    out, names = tmp_path / "out", (f"vcp_clip={checkpoint}", "winclip")
+    backbone = ("--backbone", checkpoint, "--num-workers", 0)
+    run("evaluate", f"folder={tmp_path / 'data'}", "--method", *names, *backbone, "-o", out, "--report")
+    page = (out / "report.html").read_text()
+    assert "Comparison of 2 methods" in page and "WinCLIP: folder: zero-shot, nothing is trained." in page
+    run("report", out, "-o", tmp_path / "again.html")
+    assert "Comparison of 2 methods" in (tmp_path / "again.html").read_text()
+    shutil.rmtree(out / "methods")
+    assert "Evaluate again with --report" in run("report", out, "-o", tmp_path / "again.html", check=1).stderr
 
 
 def test_references_on_the_command_line(checkpoint, images, tmp_path):

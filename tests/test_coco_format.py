@@ -1,11 +1,13 @@
-"""COCO files: ids, run lengths with holes, areas; what pycocotools expects, without it."""
+"""COCO files: ids, run lengths with holes, areas; as COCO's rules say, and as pycocotools reads them."""
 
 import json
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from vcp_clip_hf.coco_format import compressed_counts, run_lengths, write_coco
+from vcp_clip_hf.coco_format import coco_content, compressed_counts, run_lengths, write_coco
 from vcp_clip_hf.regions import find_regions
 
 
@@ -78,6 +80,38 @@ def test_segmentations_are_the_masks_with_their_holes(tmp_path):
             assert annotation["area"] == found.sum() and annotation["bbox"] == box
             total += found
         np.testing.assert_array_equal(total, mask.astype(int))
+
+
+def test_pycocotools_reads_masks_scores_and_results(tmp_path):
+    masks = masks_of_every_kind()
+    coco = written(tmp_path, masks)
+    reference = COCO(str(tmp_path / "coco.json"))
+    # With a bbox, loadRes takes a result for a box
+    fields = ("image_id", "category_id", "segmentation", "score")
+    results = reference.loadRes([{name: each[name] for name in fields} for each in coco["annotations"]])
+    for number, mask in enumerate(masks, start=1):
+        for dataset in (reference, results):
+            total = np.zeros(mask.shape, int)
+            for annotation in dataset.loadAnns(dataset.getAnnIds(imgIds=[number])):
+                total += dataset.annToMask(annotation)
+                assert annotation["area"] == dataset.annToMask(annotation).sum() and annotation["score"] == 1
+            np.testing.assert_array_equal(total, mask.astype(int))
+    evaluation = COCOeval(reference, results, "segm")
+    evaluation.params.maxDets = [1000]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., 0, -1]
+    assert np.all(precision == 1), "each region is matched with itself"
+
+
+def test_names_of_regions_are_categories(tmp_path):
+    mask = np.eye(6, dtype=bool)[::2]
+    regions = find_regions(mask, mask.astype(np.float32))
+    for region, name in zip(regions, ("scratch", "hole", "scratch"), strict=True):
+        region["name"] = name
+    coco = coco_content([{"image": "a.png", "height": 3, "width": 6, "regions": regions}])
+    assert coco["categories"] == [{"id": 1, "name": "hole"}, {"id": 2, "name": "scratch"}]
+    assert [annotation["category_id"] for annotation in coco["annotations"]] == [2, 1, 2]
 
 
 def test_polygons_are_beside_the_masks(tmp_path):

@@ -247,3 +247,14 @@ def test_two_processes_equal_one(report, tmp_path):
     assert theirs.results["squares"]["counts"] == report.results["squares"]["counts"]
     for name, values in report.results["squares"]["per_product"].items():
         assert theirs.results["squares"]["per_product"][name] == pytest.approx(values, abs=1e-5)
+    one, two = tmp_path / "one", tmp_path / "details"
+    run(details_dir=one)
+    ours, theirs = (
+        sorted(map(json.loads, (folder / "images.jsonl").read_text().splitlines()), key=lambda each: each["index"])
+        for folder in (one, two)
+    )
+    assert [(each["image_id"], each["worst"]) for each in ours] == [
+        (each["image_id"], each["worst"]) for each in theirs
+    ]
+    assert [each["score"] for each in ours] == pytest.approx([each["score"] for each in theirs], abs=1e-6)
+    assert len(list((one / "pictures").iterdir())) == len(list((two / "pictures").iterdir()))

@@ -2,20 +2,21 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .atomic_write import atomic_file
+from .region_polygons import region_label, regions_of
 
 
-__all__ = ["compressed_counts", "run_lengths", "write_coco"]
+__all__ = ["coco_content", "compressed_counts", "run_lengths", "write_coco"]
 
 
-def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
+def coco_content(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """
-    Write the regions of results as COCO annotations of one category, "anomaly".
+    Return the regions of results as COCO annotations. The categories are the names of the regions, or "anomaly".
 
     Ids of images and annotations begin at 1, since COCOeval takes 0 for "not matched". An annotation has
 
@@ -29,7 +30,9 @@ def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> No
     Args:
         records (sequence of `dict`):
             Records with `image`, `height`, `width` and `regions` from `find_regions`; errors are left out.
-        path (`str` or `os.PathLike`): file to write.
+
+    Returns:
+        `dict` with `images`, `annotations` and `categories`, ready for JSON.
 
     Raises:
         ValueError: the regions of a record were written by an earlier version, without their holes.
@@ -39,26 +42,43 @@ def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> No
         {"id": number, "file_name": record["image"], "height": record["height"], "width": record["width"]}
         for number, record in enumerate(usable, start=1)
     ]
-    annotations = [{"id": number, **annotation} for number, annotation in enumerate(_annotations(usable), start=1)]
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "anomaly"}]}
+    labels = {region_label(region) for record in usable for region in regions_of(record)} or {region_label({})}
+    categories = {label: number for number, label in enumerate(sorted(labels), start=1)}
+    annotations = [
+        {"id": number, **annotation} for number, annotation in enumerate(_annotations(usable, categories), start=1)
+    ]
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": number, "name": label} for label, number in categories.items()],
+    }
+
+
+def write_coco(records: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
+    """
+    Write the regions of results as a COCO file.
+
+    Args:
+        records (sequence of `dict`): see `coco_content`.
+        path (`str` or `os.PathLike`): file to write.
+
+    Raises:
+        ValueError: see `coco_content`.
+    """
+    content = coco_content(records)
     with atomic_file(path) as unfinished:
         unfinished.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _annotations(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _annotations(records: Sequence[dict[str, Any]], categories: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     """Yield the annotations of all images, without their own ids."""
     for number, record in enumerate(records, start=1):
-        for region in record.get("regions", ()):
-            if "holes" not in region:
-                raise ValueError(
-                    f"The regions of {record['image']!r} were written by an earlier version, which did not record"
-                    " their holes. Segment the images again, with --overwrite."
-                )
+        for region in regions_of(record):
             box, outlines = region["box"], [region["polygon"], *region["holes"]]
             counts = run_lengths(outlines, record["height"], record["width"])
             yield {
                 "image_id": number,
-                "category_id": 1,
+                "category_id": categories[region_label(region)],
                 "bbox": [box["xmin"], box["ymin"], box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]],
                 "area": region["area"],
                 "segmentation": {"size": [record["height"], record["width"]], "counts": compressed_counts(counts)},

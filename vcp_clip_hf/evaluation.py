@@ -4,25 +4,24 @@ import datetime
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .accelerated_inference import accelerated_or_plain
-from .anomaly_scoring import gaussian_smooth
+from .evaluation_details import EvaluationDetails, write_details
+from .evaluation_examples import EvaluationExamples, as_judged, collate
+from .evaluation_measurement import Measured, measure_batches, new_evaluator
 from .evaluation_references import DrawnReferences, ReferenceDraw, draw_references, over_draws
 from .evaluation_report import PROTOCOLS, EvaluationProtocol, EvaluationReport
-from .evaluation_sheets import choose_examples, column_of, shown_example, write_sheets
+from .evaluation_sheets import choose_examples, column_of, write_sheets
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .methods import AnomalyMethod
 from .methods.named_product import NamedProductModel
@@ -30,7 +29,7 @@ from .metrics import AnomalySegmentationEvaluator
 from .modeling_vcp_clip import VCPCLIPOutput
 from .mutual_scoring import FEWEST_PICTURES
 from .reference_pictures import build_memory, image_conditions
-from .references import ReferencedModel, ReferenceMemory, picture_digest
+from .references import ReferencedModel, ReferenceMemory
 from .version import versions
 
 
@@ -54,6 +53,7 @@ def evaluate(
     accelerate: bool = True,
     references: ReferenceDraw | ReferenceMemory | None = None,
     reference_pools: Mapping[str, Records] | None = None,
+    details_dir: str | os.PathLike | None = None,
 ) -> EvaluationReport:
     """
     Evaluate a model on annotated datasets, on as many processes as `accelerator` has.
@@ -85,6 +85,10 @@ def evaluate(
         reference_pools (`Mapping[str, Dataset]`, *optional*):
             Name of a dataset -> training records that references are drawn from. For products without normal records
             in them, references are drawn from `datasets` and left out of the evaluation.
+        details_dir (`str` or `os.PathLike`, *optional*):
+            Folder for what a report shows beyond the tables: curves, scores of the images, and pictures of the worst
+            ones, see `evaluation_details.py`; an existing one is replaced. With several draws of references, it has
+            the details of the first.
 
     Returns:
         [`EvaluationReport`]: the same report on every process.
@@ -110,11 +114,12 @@ def evaluate(
         num_workers=num_workers,
         accelerator=accelerator,
         progress=progress,
+        detailed=details_dir is not None,
     )
     if isinstance(references, ReferenceMemory):
         references.check_tower(model)
         references.check_conditions(image_conditions(image_processor, None))
-    results, seconds, num_images, known = {}, 0.0, 0, {}
+    results, seconds, num_images, known, details = {}, 0.0, 0, {}, {}
     try:
         for name, dataset in datasets.items():
             if not len(dataset):
@@ -132,8 +137,13 @@ def evaluate(
             if sheets_dir is not None and accelerator.is_main_process:
                 # the masks of sheets have the threshold of the draw that they show
                 write_sheets(Path(sheets_dir) / name, measured[0].gallery, measured[0].result)
+            if measured[0].details is not None:
+                details[name] = measured[0].details
+                details[name].leave_out_files(dataset)
     finally:
         model.train(was_training)
+    if details_dir is not None and accelerator.is_main_process:
+        write_details(details_dir, details)
     settings = _settings(model, image_processor, accelerator)
     settings["seconds_per_image"] = seconds / num_images
     if references is not None:
@@ -171,100 +181,6 @@ def _reference_settings(
     }
 
 
-class _Examples(Dataset):
-    """Some records of a dataset, prepared for the model."""
-
-    def __init__(
-        self,
-        dataset: Records,
-        indices: Sequence[int],
-        image_processor: VCPCLIPImageProcessor,
-        protocol: EvaluationProtocol,
-        shown: set[int],
-        references: ReferenceMemory | None = None,
-    ):
-        self.dataset, self.image_processor, self.protocol, self.shown = dataset, image_processor, protocol, shown
-        self.indices = indices
-        self.known = frozenset() if references is None else frozenset(references.pictures)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        index = self.indices[position]
-        record = self.dataset[index]
-        image, mask, label = record["image"].convert("RGB"), record["mask"], record["label"]
-        if label not in (0, 1):
-            raise ValueError(
-                f"{record['image_id']} has no label; an evaluation needs 0 (normal) or 1 (anomalous) for every image."
-            )
-        inputs = self.image_processor(image, None if mask is None else [mask], return_tensors="np")
-        truth = None
-        if mask is not None:
-            truth = np.asarray(mask) > 0 if self.protocol.native_size else inputs["labels"][0] > 0
-        return {
-            "pixel_values": torch.from_numpy(inputs["pixel_values"]),
-            "size": (image.height, image.width),
-            "mask": truth,
-            "label": label,
-            "is_reference": bool(self.known) and picture_digest(image) in self.known,
-            "product": record["product"],
-            # unique within a product, as the metrics require
-            "image_id": f"{record['image_id']}#{index}",
-            "record": {**record, "image": image, "index": index} if index in self.shown else None,
-        }
-
-
-def _as_judged(example: dict[str, Any]) -> dict[str, Any]:
-    """Return an example in the form of the inputs that [`MutualJudge`] reads."""
-    height, width = example["size"]
-    image = SimpleNamespace(height=height, width=width)
-    return {"image": image, "roi_mask": None, "error": None, "pixel_values": example["pixel_values"]}
-
-
-def _collate(examples: list[dict]) -> dict[str, Any]:
-    batch = {name: [example[name] for example in examples] for name in examples[0]}
-    batch["pixel_values"] = torch.cat(batch["pixel_values"])
-    return batch
-
-
-@dataclass
-class _Measured:
-    """
-    Measurements of one dataset by this process.
-
-    Args:
-        evaluator ([`AnomalySegmentationEvaluator`]): its images; after `gathered`, those of all processes.
-        gallery (`list[dict]`): examples for sheets.
-        parts (`dict[str, list[tuple[float, float]]]`): product -> text score and map maximum of each image, where the
-            published score of a method depends on all images of the product.
-        seconds (`float`): time for the model, without reading images and without metrics.
-        num_images (`int`): number of images that the model got, in all processes.
-        num_references (`int`): number of images that were left out because they are references.
-        with_references (`bool`): whether images were compared with references.
-        result (`dict`, *optional*): metrics over all processes, after `gathered`.
-    """
-
-    evaluator: AnomalySegmentationEvaluator
-    gallery: list[dict[str, Any]] = field(default_factory=list)
-    parts: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    seconds: float = 0.0
-    num_images: int = 0
-    num_references: int = 0
-    with_references: bool = False
-    result: dict[str, Any] | None = None
-
-    def add(self, other: "_Measured") -> None:
-        """Add what was measured of other products."""
-        self.evaluator.merge(other.evaluator)
-        self.gallery += other.gallery
-        self.parts.update(other.parts)
-        self.seconds += other.seconds
-        self.num_images += other.num_images
-        self.num_references += other.num_references
-        self.with_references |= other.with_references
-
-
 @dataclass
 class _Evaluation:
     """The parts of a run that all datasets share; [`evaluate`] documents the fields."""
@@ -277,6 +193,7 @@ class _Evaluation:
     num_workers: int
     accelerator: Accelerator
     progress: bool
+    detailed: bool = False
 
     def measure(
         self,
@@ -285,17 +202,22 @@ class _Evaluation:
         indices: Sequence[int],
         references: ReferenceMemory | None,
         shown: set[int],
-    ) -> _Measured:
+        detailed: bool | None = None,
+    ) -> Measured:
         """Measure this process's share of the records with the given indices."""
+        detailed = self.detailed if detailed is None else detailed
         if getattr(self.model, "judges_products", False):
             if references is not None:
                 raise ValueError(f"{type(self.model).__name__} has no few-shot mode, so it cannot use references.")
-            results = self._judged_together(title, dataset, indices, shown)
+            results = self._judged_together(title, dataset, indices, shown, detailed)
         else:
             share = self._share(indices)
-            examples = _Examples(dataset, share, self.image_processor, self.protocol, shown, references)
+            examples = EvaluationExamples(
+                dataset, share, self.image_processor, self.protocol, shown, references, detailed
+            )
             results = self._judged_alone(self._network_with(references), self._batches(examples, title))
-        measured = _run(results, self.image_processor, self.protocol)
+        details = EvaluationDetails() if detailed else None
+        measured = measure_batches(results, self.image_processor, self.protocol, details)
         measured.num_images, measured.with_references = len(indices), references is not None
         return measured
 
@@ -307,12 +229,12 @@ class _Evaluation:
     def _shows_progress(self) -> bool:
         return self.progress and self.accelerator.is_main_process
 
-    def _batches(self, examples: _Examples, title: str) -> Iterable[dict[str, Any]]:
+    def _batches(self, examples: EvaluationExamples, title: str) -> Iterable[dict[str, Any]]:
         loader = DataLoader(
             examples,
             self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=self.accelerator.device.type == "cuda",
         )
         return tqdm(loader, desc=title, disable=not self._shows_progress, leave=False)
@@ -332,7 +254,7 @@ class _Evaluation:
             yield batch, outputs, time.perf_counter() - started
 
     def _judged_together(
-        self, title: str, dataset: Records, indices: Sequence[int], shown: set[int]
+        self, title: str, dataset: Records, indices: Sequence[int], shown: set[int], detailed: bool
     ) -> Iterator[tuple[dict[str, Any], VCPCLIPOutput, float]]:
         """Compare all images of each product; then yield as `_judged_alone`. Each process has products of its own."""
         products = column_of(dataset, "product")
@@ -343,9 +265,11 @@ class _Evaluation:
                     f"{title}: {product} has {len(of_product)} images; {self.model.config.title} compares all images"
                     f" of a product with each other and needs at least {FEWEST_PICTURES}. Leave the product out."
                 )
-            examples = _Examples(dataset, of_product, self.image_processor, self.protocol, shown)
+            examples = EvaluationExamples(
+                dataset, of_product, self.image_processor, self.protocol, shown, detailed=detailed
+            )
             judge = self.model.judge(
-                self.image_processor, _as_judged, self.batch_size, self.num_workers, self._shows_progress
+                self.image_processor, as_judged, self.batch_size, self.num_workers, self._shows_progress
             )
             results, passed = judge.outputs(examples), 0.0
             for batch in self._batches(examples, f"{title}, {product}"):
@@ -362,13 +286,14 @@ class _Evaluation:
 
     def with_draws(
         self, title: str, dataset: Records, pool: Records | None, draw: ReferenceDraw, shown: set[int]
-    ) -> list[_Measured]:
+    ) -> list[Measured]:
         """Measure a dataset once for each seed, product by product with the product's own references."""
         # all draws before any measurement, so that a product with too few images is an error at once
         draws = {seed: draw_references(dataset, pool, draw.count, seed) for seed in draw.seeds}
         measured = []
         for number, (seed, products) in enumerate(draws.items()):
-            total = _Measured(_new_evaluator(self.protocol))
+            detailed = self.detailed and number == 0
+            total = Measured(new_evaluator(self.protocol), details=EvaluationDetails() if detailed else None)
             for product, drawn in products.items():
                 total.add(
                     self.measure(
@@ -377,10 +302,34 @@ class _Evaluation:
                         drawn.tested,
                         self._memory_of(drawn, draw.settings),
                         shown if number == 0 else set(),
+                        detailed,
                     )
                 )
+            if detailed:
+                self._note_draw(total.details, dataset, products, draw, seed)
             measured.append(self.gathered(total))
         return measured
+
+    def _note_draw(
+        self,
+        details: EvaluationDetails,
+        dataset: Records,
+        products: Mapping[str, DrawnReferences],
+        draw: ReferenceDraw,
+        seed: int,
+    ) -> None:
+        """Note which images are references, and that details show one of several draws."""
+        if not self.accelerator.is_main_process:
+            return
+        if len(draw.seeds) > 1:
+            details.note = (
+                f"Curves, scores and pictures are those of the references drawn with seed {seed}, the first of"
+                f" {len(draw.seeds)} draws; the table has means over all draws."
+            )
+        image_ids = column_of(dataset, "image_id")
+        for product, drawn in products.items():
+            for index in drawn.indices if drawn.held_out else ():
+                details.leave_out(product, image_ids[index], "drawn as a reference of its product")
 
     def _memory_of(self, drawn: DrawnReferences, settings: Mapping[str, Any]) -> ReferenceMemory:
         network = self.model if isinstance(self.model, AnomalyMethod) else self.network
@@ -388,7 +337,7 @@ class _Evaluation:
             network, self.image_processor, drawn.images(), **{"batch_size": self.batch_size, **settings}
         )
 
-    def gathered(self, measured: _Measured) -> _Measured:
+    def gathered(self, measured: Measured) -> Measured:
         """Return the measurements of all processes, with their result."""
         measured.num_references = sum(gather_object([measured.num_references]))
         if measured.num_references == measured.num_images:
@@ -399,74 +348,28 @@ class _Evaluation:
         evaluator = _gathered(measured.evaluator, self.accelerator)
         _score_by_product(evaluator, self.model, measured, self.accelerator)
         measured.evaluator, measured.result = evaluator, evaluator.compute()
+        if measured.details is not None:
+            measured.details = self._gathered_details(measured.details, evaluator, measured.result)
         measured.gallery = sorted(gather_object(measured.gallery), key=lambda example: example["index"])
         measured.seconds = sum(gather_object([measured.seconds]))
         return measured
 
-
-def _new_evaluator(protocol: EvaluationProtocol) -> AnomalySegmentationEvaluator:
-    return AnomalySegmentationEvaluator(
-        metrics=_with_threshold(protocol.metrics), mode=protocol.mode, skip_undefined=protocol.skip_undefined
-    )
-
-
-@torch.no_grad()
-def _run(
-    judged: Iterable[tuple[dict[str, Any], VCPCLIPOutput, float]],
-    image_processor: VCPCLIPImageProcessor,
-    protocol: EvaluationProtocol,
-) -> _Measured:
-    """Evaluate the batches of this process: each with its outputs and the seconds that they took."""
-    measured = _Measured(_new_evaluator(protocol))
-    settings = {name: getattr(protocol, name) for name in ("smoothing_sigma", "score_mode", "top_k_fraction")}
-    scoring = image_processor.scoring(**settings)
-    for batch, outputs, seconds in judged:
-        measured.seconds += seconds
-        kept = [index for index, is_reference in enumerate(batch["is_reference"]) if not is_reference]
-        if len(kept) < len(batch["label"]):
-            measured.num_references += len(batch["label"]) - len(kept)
-            batch, outputs = _some_of(batch, outputs, kept)
-        if not kept:
-            continue
-        sizes = batch["size"] if protocol.native_size else None
-        results = image_processor.post_process_anomaly_segmentation(outputs, sizes, **settings)
-        measured.evaluator.add(
-            [result["anomaly_map"].cpu().numpy() for result in results],
-            batch["mask"],
-            batch["product"],
-            image_scores=[result["score"] for result in results],
-            labels=batch["label"],
-            image_ids=batch["image_id"],
-        )
-        if outputs.get("text_scores") is not None and scoring.score_mode == "image_head":
-            maxima = gaussian_smooth(outputs.anomaly_map.float(), scoring.smoothing_sigma).flatten(1).amax(dim=1)
-            rows = zip(batch["product"], outputs["text_scores"].tolist(), maxima.tolist(), strict=True)
-            for product, *parts in rows:
-                measured.parts.setdefault(product, []).append(tuple(parts))
-        if any(batch["record"]):
-            full = image_processor.post_process_anomaly_segmentation(outputs, batch["size"], **settings)
-            measured.gallery += [
-                _shown(record, whole["anomaly_map"].cpu().numpy(), result["score"])
-                for record, whole, result in zip(batch["record"], full, results, strict=True)
-                if record is not None
-            ]
-    return measured
-
-
-def _some_of(batch: dict[str, Any], outputs: ModelOutput, kept: list[int]) -> tuple[dict[str, Any], ModelOutput]:
-    """Return the examples of a batch with the given indices, and their outputs."""
-    for name, value in outputs.items():
-        if torch.is_tensor(value) and len(value) == len(batch["label"]):
-            outputs[name] = value[kept]
-    chosen = {
-        name: values[kept] if torch.is_tensor(values) else [values[index] for index in kept]
-        for name, values in batch.items()
-    }
-    return chosen, outputs
+    def _gathered_details(
+        self, details: EvaluationDetails, evaluator: AnomalySegmentationEvaluator, result: dict[str, Any]
+    ) -> EvaluationDetails:
+        """Return the details of all processes, in the order in which the evaluators were merged."""
+        total, *others = gather_object([details]) if self.accelerator.num_processes > 1 else [details]
+        for other in others:
+            total.merge(other)
+        total.replace_scores(evaluator.image_scores)
+        total.result = result
+        if self.accelerator.is_main_process:
+            total.curves = evaluator.curves()
+        return total
 
 
 def _score_by_product(
-    evaluator: AnomalySegmentationEvaluator, model: PreTrainedModel, measured: _Measured, accelerator: Accelerator
+    evaluator: AnomalySegmentationEvaluator, model: PreTrainedModel, measured: Measured, accelerator: Accelerator
 ) -> None:
     """Replace image scores by the published ones where these depend on all images of a product."""
     name = "few_shot_scores_depend_on_product" if measured.with_references else "scores_depend_on_product"
@@ -482,18 +385,6 @@ def _score_by_product(
         scores = model.scores_of_product(text_scores, maxima)
         if not scores.isnan().any():  # the published formula has no value for a single image, or for equal ones
             evaluator.replace_image_scores(product, scores.tolist())
-
-
-def _shown(record: dict[str, Any], anomaly_map: np.ndarray, score: float) -> dict[str, Any]:
-    facts = {name: record[name] for name in ("product", "image_id", "label", "index")}
-    return shown_example(
-        record["image"], record["mask"], anomaly_map, score=score, defect=record.get("defect"), **facts
-    )
-
-
-def _with_threshold(metrics: Sequence[str]) -> list[str]:
-    """Add the threshold with the best F1, which sheets use for their masks."""
-    return [*metrics, *(name for name in ("pixel_f1_threshold",) if name not in metrics)]
 
 
 def _gathered(evaluator: AnomalySegmentationEvaluator, accelerator: Accelerator) -> AnomalySegmentationEvaluator:

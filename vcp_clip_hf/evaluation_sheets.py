@@ -12,7 +12,7 @@ from PIL import Image
 from .visualization import contour, heatmap, sheet
 
 
-__all__ = ["choose_examples", "column_of", "shown_example", "write_sheets"]
+__all__ = ["choose_examples", "column_of", "shown_example", "shrunk", "shrunk_map", "write_sheets"]
 
 # Pictures of examples are kept until the thresholds are known, no larger than sheets show them
 _LONGER_SIDE = 512
@@ -78,15 +78,34 @@ def shown_example(
         anomaly_map (`np.ndarray` of shape `(height, width)`): its map at the size of the image.
         facts: `product`, `image_id`, `defect`, `label` and `score` of the image.
     """
-    scale = min(1.0, _LONGER_SIDE / max(image.size))
+    picture, truth = shrunk(image, mask, _LONGER_SIDE)
+    return {**facts, "image": picture, "mask": truth, "map": shrunk_map(anomaly_map, picture.size)}
+
+
+def shrunk(image: Image.Image, mask: Image.Image | None, longer_side: int) -> tuple[Image.Image, np.ndarray | None]:
+    """
+    Return an image and its mask, of equal size and not larger than requested; the ratio of the image stays.
+
+    Args:
+        image (`PIL.Image.Image`): image.
+        mask (`PIL.Image.Image`, *optional*): its ground truth, non-zero where abnormal.
+        longer_side (`int`): largest side in pixels.
+
+    Returns:
+        `tuple`: the image, and the mask, bool `(height, width)`, or `None`.
+    """
+    scale = min(1.0, longer_side / max(image.size))
     size = tuple(max(1, round(side * scale)) for side in image.size)
     # BOX and not NEAREST: thin defects must not vanish
     truth = (
         None if mask is None else np.asarray(mask.convert("L").point(_to_255).resize(size, Image.Resampling.BOX)) > 0
     )
-    small_map = Image.fromarray(anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    picture = image.resize(size, Image.Resampling.BICUBIC)
-    return {**facts, "image": picture, "mask": truth, "map": np.asarray(small_map)}
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0), truth
+
+
+def shrunk_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a map, float32, at another size (width, height)."""
+    return np.asarray(Image.fromarray(anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
 
 
 def _to_255(value: int) -> int:

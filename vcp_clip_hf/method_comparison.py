@@ -19,6 +19,7 @@ from .checkpoint_facts import overlap, read_training_facts
 from .checkpoint_folder import CheckpointParts, load_parts
 from .configuration_segmenter import SegmenterConfig
 from .evaluation import Records, evaluate
+from .evaluation_details import DETAILS
 from .evaluation_report import METRIC_TITLES, EvaluationProtocol, EvaluationReport, paper_results, shown_value
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .markdown_text import escaped, one_line, table
@@ -301,6 +302,7 @@ def compare_methods(
     protocol: EvaluationProtocol | str = "published",
     seed: int = 0,
     sheets_dir: str | os.PathLike | None = None,
+    details_dir: str | os.PathLike | None = None,
     **options: Any,
 ) -> MethodComparison:
     """
@@ -314,6 +316,8 @@ def compare_methods(
             Protocol; `"published"` has the metrics of the methods' papers, with the image score of each method.
         seed (`int`, *optional*, defaults to 0): seed that each method starts from, for those with random numbers.
         sheets_dir (`str` or `os.PathLike`, *optional*): folder for sheets of pictures, one folder for each method.
+        details_dir (`str` or `os.PathLike`, *optional*):
+            Folder for what a report shows beyond the table: METHOD/details for each method, see [`evaluate`].
         options: further arguments of [`evaluate`]. `references` are for the methods that have a few-shot mode; the
             others are zero-shot, with a note.
 
@@ -327,11 +331,14 @@ def compare_methods(
     results: dict[str, MethodResult] = {}
     for name, parts in pairs:
         set_seed(seed)
-        sheets = None if sheets_dir is None else Path(sheets_dir) / name
+        folders = {
+            "sheets_dir": None if sheets_dir is None else Path(sheets_dir) / name,
+            "details_dir": None if details_dir is None else Path(details_dir) / name / DETAILS,
+        }
         few_shot = options.get("references") is not None
         supported = getattr(parts.model, "supports_references", True)
         of_method = options if supported or not few_shot else {**options, "references": None}
-        report = evaluate(parts.model, parts.image_processor, datasets, protocol, sheets_dir=sheets, **of_method)
+        report = evaluate(parts.model, parts.image_processor, datasets, protocol, **folders, **of_method)
         results[name] = _result(parts, report)
         if few_shot:
             results[name].notes.append(

@@ -13,6 +13,7 @@ from vcp_clip_hf.reports.read_run import find_run
         ("predictions.jsonl", "", "predict"),
         ("predictions-003.jsonl", "", "predict"),
         ("results.json", "{}", "evaluate"),
+        ("methods.json", "{}", "methods"),
         ("log.jsonl", "", "train"),
         ("calibration.json", "{}", "calibrate"),
         ("preprocessor_config.json", json.dumps({"calibration": {"image": {"threshold": 0.5}}}), "calibrate"),
@@ -29,6 +30,12 @@ def test_a_file_stands_for_its_folder_and_chooses_among_runs(tmp_path):
     (tmp_path / "results.json").write_text("{}")
     assert find_run(tmp_path).kind == "predict"
     assert find_run(tmp_path / "results.json").kind == "evaluate"
+
+
+def test_the_results_in_a_checkpoint_are_no_evaluation(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"calibration": {"image": {"threshold": 0.5}}}))
+    (tmp_path / "results.json").write_text("[]")
+    assert find_run(tmp_path).kind == "calibrate"
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "no JSON", '{"calibration": null}', '{"calibration": {}}'])

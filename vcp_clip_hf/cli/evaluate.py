@@ -106,6 +106,14 @@ def evaluate(
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
     dtype: DType = WeightType.auto,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Write report.html into the output folder, and what it shows: curves, scores, pictures of the worst"
+            " images. Needs --output and the extra `report`.",
+        ),
+    ] = False,
 ) -> None:
     """
     Measure a checkpoint on annotated datasets: a table per product, beside the paper's numbers.
@@ -120,12 +128,15 @@ def evaluate(
     from ..ablations import load_ablation
     from ..checkpoint_folder import load_config, load_parts
     from ..evaluation import evaluate as run
+    from ..evaluation_details import DETAILS
     from ..evaluation_report import PROTOCOLS
 
     protocol = ("published" if method else "default") if protocol is None else protocol
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"protocol {protocol!r} must be one of {', '.join(PROTOCOLS)}")
     measurement = PROTOCOLS[protocol] if score_mode is None else PROTOCOLS[protocol].with_score(score_mode.value)
+    if report:
+        _check_report(output)
     draw = _reference_draw(references, reference_seeds, reference_weight, reference_copies)
     if method:
         if ablation is not None or model != EMBEDDED_CHECKPOINT:
@@ -133,7 +144,9 @@ def evaluate(
         if references == "stored":
             raise typer.BadParameter("--references stored is for one checkpoint; with --method, give k=N")
         _compare(
-            method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype, draw
+            *(method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype),
+            draw,
+            report,
         )
         return
     if backbone is not None:
@@ -161,7 +174,7 @@ def evaluate(
         name, folder = name_and_folder(entry)
         with accelerator.main_process_first():
             datasets[name] = load_dataset(name, folder, split, products, **reading)
-    report = run(
+    results = run(
         parts.model,
         parts.image_processor,
         datasets,
@@ -170,6 +183,7 @@ def evaluate(
         num_workers,
         accelerator,
         sheets_dir=None if output is None else output / "sheets",
+        details_dir=output / DETAILS if report else None,
         references=draw,
         reference_pools=(
             None
@@ -178,12 +192,29 @@ def evaluate(
         ),
     )
     if ablation is not None:
-        report.settings["ablation"] = ablation
+        results.settings["ablation"] = ablation
     if accelerator.is_main_process:
-        typer.echo(report.to_text())
+        typer.echo(results.to_text())
         if output is not None:
-            report.save(output)
+            results.save(output)
             typer.echo(f"results and sheets in {output}")
+        if report:
+            _write_report(output)
+
+
+def _check_report(output: Path | None) -> None:
+    """Check that a report can be written, before an evaluation that may take hours."""
+    from ..reports.extra import require_extra
+
+    if output is None:
+        raise typer.BadParameter("--report needs a folder: --output FOLDER")
+    require_extra()
+
+
+def _write_report(output: Path) -> None:
+    from ..reports.report import REPORT_FILE, write_report
+
+    typer.echo(printable(f"wrote {write_report([output], output / REPORT_FILE)}"))
 
 
 def _reference_draw(
@@ -235,11 +266,13 @@ def _compare(
     num_workers: int,
     dtype: WeightType,
     draw: "ReferenceDraw | None",
+    report: bool,
 ) -> None:
     """Measure several methods, and print and write their table."""
     from accelerate import Accelerator
 
     from ..method_comparison import compare_methods, load_method
+    from ..reports.read_run import METHODS_FOLDER
 
     entries = [name_and_folder(entry) for entry in methods]
     names = [name for name, _ in entries]
@@ -259,6 +292,7 @@ def _compare(
         protocol,
         seed,
         sheets_dir=None if output is None else output / "sheets",
+        details_dir=output / METHODS_FOLDER if report else None,
         batch_size=batch_size,
         num_workers=num_workers,
         accelerator=accelerator,
@@ -273,3 +307,7 @@ def _compare(
         if output is not None:
             comparison.save(output)
             typer.echo(f"table and sheets in {output}")
+        if report:
+            for name, result in comparison.results.items():
+                result.report.save(output / METHODS_FOLDER / name)
+            _write_report(output)

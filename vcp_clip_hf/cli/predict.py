@@ -8,25 +8,43 @@ import typer
 
 from ..version import EMBEDDED_CHECKPOINT
 from .common import (
+    AbnormalWords,
     BatchSize,
+    DefectName,
     Device,
     DType,
+    ImageThreshold,
     MakeReport,
     MapFormat,
+    Maps,
+    Masks,
+    MaxPixels,
     MaxReferencePatches,
+    MinArea,
     Model,
+    NormalWords,
     NumWorkers,
+    Output,
+    Overlays,
     ProductName,
     RecordFormat,
     ReferenceCopies,
     References,
     ReferenceWeight,
+    Regions,
+    RoiMask,
     ScoreOption,
+    Threshold,
+    TileOverlap,
+    TileSize,
     WeightType,
+    call_options,
+    check_regions,
     is_main_process,
     list_left_out,
     make_pipeline,
     printable,
+    reading_options,
     set_references,
 )
 
@@ -39,51 +57,39 @@ def predict(
         list[str],
         typer.Argument(help="Images, folders, patterns (in quotes), URLs; or one video or camera."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder to write.")],
+    output: Output,
     model: Model = EMBEDDED_CHECKPOINT,
-    threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Pixels of the map at or above it make the mask.")
-    ] = None,
-    image_threshold: Annotated[
-        float | None, typer.Option(min=0, max=2, help="Images with a score at or above it are labeled anomalous.")
-    ] = None,
+    threshold: Threshold = None,
+    image_threshold: ImageThreshold = None,
     score_mode: ScoreOption = None,
-    maps: Annotated[
-        MapFormat, typer.Option(help="Anomaly maps: 16-bit PNG (value x 65535), float32 .npy, or none.")
-    ] = MapFormat.png,
-    masks: Annotated[bool, typer.Option(help="Write masks if a threshold is known.")] = True,
-    overlays: Annotated[bool, typer.Option(help="Write the images with their maps drawn over them.")] = True,
+    maps: Maps = MapFormat.png,
+    masks: Masks = True,
+    overlays: Overlays = True,
     record_format: Annotated[
         RecordFormat,
         typer.Option(
-            "--format", help="Records; jsonl and csv are always written, coco adds COCO annotations of the regions."
+            "--format",
+            help="Records; jsonl and csv are always written. coco, labelme and yolo add the regions as a folder for"
+            " annotation tools, to correct them there; coco also as one file.",
         ),
     ] = RecordFormat.jsonl,
-    regions: Annotated[bool, typer.Option(help="Add regions (box, polygon, area, score) to the records.")] = False,
-    min_area: Annotated[int, typer.Option(min=0, help="Smallest region to keep, in pixels.")] = 0,
-    tile_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the tiles that large images are cut into, in pixels.")
+    polygon_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --format labelme or yolo: leave out corners within this distance, in pixels.",
+            show_default="1",
+        ),
     ] = None,
-    tile_overlap: Annotated[
-        int | None, typer.Option(min=0, help="Overlap of tiles in pixels; default: a quarter of the side.")
-    ] = None,
-    roi_mask: Annotated[
-        Path | None, typer.Option(help="Mask of the images' size; only its non-black pixels are inspected.")
-    ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Largest image to read, in pixels; default: 179 million.")
-    ] = None,
-    normal: Annotated[
-        list[str] | None,
-        typer.Option(help="State word or template of normal products, e.g. 'flawless'; repeat for several."),
-    ] = None,
-    abnormal: Annotated[
-        list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
-    ] = None,
-    defect_name: Annotated[
-        list[str] | None,
-        typer.Option(help="Noun for a kind of defect, e.g. 'scratch'; repeat for several. Regions get the best one."),
-    ] = None,
+    regions: Regions = False,
+    min_area: MinArea = 0,
+    tile_size: TileSize = None,
+    tile_overlap: TileOverlap = None,
+    roi_mask: RoiMask = None,
+    max_pixels: MaxPixels = None,
+    normal: NormalWords = None,
+    abnormal: AbnormalWords = None,
+    defect_name: DefectName = None,
     product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
@@ -145,25 +151,24 @@ def predict(
     A video file, a network stream (rtsp://...) or a camera (/dev/video0) is the only source of a call. Frames of a
     stream or camera that the model has no time for are dropped and counted; Ctrl-C ends it.
     """
-    from ..coco_format import write_coco
     from ..mutual_scoring import MutualScoring
-    from ..prediction import COCO_FILE, predict_files, read_predictions
+    from ..prediction import predict_files
 
-    with_regions = regions or record_format is RecordFormat.coco or bool(defect_name)
-    options = {
-        "min_area": min_area,
-        "threshold": threshold,
-        "image_threshold": image_threshold,
-        "score_mode": None if score_mode is None else score_mode.value,
-        "tile_size": tile_size,
-        "tile_overlap": tile_overlap,
-        "roi_mask": None if roi_mask is None else str(roi_mask),
-        "max_pixels": max_pixels,
-        "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
-        "defect_names": defect_name or None,
-        "product_name": product_name,
-        "regions": with_regions or None,
-    }
+    options = call_options(
+        score_mode=score_mode,
+        roi_mask=roi_mask,
+        normal=normal,
+        abnormal=abnormal,
+        defect_name=defect_name,
+        regions=regions or record_format not in (RecordFormat.jsonl, RecordFormat.csv),
+        min_area=min_area,
+        threshold=threshold,
+        image_threshold=image_threshold,
+        tile_size=tile_size,
+        tile_overlap=tile_overlap,
+        max_pixels=max_pixels,
+        product_name=product_name,
+    )
     of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
     of_together = {name: value for name, value in of_together.items() if value is not None}
     if of_together and not together:
@@ -187,23 +192,22 @@ def predict(
     is_video = _is_video(sources, list(of_video))
     if together and is_video:
         raise typer.BadParameter("--together cannot be used with a video")
+    if is_video and record_format in (RecordFormat.labelme, RecordFormat.yolo):
+        raise typer.BadParameter(f"--format {record_format.value} needs image files, not a video; save frames first")
     if report:
         from ..reports.extra import require_extra
 
         require_extra()
     pipe = make_pipeline(model, device, dtype)
-    reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
     problems = set_references(
         pipe,
         references,
         reference_weight,
         reference_copies,
         max_reference_patches,
-        **{name: value for name, value in reading.items() if value is not None},
+        **reading_options(options),
     )
-    if with_regions and threshold is None and (together or pipe.image_processor.threshold is None):
-        raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
-    options = {name: value for name, value in options.items() if value is not None}
+    check_regions(pipe, options, together)
     pictures = {
         "save_maps": None if maps is MapFormat.none else maps.value,
         "save_masks": masks,
@@ -238,9 +242,8 @@ def predict(
         )
     if not is_main_process():
         return
-    if record_format is RecordFormat.coco:
-        write_coco(read_predictions(output), output / COCO_FILE)
     typer.echo(printable(summary.describe()))
+    problems += _write_annotations(record_format, output, polygon_tolerance, is_video)
     if report:
         from ..reports.report import REPORT_FILE, write_report
 
@@ -251,6 +254,38 @@ def predict(
         typer.echo(f"failed: {printable(path)}: {printable(error)}", err=True)
     if problems or summary.errors:
         raise typer.Exit(1)
+
+
+def _write_annotations(
+    record_format: RecordFormat, output: Path, tolerance: float | None, is_video: bool
+) -> list[tuple[str, str]]:
+    """Write the regions for annotation tools; return images that could not be written, with the reasons."""
+    from ..coco_folder import write_coco_folder
+    from ..coco_format import write_coco
+    from ..labelme_format import write_labelme
+    from ..prediction import COCO_FILE, read_predictions
+    from ..region_polygons import POLYGON_TOLERANCE
+    from ..yolo_format import write_yolo
+
+    if record_format in (RecordFormat.jsonl, RecordFormat.csv):
+        return []
+    records, folder = read_predictions(output), output / record_format.value
+    tolerance = POLYGON_TOLERANCE if tolerance is None else tolerance
+    if record_format is RecordFormat.coco:
+        write_coco(records, output / COCO_FILE)
+        if is_video:  # its frames are not files, which the folder would link
+            return []
+        written = write_coco_folder(records, folder)
+    elif record_format is RecordFormat.labelme:
+        written = write_labelme(records, folder, tolerance)
+    else:
+        written = write_yolo(records, folder, tolerance)
+    typer.echo(printable(written.describe()))
+    if record_format is not RecordFormat.coco:
+        return written.problems
+    for path, reason in written.problems:  # they are in the COCO file, so that the run has not failed
+        typer.echo(f"not in {printable(str(folder))}: {printable(path)}: {reason}", err=True)
+    return []
 
 
 def _is_video(sources: Sequence[str], given: Sequence[str]) -> bool:

@@ -110,6 +110,11 @@ class FileTree:
         with open(self.path(relative), encoding="utf-8-sig") as file:
             return file.read()
 
+    def content(self, relative: str) -> bytes:
+        """Return the bytes of a file."""
+        with open(self.path(relative), "rb") as file:
+            return file.read()
+
     def _listing(self, folder: str) -> "tuple[_Names, _Names]":
         """Return the folders and files directly inside; both are empty if the root is not a folder."""
         if folder not in self._listings:

@@ -22,9 +22,11 @@ __all__ = [
     "UndefinedMetricError",
     "auroc",
     "average_precision",
+    "cut",
     "even_thresholds",
     "f1_max",
     "iou",
+    "over_false_positives",
     "pro",
     "pro_200_steps",
     "split_scores",
@@ -256,16 +258,30 @@ def pro(ranked: RankedScores, fpr_limit: float = 0.3) -> float:
         UndefinedMetricError: all pixels are normal, or all abnormal.
     """
     _need_regions(ranked, fpr_limit)
+    return _clip(_area(*cut(*over_false_positives(ranked, ranked.overlap), fpr_limit)) / fpr_limit)
+
+
+def over_false_positives(ranked: RankedScores, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Return the corners of a curve over the false positive rate, from (0, 0) to a rate of 1.
+
+    Args:
+        ranked ([`RankedScores`]): scores, with normal and abnormal ones.
+        heights (`np.ndarray` of shape `(D,)`): height of the curve at each threshold, ascending.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: false positive rates and heights, both of shape `(2 * D + 2,)`, ascending.
+    """
     # From one threshold to the next: first the normal pixels in between, then those that tie with abnormal ones
     points = len(ranked.thresholds)
-    rate, overlap = np.zeros(2 * points + 2), np.zeros(2 * points + 2)
+    rate, height = np.zeros(2 * points + 2), np.zeros(2 * points + 2)
     rate[1:-1:2] = ranked.false_positives_above
     rate[2:-1:2] = ranked.false_positives
     rate[-1] = ranked.num_negatives
     rate /= ranked.num_negatives
-    overlap[2:-1:2] = ranked.overlap
-    overlap[3::2] = ranked.overlap
-    return _clip(_area(*_cut(rate, overlap, fpr_limit)) / fpr_limit)
+    height[2:-1:2] = heights
+    height[3::2] = heights
+    return rate, height
 
 
 def pro_200_steps(ranked: RankedScores, fpr_limit: float = 0.3, steps: int = 200) -> float:
@@ -338,7 +354,7 @@ def _need_regions(ranked: RankedScores, fpr_limit: float) -> None:
     _need_both(ranked)
 
 
-def _cut(x: np.ndarray, y: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+def cut(x: np.ndarray, y: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the part of a curve (x ascending) up to the limit, with an interpolated end."""
     inside = np.searchsorted(x, limit, side="right")
     if inside == len(x):

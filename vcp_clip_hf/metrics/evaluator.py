@@ -13,6 +13,7 @@ from .bounds import BoundedValue, RankedBins
 from .curves import RankedScores, UndefinedMetricError
 from .exact_scores import ExactScores
 from .inputs import Image, Images, Values, as_images, as_labels, as_map, as_mask, as_scores
+from .polylines import Curve, drawn_curves
 from .score_histogram import ScoreGrid, ScoreHistogram
 
 
@@ -244,6 +245,32 @@ class AnomalySegmentationEvaluator:
             "reasons": reasons,
             "settings": self._settings(),
         }
+
+    def image_scores(self, product: str) -> list[float]:
+        """Return the scores of a product's images, in the order of their addition."""
+        return list(self._products[product].image_scores)
+
+    def curves(self) -> dict[str, dict[str, Curve]]:
+        """
+        Return the curves whose areas [`compute`] returns, with few points, for each product.
+
+        Returns:
+            `dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]`: product -> `image_roc`, `image_precision_recall`,
+            `pixel_roc`, `pixel_precision_recall` and `pixel_pro` -> x and y, see [`drawn_curves`]. Curves without
+            normal or without abnormal images (or pixels) are left out, and those of pixels without pixel metrics.
+        """
+        found = {}
+        for name in sorted(self._products):
+            product = self._products[name]
+            levels = {"image": product.rank_images()}
+            if product.scores is not None:
+                levels["pixel"] = product.scores.rank()
+            found[name] = {
+                f"{level}_{kind}": curve
+                for level, ranked in levels.items()
+                for kind, curve in drawn_curves(ranked, self.fpr_limit).items()
+            }
+        return found
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """

@@ -15,6 +15,7 @@ __all__ = [
     "MovableThreshold",
     "Part",
     "Picture",
+    "PictureGrid",
     "Section",
     "Table",
     "Text",
@@ -193,6 +194,24 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class PictureGrid:
+    """
+    Pictures side by side: one row for each image, one column for each kind of picture or run.
+
+    Args:
+        columns (`Sequence[str]`): headings of the columns with pictures.
+        rows (`Sequence[tuple[str, Sequence[tuple[str, str]]]]`):
+            Name of the image, and for each column the data URI of a picture ("" for none) and a text below it.
+        caption (`str`, *optional*): text above the pictures.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    caption: str = ""
+    kind: ClassVar[str] = "grid"
+
+
+@dataclass(frozen=True)
 class Facts:
     """
     Names and values.
@@ -248,7 +267,7 @@ class Beside:
     kind: ClassVar[str] = "beside"
 
 
-Part = Table | Chart | Gallery | Facts | KeyNumbers | Text | Beside
+Part = Table | Chart | Gallery | PictureGrid | Facts | KeyNumbers | Text | Beside
 
 
 @dataclass(frozen=True)

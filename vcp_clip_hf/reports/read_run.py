@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-__all__ = ["Run", "find_run"]
+__all__ = ["METHODS_FILE", "METHODS_FOLDER", "Run", "find_run"]
 
 # A file that each kind of run writes, and how its content is known
 _RESULTS, _LOG, _RECORDS, _PROCESSOR = "results.json", "log.jsonl", "predictions.jsonl", "preprocessor_config.json"
+# Table of `evaluate --method`, and the folder with the results of each method
+METHODS_FILE, METHODS_FOLDER = "methods.json", "methods"
 _EXPECTED = (
     "Expected the output folder of `vcp-clip predict` (predictions.jsonl), `vcp-clip evaluate --output`"
-    f" ({_RESULTS}), `vcp-clip train` ({_LOG}) or `vcp-clip calibrate --output` (calibration.json)."
+    f" ({_RESULTS}), `vcp-clip train` ({_LOG}) or `vcp-clip calibrate --report` (calibration.json)."
 )
 
 
@@ -22,7 +24,7 @@ class Run:
     A finished run.
 
     Args:
-        kind (`str`): "predict", "calibrate", "evaluate" or "train".
+        kind (`str`): "predict", "calibrate", "evaluate", "methods" (`evaluate --method`) or "train".
         folder (`Path`): folder of the run.
     """
 
@@ -64,6 +66,10 @@ def _is_evaluation(folder: Path) -> bool:
     return (folder / _RESULTS).is_file()
 
 
+def _is_method_comparison(folder: Path) -> bool:
+    return (folder / METHODS_FILE).is_file()
+
+
 def _is_training(folder: Path) -> bool:
     return (folder / _LOG).is_file()
 
@@ -83,7 +89,14 @@ def _content(path: Path) -> dict:
 _FILES = {
     "predict": (_RECORDS, "run.json"),
     "evaluate": (_RESULTS,),
+    "methods": (METHODS_FILE,),
     "train": (_LOG,),
     "calibrate": ("calibration.json", _PROCESSOR),
 }
-_KINDS = {"predict": _is_prediction, "evaluate": _is_evaluation, "train": _is_training, "calibrate": _is_calibration}
+_KINDS = {
+    "predict": _is_prediction,
+    "calibrate": _is_calibration,  # before evaluate: a checkpoint has a results.json too
+    "evaluate": _is_evaluation,
+    "methods": _is_method_comparison,
+    "train": _is_training,
+}

@@ -25,7 +25,16 @@ class AnomalyFolderConfig(AnomalyDatasetConfig):
             Mask values above it are abnormal. Without it, a mask must not have more than two values, 0 and another.
         masks_required (`bool`, *optional*, defaults to `False`): whether an anomalous image must have a mask.
         outside_files (`bool`, *optional*, defaults to `False`):
-            Whether a table may name files outside of the folder. Only for tables that you trust.
+            Whether a table or an annotation may name files outside of the folder. Only for files that you trust.
+        annotations (`str`, *optional*):
+            Tool whose annotations are read: "coco", "labelme", "yolo" or "cvat"; detected by default.
+        boxes_as_masks (`bool`, *optional*, defaults to `False`):
+            Whether all pixels of a bounding box are abnormal, for lines of YOLO with four numbers, and annotations of
+            COCO without segmentation. Without it, they are an error.
+        line_width (`float`, *optional*): width in pixels that annotated lines are drawn with; without it, an error.
+        ignore_labels (`Sequence[str]`, *optional*): labels of annotated shapes that do not mark a defect.
+        unannotated (`"unknown"`, `"normal"` or `"error"`, *optional*, defaults to `"unknown"`):
+            Label of images that no annotation mentions, if their folder does not tell.
     """
 
     metadata: str | None = None
@@ -35,9 +44,18 @@ class AnomalyFolderConfig(AnomalyDatasetConfig):
     mask_above: int | None = None
     masks_required: bool = False
     outside_files: bool = False
+    annotations: str | None = None
+    boxes_as_masks: bool = False
+    line_width: float | None = None
+    ignore_labels: Sequence[str] = ()
+    unannotated: str = "unknown"
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("normal_names", "anomalous_names"):
+        for name in ("normal_names", "anomalous_names", "ignore_labels"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a list of names.")
+        if self.unannotated not in ("unknown", "normal", "error"):
+            raise ValueError(f'unannotated={self.unannotated!r} must be "unknown", "normal" or "error".')
+        if self.line_width is not None and not 0 < self.line_width < 1000:
+            raise ValueError(f"line_width={self.line_width!r} must be a number of pixels between 0 and 1000.")

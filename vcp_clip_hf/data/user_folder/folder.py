@@ -6,11 +6,13 @@ from typing import Any
 from transformers.utils import logging
 
 from ...image_files import find_images, suffix_of
+from ..annotations.find import find_annotations
 from ..base import AnomalyDatasetBuilder
 from ..did_you_mean import did_you_mean
 from ..file_tree import FileTree, folder_and_file
 from ..layout_errors import DatasetLayoutError, LayoutProblem
 from ..listing import Listing
+from .annotated_pictures import ANNOTATIONS_TREE, annotation_layout, has_masks
 from .config import AnomalyFolderConfig
 from .layouts import FOLDER_LAYOUTS, fits_kinds
 from .names import Names
@@ -31,6 +33,8 @@ class AnomalyFolder(AnomalyDatasetBuilder):
       products may be missing.
     - "kinds": `<kind>/image`, or `product/<kind>/image`; masks in a folder such as `masks` or `ground_truth`.
     - "flat": images only; their labels are -1, or follow from their masks.
+    - "annotations": images in any folders, with files of COCO, labelme, YOLO or CVAT that outline their defects. An
+      image that is annotated without a shape is normal. See `docs/correcting_and_retraining.md`.
 
     `<kind>` is a word for normal ("good", "ok", "normal", ...), a word for anomalous ("bad", "ko", "defect", ...), or
     the name of a defect. Masks are optional; a mask has the stem of its image, optionally followed by "_mask" or the
@@ -71,7 +75,13 @@ class AnomalyFolder(AnomalyDatasetBuilder):
             raise DatasetLayoutError(where, [LayoutProblem(tree.root, "no such folder")], fix="Check data_dir.")
         layouts = {layout.name: layout for layout in self.LAYOUTS}
         requested = config.layout or ("metadata" if config.metadata else None)
+        if config.annotations and requested in (None, "annotations"):
+            return self._annotated(tree, where, config.annotations)
+        if requested == "annotations":
+            return self._annotated(tree, where)
         if requested is not None:
+            if config.annotations:
+                raise ValueError(f"layout {requested!r} reads no annotations; leave out annotations or the layout.")
             if requested not in layouts:
                 raise ValueError(f"{self.TITLE} has no layout {requested!r}; {did_you_mean(requested, list(layouts))}")
             return Listing(tree, layouts[requested])
@@ -83,7 +93,10 @@ class AnomalyFolder(AnomalyDatasetBuilder):
             if (fits_kinds(tree, names) if layout.name == "kinds" else layout.matches(tree))
         ]
         if found and found[0].name == "metadata":
-            found = found[:1]  # a table states explicitly what the images are
+            return Listing(tree, found[0])  # a table states explicitly what the images are
+        annotated = self._annotated(tree, where, required=False)
+        if annotated is not None:
+            return annotated
         if len(found) == 1:
             return Listing(tree, found[0])
         if found:
@@ -103,9 +116,39 @@ class AnomalyFolder(AnomalyDatasetBuilder):
             'Rename the folders, or say how to read them: layout="kinds" with normal_names=[...], layout="flat", ...',
         )
 
+    def _annotated(self, tree: FileTree, where: str, only: str | None = None, required: bool = True) -> Listing | None:
+        """Return the listing of a folder with annotations of one tool; None if it has none and need not have any."""
+        found = find_annotations(tree, only)
+        choices = [f"annotations={name!r}" for name in found]
+        if found and only is None and not required and has_masks(tree):
+            choices.append("layout='kinds' (or the other layout that the masks are in)")
+        if len(choices) > 1:
+            problems = [
+                LayoutProblem(files[0].path, f"annotations of {name}, {len(files)} file{'s' * (len(files) > 1)}")
+                for name, files in found.items()
+            ]
+            if len(choices) > len(found):
+                problems.append(LayoutProblem(tree.root, "masks as pictures"))
+            raise DatasetLayoutError(
+                where, problems, "one kind of ground truth", f"Choose one of them: {' or '.join(choices)}."
+            )
+        if found:
+            ((name, files),) = found.items()
+            return Listing(tree, annotation_layout(name, files))
+        if required:
+            raise DatasetLayoutError(
+                where,
+                [LayoutProblem(tree.root, f"no annotations of {only or 'COCO, labelme, YOLO or CVAT'}")],
+                ANNOTATIONS_TREE,
+                "Copy the annotation files into the folder.",
+            )
+        return None
+
     def _list(self, config: AnomalyFolderConfig) -> Listing:
         listing = super()._list(config)
-        if not (config.layout or config.metadata):  # the user should know which layout was detected
+        if not (
+            config.layout or config.metadata or config.annotations
+        ):  # the user should know which layout was detected
             tables = [name for name in listing.tree.files(suffixes=(".csv", ".jsonl")) if not listing.has_read(name)]
             others = f"\n  not read: {', '.join(tables)} (metadata=... would read it)" if tables else ""
             logger.warning("%s in %s%s", self.TITLE, listing.summary(), others)

@@ -6,6 +6,7 @@ from ..file_tree import FileTree, stem_of
 from ..listing import Layout, Listing
 from ..masks import MaskFiles
 from ..records import ANOMALOUS, GOOD, NORMAL, UNKNOWN
+from .annotated_pictures import ANNOTATIONS_TREE
 from .config import AnomalyFolderConfig
 from .folder_masks import (
     FoundImage,
@@ -207,4 +208,6 @@ FOLDER_LAYOUTS = (
     ),
     Layout("kinds", _KINDS_TREE, lambda tree: fits_kinds(tree, Names()), _collect_with(_Collector.collect_kinds)),
     Layout("flat", _FLAT_TREE, _is_flat, _collect_with(_Collector.collect_flat)),
+    # Which annotations a folder has is known after they were read: `annotation_layout` then replaces this
+    Layout("annotations", ANNOTATIONS_TREE, lambda tree: False, lambda tree, listing, config: None),
 )
