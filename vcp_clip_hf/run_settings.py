@@ -271,4 +271,5 @@ def _identity(name: str, value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     text = "not set" if value is None else str(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    # the ends of paths differ
+    return text if len(text) <= 80 else f"{text[:25]}...{text[-50:]}"
