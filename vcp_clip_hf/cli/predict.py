@@ -169,29 +169,24 @@ def predict(
         max_pixels=max_pixels,
         product_name=product_name,
     )
-    of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
-    of_together = {name: value for name, value in of_together.items() if value is not None}
+    of_together = _given(subset_size=subset_size, zero_shot_weight=zero_shot_weight)
     if of_together and not together:
         raise typer.BadParameter("--subset-size and --zero-shot-weight need --together")
-    if together and tile_size is not None:
-        raise typer.BadParameter("--tile-size cannot be used with --together")
-    if together and references:
-        raise typer.BadParameter("--references cannot be used with --together")
-    if together and reference_weight is not None:
-        raise typer.BadParameter("--reference-weight cannot be used with --together")
-    of_video = {
-        "every": every,
-        "fps": fps,
-        "duration": duration,
-        "max_frames": max_frames,
-        "give_up": give_up,
-        "input_options": _input_options(input_option),
-        "annotated": annotated_video,
-    }
-    of_video = {name: value for name, value in of_video.items() if value is not None}
+    of_video = _given(
+        every=every,
+        fps=fps,
+        duration=duration,
+        max_frames=max_frames,
+        give_up=give_up,
+        input_options=_input_options(input_option),
+        annotated=annotated_video,
+    )
     is_video = _is_video(sources, list(of_video))
-    if together and is_video:
-        raise typer.BadParameter("--together cannot be used with a video")
+    if together:
+        if is_video:
+            raise typer.BadParameter("--together cannot be used with a video")
+        for option in _given(tile_size=tile_size, references=references or None, reference_weight=reference_weight):
+            raise typer.BadParameter(f"--{option.replace('_', '-')} cannot be used with --together")
     if is_video and record_format in (RecordFormat.labelme, RecordFormat.yolo):
         raise typer.BadParameter(f"--format {record_format.value} needs image files, not a video; save frames first")
     if report:
@@ -254,6 +249,11 @@ def predict(
         typer.echo(f"failed: {printable(path)}: {printable(error)}", err=True)
     if problems or summary.errors:
         raise typer.Exit(1)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _write_annotations(
