@@ -172,8 +172,8 @@ def _http_section(start: str) -> gr.Code:
     shell = {"language": "shell", "interactive": False, "lines": 1, "wrap_lines": True, "show_line_numbers": False}
     with gr.Accordion("The same over HTTP", open=False, elem_id="http"):
         gr.Markdown(
-            'Needs `pip install "vcp-clip-hf[serve]"` and curl 7.76 or later. Run the commands in the folder of the'
-            " picture. The server always uses the words of the checkpoint, not those of the tab Words."
+            'The commands need `pip install "vcp-clip-hf[serve]"` and curl 7.76 or later. Run the commands in the folder'
+            " of the picture. The server always uses the words of the checkpoint, not those of the tab Words."
         )
         gr.Code(start, label="Start the server", buttons=["copy"], elem_id="start-commands", **shell)
         return gr.Code(label="In another terminal", buttons=["copy"], elem_id="request-commands", **shell)

@@ -1,4 +1,4 @@
-"""Commands for a POSIX shell that repeat over HTTP what the page shows: `vcp-clip serve` and curl."""
+"""Commands for a POSIX shell that give the result on the page over HTTP, with `vcp-clip serve` and curl."""
 
 import json
 import shlex
@@ -26,8 +26,8 @@ def start_commands(model: str, dtype: str = "auto") -> str:
     Return the commands that make a token and start the server.
 
     Args:
-        model (`str`): folder or Hub repository of the checkpoint. A folder is shown by its name alone: the paths of
-            the page's machine concern no visitor. Empty if the model was never saved.
+        model (`str`): folder or Hub repository of the checkpoint. Of a folder, only the name is shown, because
+            visitors must not see paths of the machine. Empty if the model was never saved.
         dtype (`str`, *optional*, defaults to `"auto"`): dtype of the page's model.
     """
     options = [] if dtype == "auto" else ["--dtype", dtype]
@@ -50,13 +50,13 @@ def request_commands(name: str, recipe: Mapping[str, Any] | None, with_regions: 
     Args:
         name (`str`): file name of the picture, without folders.
         recipe (`Mapping[str, Any]`, *optional*): values of the recipe; `None` if the checkpoint's own are used.
-        with_regions (`bool`): whether the answer has regions, which need a threshold.
+        with_regions (`bool`): whether the response has regions, which need a threshold.
     """
     used = {} if recipe is None else {"recipe": _RECIPE}
     commands = [] if recipe is None else [_put(recipe)]
     sent = f"{_CURL} -F {_form_field(name)}"
     commands.append(f"{sent} {_url(**used, **({'include': 'regions'} if with_regions else {}))}")
-    # not over the picture itself
+    # the overlay must not overwrite the picture
     output = f"overlay-of-{_OVERLAY}" if name.casefold() == _OVERLAY else _OVERLAY
     commands.append(f"{sent} -H 'Accept: image/png' -o {output} {_url(**used, include='overlay')}")
     return " &&\n".join(commands)
@@ -73,9 +73,9 @@ def _url(**query: str) -> str:
 
 
 def _form_field(name: str) -> str:
-    """Return the argument of `curl -F`, which reads quotes of its own, and standard input for the file name `-`."""
+    """Return the argument of `curl -F`, which has its own quoting, and reads standard input for the file name `-`."""
     if not name.isprintable():
-        name = "PICTURE"  # a terminal would obey control characters when they are pasted
+        name = "PICTURE"  # a terminal would interpret pasted control characters
     path = f"./{name}" if name.startswith("-") else name
     escaped = path.replace("\\", "\\\\").replace('"', '\\"')
     return shlex.quote(f'image=@"{escaped}"')

@@ -141,7 +141,7 @@ def test_rows_are_found_by_the_end_of_their_name_or_refused():
         find_rows(sources, ["x"], 2)
     other = Source()
     other.names = ["y"]
-    with pytest.raises(ValueError, match="no image with pictures in common"):
+    with pytest.raises(ValueError, match="no stored image in common"):
         find_rows([Source(), other], [], 2)
 
 

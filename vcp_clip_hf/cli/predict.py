@@ -69,8 +69,8 @@ def predict(
         RecordFormat,
         typer.Option(
             "--format",
-            help="Records; jsonl and csv are always written. coco, labelme and yolo add the regions as a folder for"
-            " annotation tools, to correct them there; coco also as one file.",
+            help="Format of the records; jsonl and csv are always written. coco, labelme and yolo also write a folder"
+            " with the regions, to correct them in an annotation tool; coco also writes one file.",
         ),
     ] = RecordFormat.jsonl,
     polygon_tolerance: Annotated[
@@ -116,7 +116,7 @@ def predict(
     max_frames: Annotated[int | None, typer.Option(min=1, help="Video: frames to analyze in this run.")] = None,
     annotated_video: Annotated[
         bool | None,
-        typer.Option(help="Video: write it with overlays and scores.", show_default="if overlays are"),
+        typer.Option(help="Video: write an annotated video with overlays and scores.", show_default="if overlays are"),
     ] = None,
     give_up: Annotated[
         float | None,
@@ -131,15 +131,15 @@ def predict(
     device: Device = None,
     dtype: DType = WeightType.auto,
     report: MakeReport = False,
-    overwrite: Annotated[bool, typer.Option(help="Start anew: remove the results of earlier runs first.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Remove the results of earlier runs first.")] = False,
 ) -> None:
     """
     Segment images: maps, masks, overlays, and one record per image.
 
     When the command is run again, it segments what is new, changed, failed or incomplete. With another model or other
-    settings it is refused, unless --overwrite starts anew. Images and sources that cannot be read are skipped, and
-    listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among
-    processes.
+    settings it is refused, unless --overwrite removes the earlier results. Images and sources that cannot be read are
+    skipped, and listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work
+    among processes.
 
     With --references, each image is compared with normal images of the same product as well. Thresholds then need a
     calibration with the same references (`vcp-clip calibrate --references`), which the checkpoint keeps.
@@ -148,8 +148,8 @@ def predict(
     --threshold and --image-threshold for masks and labels. A run with another set of images is refused. The cost,
     which grows with the square of the number of images, is printed first.
 
-    A video file, a network stream (rtsp://...) or a camera (/dev/video0) is the only source of a call. Frames of a
-    stream or camera that the model has no time for are dropped and counted; Ctrl-C ends it.
+    A video file, a network stream (rtsp://...) or a camera (/dev/video0) must be the only source. If the model is too
+    slow for a stream or camera, frames are dropped and counted; Ctrl-C ends the run.
     """
     from ..mutual_scoring import MutualScoring
     from ..prediction import predict_files
@@ -308,7 +308,7 @@ def _is_video(sources: Sequence[str], given: Sequence[str]) -> bool:
         return False
     if len(sources) > 1:
         raise typer.BadParameter(
-            f"a video is the only source of a call, with an output folder of its own; got {len(sources)} sources with"
+            f"a video must be the only source of a call, with its own output folder; got {len(sources)} sources with"
             f" {without_secrets(videos[0])}"
         )
     return True

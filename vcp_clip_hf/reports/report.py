@@ -1,4 +1,4 @@
-"""Make the report of finished runs: one table says which function reports which kind of run."""
+"""Write the report of one or more runs: a table has the function for each kind of run."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ def write_report(
         `Path`: the file.
 
     Raises:
-        FileNotFoundError, ValueError: a folder is missing, or is not one of a run that can be reported.
+        FileNotFoundError, ValueError: a folder is missing, or is not the folder of a run that can be reported.
         ImportError: the extra `report` is not installed.
     """
     require_extra()
