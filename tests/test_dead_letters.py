@@ -49,6 +49,19 @@ def test_without_a_receiver_all_letters_stay(tmp_path):
     assert said == ["The webhook cannot be reached (status 503: answer 503)."]
 
 
+def test_a_letter_of_an_earlier_journal_is_not_replaced(tmp_path):
+    """After `predictions.jsonl` was removed, numbers begin again, with other keys."""
+    for key in ("old-1", "new-1", "new-1", "newer-1"):
+        write_dead_letter(tmp_path, key, {"image": f"/in/{key}.png", "sequence": 1}, "status 400")
+    assert count_dead_letters(tmp_path) == 3
+    with Receiver(lambda number: 422 if number == 1 else 200) as receiver:
+        assert resend(tmp_path, receiver, []) == (2, 1)
+        assert sorted(headers["idempotency-key"] for headers, _ in receiver.requests) == ["new-1", "newer-1", "old-1"]
+        refused = receiver.requests[1][0]["idempotency-key"]
+    (left,) = (tmp_path / "dead_letters").iterdir()
+    assert json.loads(left.read_text())["key"] == refused
+
+
 def test_foreign_files_are_named_and_left(tmp_path):
     write(tmp_path, 1)
     (tmp_path / "dead_letters" / "notes.json").write_text("[]")

@@ -75,6 +75,21 @@ def test_broken_connections_are_temporary(answer):
         assert time.monotonic() - started < 5
 
 
+def test_an_answer_that_does_not_end_is_not_waited_for():
+    """The status has come, and the receiver goes on with a byte from time to time."""
+    with Receiver(lambda number: "drip") as receiver:
+        started = time.monotonic()
+        send(receiver)
+        assert len(receiver.taken) == 1 and time.monotonic() - started < 3
+
+
+def test_an_answer_has_no_codes_for_terminals():
+    with Receiver(lambda number: (400, {})) as receiver:
+        receiver.text = "\x1b]0;title\x07 no\nroom"
+        with pytest.raises(RefusedError, match=r"^status 400: ]0;title no room$"):
+            send(receiver)
+
+
 def test_nobody_listens():
     with Receiver() as receiver:
         pass
@@ -93,7 +108,10 @@ def test_retry_after_may_be_a_date_or_nonsense():
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://host/x", "file:///x", "host/x", "http://", "", "http:///x", "http://h:0", "http://h:99999", "http://[::1"],
+    [
+        *("ftp://host/x", "file:///x", "host/x", "http://", "", "http:///x", "http://h:0", "http://h:99999"),
+        *("http://[::1", "http://a..b", f"http://{'a' * 64}.example"),
+    ],
 )
 def test_only_http_addresses(url):
     with pytest.raises(ValueError, match="must be an address such as https://host:port/path"):

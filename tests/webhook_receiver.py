@@ -1,5 +1,6 @@
 """A receiver of webhooks on this machine: a real HTTP server in a thread, which fails as a test asks it to."""
 
+import contextlib
 import json
 import threading
 import time
@@ -19,11 +20,12 @@ class Receiver:
     Collects what is posted; a context.
 
     `answers(number)` chooses the answer to a request, 0 for the first: a status, a pair of a status and headers,
-    "hang", "close" (the connection, without an answer) or "cut" (in the middle of an answer).
+    "hang", "close" (the connection, without an answer), "cut" (in the middle of an answer) or "drip" (status 200, and
+    a content that takes 10 s). `text` replaces the text of the other answers.
     """
 
     def __init__(self, answers: Callable[[int], object] = lambda number: 200):
-        self.answers = answers
+        self.answers, self.text = answers, ""
         self.requests: list[tuple[dict[str, str], bytes]] = []
         self.taken: list[tuple[dict[str, str], bytes]] = []
         self.released = threading.Event()
@@ -74,7 +76,18 @@ class Receiver:
 
             do_GET = do_POST
 
+            def _drip(self) -> None:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+                with contextlib.suppress(OSError):  # the client has left
+                    while not receiver.released.wait(0.1):
+                        self.wfile.write(b"x")
+
             def _answer(self, answer: object, request: tuple) -> None:
+                if answer == "drip":
+                    receiver.taken.append(request)
+                    self._drip()
+                    self.close_connection = True
+                    return
                 if answer in ("hang", "close", "cut"):
                     if answer == "hang":
                         receiver.released.wait(20)
@@ -85,7 +98,7 @@ class Receiver:
                 status, headers = answer if isinstance(answer, tuple) else (answer, {})
                 if status < 300:
                     receiver.taken.append(request)
-                text = f"answer {status}".encode()
+                text = (receiver.text or f"answer {status}").encode()
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(text))}.items():
                     self.send_header(name, value)

@@ -1,5 +1,6 @@
 """Results that could not be delivered: one file each, with the reason, from which they can be posted again."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
@@ -17,7 +18,8 @@ DEAD_LETTERS = "dead_letters"
 
 def write_dead_letter(output_dir: Path, key: str, record: Mapping[str, Any], reason: str) -> None:
     """
-    Keep a result that was not delivered, as `dead_letters/<sequence number>.json`.
+    Keep a result that was not delivered, as `dead_letters/<sequence number>.json`; with another number after it if
+    this is the name of a result of an earlier journal, whose key is another one.
 
     Args:
         output_dir (`Path`): folder of the results.
@@ -25,16 +27,33 @@ def write_dead_letter(output_dir: Path, key: str, record: Mapping[str, Any], rea
         record (`Mapping`): record of the journal.
         reason (`str`): reason why it was not delivered.
     """
+    folder = output_dir / DEAD_LETTERS
+    folder.mkdir(parents=True, exist_ok=True)
+    first = folder / f"{record['sequence']:09d}.json"
+    numbered = (first.with_stem(f"{first.stem}_{number}") for number in itertools.count(2))
+    path = next(path for path in itertools.chain([first], numbered) if _key_in(path) in (None, key))
+    _write(path, key, record, reason)
+
+
+def _write(path: Path, key: str, record: Mapping[str, Any], reason: str) -> None:
     content = {
         "key": key,
         "reason": reason,
         "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         "record": dict(record),
     }
-    path = output_dir / DEAD_LETTERS / f"{record['sequence']:09d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _key_in(path: Path) -> str | None:
+    """Return the key of the dead letter in a file, `None` without a file; "" if it is damaged."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["key"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def count_dead_letters(output_dir: Path) -> int:
@@ -68,7 +87,7 @@ def resend_dead_letters(
                 break
             except RefusedError as error:
                 report(f"{path.name}: {error}")
-                write_dead_letter(output_dir, content["key"], record, str(error))
+                _write(path, content["key"], record, str(error))
                 continue
             path.unlink(missing_ok=True)
             delivered += 1

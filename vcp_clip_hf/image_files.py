@@ -85,11 +85,18 @@ def read_folder(path: str | os.PathLike) -> FolderContent:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if is_hidden(entry.name):
                 content.hidden.append(entry.name)
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 content.folders.append(entry.name)
-            elif entry.is_file() or entry.is_symlink():  # a broken link is listed: reading it reports the error
+            elif entry.is_symlink() or entry.is_file():  # a broken link is listed: reading it reports the error
                 content.files.append(entry.name)
     return content
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or one that leads through a folder that may not be read
+        return False
 
 
 @dataclass

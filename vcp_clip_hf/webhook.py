@@ -84,7 +84,8 @@ class Webhook:
     def __post_init__(self) -> None:
         try:
             parts = urlsplit(self.url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            labels = (parts.hostname or "").removesuffix(".").split(".")
+            usable = parts.scheme in ("http", "https") and parts.port != 0 and all(0 < len(x) < 64 for x in labels)
         except ValueError:  # unclosed brackets, or a port out of range
             usable = False
         if not usable:
@@ -179,7 +180,7 @@ def post(client: "httpx2.Client", webhook: Webhook, key: str, body: bytes) -> No
     httpx = _httpx()
     try:
         with client.stream("POST", webhook.url, content=body, headers=_headers(webhook, key, body)) as response:
-            answer = _start_of(response)
+            answer = _start_of(response, webhook.timeout_seconds)
     except (httpx.TransportError, httpx.DecodingError) as error:
         raise UnavailableError(f"{type(error).__name__}: {error}") from error
     if response.is_success:
@@ -208,14 +209,16 @@ def _headers(webhook: Webhook, key: str, body: bytes) -> dict[str, str]:
     return headers
 
 
-def _start_of(response: "httpx2.Response") -> str:
+def _start_of(response: "httpx2.Response", seconds: float) -> str:
     """Read a response, so that the connection can be used again; return its first characters on one line."""
-    content = bytearray()
+    content, end = bytearray(), time.monotonic() + seconds
     for chunk in response.iter_raw():
         content += chunk
-        if len(content) >= _ANSWER_BYTES:
+        if len(content) >= _ANSWER_BYTES or time.monotonic() > end:
             break
-    return " ".join(content[: 4 * _SHOWN_CHARACTERS].decode("utf-8", "replace").split())[:_SHOWN_CHARACTERS]
+    text = content[: 4 * _SHOWN_CHARACTERS].decode("utf-8", "replace")
+    visible = "".join(character if character.isprintable() else " " for character in text)  # no codes for terminals
+    return " ".join(visible.split())[:_SHOWN_CHARACTERS]
 
 
 def _retry_after(value: str) -> float:

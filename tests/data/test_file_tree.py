@@ -21,6 +21,15 @@ def test_names_are_found_in_any_case_and_returned_as_written(tmp_path):
     assert os.path.isfile(tree.path("Train/Good/A.JPG"))
 
 
+def test_names_are_found_however_their_accents_are_encoded(tmp_path):
+    composed, decomposed = "\u00e9", "e\u0301"
+    touch(tmp_path / f"{decomposed}.png")  # as macOS and its archives write it
+    touch(tmp_path / composed / "a.png")
+    tree = FileTree(tmp_path)
+    assert tree.find(f"{composed}.png") == f"{decomposed}.png"
+    assert tree.find(f"{decomposed}/a.png") == f"{composed}/a.png"
+
+
 def test_names_that_differ_only_in_case_are_all_listed(tmp_path):
     for name in ("a.png", "A.png", "A.PNG"):
         touch(tmp_path / name)

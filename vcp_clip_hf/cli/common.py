@@ -1,5 +1,6 @@
 """Options that several verbs have, and what verbs do with them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -307,9 +308,13 @@ def _origin(sources: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 4 else [*names[:3], f"and {len(names) - 3} more"])
 
 
+# Characters that a terminal obeys: C0, delete, C1, and those that change the direction of text
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def printable(text: str) -> str:
-    """Return text on one line that every terminal can print, whatever bytes a file name has."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
+    """Return text on one line that every terminal can print, and none obeys, whatever bytes a file name has."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text.encode("utf-8", "backslashreplace").decode())
 
 
 def list_left_out(left_out: "Sequence[tuple[str, LeftOut]]") -> None:

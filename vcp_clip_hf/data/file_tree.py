@@ -6,6 +6,7 @@ module that defines a builder.
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 from ..image_files import IMAGE_SUFFIXES, read_folder, suffix_of, walk_folders
@@ -128,14 +129,18 @@ class FileTree:
 
 
 class _Names:
-    """Names in one folder. An exact match goes before a match in another case."""
+    """Names in one folder. An exact match goes before one in another case, or with accents in another encoding."""
 
     def __init__(self, names: list[str]):
         self.names = set(names)
-        self._folded = {name.casefold(): name for name in sorted(names, reverse=True)}
+        self._folded = {_fold(name): name for name in sorted(names, reverse=True)}
 
     def find(self, name: str) -> str | None:
-        return name if name in self.names else self._folded.get(name.casefold())
+        return name if name in self.names else self._folded.get(_fold(name))
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())  # macOS writes an accent as a character of its own
 
 
 def _lies_inside(path: str, folder: str) -> bool:

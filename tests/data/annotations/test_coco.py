@@ -1,6 +1,7 @@
 """COCO files: polygons, run lengths as pycocotools reads them, and what is wrong in a file."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -112,6 +113,8 @@ def test_annotations_that_cannot_be_read(annotation, message):
     [
         (coco(images=[{"id": 5, "file_name": "a.png"}]), "states no width and height"),
         (coco(images=[{"id": 5, "file_name": "a.png", "width": 0, "height": 3}]), "states no width and height"),
+        (coco(images=[{"id": 5, "file_name": "a.png", "width": math.inf, "height": 3}]), "states no width and height"),
+        (coco(images=[{"id": 5, "file_name": "a.png", "width": True, "height": 3}]), "states no width and height"),
         (coco(images=[{"id": 5}]), "entry 1 of images has no file_name and no id"),
         (coco(images=["a.png"]), "entry 1 of images has no file_name and no id"),
         (

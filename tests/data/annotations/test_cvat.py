@@ -127,6 +127,9 @@ def test_entities_that_no_file_defined_are_not_xml():
     for text in (b"", b"<annotations>", b"\xff\xfe\x00", b"{}"):
         with pytest.raises(ValueError, match="not XML"):
             parse_xml(text)
+    for encoding in ("morse", "rot13", "idna"):
+        with pytest.raises(ValueError):
+            parse_xml(f'<?xml version="1.0" encoding="{encoding}"?><annotations/>'.encode())
     assert parse_xml("<a b='&lt;é'/>".encode("utf-16")).get("b") == "<é"
 
 

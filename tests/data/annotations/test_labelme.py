@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -95,11 +96,23 @@ def test_a_file_without_shapes_is_an_annotated_image():
 
 def test_paths_of_windows_and_missing_sizes():
     assert read(imagePath="..\\photos\\a.png").name == "../photos/a.png"
-    assert read(imageWidth=None).size is None
+    assert read(imageWidth=None).size is None and read(imageWidth=True).size is None
 
 
 def test_the_embedded_image_is_not_looked_at():
     assert read(shape(), imageData="no image").shapes
+
+
+def test_a_large_mask_is_read_without_a_list_of_its_pixels():
+    side = 4000
+    drawn = shape("mask", [[0, 0], [side - 1, side - 1]], mask=png(np.ones((side, side), np.uint8)))
+    tracemalloc.start()
+    try:
+        (found,) = read(drawn).shapes
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.runs.counts == (0, side * side) and peak < 4 * side * side
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,12 @@ def test_shapes_outside_and_empty_shapes_are_errors(shape, message):
         rasterize([shape], 20, 10)
 
 
+def test_an_outline_that_would_exhaust_the_memory_is_an_error():
+    points = (0, 0, 999, 999) * 100_000
+    with pytest.raises(ValueError, match=r"has an outline of 199800000 pixels, expected at most 10000000; draw it"):
+        rasterize([polygon(points)], 1000, 1000)
+
+
 def test_coordinates_that_a_tool_rounded_over_the_border_are_accepted():
     assert rasterize([polygon((-0.9, -0.9, 20.9, -0.9, 20.9, 10.9, -0.9, 10.9))], 20, 10).all()
 

@@ -77,6 +77,32 @@ def test_lists_of_classes_that_contradict_each_other(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "taken: 2026-99-99",
+        "taken: !!timestamp monday",
+        "size: !!int ''",
+        f"size: {'9' * 5000}",
+        "[" * 5000,
+        "names: {²: dent}",
+        f"names: {{{'9' * 5000}: dent}}",
+    ],
+)
+def test_other_and_damaged_yaml_files_have_no_classes(tmp_path, text):
+    found = read(tmp_path, {"labels/1.txt": SQUARE, "other.yaml": text, **CLASSES})
+    assert not found["labels/1.txt"].images[0].problems
+
+
+def test_names_of_classes_are_text(tmp_path):
+    found = read(tmp_path, {"labels/1.txt": SQUARE, "data.yaml": "names: [no, 2026-99-99]"})
+    assert found["labels/1.txt"].images[0].shapes[0].label == "no"
+    laughs = ["a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
+    laughs += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    found = read(tmp_path, {"data.yaml": "\n".join([*laughs, "names: [*a8]"])})
+    assert "class 0 has no name" in found["labels/1.txt"].images[0].problems[0]
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("0 .1 .1 .5 .1 .5", "line 1: 5 coordinates, expected x and y of at least three points"),

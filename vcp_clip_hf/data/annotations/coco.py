@@ -1,5 +1,6 @@
 """COCO's instance annotations: polygons, and run lengths, plain or compressed (https://cocodataset.org/#format-data)."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,7 +117,8 @@ def _picture(image: Any) -> _Picture | None:
     if not isinstance(image, dict) or not _is_id(image.get("id")) or not isinstance(image.get("file_name"), str):
         return None
     size = image.get("width"), image.get("height")
-    usable = all(isinstance(side, (int, float)) and side >= 1 and side == int(side) for side in size)
+    usable = all(isinstance(side, (int, float)) and not isinstance(side, bool) for side in size)
+    usable = usable and all(1 <= side < math.inf and side == int(side) for side in size)
     name = image["file_name"].replace("\\", "/")
     return _Picture(image["id"], name, (int(size[0]), int(size[1])) if usable else None)
 

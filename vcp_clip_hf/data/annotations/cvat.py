@@ -35,7 +35,7 @@ def parse_xml(content: bytes) -> Element:
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(content, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # the latter for an encoding that Python does not know
         raise ValueError(f"not XML ({error})") from error
     return builder.close()
 

@@ -4,7 +4,6 @@ import base64
 import io
 import math
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,7 @@ def read_labelme(path: str, content: Mapping[str, Any]) -> AnnotationFile:
     flags = content.get("flags")
     labels = tuple(str(flag) for flag, is_set in flags.items() if is_set is True) if isinstance(flags, dict) else ()
     size = content.get("imageWidth"), content.get("imageHeight")
-    known = all(isinstance(side, int) and side > 0 for side in size)
+    known = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size)
     image = AnnotatedImage(
         name.replace("\\", "/"),
         tuple(shapes),
@@ -100,6 +99,7 @@ def _runs(encoded: Any, corners: list[tuple[float, float]]) -> Runs:
         if (width, height) != (x1 - x0 + 1, y1 - y0 + 1):
             raise ValueError(f"a mask of {width} x {height} pixels for corners ({x0}, {y0}) and ({x1}, {y1})")
         inside = np.asarray(picture.convert("L")) > 0
-    counts = [0] if inside.flat[0] else []
-    counts += [sum(1 for _ in run) for _, run in groupby(inside.ravel().tolist())]
-    return Runs(x0, y0, width, height, tuple(counts), by_columns=False)
+    inside = inside.ravel()
+    changes = np.flatnonzero(inside[1:] != inside[:-1]) + 1
+    counts = np.diff(changes, prepend=0, append=inside.size).tolist()
+    return Runs(x0, y0, width, height, (0, *counts) if inside[0] else tuple(counts), by_columns=False)

@@ -22,6 +22,8 @@ __all__ = ["ShapesMask", "rasterize"]
 
 # Pixels by which a coordinate may lie outside, because tools round, or clip one pixel beyond the border
 _MARGIN = 1.0
+# Longest outline in pixels: pycocotools takes 100 bytes for each, and ends the process if it gets no memory
+_LONGEST_OUTLINE = 10_000_000
 
 
 def rasterize(shapes: Sequence[Shape], width: int, height: int) -> np.ndarray:
@@ -93,10 +95,21 @@ def _fill(shape: Shape, width: int, height: int) -> dict:
             f"{_name(shape)} has the point ({x:g}, {y:g}), which lies outside the image of {width} x {height}"
             " pixels; correct the point, or annotate the image that belongs to the file"
         )
-    outlines = (
-        chain(*(stroke(line, shape.stroke_width) for line in shape.parts)) if shape.stroke_width else shape.parts
-    )
+    outlines = shape.parts
+    if shape.stroke_width:
+        outlines = tuple(chain(*(stroke(line, shape.stroke_width) for line in shape.parts)))
+    length = max(map(_length, outlines))
+    if length > _LONGEST_OUTLINE:
+        raise ValueError(
+            f"{_name(shape)} has an outline of {length:.0f} pixels, expected at most {_LONGEST_OUTLINE}; draw it again"
+        )
     return _pycocotools().merge(_pycocotools().frPyObjects([list(part) for part in outlines], height, width))
+
+
+def _length(part: Sequence[float]) -> float:
+    """Return the length of a closed outline in pixels, by the larger of the two directions of each edge."""
+    corners = np.asarray(part).reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 @dataclass(frozen=True)

@@ -89,15 +89,18 @@ def _class_lists(tree: FileTree, unreadable: list[AnnotationFile]) -> dict[str, 
 def _names_of(text: str) -> dict[int, str]:
     """Return the classes in a YAML file; empty if it has no `names`."""
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError:
+        # All values as text: "no" is a name, and a date that does not exist is not an error
+        content = yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError):
         return {}
     names = content.get("names") if isinstance(content, Mapping) else None
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict):
         return {}
-    return {int(number): str(name) for number, name in names.items() if str(number).isdigit()}
+    # Other values than text may stand for billions of characters, by references to references
+    named = {str(number): name for number, name in names.items() if isinstance(name, str)}
+    return {int(number): name for number, name in named.items() if number.isdecimal() and len(number) < 10}
 
 
 def _image(path: str, lines: Sequence[str], names: Mapping[int, str]) -> AnnotatedImage:
