@@ -45,6 +45,8 @@ EXTRAS = {
     "report": ["jinja2>=3.1", "matplotlib>=3.9"],
     "figures": ["matplotlib>=3.9", "scikit-learn>=1.5"],
     "demo": ["gradio>=6.0"],
+    # A watched folder, and webhooks. httpx2 and filelock are what huggingface_hub uses
+    "watch": ["filelock>=3.15", "httpx2>=2.0", "tenacity>=9.0", "watchfiles>=1.0"],
     # vcp-clip serve
     "serve": [
         "fastapi>=0.150",
@@ -78,9 +80,11 @@ EXTRAS = {
         "scikit-image>=0.24",
         "scikit-learn>=1.5",
         "scipy>=1.11",
+        "tenacity>=9.0",
         "tensorboard>=2.16",
         "tifffile>=2024.1",
         "uvicorn>=0.40",
+        "watchfiles>=1.0",
     ],
 }
 

@@ -365,6 +365,24 @@ def test_the_score_of_the_image_head(checkpoint, images, tmp_path):
     assert "outputs.image_scores is None" in failed.stderr
 
 
+def test_calibrate_with_a_report_keeps_it_beside_the_checkpoint(checkpoint, images, tmp_path):
+    (tmp_path / "broken.png").write_text("no image")
+    arguments = ("-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2, "--report")
+    done = run("calibrate", images, tmp_path / "broken.png", tmp_path / "gone", *arguments, check=1)
+    assert f"wrote {tmp_path / 'tuned-report' / 'report.html'}" in done.stdout
+    page = (tmp_path / "tuned-report" / "report.html").read_text()
+    assert "broken.png" in page and "gone" in page and "Highest normal images" in page
+    kept = (tmp_path / "tuned-report" / "scores.jsonl").read_text()
+    assert "a.png" in kept
+    for file in (tmp_path / "tuned").rglob("*"):
+        assert not file.is_file() or b"a.png" not in file.read_bytes(), "names of images stay out of the checkpoint"
+    again = run("report", tmp_path / "tuned", "-o", tmp_path / "again.html")
+    assert "again.html" in again.stdout and (tmp_path / "again.html").stat().st_size > 10_000
+    (tmp_path / "other-report").mkdir()
+    refused = run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "other", "--report", check=1)
+    assert "exists and is not the record of a calibration" in refused.stderr and not (tmp_path / "other").exists()
+
+
 def test_calibrate_does_not_stop_at_unreadable_files(checkpoint, images, tmp_path):
     (tmp_path / "broken.png").write_text("not an image")
     arguments = ["-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2]

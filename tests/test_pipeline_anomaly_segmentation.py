@@ -533,6 +533,21 @@ def test_unreadable_images_are_left_out_of_a_calibration(fresh, tmp_path):
             fresh.calibrate(some, labels=labels[:3], on_error="return")
 
 
+def test_the_results_of_a_calibration_can_be_followed(fresh, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    images = [*NORMAL[:4], str(tmp_path / "bad.png"), *NORMAL[4:]]
+    seen = {}
+    found = fresh.calibrate(images, false_alarm_rate=0.5, on_error="return", batch_size=3, on_result=seen.__setitem__)
+    assert list(seen) == list(range(10)) and "bad.png" in seen[4]["error"]
+    scores = np.array([seen[position]["score"] for position in range(10) if position != 4])
+    assert (scores >= found.threshold).sum() == found.num_above
+    for position, image in enumerate(images):
+        if position != 4:
+            expected = fresh(image)
+            assert seen[position]["score"] == pytest.approx(expected["score"], abs=1e-5)
+            np.testing.assert_allclose(seen[position]["anomaly_map"], expected["anomaly_map"], atol=1e-5)
+
+
 def test_calibration_shows_its_progress(fresh, capsys):
     fresh.calibrate(NORMAL)
     assert "calibrate" not in capsys.readouterr().err

@@ -412,7 +412,11 @@ def test_a_reference_that_is_given_twice_counts_once(pipe):
     """The guarantee needs different images: five copies of two pictures are two."""
     pipe.set_references([NORMAL[0], NORMAL[0], NORMAL[1], NORMAL[0]])
     assert len(pipe.references.pictures) == 2
-    calibration = pipe.calibrate([NORMAL[0], NORMAL[0], NORMAL[1], NORMAL[0]], false_alarm_rate=0.4)
+    seen = {}
+    calibration = pipe.calibrate(
+        [NORMAL[0], NORMAL[0], NORMAL[1], NORMAL[0]], false_alarm_rate=0.4, on_result=seen.__setitem__
+    )
+    assert seen[1] == seen[3] == {"left_out": "copy of another image"} and "score" in seen[0] and "score" in seen[2]
     assert calibration.num_images == 2 and calibration.false_alarm_bound == 1 / 3 and calibration.leave_one_out
     assert calibration.num_left_out == 2
 
@@ -421,8 +425,11 @@ def test_references_among_other_images_are_left_out(pipe, warned):
     pipe.set_references(NORMAL)
     expected = pipe.calibrate(NEW, false_alarm_rate=0.2)
     assert expected.leave_one_out is None and expected.num_left_out is None and not warned
-    found = pipe.calibrate([NORMAL[0], *NEW, NORMAL[2]], false_alarm_rate=0.2)
+    seen = {}
+    found = pipe.calibrate([NORMAL[0], *NEW, NORMAL[2]], false_alarm_rate=0.2, on_result=seen.__setitem__)
     assert found.threshold == expected.threshold and found.num_images == 4 and found.num_left_out == 2
+    assert {position for position, result in seen.items() if "score" in result} == {1, 2, 3, 4}
+    assert seen[0] == seen[5] == {"left_out": "one of the references"}
     assert warned == ["2 of 6 images are references, and are left out of the calibration."]
     labels = [0, 0, 1, 0, 1, 0]
     by_f1 = pipe.calibrate([NORMAL[0], *NEW, NORMAL[2]], labels=labels)

@@ -5,7 +5,8 @@ import json
 import os
 from pathlib import Path
 
-from vcp_clip_hf.prediction_records import end_last_line, file_state, read_predictions, write_csv, write_records
+from vcp_clip_hf.json_lines import end_last_line
+from vcp_clip_hf.prediction_records import file_state, read_predictions, write_csv, write_records
 
 
 def record(image: str, **values) -> dict:

@@ -76,6 +76,14 @@ def test_every_setting_is_spelled_with_hyphens_or_underscores(name):
         assert config == make(**{**required, name: value})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [([], False), (["--report"], True), (["--report", "false"], False)]
+)
+def test_a_switch_needs_no_value(arguments, expected):
+    config = TrainingConfig.from_arguments(["--output-dir", "out", *arguments, "--dataset", "visa"])
+    assert config.report is expected and config.dataset == "visa"
+
+
 def test_the_help_has_a_line_for_every_setting(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
@@ -86,7 +94,7 @@ def test_the_help_has_a_line_for_every_setting(capsys, monkeypatch):
         (line,) = [line for line in lines if line.startswith(f"{option} ")]
         assert entry.metadata["help"] in line
     assert lines.index("Optimization:") < lines.index(
-        "--learning-rate FLOAT                  learning rate of everything but the temperatures; 2e-5 with MVTec-AD"
+        "--learning-rate FLOAT                    learning rate of everything but the temperatures; 2e-5 with MVTec-AD"
         " (default: 4e-05)"
     )
     assert max(map(len, lines)) <= 160

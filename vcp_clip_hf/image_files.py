@@ -20,10 +20,12 @@ __all__ = [
     "FolderContent",
     "LeftOut",
     "find_images",
+    "is_hidden",
     "lies_in",
     "read_folder",
     "suffix_of",
     "walk_folders",
+    "walk_images",
 ]
 
 # Endings of still pictures that Pillow's own wheels open; a test compares them with PIL.Image.registered_extensions()
@@ -51,7 +53,8 @@ def suffix_of(path: str) -> str:
     return "." + name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is left out: hidden, or made by an operating system."""
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
@@ -80,7 +83,7 @@ def read_folder(path: str | os.PathLike) -> FolderContent:
     content = FolderContent([], [], [])
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 content.hidden.append(entry.name)
             elif entry.is_dir():
                 content.folders.append(entry.name)
@@ -154,19 +157,38 @@ def find_images(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] 
         out.
     """
     left_out = LeftOut()
-    images = []
+    found = walk_images(folder, exclude, left_out)
+    images = [f"{here}/{name}" if here else name for here, names in found for name in names]
+    return sorted(images, key=lambda path: path.split("/")), left_out
+
+
+def walk_images(
+    folder: str | os.PathLike, exclude: Iterable[str | os.PathLike], left_out: LeftOut
+) -> Iterator[tuple[str, list[str]]]:
+    """
+    Read a folder and all folders inside, each once, for their images.
+
+    Args:
+        folder (`str` or `os.PathLike`), exclude (iterable of `str` or `os.PathLike`): see [`find_images`].
+        left_out ([`LeftOut`]): counts to add to.
+
+    Yields:
+        `tuple[str, list[str]]`: a folder's path relative to the searched one, with "/" ("" for the searched one), and
+        the names of the images directly inside.
+    """
     for here, content in walk_folders(folder, exclude, left_out):
+        images = []
         for name in content.hidden:
             left_out.hidden += 1
             left_out.pictures += _is_hidden_picture(os.path.join(folder, here, name))
         for name in content.files:
             suffix = suffix_of(name)
             if suffix in IMAGE_SUFFIXES:
-                images.append(f"{here}/{name}" if here else name)
+                images.append(name)
             else:
                 left_out.endings[suffix] += 1
                 left_out.pictures += suffix in _UNREAD_PICTURE_SUFFIXES
-    return sorted(images, key=lambda path: path.split("/")), left_out
+        yield here, images
 
 
 def walk_folders(

@@ -6,11 +6,10 @@ file name, and no two of them differ only in upper and lower case.
 
 import glob
 import hashlib
-import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,7 +19,16 @@ from transformers.utils import logging
 from .image_files import IMAGE_SUFFIXES, LeftOut, find_images, lies_in
 
 
-__all__ = ["FoundImages", "InputImage", "find_inputs", "image_key", "is_url", "list_inputs", "safe_name"]
+__all__ = [
+    "FoundImages",
+    "InputImage",
+    "OutputNames",
+    "find_inputs",
+    "image_key",
+    "is_url",
+    "list_inputs",
+    "safe_name",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -116,21 +124,46 @@ def find_inputs(
             or lies in one, is read.
     """
     known_names, exclude = dict(known_names or {}), list(exclude)
-    taken, found, listed = {_folded(name) for name in known_names.values()}, FoundImages(), set()
+    names, found, listed = OutputNames(known_names.values()), FoundImages(), set()
     for source in map(os.fspath, sources):
         for path, relative in _expand(source, exclude, found):
             key = image_key(path)
             if key in listed:
                 continue
             listed.add(key)
-            name = known_names.get(key)
-            if name is None:
-                # a.png and a.jpg, or one name in two folders, must not overwrite each other
-                stem = safe_name(relative)
-                name = next(each for each in itertools.chain([stem], _numbered(stem)) if _folded(each) not in taken)
-                taken.add(_folded(name))
-            found.images.append(InputImage(path, name))
+            found.images.append(InputImage(path, known_names.get(key) or names.new(relative)))
     return found
+
+
+class OutputNames:
+    """
+    Names of output files, each used once: `a.png` and `a.jpg`, or one name in two folders, never overwrite each other.
+
+    Args:
+        taken (iterable of `str`): names that are in use.
+    """
+
+    def __init__(self, taken: Iterable[str] = ()):
+        self._taken = {_folded(name) for name in taken}
+        self._last_number: dict[str, int] = {}
+
+    def new(self, relative: str) -> str:
+        """
+        Return a name that was not taken, and take it.
+
+        Args:
+            relative (`str`): path of the image below its source.
+        """
+        name = stem = safe_name(relative)
+        while _folded(name) in self._taken:
+            number = self._last_number[stem] = self._last_number.get(stem, 1) + 1
+            name = f"{stem}-{number}"
+        self.take(name)
+        return name
+
+    def take(self, name: str) -> None:
+        """Take a name that is known from a record."""
+        self._taken.add(_folded(name))
 
 
 def safe_name(relative: str) -> str:
@@ -158,10 +191,6 @@ def _safe_part(part: str) -> str:
 def _folded(name: str) -> str:
     """Return the same string for names that some file systems do not distinguish."""
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def _numbered(stem: str) -> Iterator[str]:
-    return (f"{stem}-{number}" for number in itertools.count(2))
 
 
 def _expand(source: str, exclude: Sequence[str | os.PathLike], found: FoundImages) -> list[tuple[str, str]]:

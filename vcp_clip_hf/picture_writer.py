@@ -17,7 +17,7 @@ from .map_pictures import save_map_png
 from .visualization import overlay_with_scale
 
 
-__all__ = ["PICTURE_FOLDERS", "PictureWriter", "is_whole", "write_in_order"]
+__all__ = ["DISK_ERRORS", "PICTURE_FOLDERS", "PictureWriter", "is_whole", "picture_path", "write_in_order"]
 
 # Key of the record -> folder
 PICTURE_FOLDERS = {"map": "maps", "mask": "masks", "overlay": "overlays"}
@@ -26,7 +26,7 @@ _WRITERS = max(2, min(8, (os.cpu_count() or 1) // 2))
 # Last bytes of a complete file
 _END_MARKERS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}
 # Errors of the disk, not of one file: they end the run
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass
@@ -63,7 +63,7 @@ class PictureWriter:
         try:
             return self._write(image, result)
         except OSError as error:
-            if error.errno in _DISK_ERRORS:
+            if error.errno in DISK_ERRORS:
                 raise
             return _error_record(image, f"the results could not be written ({error})")
 
@@ -184,6 +184,20 @@ def is_whole(path: Path, num_bytes: int | None) -> bool:
             return file.read() == marker
     except (OSError, ValueError):
         return False
+
+
+def picture_path(output_dir: Path, record: Mapping[str, Any], kind: str) -> Path | None:
+    """
+    Return the path of a picture that a record names, or `None` if it names none of this folder.
+
+    Args:
+        output_dir (`Path`): folder of the results.
+        record (`Mapping`): record of an image; it may come from anywhere.
+        kind (`"map"`, `"mask"` or `"overlay"`): kind of the picture.
+    """
+    file = str(record.get(kind, ""))
+    own = file.startswith(f"{PICTURE_FOLDERS[kind]}/") and ".." not in Path(file).parts
+    return output_dir / file if own else None
 
 
 def _error_record(image: InputImage, message: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The part of the pipeline that sets thresholds from images, and leaves references out of them."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -40,6 +40,7 @@ class CalibratingPipeline(Pipeline):
         false_alarm_rate: float | None = None,
         pixel_false_alarm_rate: float | None = None,
         progress: bool = False,
+        on_result: Callable[[int, dict[str, Any]], None] | None = None,
         **kwargs: Any,
     ) -> Calibration:
         """
@@ -63,6 +64,9 @@ class CalibratingPipeline(Pipeline):
                 it, masks use the images' threshold, so that an image has a mask exactly if it is anomalous (with
                 `score_mode="max"`).
             progress (`bool`, *optional*, defaults to `False`): show a progress bar.
+            on_result (`Callable[[int, dict], None]`, *optional*):
+                Function that is called for each image with its position among the given ones and its result: a `dict`
+                with `score` and `anomaly_map`, with `error`, or with `left_out`, the reason why it is not used.
             kwargs: arguments of a call. Those that only shape results, such as `regions` and `min_area`, have no
                 effect. With `on_error="return"`, images that cannot be read are left out, with a warning.
 
@@ -79,19 +83,24 @@ class CalibratingPipeline(Pipeline):
         shaping = {*argument_names(self.postprocess), *argument_names(finish)}
         arguments = {name: value for name, value in kwargs.items() if name not in shaping}
         scoring, conditions = self._call_settings(arguments)
-        leave_one_out, num_left_out = False, 0
+        leave_one_out, num_left_out, kept = False, 0, None
         if conditions["references"] is not None:
             images = in_list(images, arguments.pop("image_column", None))
         total = len(images) if isinstance(images, (list, tuple, torch.utils.data.Subset)) else None
         if labels is not None and total not in (None, len(labels)):
             raise ValueError(f"Expected one label for each of {total} images, got {len(labels)}.")
         if conditions["references"] is not None:
-            images, labels, leave_one_out = self._without_references(images, labels, arguments)
-            num_left_out = total - len(images)
-            total = len(images)
+            kept, leave_one_out = self._without_references(images, labels, arguments)
+            num_left_out, total = total - len(kept), len(kept)
+            if on_result is not None:
+                reason = "copy of another image" if leave_one_out else "one of the references"
+                for position in sorted({*range(len(images))} - {*kept}):
+                    on_result(position, {"left_out": reason})
+            images = chosen(images, kept)
+            labels = labels if labels is None else [labels[position] for position in kept]
         measuring = self._without_verdicts()
         measuring._references_as_new = leave_one_out
-        measured = _Measured(measuring._results(images, **arguments), total, progress)
+        measured = _Measured(measuring._results(images, **arguments), total, progress, kept, on_result)
         # the maps are read one by one, and the scores are collected on the way
         pixels = None if pixel_false_alarm_rate is None else from_normal_maps(measured.maps(), pixel_false_alarm_rate)
         if pixels is None:
@@ -109,8 +118,8 @@ class CalibratingPipeline(Pipeline):
 
     def _without_references(
         self, images: Sequence[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
-    ) -> tuple[Sequence[Any], Sequence[int] | None, bool]:
-        """Return images and labels to calibrate on, and whether they are references that are scored as new images."""
+    ) -> tuple[list[int], bool]:
+        """Return positions of the images to calibrate on, and whether they are references scored as new images."""
         names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
         reading = {**self._preprocess_params, **arguments}
         digests = picture_digests(
@@ -131,20 +140,19 @@ class CalibratingPipeline(Pipeline):
             once = [index for index, digest in enumerate(digests) if digest is None or digests.index(digest) == index]
             if len(once) < len(images):
                 logger.warning(f"Left out of the calibration: {len(images) - len(once)} copies of other images.")
-            return chosen(images, once), None, True
+            return once, True
         if len(others) < len(images):
             logger.warning(
                 f"{len(images) - len(others)} of {len(images)} images are references, and are left out of the"
                 " calibration."
             )
-            labels = labels if labels is None else [labels[index] for index in others]
-            if labels is not None and len(set(labels)) == 1:
+            if labels is not None and len({labels[index] for index in others}) == 1:
                 raise ValueError(
                     "Without the references, all of these images have the same label. For the best F1, give other"
                     " normal images and images with defects; from normal images alone, calibrate without labels"
                     " (without --defects on the command line)."
                 )
-        return chosen(images, others), labels, False
+        return others, False
 
     def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
         """Return the scoring of a call with these arguments, without thresholds, and its further settings."""
@@ -212,11 +220,20 @@ class CalibratingPipeline(Pipeline):
 
 @dataclass
 class _Measured:
-    """Scores of the results that were read; results of unreadable images are left out and counted."""
+    """
+    Scores of the results that were read; results of unreadable images are left out and counted.
+
+    Args:
+        results, total, progress: results to read, their number if it is known, and whether to show a progress bar.
+        kept (`list[int]`, *optional*): position of each result's image among the given ones, if some are left out.
+        on_result: see [`~CalibratingPipeline.calibrate`].
+    """
 
     results: Iterable[dict[str, Any]]
     total: int | None
     progress: bool
+    kept: list[int] | None = None
+    on_result: Callable[[int, dict[str, Any]], None] | None = None
     scores: list[float] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -225,6 +242,8 @@ class _Measured:
         """Yield the maps one by one and collect the scores."""
         bar = tqdm(self.results, desc="calibrate", total=self.total, unit="image", disable=not self.progress)
         for position, result in enumerate(bar):
+            if self.on_result is not None:
+                self.on_result(position if self.kept is None else self.kept[position], result)
             if "error" in result:
                 self.errors.append(result["error"])
                 continue

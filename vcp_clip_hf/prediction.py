@@ -30,16 +30,17 @@ from transformers.utils import logging
 from .image_files import LeftOut
 from .input_images import FoundImages, InputImage, find_inputs, image_key, is_url, list_inputs
 from .interruption import stop_on_signal
+from .json_lines import end_last_line
 from .linked_pictures import TOOL_FOLDERS
 from .mutual_scoring import MutualScoring
-from .picture_writer import PICTURE_FOLDERS, PictureWriter, write_in_order
+from .picture_writer import PICTURE_FOLDERS, PictureWriter, picture_path, write_in_order
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from .prediction_records import (
     RECORDS,
-    end_last_line,
     file_state,
     read_predictions,
     record_files,
+    recorded_state,
     write_csv,
     write_records,
 )
@@ -234,21 +235,8 @@ def refuse_other_settings(settings: RunSettings, output_dir: Path, earlier: Sequ
         output_dir (`Path`): folder of the results.
         earlier (sequence of `dict`): records of earlier runs in it.
     """
-    stored = RunSettings.read(output_dir)
-    if not earlier:
-        return
-    advice = "Use another output folder, or --overwrite (overwrite=True) to start anew."
-    if stored is None:
-        raise ValueError(
-            f"{output_dir} has records, but no {RUN_FILE} with the settings that they were computed with, as runs of"
-            f" version 0.1.0 left it. {advice}"
-        )
-    differences = settings.differences(stored)
-    if differences:
-        raise ValueError(
-            f"{output_dir} has results of another model or other settings, and one folder never mixes two:"
-            f" {'; '.join(differences)}. {advice}"
-        )
+    if earlier:
+        settings.check_folder(output_dir, "Use another output folder, or --overwrite (overwrite=True) to start anew.")
 
 
 def _find(
@@ -277,10 +265,10 @@ def remove_results(output_dir: Path, records: Sequence[Mapping[str, Any]]) -> No
         records (sequence of `dict`): records as [`read_predictions`] returns them.
     """
     for record in records:
-        for kind, folder in PICTURE_FOLDERS.items():
-            file = str(record.get(kind, ""))
-            if file.startswith(f"{folder}/") and ".." not in Path(file).parts:
-                (output_dir / file).unlink(missing_ok=True)
+        for kind in PICTURE_FOLDERS:
+            path = picture_path(output_dir, record, kind)
+            if path is not None:
+                path.unlink(missing_ok=True)
     for file in [*record_files(output_dir), output_dir / RUN_FILE]:
         file.unlink(missing_ok=True)
 
@@ -332,7 +320,7 @@ class _Run:
             return "new"
         if "error" in record:
             return None if self.together else "failed before"
-        if _recorded_state(record) != self.states[image.path]:
+        if recorded_state(record) != self.states[image.path]:
             return "changed"
         if self.writer.lacks(record) or (self.regions and "regions" not in record):
             return "with missing outputs"
@@ -380,16 +368,12 @@ class _Run:
             summary.predicted = len(self.images) - summary.skipped - len(summary.errors)
 
 
-def _recorded_state(record: Mapping[str, Any]) -> dict[str, int]:
-    return {name: record[name] for name in ("bytes", "mtime_ns") if name in record}
-
-
 def _still_holds(record: Mapping[str, Any]) -> bool:
     """Return whether the image of a record is unchanged, for images that are not among the sources of this run."""
     if is_url(record["image"]):
         return True
     state = file_state(record["image"])
-    return bool(state) and state == _recorded_state(record)
+    return bool(state) and state == recorded_state(record)
 
 
 def _results(

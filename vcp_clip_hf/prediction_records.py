@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from .safe_csv import safe_cell
 
 __all__ = [
     "RECORDS",
-    "end_last_line",
     "file_state",
+    "iterate_records",
     "read_predictions",
     "record_files",
+    "recorded_state",
     "write_csv",
     "write_records",
 ]
@@ -44,23 +45,31 @@ def read_predictions(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """
     records: dict[str, dict] = {}
     for file in record_files(Path(output_dir)):
-        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict) and "image" in record and "name" in record:
-                records[record["image"]] = record
+        for _, record in iterate_records(file):
+            records[record["image"]] = record
     return list(records.values())
 
 
-def end_last_line(path: Path) -> None:
-    """End an incomplete last record, as a killed process leaves, so that the next record starts on its own line."""
-    if path.is_file() and path.stat().st_size:
-        with open(path, "rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+def iterate_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """
+    Read the records of one file, in order; incomplete lines are skipped.
+
+    Args:
+        path (`Path`): file of lines of JSON.
+
+    Yields:
+        `tuple[int, dict]`: position of the record's line in the file, in bytes, and the record.
+    """
+    position = 0
+    with open(path, "rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line.decode("utf-8", "replace"))
+            except json.JSONDecodeError:
+                record = None
+            if isinstance(record, dict) and "image" in record and "name" in record:
+                yield position, record
+            position += len(line)
 
 
 def file_state(path: str) -> dict[str, int]:
@@ -80,6 +89,11 @@ def file_state(path: str) -> dict[str, int]:
     except OSError:
         return {}
     return {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
+
+
+def recorded_state(record: Mapping[str, Any]) -> dict[str, int]:
+    """Return the [`file_state`] that a record holds."""
+    return {name: record[name] for name in ("bytes", "mtime_ns") if name in record}
 
 
 def write_records(records: Sequence[dict[str, Any]], path: Path) -> None:

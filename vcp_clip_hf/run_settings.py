@@ -137,6 +137,10 @@ class RunSettings:
         """
         return replace(self, values={**self.values, "video": _plain(video)})
 
+    def watched(self) -> "RunSettings":
+        """Return the settings of a watched folder: it may have several records of one file, which `predict` merges."""
+        return replace(self, values={**self.values, "kind of run": "watch"})
+
     @classmethod
     def read(cls, output_dir: Path) -> "RunSettings | None":
         """Return the settings stored in an output folder, or `None` without readable ones."""
@@ -152,6 +156,30 @@ class RunSettings:
         with atomic_file(output_dir / RUN_FILE) as unfinished:
             text = json.dumps({"settings": self.values, "context": self.context}, indent=2)
             unfinished.write_text(text + "\n", encoding="utf-8")
+
+    def check_folder(self, output_dir: Path, advice: str) -> None:
+        """
+        Check that the records of an output folder were computed with these settings.
+
+        Args:
+            output_dir (`Path`): folder that has records.
+            advice (`str`): what to do otherwise, the last sentence of the error.
+
+        Raises:
+            ValueError: the records were computed otherwise, or how is not known.
+        """
+        stored = RunSettings.read(output_dir)
+        if stored is None:
+            raise ValueError(
+                f"{output_dir} has records, but no {RUN_FILE} with the settings that they were computed with, as runs"
+                f" of version 0.1.0 left it. {advice}"
+            )
+        differences = self.differences(stored)
+        if differences:
+            raise ValueError(
+                f"{output_dir} has results of another model or other settings, and one folder never mixes two:"
+                f" {'; '.join(differences)}. {advice}"
+            )
 
     def differences(self, earlier: "RunSettings") -> list[str]:
         """Return `name: earlier -> now` for each setting that differs; parts of settings are named one by one."""

@@ -34,6 +34,8 @@ from .methods import METHODS, AnomalyMethod
 from .modeling_frozen_clip import FrozenCLIPPreTrainedModel
 from .modeling_vcp_clip import VCPCLIPOutput
 from .peak_memory import peak_memory
+from .reports.extra import require_extra
+from .reports.training_report import write_training_report
 from .training_checkpoints import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
 from .training_config import TrainingConfig
 from .training_data import (
@@ -44,6 +46,7 @@ from .training_data import (
     load_training_data,
     training_examples,
 )
+from .training_log import VALIDATION_PREFIX, TrainingLog
 from .training_loss import training_loss
 from .version import EMBEDDED_CHECKPOINT, versions
 
@@ -107,15 +110,18 @@ def train(
 
     Returns:
         [`TrainingResult`]. `output_dir` then has `last/` and, with held-out products, `best/`, both ready for
-        `from_pretrained` and the Hub; `checkpoints/`; `log.jsonl` with losses and validation results; and
-        `training_config.yaml`.
+        `from_pretrained` and the Hub; `checkpoints/`; `log.jsonl` with losses and validation results;
+        `training_config.yaml`; and `report.html` with `config.report`.
 
     Raises:
         ValueError: settings, data, accelerator or checkpoint do not fit together; the message names both.
         FloatingPointError: the loss or a weight is NaN or infinite; no checkpoint is written with such weights.
         OSError: a file could not be read or written, as on a full disk; the message says where the run can continue.
         DatasetLayoutError: the auxiliary dataset does not have the expected layout.
+        ImportError: `config.report` without the extra `report`.
     """
+    if config.report:
+        require_extra()
     if validation_dataset is not None:
         config.check_selection()
     accelerator = accelerator or make_accelerator(config)
@@ -156,11 +162,14 @@ def train(
         with stop_on_signal(_INTERRUPTED if accelerator.is_main_process else None, raise_at_once=False) as signals:
             while not run.is_over(signals):
                 run.train_epoch(signals)
-        return run.finish()
+        result = run.finish()
     except OSError as error:
         raise OSError(f"{str(error).rstrip('.')}. {run.way_on()}") from error
     finally:
         run.bar.close()
+    if config.report and accelerator.is_main_process:
+        write_training_report(run.output_dir)
+    return result
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
@@ -220,6 +229,7 @@ class _Run:
         self.image_processor, self.tokenizer, self.validation_dataset = image_processor, tokenizer, validation_dataset
         self.output_dir = Path(config.output_dir)
         self.checkpoints = self.output_dir / _CHECKPOINTS
+        self.log_file = TrainingLog(self.output_dir)
         self.data: dict[str, Any] = {}
         self.source_facts = read_training_facts(model.name_or_path) if model.name_or_path else {}
         # The order depends on seed and epoch alone, so that a resumed run continues it
@@ -251,7 +261,7 @@ class _Run:
         self.state = TrainingState()
         self.recent_losses: list[torch.Tensor] = []
         self.recent_image_losses: list[torch.Tensor] = []
-        self.num_images, self.seconds = 0, 0.0
+        self.num_images, self.seconds, self.counted_until = 0, 0.0, 0.0
 
     # --- the loop
 
@@ -263,6 +273,13 @@ class _Run:
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self.config.save(self.output_dir / "training_config.yaml")
+        self.log_event(
+            "resumed" if self.state.step else "started",
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            processes=self.accelerator.num_processes,
+            device=_device_name(self.accelerator.device),
+        )
         if self.config.report_to:
             self.accelerator.init_trackers("vcp_clip", config=_flat(self.config))
         self.bar = tqdm(
@@ -289,16 +306,21 @@ class _Run:
         # The prepared loader tells the examples their epoch; its own count would start from 0 after a resume
         self.loader.set_epoch(self.state.epoch)
         self.prepared_model.train()
-        started = time.perf_counter()
+        self.counted_until = time.perf_counter()
         for micro_step, batch in enumerate(self.loader):
             if self.step(batch, micro_step) and self.is_over(signals):
                 break
-        elapsed = time.perf_counter() - started
-        self.seconds += elapsed
-        self.state.seconds += elapsed
+        self.count_time()
         if self.state.step_in_epoch == self.steps_per_epoch:
             self.end_of_epoch()
         self.checkpoint()
+
+    def count_time(self) -> None:
+        """Add the time since the last call, or since the beginning of the epoch's steps."""
+        now = time.perf_counter()
+        self.seconds += now - self.counted_until
+        self.state.seconds += now - self.counted_until
+        self.counted_until = now
 
     def step(self, batch: dict[str, Any], micro_step: int) -> bool:
         """
@@ -331,6 +353,7 @@ class _Run:
         self.state.step += 1
         self.state.step_in_epoch += 1
         self.bar.update()
+        self.count_time()
         if self.state.step % self.config.logging_steps == 0 or self.state.step == self.total_steps:
             self.log_loss()
         at_end = self.state.step_in_epoch == self.steps_per_epoch
@@ -380,6 +403,7 @@ class _Run:
             )
         else:
             last = self.save("last")
+        self.log_event("interrupted" if interrupted else "finished")
         if self.config.report_to:
             self.accelerator.end_training()
         return TrainingResult(
@@ -443,18 +467,29 @@ class _Run:
 
     def raise_diverged(self, what: str) -> None:
         """Raise the error of a run whose numbers are not finite."""
+        self.log_event("diverged", reason=what)
         raise FloatingPointError(
             f"{what} at step {self.state.step}. Lower learning_rate and temperature_learning_rate, or train without"
             f" mixed precision, in another output_dir. {self.newest_checkpoint()}."
         )
 
-    def log(self, values: dict[str, float]) -> None:
-        """Send values to the trackers and append them to `log.jsonl`."""
+    def log(self, values: dict[str, float], **facts: float | None) -> None:
+        """Send values to the trackers, and append values and facts to the log."""
         if self.config.report_to:
             self.accelerator.log(values, step=self.state.step)
         if self.accelerator.is_main_process:
-            with open(self.output_dir / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.state.step, **values}) + "\n")
+            self.log_file.write(self.state.step, **values, **facts)
+
+    def log_event(self, event: str, **facts: Any) -> None:
+        """Append a start or an end of the run to the log."""
+        if self.accelerator.is_main_process:
+            self.log_file.write(self.state.step, event=event, **facts)
+
+    def images_seen(self) -> int:
+        """Return the number of training images since the start of the run, in all sessions and processes."""
+        per_step = self.sampler.round_size * self.config.gradient_accumulation_steps
+        in_epoch = min(self.state.step_in_epoch * per_step, self.sampler.num_images)
+        return self.state.epoch * self.sampler.num_images + in_epoch
 
     def log_loss(self) -> None:
         """Log the mean loss of the recent batches, over all processes, and forget all but the last batch's loss."""
@@ -466,11 +501,18 @@ class _Run:
         if self.recent_image_losses:
             image_loss = torch.stack(self.recent_image_losses).mean()
             values["image_loss"] = self.accelerator.reduce(image_loss, "mean").item()
-        self.log(values)
+        self.log(
+            values,
+            **{group["name"]: group["lr"] for group in self.optimizer.param_groups},
+            images=self.images_seen(),
+            seconds=round(self.state.seconds, 3),
+            peak_memory_bytes=peak_memory(self.accelerator.device),
+        )
         self.recent_losses, self.recent_image_losses = self.recent_losses[-1:], self.recent_image_losses[-1:]
 
     def validate(self) -> None:
         """Evaluate on the held-out products, and save the weights if they are the best so far."""
+        started = time.perf_counter()
         report = evaluate(
             self.model,
             self.image_processor,
@@ -481,7 +523,8 @@ class _Run:
             self.accelerator,
         )
         mean = report.results["validation"]["mean"]
-        self.log({f"validation/{name}": value for name, value in mean.items()})
+        values = {f"{VALIDATION_PREFIX}{name}": value for name, value in mean.items()}
+        self.log(values, validation_seconds=round(time.perf_counter() - started, 3))
         metric = mean.get(self.config.metric_for_best_model)
         if metric is None:
             raise ValueError(
@@ -511,7 +554,7 @@ class _Run:
             "steps": self.state.step,
             "selection": chosen.get(name),
             "compute": {
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+                "device": _device_name(device),
                 "processes": self.accelerator.num_processes,
                 "mixed_precision": self.accelerator.mixed_precision,
                 "seconds": round(self.state.seconds, 1),
@@ -524,6 +567,10 @@ class _Run:
         return {**self.source_facts, "image_head": run} if self.config.trainable == "image_head" else run
 
 
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def _make_optimizer(model: FrozenCLIPPreTrainedModel, config: TrainingConfig) -> torch.optim.Adam:
     # Temperatures of all methods are named alike; CLIP's own is frozen
     temperatures = [value for name, value in model.named_parameters() if name.endswith("logit_scale")]
@@ -532,13 +579,18 @@ def _make_optimizer(model: FrozenCLIPPreTrainedModel, config: TrainingConfig) ->
     ids = {id(parameter) for parameter in (*temperatures, *head)}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     rates = (
-        (others, config.learning_rate),
-        (temperatures, config.temperature_learning_rate),
-        (head, config.image_head_learning_rate),
+        (others, "learning_rate"),
+        (temperatures, "temperature_learning_rate"),
+        (head, "image_head_learning_rate"),
     )
-    trained = [([each for each in parameters if each.requires_grad], rate) for parameters, rate in rates]
+    trained = [([each for each in parameters if each.requires_grad], name) for parameters, name in rates]
     return torch.optim.Adam(
-        [{"params": parameters, "lr": rate} for parameters, rate in trained if parameters],
+        # The log names each rate after its setting
+        [
+            {"params": parameters, "lr": getattr(config, name), "name": name}
+            for parameters, name in trained
+            if parameters
+        ],
         betas=(config.adam_beta1, config.adam_beta2),
     )
 

@@ -35,7 +35,7 @@ class TrainingState:
         best_step (`int`, *optional*): step that reached it.
         settings (`dict`): settings that a resumed run must have too, since order and arithmetic depend on them.
         scaler (`dict`, *optional*): state of the gradient scaler of mixed precision with float16.
-        seconds (`float`): time spent on the steps, up to the end of the last pass or the last interruption.
+        seconds (`float`): time spent on the steps.
     """
 
     step: int = 0

@@ -100,7 +100,7 @@ class TrainingConfig:
         default="all",
         metadata=_about(
             _MODEL,
-            "parts to train: all learned ones, or the image head alone, on a trained checkpoint that stays unchanged",
+            "parts to train: all learned ones, or the image head alone, on a trained checkpoint that is not changed",
             fixed=True,
         ),
     )
@@ -242,6 +242,10 @@ class TrainingConfig:
     logging_steps: int = field(
         default=10, metadata=_about(_RECORDS, "optimizer steps between records of the loss", minimum=1)
     )
+    report: bool = field(
+        default=False,
+        metadata=_about(_RECORDS, "write report.html into output_dir at the end; needs the extra `report`"),
+    )
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
@@ -331,7 +335,7 @@ class TrainingConfig:
         """
         Parse a command line: `--config FILE`, and `--name value` for every setting, its name spelled with hyphens or
         underscores. Values are read as YAML, so that `--products "[pcb1, pcb2]"` is a list and `--max-train-steps
-        null` unsets. A mistake ends the program with status 2.
+        null` unsets; `--report` alone is `--report true`. A mistake ends the program with status 2.
 
         Args:
             arguments (`Sequence[str]`, *optional*): command-line arguments; `sys.argv[1:]` by default.
@@ -426,9 +430,12 @@ def _make_parser(config_class: type[TrainingConfig], **options: Any) -> argparse
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
         group = groups[name]
-        group.add_argument(_option_string(entry.name), metavar=_metavar(hints[entry.name]), help=_help_of(entry))
+        # `--report` alone means `--report true`
+        switch = {"nargs": "?", "const": "true"} if hints[entry.name] is bool else {}
+        described = {"metavar": _metavar(hints[entry.name]), "help": _help_of(entry)}
+        group.add_argument(_option_string(entry.name), **described, **switch)
         if "_" in entry.name:
-            group.add_argument(f"--{entry.name}", dest=entry.name, help=argparse.SUPPRESS)
+            group.add_argument(f"--{entry.name}", dest=entry.name, help=argparse.SUPPRESS, **switch)
     return parser
 
 

@@ -219,7 +219,9 @@ class EpochSampler(Sampler):
         """Continue in `epoch` after `batches` batches of each process."""
         self.epoch, self.first = epoch, batches * self.round_size
 
-    def _total(self) -> int:
+    @property
+    def num_images(self) -> int:
+        """Return the number of images of all processes in a whole epoch."""
         if self.num_processes == 1:
             return self.length
         return -(-self.length // self.round_size) * self.round_size
@@ -227,14 +229,14 @@ class EpochSampler(Sampler):
     @property
     def num_batches(self) -> int:
         """Return the number of batches per process in a whole epoch."""
-        return -(-self._total() // self.round_size)
+        return -(-self.num_images // self.round_size)
 
     def __len__(self) -> int:
-        return self._total() - self.first
+        return self.num_images - self.first
 
     def __iter__(self) -> Iterator[int]:
         order = self._order(np.random.default_rng((self.seed, self.epoch)))
-        return iter(np.resize(order, self._total())[self.first :].tolist())
+        return iter(np.resize(order, self.num_images)[self.first :].tolist())
 
     def _order(self, generator: np.random.Generator) -> np.ndarray:
         """Return the images of one epoch in their order."""

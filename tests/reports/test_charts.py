@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from vcp_clip_hf.reports import charts
 from vcp_clip_hf.reports.charts import (
     Line,
     as_svg,
@@ -82,13 +83,41 @@ def test_one_score_alone_has_a_histogram(scores):
 
 
 def test_files_for_papers_have_print_sizes_and_embedded_fonts(tmp_path):
-    svg, pdf = save_figure(histogram(GROUPS, width="one", height=50), tmp_path / "new", "scores")
-    width, height = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg.read_text()).groups()
-    assert float(width) == pytest.approx(85 / 25.4 * 72, abs=0.1) and float(height) == pytest.approx(
-        50 / 25.4 * 72, abs=0.1
-    )
-    assert "<text" not in svg.read_text(), "text as outlines needs no font"
-    assert b"/FontFile2" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes()
+    figure = histogram(GROUPS, width="one", height=50)
+    before = as_svg(figure)
+    files = save_figure(figure, tmp_path / "new", "scores")
+    assert [file.name for file in files] == [
+        f"scores-{width}mm.{ending}" for width in (85, 175) for ending in ("svg", "pdf")
+    ]
+    for millimeters, svg, pdf in ((85, *files[:2]), (175, *files[2:])):
+        width, height = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg.read_text()).groups()
+        expected = pytest.approx((millimeters / 25.4 * 72, 50 / 25.4 * 72), abs=0.1)
+        assert (float(width), float(height)) == expected
+        assert "<text" not in svg.read_text(), "text as outlines needs no font"
+        content = pdf.read_bytes()
+        assert b"/FontFile2" in content and b"/Type3" not in content
+        box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", content).groups()
+        assert tuple(map(float, box)) == expected
+    assert as_svg(figure) == before, "the figure of the page stays as it is"
+
+
+@pytest.mark.parametrize("width", ["one", "two"])
+def test_a_legend_fits_into_a_column(width, tmp_path):
+    lines = [Line(f"a rather long name of line {number}", [0, 1], [0, number]) for number in range(5)]
+    figure = line_chart(lines, "x", "y", width)
+    for other, columns in (("one", 1), ("two", 3)):
+        resized = charts._resized(figure, other)
+        with charts.chart_style():
+            resized.draw_without_rendering()
+        (legend,) = resized.legends
+        assert legend._ncols == columns and len(legend.get_texts()) == 5
+        box, page = legend.get_window_extent(), resized.bbox
+        assert box.x0 >= page.x0 and box.x1 <= page.x1
+
+
+def test_a_logarithmic_axis_has_plain_numbers():
+    svg = as_svg(line_chart([Line("rate", [0, 1], [1e-3, 1e-2])], "step", "rate", y_scale="log"))
+    assert {"0.001", "0.002", "0.005", "0.01"} <= set(texts(svg)) and "mathdefault" not in svg
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a\\b", "a:b", "\n"])

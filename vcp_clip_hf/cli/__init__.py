@@ -21,12 +21,14 @@ from .publish import card, push, push_dataset
 from .report import report
 from .serve import serve
 from .train import convert, train
+from .watch import watch
 
 
 __all__ = ["app", "main"]
 
 # In the order of `vcp-clip --help`
 app.command(cls=Verb)(predict)
+app.command(cls=Verb)(watch)
 app.command(cls=Verb)(calibrate)
 app.command(cls=EvaluateVerb)(evaluate)
 app.command(cls=Verb)(report)

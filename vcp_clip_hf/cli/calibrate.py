@@ -63,6 +63,13 @@ def calibrate(
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: DType = WeightType.auto,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Write OUTPUT-report/report.html: histogram, false-alarm rates, the highest normal images.",
+        ),
+    ] = False,
 ) -> None:
     """
     Set the thresholds of a checkpoint, from normal images for a target false-alarm rate, or with defects too.
@@ -75,6 +82,7 @@ def calibrate(
     out, and listed (exit status 1).
     """
     from ..calibration import describe_calibration
+    from ..calibration_record import CalibrationRecord
     from ..checkpoint_folder import CheckpointParts, save_calibration
     from ..input_images import find_inputs
 
@@ -82,6 +90,7 @@ def calibrate(
         if model == EMBEDDED_CHECKPOINT or not Path(model).is_dir():
             raise typer.BadParameter(f"give --output: {model} is not a folder that can be changed")
         output = Path(model)
+    record_in = _folder_of_report(output) if report else None
     pipe = make_pipeline(model, device, dtype)
     normal, abnormal = find_inputs(images), find_inputs(defects or ())
     if not normal.images:
@@ -89,15 +98,17 @@ def calibrate(
     references = _drawn(references, [image.path for image in normal.images])
     problems = set_references(pipe, references, reference_weight, reference_copies, max_reference_patches)
     paths = [image.path for image in (*normal.images, *abnormal.images)]
-    labels = [0] * len(normal.images) + [1] * len(abnormal.images) if defects else None
+    labels = [0] * len(normal.images) + [1] * len(abnormal.images)
+    record = CalibrationRecord([*normal.images, *abnormal.images], labels)
     calibration = pipe.calibrate(
         paths,
-        labels,
+        labels if defects else None,
         false_alarm_rate,
         pixel_false_alarm_rate,
         progress=True,
         batch_size=batch_size,
         on_error="return",
+        on_result=record if report else None,
         **({} if score_mode is None else {"score_mode": score_mode.value}),
         **({} if product_name is None else {"product_name": product_name}),
     )
@@ -107,11 +118,25 @@ def calibrate(
     typer.echo(f"saved in {output}")
     list_left_out([*normal.left_out, *abnormal.left_out])
     problems += [*normal.problems, *abnormal.problems]
+    if record_in is not None:
+        from ..reports.report import REPORT_FILE, write_report
+
+        record.write(record_in, pipe.image_processor.calibration, output, problems)
+        typer.echo(printable(f"wrote {write_report([record_in], record_in / REPORT_FILE, progress=True)}"))
     for path, error in problems:
         typer.echo(f"failed: {printable(path)}: {printable(error)}", err=True)
     # the pipeline warns of each image that it cannot read
     if problems or calibration.num_images + (calibration.num_left_out or 0) < len(paths):
         raise typer.Exit(1)
+
+
+def _folder_of_report(output: Path) -> Path:
+    """Return the folder for the report, or raise before the calibration if it cannot be written."""
+    from ..calibration_record import record_folder
+    from ..reports.extra import require_extra
+
+    require_extra()
+    return record_folder(output)
 
 
 def _drawn(sources: Sequence[str] | None, images: Sequence[str]) -> Sequence[str] | None:

@@ -1,6 +1,6 @@
 """Options that several verbs have, and what verbs do with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,32 +17,50 @@ if TYPE_CHECKING:
 __all__ = [
     "DATASET_HELP",
     "UNPARSED",
+    "AbnormalWords",
     "BatchSize",
     "Copies",
     "DType",
+    "DefectName",
     "Device",
     "ExportFormat",
+    "ImageThreshold",
     "MakeReport",
     "MapFormat",
+    "Maps",
+    "Masks",
+    "MaxPixels",
     "MaxReferencePatches",
+    "MinArea",
     "Model",
+    "NormalWords",
     "NumWorkers",
+    "Output",
+    "Overlays",
     "ProductName",
     "Products",
     "RecordFormat",
     "ReferenceCopies",
     "ReferenceWeight",
     "References",
+    "Regions",
+    "RoiMask",
     "ScoreMode",
     "ScoreOption",
+    "Threshold",
+    "TileOverlap",
+    "TileSize",
     "WeightType",
     "announce_embedded",
+    "call_options",
+    "check_regions",
     "is_main_process",
     "list_left_out",
     "load_dataset",
     "make_pipeline",
     "name_and_folder",
     "printable",
+    "reading_options",
     "set_references",
 ]
 
@@ -147,6 +165,38 @@ MaxReferencePatches = Annotated[
         min=1, help="Patches of references to keep in each layer; beyond it, a coreset is kept.", show_default="10000"
     ),
 ]
+Output = Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder to write.")]
+Threshold = Annotated[float | None, typer.Option(min=0, max=1, help="Pixels of the map at or above it make the mask.")]
+ImageThreshold = Annotated[
+    float | None, typer.Option(min=0, max=2, help="Images with a score at or above it are labeled anomalous.")
+]
+Maps = Annotated[MapFormat, typer.Option(help="Anomaly maps: 16-bit PNG (value x 65535), float32 .npy, or none.")]
+Masks = Annotated[bool, typer.Option(help="Write masks if a threshold is known.")]
+Overlays = Annotated[bool, typer.Option(help="Write the images with their maps drawn over them.")]
+Regions = Annotated[bool, typer.Option(help="Add regions (box, polygon, area, score) to the records.")]
+MinArea = Annotated[int, typer.Option(min=0, help="Smallest region to keep, in pixels.")]
+TileSize = Annotated[
+    int | None, typer.Option(min=1, help="Side of the tiles that large images are cut into, in pixels.")
+]
+TileOverlap = Annotated[
+    int | None, typer.Option(min=0, help="Overlap of tiles in pixels; default: a quarter of the side.")
+]
+RoiMask = Annotated[
+    Path | None, typer.Option(help="Mask of the images' size; only its non-black pixels are inspected.")
+]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Largest image to read, in pixels; default: 179 million.")]
+NormalWords = Annotated[
+    list[str] | None,
+    typer.Option("--normal", help="State word or template of normal products, e.g. 'flawless'; repeat for several."),
+]
+AbnormalWords = Annotated[
+    list[str] | None,
+    typer.Option("--abnormal", help="State word or template of defective products, e.g. 'scratched'."),
+]
+DefectName = Annotated[
+    list[str] | None,
+    typer.Option(help="Noun for a kind of defect, e.g. 'scratch'; repeat for several. Regions get the best one."),
+]
 MakeReport = Annotated[
     bool, typer.Option("--report", help="Write report.html into the output folder; needs the extra `report`.")
 ]
@@ -214,6 +264,39 @@ def set_references(
     typer.echo(printable(memory.describe()), err=True)
     list_left_out(found.left_out)
     return [*found.problems, *memory.unreadable]
+
+
+def call_options(
+    score_mode: ScoreMode | None,
+    roi_mask: Path | None,
+    normal: Sequence[str] | None,
+    abnormal: Sequence[str] | None,
+    defect_name: Sequence[str] | None,
+    regions: bool,
+    **others: Any,
+) -> dict[str, Any]:
+    """Return the arguments of the pipeline's call that options of the command line stand for; `None` has no effect."""
+    options = {
+        "score_mode": None if score_mode is None else score_mode.value,
+        "roi_mask": None if roi_mask is None else str(roi_mask),
+        "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
+        "defect_names": defect_name or None,
+        "regions": regions or bool(defect_name) or None,
+        **others,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def reading_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the call's arguments that references are read with, too."""
+    return {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels") if name in options}
+
+
+def check_regions(pipe: "AnomalySegmentationPipeline", options: Mapping[str, Any], together: bool = False) -> None:
+    """Raise an error if regions are requested, and there is no threshold that finds them."""
+    known = None if together else pipe.image_processor.threshold
+    if options.get("regions") and options.get("threshold", known) is None:
+        raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
 
 
 def _origin(sources: Sequence[str]) -> str:

@@ -8,25 +8,43 @@ import typer
 
 from ..version import EMBEDDED_CHECKPOINT
 from .common import (
+    AbnormalWords,
     BatchSize,
+    DefectName,
     Device,
     DType,
+    ImageThreshold,
     MakeReport,
     MapFormat,
+    Maps,
+    Masks,
+    MaxPixels,
     MaxReferencePatches,
+    MinArea,
     Model,
+    NormalWords,
     NumWorkers,
+    Output,
+    Overlays,
     ProductName,
     RecordFormat,
     ReferenceCopies,
     References,
     ReferenceWeight,
+    Regions,
+    RoiMask,
     ScoreOption,
+    Threshold,
+    TileOverlap,
+    TileSize,
     WeightType,
+    call_options,
+    check_regions,
     is_main_process,
     list_left_out,
     make_pipeline,
     printable,
+    reading_options,
     set_references,
 )
 
@@ -39,20 +57,14 @@ def predict(
         list[str],
         typer.Argument(help="Images, folders, patterns (in quotes), URLs; or one video or camera."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder to write.")],
+    output: Output,
     model: Model = EMBEDDED_CHECKPOINT,
-    threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Pixels of the map at or above it make the mask.")
-    ] = None,
-    image_threshold: Annotated[
-        float | None, typer.Option(min=0, max=2, help="Images with a score at or above it are labeled anomalous.")
-    ] = None,
+    threshold: Threshold = None,
+    image_threshold: ImageThreshold = None,
     score_mode: ScoreOption = None,
-    maps: Annotated[
-        MapFormat, typer.Option(help="Anomaly maps: 16-bit PNG (value x 65535), float32 .npy, or none.")
-    ] = MapFormat.png,
-    masks: Annotated[bool, typer.Option(help="Write masks if a threshold is known.")] = True,
-    overlays: Annotated[bool, typer.Option(help="Write the images with their maps drawn over them.")] = True,
+    maps: Maps = MapFormat.png,
+    masks: Masks = True,
+    overlays: Overlays = True,
     record_format: Annotated[
         RecordFormat,
         typer.Option(
@@ -69,31 +81,15 @@ def predict(
             show_default="1",
         ),
     ] = None,
-    regions: Annotated[bool, typer.Option(help="Add regions (box, polygon, area, score) to the records.")] = False,
-    min_area: Annotated[int, typer.Option(min=0, help="Smallest region to keep, in pixels.")] = 0,
-    tile_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the tiles that large images are cut into, in pixels.")
-    ] = None,
-    tile_overlap: Annotated[
-        int | None, typer.Option(min=0, help="Overlap of tiles in pixels; default: a quarter of the side.")
-    ] = None,
-    roi_mask: Annotated[
-        Path | None, typer.Option(help="Mask of the images' size; only its non-black pixels are inspected.")
-    ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Largest image to read, in pixels; default: 179 million.")
-    ] = None,
-    normal: Annotated[
-        list[str] | None,
-        typer.Option(help="State word or template of normal products, e.g. 'flawless'; repeat for several."),
-    ] = None,
-    abnormal: Annotated[
-        list[str] | None, typer.Option(help="State word or template of defective products, e.g. 'scratched'.")
-    ] = None,
-    defect_name: Annotated[
-        list[str] | None,
-        typer.Option(help="Noun for a kind of defect, e.g. 'scratch'; repeat for several. Regions get the best one."),
-    ] = None,
+    regions: Regions = False,
+    min_area: MinArea = 0,
+    tile_size: TileSize = None,
+    tile_overlap: TileOverlap = None,
+    roi_mask: RoiMask = None,
+    max_pixels: MaxPixels = None,
+    normal: NormalWords = None,
+    abnormal: AbnormalWords = None,
+    defect_name: DefectName = None,
     product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
@@ -158,44 +154,39 @@ def predict(
     from ..mutual_scoring import MutualScoring
     from ..prediction import predict_files
 
-    with_regions = regions or bool(defect_name) or record_format not in (RecordFormat.jsonl, RecordFormat.csv)
-    options = {
-        "min_area": min_area,
-        "threshold": threshold,
-        "image_threshold": image_threshold,
-        "score_mode": None if score_mode is None else score_mode.value,
-        "tile_size": tile_size,
-        "tile_overlap": tile_overlap,
-        "roi_mask": None if roi_mask is None else str(roi_mask),
-        "max_pixels": max_pixels,
-        "prompts": {"normal": normal or [], "abnormal": abnormal or []} if normal or abnormal else None,
-        "defect_names": defect_name or None,
-        "product_name": product_name,
-        "regions": with_regions or None,
-    }
-    of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
-    of_together = {name: value for name, value in of_together.items() if value is not None}
+    options = call_options(
+        score_mode=score_mode,
+        roi_mask=roi_mask,
+        normal=normal,
+        abnormal=abnormal,
+        defect_name=defect_name,
+        regions=regions or record_format not in (RecordFormat.jsonl, RecordFormat.csv),
+        min_area=min_area,
+        threshold=threshold,
+        image_threshold=image_threshold,
+        tile_size=tile_size,
+        tile_overlap=tile_overlap,
+        max_pixels=max_pixels,
+        product_name=product_name,
+    )
+    of_together = _given(subset_size=subset_size, zero_shot_weight=zero_shot_weight)
     if of_together and not together:
         raise typer.BadParameter("--subset-size and --zero-shot-weight need --together")
-    if together and tile_size is not None:
-        raise typer.BadParameter("--tile-size cannot be used with --together")
-    if together and references:
-        raise typer.BadParameter("--references cannot be used with --together")
-    if together and reference_weight is not None:
-        raise typer.BadParameter("--reference-weight cannot be used with --together")
-    of_video = {
-        "every": every,
-        "fps": fps,
-        "duration": duration,
-        "max_frames": max_frames,
-        "give_up": give_up,
-        "input_options": _input_options(input_option),
-        "annotated": annotated_video,
-    }
-    of_video = {name: value for name, value in of_video.items() if value is not None}
+    of_video = _given(
+        every=every,
+        fps=fps,
+        duration=duration,
+        max_frames=max_frames,
+        give_up=give_up,
+        input_options=_input_options(input_option),
+        annotated=annotated_video,
+    )
     is_video = _is_video(sources, list(of_video))
-    if together and is_video:
-        raise typer.BadParameter("--together cannot be used with a video")
+    if together:
+        if is_video:
+            raise typer.BadParameter("--together cannot be used with a video")
+        for option in _given(tile_size=tile_size, references=references or None, reference_weight=reference_weight):
+            raise typer.BadParameter(f"--{option.replace('_', '-')} cannot be used with --together")
     if is_video and record_format in (RecordFormat.labelme, RecordFormat.yolo):
         raise typer.BadParameter(f"--format {record_format.value} needs image files, not a video; save frames first")
     if report:
@@ -203,18 +194,15 @@ def predict(
 
         require_extra()
     pipe = make_pipeline(model, device, dtype)
-    reading = {name: options[name] for name in ("tile_size", "tile_overlap", "max_pixels")}
     problems = set_references(
         pipe,
         references,
         reference_weight,
         reference_copies,
         max_reference_patches,
-        **{name: value for name, value in reading.items() if value is not None},
+        **reading_options(options),
     )
-    if with_regions and threshold is None and (together or pipe.image_processor.threshold is None):
-        raise typer.BadParameter("regions need --threshold, or a checkpoint with one (`vcp-clip calibrate`)")
-    options = {name: value for name, value in options.items() if value is not None}
+    check_regions(pipe, options, together)
     pictures = {
         "save_maps": None if maps is MapFormat.none else maps.value,
         "save_masks": masks,
@@ -261,6 +249,11 @@ def predict(
         typer.echo(f"failed: {printable(path)}: {printable(error)}", err=True)
     if problems or summary.errors:
         raise typer.Exit(1)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _write_annotations(

@@ -20,6 +20,13 @@ def report(
         Path | None,
         typer.Option(file_okay=False, help="Folder for the charts as SVG and PDF files, at print sizes."),
     ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Image for a row of the grid of pictures in --figures; repeat for several.",
+            show_default="the first six",
+        ),
+    ] = None,
 ) -> None:
     """
     Write the report of finished runs: one HTML file with charts and pictures, for any browser.
@@ -27,6 +34,8 @@ def report(
     The file needs neither a network nor a server. Small copies of the pictures are in it; links lead to the full files
     as long as the file stays where it is relative to them. Needs the extra `report`.
     """
+    if rows and figures is None:
+        raise typer.BadParameter("--rows chooses images for the figures; give --figures too")
     from ..reports.report import write_report
 
-    typer.echo(printable(f"wrote {write_report(runs, output, figures, progress=True)}"))
+    typer.echo(printable(f"wrote {write_report(runs, output, figures, progress=True, rows=rows or ())}"))

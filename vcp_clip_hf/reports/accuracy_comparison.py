@@ -11,7 +11,7 @@ from .accuracy_differences import COVERAGE, RESAMPLES, SEED, Difference, ImageKe
 from .accuracy_report import HIGHER_IS_BETTER
 from .charts import LINE_COLORS
 from .evaluation_files import EvaluationFiles, read_evaluation, views_of
-from .figure_files import FigureFolder, save_grid
+from .figure_files import FigureFolder
 from .parts import Beside, Cell, Part, PictureGrid, Section, Table, Text, Value
 from .read_run import Run
 from .several_runs import named_runs, runs_and_settings
@@ -64,7 +64,7 @@ def report_evaluations(
     common = _common_images(detailed)
     sections.append(_differences(detailed, common, lacking))
     if common:
-        sections += [*_curves(detailed, folder), _verdicts(detailed, common), _pictures(detailed, common, folder)]
+        sections += [*_curves(detailed, folder), _verdicts(detailed, common), _pictures(detailed, common)]
     return _title(names), "", sections
 
 
@@ -288,7 +288,7 @@ def _verdict(score: float, verdict: bool | None, label: bool) -> Value:
     return Cell(f"{score:.4g} {words[verdict, label]}", score)
 
 
-def _pictures(runs: _Runs, common: Sequence[ImageKey], figures: FigureFolder) -> Section:
+def _pictures(runs: _Runs, common: Sequence[ImageKey]) -> Section:
     judged, keyed = _judged(runs, common), {name: keyed_images(run) for name, run in runs.items()}
     images = {key: {name: run.images[keyed[name][key]] for name, run in runs.items()} for key in common}
     having = [key for key in common if any("pictures" in image for image in images[key].values())]
@@ -303,7 +303,6 @@ def _pictures(runs: _Runs, common: Sequence[ImageKey], figures: FigureFolder) ->
     grid = PictureGrid(
         columns, rows, "The same images in all runs: overlays, with the mask at each run's best F1 of the pixels"
     )
-    save_grid(grid, figures)
     text = (
         f"{len(rows)} of {len(common)} images, those with different verdicts first. A run has kept the pictures of its"
         " worst images only."

@@ -6,6 +6,7 @@ markers, and each histogram its own hatching, so that color is never the only si
 global state, is not used.
 """
 
+import copy
 import hashlib
 import io
 import math
@@ -26,15 +27,18 @@ from .parts import MovableThreshold, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
 __all__ = [
     "GROUP_COLORS",
     "LINE_COLORS",
+    "MILLIMETERS",
     "Line",
     "as_svg",
     "chart_style",
+    "empty_figure",
     "histogram",
     "histogram_table",
     "line_chart",
@@ -49,8 +53,12 @@ LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
 GROUP_COLORS = {"normal": "#0072B2", "anomalous": "#D55E00", "unlabeled": "#767676"}
 _HATCHES = {"normal": "", "anomalous": "////", "unlabeled": ""}
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 3)))
+_MARK_DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_INCHES = {"one": 85 / 25.4, "two": 175 / 25.4}
+MILLIMETERS = {"one": 85, "two": 175}
+_INCHES = {width: millimeters / 25.4 for width, millimeters in MILLIMETERS.items()}
+# Millimeters of an entry of a legend, without its name, and of a letter
+_LEGEND_KEY, _LEGEND_LETTER = 10.0, 1.3
 _THRESHOLD_ID = "threshold-line"
 _STYLE = {
     "axes.edgecolor": "#444444",
@@ -135,10 +143,21 @@ def new_figure(width: str = "two", height: float = 60, rows: int = 1, columns: i
     Returns:
         `tuple`: the figure, and an array of shape `(rows, columns)` of its axes.
     """
+    figure = empty_figure(width, height)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def empty_figure(width: str, height: float, dpi: int = 100) -> "Figure":
+    """
+    Make a figure without axes; call it and draw inside [`chart_style`].
+
+    Args:
+        width, height: see [`new_figure`].
+        dpi (`int`, *optional*, defaults to 100): resolution of pictures in it, in pixels per inch.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_INCHES[width], height / 25.4))
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return Figure(figsize=(_INCHES[width], height / 25.4), dpi=dpi)
 
 
 def plain_text(text: str) -> str:
@@ -184,19 +203,32 @@ def line_chart(
         figure, ((axes,),) = new_figure(width, height)
         handles = [_draw_line(axes, line, number) for number, line in enumerate(lines)]
         names = [plain_text(line.label) for line in lines]
-        for name, places in (marks or {}).items():
+        for number, (name, places) in enumerate((marks or {}).items()):
             for place in places:
-                mark = axes.axvline(place, color="#444444", linewidth=0.9, linestyle=(0, (4, 2)))
+                dashes = _MARK_DASHES[number % len(_MARK_DASHES)]
+                mark = axes.axvline(place, color="#444444", linewidth=0.9, linestyle=dashes)
             if len(places):
                 handles.append(mark)
                 names.append(plain_text(name))
         _label(axes, x_label, y_label, note)
         axes.set_xscale(x_scale)
         axes.set_yscale(y_scale)
+        for axis, scale in ((axes.xaxis, x_scale), (axes.yaxis, y_scale)):
+            if scale == "log":
+                _label_powers(axis)
         axes.set_xlim(x_limits)
         axes.set_ylim(y_limits)
         _add_legend(axes, handles, names)
     return figure
+
+
+def _label_powers(axis: "Axis") -> None:
+    """Label a logarithmic axis with plain numbers; the default labels are formulas, which are not parsed here."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, place: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_line(axes: "Axes", line: Line, number: int) -> object:
@@ -348,7 +380,13 @@ def _add_legend(axes: "Axes", handles: Sequence[object], names: Sequence[str]) -
     if len(names) > 1:
         # matplotlib drops names that begin with an underscore; a zero-width space before it keeps them
         shown = [f"\u200b{name}" if name.startswith("_") else name for name in names]
-        axes.figure.legend(handles, shown, loc="outside upper center", ncols=min(len(names), 4))
+        _place_legend(axes.figure, handles, shown)
+
+
+def _place_legend(figure: "Figure", handles: Sequence[object], names: Sequence[str]) -> None:
+    fitting = 25.4 * figure.get_figwidth() / (_LEGEND_KEY + _LEGEND_LETTER * max(map(len, names)))
+    columns = max(1, min(len(names), 4, int(fitting)))
+    figure.legend(handles, names, loc="outside upper center", ncols=columns)
 
 
 def as_svg(figure: "Figure") -> str:
@@ -393,18 +431,19 @@ def _svg_text(figure: "Figure", font_type: str) -> str:
     return buffer.getvalue()
 
 
-def save_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
+def save_figure(figure: "Figure", folder: Path, name: str, widths: Sequence[str] = ("one", "two")) -> list[Path]:
     """
-    Write a figure for a paper, as SVG (text as outlines, so that it looks the same everywhere) and as PDF (fonts
-    embedded as TrueType).
+    Write a figure for a paper, in the width of a column (85 mm) and of a page (175 mm): as SVG (text as outlines, so
+    that it looks the same everywhere) and as PDF (fonts embedded as TrueType). The figure stays as it is.
 
     Args:
         figure (`matplotlib.figure.Figure`): figure to write.
         folder (`Path`): folder, made if it is missing.
-        name (`str`): file name without extension.
+        name (`str`): file name without width and extension, such as "scores" for "scores-85mm.pdf".
+        widths (`Sequence[str]`, *optional*, defaults to both): "one", "two", or both.
 
     Returns:
-        `list[Path]`: the two files.
+        `list[Path]`: the files.
 
     Raises:
         ValueError: the name is not a plain file name.
@@ -412,10 +451,27 @@ def save_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
     if not name or name.startswith(".") or re.search(r'[\x00-\x1f<>:"/\\|?*]', name):
         raise ValueError(f"{name!r} is not a file name; expected letters, digits, dashes and dots.")
     folder.mkdir(parents=True, exist_ok=True)
-    svg, pdf = folder / f"{name}.svg", folder / f"{name}.pdf"
-    with atomic_file(svg) as unfinished:
-        unfinished.write_text(_svg_text(figure, "path"), encoding="utf-8")
-    _place(figure)
-    with atomic_file(pdf) as unfinished, chart_style():
-        figure.savefig(unfinished, format="pdf", metadata={"CreationDate": None})
-    return [svg, pdf]
+    files = []
+    for width in widths:
+        resized, stem = _resized(figure, width), f"{name}-{MILLIMETERS[width]}mm"
+        svg, pdf = folder / f"{stem}.svg", folder / f"{stem}.pdf"
+        with atomic_file(svg) as unfinished:
+            unfinished.write_text(_svg_text(resized, "path"), encoding="utf-8")
+        with atomic_file(pdf) as unfinished, chart_style():
+            resized.savefig(unfinished, format="pdf", metadata={"CreationDate": None})
+        files += [svg, pdf]
+    return files
+
+
+def _resized(figure: "Figure", width: str) -> "Figure":
+    """Return a copy of a figure in another width, with its parts placed anew."""
+    if math.isclose(figure.get_figwidth(), _INCHES[width]):
+        return figure
+    resized = copy.deepcopy(figure)
+    resized.set_figwidth(_INCHES[width])
+    with chart_style():
+        legends, resized.legends[:] = list(resized.legends), []
+        for legend in legends:
+            _place_legend(resized, legend.legend_handles, [text.get_text() for text in legend.get_texts()])
+        resized.set_layout_engine("constrained")
+    return resized

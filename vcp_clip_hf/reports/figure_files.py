@@ -1,26 +1,18 @@
-"""Charts and grids of pictures as files for papers."""
+"""Charts as files for papers."""
 
-import base64
-import io
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
-from .charts import chart_style, new_figure, plain_text, save_figure
-from .parts import PictureGrid
+from .charts import as_svg, save_figure
+from .parts import Chart
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FigureFolder", "save_grid"]
 
-# Rows that fit on a printed page
-_MOST_ROWS = 6
-_ROW_MILLIMETERS = 32
+__all__ = ["FigureFolder", "make_chart"]
 
 
 class FigureFolder:
@@ -47,30 +39,17 @@ class FigureFolder:
         save_figure(figure, self.folder, name)
 
 
-def save_grid(grid: PictureGrid, figures: FigureFolder) -> None:
+def make_chart(figure: "Figure", name: str, alt: str, figures: Path | None = None, **fields: Any) -> Chart:
     """
-    Write the first rows that have a picture in every column as a figure, if there is a folder for figures.
+    Return a figure as a chart of a page and, if a folder is given, write it for papers, see [`save_figure`].
 
     Args:
-        grid ([`PictureGrid`]): the pictures.
-        figures ([`FigureFolder`]): folder for the files.
+        figure (`matplotlib.figure.Figure`): figure to show.
+        name (`str`): name of the files, without width and ending.
+        alt (`str`): what the chart says, for people who cannot see it.
+        figures (`Path`, *optional*): folder for the figures of papers.
+        fields: further fields of [`Chart`].
     """
-    rows = [row for row in grid.rows if all(source for source, _ in row[1])][:_MOST_ROWS]
-    if figures.folder is None or not rows:
-        return
-    with chart_style():
-        figure, places = new_figure("two", _ROW_MILLIMETERS * len(rows) + 5, len(rows), len(grid.columns))
-        for axes_row, (title, cells) in zip(places, rows, strict=True):
-            for axes, (source, _) in zip(axes_row, cells, strict=True):
-                axes.imshow(_decoded(source))
-                axes.set_xticks([])
-                axes.set_yticks([])
-                axes.spines[:].set_visible(False)
-            axes_row[0].set_ylabel(plain_text(title[-28:]), fontsize=5)
-        for axes, name in zip(places[0], grid.columns, strict=True):
-            axes.set_title(plain_text(name[-28:]))
-    figures.save(figure, "side_by_side")
-
-
-def _decoded(source: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB"))
+    if figures is not None:
+        save_figure(figure, figures, name)
+    return Chart(as_svg(figure), alt, **fields)

@@ -38,6 +38,7 @@ from .parts import (
 
 
 __all__ = [
+    "REPORT_FILE",
     "Beside",
     "Cell",
     "Chart",
@@ -57,6 +58,8 @@ __all__ = [
     "write_page",
 ]
 
+# Name of the report in the folder of its run
+REPORT_FILE = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
 # Pictures per inert script element: one is parsed when its first picture comes into view
 _CHUNK = 8

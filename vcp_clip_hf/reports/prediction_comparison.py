@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..prediction_records import read_predictions
 from ..run_settings import RunSettings
 from .charts import GROUP_COLORS, as_svg, chart_style, new_figure, plain_text
-from .figure_files import FigureFolder, save_grid
+from .figure_files import FigureFolder
 from .parts import Cell, Chart, Part, PictureGrid, Section, Table, Text, Value
 from .prediction_pictures import gallery_pictures
 from .read_run import Run
@@ -78,7 +78,7 @@ def report_predictions(
     overlaps = {image: _overlaps(read, image) for image in tqdm(common, "masks", disable=not progress, unit="image")}
     sections.append(_verdicts(read, common, overlaps))
     sections.append(_scores(read, common, figure_folder))
-    sections.append(_pictures(read, common, overlaps, page, figure_folder, progress))
+    sections.append(_pictures(read, common, overlaps, page, progress))
     return title, f"{len(common):,} images with a result in every run", sections
 
 
@@ -225,7 +225,6 @@ def _pictures(
     common: Sequence[str],
     overlaps: Mapping[str, list[float]],
     page: Path,
-    figures: FigureFolder,
     progress: bool,
 ) -> Section:
     def order(image: str) -> tuple[bool, float]:
@@ -245,7 +244,6 @@ def _pictures(
         cells = [(source, _words(run.records[image])) for source, run in zip(shown, runs, strict=True)]
         rows.append((runs[0].records[image]["image"], [(views[0].get("Picture", ""), ""), *cells]))
     grid = PictureGrid(["picture", *(run.name for run in runs)], rows, "The same images in all runs")
-    save_grid(grid, figures)
     text = (
         f"{len(rows)} of {len(common)} images: different verdicts first, then the masks that overlap least, or without"
         " masks the scores that differ most."

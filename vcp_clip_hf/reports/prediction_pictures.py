@@ -30,7 +30,7 @@ from .thumbnails import (
 )
 
 
-__all__ = ["failure_sentence", "gallery_pictures"]
+__all__ = ["draw_overlay", "failure_sentence", "gallery_pictures"]
 
 # Bytes of all thumbnails of a page, as base64
 _BUDGET = 48_000_000
@@ -106,7 +106,7 @@ class _Maker:
             picture = shrunk(picture, side) if isinstance(picture, Image.Image) else picture
             yield View("Picture", _shown(thumbnail, picture, side), self._link_to_image(record))
         if isinstance(picture, Image.Image) and isinstance(anomaly_map, np.ndarray):
-            yield View("Overlay", thumbnail(_drawn(picture, anomaly_map, mask), side), links["overlay"])
+            yield View("Overlay", thumbnail(draw_overlay(picture, anomaly_map, mask), side), links["overlay"])
         elif "overlay" in record:
             yield View("Overlay", thumbnail(self.run / record["overlay"], side), links["overlay"])
         if anomaly_map is not None:
@@ -155,8 +155,15 @@ def _shown(make: Callable[[Any, int], str], found: Any, longer_side: int) -> str
     return placeholder(found, longer_side) if isinstance(found, str) else make(found, longer_side)
 
 
-def _drawn(picture: Image.Image, anomaly_map: np.ndarray, mask: np.ndarray | str | None) -> Image.Image:
-    """Draw an overlay at the size of the thumbnail."""
+def draw_overlay(picture: Image.Image, anomaly_map: np.ndarray, mask: np.ndarray | str | None) -> Image.Image:
+    """
+    Draw an overlay at the size of a thumbnail.
+
+    Args:
+        picture (`PIL.Image.Image`): thumbnail of the image.
+        anomaly_map (`np.ndarray` of shape `(height, width)`): map of any size, in [0, 1].
+        mask (`np.ndarray`, *optional*): mask of any size, drawn as an outline; a `str` stands for an unreadable one.
+    """
     side = max(picture.size)
     small = _fitted(shrunk_map(anomaly_map, side), picture)
     outline = _fitted(shrunk_mask(mask, side), picture) if isinstance(mask, np.ndarray) else None

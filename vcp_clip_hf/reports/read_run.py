@@ -14,7 +14,7 @@ _RESULTS, _LOG, _RECORDS, _PROCESSOR = "results.json", "log.jsonl", "predictions
 METHODS_FILE, METHODS_FOLDER = "methods.json", "methods"
 _EXPECTED = (
     "Expected the output folder of `vcp-clip predict` (predictions.jsonl), `vcp-clip evaluate --output`"
-    f" ({_RESULTS}), `vcp-clip train` ({_LOG}) or `vcp-clip calibrate --output` (calibration.json)."
+    f" ({_RESULTS}), `vcp-clip train` ({_LOG}) or `vcp-clip calibrate --report` (calibration.json)."
 )
 
 
@@ -95,8 +95,8 @@ _FILES = {
 }
 _KINDS = {
     "predict": _is_prediction,
+    "calibrate": _is_calibration,  # before evaluate: a checkpoint has a results.json too
     "evaluate": _is_evaluation,
     "methods": _is_method_comparison,
     "train": _is_training,
-    "calibrate": _is_calibration,
 }

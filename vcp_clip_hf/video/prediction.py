@@ -19,10 +19,11 @@ from tqdm.auto import tqdm
 
 from ..input_images import InputImage, is_url, safe_name
 from ..interruption import stop_on_signal
+from ..json_lines import end_last_line
 from ..picture_writer import PictureWriter, write_in_order
 from ..pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from ..prediction import COCO_FILE, CSV_FILE, process_state, refuse_other_settings, remove_results
-from ..prediction_records import RECORDS, end_last_line, file_state, read_predictions, write_csv, write_records
+from ..prediction_records import RECORDS, file_state, read_predictions, write_csv, write_records
 from ..run_settings import RunSettings
 from .annotated_segments import AnnotatedSegments, annotated_path, annotated_videos, remove_annotated, write_missing
 from .frames import FrameChoice, VideoFrame
