@@ -1,6 +1,7 @@
 """Odd files: each has a defined picture, or an error that names it."""
 
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,21 @@ def test_the_first_frame_is_read_with_a_warning(kind, tmp_path, said):
     frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue", "lime")]
     frames[0].save(tmp_path / f"moves.{kind}", save_all=True, append_images=frames[1:])
     assert np.asarray(load_image(tmp_path / f"moves.{kind}"))[0, 0].argmax() == 0
-    assert len(said) == 1 and f"moves.{kind}: 3 frames" in said[0]
+    assert len(said) == 1 and f"moves.{kind}: several frames" in said[0]
+
+
+def test_later_frames_are_not_visited(tmp_path, said):
+    """Their number is not limited, and each of them takes time."""
+    frames = [Image.new("L", (9, 9), 100 + number) for number in range(3)]
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    content, position = bytearray((tmp_path / "pages.tif").read_bytes()), 4
+    for _ in range(3):
+        (start,) = struct.unpack_from("<I", content, position)
+        position = start + 2 + 12 * struct.unpack_from("<H", content, start)[0]
+    content[start : start + 2] = b"\0\0"  # the directory of the third frame has no entries
+    (tmp_path / "pages.tif").write_bytes(content)
+    assert np.asarray(load_image(tmp_path / "pages.tif"))[0, 0, 0] == 100
+    assert "pages.tif: several frames" in said[0]
 
 
 def test_color_spaces(tmp_path):

@@ -82,7 +82,11 @@ def open_picture(
     except FileNotFoundError:
         raise FileNotFoundError(f"No such image file: {name!r}.") from None  # vanished in the meantime
     except Image.DecompressionBombError as error:
-        raise TooManyPixels(f"{name}: {error} {_raise_the_limit()}") from error
+        # Pillow's sentence names twice its own limit
+        reason = (
+            f"{error} {_raise_the_limit()}" if max_pixels is None else f"more than max_pixels={max_pixels} pixels."
+        )
+        raise TooManyPixels(f"{name}: {reason}") from error
     except UnidentifiedImageError as error:
         size = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else os.path.getsize(file)
         reason = "not an image file that Pillow can read" if size else "the file is empty (0 bytes)"
@@ -185,7 +189,8 @@ def decoded(picture: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name}: the image is empty ({picture.width} x {picture.height} pixels).")
     try:
         picture.load()
-        frames = getattr(picture, "n_frames", 1)
+        # All frames are not counted: a TIFF file of 32 MB can have 300 thousand, which takes minutes
+        has_more = getattr(picture, "is_animated", False)
         upright = ImageOps.exif_transpose(picture)
     except Image.DecompressionBombError as error:
         raise TooManyPixels(f"{name}: {error} {_raise_the_limit()}") from error
@@ -195,8 +200,8 @@ def decoded(picture: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name}: damaged or truncated image ({_reason(error)}).") from error
     # Metadata have served their purpose, and damaged ones would fail when the picture is read again
     upright.info = {key: value for key, value in upright.info.items() if key == "transparency"}
-    if frames > 1:
-        warn_of_file("frames", name, f"{frames} frames; only the current one, usually the first, is read.")
+    if has_more:
+        warn_of_file("frames", name, "several frames; only the current one, usually the first, is read.")
     return upright
 
 

@@ -15,4 +15,4 @@ if __name__ == "__main__":
     listener = bind("127.0.0.1", 0)
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     app = create_app(lambda: (embedded_engine(), RecipeStore(folder, embedded_engine())), settings)
-    run(app, listener, settings.header_seconds, settings.drain_seconds)
+    run(app, listener, settings)

@@ -71,7 +71,9 @@ def test_expected_errors_are_sentences():
     assert answer.status_code == 422 and re.match(
         r"number: Input should be .*\. limit: Input", answer.json()["detail"]
     )
-    assert client.get("/unknown").json() == {"detail": "Not Found"}
+    assert client.get("/unknown").json() == {"detail": "There is no such route; /docs lists all of them."}
+    answer = client.post("/refused")
+    assert answer.status_code == 405 and "does not have this method" in answer.json()["detail"]
 
 
 def test_many_errors_are_not_all_listed():

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -69,6 +70,24 @@ def test_a_change_is_refused_if_somebody_else_was_faster(client):
     both = {**create, "If-Match": "*"}
     assert client.put("/v1/recipes/screws", json={}, headers=both).status_code == 422
     assert client.get("/v1/recipes/screws").json()["threshold"] == 0.3
+
+
+def test_if_match_with_a_star_is_right_for_each_of_many_clients(client):
+    put(client)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: put(client, match="*").status_code, range(32)))
+    assert set(answers) == {200}
+
+
+def test_values_that_are_not_sent_as_json(client):
+    headers = {**AUTHORIZED, "Content-Type": "application/x-www-form-urlencoded"}
+    answer = client.put("/v1/recipes/screws", content=b'{"threshold": 0.4}', headers=headers)
+    assert answer.status_code == 415 and "send 'Content-Type: application/json'" in answer.json()["detail"]
+
+
+def test_a_path_with_a_slash_too_many_is_not_redirected(client):
+    answer = client.put("/v1/recipes/screws/", json={}, headers=AUTHORIZED, follow_redirects=False)
+    assert answer.status_code == 404 and "no such route" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

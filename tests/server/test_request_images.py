@@ -1,7 +1,10 @@
-"""The description of bodies with images, for OpenAPI."""
+"""Limits of images, and the description of bodies with images for OpenAPI."""
+
+import io
 
 import pytest
 from fastapi import HTTPException
+from PIL import Image
 
 from tests.server.serving import png
 from vcp_clip_hf.server.request_images import check_picture, image_bodies, load_source
@@ -31,4 +34,17 @@ def test_pixels_are_counted_by_the_header(function):
     assert error.value.status_code == 413
     with pytest.raises(HTTPException) as error:
         function(b"broken", 10)
+    assert error.value.status_code == 422
+
+
+@pytest.mark.parametrize("function", [check_picture, lambda *values: load_source(*values, None)])
+def test_scans_of_a_jpeg_file_are_limited(function):
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    # the last scan, again and again: each of them goes over the whole picture
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    function(content[:-2] + 100 * scan + content[-2:], 10_000)
+    with pytest.raises(HTTPException, match=r"has \d+ scans; expected at most 500") as error:
+        function(content[:-2] + 500 * scan + content[-2:], 10_000)
     assert error.value.status_code == 422

@@ -140,6 +140,18 @@ def test_another_video_or_other_settings_are_refused(predict, clip, pipe, tmp_pa
     ]
 
 
+@pytest.mark.parametrize("name", ["annotated.mp4", "annotated-0002.mp4"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_video_is_not_replaced_by_its_annotated_video(predict, tmp_path, name, overwrite):
+    (tmp_path / "out").mkdir()
+    content = write_clip(tmp_path / "out" / name, frames=2).read_bytes()
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "out" / name)
+    for source in (tmp_path / "out" / name, tmp_path / "link.mp4"):
+        with pytest.raises(ValueError, match="Use another output folder"):
+            predict(source, pictures={"overwrite": overwrite})
+    assert (tmp_path / "out" / name).read_bytes() == content and len(list((tmp_path / "out").iterdir())) == 1
+
+
 def test_pictures_that_are_not_wanted(predict, clip, tmp_path):
     summary = predict(clip, every=10, pictures={"save_maps": None, "save_masks": False, "save_overlays": False})
     assert summary.videos == [] and summary.analyzed == 2

@@ -103,7 +103,7 @@ def serve(
     typer.echo(
         f"Listening on http://{shown}:{number} (documentation: /docs); recipes in {printable(str(recipes))}", err=True
     )
-    run(create_app(open_parts, settings), listener, settings.header_seconds, settings.drain_seconds)
+    run(create_app(open_parts, settings), listener, settings)
 
 
 def _is_own(host: str) -> bool:

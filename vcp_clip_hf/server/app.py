@@ -53,6 +53,8 @@ def create_app(open_parts: OpenParts, settings: ServerSettings) -> FastAPI:
         # FastAPI's own pages load scripts from the network
         docs_url=None,
         redoc_url=None,
+        # A client that does not follow a redirection would take a change for done
+        redirect_slashes=False,
     )
     app.state.server = server
     for routes in (segment_routes, recipe_routes(settings), service_routes):

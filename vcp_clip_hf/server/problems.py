@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 # Status in the metrics for a client that disconnected, as in nginx; it is never sent
 CLIENT_LEFT = 499
 _LONGEST_LIST = 5
+# Instead of Starlette's "Not Found" and "Method Not Allowed"
+_NO_ROUTE = "There is no such route; /docs lists all of them."
+_NO_METHOD = "This route does not have this method; the header 'Allow' has those that it has."
 _MEANINGS = {
     400: "The body cannot be parsed.",
     401: "The token is missing or wrong.",
@@ -76,8 +79,10 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def answer(request: Request, error: HTTPException) -> Response:
-        headers = _allowed(request) if error.status_code == 405 else error.headers
-        return problem(error.status_code, str(error.detail), headers)
+        if error.status_code == 405:
+            return problem(405, _NO_METHOD, _allowed(request))
+        is_without_route = error.status_code == 404 and error.detail == "Not Found"
+        return problem(error.status_code, _NO_ROUTE if is_without_route else str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def explain(request: Request, error: RequestValidationError) -> Response:

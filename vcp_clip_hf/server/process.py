@@ -1,4 +1,4 @@
-"""The process of a server: its socket, its signals, and a time limit for headers."""
+"""The process of a server: its socket, its signals, and time limits for headers and for clients that read slowly."""
 
 import asyncio
 import os
@@ -10,9 +10,11 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..interruption import EXIT_STATUS
+from .settings import ServerSettings
 
 
 __all__ = ["bind", "run"]
@@ -36,36 +38,38 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        reason = error.strerror or str(error)
+        # asyncio and `create_server` repeat the address in the sentence of the system
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
         raise ValueError(
             f"Port {port} of {host} cannot be opened ({reason}). Choose another --port, or stop the process that uses"
             " it; --host must be an address of this machine."
         ) from error
 
 
-def run(app: FastAPI, listener: socket.socket, header_seconds: float, drain_seconds: float) -> None:
+def run(app: FastAPI, listener: socket.socket, settings: ServerSettings) -> None:
     """
     Serve until SIGTERM or Ctrl-C; then finish the accepted requests. A second signal ends the process at once.
 
     Args:
         app (`FastAPI`): application of `create_app`.
         listener (`socket.socket`): open port.
-        header_seconds (`float`): maximum time in seconds for the headers of a request.
-        drain_seconds (`float`): maximum time in seconds for the accepted requests.
+        settings (`ServerSettings`): the settings that the application was made with.
 
     Raises:
         Exception: the model could not be loaded.
     """
+    # Pillow decodes a picture inside an icon while it opens the icon, up to twice this limit
+    Image.MAX_IMAGE_PIXELS = settings.max_pixels
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (_PatientProtocol,), {"header_seconds": header_seconds}),
+        http=type("Protocol", (_PatientProtocol,), {"settings": settings}),
         ws="none",
         lifespan="on",
         log_config=None,
         log_level="error",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     server = _Server(config)
     app.state.server.on_failure = server.stop
@@ -89,10 +93,14 @@ class _Server(uvicorn.Server):
 
 
 class _PatientProtocol(H11Protocol):
-    """Closes connections whose request has not arrived with all its headers in time; uvicorn would wait for ever."""
+    """
+    Closes connections whose request has not arrived with all its headers in time, and those of clients that do not
+    read their answer, which stays in memory; uvicorn would wait for ever.
+    """
 
-    header_seconds: float
+    settings: ServerSettings
     _timer: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -105,12 +113,26 @@ class _PatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
+        self._end_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading = self.loop.call_later(self.settings.answer_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_reading()
+
+    def _end_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget()
         elif self._timer is None:
-            self._timer = self.loop.call_later(self.header_seconds, self._close)
+            self._timer = self.loop.call_later(self.settings.header_seconds, self._close)
 
     def _forget(self) -> None:
         if self._timer is not None:

@@ -64,7 +64,8 @@ def recipe_routes(settings: ServerSettings) -> APIRouter:
         responses={200: {"content": {"application/octet-stream": {}}}, **problems(404, 422, 503)},
     )
     put = {"methods": ["PUT"], "dependencies": token}
-    add(name, put_recipe, summary="Set the values of a recipe", responses={**_RECIPE, **_CHANGES}, **put)
+    values = {**put, "dependencies": [*token, Depends(_expect_json)]}
+    add(name, put_recipe, summary="Set the values of a recipe", responses={**_RECIPE, **_UPLOADS}, **values)
     add(
         f"{name}/roi",
         put_roi,
@@ -98,8 +99,7 @@ def recipe_routes(settings: ServerSettings) -> APIRouter:
 
 def list_recipes(server: Server) -> RecipeList:
     """List the recipes with their versions, and the facts about the model."""
-    recipes = [server.store.get(name) for name in server.store.names()]
-    used = [{"name": recipe.name, "version": recipe.version} for recipe in recipes]
+    used = [{"name": recipe.name, "version": recipe.version} for recipe in server.store.all()]
     return RecipeList(recipes=used, model=server.model, package_version=__version__)
 
 
@@ -176,6 +176,15 @@ async def _pictures(request: Request, server: RunningServer, several: bool) -> l
         return contents
 
 
+async def _expect_json(request: Request) -> None:
+    """Raise the answer 415 to values that are not sent as JSON, such as those of curl without a header."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(
+            415, f"The values of a recipe are JSON: send 'Content-Type: application/json', not {kind[:100]!r}."
+        )
+
+
 def _answer(recipe: Recipe) -> Response:
     return JSONResponse(recipe.as_json(), headers={"ETag": f'"{recipe.version}"'})
 
@@ -192,8 +201,8 @@ def _expected(name: str, server: RunningServer, if_match: str | None, if_none_ma
         version = server.store.get(name).version
     except UnknownRecipe as error:
         raise HTTPException(412, str(error)) from None
-    if if_match.strip() == "*":
-        return version
+    if if_match.strip() == "*":  # any version, also one that others make in the meantime
+        return None
     found = _VERSION.fullmatch(if_match.strip())
     if found is None:
         raise HTTPException(

@@ -87,6 +87,11 @@ class RecipeStore:
         """Return the names of all recipes, sorted; `default` is always among them."""
         return sorted(self._current)
 
+    def all(self) -> list[Recipe]:
+        """Return all recipes in force at one time, sorted by name."""
+        current = self._current
+        return [current[name] for name in sorted(current)]
+
     def get(self, name: str = DEFAULT_RECIPE, version: int | None = None) -> Recipe:
         """
         Return a recipe.

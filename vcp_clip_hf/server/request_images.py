@@ -28,6 +28,8 @@ _KINDS = (
     "Send the image as the body with its media type ('Content-Type: image/png'), in a form (multipart/form-data), or"
     " in base64 in JSON (application/json)."
 )
+# Each scan of a JPEG file goes over the whole picture, and 64 bytes are enough for one; programs write at most 20
+_MAX_SCANS = 500
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -141,6 +143,7 @@ def load_source(content: bytes, max_pixels: int, input_range: tuple[float, float
         HTTPException: 413 for too many pixels, 422 for a broken image, with the loader's sentence.
     """
     try:
+        _refuse_many_scans(content)
         return load_image(content, input_range, max_pixels=max_pixels)
     except TooManyPixels as error:
         raise HTTPException(413, str(error)) from None
@@ -160,11 +163,19 @@ def check_picture(content: bytes, max_pixels: int) -> None:
         HTTPException: as [`load_source`].
     """
     try:
+        _refuse_many_scans(content)
         open_picture(content, max_pixels=max_pixels)[1].close()
     except TooManyPixels as error:
         raise HTTPException(413, str(error)) from None
     except ValueError as error:
         raise HTTPException(422, str(error)) from None
+
+
+def _refuse_many_scans(content: bytes) -> None:
+    """Raise a ValueError for a JPEG file (or a BLP file with one) that would take minutes to decode."""
+    # The marker SOS cannot occur in compressed data (ITU T.81, B.1.1.5)
+    if content.startswith((b"\xff\xd8", b"BLP1")) and (scans := content.count(b"\xff\xda")) > _MAX_SCANS:
+        raise ValueError(f"The JPEG image has {scans} scans; expected at most {_MAX_SCANS}. Save it again.")
 
 
 def image_bodies(several: bool) -> dict[str, Any]:

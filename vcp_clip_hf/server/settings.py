@@ -26,6 +26,8 @@ class ServerSettings:
         max_waiting (`int`, *optional*, defaults to 64): maximum number of images that wait for the model.
         header_seconds (`float`, *optional*, defaults to 10): maximum time in seconds for the headers of a request.
         body_seconds (`float`, *optional*, defaults to 30): maximum time in seconds for the body of a request.
+        answer_seconds (`float`, *optional*, defaults to 60):
+            Maximum time in seconds until a client has received its answer.
         url_seconds (`float`, *optional*, defaults to 10): maximum time in seconds for the image at a URL.
         drain_seconds (`float`, *optional*, defaults to 60):
             Maximum time in seconds for the requests that were accepted before a signal to stop.
@@ -44,6 +46,7 @@ class ServerSettings:
     max_waiting: int = 64
     header_seconds: float = 10.0
     body_seconds: float = 30.0
+    answer_seconds: float = 60.0
     url_seconds: float = 10.0
     drain_seconds: float = 60.0
 

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from .annotate import AnnotatedVideo, annotated_video
 
 
-__all__ = ["AnnotatedSegments", "annotated_path", "remove_annotated", "write_missing"]
+__all__ = ["AnnotatedSegments", "annotated_path", "annotated_videos", "remove_annotated", "write_missing"]
 
 
 def annotated_path(output_dir: Path, segment: int | None) -> Path:
@@ -27,9 +27,15 @@ def annotated_path(output_dir: Path, segment: int | None) -> Path:
     return output_dir / ("annotated.mp4" if segment is None else f"annotated-{segment:04d}.mp4")
 
 
+def annotated_videos(output_dir: Path) -> list[Path]:
+    """Return the files of a folder that have the name of an annotated video."""
+    paths = (annotated_path(output_dir, None), *output_dir.glob("annotated-[0-9]*.mp4"))
+    return [path for path in paths if path.exists()]
+
+
 def remove_annotated(output_dir: Path) -> None:
     """Remove all annotated videos of a folder."""
-    for path in [annotated_path(output_dir, None), *output_dir.glob("annotated-[0-9]*.mp4")]:
+    for path in annotated_videos(output_dir):
         path.unlink(missing_ok=True)
 
 

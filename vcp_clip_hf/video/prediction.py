@@ -25,7 +25,7 @@ from ..pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from ..prediction import COCO_FILE, CSV_FILE, process_state, refuse_other_settings, remove_results
 from ..prediction_records import RECORDS, file_state, read_predictions, write_csv, write_records
 from ..run_settings import RunSettings
-from .annotated_segments import AnnotatedSegments, annotated_path, remove_annotated, write_missing
+from .annotated_segments import AnnotatedSegments, annotated_path, annotated_videos, remove_annotated, write_missing
 from .frames import FrameChoice, VideoFrame
 from .live import LiveReader
 from .readers import FileReader, FrameReader
@@ -165,6 +165,17 @@ class _Run:
         self.done: set[int] = set()
         self._segment, self._connection, self._segment_began = 0, -1, 0.0
         self._folder = _folder_name(self.video)
+        self._keep_source()
+
+    def _keep_source(self) -> None:
+        """Refuse a file in the output folder that would be taken for an earlier annotated video, and removed."""
+        if self.video.kind != "file" or not os.path.isfile(self.video.location):
+            return
+        if any(path.samefile(self.video.location) for path in annotated_videos(self.output_dir)):
+            raise ValueError(
+                f"{self.video.name!r} is in the output folder, under the name of an annotated video, and would be"
+                " replaced. Use another output folder."
+            )
 
     def can_annotate(self, annotated: bool | None) -> bool:
         """Return whether annotated videos are written."""
