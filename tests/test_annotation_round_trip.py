@@ -31,7 +31,7 @@ def run(*arguments) -> str:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Four pictures of a product with defects, one of them in a folder of its own."""
+    """Four images of a product with defects, one of them in a folder of its own."""
     folder = tmp_path_factory.mktemp("photos")
     product = select_products("unseen")[0]
     for number, name in enumerate(("0.png", "1.png", "2.jpg", "deep/0.png")):
@@ -159,7 +159,7 @@ def test_a_second_run_keeps_corrections_and_does_not_read_its_own_links(name, im
     correct(name, tmp_path / "photos" / name)
     render_sample(select_products("unseen")[0], 1, 7, 200, "auto").image.save(tmp_path / "photos" / "new.png")
     printed = run(*arguments)
-    assert "1 image segmented" in printed and "1 annotation written" in printed and "4 kept as they were" in printed
+    assert "1 image segmented" in printed and "1 annotation written" in printed and "4 kept unchanged" in printed
     found = masks_of(tmp_path / "photos" / name, tmp_path)
     assert found["1"] is None and len(found) == 5
     assert "0 annotations written" in run(*arguments, "--overwrite"), "corrections are the user's work"

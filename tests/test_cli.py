@@ -208,7 +208,7 @@ def test_predict_a_video(checkpoint, tmp_path):
         (["a.mp4"], ["--together"], "--together cannot be used with a video"),
         (["a.mp4"], ["--input-option", "listen"], "--input-option needs NAME=VALUE"),
         (["a.mp4"], ["--every", 0], "Invalid value for '--every'"),
-        (["a.mp4"], ["--every", 2, "--fps", 2], "every=2 and fps=2.0 exclude each other"),
+        (["a.mp4"], ["--every", 2, "--fps", 2], "every=2 and fps=2.0 cannot be combined"),
         (["a.mp4"], ["--fps", "nan"], "fps=nan must be a number of frames per second above 0"),
         (["a.mp4"], ["--duration", -1], "duration=-1.0 must be a number of seconds above 0"),
         (["a.mp4"], [], "'a.mp4': No such file or directory"),
@@ -371,7 +371,7 @@ def test_calibrate_with_a_report_keeps_it_beside_the_checkpoint(checkpoint, imag
     done = run("calibrate", images, tmp_path / "broken.png", tmp_path / "gone", *arguments, check=1)
     assert f"wrote {tmp_path / 'tuned-report' / 'report.html'}" in done.stdout
     page = (tmp_path / "tuned-report" / "report.html").read_text()
-    assert "broken.png" in page and "gone" in page and "Highest normal images" in page
+    assert "broken.png" in page and "gone" in page and "Normal images with the highest scores" in page
     kept = (tmp_path / "tuned-report" / "scores.jsonl").read_text()
     assert "a.png" in kept
     for file in (tmp_path / "tuned").rglob("*"):

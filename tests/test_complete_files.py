@@ -106,7 +106,7 @@ def test_notifications_are_looked_at_one_by_one(tmp_path, arriving):
     (folder / "old.png").unlink()
     changes = {new: {"added"}, text: {"added"}, hidden: {"added"}, str(folder / "old.png"): {"deleted"}}
     assert not files.notice(changes) and list(files.waiting) == [new]
-    # folders that were not read, and those that are gone, need a search; hidden ones do not
+    # folders that were not read, and those that were removed, need a search; hidden ones do not
     inner = write(folder / "inner" / "c.png")
     assert files.notice({str(folder / "inner"): {"added"}}) and files.notice({inner: {"added"}})
     assert not files.notice({write(tmp_path / ".cache" / "d.png"): {"added"}})
@@ -132,7 +132,7 @@ def test_renamed_files_are_due_at_once(tmp_path, arriving, monkeypatch, kinds, o
     assert (files.next_due() - time.monotonic() < 1) is at_once
 
 
-def test_moves_and_marks_are_no_renames(tmp_path, arriving, recorded, monkeypatch):
+def test_moves_and_marks_are_not_renames(tmp_path, arriving, recorded, monkeypatch):
     monkeypatch.setattr("vcp_clip_hf.complete_files._changed_after_writing", lambda path: False)
     old = write(tmp_path / "old.png", changed=1)
     recorded.add((old, (1, 1)))
@@ -178,4 +178,4 @@ def test_pictures_that_are_left_out_are_named_once(tmp_path, arriving, monkeypat
     write(tmp_path / "a.heic")
     files = arriving()
     files.search()
-    assert len(said) == 1 and "has pictures that are not read" in said[0] and ".heic 1" in said[0]
+    assert len(said) == 1 and "has images that are not read" in said[0] and ".heic 1" in said[0]

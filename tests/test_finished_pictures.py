@@ -43,7 +43,7 @@ def test_a_mark_holds_the_newest_record(watched, tmp_path):
     mark = FinishedPictures("mark", tmp_path / "out")
     old = record_of(watched / "a.png", sequence=9)
     mark(old)
-    new = record_of(watched / "a.png", "a-2", 2, "replaced")  # numbers begin anew with each output folder
+    new = record_of(watched / "a.png", "a-2", 2, "replaced")  # each output folder has its own numbers
     for record in (new, old):
         mark(record)
     assert json.loads((watched / "a.png.vcp-clip.json").read_text()) == new

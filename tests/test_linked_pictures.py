@@ -1,4 +1,4 @@
-"""Folders for annotation tools: links to the pictures, and corrected annotations stay."""
+"""Folders for annotation tools: links to the images, and corrected annotations stay."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_pictures_are_linked_and_others_are_problems(images, tmp_path):
     assert all(link.is_symlink() and not os.path.isabs(os.readlink(link)) for link in links.values())
     assert links["b/a"].read_bytes() == b"b/a.jpg"
     assert [(path, reason.split(";")[0]) for path, reason in folder.problems] == [
-        (str(images / "gone.png"), "the image file is gone, so that no tool can show it"),
+        (str(images / "gone.png"), "the image file does not exist any more, so no tool can show it"),
         ("http://127.0.0.1/a.png", "annotation tools need a file"),
     ]
 
@@ -66,4 +66,4 @@ def test_an_annotation_is_written_once(tmp_path):
     again = ToolFolder(tmp_path / "tool")
     again.write(folder.folder / "b" / "a.json", "predicted")
     assert (folder.folder / "b" / "a.json").read_text() == "corrected"
-    assert "0 annotations written" in again.describe() and "1 kept as they were" in again.describe()
+    assert "0 annotations written" in again.describe() and "1 kept unchanged" in again.describe()

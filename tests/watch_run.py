@@ -98,14 +98,14 @@ def run_command(arguments: list[str], said: Path) -> None:
 
 
 def _write_to(path: Path) -> None:
-    """Let all that this process says go to a file."""
+    """Redirect all output of this process to a file."""
     with open(path, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
 
 def watch_as_nobody(folder: Path, output: Path) -> None:
-    """Watch once, without the rights of root, which may read everything."""
+    """Watch once, without root's right to read everything."""
     tiny_pipe()
     _ = os.getuid() or os.setuid(65534)
     watch_once(folder, output)

@@ -11,7 +11,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing of connections that a killed client leaves."""
+        """Log nothing about connections that a killed client leaves."""
 
 
 class Receiver:

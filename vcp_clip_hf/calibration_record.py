@@ -1,7 +1,7 @@
-"""What a calibration measured, kept for its report: in a folder beside the checkpoint, never inside.
+"""The record of a calibration for its report, in a folder next to the checkpoint and not in it.
 
-A checkpoint may be published. This record names the images of the calibration and has maps of some of them, so it must
-not travel with the checkpoint.
+A checkpoint may be published. The record has the names of the calibration images and maps of some of them, so it must
+not be published with the checkpoint.
 
 - `calibration.json`: `calibration` as in `preprocessor_config.json`, `checkpoint` (folder), `images` (numbers of
   normal images and of those with defects), `problems` (sources that could not be read) and `version`;
@@ -39,7 +39,7 @@ _LONGER_SIDE = 640
 
 def record_folder(checkpoint: Path) -> Path:
     """
-    Return the folder for the record of a checkpoint's calibration: beside it, with `-report` after its name.
+    Return the folder for the record of a checkpoint's calibration: next to the checkpoint, with `-report` in its name.
 
     Raises:
         FileExistsError: the folder exists and is not such a record.
@@ -47,8 +47,8 @@ def record_folder(checkpoint: Path) -> Path:
     folder = _beside(checkpoint)
     if folder.exists() and not (folder / CALIBRATION_FILE).is_file():
         raise FileExistsError(
-            f"{folder} exists and is not the record of a calibration, which the report would replace. Move it, or save"
-            " the checkpoint under another name."
+            f"{folder} exists and is not the record of a calibration, so the report does not replace it. Move it, or"
+            " save the checkpoint under another name."
         )
     return folder
 
@@ -71,7 +71,7 @@ class CalibrationRecord:
     images: Sequence[InputImage]
     labels: Sequence[int]
     records: dict[int, dict[str, Any]] = field(default_factory=dict)
-    # label -> heap of (rank, position, reduced map): the lowest rank leaves first
+    # label -> heap of (rank, position, reduced map): the lowest rank is removed first
     shown: dict[int, list[tuple[float, int, np.ndarray]]] = field(default_factory=lambda: {0: [], 1: []})
 
     def __call__(self, position: int, result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ def write_coco_folder(records: Sequence[Mapping[str, Any]], folder: str | os.Pat
     """
     Write a folder with `images/` (links) and `annotations/instances_default.json`.
 
-    The annotations are those of `write_coco`; names of pictures begin at `images/`. A listed picture without
+    The annotations are those of `write_coco`; names of images begin at `images/`. A listed image without
     annotations is normal. A file that exists is kept.
 
     Args:

@@ -1,13 +1,13 @@
-"""Images that arrive in a folder: which ones are complete, and in which order.
+"""Images that arrive in a folder: find those that are complete, and their order.
 
-A file is due when its size and its time of change have been the same for a settle time. Whether it is complete is
-known when it is decoded: a file that cannot be decoded is tried again, until it has been unchanged for a longer time.
+A file is due when its size and its modification time have been the same for a settle time. Only decoding shows whether
+it is complete: a file that cannot be decoded is tried again, until it has been unchanged for a longer time.
 
-A file that was renamed is due after `_GRACE_SECONDS`, since its content was written before. A rename is recognized by
-the notification that its new name was added, together with one that another name is gone, or with an inode that
-changed after its content.
+A renamed file is due after `_GRACE_SECONDS`, because its content was written before the rename. A rename is recognized
+by the notification that the new name was added, together with a notification that another name was deleted, or with an
+inode that changed after the content.
 
-A file that is replaced is another image: it has another size or another time of change.
+A replaced file has another size or modification time, and counts as a new image.
 """
 
 import heapq
@@ -28,7 +28,7 @@ __all__ = ["ArrivingFiles", "WaitingFile"]
 
 logger = logging.get_logger(__name__)
 
-# Time for a notification that a renamed file is written to, in seconds
+# Seconds in which a notification may arrive that a renamed file is still being written
 _GRACE_SECONDS = 0.1
 
 
@@ -41,7 +41,7 @@ class WaitingFile:
         path (`str`): absolute path.
         relative (`str`): path below the watched folder, with "/".
         state (`dict[str, int]`): `bytes` and `mtime_ns`; empty for a link without a target.
-        first_seen (`float`), since (`float`): time when the file, and this state, were first seen; `time.monotonic`.
+        first_seen (`float`), since (`float`): times (`time.monotonic`) at which file and state were first seen.
         due (`float`): time from which the file may be read, on the same clock.
         name (`str`, *optional*): name of the output files, given when the file is first read.
     """
@@ -56,13 +56,13 @@ class WaitingFile:
 
     @property
     def order(self) -> tuple[int, str]:
-        """Return the key of the order of arrival: time of change, then name."""
+        """Return the sort key for the order of arrival: modification time, then name."""
         return self.state.get("mtime_ns", 0), self.relative
 
 
 class ArrivingFiles:
     """
-    The images of a folder that wait for their turn.
+    The images of a folder that wait to be segmented.
 
     Args:
         folder (`str` or `os.PathLike`): folder to watch, with all folders inside.
@@ -83,10 +83,10 @@ class ArrivingFiles:
         self.folder, self.exclude, self.is_recorded = os.path.abspath(folder), list(exclude), is_recorded
         self.settle_seconds, self.give_up_seconds = settle_seconds, max(give_up_seconds, settle_seconds)
         self.waiting: dict[str, WaitingFile] = {}
-        # Present files with a record: their states, so that a search need not ask for each
+        # States of present files with a record, so that a search need not look each of them up
         self.recorded: dict[str, dict[str, int]] = {}
         self.vanished = 0
-        # Whether files that were not seen before are taken up
+        # Whether files that were not seen before are added
         self.accepts_new = True
         self._folders: set[str] = set()
         self._warned: set[str] = set()
@@ -100,11 +100,11 @@ class ArrivingFiles:
             for name in names:
                 path = os.path.join(parent, name)
                 present[path] = file_state(path)
-        now = time.monotonic()  # one time for all, so that the order of arrival decides between them
+        now = time.monotonic()  # one time for all files, so that they are sorted by the order of arrival
         for path, state in present.items():
             self._compare(path, state, now)
         self._warn_once(left_out)
-        if self.folder not in folders:  # such as a network drive that is away: its files are not gone
+        if self.folder not in folders:  # such as a disconnected network drive, whose files are not removed
             return
         self._folders = folders
         for path in (self.waiting.keys() | self.recorded.keys()) - present.keys():
@@ -118,7 +118,7 @@ class ArrivingFiles:
             changes (`Mapping[str, set[str]]`): path -> `"added"`, `"modified"`, `"deleted"`.
 
         Returns:
-            `bool`: whether the folder has to be searched, because folders have come or gone.
+            `bool`: whether the folder has to be searched, because folders were added or removed.
         """
         renamed = any("deleted" in kinds and self._was_temporary(path) for path, kinds in changes.items())
         needs_search = False
@@ -136,7 +136,7 @@ class ArrivingFiles:
         return needs_search
 
     def look(self, path: str) -> None:
-        """Compare a file with what is known of it: an unknown or changed one waits."""
+        """Compare a file with its known state; a new or changed file has to wait."""
         self._compare(path, file_state(path), time.monotonic())
 
     def _compare(self, path: str, state: dict[str, int], now: float) -> None:
@@ -176,10 +176,10 @@ class ArrivingFiles:
 
     def try_later(self, file: WaitingFile) -> bool:
         """
-        Put off a file that could not be decoded.
+        Schedule another attempt for a file that could not be decoded.
 
         Returns:
-            `bool`: `False` if the file has been unchanged for so long that it counts as damaged.
+            `bool`: `False` if the file has been unchanged for `give_up_seconds`, so that it counts as damaged.
         """
         now = time.monotonic()
         unchanged = now - file.since
@@ -194,7 +194,7 @@ class ArrivingFiles:
         self.recorded[file.path] = file.state
 
     def remove(self, path: str) -> None:
-        """Note that a file is gone. One that was due, or had been read, is named in a warning."""
+        """Note that a file was removed. If it was due or had been read, a warning names it."""
         self.recorded.pop(path, None)
         file = self.waiting.pop(path, None)
         if file is not None and (file.due <= time.monotonic() or file.name is not None):
@@ -205,13 +205,13 @@ class ArrivingFiles:
         file, now = self.waiting.get(path), time.monotonic()
         if file is None:
             return
-        if "modified" in kinds:  # also within the resolution of the time of change
+        if "modified" in kinds:  # also within the resolution of the modification time
             file.since, file.due = now, now + self.settle_seconds
         elif kinds == {"added"} and file.state.get("bytes") and (renamed or _changed_after_writing(path)):
             file.due = min(file.due, now + _GRACE_SECONDS)
 
     def _was_temporary(self, path: str) -> bool:
-        """Return whether a name that is gone may have been that of a new file; a mark or a moved image was none."""
+        """Return whether a deleted name may have been that of a new file, and not of a mark or a moved image."""
         return path not in self.recorded and not is_own(os.path.basename(path)) and not os.path.lexists(path)
 
     def _lies_hidden(self, path: str) -> bool:
@@ -220,14 +220,14 @@ class ArrivingFiles:
     def _warn_once(self, left_out: LeftOut) -> None:
         warnings = dict.fromkeys(left_out.unreadable, "is a folder that cannot be read")
         if left_out.pictures:
-            warnings.setdefault("", f"has pictures that are not read ({left_out})")
+            warnings.setdefault("", f"has images that are not read ({left_out})")
         for folder in warnings.keys() - self._warned:
             self._warned.add(folder)
             logger.warning("%s %s.", os.path.join(self.folder, folder), warnings[folder])
 
 
 def _changed_after_writing(path: str) -> bool:
-    """Return whether the inode changed after the content, as a rename does; `st_ctime` is another time on Windows."""
+    """Return whether the inode changed after the content, as after a rename; Windows has no such time."""
     try:
         state = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""Results that a receiver did not take: one file each, with the reason, from which they can be posted again."""
+"""Results that could not be delivered: one file each, with the reason, from which they can be posted again."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ def write_dead_letter(output_dir: Path, key: str, record: Mapping[str, Any], rea
         output_dir (`Path`): folder of the results.
         key (`str`): identity of the result.
         record (`Mapping`): record of the journal.
-        reason (`str`): why it was not delivered.
+        reason (`str`): reason why it was not delivered.
     """
     content = {
         "key": key,
@@ -46,8 +46,8 @@ def resend_dead_letters(
     output_dir: Path, webhook: Webhook, report: Callable[[str], None] = lambda line: None
 ) -> tuple[int, int]:
     """
-    Post the dead letters again, in order, once each, with their own keys; a delivered one is removed. The first
-    attempt that finds no receiver ends the run. A watch may go on meanwhile.
+    Post the dead letters again, in order, once each, with their own keys; a delivered one is removed. If the receiver
+    cannot be reached, the run ends. A watch may run at the same time.
 
     Args:
         output_dir (`Path`): folder of the results.
@@ -55,7 +55,7 @@ def resend_dead_letters(
         report (`Callable[[str], None]`, *optional*): function that is called with one line for each problem.
 
     Returns:
-        `tuple[int, int]`: number of letters that were delivered, and that are left.
+        `tuple[int, int]`: numbers of dead letters that were delivered, and that are left.
     """
     delivered = 0
     with open_client(webhook) as client:

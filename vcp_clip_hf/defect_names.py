@@ -1,8 +1,8 @@
-"""Names of regions: which of some given words describes the patches of a region best, zero-shot.
+"""Names of regions: the one of several given names that fits the patches of a region best, zero-shot.
 
-The patches of a region are compared with texts such as "a photo of a {} with a scratch" in the way in which the base
+The patches of a region are compared with texts such as "a photo of a {} with a scratch", in the way in which the base
 branch compares them with its two states (equation 3). No part of VCP-CLIP is trained to tell kinds of defects apart:
-the names are as good as the words of the CLIP backbone.
+the names are only as good as the text features of the CLIP backbone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -105,7 +105,7 @@ def name_logits(model: nn.Module, outputs: ModelOutput, names: DefectNames, grid
 def _embed_pair(
     model: nn.Module, image_embeds: torch.Tensor, rows: Sequence[Sequence[int]], first: int
 ) -> torch.Tensor:
-    """Embed two prompts in the places of the two states, (B, 2, d); after the last one, it is repeated."""
+    """Embed two prompts in place of the two states, (B, 2, d); the last prompt of an odd number is repeated."""
     pair = [list(rows[first]), list(rows[min(first + 1, len(rows) - 1)])]
     length = max(map(len, pair))
     ids = torch.tensor([[row + [row[-1]] * (length - len(row))] for row in pair])
@@ -141,7 +141,7 @@ def name_regions(
 
 def _shares(labels: np.ndarray, region: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     """Return the share of each cell of a grid over the image that a region covers, (h, w)."""
-    column, row = region["polygon"][0]  # its first edge runs east, with the region below
+    column, row = region["polygon"][0]  # the first edge goes to the right, with the region below it
     inside = (labels == labels[row, column]).astype(np.float32)
     # BOX and not BILINEAR: each pixel counts once, and the smallest region covers something
     return np.asarray(Image.fromarray(inside).resize(size[::-1], Image.Resampling.BOX))

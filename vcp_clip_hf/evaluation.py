@@ -86,9 +86,9 @@ def evaluate(
             Name of a dataset -> training records that references are drawn from. For products without normal records
             in them, references are drawn from `datasets` and left out of the evaluation.
         details_dir (`str` or `os.PathLike`, *optional*):
-            Folder for what a report shows beyond the tables: curves, scores of the images, and pictures of the worst
-            ones, see `evaluation_details.py`; an existing one is replaced. With several draws of references, it has
-            the details of the first.
+            Folder for the data that a report shows in addition to the tables: curves, scores, and the worst images,
+            see `evaluation_details.py`; an existing folder is replaced. With several draws of references, the details
+            are those of the first draw.
 
     Returns:
         [`EvaluationReport`]: the same report on every process.
@@ -323,7 +323,7 @@ class _Evaluation:
             return
         if len(draw.seeds) > 1:
             details.note = (
-                f"Curves, scores and pictures are those of the references drawn with seed {seed}, the first of"
+                f"Curves, scores and images are those of the references drawn with seed {seed}, the first of"
                 f" {len(draw.seeds)} draws; the table has means over all draws."
             )
         image_ids = column_of(dataset, "image_id")

@@ -1,4 +1,4 @@
-"""What the report of an evaluation shows beyond its table: curves, scores of images, and pictures of mistakes.
+"""Data for the report of an evaluation, in addition to its table: curves, scores, and images of mistakes.
 
 A folder of details holds:
 
@@ -33,7 +33,7 @@ from .visualization import contour, heatmap, overlay
 __all__ = ["CURVES", "DETAILS", "HISTOGRAMS", "IMAGES", "KINDS", "EvaluationDetails", "small_picture", "write_details"]
 
 DETAILS, CURVES, IMAGES, HISTOGRAMS = "details", "curves.json", "images.jsonl", "pixel_histograms.npz"
-# Kind of a mistake -> what its pictures are
+# Kind of a mistake -> description of its images
 KINDS = {
     "miss": "anomalous images with the lowest scores",
     "false_alarm": "normal images with the highest scores",
@@ -79,7 +79,7 @@ class EvaluationDetails:
         left_out (`list[dict]`): `product`, `image_id` and `reason` of images that were not evaluated.
         curves (`dict`): product -> name -> (x, y), see [`AnomalySegmentationEvaluator.curves`].
         result (`dict`, *optional*): result of [`AnomalySegmentationEvaluator.compute`] that the curves belong to.
-        note (`str`): sentence on the part of the evaluation that the details show, if it is not all.
+        note (`str`): sentence that says which part of the evaluation the details show, if it is not all of it.
     """
 
     images: list[dict[str, Any]] = field(default_factory=list)

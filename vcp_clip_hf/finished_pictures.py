@@ -1,8 +1,8 @@
-"""What happens to an image file after its record is written: nothing, a mark beside it, or a move.
+"""Handle an image file after its record is written: keep it, write a mark next to it, or move it.
 
-A move takes two steps, so that a kill between them is repaired and an image that is replaced at that moment is never
-taken for the recorded one. First, the file gets a hidden name in its own folder, with the sequence number of its
-record. If it is the recorded file, it is then moved under a name that no file has; otherwise, it gets its name back.
+A move has two steps, so that it can be completed after a kill, and so that an image that replaces the file just then
+is not mistaken for the recorded one. First, the file gets a hidden name in its own folder, with the sequence number of
+its record. If it is the recorded file, it is then moved to an unused name; otherwise, it gets its name back.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class FinishedPictures:
 
     Args:
         when_done (`"keep"`, `"mark"` or `"move"`):
-            `"mark"` writes the record beside the image, as `<file name>.vcp-clip.json`; `"move"` moves the image to
+            `"mark"` writes the record next to the image, as `<file name>.vcp-clip.json`; `"move"` moves the image to
             `done/` or, if the record has an error, to `failed/`.
         folder (`Path`): folder of `done/` and `failed/`.
     """
@@ -49,7 +49,7 @@ class FinishedPictures:
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """
-        Mark or move the image of a record. A problem is a warning: the record has been written.
+        Mark or move the image of a record. A problem is only a warning, because the record has been written.
 
         Args:
             record (`Mapping`): record with `sequence`, `bytes` and `mtime_ns`.
@@ -65,7 +65,7 @@ class FinishedPictures:
         self, watched: str | os.PathLike, exclude: Iterable[str | os.PathLike], records: Iterable[Mapping[str, Any]]
     ) -> None:
         """
-        Mark or move the images of records whose turn was interrupted; images that are moved half-way are always found.
+        Mark or move the images of records for which this was interrupted, also between the two steps of a move.
 
         Args:
             watched (`str` or `os.PathLike`), exclude (iterable of `str` or `os.PathLike`): the watched folder, and
@@ -82,7 +82,7 @@ class FinishedPictures:
                     self._place(hidden, record)
             elif record["image"] in present and file_state(record["image"]) == recorded_state(record):
                 self(record)
-        for (_, image), hidden in moving.items():  # of records that somebody removed
+        for (_, image), hidden in moving.items():  # their records were removed by the user
             with _warning(image, "moved"):
                 _first_free(hidden, _numbered(Path(image)))
 
@@ -91,12 +91,12 @@ class FinishedPictures:
         hidden = image.with_name(f"{_OWN}-{record['sequence']}-{image.name}.moving")
         try:
             os.rename(image, hidden)
-        except FileNotFoundError:  # somebody else took it
+        except FileNotFoundError:  # another program removed it
             return
         self._place(hidden, record)
 
     def _place(self, hidden: Path, record: Mapping[str, Any]) -> None:
-        """Move a file to its place; under its own name again if it is another image, or if it cannot be moved."""
+        """Move a file to its target; rename it back if it is another image, or if it cannot be moved."""
         image = Path(record["image"])
         if file_state(str(hidden)) != recorded_state(record):
             _first_free(hidden, _numbered(image))
@@ -125,7 +125,7 @@ def is_own(name: str) -> bool:
 
 def _mark(record: Mapping[str, Any]) -> None:
     image = Path(record["image"])
-    if file_state(str(image)) != recorded_state(record):  # gone, or replaced by a new image
+    if file_state(str(image)) != recorded_state(record):  # removed, or replaced by a new image
         return
     mark, text = image.with_name(image.name + _MARK), json.dumps(record, indent=2) + "\n"
     with contextlib.suppress(OSError):
@@ -170,7 +170,7 @@ def _move_to_free(source: Path, target: Path) -> None:
         FileExistsError: the target is another file.
     """
     if os.path.exists(target) and os.path.samefile(source, target) and not source.is_symlink():
-        os.unlink(source)  # a kill came between the two calls below
+        os.unlink(source)  # an earlier process was killed between the two calls below
         return
     if not source.is_symlink():
         try:

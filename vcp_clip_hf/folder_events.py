@@ -16,17 +16,17 @@ __all__ = ["FolderEvents"]
 
 logger = logging.get_logger(__name__)
 
-# Changes are passed on after 20 ms without a further one, at the latest after 100 ms
+# Changes are passed on after 20 ms without a further change, and at the latest after 100 ms
 _QUIET_MS, _LONGEST_MS = 20, 100
 _STOP_MS = 500
 
 
 class FolderEvents:
     """
-    Changes in a folder, as a context.
+    Changes in a folder, collected inside a context.
 
-    Where the operating system sends no notifications, or refuses to, [`wait`] returns no changes, with a warning: the
-    folder has to be searched from time to time anyway.
+    If the operating system sends no notifications, [`wait`] returns no changes, and a warning is logged: the caller
+    has to search the folder from time to time anyway.
 
     Args:
         folder (`str` or `os.PathLike`): folder to watch, with all folders inside.
@@ -60,10 +60,10 @@ class FolderEvents:
 
     def wait(self, seconds: float) -> dict[str, set[str]]:
         """
-        Wait for changes, and return all that have come.
+        Wait for changes, and return all changes since the last call.
 
         Args:
-            seconds (`float`): longest time to wait; with 0, only changes that have come already are returned.
+            seconds (`float`): longest time to wait; with 0, only changes that have already arrived are returned.
 
         Returns:
             `dict[str, set[str]]`: path -> `"added"`, `"modified"`, `"deleted"`.

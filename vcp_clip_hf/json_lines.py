@@ -17,7 +17,7 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def end_last_line(path: Path) -> None:
-    """End an incomplete last record, as a killed process leaves, so that the next record starts on its own line."""
+    """Add a line end after an incomplete last record of a killed process, so that the next record has its own line."""
     if path.is_file() and path.stat().st_size:
         with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)

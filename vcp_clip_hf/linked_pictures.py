@@ -1,4 +1,4 @@
-"""Folders for annotation tools: pictures as links, and annotations that are never overwritten."""
+"""Folders for annotation tools: images as links, and annotations that are never overwritten."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ class ToolFolder:
     Args:
         folder (`Path`): folder to open.
         written (`int`): annotations that were written.
-        kept (`int`): annotations that were there already, and may have been corrected since.
+        kept (`int`): annotations that existed already, and may have been corrected.
         problems (`list[tuple[str, str]]`): image and the reason why it is not in the folder.
     """
 
@@ -38,7 +38,7 @@ class ToolFolder:
         """Return the counts in one line."""
         text = f"{self.written} annotation{'' if self.written == 1 else 's'} written to {self.folder}"
         if self.kept:
-            text += f", {self.kept} kept as they were (delete them to get the new predictions)"
+            text += f", {self.kept} kept unchanged (delete them to get the new predictions)"
         return text
 
     def pictures(
@@ -61,14 +61,14 @@ class ToolFolder:
             if is_url(image):
                 self.problems.append((image, "annotation tools need a file; download the image and run on the file"))
             elif not os.path.isfile(image):
-                self.problems.append((image, "the image file is gone, so that no tool can show it"))
+                self.problems.append((image, "the image file does not exist any more, so no tool can show it"))
             else:
                 link = self.folder / subfolder / (record["name"] + Path(image).suffix)
                 _link(image, link)
                 yield record, link
 
     def write(self, path: Path, text: str) -> None:
-        """Write an annotation, unless there is one: it may have been corrected."""
+        """Write an annotation, unless the file exists: it may have been corrected."""
         if path.exists():
             self.kept += 1
             return
@@ -89,5 +89,5 @@ def _link(image: str, link: Path) -> None:
         link.unlink()  # an earlier copy; the image may have changed since
     try:
         link.symlink_to(target)
-    except OSError:  # Windows without the right to make links, or a file system without them
+    except OSError:  # Windows without the right to create links, or a file system without links
         shutil.copy2(image, link)

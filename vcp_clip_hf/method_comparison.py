@@ -317,7 +317,8 @@ def compare_methods(
         seed (`int`, *optional*, defaults to 0): seed that each method starts from, for those with random numbers.
         sheets_dir (`str` or `os.PathLike`, *optional*): folder for sheets of pictures, one folder for each method.
         details_dir (`str` or `os.PathLike`, *optional*):
-            Folder for what a report shows beyond the table: METHOD/details for each method, see [`evaluate`].
+            Folder for the data that a report shows in addition to the table: METHOD/details for each method, see
+            [`evaluate`].
         options: further arguments of [`evaluate`]. `references` are for the methods that have a few-shot mode; the
             others are zero-shot, with a note.
 

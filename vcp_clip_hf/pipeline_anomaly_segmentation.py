@@ -397,9 +397,9 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
             heatmap (`bool`, *optional*): whether to add `heatmap`, the image under its map on the fixed scale [0, 1].
             regions (`bool`, *optional*): whether to add `regions`, see `find_regions`; needs a threshold.
             defect_names (`Sequence[str]` or `dict[str, str]`, *optional*):
-                Two nouns or more (`["scratch", "hole"]`), or name -> template with one `{}`. Each region gets the best
-                `name` and its `name_probability` among them, from the words alone; needs `regions=True`, and not in
-                tiles. See `defect_names.py`: nothing is trained for this.
+                At least two nouns (`["scratch", "hole"]`), or name -> template with one `{}`. Each region gets the
+                most probable `name` and its `name_probability`; needs `regions=True`, and is not possible with tiles.
+                Nothing is trained for this, see `defect_names.py`.
             output_image (`bool`, *optional*):
                 Whether to add `image`, the RGB picture that the model got: rotated as its EXIF data say, in 8 bits.
             output_format (`"anomaly"` or `"image-segmentation"`, *optional*, defaults to `"anomaly"`):
@@ -605,7 +605,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         sizes: list[tuple[int, int]],
         names: DefectNames,
     ) -> None:
-        """Add what regions are named by: logits of every name, at the model's size, without padding."""
+        """Add the logits of every name, for naming regions: at the model's size, without padding."""
         patch_size = self.model.config.vision_config.patch_size
         grid = (model_size[0] // patch_size, model_size[1] // patch_size)
         logits = name_logits(self._inference_model(), outputs, names, grid)

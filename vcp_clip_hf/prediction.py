@@ -1,7 +1,7 @@
 """Segment many image files: maps, masks and overlays on disk, one record per image; resumable.
 
 A record is appended to `predictions.jsonl` after the files that it names have been written, with the size and the
-time of change of the image. `run.json` stores the model's fingerprint and all settings that change results. A later
+modification time of the image. `run.json` stores the model's fingerprint and all settings that change results. A later
 run with the same settings segments exactly the images that are new, changed, failed before, or lack an output file; a
 run with other settings is refused, so that one folder never mixes two. A file that cannot be read is recorded as an
 error and does not affect the others.
@@ -228,10 +228,10 @@ def predict_files(
 
 def refuse_other_settings(settings: RunSettings, output_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> None:
     """
-    Raise a `ValueError` if a folder has results that were computed otherwise.
+    Raise a `ValueError` if a folder has results that were computed with other settings.
 
     Args:
-        settings ([`RunSettings`]): settings of the run that begins.
+        settings ([`RunSettings`]): settings of the new run.
         output_dir (`Path`): folder of the results.
         earlier (sequence of `dict`): records of earlier runs in it.
     """

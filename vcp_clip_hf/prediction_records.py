@@ -74,7 +74,7 @@ def iterate_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def file_state(path: str) -> dict[str, int]:
     """
-    Return size and time of change of an input file, by which a later run notices that it was replaced.
+    Return size and modification time of an input file, by which a later run notices that it was replaced.
 
     Args:
         path (`str`): path or URL.

@@ -1,4 +1,4 @@
-"""Regions as polygons that can be edited: with few corners, and one polygon also around holes."""
+"""Regions as polygons that can be edited: with few corners, and as one polygon even if a region has holes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

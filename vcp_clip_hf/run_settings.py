@@ -55,8 +55,8 @@ class RunSettings:
     Args:
         values (`dict`): setting -> plain value: package version, model, thresholds, scoring, prompts, tiles, ...
         context (`dict`, *optional*):
-            Facts that a report needs and runs do not compare: the checkpoint's `calibration`, and the `folder` that
-            relative paths of images start from.
+            Facts for reports, which are not compared between runs: the checkpoint's `calibration`, and the `folder`
+            that relative paths of images start from.
     """
 
     values: dict[str, Any]
@@ -130,7 +130,7 @@ class RunSettings:
 
     def of_video(self, video: Mapping[str, Any]) -> "RunSettings":
         """
-        Return the settings of a run over frames of a video.
+        Return the settings of a run on frames of a video.
 
         Args:
             video (`Mapping`): identity of the video, and which frames are analyzed.
@@ -163,10 +163,10 @@ class RunSettings:
 
         Args:
             output_dir (`Path`): folder that has records.
-            advice (`str`): what to do otherwise, the last sentence of the error.
+            advice (`str`): last sentence of the error, which says what to do.
 
         Raises:
-            ValueError: the records were computed otherwise, or how is not known.
+            ValueError: the records were computed with other settings, or their settings are not known.
         """
         stored = RunSettings.read(output_dir)
         if stored is None:
@@ -271,4 +271,5 @@ def _identity(name: str, value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     text = "not set" if value is None else str(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    # the ends of paths differ
+    return text if len(text) <= 80 else f"{text[:25]}...{text[-50:]}"

@@ -1,4 +1,4 @@
-"""The log of a training run, `log.jsonl`: written by the run, read by reports while it goes on or after its end.
+"""The log of a training run, `log.jsonl`: written by the run, and read by reports during the run or after its end.
 
 A line is one of:
 
@@ -73,14 +73,14 @@ class Session:
 @dataclass
 class TrainingHistory:
     """
-    What counts of a log: records of steps that a resumed run did again are replaced by the later ones.
+    The valid records of a log: if a resumed run repeated a step, only the later record of this step is valid.
 
     Args:
         losses (`list[dict]`): records with `loss`, by step.
         validations (`list[dict]`): records with `validation/<metric>`, by step.
         sessions (`list[Session]`): starts and resumes, in order.
         end (`dict`, *optional*): the event that ended the run; `None` while it runs, or if it was killed.
-        num_replaced (`int`): records left out because their steps were done again.
+        num_replaced (`int`): records left out because their steps were repeated.
         num_damaged (`int`): lines that could not be read, such as an incomplete last one.
         as_of (`datetime.datetime`): time of the last change of the log, in UTC.
     """
@@ -113,7 +113,7 @@ class TrainingHistory:
 
 def read_training_log(output_dir: Path) -> TrainingHistory:
     """
-    Read the log of a run, whether it goes on, has ended, or was killed and resumed.
+    Read the log of a run that is running, has ended, or was killed and resumed.
 
     Args:
         output_dir (`Path`): folder that a training run writes.
@@ -162,7 +162,7 @@ def _add(history: TrainingHistory, record: dict[str, Any]) -> bool:
         return False
     kind = history.losses if is_loss else history.validations
     if step < history.last_step or (kind and step == kind[-1]["step"]):
-        # a log without events: steps that come again tell that the run was resumed before them
+        # in a log without events, repeated steps show that the run was resumed before them
         _forget(history, step)
         before = max((each[-1]["step"] for each in (history.losses, history.validations) if each), default=0)
         history.sessions.append(Session(before, resumed=True, recorded=False))
@@ -172,7 +172,7 @@ def _add(history: TrainingHistory, record: dict[str, Any]) -> bool:
 
 
 def _forget(history: TrainingHistory, first: int) -> None:
-    """Leave out the records of step `first` and later ones, which the run does again."""
+    """Leave out the records of step `first` and later steps, which the run repeats."""
     history.end = None
     for kind in (history.losses, history.validations):
         kept = [record for record in kind if record["step"] < first]

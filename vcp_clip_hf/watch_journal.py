@@ -1,8 +1,8 @@
 """The journal of a watched folder: `predictions.jsonl`, to which one record per image is appended.
 
-A record is in the journal or it is not: a killed process leaves at most an incomplete last line, which counts as none.
-Every record has a `sequence`, 1 for the first, and the `time` at which it was written. An image is identified by its
-path, its size and its time of change.
+Records are complete or absent: a killed process leaves at most an incomplete last line, which is ignored. Every record
+has a `sequence`, starting at 1, and the `time` at which it was written. An image is identified by its path, size and
+modification time.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ __all__ = ["WatchJournal"]
 
 class WatchJournal:
     """
-    The records of a watched folder. One process may have it open.
+    The records of a watched folder. Only one process at a time may have the journal open.
 
     Args:
         output_dir (`Path`): folder of the results; it must exist.
 
     Attributes:
         last (`int`): sequence number of the last record; 0 without records.
-        size (`int`): size of the file in bytes, up to the last record that is safe on the disk.
+        size (`int`): size of the file in bytes, up to the last record that is synchronized to the disk.
         names ([`OutputNames`]): names of output files.
     """
 
@@ -39,7 +39,7 @@ class WatchJournal:
         self.last, self.names = 0, OutputNames()
         self._recorded: set[bytes] = set()
         end_last_line(self.path)
-        # Windows would write another end of line without O_BINARY, which no other system knows
+        # O_BINARY exists only on Windows, where line ends would be changed without it
         flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | getattr(os, "O_BINARY", 0)
         self._file = os.open(self.path, flags, 0o666)
         for _, record in self.records():
@@ -57,12 +57,12 @@ class WatchJournal:
         return ((position, record) for position, record in iterate_records(self.path) if "sequence" in record)
 
     def has(self, path: str, state: Mapping[str, int]) -> bool:
-        """Return whether a file, with this size and time of change, has a record."""
+        """Return whether a file, with this size and modification time, has a record."""
         return _identity(path, state) in self._recorded
 
     def append(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """
-        Add a record; [`sync`] makes it safe.
+        Add a record; call [`sync`] to synchronize it to the disk.
 
         Args:
             record (`Mapping`): record with `image`, `name`, and the state of the file: `bytes` and `mtime_ns`.
@@ -90,10 +90,10 @@ class WatchJournal:
 
     def sync(self) -> None:
         """
-        Make the appended records safe from a power failure.
+        Synchronize the appended records to the disk, so that they survive a power failure.
 
         Raises:
-            FileNotFoundError: the file was removed or replaced, so that records would be lost.
+            FileNotFoundError: the file was removed or replaced, so the records would be lost.
             OSError: the disk failed.
         """
         os.fsync(self._file)
@@ -107,6 +107,6 @@ class WatchJournal:
 
 
 def _identity(path: str, state: Mapping[str, int]) -> bytes:
-    # 16 bytes instead of a path: a line may record millions of images
+    # 16 bytes instead of a path, because a journal may have millions of records
     text = f"{image_key(path)}\0{state.get('bytes')}\0{state.get('mtime_ns')}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

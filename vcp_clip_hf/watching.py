@@ -1,7 +1,8 @@
-"""Watch a folder: segment each image once when it is complete, record it, and pass the result on.
+"""Watch a folder: segment each image once when it is complete, record it, and post the result.
 
-For each image, in this order: its pictures are written, its record is appended to `predictions.jsonl`, the file is
-marked or moved, the record is posted. The records decide what was done: a kill at any time loses and repeats no image.
+For each image, in this order: the outputs are written, the record is appended to `predictions.jsonl`, the file is
+marked or moved, and the record is posted. An image with a record is done, so that a kill at any time neither loses nor
+repeats an image.
 """
 
 import os
@@ -36,13 +37,13 @@ logger = logging.get_logger(__name__)
 
 _LOCK_FILE = ".watch.lock"
 _OTHER_SETTINGS = "Use another output folder."
-_STOPPING = "Stopping after the present batch: run the same command again to go on."
-_AWAY = "the watched folder is away"
-# Longest time without a look at signals, and the shortest between two searches, in seconds
+_STOPPING = "Stopping after the current batch. Run the same command again to continue."
+_AWAY = "the watched folder cannot be reached"
+# Longest time between two checks for signals, and shortest time between two searches, in seconds
 _LONGEST_WAIT, _SHORTEST_PAUSE = 0.25, 0.2
 # A search of a large folder takes at most a sixth of the time
 _PAUSE_PER_SEARCH = 5.0
-# Time for posting the last results: of a run that was stopped, and of one that ends by itself
+# Seconds for posting the last results of a run that was stopped, and of a run that ends by itself
 _LAST_POSTS_SECONDS = {False: 2.0, True: 30.0}
 
 
@@ -55,7 +56,7 @@ class WatchTiming:
         settle_seconds (`float`): time for which a file must be unchanged before it is read.
         give_up_seconds (`float`): time for which a file that cannot be read must be unchanged to count as damaged.
         poll_seconds (`float`): time between two searches of the whole folder, which find what notifications missed.
-        retry_seconds (`float`): time until a full disk, or a folder that is away, is tried again.
+        retry_seconds (`float`): time until the next attempt after a full disk, or if the folder cannot be reached.
     """
 
     settle_seconds: float = 1.0
@@ -74,10 +75,10 @@ class WatchSummary:
         vanished (`int`): images that were removed before they were read; they have no record.
         waiting (`int`): images that are present and have no record yet.
         lag_seconds (`float`): for how long the oldest of them has been waiting.
-        posted (`int`): results that the webhook took.
+        posted (`int`): results that were delivered to the webhook.
         unposted (`int`): results that wait for the webhook.
-        dead_letters (`int`): results that the webhook did not take.
-        problem (`str`): what is out of reach at present: the folder, the disk or the webhook.
+        dead_letters (`int`): results that could not be delivered.
+        problem (`str`): current problem with the folder, the disk or the webhook; "" if there is none.
     """
 
     segmented: int = 0
@@ -118,22 +119,22 @@ def watch_folder(
     **options: Any,
 ) -> WatchSummary:
     """
-    Segment the images of a folder, those that are there and those that come, until a signal (SIGINT or SIGTERM).
+    Segment the images of a folder, those that exist at the start and those that arrive later, until SIGINT or SIGTERM.
 
     Args:
         pipe ([`AnomalySegmentationPipeline`]): the pipeline to run.
         folder (`str` or `os.PathLike`): folder to watch, with all folders inside.
-        output_dir (`str` or `os.PathLike`): folder to write, of one watch at a time.
+        output_dir (`str` or `os.PathLike`): folder to write; only one watch at a time may use it.
         save_maps, save_masks, save_overlays: see [`predict_files`].
-        batch_size (`int`): largest number of images in one forward pass; a batch never waits to be full.
+        batch_size (`int`): largest number of images in one forward pass; batches need not be full.
         timing ([`WatchTiming`], *optional*): when a file is complete, and how often the folder is searched.
         when_done (`"keep"`, `"mark"` or `"move"`): what happens to recorded files, see [`FinishedPictures`].
         move_to (`str` or `os.PathLike`, *optional*, defaults to `output_dir`):
             Folder of `done/` and `failed/`; not in the watched folder, except in `output_dir`.
         webhook ([`Webhook`], *optional*): receiver of the records.
-        once (`bool`): whether to end after the images that are there at the start.
+        once (`bool`): whether to end after the images that exist at the start.
         force_polling (`bool`): whether watchfiles compares the folder's content instead of using notifications.
-        report (`Callable[[WatchSummary], None]`, *optional*): function that is called with the present counts, at
+        report (`Callable[[WatchSummary], None]`, *optional*): function that is called with the current counts, at
             least every `_LONGEST_WAIT` seconds.
         options: further arguments of the pipeline's call.
 
@@ -142,10 +143,10 @@ def watch_folder(
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the output folder has results of other settings, or another watch writes to it; or an argument has
-            no meaning.
+        ValueError: the output folder has results of other settings, or another watch writes to it; or an argument is
+            invalid.
         ImportError: the extra `watch` is not installed.
-        OSError: with `once`, the disk cannot be written. Without it, the disk is tried again.
+        OSError: with `once`, the disk cannot be written. Without `once`, writing is tried again.
     """
     folder, output_dir = Path(os.path.abspath(folder)), Path(output_dir)
     move_to = output_dir if move_to is None else Path(move_to)
@@ -200,7 +201,7 @@ def _remind_of_dead_letters(output_dir: Path) -> None:
     count = count_dead_letters(output_dir)
     if count:
         logger.warning(
-            "%s has %d result(s) that the webhook did not take. --resend-dead-letters posts them again.",
+            "%s has %d result(s) that could not be delivered to the webhook. --resend-dead-letters posts them again.",
             output_dir / DEAD_LETTERS,
             count,
         )
@@ -208,7 +209,7 @@ def _remind_of_dead_letters(output_dir: Path) -> None:
 
 @contextmanager
 def _only_watch(output_dir: Path) -> Iterator[None]:
-    """Hold a lock on the output folder, which the system releases when the process ends in any way."""
+    """Hold a lock on the output folder; the operating system releases it when the process ends, also after a kill."""
     try:
         import filelock
     except ImportError as error:
@@ -241,7 +242,7 @@ class _Watch:
     earliest_search: float = 0.0
 
     def run(self, events: FolderEvents | None, signals: list[int], report: Callable[[WatchSummary], None]) -> None:
-        """Take what is due, in batches, until a signal arrives or, with `once`, nothing is left."""
+        """Segment due images in batches, until a signal arrives or, with `once`, no image is left."""
         while not signals:
             if time.monotonic() >= self.next_search:
                 self._search()
@@ -272,7 +273,7 @@ class _Watch:
     def _batch(self) -> list[WaitingFile]:
         if time.monotonic() < self.held_until:
             return []
-        if not os.path.isdir(self.arriving.folder):  # such as a network drive that is away
+        if not os.path.isdir(self.arriving.folder):  # such as a disconnected network drive
             self._hold(_AWAY)
             return []
         if self.problem == _AWAY:
@@ -291,7 +292,7 @@ class _Watch:
         pause = _PAUSE_PER_SEARCH * (now - started)
         self.earliest_search = now + max(_SHORTEST_PAUSE, pause)
         self.next_search = now + max(self.timing.poll_seconds, pause)
-        if self.once:  # later searches only notice what is gone or replaced
+        if self.once:  # later searches only look for removed and replaced files
             self.arriving.accepts_new = False
 
     def _seconds_to_wait(self) -> float:
@@ -300,10 +301,10 @@ class _Watch:
         return max(0.001, min(_LONGEST_WAIT, *(end - time.monotonic() for end in ends)))
 
     def _take(self, batch: list[WaitingFile]) -> None:
-        """Segment and record images. Those that cannot be recorded, since the disk is full, stay where they are."""
+        """Segment and record images. If the disk is full, images without a record stay in the queue."""
         for file in batch:
             file.name = file.name or self.journal.names.new(file.relative)
-        self.pipe.call_count = 0  # transformers would advise to call the pipeline with a data set
+        self.pipe.call_count = 0  # otherwise, transformers warns that the pipeline should be called with a dataset
         results = self.pipe([file.path for file in batch], **self.options)
         files = []
         for file, result in zip(batch, results, strict=True):

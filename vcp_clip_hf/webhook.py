@@ -1,4 +1,4 @@
-"""Post one result to a receiver that the user named, over HTTP or HTTPS.
+"""Post one result to the receiver that the user configured, over HTTP or HTTPS.
 
 A delivery has the headers of the open specification "Standard Webhooks" (www.standardwebhooks.com): `webhook-id`, and
 with a secret `webhook-timestamp` and `webhook-signature` (HMAC-SHA256 over `id.timestamp.body`, in base64 after
@@ -34,22 +34,22 @@ __all__ = ["RefusedError", "UnavailableError", "Webhook", "letter", "open_client
 _TEMPORARY = frozenset((408, 425, 429))
 _SHORTEST_SECRET = 16
 _SECRET_PREFIX = "whsec_"
-# Bytes that are read of an answer; the rest says nothing to us
+# Maximum number of bytes that are read of a response; the rest is not needed
 _ANSWER_BYTES = 65536
 _SHOWN_CHARACTERS = 200
 
 
 class RefusedError(Exception):
-    """The receiver will not take this result: it must not be posted again as it is."""
+    """The receiver refused this result, which must not be posted again unchanged."""
 
 
 class UnavailableError(Exception):
     """
-    The receiver cannot be reached, or takes nothing at present.
+    The receiver cannot be reached, or cannot accept results now.
 
     Args:
         reason (`str`): the problem, as a sentence.
-        retry_after (`float`): seconds for which the receiver asked to wait; 0 if it did not ask.
+        retry_after (`float`): seconds from the header `Retry-After`; 0 without this header.
     """
 
     def __init__(self, reason: str, retry_after: float = 0.0):
@@ -60,17 +60,17 @@ class UnavailableError(Exception):
 @dataclass(frozen=True)
 class Webhook:
     """
-    A receiver of results, and the patience with it.
+    A receiver of results, with time limits and retries.
 
     Args:
         url (`str`): http or https address.
         secret (`bytes`, *optional*): key of the signature, see [`read_secret`].
         with_overlay (`bool`): whether the overlay is posted too, as base64 of a JPEG file.
         timeout_seconds (`float`): longest time to connect, and longest time without an answer.
-        give_up_hours (`float`): age of a result at which it is no longer posted, and goes to the dead letters.
+        give_up_hours (`float`): age at which a result becomes a dead letter and is no longer posted.
         first_wait_seconds (`float`), longest_wait_seconds (`float`):
-            Time before the second attempt, doubled for each further one, and its limit. A random time up to the first
-            one is added.
+            Time before the second attempt, which is doubled for each further attempt, and the limit of this time. A
+            random time of up to `first_wait_seconds` is added.
     """
 
     url: str
@@ -85,7 +85,7 @@ class Webhook:
         try:
             parts = urlsplit(self.url)
             usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # brackets that do not close, or a port that is out of range
+        except ValueError:  # unclosed brackets, or a port out of range
             usable = False
         if not usable:
             raise ValueError(f"The webhook {self.url!r} must be an address such as https://host:port/path.")
@@ -110,7 +110,7 @@ def read_secret(path: str | os.PathLike) -> bytes:
     if len(secret) < _SHORTEST_SECRET:
         raise ValueError(
             f"{path}: the secret has {len(secret)} bytes, and must have {_SHORTEST_SECRET} or more. `openssl"
-            f" rand -base64 32` makes one, to be written after {_SECRET_PREFIX}."
+            f" rand -base64 32` makes one; write it after {_SECRET_PREFIX}."
         )
     return secret
 
@@ -126,7 +126,7 @@ def letter(record: Mapping[str, Any], output_dir: Path, with_overlay: bool) -> b
     Args:
         record (`Mapping`): record of the journal.
         output_dir (`Path`): folder of the results.
-        with_overlay (`bool`): whether to add `overlay_base64`, `null` if there is no such file (any more).
+        with_overlay (`bool`): whether to add `overlay_base64`; `null` if the file does not exist.
     """
     body = dict(record)
     if with_overlay:
@@ -209,7 +209,7 @@ def _headers(webhook: Webhook, key: str, body: bytes) -> dict[str, str]:
 
 
 def _start_of(response: "httpx2.Response") -> str:
-    """Read an answer, which keeps the connection usable; return its first characters on one line."""
+    """Read a response, so that the connection can be used again; return its first characters on one line."""
     content = bytearray()
     for chunk in response.iter_raw():
         content += chunk

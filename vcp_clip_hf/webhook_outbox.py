@@ -1,11 +1,11 @@
 """Post the records of a journal to a webhook, in order, in a thread of its own.
 
 The journal itself is the outbox: `webhook.json` holds the sequence number up to which records were delivered or became
-dead letters, and is written after each of them. So nothing is lost by a kill, and the record that was posted at that
-moment is posted again, with the same key. The key is `<random identity of the folder>-<sequence number>`.
+dead letters, and is written after each of them. So a kill loses no record, and the record that was being posted is
+posted again, with the same key. The key is `<random identity of the folder>-<sequence number>`.
 
-While the receiver is away, the oldest record is posted again and again, later ones wait, and the watched folder is not
-affected.
+While the receiver cannot be reached, the oldest record is posted repeatedly, later records wait, and segmentation
+continues.
 """
 
 import json
@@ -29,17 +29,17 @@ __all__ = ["WebhookOutbox"]
 logger = logging.get_logger(__name__)
 
 _FILE = "webhook.json"
-# Time after which the thread goes on when the disk failed, in seconds
+# Seconds after which the thread continues after an error of the disk
 _PAUSE_SECONDS = 5.0
 
 
 class _StoppedError(Exception):
-    """The thread is to end."""
+    """Raised to end the thread."""
 
 
 class WebhookOutbox:
     """
-    The thread that posts. Without a `webhook.json`, it begins with the records that come from now on.
+    The thread that posts. Without a `webhook.json`, it posts only records that are appended from now on.
 
     Args:
         output_dir (`Path`): folder of the results.
@@ -48,7 +48,7 @@ class WebhookOutbox:
 
     Attributes:
         posted (`int`), dead (`int`): records that were delivered, and that became dead letters, by this process.
-        problem (`str`): why the receiver takes nothing at present; "" while it does.
+        problem (`str`): reason why nothing can be delivered now; "" if there is no problem.
 
     Raises:
         ImportError: the extra `watch` is not installed.
@@ -74,12 +74,12 @@ class WebhookOutbox:
         return self._journal.last - self._last
 
     def wake(self) -> None:
-        """Say that the journal has new records."""
+        """Notify the thread that the journal has new records."""
         self._news.set()
 
     def close(self, seconds: float) -> None:
         """
-        Post what is left, then end the thread. What is not posted is posted by the next run.
+        Post the remaining records, then end the thread. Records that are not posted in time are left to the next run.
 
         Args:
             seconds (`float`): longest time for posting.
@@ -102,7 +102,7 @@ class WebhookOutbox:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is damaged ({error!r}). It must hold an identity and the last delivered sequence number;"
-                " remove it to post only the records that come from now on."
+                " remove it to post only the records that are added from now on."
             ) from error
         if last > self._journal.last:  # a new journal, whose results need other keys
             identity, last = uuid.uuid4().hex, self._journal.last
@@ -126,12 +126,12 @@ class WebhookOutbox:
                 self._write_state(self._identity, self._last)
             except _StoppedError:
                 return
-            except Exception as error:  # such as a full disk: the thread must not end while the folder is watched
-                logger.warning("The webhook is tried again in %.0f s: %s", _PAUSE_SECONDS, error)
+            except Exception as error:  # such as a full disk; the thread must continue while the folder is watched
+                logger.warning("Posting to the webhook continues in %.0f s after an error: %s", _PAUSE_SECONDS, error)
                 self._stopping.wait(_PAUSE_SECONDS)
 
     def _next(self) -> tuple[dict[str, Any] | None, int]:
-        """Return the first record that was not posted, and the position after it; `None` if there is none yet."""
+        """Return the first record that was not posted, and the position after it; `None` if all were posted."""
         while self._position < self._journal.size:
             with open(self._journal.path, "rb") as file:
                 file.seek(self._position)
@@ -147,7 +147,7 @@ class WebhookOutbox:
         return None, self._position
 
     def _deliver(self, record: dict[str, Any]) -> None:
-        """Post a record until it is taken, refused or too old; in the last two cases, it becomes a dead letter."""
+        """Post a record until it is delivered, refused or too old; in the last two cases, it becomes a dead letter."""
         import tenacity
 
         key = f"{self._identity}-{record['sequence']}"
@@ -174,7 +174,9 @@ class WebhookOutbox:
             return
         write_dead_letter(self._output_dir, key, record, reason)
         self.dead += 1
-        logger.warning("%s: the webhook did not take the result (%s); kept as a dead letter.", record["image"], reason)
+        logger.warning(
+            "%s: the result could not be delivered (%s); it is kept as a dead letter.", record["image"], reason
+        )
 
     def _post(self, key: str, body: bytes) -> None:
         if self._stopping.is_set():  # while waiting for the next attempt
@@ -195,12 +197,12 @@ class WebhookOutbox:
     def _note_problem(self, state: Any) -> None:
         problem = str(state.outcome.exception())
         if not self.problem:
-            logger.warning("The webhook cannot be reached (%s). It is tried again; results are kept.", problem)
+            logger.warning("The webhook cannot be reached (%s). Results are kept and posted later.", problem)
         self.problem = problem
 
 
 def import_tenacity() -> None:
-    """Raise an ImportError with the way out if tenacity is not installed."""
+    """Raise an ImportError with the line for pip if tenacity is not installed."""
     try:
         import tenacity  # noqa: F401
     except ImportError as error:

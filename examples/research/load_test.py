@@ -1,11 +1,11 @@
-"""Load a server of its own on this machine, and compare its throughput with the model's own in batches.
+"""Start a server on this machine, send requests from many clients, and compare its throughput with that of the model.
 
     python -m examples.research.load_test --requests 300
     python -m examples.research.load_test --model exported --requests 20000 --clients 32
 
 The table has the images per second of the pipeline (of the torch-free runtime for an exported folder), measured before
 and after in this process, and of the server, with the latency that its clients see and the memory of its process.
-Clients keep their connections, and send the next image when they have the answer to the last one.
+Clients keep their connections, and send the next image when they have the response to the last one.
 """
 
 import argparse
@@ -45,7 +45,7 @@ _MEBIBYTE = 2**20
 @dataclass
 class Load:
     """
-    What clients saw.
+    Measurements of a load.
 
     Args:
         seconds (`float`): time from the first request to the last answer.

@@ -22,6 +22,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 from answers import message
+from curl_commands import start_commands
 from inspection import MAX_FILES, SHOWN_PICTURES, Inspector, Session, images_among
 from PIL import Image
 from style import ACCESS, STYLE
@@ -46,6 +47,8 @@ _EXAMPLE_SEED, _EXAMPLE_SIZE = 7, 384
 _SESSIONS, _SECONDS_KEPT = 64, 3600
 # One forward pass at a time, for all visitors
 _MODEL_CALL = {"concurrency_limit": 1, "concurrency_id": "model"}
+# The server's copy of an uploaded file has a name without special characters
+_WITH_NAME = "(session, picture) => [session, picture, picture?.orig_name ?? null]"
 _MAP_CALL = {
     "concurrency_limit": 2,
     "concurrency_id": "map",
@@ -69,6 +72,7 @@ def build_app(
         OSError: the checkpoint cannot be found.
     """
     if isinstance(model, str):
+        source = model
         name = "vcp-clip-tiny (embedded)" if model == EMBEDDED_CHECKPOINT else model
         try:
             model = pipeline("anomaly-segmentation", model=model, device=device, dtype=dtype)
@@ -77,7 +81,7 @@ def build_app(
         # the first call makes the accelerated copy of the model, which all visitors then share
         model(Image.new("RGB", (model.image_processor.size.width, model.image_processor.size.height)))
     else:
-        name = model.model.name_or_path
+        name = source = model.model.name_or_path
     inspector = Inspector(model)
     examples = tempfile.TemporaryDirectory(prefix="vcp-clip-examples-")
     with gr.Blocks(
@@ -87,7 +91,7 @@ def build_app(
         pairs = example_images(examples.name)
         gr.Markdown(f"# Find defects\nZero-shot, with VCP-CLIP. Checkpoint: `{Path(name).name}`.")
         session = gr.State(inspector.new_session(), time_to_live=_SECONDS_KEPT, delete_callback=Session.close)
-        threshold, view = _picture_tab(inspector, session, [path for path, _ in pairs])
+        threshold, view = _picture_tab(inspector, session, [path for path, _ in pairs], start_commands(source, dtype))
         _batch_tab(inspector, session)
         _calibration_tab(inspector, session, threshold, view)
         _words_tab(inspector, session, view)
@@ -99,13 +103,16 @@ def build_app(
 # --- tabs -----------------------------------------------------------------------------------------------------------
 
 
-def _picture_tab(inspector: Inspector, session: gr.State, examples: Sequence[str]) -> tuple[gr.Slider, list]:
+def _picture_tab(
+    inspector: Inspector, session: gr.State, examples: Sequence[str], start: str
+) -> tuple[gr.Slider, list]:
     """Add the tab for one picture; return its threshold slider, and the outputs of `Inspector.view`."""
     with gr.Tab("Picture"), gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             picture = gr.Image(
                 label="Picture", image_mode=None, type="filepath", sources=["upload", "clipboard"], height=320
             )
+            name = gr.Textbox(visible=False)
             picture.preprocess = _sent_file  # for a subclass, Gradio would write a .pyi file beside this one
             gr.Examples(
                 [[path] for path in examples],
@@ -135,7 +142,14 @@ def _picture_tab(inspector: Inspector, session: gr.State, examples: Sequence[str
                     elem_id="threshold",
                 )
                 min_area = gr.Number(
-                    0, label="Smallest region", info="In pixels.", precision=0, minimum=0, scale=1, min_width=120
+                    0,
+                    label="Smallest region",
+                    info="In pixels.",
+                    precision=0,
+                    minimum=0,
+                    scale=1,
+                    min_width=120,
+                    elem_id="min-area",
                 )
             scale = gr.Image(
                 label="Anomaly map, fixed scale 0 to 1",
@@ -145,11 +159,24 @@ def _picture_tab(inspector: Inspector, session: gr.State, examples: Sequence[str
                 elem_id="map",
             )
             regions = gr.HTML(elem_id="regions")
-    view = [session, answer, slider, scale, regions]
-    picture.change(inspector.segment, [session, picture], view, **_MODEL_CALL)
+            commands = _http_section(start)
+    view = [session, answer, slider, scale, regions, commands]
+    picture.change(inspector.segment, [session, picture, name], view, js=_WITH_NAME, **_MODEL_CALL)
     threshold.input(inspector.set_threshold, [session, threshold, min_area], view, **_MAP_CALL)
     min_area.input(inspector.set_min_area, [session, min_area], view, **_MAP_CALL)
     return threshold, view
+
+
+def _http_section(start: str) -> gr.Code:
+    """Add the commands for the same result over HTTP; return the block of those that belong to the picture."""
+    shell = {"language": "shell", "interactive": False, "lines": 1, "wrap_lines": True, "show_line_numbers": False}
+    with gr.Accordion("The same over HTTP", open=False, elem_id="http"):
+        gr.Markdown(
+            'The commands need `pip install "vcp-clip-hf[serve]"` and curl 7.76 or later. Run the commands in the folder'
+            " of the picture. The server always uses the words of the checkpoint, not those of the tab Words."
+        )
+        gr.Code(start, label="Start the server", buttons=["copy"], elem_id="start-commands", **shell)
+        return gr.Code(label="In another terminal", buttons=["copy"], elem_id="request-commands", **shell)
 
 
 def _batch_tab(inspector: Inspector, session: gr.State) -> None:

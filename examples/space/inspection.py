@@ -21,6 +21,7 @@ from answers import (
     verdict,
     without_folders,
 )
+from curl_commands import request_commands
 from PIL import Image
 
 from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
@@ -37,7 +38,7 @@ MAX_FILES = 200
 SHOWN_PICTURES = 24
 _SHOWN_SIDE = 1280  # pictures on the page; maps, masks and regions keep the original size
 _BATCH_SIZE = 8
-_NOTHING_TO_SEE = (None, None, "")
+_NOTHING_TO_SEE = (None, None, "", "")
 # Errors that a visitor can cause; any other error is a defect of the program and goes to its log
 _MISTAKES = (ValueError, TypeError, OSError, Image.DecompressionBombError)
 
@@ -111,8 +112,8 @@ class Inspector:
 
     # --- one picture ------------------------------------------------------------------------------------------------
 
-    def segment(self, session: Session, path: str | None) -> tuple:
-        """Segment a picture and return its `view`."""
+    def segment(self, session: Session, path: str | None, name: str | None = None) -> tuple:
+        """Segment a picture, under the visitor's name of the file if it is known, and return its `view`."""
         session.segmented = None
         if path is None:
             return self.view(session)
@@ -122,7 +123,8 @@ class Inspector:
             result = self._pipe_of(session)(image, **_options(session))
         except _MISTAKES as error:
             return (session, message(error, "error", [path]), *_NOTHING_TO_SEE)
-        session.segmented = Segmented(Path(path).name, image, result["anomaly_map"], result["score"])
+        name = (name or path).rpartition("/")[2]
+        session.segmented = Segmented(name, image, result["anomaly_map"], result["score"])
         return self.view(session)
 
     def set_threshold(self, session: Session, threshold: float, min_area: float | None) -> tuple:
@@ -152,7 +154,10 @@ class Inspector:
         )
 
     def view(self, session: Session) -> tuple:
-        """Return session, verdict, (picture, picture with heat map), map with color bar, and table of regions."""
+        """
+        Return session, verdict, (picture, picture with heat map), map with color bar, table of regions, and the
+        commands for the same result over HTTP.
+        """
         segmented = session.segmented
         if segmented is None:
             return (session, message("Choose a picture, or one of the examples."), *_NOTHING_TO_SEE)
@@ -163,7 +168,20 @@ class Inspector:
         # Neither calibrated nor moved: the checkpoint's own threshold
         remark = OTHER_PRODUCTS if session.threshold == self.pipe.image_processor.threshold else ""
         text = verdict(segmented.name, result, remark)
-        return session, text, (_shown(segmented.image), marked), scale, region_table(result)
+        pictures = (_shown(segmented.image), marked)
+        commands = request_commands(segmented.name, self._recipe(session, result), "regions" in result)
+        return session, text, pictures, scale, region_table(result), commands
+
+    def _recipe(self, session: Session, result: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the values of a recipe that gives this result, or `None` if they are the checkpoint's own."""
+        used = {name: result[name] for name in ("threshold", "image_threshold")}
+        processor = self.pipe.image_processor
+        own = processor.scoring().thresholds
+        # The server leaves out calibrated thresholds that it is not given, where its settings are other ones
+        if processor.calibration is None and session.min_area == 0 and tuple(used.values()) == (own.pixel, own.image):
+            return None
+        known = {name: value for name, value in used.items() if value is not None}
+        return {**known, "min_area": session.min_area}
 
     # --- many pictures ----------------------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ def test_a_signal_ends_the_watch_after_the_batch(folder, tmp_path, number):
     process.join(30)
     text = said.read_text()
     assert process.exitcode == 0 and "Traceback" not in text
-    assert text.count("Stopping after the present batch: run the same command again to go on.") == 1
+    assert text.count("Stopping after the current batch. Run the same command again to continue.") == 1
     assert "1 segmented, 0 failed, 0 waiting; records in" in text.splitlines()[-1]
 
 

@@ -1,4 +1,4 @@
-"""Runs to report, pages as a browser's parser sees them, and a browser."""
+"""Runs to report, parsed pages, and a browser."""
 
 import json
 import shutil
@@ -164,11 +164,11 @@ class Browser:
         pytest.fail(f"timeout while waiting for {what}")
 
     def complaints(self) -> list[str]:
-        """Return what the console says, among it violations of the Content-Security-Policy."""
+        """Return the messages of the console, including violations of the Content-Security-Policy."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> set[str]:
-        """Return the addresses that the page asked for, without data URIs."""
+        """Return the addresses that the page requested, without data URIs."""
         events = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         sent = (each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent")
         return {url for url in sent if not url.startswith("data:")}

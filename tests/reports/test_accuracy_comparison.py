@@ -76,7 +76,7 @@ def test_verdicts_are_those_of_each_runs_best_threshold(sections, folders):
 
 def test_the_same_images_are_side_by_side(sections):
     (grid,) = parts([sections["Side by side"]], PictureGrid)
-    assert grid.columns == ["picture", "ground truth", "first", "other"] and len(grid.rows) == 12
+    assert grid.columns == ["image", "ground truth", "first", "other"] and len(grid.rows) == 12
     assert all(source.startswith("data:image/webp") for _, cells in grid.rows for source, _ in cells)
 
 

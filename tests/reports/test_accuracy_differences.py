@@ -1,4 +1,4 @@
-"""Differences between evaluations: exact values, intervals that hold what they promise, common images only."""
+"""Differences between evaluations: exact values, intervals with the stated coverage, common images only."""
 
 import numpy as np
 import pytest

@@ -99,7 +99,7 @@ def test_galleries_show_the_worst_images_with_their_views(sections):
     scores = [picture.score for picture in alarms.pictures]
     assert scores == sorted(scores, reverse=True) and {picture.truth for picture in alarms.pictures} == {"normal"}
     views = [view.name for view in misses.pictures[0].views]
-    assert views == ["Picture", "Ground truth", "Map", "Overlay"] and misses.first_view == "Ground truth"
+    assert views == ["Image", "Ground truth", "Map", "Overlay"] and misses.first_view == "Ground truth"
     assert ("Kind", "square") in misses.pictures[0].facts
     values = [float(dict(picture.facts)["Pixel AP of the image"]) for picture in localized.pictures]
     assert values == sorted(values)
@@ -155,7 +155,7 @@ def test_few_images(kept, tmp_path):
     sections = sections_of(tmp_path)
     write_report([tmp_path], tmp_path / "report.html")
     charts = parts(sections, Chart)
-    assert charts[-1].threshold is None and "no threshold is best" in charts[-1].caption
+    assert charts[-1].threshold is None and "there is no best threshold" in charts[-1].caption
     (left_out,) = parts([each for each in sections if each.title == "Left out"], Table)
     assert any("undefined" in row[-1] for row in left_out.rows)
     if kept[0] == 0:

@@ -1,4 +1,4 @@
-"""The report of a calibration: what the threshold promises, which images set it, and what was left out."""
+"""The report of a calibration: what the threshold guarantees, which images determine it, and what was left out."""
 
 import html
 import json
@@ -54,7 +54,7 @@ def scores_of(folder, label=0):
     return sorted(each["score"] for each in records if "score" in each and each["label"] == label)
 
 
-def test_normal_images_with_what_is_promised(normal, tmp_path):
+def test_normal_images_with_the_guaranteed_rate(normal, tmp_path):
     page = calibrate(make_pipe(), tmp_path / "r", normal, false_alarm_rate=0.3, pixel_false_alarm_rate=0.2)
     scores = scores_of(tmp_path / "r")
     expected = from_normal_scores(scores, 0.3)
@@ -70,7 +70,7 @@ def test_normal_images_with_what_is_promised(normal, tmp_path):
     (outline,) = page.json(**{"class": "outline"})
     assert [each["score"] for each in outline["pictures"]] == scores[::-1]
     assert HOSTILE in [each["title"] for each in outline["pictures"]] and not page.all("b")
-    assert [view[0] for view in outline["pictures"][0]["views"]] == ["Picture", "Overlay", "Map"]
+    assert [view[0] for view in outline["pictures"][0]["views"]] == ["Image", "Overlay", "Map"]
     assert "gone/<b>" in page.text and "broken.png" in page.text and "not an image file" in page.text
 
 
@@ -85,7 +85,7 @@ def test_images_with_defects_show_f1_and_the_lowest_of_them(normal, defects, tmp
     page = calibrate(pipe, tmp_path / "r", normal, [str(defects)])
     calibration = pipe.image_processor.calibration["image"]
     assert f"{calibration['f1']:.4g}" in page.text and "Precision and recall" in page.text
-    assert "Lowest images with defects" in page.text and "guaranteed: at most" not in page.text
+    assert "Images with defects, lowest scores" in page.text and "guaranteed: at most" not in page.text
     missed = sum(score < calibration["threshold"] for score in scores_of(tmp_path / "r", 1))
     assert f"{missed} of 3" in page.text
     normals, anomalous = page.json(**{"class": "outline"})

@@ -66,7 +66,7 @@ def test_a_moved_threshold_recounts_the_verdicts(browser, run):
         )
         assert badges(browser).count("anomalous") == expected and badges(browser).count("failed") == 1
     browser.find(".threshold button")[0].click()
-    assert browser.text(".recount").startswith("As the run judged") and badges(browser).count("anomalous") == flagged
+    assert browser.text(".recount").startswith("Verdicts of the run") and badges(browser).count("anomalous") == flagged
 
 
 def test_the_line_follows_the_pointer(browser):
@@ -87,7 +87,7 @@ def test_filters_search_and_order(browser):
     for choice, number in (("Anomalous", 3), ("Normal", 3), ("Failed", 1), ("All", 7)):
         browser.choose("Show", choice)
         assert len(titles(browser)) == number
-        assert browser.text(".count") == f"{number} of 7 pictures"
+        assert browser.text(".count") == f"{number} of 7 images"
     browser.choose("Folder", "left")
     assert sorted(titles(browser)) == ["part 0.png", "part 1.png", "part 2.png"]
     browser.choose("Folder", "All")
@@ -102,7 +102,7 @@ def test_filters_search_and_order(browser):
 def test_tiles_show_the_chosen_view(browser):
     first = "document.querySelector('.tile img').src"
     sources = set()
-    for view in ("Picture", "Overlay", "Map", "Mask"):
+    for view in ("Image", "Overlay", "Map", "Mask"):
         browser.choose("Tiles show", view)
         sources.add(browser.run(first))
     assert len(sources) == 4
@@ -118,7 +118,7 @@ def test_a_click_opens_the_viewer_and_the_keyboard_moves_it(browser):
     pressed = lambda: browser.text('.views [aria-pressed="true"]')  # noqa: E731
     assert pressed() == "Overlay"
     seen = {browser.run(picture)}
-    for view in ("Map", "Mask", "Picture"):
+    for view in ("Map", "Mask", "Image"):
         browser.press(Keys.ARROW_DOWN)
         assert pressed() == view
         seen.add(browser.run(picture))
@@ -128,7 +128,7 @@ def test_a_click_opens_the_viewer_and_the_keyboard_moves_it(browser):
     browser.press(Keys.ARROW_RIGHT)
     assert browser.text("#viewer-title") == order[2]
     browser.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-    assert browser.text("#viewer-title") == order[0], "it ends at the first picture"
+    assert browser.text("#viewer-title") == order[0], "it ends at the first image"
     links = [each.get_attribute("href") for each in browser.find(".viewer .links a")]
     assert len(links) == 4 and all(link.startswith("file:///") for link in links)
     browser.press(Keys.ESCAPE)
@@ -213,7 +213,7 @@ def test_tables_are_sorted_by_value(wide_browser, tmp_path):
 
 def test_many_pictures_are_made_when_they_come_into_view(wide_browser, tmp_path):
     uri = placeholder("x", 100)
-    pictures = [Picture(f"{number}.png", [View("Picture", uri)], number / 3000) for number in range(3000)]
+    pictures = [Picture(f"{number}.png", [View("Image", uri)], number / 3000) for number in range(3000)]
     wide_browser.open(write_page(tmp_path / "page.html", "x", "", [Section("x", "", [Gallery(pictures)])]))
     made = "document.querySelectorAll('.tile').length"
     assert wide_browser.run(made) < 200

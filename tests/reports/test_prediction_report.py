@@ -62,7 +62,7 @@ def test_failures_have_their_sentences_and_are_not_called_normal(run):
     (failed,) = (picture for picture in gallery(page) if "failure" in picture)
     assert failed["title"] == "broken.png" and "label" not in failed and "views" not in failed
     assert "not an image file that Pillow can read" in page.text
-    assert "1 image could not be judged, and must not be taken for normal" in page.text
+    assert "1 image could not be judged and must not be treated as normal" in page.text
 
 
 def test_links_lead_to_the_files_from_wherever_the_page_is(run, tmp_path):
@@ -109,12 +109,12 @@ def test_relative_paths_start_where_the_run_started(images, tmp_path, monkeypatc
 
 def test_a_run_without_thresholds_has_scores_and_no_verdicts(images, tmp_path):
     page = report(predict(images, tmp_path / "out", save_overlays=False))
-    assert "had no image threshold, so images have scores and no verdicts" in page.text
+    assert "had no image threshold, so images have scores but no verdicts" in page.text
     pictures = [picture for picture in gallery(page) if "failure" not in picture]
     assert all("label" not in picture for picture in pictures)
-    assert [[name for name, _ in picture["views"]] for picture in pictures] == [["Picture", "Overlay", "Map"]] * 6
+    assert [[name for name, _ in picture["views"]] for picture in pictures] == [["Image", "Overlay", "Map"]] * 6
     assert recount(page)["start"].startswith("This run had no image threshold")
-    assert "Nothing was promised" in page.text
+    assert "Nothing is guaranteed" in page.text
 
 
 def test_a_run_without_any_picture_on_the_disk_is_reported(images, tmp_path):
@@ -122,7 +122,7 @@ def test_a_run_without_any_picture_on_the_disk_is_reported(images, tmp_path):
         images, tmp_path / "out", {"threshold": 0.5}, save_maps=None, save_masks=False, save_overlays=False
     )
     pictures = [picture for picture in gallery(report(output)) if "failure" not in picture]
-    assert [[name for name, _ in picture["views"]] for picture in pictures] == [["Picture"]] * 6
+    assert [[name for name, _ in picture["views"]] for picture in pictures] == [["Image"]] * 6
 
 
 def test_maps_as_arrays_are_shown(images, tmp_path):
@@ -149,22 +149,22 @@ def test_min_area_keeps_images_normal_at_every_threshold(images, run, tmp_path):
     assert counted["recorded"] == {"images": 0} and counted["fixed"] == {"images": 3}
     assert len(counted["groups"]["images"]) == 3
     assert [picture.get("fixed", False) for picture in gallery(page)].count(True) == 3
-    assert "Regions below 1000000 pixels were dropped" in page.text and "true of 3 images of this run" in page.text
+    assert "Regions below 1000000 pixels were dropped" in page.text and "applies to 3 images of this run" in page.text
 
 
-def test_what_the_calibration_promises(images, tmp_path):
+def test_what_the_calibration_guarantees(images, tmp_path):
     for number in range(20):
         save_image(tmp_path / "normal" / f"{number}.png", 100 + number)
     pipe = make_pipe()
     pipe.calibrate([str(path) for path in (tmp_path / "normal").iterdir()], false_alarm_rate=0.1)
     predict_files(pipe, [images], tmp_path / "out", progress=False)
     page = report(tmp_path / "out")
-    promise = "from 20 normal images"
-    assert promise in page.text and "of normal images are expected above it" in page.text
+    source = "from 20 normal images"
+    assert source in page.text and "of normal images are expected above it" in page.text
     assert "does not hold" not in page.text
     predict_files(pipe, [images], tmp_path / "other", progress=False, image_threshold=0.123)
     page = report(tmp_path / "other")
-    assert promise in page.text and "the image threshold of this run is 0.123, not the calibrated" in page.text
+    assert source in page.text and "the image threshold of this run is 0.123, not the calibrated" in page.text
 
 
 def test_images_judged_together_and_references_are_named(tmp_path):
@@ -177,7 +177,7 @@ def test_images_judged_together_and_references_are_named(tmp_path):
     pipe = make_pipe()
     pipe.set_references([str(tmp_path / "in" / "0.png")], 0.5)
     predict_files(pipe, [tmp_path / "in"], tmp_path / "referenced", progress=False)
-    assert "compared with reference images of the product as well (weight 0.5)" in report(tmp_path / "referenced").text
+    assert "also compared with reference images of the product (weight 0.5)" in report(tmp_path / "referenced").text
 
 
 def test_frames_of_a_video_have_a_time_and_no_file_of_their_own(copied):
@@ -198,7 +198,7 @@ def test_frames_of_a_video_have_a_time_and_no_file_of_their_own(copied):
 def test_a_run_of_an_earlier_version_or_without_settings_is_reported(copied):
     content = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps({"settings": content["settings"]}))
-    assert "Nothing was promised" in report(copied).text
+    assert "Nothing is guaranteed" in report(copied).text
     (copied / "run.json").unlink()
     assert "run.json is missing or damaged" in report(copied).text
 
@@ -206,7 +206,7 @@ def test_a_run_of_an_earlier_version_or_without_settings_is_reported(copied):
 def test_more_images_than_a_page_shows_are_named(run, monkeypatch):
     monkeypatch.setattr("vcp_clip_hf.reports.prediction_report._MOST_PICTURES", 4)
     page = report(run)
-    assert len(gallery(page)) == 4 and "Shown are the 4 of 7 images with the highest scores" in page.text
+    assert len(gallery(page)) == 4 and "The 4 of 7 images with the highest scores are shown" in page.text
     assert len(recount(page)["groups"]["images"]) == 6, "the counts are those of all images"
 
 

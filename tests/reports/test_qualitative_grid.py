@@ -136,7 +136,7 @@ def test_rows_are_found_by_the_end_of_their_name_or_refused():
         "c.d/e",
     ]
     assert find_rows(sources, ["b.png"], 2) == ["right/b"], "names of predict have no file extension"
-    with pytest.raises(ValueError, match="'b.png.png' is not among"):
+    with pytest.raises(ValueError, match=r"'b\.png\.png' is not among"):
         find_rows(sources, ["b.png.png"], 2)
     with pytest.raises(ValueError, match=r"'a' is not one image: left/a.png, right/a.png\."):
         find_rows(sources, ["a"], 2)
@@ -144,7 +144,7 @@ def test_rows_are_found_by_the_end_of_their_name_or_refused():
         find_rows(sources, ["x"], 2)
     other = Source()
     other.names = ["y"]
-    with pytest.raises(ValueError, match="no image with pictures in common"):
+    with pytest.raises(ValueError, match="no stored image in common"):
         find_rows([Source(), other], [], 2)
 
 

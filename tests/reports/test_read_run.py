@@ -32,7 +32,7 @@ def test_a_file_stands_for_its_folder_and_chooses_among_runs(tmp_path):
     assert find_run(tmp_path / "results.json").kind == "evaluate"
 
 
-def test_the_results_in_a_checkpoint_are_no_evaluation(tmp_path):
+def test_the_results_in_a_checkpoint_are_not_an_evaluation(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"calibration": {"image": {"threshold": 0.5}}}))
     (tmp_path / "results.json").write_text("[]")
     assert find_run(tmp_path).kind == "calibrate"

@@ -58,7 +58,7 @@ def test_what_is_not_a_run_is_one_sentence(arguments, sentence, tmp_path, monkey
 
 @pytest.mark.parametrize("verb", ["report", "predict"])
 def test_without_the_extra_nothing_is_done(verb, run, images, tmp_path, monkeypatch, capsys):
-    """The sentence comes before the work, not after an hour of it."""
+    """The error is raised before the work, and not after an hour of it."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     arguments = (run, "-o", tmp_path / "x.html") if verb == "report" else (images, "-o", tmp_path / "x", "--report")
     with pytest.raises(SystemExit, match="1"):

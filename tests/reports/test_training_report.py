@@ -1,4 +1,4 @@
-"""The report of a training run: finished, going on, killed and resumed, diverged, and of logs of earlier versions."""
+"""The report of a training run: finished, running, killed and resumed, diverged, or with an earlier log."""
 
 import json
 import os

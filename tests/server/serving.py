@@ -113,7 +113,12 @@ def read_answer(connection: http.client.HTTPConnection) -> Answer:
 
 @contextlib.contextmanager
 def server_process(
-    folder: Path, *arguments: str, settings: dict | None = None, program: tuple[str, ...] = (), **environment: str
+    folder: Path,
+    *arguments: str,
+    settings: dict | None = None,
+    program: tuple[str, ...] = (),
+    directory: Path = ROOT,
+    **environment: str,
 ) -> Iterator[ServerProcess]:
     """
     Start a server on a free port, wait until it is ready, and kill it at the end if it is still there.
@@ -123,6 +128,7 @@ def server_process(
         arguments: options of `vcp-clip serve`.
         settings: fields of ServerSettings that the command line has no option for.
         program: what Python runs instead of the command line.
+        directory: working directory of the process.
     """
     if settings is not None:
         program = ("-m", "tests.server.serve_run", json.dumps({"token": TOKEN, **settings}), str(folder / "recipes"))
@@ -134,7 +140,7 @@ def server_process(
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "VCP_CLIP_TOKEN": TOKEN, **environment}
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [sys.executable, *program, *options], stderr=file, stdout=file, cwd=ROOT, env=variables
+            [sys.executable, *program, *options], stderr=file, stdout=file, cwd=directory, env=variables
         )
     try:
         server = ServerProcess(process, _wait_for_port(process, log), log, list(arguments))

@@ -11,7 +11,7 @@ from vcp_clip_hf.server.app import create_app
 from vcp_clip_hf.server.settings import ServerSettings
 
 
-# Pictures, and bytes that are none
+# Images, and bytes that are not an image
 FILES = strategies.one_of(
     strategies.builds(png, seed=strategies.integers(0, 20), width=strategies.integers(4, 200)),
     strategies.binary(max_size=300),
@@ -20,7 +20,7 @@ for kind in ("image/png", "image/jpeg", "application/octet-stream"):
     schemathesis.openapi.media_type(kind, FILES)
 
 API = schemathesis.openapi.from_dict(create_app(lambda: None, ServerSettings(token=TOKEN)).openapi())
-# Whether bytes are an image, OpenAPI cannot say: random ones are valid by the description, and are refused
+# OpenAPI cannot express that bytes are an image: random bytes are valid by the description, and are refused
 UNDECIDABLE = [checks.positive_data_acceptance]
 
 

@@ -126,7 +126,7 @@ def test_requests_of_clients_that_are_gone_are_not_computed(queue, engine):
     asyncio.run(give_up())
     with pytest.raises(TimeoutError):
         queue.submit_blocking(request(width=98), timeout=0.01)
-    futures = [queue.accept(request()) for _ in range(6)]  # those that are gone take no place
+    futures = [queue.accept(request()) for _ in range(6)]  # cancelled requests do not count in the queue
     assert queue.statistics().dropped == 2
     futures[0].cancel()
     engine.open_gate.set()
@@ -239,7 +239,7 @@ def test_nothing_is_kept_of_requests_and_results(queue):
 def test_an_observer_that_fails_stops_nothing(engine, caplog):
     queue = BatchingQueue(engine, on_batch=lambda report: 1 / 0)
     assert queue.submit_blocking(request()) and queue.submit_blocking(request())
-    assert queue.stop() and "The observer of batches failed" in caplog.text
+    assert queue.stop() and "The function on_batch failed" in caplog.text
 
 
 @pytest.mark.parametrize(

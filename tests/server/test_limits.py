@@ -49,7 +49,7 @@ def test_bytes_are_counted_while_they_arrive():
 
 def test_an_announced_size_is_enough_to_refuse():
     with pytest.raises(HTTPException, match="has 11 bytes") as error:
-        # this client waits for "100 Continue", and nothing may be read from it
+        # this client waits for "100 Continue", so nothing may be read from it
         receive_through([], {"content-length": "11", "expect": "100-continue"})
     assert error.value.status_code == 413
     with pytest.raises(HTTPException, match="has 11 bytes"):

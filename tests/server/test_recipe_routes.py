@@ -182,7 +182,7 @@ def test_what_is_not_there(client):
 
 
 def test_a_disk_that_takes_nothing_more(tmp_path):
-    """The limit of the file size is one that root, too, cannot pass."""
+    """Simulate a full disk by the limit of the file size, which also holds for root."""
     limited = (
         "-c",
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"

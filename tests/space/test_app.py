@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 import zipfile
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
-from tests.space.conftest import count_forwards
+from tests.space.conftest import count_forwards, picture
 
 
 # Fixtures import Gradio: without it, this file is still collected, and deselected (see pyproject.toml)
@@ -235,6 +236,37 @@ def test_a_visit(browser, server, files, tmp_path):
     assert float(level.get_attribute("value")) == pytest.approx(threshold, abs=1e-3)
     foreign = {each for each in browser.requests() if not each.startswith((url, "data:", "blob:"))}
     assert not foreign
+
+
+def test_the_same_over_http_is_copied(browser, server, tmp_path):
+    url, _ = server
+    name = "it's; $(x) @1.png"
+    picture().save(tmp_path / name)
+    browser.shown("input[type=file]")[0].send_keys(str(tmp_path / name))
+    browser.wait_for("#answer", f"{name}: score")
+    assert not any(each.is_displayed() for each in browser.find("#request-commands")), "closed at first"
+    browser.find("#http > button")[0].click()
+    browser.wait_for("#start-commands", "vcp-clip serve --model ./checkpoint")
+    field = shlex.quote(f'image=@"{name}"')
+    browser.wait_for("#request-commands", field)
+    assert "PUT" not in browser.find("#request-commands")[0].text, "the checkpoint has no thresholds"
+
+    browser.find("#threshold input[type=range]")[0].send_keys("\ue012" * 100)  # to the left
+    browser.wait_for("#request-commands", '{"threshold": 0.4, "image_threshold": 0.4, "min_area": 0}')
+    area = browser.find("#min-area input")[0]
+    area.send_keys("\ue0037")  # in the place of 0
+    browser.wait_for("#request-commands", '"min_area": 7}')
+    browser.assert_fits("http")
+
+    permissions = {"origin": url.rstrip("/"), "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+    browser.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
+    (copy,) = browser.find("#request-commands button")
+    assert copy.get_attribute("aria-label") or copy.get_attribute("title")
+    copy.click()
+    browser.wait(lambda: "PUT" in browser.run("navigator.clipboard.readText()"), "the copy")
+    put, post, overlay = browser.run("navigator.clipboard.readText()").split(" &&\n")
+    assert "/v1/recipes/demo-page" in put and field in post and field in overlay
+    assert post.endswith("/v1/segment?recipe=demo-page&include=regions'")
 
 
 def test_a_broken_file_is_a_message(browser, tmp_path):

@@ -28,7 +28,7 @@ def test_the_threshold_is_read_from_the_kept_map(inspector, pipe, session, files
     assert len(calls) == 1
     level = float(np.quantile(session.segmented.anomaly_map, 0.8))
     for threshold, min_area in ((level, 0), (level, 40), (0.0, 0), (1.0, 0)):
-        same, text, (original, marked), scale, regions = inspector.set_threshold(session, threshold, min_area)
+        same, text, (original, marked), scale, regions, _ = inspector.set_threshold(session, threshold, min_area)
         assert same is session and len(calls) == 1, "no second forward pass"
         result = inspector.read(session)
         expected = pipe(path, threshold=threshold, min_area=min_area, regions=True, heatmap=True)
@@ -42,14 +42,14 @@ def test_the_threshold_is_read_from_the_kept_map(inspector, pipe, session, files
 
 
 def test_without_a_threshold_there_is_no_verdict(inspector, session, files):
-    _, text, pictures, scale, regions = inspector.segment(session, str(files / "part 1.png"))
+    _, text, pictures, scale, regions, _ = inspector.segment(session, str(files / "part 1.png"))
     assert "No verdict" in text and not regions and pictures is not None and scale is not None
     assert "anomalous" not in text and "normal" not in text
-    _, text, _, _, regions = inspector.set_threshold(session, 0.0, 0)
+    _, text, _, _, regions, _ = inspector.set_threshold(session, 0.0, 0)
     assert "anomalous" in text and regions
     # the picture is removed
     _, text, *rest = inspector.segment(session, None)
-    assert "Choose a picture" in text and rest == [None, None, ""]
+    assert "Choose a picture" in text and rest == [None, None, "", ""]
 
 
 def test_the_checkpoints_thresholds_are_where_it_starts(pipe, files):
@@ -64,7 +64,7 @@ def test_scores_of_another_scale_keep_their_own_threshold(pipe, files):
     inspector = Inspector(pipe)
     session = inspector.new_session()
     inspector.segment(session, str(files / "part 1.png"))
-    _, text, *_, regions = inspector.set_threshold(session, 0.0, 0)
+    _, text, *_, regions, _ = inspector.set_threshold(session, 0.0, 0)
     assert "No verdict" in text and regions, "the map has a threshold, the score has none"
     _, text, _ = inspector.calibrate(session, [str(path) for path in files.glob("*.png")], 0.5)
     assert "by eye" in text and session.threshold == 0.0
@@ -97,7 +97,7 @@ def test_mistakes_become_messages_that_show_no_folder(inspector, session, tmp_pa
     ):
         _, text, *rest = inspector.segment(session, str(tmp_path / name))
         assert words in text and 'class="message error"' in text and str(tmp_path) not in text
-        assert rest == [None, None, ""] and session.segmented is None
+        assert rest == [None, None, "", ""] and session.segmented is None
     monkeypatch.setattr(inspection, "MAX_MEGAPIXELS", 1)
     assert "damaged or truncated" in inspector.segment(session, str(tmp_path / "cut.png"))[1]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

@@ -41,13 +41,13 @@ def send(url: str, format: str, rate: int, seconds: float, stall: float = 0.0) -
 
 
 def main(url: str, format: str, rate: str, *parts: str) -> None:
-    """Send all parts; a part that finds nobody is tried again."""
+    """Send all parts; a part without a reader is sent again."""
     for part in parts:
         if part == "pause":
             time.sleep(1.0)
             continue
         for _ in range(600):
-            with contextlib.suppress(OSError):  # nobody listens yet, or the reader has gone
+            with contextlib.suppress(OSError):  # no reader yet, or the reader has disconnected
                 if part == "stall":
                     send(url, format, int(rate), 1.0, _STALL_SECONDS)
                 else:

@@ -1,4 +1,4 @@
-"""Annotated videos are playable, keep the times, and get their name when they are complete."""
+"""Annotated videos: playable, with the right times, under their name only when they are complete."""
 
 import av
 import numpy as np

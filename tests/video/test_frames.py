@@ -61,7 +61,7 @@ def test_frames_per_second_of_a_video_with_pauses():
 def test_values_out_of_range(settings):
     with pytest.raises(ValueError, match="must be a"):
         FrameChoice(**settings)
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="cannot be combined"):
         FrameChoice(every=2, fps=2)
 
 

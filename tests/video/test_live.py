@@ -106,7 +106,9 @@ def test_a_stalled_connection_is_opened_again(warnings):
     ):
         frames = [frame for batch in reader.batches(8, max_frames=30) for frame in batch]
     assert reader.reconnects == 1 and len(frames) == 30
-    assert re.search("(sent nothing for 2.0 seconds|no data came in time). Connecting again in 0.5 sec", warnings[0])
+    assert re.search(
+        "(sent nothing for 2.0 seconds|no data arrived in time). Connecting again in 0.5 sec", warnings[0]
+    )
 
 
 def test_a_source_without_frames_is_given_up(warnings):
@@ -116,7 +118,7 @@ def test_a_source_without_frames_is_given_up(warnings):
         assert list(reader.batches(8)) == []
     assert 0.9 < time.monotonic() - started < 5
     assert isinstance(reader.error, VideoError)
-    assert str(reader.error).startswith("No frame came for 1 seconds. 'rtsp://***@127.0.0.1:")
+    assert str(reader.error).startswith("No frame arrived for 1 seconds. 'rtsp://***@127.0.0.1:")
     assert len(warnings) >= 1 and "s3cret" not in f"{warnings} {reader.error}"
 
 

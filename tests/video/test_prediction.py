@@ -224,8 +224,8 @@ def test_a_live_source_that_ends_is_reported_with_what_was_recorded(predict, tmp
         summary = predict(url, every=5, input_options={"listen": "1"}, give_up=1.5, waiting_frames=9)
     assert summary.analyzed == 4 and length(tmp_path / "out" / "annotated-0001.mp4") == 4
     ((name, message),) = summary.errors
-    assert name == url and message.startswith("No frame came for 1.5 seconds.")
-    with pytest.raises(VideoError, match=r"No frame came for 0\.5 seconds"):
+    assert name == url and message.startswith("No frame arrived for 1.5 seconds.")
+    with pytest.raises(VideoError, match=r"No frame arrived for 0\.5 seconds"):
         predict(url, "other", give_up=0.5)
 
 

@@ -69,7 +69,7 @@ def open_error(source, **timeouts) -> str:
     return str(caught.value)
 
 
-def test_files_that_are_no_videos(tmp_path):
+def test_files_that_are_not_videos(tmp_path):
     (tmp_path / "empty.mp4").touch()
     assert "is an empty file" in open_error(tmp_path / "empty.mp4")
     (tmp_path / "text.mp4").write_text("This is a text. " * 100)
@@ -110,7 +110,7 @@ def test_a_server_that_does_not_answer():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         message = open_error(f"rtsp://user:s3cret@127.0.0.1:{port}/1", open_timeout=0.5)
-    assert "could not be opened as a video: no answer came in 0.5 seconds." in message and "s3cret" not in message
+    assert "could not be opened as a video: no response arrived in 0.5 seconds." in message and "s3cret" not in message
 
 
 def test_pyav_is_imported_for_videos_only(tmp_path):

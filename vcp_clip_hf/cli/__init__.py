@@ -1,7 +1,7 @@
-"""The command `vcp-clip`: predict, calibrate, evaluate, train, push, ... Verbs parse options; the work is elsewhere.
+"""The command `vcp-clip`: predict, calibrate, evaluate, train, push, ... Verbs parse options and call the library.
 
 Each verb imports what it needs, so that this package itself imports neither torch nor transformers. `vcp_clip_hf`
-imports both, so `vcp-clip --help` waits for them; `vcp-clip --version` alone does not (`vcp_clip_cli.py`).
+imports both, so `vcp-clip --help` takes as long as these imports; `vcp-clip --version` does not (`vcp_clip_cli.py`).
 """
 
 import sys

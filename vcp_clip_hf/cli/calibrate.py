@@ -67,7 +67,7 @@ def calibrate(
         bool,
         typer.Option(
             "--report",
-            help="Write OUTPUT-report/report.html: histogram, false-alarm rates, the highest normal images.",
+            help="Write OUTPUT-report/report.html: histogram, false-alarm rates, highest-scoring normal images.",
         ),
     ] = False,
 ) -> None:

@@ -195,7 +195,9 @@ AbnormalWords = Annotated[
 ]
 DefectName = Annotated[
     list[str] | None,
-    typer.Option(help="Noun for a kind of defect, e.g. 'scratch'; repeat for several. Regions get the best one."),
+    typer.Option(
+        help="Noun for a kind of defect, e.g. 'scratch'; repeat for several. Each region gets the best name."
+    ),
 ]
 MakeReport = Annotated[
     bool, typer.Option("--report", help="Write report.html into the output folder; needs the extra `report`.")

@@ -110,8 +110,8 @@ def evaluate(
         bool,
         typer.Option(
             "--report",
-            help="Write report.html into the output folder, and what it shows: curves, scores, pictures of the worst"
-            " images. Needs --output and the extra `report`.",
+            help="Write report.html into the output folder, and its data: curves, scores, the worst images. Needs"
+            " --output and the extra `report`.",
         ),
     ] = False,
 ) -> None:

@@ -69,8 +69,8 @@ def predict(
         RecordFormat,
         typer.Option(
             "--format",
-            help="Records; jsonl and csv are always written. coco, labelme and yolo add the regions as a folder for"
-            " annotation tools, to correct them there; coco also as one file.",
+            help="Format of the records; jsonl and csv are always written. coco, labelme and yolo also write a folder"
+            " with the regions, to correct them in an annotation tool; coco also writes one file.",
         ),
     ] = RecordFormat.jsonl,
     polygon_tolerance: Annotated[
@@ -116,7 +116,7 @@ def predict(
     max_frames: Annotated[int | None, typer.Option(min=1, help="Video: frames to analyze in this run.")] = None,
     annotated_video: Annotated[
         bool | None,
-        typer.Option(help="Video: write it with overlays and scores.", show_default="if overlays are"),
+        typer.Option(help="Video: write an annotated video with overlays and scores.", show_default="if overlays are"),
     ] = None,
     give_up: Annotated[
         float | None,
@@ -131,15 +131,15 @@ def predict(
     device: Device = None,
     dtype: DType = WeightType.auto,
     report: MakeReport = False,
-    overwrite: Annotated[bool, typer.Option(help="Start anew: remove the results of earlier runs first.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Remove the results of earlier runs first.")] = False,
 ) -> None:
     """
     Segment images: maps, masks, overlays, and one record per image.
 
     When the command is run again, it segments what is new, changed, failed or incomplete. With another model or other
-    settings it is refused, unless --overwrite starts anew. Images and sources that cannot be read are skipped, and
-    listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work among
-    processes.
+    settings it is refused, unless --overwrite removes the earlier results. Images and sources that cannot be read are
+    skipped, and listed at the end (exit status 1). `accelerate launch -m vcp_clip_hf.cli predict ...` divides the work
+    among processes.
 
     With --references, each image is compared with normal images of the same product as well. Thresholds then need a
     calibration with the same references (`vcp-clip calibrate --references`), which the checkpoint keeps.
@@ -148,8 +148,8 @@ def predict(
     --threshold and --image-threshold for masks and labels. A run with another set of images is refused. The cost,
     which grows with the square of the number of images, is printed first.
 
-    A video file, a network stream (rtsp://...) or a camera (/dev/video0) is the only source of a call. Frames of a
-    stream or camera that the model has no time for are dropped and counted; Ctrl-C ends it.
+    A video file, a network stream (rtsp://...) or a camera (/dev/video0) must be the only source. If the model is too
+    slow for a stream or camera, frames are dropped and counted; Ctrl-C ends the run.
     """
     from ..mutual_scoring import MutualScoring
     from ..prediction import predict_files
@@ -169,29 +169,24 @@ def predict(
         max_pixels=max_pixels,
         product_name=product_name,
     )
-    of_together = {"subset_size": subset_size, "zero_shot_weight": zero_shot_weight}
-    of_together = {name: value for name, value in of_together.items() if value is not None}
+    of_together = _given(subset_size=subset_size, zero_shot_weight=zero_shot_weight)
     if of_together and not together:
         raise typer.BadParameter("--subset-size and --zero-shot-weight need --together")
-    if together and tile_size is not None:
-        raise typer.BadParameter("--tile-size cannot be used with --together")
-    if together and references:
-        raise typer.BadParameter("--references cannot be used with --together")
-    if together and reference_weight is not None:
-        raise typer.BadParameter("--reference-weight cannot be used with --together")
-    of_video = {
-        "every": every,
-        "fps": fps,
-        "duration": duration,
-        "max_frames": max_frames,
-        "give_up": give_up,
-        "input_options": _input_options(input_option),
-        "annotated": annotated_video,
-    }
-    of_video = {name: value for name, value in of_video.items() if value is not None}
+    of_video = _given(
+        every=every,
+        fps=fps,
+        duration=duration,
+        max_frames=max_frames,
+        give_up=give_up,
+        input_options=_input_options(input_option),
+        annotated=annotated_video,
+    )
     is_video = _is_video(sources, list(of_video))
-    if together and is_video:
-        raise typer.BadParameter("--together cannot be used with a video")
+    if together:
+        if is_video:
+            raise typer.BadParameter("--together cannot be used with a video")
+        for option in _given(tile_size=tile_size, references=references or None, reference_weight=reference_weight):
+            raise typer.BadParameter(f"--{option.replace('_', '-')} cannot be used with --together")
     if is_video and record_format in (RecordFormat.labelme, RecordFormat.yolo):
         raise typer.BadParameter(f"--format {record_format.value} needs image files, not a video; save frames first")
     if report:
@@ -256,6 +251,11 @@ def predict(
         raise typer.Exit(1)
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _write_annotations(
     record_format: RecordFormat, output: Path, tolerance: float | None, is_video: bool
 ) -> list[tuple[str, str]]:
@@ -308,7 +308,7 @@ def _is_video(sources: Sequence[str], given: Sequence[str]) -> bool:
         return False
     if len(sources) > 1:
         raise typer.BadParameter(
-            f"a video is the only source of a call, with an output folder of its own; got {len(sources)} sources with"
+            f"a video must be the only source of a call, with its own output folder; got {len(sources)} sources with"
             f" {without_secrets(videos[0])}"
         )
     return True

@@ -23,16 +23,16 @@ def report(
     rows: Annotated[
         list[str] | None,
         typer.Option(
-            help="Image for a row of the grid of pictures in --figures; repeat for several.",
+            help="Image for a row of the qualitative grid in --figures; repeat for several.",
             show_default="the first six",
         ),
     ] = None,
 ) -> None:
     """
-    Write the report of finished runs: one HTML file with charts and pictures, for any browser.
+    Write the report of one or more runs: one HTML file with charts and images, for any browser.
 
-    The file needs neither a network nor a server. Small copies of the pictures are in it; links lead to the full files
-    as long as the file stays where it is relative to them. Needs the extra `report`.
+    The file needs neither a network nor a server. It contains small copies of the images; links lead to the full files
+    as long as the report stays at the same place relative to them. Needs the extra `report`.
     """
     if rows and figures is None:
         raise typer.BadParameter("--rows chooses images for the figures; give --figures too")

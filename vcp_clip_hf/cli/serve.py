@@ -15,7 +15,7 @@ from .common import Device, DType, Model, WeightType, announce_embedded, printab
 
 __all__ = ["serve"]
 
-# What the extra installs, as Python names it
+# Modules that the extra installs
 _EXTRA = ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "multipart")
 _MEBIBYTE = 2**20
 
@@ -24,7 +24,7 @@ def serve(
     context: typer.Context,
     model: Model = EMBEDDED_CHECKPOINT,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's own need a token.")
+        str, typer.Option(help="Address to listen on; an address that other machines can reach needs a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8000,
     recipes: Annotated[Path, typer.Option(file_okay=False, help="Folder of the recipes; created if missing.")] = Path(
@@ -34,7 +34,7 @@ def serve(
         Path | None,
         typer.Option(
             dir_okay=False,
-            help="File with the token that changes of recipes need; default: the variable VCP_CLIP_TOKEN.",
+            help="File with the token for changes of recipes; default: the environment variable VCP_CLIP_TOKEN.",
         ),
     ] = None,
     no_token: Annotated[
@@ -45,18 +45,23 @@ def serve(
         float, typer.Option(min=0, max=10_000, help="Time that an image waits for others, in milliseconds.")
     ] = 5.0,
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Largest number of images that wait; more are refused (503).")
+        int, typer.Option(min=1, help="Maximum number of images that wait; more are refused (503).")
     ] = 64,
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Largest body of a request, in MiB.")] = 32.0,
     max_pixels: Annotated[int, typer.Option(min=1, help="Largest image, in pixels.")] = 25_000_000,
     allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Fetch images whose URL a request names, from any address.")
+        bool,
+        typer.Option(
+            "--allow-urls", help="Allow requests with URLs of images; the server fetches them from any address."
+        ),
     ] = False,
     device: Device = None,
     dtype: DType = WeightType.auto,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the model; default: its runtime's.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the model; default: that of its runtime.")
+    ] = None,
 ) -> None:
-    """Answer images over HTTP; batches them across clients, and keeps the settings of each product as a recipe."""
+    """Serve a model over HTTP, in batches across clients; the settings of each product are stored as a recipe."""
     try:
         from ..server.app import create_app
         from ..server.authorization import read_token
@@ -96,7 +101,7 @@ def serve(
     address, number = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     typer.echo(
-        f"Listening on http://{shown}:{number} (interface: /docs); recipes in {printable(str(recipes))}", err=True
+        f"Listening on http://{shown}:{number} (documentation: /docs); recipes in {printable(str(recipes))}", err=True
     )
     run(create_app(open_parts, settings), listener, settings.header_seconds, settings.drain_seconds)
 

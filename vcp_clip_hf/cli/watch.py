@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["watch"]
 
-# Time between two lines of progress, in seconds: on a terminal, where a line replaces the former one, and in a log
+# Seconds between two lines of progress: on a terminal, where a line replaces the previous one, and in a log
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.5, 60.0
 
 
@@ -88,13 +88,13 @@ def watch(
     reference_copies: ReferenceCopies = None,
     max_reference_patches: MaxReferencePatches = None,
     settle_seconds: Annotated[
-        float, typer.Option(min=0, help="Time for which a file must be unchanged before it is read.")
+        float, typer.Option(min=0, help="Seconds for which a file must be unchanged before it is read.")
     ] = 1.0,
     give_up_seconds: Annotated[
-        float, typer.Option(min=0, help="Time for which an unreadable file must be unchanged to count as damaged.")
+        float, typer.Option(min=0, help="Seconds for which an unreadable file must be unchanged to count as damaged.")
     ] = 30.0,
     poll_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Time between two searches of the folder, for what notifications missed.")
+        float, typer.Option(min=0.1, help="Seconds between two searches of the folder, in addition to notifications.")
     ] = 5.0,
     force_polling: Annotated[
         bool, typer.Option("--force-polling", help="Compare the folder's content instead of using notifications.")
@@ -102,7 +102,7 @@ def watch(
     when_done: Annotated[
         WhenDone,
         typer.Option(
-            help="Files with a record: keep them, mark them with their record in a file beside them, or move them."
+            help="After an image is recorded: keep it, mark it by a file with the record next to it, or move it."
         ),
     ] = WhenDone.keep,
     move_to: Annotated[
@@ -119,7 +119,7 @@ def watch(
         bool, typer.Option("--webhook-overlay", help="Post the overlay too, as base64 of a JPEG file.")
     ] = False,
     webhook_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Longest time without an answer, in seconds.")
+        float, typer.Option(min=0.1, help="Longest time without a response, in seconds.")
     ] = 10.0,
     webhook_give_up: Annotated[
         float, typer.Option(min=0, help="Age in hours at which a result that cannot be posted is a dead letter.")
@@ -128,7 +128,7 @@ def watch(
         bool, typer.Option("--resend-dead-letters", help="Only post the dead letters of the output folder again.")
     ] = False,
     once: Annotated[
-        bool, typer.Option("--once", help="End after the images that are there at the start, for cron.")
+        bool, typer.Option("--once", help="End after the images that are in the folder at the start, for cron.")
     ] = False,
     batch_size: BatchSize = 8,
     device: Device = None,
@@ -137,12 +137,13 @@ def watch(
     """
     Watch a folder: segment each image once when it is completely written, record it, and post the result.
 
-    Images are taken in the order of their time of change, with the outputs of `predict`. A signal (Ctrl-C, SIGTERM)
-    ends the watch after the present batch. Run the same command again to go on: no image is lost or taken twice, also
-    after a crash. A file that is replaced is a new image.
+    Images are segmented in the order of their modification time, with the outputs of `predict`. A signal (Ctrl-C,
+    SIGTERM) ends the command after the current batch. Run the same command again to continue: no image is lost or
+    segmented twice, also after a crash. A replaced file counts as a new image.
 
-    Results that the webhook refuses, or does not take for --webhook-give-up hours, are kept in dead_letters/ of the
-    output folder; --resend-dead-letters posts them again. With --once, failed images give exit status 1.
+    Results that the webhook refuses, or that cannot be delivered for --webhook-give-up hours, are kept in
+    dead_letters/ of the output folder; --resend-dead-letters posts them again. With --once, failed images give exit
+    status 1.
     """
     from ..dead_letters import resend_dead_letters as resend
     from ..prediction_records import RECORDS
@@ -218,7 +219,7 @@ def watch(
 
 
 class _Progress:
-    """Shows counts: on a terminal on one line that is written again, in a log as a line if anything has changed."""
+    """Shows counts: on one line of a terminal, which is overwritten; in a log, as a new line if they have changed."""
 
     def __init__(self) -> None:
         self.on_terminal = sys.stderr.isatty()
@@ -238,6 +239,6 @@ class _Progress:
         self.shown = text
 
     def end(self) -> None:
-        """End the line that is written again."""
+        """End the line that is overwritten."""
         if self.on_terminal and self.shown:
             typer.echo(err=True)

@@ -1,9 +1,8 @@
-"""Metrics of many random samples of the images, from counts: how much a difference depends on the choice of images.
+"""Metrics of many random samples of the images, computed from counts, to estimate the effect of the choice of images.
 
-For each image, the counts of its pixels in bins of the score are known; or of the image itself, which is in one bin. A
-sample that draws image i w_i times has the sums of the counts, weighted with w. All metrics follow from these sums.
-The approach is the bootstrap of Efron and Tibshirani (An Introduction to the Bootstrap, 1993, chapter 13,
-percentiles).
+The input for each image is the number of its pixels in each bin of the score (or the bin of the image's own score).
+For a sample that draws image i w_i times, the counts are added with the weights w. All metrics follow from these sums.
+The method is the percentile bootstrap of Efron and Tibshirani (An Introduction to the Bootstrap, 1993, chapter 13).
 """
 
 from collections.abc import Hashable, Sequence

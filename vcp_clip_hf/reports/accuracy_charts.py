@@ -12,7 +12,7 @@ from .parts import Chart
 
 __all__ = ["CURVE_CHARTS", "best_threshold", "curve_chart", "score_chart"]
 
-# Chart -> title; (name of a curve, what it is of, metrics that may be printed with it); axes; how to read it
+# Chart -> title; (name of a curve, what it is measured on, metrics that may be printed with it); axes; how to read it
 CURVE_CHARTS: dict[str, dict[str, Any]] = {
     "roc": {
         "title": "ROC",
@@ -21,8 +21,8 @@ CURVE_CHARTS: dict[str, dict[str, Any]] = {
             ("image_roc", "images", ("image_auroc",)),
         ),
         "axes": ("False positive rate", "True positive rate"),
-        "reading": "Each point is a threshold: the part of the abnormal that is found, over the part of the normal"
-        " that is marked too. The area is AUROC; 50 is chance.",
+        "reading": "Each point is a threshold: the fraction of the abnormal pixels (or images) that is found, over the"
+        " fraction of the normal ones that is marked too. The area is AUROC; 50 is chance.",
     },
     "precision_recall": {
         "title": "Precision and recall",
@@ -31,18 +31,18 @@ CURVE_CHARTS: dict[str, dict[str, Any]] = {
             ("image_precision_recall", "images", ("image_ap",)),
         ),
         "axes": ("Recall", "Precision"),
-        "reading": "Of what is marked, the part that is abnormal, over the part of the abnormal that is found. The"
-        " area is AP; chance is the part of the abnormal in all.",
+        "reading": "The fraction of the marked pixels (or images) that is abnormal, over the fraction of the abnormal"
+        " ones that is found. The area is AP; chance is the fraction of all pixels (or images) that is abnormal.",
     },
     "pro": {
         "title": "Region overlap (PRO)",
         "curves": (("pixel_pro", "regions", ("pixel_pro", "pixel_pro_200")),),
         "axes": ("False positive rate of the pixels", "Mean overlap of the regions"),
-        "reading": "The found part of a region, as a mean over regions of any size, up to the limit of the false"
-        " positive rate. PRO is the area up to the limit, divided by the limit.",
+        "reading": "The fraction of a region that is found, averaged over regions of any size, up to the limit of the"
+        " false positive rate. PRO is the area up to the limit, divided by the limit.",
     },
 }
-_STEPS = " The PRO of 200 steps is estimated from 200 thresholds, as in published tables, and not from this curve."
+_STEPS = " PRO (200 steps) is estimated from 200 thresholds, as in published tables, and not from this curve."
 
 
 def curve_chart(
@@ -142,11 +142,13 @@ def score_chart(images: Sequence[Mapping[str, Any]], name: str, figures: FigureF
     )
     if best is None:
         return Chart(
-            as_svg(figure), alt, "Scores of the images. There is only one kind, so that no threshold is best."
+            as_svg(figure),
+            alt,
+            "Scores of the images. They are all normal or all anomalous, so there is no best threshold.",
         )
     caption = (
-        f"Scores of normal and anomalous images. The line is the threshold of the best F1 ({100 * best[0]:.1f}), found"
-        " on these very images: a threshold for use comes from vcp-clip calibrate and other normal images."
+        f"Scores of normal and anomalous images. The line is the threshold of the best F1 ({100 * best[0]:.1f}) on"
+        " these images. For use, compute a threshold with vcp-clip calibrate on other normal images."
     )
     movable = movable_threshold(
         figure, threshold, groups, name=name, start=f"At the threshold of the best F1, {threshold:.4g}:"

@@ -19,7 +19,7 @@ from .several_runs import named_runs, runs_and_settings
 
 __all__ = ["Published", "report_evaluations"]
 
-# Rows of tables and of pictures; beyond them, the page would open slowly
+# Maximum numbers of rows of tables and of images; with more, the page would open slowly
 _MOST_ROWS, _MOST_PICTURES = 500, 60
 _Runs = Mapping[str, EvaluationFiles]
 # Name of a run, dataset and product -> metric -> published value in percent
@@ -58,7 +58,7 @@ def report_evaluations(
     lacking = [Text(f"{name}: {each.missing}", "note") for name, each in read.items() if each.missing]
     if len(detailed) < 2:
         sections.append(
-            Section("Differences", "", [*lacking, Text("Two runs with details can be compared in detail.")])
+            Section("Differences", "", [*lacking, Text("Details are compared only if at least two runs have them.")])
         )
         return _title(names), "", sections
     common = _common_images(detailed)
@@ -150,11 +150,11 @@ def _differences(runs: _Runs, common: Sequence[ImageKey], lacking: Sequence[Part
     ]
     parts += [Text(note) for note in dict.fromkeys(notes)]
     explanation = (
-        "On the images that both runs have. The interval says how much the difference depends on the choice of images:"
-        f" {RESAMPLES} times, images were drawn with replacement within each product and label (seed {SEED}, the same"
-        f" draws for both runs), and it has the middle {100 * COVERAGE:.0f} % of the differences. A difference is"
-        " clear if the interval leaves out 0. With fewer than about 20 normal or 20 anomalous images, an interval is"
-        " rough. It does not say how much a difference depends on the products or on the seed of a training."
+        "Differences on the images that both runs have. The interval shows how much a difference depends on the choice"
+        f" of images: {RESAMPLES} times, images were drawn with replacement within each product and label (seed"
+        f" {SEED}, the same draws for both runs), and the interval covers the middle {100 * COVERAGE:.0f} % of the"
+        " differences. A difference is clear if the interval does not contain 0. With fewer than about 20 normal or 20"
+        " anomalous images, an interval is imprecise. It does not cover other products or other seeds of a training."
     )
     return Section("Differences", explanation, parts)
 
@@ -216,7 +216,7 @@ def _parts_of(values: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
 
 
 def _judged(runs: _Runs, common: Sequence[ImageKey]) -> dict[ImageKey, list[tuple[float, bool | None]]]:
-    """Return score and verdict of each run for each common image; a verdict is that of the best F1 of the product."""
+    """Return score and verdict of each run for each common image; verdicts are at the product's best F1."""
     found: dict[ImageKey, list[tuple[float, bool | None]]] = {key: [] for key in common}
     for run in runs.values():
         keyed = keyed_images(run)
@@ -269,8 +269,8 @@ def _verdicts(runs: _Runs, common: Sequence[ImageKey]) -> Section:
         parts.append(Text("All runs have the same verdict for every image."))
     return Section(
         "Where verdicts differ",
-        "Scores of different checkpoints have different scales. So each run is judged at its own image threshold,"
-        " that of the best F1 of the product, which makes every run look as good as it can.",
+        "Scores of different checkpoints have different scales. So the verdicts of each run are at its own image"
+        " threshold with the best F1 of the product. These are the best verdicts that a run can have.",
         parts,
     )
 
@@ -299,15 +299,15 @@ def _pictures(runs: _Runs, common: Sequence[ImageKey]) -> Section:
 
     chosen = sorted(having, key=order)[:_MOST_PICTURES]
     rows = [_grid_row(runs, key, images[key], judged[key]) for key in chosen]
-    columns = ["picture", "ground truth", *runs]
+    columns = ["image", "ground truth", *runs]
     grid = PictureGrid(
         columns, rows, "The same images in all runs: overlays, with the mask at each run's best F1 of the pixels"
     )
     text = (
-        f"{len(rows)} of {len(common)} images, those with different verdicts first. A run has kept the pictures of its"
-        " worst images only."
+        f"{len(rows)} of {len(common)} images, those with different verdicts first. A run has stored only its worst"
+        " images."
     )
-    return Section("Side by side", text, [grid if rows else Text("No run has kept pictures.")])
+    return Section("Side by side", text, [grid if rows else Text("No run has stored images.")])
 
 
 def _grid_row(
@@ -323,7 +323,7 @@ def _grid_row(
         return next((each[view] for each in views.values() if view in each), "")
 
     truth = image.get("defect") or ("anomalous" if label else "normal")
-    cells = [(first_of("Picture"), ""), (first_of("Ground truth") or first_of("Picture"), truth)]
+    cells = [(first_of("Image"), ""), (first_of("Ground truth") or first_of("Image"), truth)]
     for name, each in zip(runs, judged, strict=True):
         verdict = _verdict(*each, label)
         words = verdict.text if isinstance(verdict, Cell) else f"{verdict:.4g}"

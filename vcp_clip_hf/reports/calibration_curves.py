@@ -1,4 +1,4 @@
-"""What other thresholds would do: false alarms of normal images, and F1 if there are images with defects."""
+"""Results at other thresholds: false alarms of normal images, and F1 if there are images with defects."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .page import Section, Table
 __all__ = ["show_defect_rates", "show_false_alarm_rates"]
 
 _X_LABEL = "Threshold"
-# Rates of the table, beside the requested one
+# Rates of the table, in addition to the requested one
 _RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
@@ -40,7 +40,7 @@ def show_false_alarm_rates(
         Line("guaranteed for new normal images", places, 100 * (above + 1) / (count + 1)),
         Line("of these images", places, 100 * above / count),
     ]
-    # rates near the requested one are what is chosen from
+    # users choose among rates near the requested one
     highest = min(102.0, max(20.0, 400 * image["false_alarm_rate"], 200 * image["false_alarm_bound"]))
     room = max(0.02 * float(np.ptp(ordered)), 0.01)
     shown = places[100 * (above + 1) / (count + 1) <= highest]
@@ -56,9 +56,9 @@ def show_false_alarm_rates(
     )
     return Section(
         "False alarms",
-        "A higher threshold gives fewer false alarms and misses more defects. The guarantee lies above the part of"
-        f" these images that is flagged, because {count} images can promise no less than {1 / (count + 1):.2%}. More"
-        " normal images bring the two lines together.",
+        "A higher threshold gives fewer false alarms and misses more defects. The guaranteed rate is above the rate of"
+        f" these images, because {count} images cannot guarantee a rate below {1 / (count + 1):.2%}. With more normal"
+        " images, the two lines are closer.",
         [chart, _other_rates(calibration, ordered)],
     )
 
@@ -124,7 +124,7 @@ def show_defect_rates(
         "Precision and recall",
         "Precision is the part of the flagged images that have a defect; recall is the part of the defects that are"
         " flagged. A higher threshold flags fewer images: recall falls, and precision mostly rises. F1 is highest"
-        " where both are high; on a broad top the exact threshold matters little. Where a missed defect costs more"
+        " where both are high; if its peak is broad, the exact threshold matters little. If a missed defect costs more"
         " than a false alarm, a lower threshold is better than the best F1: give it as --threshold.",
         [chart],
     )

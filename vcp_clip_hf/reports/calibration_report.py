@@ -1,4 +1,4 @@
-"""The report of `vcp-clip calibrate --report`: where the threshold lies, what it promises, and which images set it."""
+"""The report of `vcp-clip calibrate --report`: the threshold, what it guarantees, and the images that determine it."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -20,14 +20,15 @@ __all__ = ["report_calibration"]
 
 _NAMES = {0: "normal", 1: "anomalous"}
 _SCORES_OF_NORMAL_IMAGES = (
-    "Each image counts at its score. The threshold should lie to the right of the bulk of the normal images, in a gap"
-    " or in a thin tail. Two hills, or single images far to the right, mean that some of these images are not like the"
-    " others: look at them below. Moving the threshold counts again; the checkpoint keeps the calibrated one."
+    "The number of images at each score. The threshold should be to the right of most normal images, in a gap or in a"
+    " thin tail. Two peaks, or single images far to the right, mean that some of these images differ from the others:"
+    " look at them below. If the threshold is moved, the images are counted again; the checkpoint keeps the calibrated"
+    " threshold."
 )
 _SCORES_OF_ALL_IMAGES = (
-    "Each image counts at its score. The further the normal images and those with defects lie apart, the less the"
-    " exact threshold matters. Where they overlap, no threshold is right for all. Moving the threshold counts again;"
-    " the checkpoint keeps the calibrated one."
+    "The number of images at each score. The larger the gap between normal images and images with defects, the less"
+    " the exact threshold matters. If they overlap, no threshold is right for all of them. If the threshold is moved,"
+    " the images are counted again; the checkpoint keeps the calibrated threshold."
 )
 
 
@@ -71,7 +72,7 @@ def _with_verdict(record: dict[str, Any], threshold: float) -> dict[str, Any]:
 
 
 def _scores_by_label(scored: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Return the scores of each kind of images that there is."""
+    """Return the scores of the normal images and, if there are any, of the anomalous ones."""
     scores = {name: [each["score"] for each in scored if each["truth"] == name] for name in _NAMES.values()}
     return {name: values for name, values in scores.items() if values}
 
@@ -98,7 +99,7 @@ def _overview(facts: dict[str, Any], scored: Sequence[dict[str, Any]]) -> Sectio
         parts.append(
             Text(
                 "The guarantee holds on average over calibrations, if the images to come are like these: same product,"
-                " camera, light and position. It says nothing about how many defects are found.",
+                " camera, light and position. It does not say how many defects are found.",
                 "note",
             )
         )
@@ -106,7 +107,7 @@ def _overview(facts: dict[str, Any], scored: Sequence[dict[str, Any]]) -> Sectio
         parts.append(
             Text(
                 "The threshold has the best F1 on these images, so F1 on new images will be lower. It depends on how"
-                " many of the images have defects, and promises no rate of false alarms.",
+                " many of the images have defects, and does not guarantee a false-alarm rate.",
                 "note",
             )
         )
@@ -131,21 +132,21 @@ def _scores(facts: dict[str, Any], scored: Sequence[dict[str, Any]], figures: Pa
 
 
 def _galleries(facts: dict[str, Any], scored: Sequence[dict[str, Any]], page: Path, progress: bool) -> list[Section]:
-    """Show the images nearest to a wrong verdict, of each kind."""
+    """Show the normal images with the highest scores, and the images with defects with the lowest ones."""
     sections = []
     for truth, title, explanation in (
         (
             "normal",
-            "Highest normal images",
-            "Are they really normal? One overlooked defect among them raises the threshold, and hides defects like it."
-            " If an image does not belong here, remove it and calibrate again. If the maps point at the background or"
-            " at reflections, a region of interest or references may help.",
+            "Normal images with the highest scores",
+            "Are they really normal? A single overlooked defect raises the threshold, so that similar defects are"
+            " missed. If an image has a defect, remove it and calibrate again. If the maps are bright in the"
+            " background or at reflections, a region of interest or references may help.",
         ),
         (
             "anomalous",
-            "Lowest images with defects",
-            "The defects that are missed first. If the maps do not point at the defect, no threshold helps: try other"
-            " prompts, larger images or tiles, or references.",
+            "Images with defects, lowest scores",
+            "These defects are missed first. If the map is dark at the defect, no threshold helps: try other prompts,"
+            " larger images or tiles, or references.",
         ),
     ):
         kept = [each for each in scored if each["truth"] == truth and "map" in each]
@@ -162,18 +163,18 @@ def _all_images(scored: Sequence[dict[str, Any]]) -> Section:
     columns = ["Image", "Given as", "Score", "At the threshold"]
     rows = [[each["image"].removeprefix(folder), each["truth"], each["score"], each["label"]] for each in ordered]
     shown = Table(columns, rows, f"Images in {folder}" if folder else "", sortable=True)
-    return Section("All images", "Every image that set the threshold.", [shown])
+    return Section("All images", "Every image that the threshold was computed from.", [shown])
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    """Return the folder that all paths share, with a slash at its end; nothing if it is the root or there is none."""
+    """Return the folder that all paths share, with a slash at its end; "" if it is the root or there is none."""
     folders = [path.split("/")[:-1] for path in paths]
     common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))]
     return "/".join([*common, ""]) if len(common) > 1 else ""
 
 
 def _left_out(facts: dict[str, Any], records: Sequence[dict[str, Any]]) -> Section | None:
-    """Show what took no part, with the reason of each."""
+    """Show the images and sources that were not used, with the reasons."""
     rows = [
         [each["image"], each["left_out"] if "left_out" in each else failure_sentence(each)]
         for each in records
@@ -182,13 +183,13 @@ def _left_out(facts: dict[str, Any], records: Sequence[dict[str, Any]]) -> Secti
     rows += [[source, reason] for source, reason in facts.get("problems", [])]
     if not rows:
         return None
-    explanation = "These took no part in the calibration; the guarantee counts only the images that did."
+    explanation = "These were not used in the calibration, and the guarantee does not include them."
     return Section("Left out", explanation, [Table(["Image or source", "Reason"], rows)])
 
 
 def _settings(facts: dict[str, Any]) -> Section:
     explanation = (
-        "The thresholds hold for results with these settings; with others, results have no label and no mask."
+        "The thresholds are valid for these settings; with other settings, results have no label and no mask."
     )
     measured_with = facts["calibration"].get("settings", {})
     pairs = [(name, "not set" if value is None else str(value)) for name, value in measured_with.items()]

@@ -48,7 +48,7 @@ __all__ = [
     "save_figure",
 ]
 
-# Okabe and Ito, in an order of falling contrast with white; yellow is left out
+# Colors of Okabe and Ito in order of decreasing contrast with white; yellow is left out
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GROUP_COLORS = {"normal": "#0072B2", "anomalous": "#D55E00", "unlabeled": "#767676"}
 _HATCHES = {"normal": "", "anomalous": "////", "unlabeled": ""}
@@ -82,7 +82,7 @@ _STYLE = {
     "lines.markersize": 3.5,
     "pdf.fonttype": 42,  # TrueType, which publishers ask for
     "svg.hashsalt": "vcp-clip-hf",
-    "text.parse_math": False,  # a name with dollar signs is a name
+    "text.parse_math": False,  # dollar signs in names do not mark formulas
     "xtick.color": "#444444",
     "xtick.labelsize": 7,
     "ytick.color": "#444444",
@@ -126,7 +126,7 @@ def chart_style(**settings: object) -> Iterator[None]:
 
     own = {name.replace("_", ".", 1): value for name, value in settings.items()}
     with matplotlib.rc_context({**_STYLE, **own}), warnings.catch_warnings():
-        # names in scripts that matplotlib's font lacks; a browser shows them with its own
+        # matplotlib's font lacks characters of some scripts; a browser shows them with its own fonts
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -464,7 +464,7 @@ def save_figure(figure: "Figure", folder: Path, name: str, widths: Sequence[str]
 
 
 def _resized(figure: "Figure", width: str) -> "Figure":
-    """Return a copy of a figure in another width, with its parts placed anew."""
+    """Return a copy of a figure in another width, with a new layout of its parts."""
     if math.isclose(figure.get_figwidth(), _INCHES[width]):
         return figure
     resized = copy.deepcopy(figure)

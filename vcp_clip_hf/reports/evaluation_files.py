@@ -18,15 +18,13 @@ from .thumbnails import placeholder
 
 __all__ = ["VIEWS", "EvaluationFiles", "read_evaluation", "views_of"]
 
-_NO_DETAILS = (
-    "There are no curves, scores and pictures in this folder; vcp-clip evaluate --report writes them with the results."
-)
+_NO_DETAILS = "This folder has no curves, scores and images; vcp-clip evaluate --report writes them with the results."
 _OTHER_DETAILS = (
-    f"The folder {DETAILS!r} belongs to another evaluation than results.json, so that curves, scores and pictures are"
-    " left out. Evaluate again with --report."
+    f"The folder {DETAILS!r} belongs to another evaluation than results.json, so curves, scores and images are left"
+    " out. Evaluate again with --report."
 )
 # View of a picture -> its file in `images.jsonl`
-VIEWS = {"Picture": "image", "Ground truth": "truth", "Map": "map", "Overlay": "overlay"}
+VIEWS = {"Image": "image", "Ground truth": "truth", "Map": "map", "Overlay": "overlay"}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class FigureFolder:
         self._taken: set[str] = set()
 
     def save(self, figure: "Figure", *names: str) -> None:
-        """Write a figure to files that are called after it, such as a product and a chart."""
+        """Write a figure to files named after `names`, such as a product and a chart."""
         if self.folder is None:
             return
         stem = "-".join(re.sub(r"[^\w]+", "_", name)[:60] for name in names) or "_"
@@ -46,7 +46,7 @@ def make_chart(figure: "Figure", name: str, alt: str, figures: Path | None = Non
     Args:
         figure (`matplotlib.figure.Figure`): figure to show.
         name (`str`): name of the files, without width and ending.
-        alt (`str`): what the chart says, for people who cannot see it.
+        alt (`str`): description of the chart, for readers who cannot see it.
         figures (`Path`, *optional*): folder for the figures of papers.
         fields: further fields of [`Chart`].
     """

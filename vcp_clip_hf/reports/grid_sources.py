@@ -57,7 +57,7 @@ def grid_source(run: Run) -> GridSource:
         run ([`Run`]): run of `predict` or `evaluate`.
 
     Raises:
-        ValueError: another kind of run, or one without pictures; the sentence says how to get them.
+        ValueError: another kind of run, or a run without images; the message says how to get them.
     """
     if run.kind == "predict":
         return _Prediction.read(run.folder)
@@ -122,7 +122,7 @@ class _Evaluation:
             if "pictures" in each
         }
         if not images:
-            raise ValueError(read.missing or f"{folder} has no pictures. Evaluate again with --report.")
+            raise ValueError(read.missing or f"{folder} has no images. Evaluate again with --report.")
         return cls(folder, images)
 
     @property
@@ -160,7 +160,7 @@ def find_rows(sources: Sequence[GridSource], requested: Sequence[str], most: int
     """
     common = [name for name in sources[0].names if all(name in source.names for source in sources[1:])]
     if not common:
-        raise ValueError("The runs have no image with pictures in common, so there is no grid.")
+        raise ValueError("The runs have no stored image in common, so there is no grid.")
     return [_found(each, common) for each in requested] or common[:most]
 
 
@@ -173,7 +173,7 @@ def _found(requested: str, names: Sequence[str]) -> str:
     if len(ends) == 1:
         return ends[0]
     listed = ", ".join(ends or names[:8]) + (", ..." if len(ends or names) > 8 else "")
-    what = "is not one image" if ends else "is not among the images that all runs have pictures of"
+    what = "is not one image" if ends else "is not among the images that all runs have stored"
     raise ValueError(f"--rows {requested!r} {what}: {listed}.")
 
 

@@ -27,7 +27,7 @@ __all__ = [
 @dataclass(frozen=True)
 class Cell:
     """
-    A cell of a table whose text is not just its value.
+    A cell of a table with a text that differs from its value.
 
     Args:
         text (`str`): shown text.
@@ -96,7 +96,7 @@ class MovableThreshold:
     units_per_score: float
     always_normal: Mapping[str, int] = field(default_factory=dict)
     recorded: Mapping[str, int] = field(default_factory=dict)
-    start: str = "As the run judged:"
+    start: str = "Verdicts of the run:"
     name: str = "threshold"
     step: float = 0.0001
     line: str = "threshold-line"
@@ -109,7 +109,7 @@ class Chart:
 
     Args:
         figure_svg (`str`): SVG text of [`as_svg`]; it is written to the page unchanged.
-        alt (`str`): what the chart says, for people who cannot see it.
+        alt (`str`): description of the chart, for readers who cannot see it.
         caption (`str`, *optional*): text below the chart.
         table ([`Table`], *optional*): the numbers of the chart, collapsed below it.
         threshold ([`MovableThreshold`], *optional*): a slider below the chart.
@@ -129,7 +129,7 @@ class View:
     One of several views of an image.
 
     Args:
-        name (`str`): "Picture", "Overlay", "Map", "Mask", "Ground truth", ...
+        name (`str`): "Image", "Overlay", "Map", "Mask", "Ground truth", ...
         thumbnail (`str`): data URI of [`thumbnail`].
         href (`str`, *optional*): link to the full file, see [`link_to`].
     """
@@ -149,7 +149,7 @@ class Picture:
         views (`Sequence[View]`): views; the tile shows the first.
         score (`float`, *optional*): score that the gallery is sorted by.
         label (`str`, *optional*): verdict, "normal" or "anomalous".
-        truth (`str`, *optional*): what the image is, "normal" or "anomalous", if that is known.
+        truth (`str`, *optional*): label of the image in the dataset, "normal" or "anomalous", if it is known.
         product (`str`, *optional*): product that the gallery can be filtered by.
         failure (`str`, *optional*): sentence that says why there is no result.
         facts (`Sequence[tuple[str, str]]`, *optional*): name and value of further facts, shown in the dialog.
@@ -170,7 +170,7 @@ class Picture:
 @dataclass(frozen=True)
 class Gallery:
     """
-    Pictures that are opened with a click or the keyboard.
+    Images that are opened with a click or the keyboard.
 
     Args:
         pictures (`Sequence[Picture]`): pictures in the order in which they are shown at first.
@@ -178,9 +178,9 @@ class Gallery:
         controls (`bool`, *optional*, defaults to `True`):
             Whether the gallery can be sorted, searched and filtered by label, product and failure.
         threshold (`str`, *optional*): name of the [`MovableThreshold`] that its verdicts follow.
-        product_title (`str`, *optional*): what the products of the pictures are called.
+        product_title (`str`, *optional*): word for the products of the images, such as "Folder".
         first_view (`str`, *optional*): name of the view that the tiles show at first; default: each picture's first.
-        order (`str`, *optional*): name of the order in which the pictures are given.
+        order (`str`, *optional*): name of the order of `pictures`.
     """
 
     pictures: Sequence[Picture]
@@ -229,7 +229,7 @@ class Facts:
 @dataclass(frozen=True)
 class KeyNumbers:
     """
-    The few numbers that a reader looks for first, in large type.
+    The most important numbers, in large type.
 
     Args:
         pairs (`Sequence[tuple[str, Value]]`): number, and the words below it.

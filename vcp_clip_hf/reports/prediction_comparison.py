@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["mask_overlap", "report_predictions"]
 
-# Rows of tables and of pictures; beyond them, the page would open slowly
+# Maximum numbers of rows of tables and of images; with more, the page would open slowly
 _MOST_ROWS, _MOST_PICTURES = 500, 60
 
 
@@ -165,8 +165,8 @@ def _verdicts(runs: Sequence[_PredictRun], common: Sequence[str], overlaps: Mapp
     else:
         parts.append(Text("No image has different verdicts."))
     explanation = (
-        "Each run judges with its own thresholds. IoU is the area that both masks mark over the area that one of them"
-        " marks; two empty masks have 1."
+        "The verdicts of each run are those with its own thresholds. IoU is the area that both masks mark, divided by"
+        " the area that at least one of them marks; for two empty masks, it is 1."
     )
     return Section("Where verdicts differ", explanation, parts)
 
@@ -201,7 +201,7 @@ def _scores(runs: Sequence[_PredictRun], common: Sequence[str], figures: FigureF
         alt = f"Scores of {len(common)} images in {first.name} and {run.name}; {int(differing.sum())} other verdicts"
         caption = f"Each mark is an image. {int(differing.sum())} of {len(common)} have another verdict in {run.name}."
         parts.append(Chart(as_svg(figure), alt, caption))
-    text = "Scores of different checkpoints have different scales; their order can be compared."
+    text = "Scores of different checkpoints have different scales; only the order of the images can be compared."
     return Section("Scores", text, parts)
 
 
@@ -242,10 +242,10 @@ def _pictures(
         views = [{view.name: view.thumbnail for view in picture.views} for picture in pictures]
         shown = [each.get("Overlay") or each.get("Map") or each.get("Mask", "") for each in views]
         cells = [(source, _words(run.records[image])) for source, run in zip(shown, runs, strict=True)]
-        rows.append((runs[0].records[image]["image"], [(views[0].get("Picture", ""), ""), *cells]))
-    grid = PictureGrid(["picture", *(run.name for run in runs)], rows, "The same images in all runs")
+        rows.append((runs[0].records[image]["image"], [(views[0].get("Image", ""), ""), *cells]))
+    grid = PictureGrid(["image", *(run.name for run in runs)], rows, "The same images in all runs")
     text = (
-        f"{len(rows)} of {len(common)} images: different verdicts first, then the masks that overlap least, or without"
-        " masks the scores that differ most."
+        f"{len(rows)} of {len(common)} images: first those with different verdicts, then those whose masks overlap"
+        " least or, without masks, whose scores differ most."
     )
     return Section("Side by side", text, [grid])

@@ -97,14 +97,14 @@ class _Maker:
         )
 
     def _views(self, record: Mapping[str, Any]) -> Iterator[View]:
-        """Yield the views that there are; the overlay is drawn anew, without the color bar of its file."""
+        """Yield the views that exist; the overlay is drawn from the map, without the color bar of its file."""
         side, links = self.longer_side, {kind: self._link(record, kind) for kind in ("overlay", "map", "mask")}
         picture = self._picture(record)
         anomaly_map = self._read(record, "map", read_map)
         mask = self._read(record, "mask", read_mask)
         if picture is not None:
             picture = shrunk(picture, side) if isinstance(picture, Image.Image) else picture
-            yield View("Picture", _shown(thumbnail, picture, side), self._link_to_image(record))
+            yield View("Image", _shown(thumbnail, picture, side), self._link_to_image(record))
         if isinstance(picture, Image.Image) and isinstance(anomaly_map, np.ndarray):
             yield View("Overlay", thumbnail(draw_overlay(picture, anomaly_map, mask), side), links["overlay"])
         elif "overlay" in record:
@@ -117,7 +117,7 @@ class _Maker:
             yield View("Mask", _shown(mask_thumbnail, mask, side), links["mask"])
 
     def _picture(self, record: Mapping[str, Any]) -> Image.Image | str | None:
-        """Return the image, why it cannot be shown, or `None` for a frame of a video, which has no file."""
+        """Return the image, the reason why it cannot be shown, or `None` for a video frame, which has no file."""
         if "video" in record:
             return None
         file = self._image_file(record)
@@ -160,7 +160,7 @@ class _Maker:
 
 
 def _shown(make: Callable[[Any, int], str], found: Any, longer_side: int) -> str:
-    """Return the thumbnail of what was found, or a placeholder with the words why not."""
+    """Return the thumbnail of an image or array, or a placeholder with the reason why there is none."""
     return placeholder(found, longer_side) if isinstance(found, str) else make(found, longer_side)
 
 
@@ -193,7 +193,7 @@ def failure_sentence(record: Mapping[str, Any]) -> str:
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what the viewer says about an image, beside verdict and score."""
+    """Return what the viewer shows about an image in addition to verdict and score."""
     facts = [("File", record["image"])]
     if "time_seconds" in record:
         facts.append(("Time in the video", f"{record['time_seconds']:.2f} s"))

@@ -21,29 +21,30 @@ from .usable_records import read_usable
 
 __all__ = ["report_prediction"]
 
-# Pictures and lines of tables; beyond them, the page would open slowly
+# Maximum numbers of images and of rows in tables; with more, the page would open slowly
 _MOST_PICTURES, _MOST_FAILURES, _MOST_FOLDERS = 2500, 500, 100
 _GROUP = "images"
 _HOW_TO_READ = (
-    "Each bar counts images by score. Images at or above the threshold are labeled anomalous. Normal images usually"
-    " form a hill on the left: a threshold in the gap to its right separates what differs from it. Move the threshold"
-    " to see how the verdicts change; the run itself stays as it is. The pixel threshold, and with it masks, stays"
+    "Each bar is the number of images with a score in its interval. Images with a score at or above the threshold are"
+    " labeled anomalous. Normal images usually form a peak on the left; a threshold in the gap to the right of this"
+    " peak separates them from the other images. Move the threshold to see how the verdicts change; the files of the"
+    " run are not changed. The pixel threshold, and therefore the masks, stay"
     " fixed."
 )
 _MIN_AREA = (
     "Regions below {} pixels were dropped from the masks. An image whose regions were all dropped is normal, even if"
-    " its score is at or above the threshold. This is true of {} of this run, counted as normal at every threshold."
-    " Below the run's own threshold there may be further ones, which are counted as anomalous here."
+    " its score is at or above the threshold. This applies to {} of this run, which count as normal at every"
+    " threshold. Below the threshold of the run, there may be further such images; they count as anomalous here."
 )
 _TOGETHER = (
-    "The images of this run were judged together: each score depends on all of them, and the scores of another set are"
-    " not comparable. A calibration of the checkpoint does not apply."
+    "The images of this run were judged together: each score depends on all of them, and scores of different sets are"
+    " not comparable. The calibration of the checkpoint does not apply."
 )
 
 
 @dataclass
 class _Run:
-    """What an output folder says."""
+    """The content of an output folder."""
 
     folder: Path
     records: list[dict[str, Any]]
@@ -81,7 +82,7 @@ class _Run:
 
     @property
     def dropped(self) -> frozenset[str]:
-        """Return the images that are normal although their score reaches the threshold."""
+        """Return the images that are normal although their score is above the threshold."""
         limits = self.thresholds
         return frozenset(
             record["image"]
@@ -137,16 +138,16 @@ def _overview(run: _Run) -> Section:
     numbers.append((f"{len(run.failed):,}", "failed"))
     parts = [KeyNumbers(numbers)]
     if run.judged and run.thresholds.image is None:
-        parts.append(Text("This run had no image threshold, so images have scores and no verdicts.", "note"))
+        parts.append(Text("This run had no image threshold, so images have scores but no verdicts.", "note"))
     if "together" in run.settings:
         parts.append(Text(_TOGETHER, "note"))
     if "references" in run.settings:
         weight = run.settings["references"].get("weight")
         parts.append(
-            Text(f"Each image was compared with reference images of the product as well (weight {weight:g}).", "note")
+            Text(f"Each image was also compared with reference images of the product (weight {weight:g}).", "note")
         )
     if run.failed:
-        text = f"{_images(len(run.failed))} could not be judged, and must not be taken for normal; see Failures."
+        text = f"{_images(len(run.failed))} could not be judged and must not be treated as normal; see Failures."
         parts.append(Text(text, "warning"))
     if run.num_damaged:
         records = f"{run.num_damaged:,} record{'' if run.num_damaged == 1 else 's'}"
@@ -201,7 +202,7 @@ def _scores(run: _Run, figures: Path | None) -> Section:
 
 
 def _described(scores: Sequence[float], limit: float | None) -> str:
-    """Return what the histogram shows, for people who cannot see it."""
+    """Return a description of the histogram, for readers who cannot see it."""
     low, middle, high = min(scores), statistics.median(scores), max(scores)
     text = f"Histogram of {len(scores)} scores from {low:.4f} to {high:.4f}, median {middle:.4f}"
     return f"{text}." if limit is None else f"{text}; image threshold {limit:.4f}."
@@ -210,12 +211,12 @@ def _described(scores: Sequence[float], limit: float | None) -> str:
 def _pictures(run: _Run, page: Path, progress: bool) -> Section:
     shown = [*run.judged, *run.failed][:_MOST_PICTURES]
     caption = (
-        "Click a picture for all its views and for links to the full files. Overlays and maps have one fixed color"
+        "Click an image for all its views and for links to the full files. Overlays and maps have one fixed color"
         " scale, from dark (0) to bright yellow (1); the cyan line is the border of the mask."
     )
     if len(shown) < len(run.records):
         caption += (
-            f" Shown are the {len(shown):,} of {len(run.records):,} images with the highest scores; predictions.csv"
+            f" The {len(shown):,} of {len(run.records):,} images with the highest scores are shown; predictions.csv"
             " lists all."
         )
     pictures = gallery_pictures(shown, run.folder, page, run.context.get("folder"), run.dropped, progress)
@@ -227,28 +228,28 @@ def _pictures(run: _Run, page: Path, progress: bool) -> Section:
         first_view="Overlay",
         order="Highest score first",
     )
-    return Section("Pictures", "", [gallery])
+    return Section("Images", "", [gallery])
 
 
 def _failures(run: _Run) -> Section:
     rows = [[record["image"], failure_sentence(record)] for record in run.failed[:_MOST_FAILURES]]
     explanation = "These images have no result. Running the same command again tries them once more."
     if len(rows) < len(run.failed):
-        explanation += f" Shown are {len(rows)} of {len(run.failed):,}; predictions.csv lists all."
-    return Section("Failures", explanation, [Table(["Image", "What was wrong"], rows, sortable=True)])
+        explanation += f" The first {len(rows)} of {len(run.failed):,} are shown; predictions.csv lists all."
+    return Section("Failures", explanation, [Table(["Image", "Problem"], rows, sortable=True)])
 
 
 def _promise(run: _Run) -> Section:
-    """Say where the thresholds come from, and what can be expected of them."""
+    """Show the origin of the thresholds, and the rates that their calibration guarantees."""
     limits = run.thresholds
     facts = Facts([("Image threshold", limits.image), ("Pixel threshold", limits.pixel)])
     calibration = run.context.get("calibration")
     if not calibration:
         text = (
-            "Nothing was promised: the thresholds of this run do not come from a calibration. `vcp-clip calibrate`"
+            "Nothing is guaranteed: the thresholds of this run do not come from a calibration. `vcp-clip calibrate`"
             " computes thresholds with a known false-alarm rate from normal images."
         )
-        return Section("What the thresholds promise", "", [facts, Text(text)])
+        return Section("What the thresholds guarantee", "", [facts, Text(text)])
     parts: list[Part] = [facts, *(Text(line) for line in describe_calibration(calibration))]
     differing = [
         f"the {what} threshold of this run is {_number(used)}, not the calibrated {_number(stored)}"
@@ -258,10 +259,10 @@ def _promise(run: _Run) -> Section:
     if differing:
         parts.append(Text(f"This does not hold for this run: {'; '.join(differing)}.", "warning"))
     explanation = (
-        "The calibration of the checkpoint, and what it says about normal images like those that it was computed from."
-        " It says nothing about how many defects are found."
+        "The calibration of the checkpoint, and what it guarantees for normal images like those that it was computed"
+        " from. It does not say how many defects are found."
     )
-    return Section("What the thresholds promise", explanation, parts)
+    return Section("What the thresholds guarantee", explanation, parts)
 
 
 def _used_and_calibrated(
@@ -281,14 +282,14 @@ def _settings(run: _Run) -> Section:
         return Section("Settings", "", [Text(f"{RUN_FILE} is missing or damaged, so the settings are not known.")])
     pairs = [(name, _plain(value)) for name, value in run.settings.items()]
     explanation = (
-        f"Everything that changes results, as {RUN_FILE} has it. The hexadecimal number after the model is its"
+        f"All settings that affect the results, from {RUN_FILE}. The hexadecimal number after the model is its"
         " fingerprint: a hash of its configuration and weights."
     )
     return Section("Settings", explanation, [Facts(pairs)])
 
 
 def _plain(value: Any) -> Value:
-    """Return a setting as people read it."""
+    """Return a setting in a readable form."""
     if isinstance(value, Mapping):
         return "\n".join(f"{name}: {_plain(each)}" for name, each in value.items())
     if isinstance(value, (list, tuple)):

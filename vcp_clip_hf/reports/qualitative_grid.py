@@ -125,7 +125,7 @@ def _shape(cell: _Cell) -> float:
 
 
 def _shortened(text: str, millimeters: float, keep_end: bool = False) -> str:
-    """Return a text that fits into a length, at about 1.2 mm for a character; of a path, the end says more."""
+    """Return a text shortened to a length, with about 1.2 mm per character; `keep_end` keeps its end, for paths."""
     most = max(4, int(millimeters / 1.2))
     if len(text) <= most:
         return text

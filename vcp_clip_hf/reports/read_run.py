@@ -1,4 +1,4 @@
-"""Tell what kind of run has written a folder or a file."""
+"""Detect the kind of run that wrote a folder or a file."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class Run:
 
 def find_run(path: str | os.PathLike) -> Run:
     """
-    Tell what kind of run a folder is; a file stands for its folder.
+    Detect the kind of run that wrote a folder; a file stands for its folder.
 
     Args:
         path (`str` or `os.PathLike`): output folder of a run, or one of the files named above in it.
@@ -44,7 +44,7 @@ def find_run(path: str | os.PathLike) -> Run:
 
     Raises:
         FileNotFoundError: no such folder or file.
-        ValueError: the folder is none of these; the sentence says what was expected.
+        ValueError: the folder was not written by one of these; the message has the expected files.
     """
     path = Path(path)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Make the report of finished runs: one table says which function reports which kind of run."""
+"""Write the report of one or more runs: a table has the function for each kind of run."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Small copies of pictures as data URIs. A picture that cannot be read gives a placeholder that says so."""
+"""Small copies of images, maps and masks as data URIs; for an unreadable file, a placeholder with the reason."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ __all__ = [
     "thumbnail",
 ]
 
-# WebP is about 30 % smaller than JPEG of the same look, and every browser since 2020 shows it
+# WebP is about 30 % smaller than JPEG of the same quality, and every browser since 2020 supports it
 _FORMAT, _MIME = "WEBP", "image/webp"
 
 
@@ -113,7 +113,7 @@ class UnreadableError(ValueError):
 
 def read_picture(file: str | os.PathLike) -> Image.Image:
     """
-    Read an image file as everywhere in this package: upright, RGB, more than 8 bits by one rule.
+    Read an image file by the rules of this package: upright, RGB, see `load_image`.
 
     Args:
         file (`str` or `os.PathLike`): path of the file; a report requests nothing from a network.

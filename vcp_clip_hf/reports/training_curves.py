@@ -147,15 +147,15 @@ def show_validations(history: TrainingHistory, settings: dict[str, Any], figures
         settings (`dict`): settings of the run, see [`TrainingConfig`].
     """
     explanation = (
-        "Metrics on products that are held out of the training, after each pass over the data, in percent. They say"
-        " how well products are segmented that the model does not know. Where they fall while the loss still falls,"
-        " the model adapts to the training products; the weights of the best pass are in best/. The choice uses these"
-        " products, so their numbers are no result to report."
+        "Metrics on products that are held out of the training, after each pass over the data, in percent. They show"
+        " how well products are segmented that were not used in the training. If they fall while the loss still falls,"
+        " the model overfits to the training products; the weights of the best pass are in best/. They are chosen with"
+        " these products, so do not report these metrics as results."
     )
     if not history.validations:
         what = "The validation comes after each pass over the data; none is complete yet."
         if not settings.get("validation_products"):
-            what = "No products are held out (validation_products), so that no validation is logged."
+            what = "No products are held out (validation_products), so no validation is logged."
         return Section("Validation", explanation, [Text(what, "note")])
     names = list(dict.fromkeys(name for each in history.validations for name in each if _is_metric(name)))
     steps = [each["step"] for each in history.validations]
@@ -210,7 +210,7 @@ def show_learning_rates(history: TrainingHistory, settings: dict[str, Any], figu
     if not logged:
         pairs = [(title.capitalize(), settings[name]) for name, title in _RATES.items() if name in settings]
         about = Text(
-            "The log of this run has no learning rates. These are the settings of the run, constant in it.", "note"
+            "The log of this run has no learning rates. These are its settings, which are constant in a run.", "note"
         )
         return Section("Learning rate", explanation, [about, Facts([(name, f"{rate:g}") for name, rate in pairs])])
     steps = [each["step"] for each in logged]
@@ -238,7 +238,7 @@ def show_time_and_memory(history: TrainingHistory, figures: Path | None = None) 
     """
     explanation = (
         "Training images per second of all processes together, without validations, and the largest memory of each"
-        " session so far: of the GPU, or of the process on a CPU. A slow stretch often means that another program uses"
+        " session so far: of the GPU, or of the process on a CPU. A slow period often means that another program uses"
         " the machine, or that images are read slowly (dataloader_num_workers)."
     )
     charts: list[Part] = []

@@ -1,4 +1,4 @@
-"""The report of a training run, from its output folder alone: also while it goes on, and after kills and resumes."""
+"""The report of a training run, from its output folder alone: during the run, after its end, or after a kill."""
 
 import os
 from pathlib import Path
@@ -110,12 +110,12 @@ def _overview(history: TrainingHistory, settings: dict[str, Any], folder: Path, 
 
 
 def _state(history: TrainingHistory) -> tuple[str, str]:
-    """Return how the run stands, and the tone of that sentence."""
+    """Return a sentence about the state of the run, and the tone of this sentence."""
     as_of = _as_of(history)
     if history.end is None:
         return (
             f"The log has no end: the run is still going, or it was killed. As of {as_of}, when the log was last"
-            f" written, step {history.last_step:,} was reached.",
+            f" written, it had reached step {history.last_step:,}.",
             "note",
         )
     if history.end["event"] == "finished":
@@ -133,7 +133,7 @@ def _state(history: TrainingHistory) -> tuple[str, str]:
 
 
 def _remarks(history: TrainingHistory) -> list[Part]:
-    """Return what a reader must know about the log before reading the curves."""
+    """Return notes on resumes and on damaged lines of the log."""
     remarks = []
     resumed = history.resumed_steps
     if resumed:
@@ -146,7 +146,10 @@ def _remarks(history: TrainingHistory) -> list[Part]:
         remarks.append(Text(text))
     if history.num_damaged:
         remarks.append(
-            Text(f"{counted(history.num_damaged, 'line')} of the log could not be read, as after a kill.", "note")
+            Text(
+                f"{counted(history.num_damaged, 'line')} of the log could not be read, which happens after a kill.",
+                "note",
+            )
         )
     return remarks
 

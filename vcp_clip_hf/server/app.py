@@ -30,8 +30,8 @@ def create_app(open_parts: OpenParts, settings: ServerSettings) -> FastAPI:
 
     Args:
         open_parts (`Callable`):
-            Returns engine and recipes. It is called in a thread when the server starts, so that the server answers
-            `/health/live` at once.
+            Returns engine and recipes. It is called in a thread when the server starts, so that `/health/live` works
+            during this time.
         settings (`ServerSettings`): limits, times and the token.
 
     Returns:
@@ -58,7 +58,7 @@ def create_app(open_parts: OpenParts, settings: ServerSettings) -> FastAPI:
     for routes in (segment_routes, recipe_routes(settings), service_routes):
         app.include_router(routes)
     answer_problems(app)
-    # The last one is the first that a request passes
+    # A request passes the middleware that was added last first
     app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(HideErrors)
     app.add_middleware(CountRequests, metrics=server.metrics)

@@ -12,7 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 __all__ = ["TOKEN_VARIABLE", "read_token", "require_token"]
 
-# Environment variable with the token, for containers; --token-file goes before it
+# Environment variable with the token, for containers; --token-file has precedence
 TOKEN_VARIABLE = "VCP_CLIP_TOKEN"
 _SHORTEST_TOKEN = 16
 _MAKE_ONE = "python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one."
@@ -56,7 +56,7 @@ def require_token(token: str | None) -> Callable[..., Awaitable[None]]:
         token (`str`, *optional*): the server's token; without one, every such request is refused.
 
     Returns:
-        A function that raises an `HTTPException`: 403 if the server has no token, 401 if the request has another one.
+        A function that raises an `HTTPException`: 403 if the server has no token, 401 without the right token.
     """
     scheme = HTTPBearer(auto_error=False, description="The token that the server was started with.")
 
@@ -64,13 +64,13 @@ def require_token(token: str | None) -> Callable[..., Awaitable[None]]:
         if token is None:
             raise HTTPException(
                 403,
-                "This server was started without a token, so that nothing can be changed. Start it with --token-file"
+                "This server was started without a token, so nothing can be changed. Start it with --token-file"
                 f" FILE or with {TOKEN_VARIABLE} in its environment.",
             )
         if given is None:
             reason = "This request needs the header 'Authorization: Bearer TOKEN'."
         elif not hmac.compare_digest(given.credentials.encode(), token.encode()):
-            reason = "The token of this request is not the server's."
+            reason = "The token of this request is wrong."
         else:
             return
         raise HTTPException(401, reason, headers={"WWW-Authenticate": "Bearer"})

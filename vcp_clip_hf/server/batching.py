@@ -1,7 +1,7 @@
-"""Requests of many clients, in batches through one engine.
+"""A queue that computes the requests of many clients in batches, with one engine.
 
 One worker thread calls the engine. While the engine is idle, a request waits at most `max_wait_ms` for others. While
-the engine computes, further requests collect, so that batches grow with the load.
+the engine computes, new requests wait in the queue, so that batches grow with the load.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 class QueueFull(RuntimeError):
     """
-    The queue has no place for another request.
+    The queue is full.
 
     Attributes:
         retry_after (`int`): seconds after which a place is expected, 1 or more, for the header `Retry-After`.
@@ -38,7 +38,7 @@ class QueueFull(RuntimeError):
 
 
 class QueueStopped(RuntimeError):
-    """The queue accepts no requests, because the server stops."""
+    """The queue accepts no requests, because the server is stopping."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class QueueStatistics:
         running (`int`): requests that the engine computes now.
         accepted, finished, failed, refused, dropped (`int`): requests that were accepted; answered, with a result or
             an exception; answered with an exception; refused because the queue was full; dropped because their client
-            was gone before they were computed.
+            had disconnected before they were computed.
         batches (`dict[int, int]`): size of a batch -> number of batches.
         engine_seconds (`float`): time that the engine computed.
     """
@@ -153,7 +153,7 @@ class BatchingQueue:
         """
         with self._changed:
             if self._stopping:
-                raise QueueStopped("The server stops and accepts no further requests.")
+                raise QueueStopped("The server is stopping and accepts no further requests.")
             if len(self._entries) >= self._max_waiting:
                 self._drop_cancelled()
             if len(self._entries) >= self._max_waiting:
@@ -238,7 +238,7 @@ class BatchingQueue:
     # --- the worker thread ------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        # the locals of `_answer_next` end with it, so that no picture is kept while the queue is empty
+        # a function of its own: its local variables, which hold images, must not live while the queue is empty
         while self._answer_next():
             pass
 
@@ -284,11 +284,11 @@ class BatchingQueue:
             return batch
 
     def _answers(self, requests: list[SegmentationRequest]) -> list[dict[str, Any] | Exception]:
-        """Return the engine's answers; an exception of the engine is traced to the request that causes it."""
+        """Return the engine's results; if the engine raises, find the request that causes the exception."""
         try:
             answers = self._engine.segment(requests)
             if len(answers) != len(requests):
-                raise RuntimeError(f"The engine gave {len(answers)} answers to {len(requests)} requests.")
+                raise RuntimeError(f"The engine returned {len(answers)} results for {len(requests)} requests.")
             return answers
         except BaseException as error:  # also SystemExit, which would end the thread
             if len(requests) == 1:
@@ -308,7 +308,7 @@ class BatchingQueue:
             try:
                 self._on_batch(report)
             except Exception:
-                logger.exception("The observer of batches failed.")
+                logger.exception("The function on_batch failed.")
 
     def _drop_cancelled(self) -> None:
         kept = [entry for entry in self._entries if not entry.future.cancelled()]

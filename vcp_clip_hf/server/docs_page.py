@@ -1,4 +1,4 @@
-"""The interface as one page of HTML without scripts, made from its OpenAPI description."""
+"""The documentation of the HTTP interface: one HTML page without scripts, made from the OpenAPI description."""
 
 from collections.abc import Mapping
 from html import escape
@@ -33,7 +33,7 @@ def docs_page(openapi: Mapping[str, Any]) -> str:
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"</head><body><h1>{title}</h1><p>{escape(info.get('description', ''))}</p>"
-        '<p>For machines: <a href="openapi.json">openapi.json</a>.</p>'
+        '<p>OpenAPI description: <a href="openapi.json">openapi.json</a>.</p>'
         f"{''.join(routes)}</body></html>"
     )
 

@@ -1,4 +1,4 @@
-"""What the server needs of a model, and the choice between a checkpoint and an exported folder."""
+"""The interface between server and model, and the choice between a checkpoint and an exported folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ class SegmentationEngine(Protocol):
 
         Returns:
             `list`: for each request, in order, the result of the pipeline or of `ExportedSegmenter` (see
-            `anomaly_result.finish`), or the exception that this request alone has caused.
+            `anomaly_result.finish`), or the exception that this request caused.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class SegmentationEngine(Protocol):
         Check that the model can follow a recipe.
 
         Raises:
-            ValueError: it cannot; the message is one sentence with the way out.
+            ValueError: the model cannot follow it; the message is one sentence with the problem and what to do.
         """
 
     def prepare(self, references: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Limits of a request's body: bytes, counted while they arrive, and time. One more bounds the requests at one time."""
+"""Limits for the body of a request (bytes, counted while they arrive, and time), and for the number of requests."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["Admission", "BodyLimits", "unavailable"]
 
-# A client that is still sending would lose the answer if the connection were closed at once
+# If the connection were closed at once, a client that is still sending would lose the response
 _LINGER_SECONDS = 2.0
 # The rest of the body is not read, so that the connection cannot be used again
 _CLOSE = {"Connection": "close"}
@@ -20,7 +20,7 @@ _CLOSE = {"Connection": "close"}
 
 def unavailable(sentence: str, retry_seconds: float) -> HTTPException:
     """
-    Make the answer 503 to a request that can be sent again later.
+    Make the response 503, for a request that can be sent again later.
 
     Args:
         sentence (`str`): reason.
@@ -31,7 +31,7 @@ def unavailable(sentence: str, retry_seconds: float) -> HTTPException:
 
 class Admission:
     """
-    Counts the requests that are read or computed; each of them holds its images in memory.
+    Limits the number of requests that are read or computed, because each of them holds its images in memory.
 
     Args:
         max_requests (`int`): maximum number of requests at one time.
@@ -50,7 +50,7 @@ class Admission:
             retry_seconds (`float`): seconds that a refused client is told to wait.
 
         Raises:
-            HTTPException: 503, there are as many requests as the server takes.
+            HTTPException: 503, the maximum number of requests is reached.
         """
         if self.count >= self.max_requests:
             raise unavailable(f"{self.count} requests are being read or computed already.", retry_seconds)
@@ -86,13 +86,13 @@ class _LimitedReceive:
         self._receive, self._max_bytes, self._seconds = receive, max_bytes, seconds
         length = headers.get("content-length", "")
         self._announced = int(length) if length.isdecimal() else 0
-        # Such a client sends nothing before it is asked to
+        # Such a client sends nothing before it gets "100 Continue"
         self._waits = headers.get("expect", "").lower() == "100-continue"
         self._count, self._complete = 0, False
         self._deadline: float | None = None
 
     async def __call__(self) -> Message:
-        if self._complete:  # the only further message is that the client has gone
+        if self._complete:  # the only further message is that the client has disconnected
             return await self._receive()
         if self._announced > self._max_bytes:
             await self._refuse(f"The body has {self._announced} bytes")
@@ -121,7 +121,7 @@ class _LimitedReceive:
         )
 
     async def _discard(self) -> None:
-        """Read and forget what else arrives, for a short time and up to the limit once more."""
+        """Read and discard the rest of the body, for a short time and up to the same number of bytes."""
         seen, end = 0, time.monotonic() + _LINGER_SECONDS
         while not self._complete and seen <= self._max_bytes:
             try:

@@ -35,7 +35,7 @@ class ServerMetrics:
         )
         self.seconds = Histogram(
             "vcp_clip_request_seconds",
-            "Seconds from the headers to the answer.",
+            "Seconds from the headers to the response.",
             ("route",),
             buckets=_SECONDS,
             **self._here,
@@ -85,7 +85,7 @@ class CountRequests:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application and count its answer."""
+        """Run the application and count its response."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -27,7 +27,7 @@ from .request_groups import answer_in_groups
 
 __all__ = ["PipelineEngine"]
 
-# Memories of references, and regions of interest, that are kept
+# Numbers of memories of references and of regions of interest that are kept
 _MAX_MEMORIES = 8
 _MAX_REGIONS = 16
 
@@ -48,8 +48,8 @@ class PipelineEngine:
     bit; in a batch, maps and scores differ from them by rounding, less than 1e-6 in float32.
 
     Args:
-        pipeline ([`AnomalySegmentationPipeline`]): pipeline, which nobody else uses from now on. The settings of calls
-            come from recipes, so it must have no defaults for them.
+        pipeline ([`AnomalySegmentationPipeline`]): pipeline; use it only through this engine from now on. The settings
+            of calls come from recipes, so the pipeline must have no defaults for them.
 
     Raises:
         ValueError: the pipeline has defaults for calls.
@@ -104,7 +104,7 @@ class PipelineEngine:
         model, processor = self._pipeline.model, self._pipeline.image_processor
         source = str(model.name_or_path or type(model).__name__)
         return {
-            # the path of a folder concerns no client
+            # clients must not see the path of the folder
             "model": Path(source).name if Path(source).is_dir() else source,
             "fingerprint": self._fingerprint,
             "format": "checkpoint",
@@ -124,7 +124,7 @@ class PipelineEngine:
         Check that the model can follow a recipe.
 
         Raises:
-            ValueError: it computes no such score, a value is out of range, or a weight was given without references.
+            ValueError: the model does not compute this score, a value is out of range, or a weight has no references.
         """
         score_mode = recipe.score_mode or self._pipeline.image_processor.score_mode
         if score_mode not in self._score_modes:

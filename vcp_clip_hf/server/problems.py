@@ -1,6 +1,6 @@
-"""Answers to requests that fail: one sentence each.
+"""Responses to requests that fail: one sentence each.
 
-Of an unexpected error, only an id leaves the server; the log has the traceback under this id.
+For an unexpected error, the response has only an id; the log has the traceback under this id.
 """
 
 import logging
@@ -23,29 +23,29 @@ __all__ = ["CLIENT_LEFT", "HideErrors", "answer_problems", "describe_errors", "p
 
 logger = logging.getLogger(__name__)
 
-# What the metrics count for it, as nginx does; it reaches nobody
+# Status in the metrics for a client that disconnected, as in nginx; it is never sent
 CLIENT_LEFT = 499
 _LONGEST_LIST = 5
 _MEANINGS = {
     400: "The body cannot be parsed.",
-    401: "The token is missing or is not the server's.",
-    403: "The server was not started with what this request needs.",
+    401: "The token is missing or wrong.",
+    403: "The server was started without the option that this request needs.",
     404: "There is no such recipe.",
     406: "`Accept: image/png` without exactly one picture in `include`.",
     408: "The body did not arrive in time.",
     409: "The recipe `default` cannot be deleted.",
-    412: "The recipe has another version than `If-Match` says.",
+    412: "The recipe does not have the version in `If-Match`, or exists in spite of `If-None-Match: *`.",
     413: "Too many bytes, pixels or images.",
     415: "The media type of the body is not known.",
     422: "The image, the query or a value is wrong.",
-    500: "An unexpected error, with its id in the log.",
+    500: "An unexpected error; the log has it under the `id` of the response.",
     503: "The queue is full, or the model is loading; `Retry-After` says when to try again.",
     507: "The recipe could not be written to the disk.",
 }
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None, **more: str) -> JSONResponse:
-    """Make the answer to a request that fails."""
+    """Make the response to a request that fails."""
     return JSONResponse({"detail": detail, **more}, status, headers=dict(headers or {}))
 
 
@@ -72,7 +72,7 @@ def describe_errors(errors: Sequence[Mapping[str, Any]], whole: str) -> str:
 
 
 def answer_problems(app: FastAPI) -> None:
-    """Register the answers to expected exceptions."""
+    """Register the responses to expected exceptions."""
 
     @app.exception_handler(HTTPException)
     async def answer(request: Request, error: HTTPException) -> Response:
@@ -128,5 +128,5 @@ class HideErrors:
             number = uuid.uuid4().hex[:12]
             logger.exception("Error %s in %s %r", number, scope["method"], scope["path"])
             if not started:
-                detail = f"An unexpected error. The server's log has it under the id {number}."
+                detail = f"An unexpected error occurred. The server's log has it under the id {number}."
                 await problem(500, detail, id=number)(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The process of a server: its socket, its signals, and clients that are slow with their headers."""
+"""The process of a server: its socket, its signals, and a time limit for headers."""
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def run(app: FastAPI, listener: socket.socket, header_seconds: float, drain_seconds: float) -> None:
     """
-    Serve until SIGTERM or Ctrl-C; then finish what was accepted. A second signal ends the process at once.
+    Serve until SIGTERM or Ctrl-C; then finish the accepted requests. A second signal ends the process at once.
 
     Args:
         app (`FastAPI`): application of `create_app`.

@@ -31,7 +31,7 @@ _RECIPE = {200: {"model": RecipeAnswer, "headers": _ETAG}}
 Server = Annotated[RunningServer, Depends(running_server)]
 IfMatch = Annotated[
     str | None,
-    Header(description='Version that the change is based on, such as "3"; another one in force is answered by 412.'),
+    Header(description='Version that the change is based on, such as "3"; 412 if the recipe has another version.'),
 ]
 IfNoneMatch = Annotated[str | None, Header(description="`*`: only if there is no such recipe yet.")]
 
@@ -91,7 +91,7 @@ def recipe_routes(settings: ServerSettings) -> APIRouter:
         **delete,
     )
     removed = {**_RECIPE, **problems(401, 403, 404, 412, 422, 503, 507)}
-    add(f"{name}/roi", delete_roi, summary="Inspect whole images again", responses=removed, **delete)
+    add(f"{name}/roi", delete_roi, summary="Remove the region of interest", responses=removed, **delete)
     add(f"{name}/references", delete_references, summary="Remove the references", responses=removed, **delete)
     return routes
 
@@ -114,7 +114,7 @@ def get_history(name: str, server: Server) -> list[RecipeAnswer]:
 
 
 def get_file(key: str, server: Server) -> Response:
-    """Read a picture under the key that recipes name it by, the SHA-256 of its content."""
+    """Read an image by its key in recipes, the SHA-256 of its content."""
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "max-age=31536000, immutable"}
     return FileResponse(server.store.file(key), media_type="application/octet-stream", headers=headers)
 
@@ -132,21 +132,21 @@ def put_recipe(
 
 
 async def put_roi(request: Request, name: str, server: Server, if_match: IfMatch = None) -> Response:
-    """Set the region of interest: a picture of the size of the images, inspected where it is not black."""
+    """Set the region of interest: an image of the same size; pixels where it is black are not inspected."""
     (content,) = await _pictures(request, server, several=False)
     expected = _expected(name, server, if_match)
     return await run_in_threadpool(_changed, server.store.set_roi, name, content, expected)
 
 
 async def put_references(request: Request, name: str, server: Server, if_match: IfMatch = None) -> Response:
-    """Set the normal images of the product that images are compared with."""
+    """Set the normal images of the product that inspected images are compared with."""
     contents = await _pictures(request, server, several=True)
     expected = _expected(name, server, if_match)
     return await run_in_threadpool(_changed, server.store.set_references, name, contents, expected)
 
 
 def delete_recipe(name: str, server: Server, if_match: IfMatch = None) -> Response:
-    """Delete a recipe. Its versions are never used again."""
+    """Delete a recipe. Its version numbers are never used again."""
     expected = _expected(name, server, if_match)
     if name == "default":
         raise HTTPException(409, "The recipe 'default' cannot be deleted; PUT {} sets the checkpoint's values.")
@@ -156,7 +156,7 @@ def delete_recipe(name: str, server: Server, if_match: IfMatch = None) -> Respon
 
 
 def delete_roi(name: str, server: Server, if_match: IfMatch = None) -> Response:
-    """Inspect whole images again."""
+    """Remove the region of interest, so that whole images are inspected."""
     server.store.get(name)
     return _changed(server.store.set_roi, name, None, _expected(name, server, if_match))
 
@@ -209,7 +209,7 @@ def _changed(change: Callable[..., Recipe], name: str, value: Any, expected: int
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Turn the exceptions of the store into answers."""
+    """Turn the exceptions of the store into responses."""
     try:
         yield
     except VersionConflict as error:
@@ -218,4 +218,6 @@ def _failures() -> Iterator[None]:
         raise HTTPException(422, str(error)) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise HTTPException(507, f"The recipe could not be stored ({reason}). The former version stays.") from None
+        raise HTTPException(
+            507, f"The recipe could not be stored ({reason}). The previous version stays in force."
+        ) from None

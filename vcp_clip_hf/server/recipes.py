@@ -6,8 +6,9 @@
 | `files/SHA256` | a region of interest or a reference, named after its content |
 | `.lock` | held by the process that uses the folder |
 
-A version is one file, written atomically and never changed. Therefore a process that is killed, or a full disk, leaves
-the former version in force. A deleted recipe has a last version that says so, and its numbers are never used again.
+A version is one file, written atomically and never changed. Therefore, if the process is killed or the disk is full,
+the previous version stays in force. The last version of a deleted recipe records the deletion, and its version numbers
+are never used again.
 """
 
 import hashlib
@@ -41,7 +42,7 @@ class UnknownRecipe(LookupError):
 
 
 class VersionConflict(ValueError):
-    """Somebody else has changed the recipe in the meantime."""
+    """The recipe was changed by another client in the meantime."""
 
 
 class RecipeStore:
@@ -77,7 +78,7 @@ class RecipeStore:
             raise
 
     def close(self) -> None:
-        """Let another process use the folder."""
+        """Release the folder, so that another process can use it."""
         self._lock.release()
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -92,10 +93,10 @@ class RecipeStore:
 
         Args:
             name (`str`, *optional*, defaults to `"default"`): name.
-            version (`int`, *optional*): an earlier version; default: the one in force.
+            version (`int`, *optional*): number of an earlier version; default: the version in force.
 
         Raises:
-            UnknownRecipe: there is none.
+            UnknownRecipe: there is no such recipe or version.
         """
         if version is not None:
             for recipe in self.history(name):
@@ -112,7 +113,7 @@ class RecipeStore:
         Return all versions of a recipe, the oldest first, those before a deletion included.
 
         Raises:
-            UnknownRecipe: there was never one of that name.
+            UnknownRecipe: there was never a recipe of that name.
         """
         found = [_read(path) for _, path in self._versions(name)] if name in self._latest else []
         if name == DEFAULT_RECIPE:
@@ -174,10 +175,10 @@ class RecipeStore:
             [`Recipe`]: the new version, in force from now on.
 
         Raises:
-            VersionConflict: the version in force is another one than expected.
+            VersionConflict: the version in force is not the expected one.
             TypeError: a field is unknown; the message names the known ones.
             ValueError: a value is out of range, or the engine cannot follow the recipe.
-            OSError: the recipe cannot be stored; the former version stays in force.
+            OSError: the recipe cannot be stored; the previous version stays in force.
         """
         with self._changing:
             recipe = self._changed(name, changes, expected_version)
@@ -190,15 +191,15 @@ class RecipeStore:
 
         Args:
             name (`str`): name.
-            picture (`bytes`, *optional*): content of an image file of the size of the images: pixels that are neither
-                black nor transparent are inspected. `None`: the whole image.
+            picture (`bytes`, *optional*): content of an image file of the size of the inspected images: pixels that
+                are neither black nor transparent are inspected. `None`: the whole image.
             expected_version (`int`, *optional*): see `put`.
 
         Returns:
             [`Recipe`]: the new version, in force from now on.
 
         Raises:
-            ValueError: the picture cannot be read or leaves nothing to inspect; and the errors of `put`.
+            ValueError: the image cannot be read or leaves nothing to inspect; and the errors of `put`.
         """
         if picture is not None and not load_nonzero(picture)[1].any():
             raise ValueError("The region of interest leaves nothing to inspect: all pixels are black or transparent.")
@@ -211,7 +212,7 @@ class RecipeStore:
 
         Args:
             name (`str`): name.
-            images (`Sequence[bytes]`): contents of image files; none: the checkpoint's own references, if any.
+            images (`Sequence[bytes]`): contents of image files; empty: the checkpoint's own references, if any.
             expected_version (`int`, *optional*): see `put`.
 
         Returns:
@@ -232,7 +233,7 @@ class RecipeStore:
         Delete a recipe. Its history stays.
 
         Raises:
-            UnknownRecipe: there is none.
+            UnknownRecipe: there is no such recipe.
             ValueError: the recipe is `default`, which always exists.
             VersionConflict, OSError: as in `put`.
         """
@@ -277,7 +278,7 @@ class RecipeStore:
         changes: Callable[[list[str]], dict[str, Any]],
         expected_version: int | None,
     ) -> Recipe:
-        """Store files and the version that names them by their keys, or neither."""
+        """Store files and the version that has their keys; if one of them cannot be stored, store nothing."""
         keys = [hashlib.sha256(content).hexdigest() for content in contents]
         with self._changing:
             recipe = self._changed(name, changes(keys), expected_version)
@@ -329,7 +330,7 @@ class RecipeStore:
         return current, latest
 
     def _check_read(self, recipe: Recipe, path: Path) -> None:
-        """Raise for a stored recipe that cannot be followed: its files are gone, or the model is another one now."""
+        """Raise an error if a stored recipe cannot be followed: its files are missing, or it is for another model."""
         try:
             self._check_files(recipe)
             self._engine.fits(recipe)
@@ -362,7 +363,7 @@ def _read(path: Path) -> Recipe | None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file atomically, and wait until the disk has it."""
+    """Write a file atomically, and synchronize it to the disk."""
     with atomic_file(path) as unfinished, open(unfinished, "wb") as file:
         file.write(content)
         file.flush()

@@ -1,4 +1,4 @@
-"""What an engine needs for one image."""
+"""The request for one image, as an engine gets it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,11 @@ __all__ = ["SegmentationRequest"]
 @dataclass(frozen=True, eq=False)
 class SegmentationRequest:
     """
-    One image, and what is done with it. `RecipeStore.request` makes it from the name of a recipe.
+    One image with its settings. `RecipeStore.request` makes it from the name of a recipe.
 
     Args:
-        image (`PIL.Image.Image`): upright picture, mode RGB, as `image_loading.load_image` returns it when it is given
-            the engine's `input_range`.
+        image (`PIL.Image.Image`): upright image, mode RGB, as `image_loading.load_image` returns it with the engine's
+            `input_range`.
         recipe ([`Recipe`]): settings of the product.
         with_regions (`bool`, *optional*, defaults to `False`): whether the result has `regions`; needs a threshold.
         with_overlay (`bool`, *optional*, defaults to `False`): whether the result has `heatmap`.

@@ -1,4 +1,4 @@
-"""Requests in groups that go through the model together; a broken request fails alone."""
+"""Groups of requests that go through the model together; a broken request does not fail the others."""
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 Inputs = TypeVar("Inputs")
 Outputs = TypeVar("Outputs")
 
-# Errors with a sentence for the client; all others are logged with their place
+# Errors with a sentence for the client; all others are logged with a traceback
 _EXPECTED = (ValueError, TypeError, OSError)
 
 
@@ -35,7 +35,7 @@ def answer_in_groups(
         finish (`Callable`): request, its inputs and its output -> result.
 
     Returns:
-        `list`: for each request, in order, its result or the exception that it has caused.
+        `list`: for each request, in order, its result or the exception that it caused.
     """
     answers: dict[int, dict[str, Any] | Exception] = {}
     groups: dict[Hashable, list[tuple[int, Inputs]]] = {}
@@ -72,7 +72,7 @@ def _outputs(forward: Callable, key: Hashable, group: list[tuple[int, Any]]) -> 
 
 
 def _reported(error: Exception) -> Exception:
-    """Return the exception without its frames, which would keep the pictures in memory; log an unexpected one."""
+    """Return the exception without its frames, which would keep images in memory; log an unexpected exception."""
     if not isinstance(error, _EXPECTED):
         logger.error("A request failed unexpectedly.", exc_info=error)
     error.__cause__ = error.__context__ = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import python_multipart  # noqa: F401 - Starlette imports it with the first form; it must not be missing then
+import python_multipart  # noqa: F401 - Starlette imports it only with the first form; fail at the start instead
 from fastapi import HTTPException
 from PIL import Image
 from pydantic import ValidationError
@@ -37,7 +37,7 @@ class ImageSource:
     One image of a request, not yet decoded.
 
     Args:
-        name (`str`, *optional*): name or file name that the client gave.
+        name (`str`, *optional*): name or file name in the request.
         read (`Callable[[], bytes]`): returns the content of the image file; raises an `HTTPException` if there is
             none. It may wait for the network.
     """

@@ -1,4 +1,4 @@
-"""Results as answers: JSON, or one picture as a PNG file."""
+"""Results as responses: JSON, or one picture (map, mask or overlay) as a PNG file."""
 
 import base64
 import io
@@ -14,20 +14,20 @@ from .schemas import PICTURES
 __all__ = ["PNG", "as_json", "as_png", "png_response", "requested_picture"]
 
 PNG = "image/png"
-# 1 of 9: overlays of photographs are 10 % larger than with 6, and five times faster
+# Level 1 of 9: overlays of photographs are 10 % larger than with level 6, and are written five times faster
 _FAST = 1
 
 
 def requested_picture(accept: str, parts: tuple[str, ...]) -> str | None:
     """
-    Return the picture that a request wants as its answer, or `None` if it wants JSON.
+    Return the picture that a request asks for as its response, or `None` if it asks for JSON.
 
     Args:
         accept (`str`): header `Accept`.
         parts (`tuple[str, ...]`): requested parts.
 
     Raises:
-        HTTPException: 406, the request wants a PNG file, and does not name exactly one picture.
+        HTTPException: 406, the request asks for a PNG file and does not name exactly one picture.
     """
     kinds = {each.partition(";")[0].strip().lower() for each in accept.split(",")}
     if PNG not in kinds or kinds & {"application/json", "*/*"}:
@@ -91,7 +91,7 @@ def _picture(result: dict[str, Any], part: str) -> bytes:
 
 def png_response(picture: bytes, values: dict[str, Any], provenance: dict[str, Any]) -> Response:
     """
-    Make the answer with a PNG file; its headers have the numbers that JSON would have.
+    Make the response with a PNG file; its headers have the values that JSON would have.
 
     Args:
         picture (`bytes`): content of the file.

@@ -1,4 +1,4 @@
-"""Bodies, queries and answers of the server, as OpenAPI describes them, with examples."""
+"""Bodies, queries and responses of the server, as OpenAPI describes them, with examples."""
 
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ __all__ = [
     "UsedRecipe",
 ]
 
-# Parts of an answer that are sent on request; all but regions are PNG files
+# Parts of a response that are sent on request; all but regions are PNG files
 PICTURES = ("map", "mask", "overlay")
 _PARTS = (*PICTURES, "regions")
 _PARTS_PATTERN = f"^({'|'.join(_PARTS)})(,({'|'.join(_PARTS)}))*$"
@@ -47,8 +47,8 @@ class SegmentQuery(BaseModel):
         AfterValidator(_without_repetition),
         Field(
             pattern=_PARTS_PATTERN,
-            description="Further parts of the answer, separated by commas: map, mask, overlay (PNG files in base64)"
-            " and regions. With `Accept: image/png`, exactly one picture, which is the answer.",
+            description="Further parts of the response, separated by commas: map, mask, overlay (PNG files in base64)"
+            " and regions. With `Accept: image/png`: exactly one of map, mask and overlay, which is the response.",
             examples=["mask,regions"],
         ),
     ] = None
@@ -79,7 +79,9 @@ class ImageBody(BaseModel):
         },
     )
 
-    name: Annotated[str | None, Field(max_length=256, description="Name that the answer repeats.")] = None
+    name: Annotated[str | None, Field(max_length=256, description="Name of the image, repeated in the response.")] = (
+        None
+    )
     image: Annotated[
         str | None, Field(description="Content of an image file in base64, or a data URI with base64.")
     ] = None
@@ -101,14 +103,14 @@ class ImagesBody(BaseModel):
 
 
 class UsedRecipe(BaseModel):
-    """Recipe that a result was made with."""
+    """Recipe that was used for a result."""
 
     name: Annotated[str, Field(examples=["default"])]
     version: Annotated[int, Field(ge=0, description="0: the checkpoint's own settings, never changed.", examples=[3])]
 
 
 class ModelFacts(BaseModel):
-    """Model that a result was made with."""
+    """Model that was used for a result."""
 
     name: Annotated[str, Field(examples=["vcp-clip-tiny"])]
     fingerprint: Annotated[str, Field(description="SHA-256 over the weights.", examples=[_FINGERPRINT])]
@@ -160,11 +162,13 @@ class ImageResult(BaseModel):
     mask: Annotated[
         str | None, Field(description="On request: gray PNG in base64, 255 is abnormal; null without a threshold.")
     ] = None
-    overlay: Annotated[str | None, Field(description="On request: RGB PNG in base64, the image under its map.")] = None
+    overlay: Annotated[
+        str | None, Field(description="On request: RGB PNG in base64, the map drawn over the image.")
+    ] = None
 
 
 class Segmented(ImageResult, _Provenance):
-    """Answer of `/v1/segment`."""
+    """Response of `/v1/segment`."""
 
 
 class ImageError(BaseModel):
@@ -172,11 +176,13 @@ class ImageError(BaseModel):
 
     name: Annotated[str | None, Field(description="Name or file name in the request.")]
     error: Annotated[str, Field(examples=["the image bytes: not an image file that Pillow can read."])]
-    status: Annotated[int, Field(description="Status that the image alone would have got.", examples=[422])]
+    status: Annotated[
+        int, Field(description="Status that a request with this image alone would have.", examples=[422])
+    ]
 
 
 class BatchAnswer(_Provenance):
-    """Answer of `/v1/segment/batch`: a result or an error for each image, in the order of the request."""
+    """Response of `/v1/segment/batch`: a result or an error for each image, in the order of the request."""
 
     results: list[ImageResult | ImageError]
 
@@ -200,7 +206,7 @@ class RecipeValues(BaseModel):
     ] = None
     score_mode: Annotated[
         Literal["max", "top_k", "image_head"] | None,
-        Field(description="How the score of an image is made; which modes there are depends on the model."),
+        Field(description="How the score of an image is computed; the possible modes depend on the model."),
     ] = None
     min_area: Annotated[int, Field(ge=0, le=10**9, description="Minimum area of a region in pixels.")] = 0
     fill_holes: Annotated[bool, Field(description="Whether holes in the mask are filled.")] = False
@@ -214,9 +220,7 @@ class RecipeAnswer(RecipeValues):
 
     name: Annotated[str, Field(examples=["default"])]
     version: Annotated[int, Field(ge=0, description="Also the ETag. 0: never stored.", examples=[3])]
-    roi: Annotated[
-        str | None, Field(description="SHA-256 of the picture of the region of interest.", examples=[_SHA256])
-    ]
+    roi: Annotated[str | None, Field(description="SHA-256 of the region of interest.", examples=[_SHA256])]
     references: Annotated[list[str], Field(description="SHA-256 of each reference image.", examples=[[_SHA256]])]
 
 
@@ -229,11 +233,12 @@ class RecipeList(BaseModel):
 
 
 class Problem(BaseModel):
-    """Answer to a request that was refused or failed."""
+    """Response to a request that was refused or failed."""
 
     detail: Annotated[
         str, Field(description="What is wrong, and what to do.", examples=["There is no recipe 'screws'."])
     ]
     id: Annotated[
-        str | None, Field(description="Of an unexpected error (status 500): find it in the server's log.")
+        str | None,
+        Field(description="For an unexpected error (status 500): the server's log has the error under this id."),
     ] = None

@@ -35,7 +35,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()], ser
     """
     Find and outline anomalies in one image: the body itself, a file in a form, or base64 in JSON.
 
-    With `Accept: image/png`, the answer is the picture that `include` names; the numbers are in its headers.
+    With `Accept: image/png`, the response is the picture that `include` names; the values are in its headers.
     """
     picture = requested_picture(request.headers.get("accept", ""), query.parts)
     template = server.template(query.recipe, query.parts)
@@ -60,7 +60,7 @@ async def segment_batch(request: Request, query: Annotated[BatchQuery, Query()],
     """
     Find and outline anomalies in several images: files in a form, or base64 in JSON.
 
-    An image that cannot be read is an entry with `error`, and the others are segmented.
+    If an image cannot be read, its entry has `error`, and the other images are segmented.
     """
     template = server.template(query.recipe, query.parts)
     async with server.admission.hold(server.retry_seconds()):
@@ -75,7 +75,7 @@ async def _segment_all(
 ) -> list[dict[str, Any]]:
     """Return a result or an error for each image; a full queue fails the whole batch."""
     settings = server.settings
-    # A batch fills the model, and leaves places in the queue to other clients
+    # Enough images to fill a batch of the model; the rest of the queue stays free for other clients
     together = asyncio.Semaphore(min(settings.max_batch_size, settings.max_waiting))
 
     async def segment_one(source: ImageSource) -> dict[str, Any]:

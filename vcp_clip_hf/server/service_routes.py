@@ -1,4 +1,4 @@
-"""Routes for those who run the server: health, metrics, documentation."""
+"""Routes for operating the server: health, metrics, documentation."""
 
 from typing import Annotated, Any
 
@@ -17,19 +17,19 @@ __all__ = ["service_routes"]
 service_routes = APIRouter(tags=["service"])
 Server = Annotated[RunningServer, Depends(running_server)]
 _TEXT = {"content": {"text/plain": {"schema": {"type": "string"}}}}
-# Nothing may be loaded, and nothing may run
+# The page must not load anything or run scripts
 _NOTHING_ELSE = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 
 
-@service_routes.get("/health/live", summary="Whether the process answers")
+@service_routes.get("/health/live", summary="Whether the process works")
 async def live() -> dict[str, str]:
-    """Answer 200 as long as the process works; a supervisor restarts it otherwise."""
+    """Return 200 as long as the process works; otherwise, a supervisor should restart it."""
     return {"status": "live"}
 
 
 @service_routes.get("/health/ready", summary="Whether images are accepted", responses=problems(503))
 async def ready(server: Server) -> dict[str, Any]:
-    """Answer 200 when the model is loaded, and 503 while it is loading or the server stops."""
+    """Return 200 when the model is loaded, and 503 while it is loading or the server is stopping."""
     server.check_ready()
     return {"status": "ready", "model": server.model, "package_version": __version__}
 
@@ -40,7 +40,7 @@ def metrics(server: Server) -> Response:
     return Response(server.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-@service_routes.get("/docs", summary="This interface as a page", response_class=HTMLResponse)
+@service_routes.get("/docs", summary="Documentation of the interface", response_class=HTMLResponse)
 def docs(request: Request) -> Response:
-    """Describe all routes on a page without scripts, for places without a network."""
+    """Return a page that describes all routes, without scripts and without requests to a network."""
     return HTMLResponse(docs_page(request.app.openapi()), headers=_NOTHING_ELSE)

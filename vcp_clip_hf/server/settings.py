@@ -1,4 +1,4 @@
-"""What a server is started with: limits, times and the token. Standard library only."""
+"""Settings of a server: limits, times and the token. Standard library only."""
 
 from dataclasses import dataclass, fields
 
@@ -15,7 +15,7 @@ class ServerSettings:
 
     Args:
         token (`str`, *optional*):
-            Bearer token that changes of recipes need. Without one, they are refused.
+            Bearer token that changes of recipes need. Without a token, changes are refused.
         allow_urls (`bool`, *optional*, defaults to `False`): whether requests may name URLs of images.
         max_body_bytes (`int`, *optional*, defaults to 32 MiB): maximum size of the body of a request.
         max_pixels (`int`, *optional*, defaults to 25 million): maximum number of pixels of an image.

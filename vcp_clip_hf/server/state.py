@@ -1,4 +1,4 @@
-"""The running server: its model, recipes and queue, and the way of an image through them."""
+"""The running server: its model, recipes and queue, and the steps from an image to its result."""
 
 import asyncio
 import math
@@ -37,7 +37,7 @@ _NO_IMAGE = Image.new("RGB", (1, 1))
 
 class RunningServer:
     """
-    What all requests share.
+    State that all requests share.
 
     Args:
         settings (`ServerSettings`): limits, times and the token.
@@ -63,8 +63,8 @@ class RunningServer:
     # --- start and stop ---------------------------------------------------------------------------------------------
 
     def start(self, open_parts: OpenParts) -> None:
-        """Begin to load the model, while the server already answers `/health/live`."""
-        # Decoded pictures are large: as many as can wait or be computed
+        """Begin to load the model in the background, so that `/health/live` works during this time."""
+        # Decoded images are large, so only as many are decoded as can wait or be computed
         self._decoded = asyncio.Semaphore(self.settings.max_waiting + self.settings.max_batch_size)
         self._processors = CapacityLimiter(os.cpu_count() or 1)
         self._loading = asyncio.create_task(self._load(open_parts))
@@ -88,7 +88,7 @@ class RunningServer:
         self.metrics.model_seconds.observe(report.seconds)
 
     async def stop(self) -> None:
-        """Answer what was accepted, then close the recipes."""
+        """Finish the accepted requests, then close the recipes."""
         self.draining = True
         if self._loading is not None:
             await self._loading
@@ -101,13 +101,13 @@ class RunningServer:
 
     @property
     def store(self) -> RecipeStore:
-        """Return the recipes; raise the answer 503 while the model is loading."""
+        """Return the recipes; raise an `HTTPException` (503) while the model is loading."""
         self._check_loaded()
         return self._store
 
     @property
     def model(self) -> dict[str, Any]:
-        """Return the facts about the model; raise the answer 503 while it is loading."""
+        """Return the facts about the model; raise an `HTTPException` (503) while it is loading."""
         self._check_loaded()
         return self._model
 
@@ -116,13 +116,13 @@ class RunningServer:
             raise unavailable("The model is loading.", _SECONDS_TO_LOAD)
 
     def check_ready(self) -> None:
-        """Raise the answer 503 while the model is loading, or when the server stops."""
+        """Raise an `HTTPException` (503) while the model is loading, or when the server is stopping."""
         self._check_loaded()
         if self.draining:
-            raise unavailable("The server stops.", self.settings.drain_seconds)
+            raise unavailable("The server is stopping.", self.settings.drain_seconds)
 
     def provenance(self, recipe: Recipe) -> dict[str, Any]:
-        """Return what every answer says about its origin."""
+        """Return the recipe, model and version of the package, which are part of every response."""
         return {
             "recipe": {"name": recipe.name, "version": recipe.version},
             "model": {"name": self.model["model"], "fingerprint": self.model["fingerprint"]},
@@ -137,7 +137,7 @@ class RunningServer:
         return math.ceil((now.waiting + now.running) * now.engine_seconds / now.finished)
 
     async def compute(self, function: Callable[..., Value], *arguments: Any) -> Value:
-        """Run what decodes or encodes pictures in a thread, as many at one time as there are processors."""
+        """Decode or encode an image in a thread; at most as many at one time as there are processors."""
         return await to_thread.run_sync(function, *arguments, limiter=self._processors)
 
     def template(self, recipe: str, parts: tuple[str, ...]) -> SegmentationRequest:
@@ -146,7 +146,7 @@ class RunningServer:
 
         Args:
             recipe (`str`): name of the recipe.
-            parts (`tuple[str, ...]`): requested parts of the answer.
+            parts (`tuple[str, ...]`): requested parts of the response.
 
         Raises:
             HTTPException: 503, the model is loading.
@@ -207,7 +207,7 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Value
         work (coroutine): work to do.
 
     Raises:
-        ClientDisconnect: the client has gone.
+        ClientDisconnect: the client has disconnected.
     """
     task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:

@@ -1,4 +1,4 @@
-"""Write an annotated video: overlays, each above a strip with its label, score, time and the course of the scores."""
+"""Write an annotated video: overlays, each above a strip with its label, score, time and a plot of the scores."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -20,9 +20,9 @@ __all__ = ["AnnotatedVideo", "annotated_video"]
 
 # Longer side of the overlay in the video: large enough to read, small enough to encode while a camera runs
 _SMALLEST_SIDE, _LONGEST_SIDE = 640, 1280
-# Of the file's time stamps; MPEG-4 part 2 allows 65535 at most
+# Unit of the file's time stamps; MPEG-4 part 2 allows 65535 at most
 _TICKS_PER_SECOND = 1000
-# Duration that the course of the scores shows at most
+# Longest duration of the plot of the scores
 _WINDOW_SECONDS = 60.0
 _BT709 = 1
 
@@ -47,7 +47,7 @@ class AnnotatedVideo:
         Append a frame. It is shown at its time after the first frame.
 
         Args:
-            overlay (`PIL.Image.Image`): picture of the result; all are fit into the size of the first.
+            overlay (`PIL.Image.Image`): overlay of the frame; all overlays are fitted into the size of the first one.
             record (`Mapping`): the frame's record, see [`ScoreStrip.draw`].
         """
         if self._stream is None:
@@ -63,12 +63,12 @@ class AnnotatedVideo:
         self._container.mux(self._stream.encode(frame))
 
     def end(self) -> None:
-        """Encode what the encoder still holds."""
+        """Encode the frames that are still in the encoder."""
         if self._stream is not None:
             self._container.mux(self._stream.encode())
 
     def _begin(self, overlay: Image.Image, seconds: float) -> None:
-        """Choose the size by the first picture, and make the encoder."""
+        """Choose the size by the first overlay, and make the encoder."""
         longer = max(overlay.size)
         scale = min(max(longer, _SMALLEST_SIDE), _LONGEST_SIDE) / longer
         width, height = (max(2, round(length * scale)) for length in overlay.size)
@@ -89,8 +89,8 @@ class AnnotatedVideo:
 @contextlib.contextmanager
 def annotated_video(path: Path, seconds: float | None = None, fps: float = 25.0) -> Iterator[AnnotatedVideo]:
     """
-    Write an MP4 in H.264, or in MPEG-4 part 2 if FFmpeg has no encoder for H.264. The file gets its name when it is
-    complete; if the body raises, it is removed.
+    Write an MP4 in H.264, or in MPEG-4 part 2 if FFmpeg has no encoder for H.264. The file gets its name only when it
+    is complete; if the body of the context raises, the file is removed.
 
     Args:
         path (`Path`): file to write; its folder exists.
@@ -98,10 +98,10 @@ def annotated_video(path: Path, seconds: float | None = None, fps: float = 25.0)
         fps (`float`, *optional*, defaults to 25): frames per second that are expected, for the encoder.
 
     Yields:
-        [`AnnotatedVideo`]: add one frame at least.
+        [`AnnotatedVideo`]: add at least one frame.
     """
     with atomic_file(path) as unfinished:
-        # Its index goes to the beginning of the file, so that a browser plays it while it loads
+        # The index is at the beginning of the file, so that a browser can play the video while it loads
         options = {"movflags": "faststart"}
         with import_av().open(unfinished, "w", format="mp4", options=options) as container:
             video = AnnotatedVideo(container, seconds, fps)
@@ -119,7 +119,7 @@ def _encoder() -> tuple[str, dict[str, str]]:
 
 
 def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale a picture into a size, on black if its ratio is another."""
+    """Scale an image into a size, with black borders if its aspect ratio differs."""
     if picture.size == size:
         return picture
     scale = min(size[0] / picture.width, size[1] / picture.height)

@@ -35,8 +35,8 @@ def remove_annotated(output_dir: Path) -> None:
 
 class AnnotatedSegments:
     """
-    Writes annotated videos while a live source is read. At the end of the context, the last one is completed; if the
-    body raises, it is removed.
+    Writes annotated videos while a live source is read. At the end of the context, the last video is completed; if the
+    body raises, this video is removed.
 
     Args:
         output_dir (`Path`): folder of the results.
@@ -65,7 +65,7 @@ class AnnotatedSegments:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """
-        Append the frame of a record; the first of a segment completes the video before.
+        Append the frame of a record; the first frame of a segment completes the previous video.
 
         Args:
             record (`Mapping`): record with an overlay.

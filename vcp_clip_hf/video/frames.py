@@ -1,4 +1,4 @@
-"""From packets of a video stream to chosen frames: time stamps, choice of frames, rotation, broken packets."""
+"""Decode a video stream into chosen frames: time stamps, choice of frames, rotation, broken packets."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ __all__ = ["FrameChoice", "StreamTimes", "VideoFrame", "decode_frames", "to_pict
 # Some formats (Matroska, FLV) round time stamps to whole milliseconds
 _ROUNDING = Fraction(1, 1000)
 _LONGEST_REORDERING = Fraction(1)
-# Where a stream does not state its rate
+# Default where a stream does not state its frame rate
 _DEFAULT_PERIOD = Fraction(1, 25)
 _RIGHT_ANGLES = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
@@ -34,10 +34,10 @@ class VideoFrame:
     Args:
         index (`int`): number of the frame among all frames that were decoded; the first is 0.
         seconds (`float`): time since the first frame of the video; live: since the start of the run.
-        picture (`PIL.Image.Image`): mode RGB, rotated as it is to be shown.
+        picture (`PIL.Image.Image`): the image, mode RGB, rotated as it is to be shown.
         arrived (`datetime`, *optional*): time (UTC) at which a frame of a live source was decoded.
         arrived_clock (`float`): the same on the clock of `time.monotonic`.
-        connection (`int`): number of the connection to a live source, from 0.
+        connection (`int`): number of the connection to a live source, starting at 0.
         dropped (`int`): chosen frames that were dropped between the previous frame and this one.
     """
 
@@ -67,7 +67,7 @@ class FrameChoice:
 
     def __init__(self, every: int | None = None, fps: float | None = None):
         if every is not None and fps is not None:
-            raise ValueError(f"every={every!r} and fps={fps!r} exclude each other: give one of them.")
+            raise ValueError(f"every={every!r} and fps={fps!r} cannot be combined: give one of them.")
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"every={every!r} must be a whole number of frames, 1 or more.")
         if fps is not None and not (fps > 0 and math.isfinite(fps)):
@@ -93,7 +93,7 @@ class FrameChoice:
 
     def expected(self, frames: int, seconds: float | None) -> int | None:
         """
-        Return about how many frames are chosen of a video, for progress bars; `None` if that is unknown.
+        Return the approximate number of chosen frames of a video, for progress bars; `None` if it is unknown.
 
         Args:
             frames (`int`): number of frames; 0 if unknown.
@@ -157,7 +157,7 @@ def decode_frames(
     """
     av = import_av()
     stream = container.streams.video[0]
-    # Frames decoded in parallel come several frames late
+    # With frame threads, each frame would come several frames late
     stream.thread_type = "SLICE" if source.is_live else "AUTO"
     rate = stream.average_rate or stream.guessed_rate
     times, broken, received, count = StreamTimes(1 / rate if rate else None, start), 0, 0, 0
@@ -168,8 +168,8 @@ def decode_frames(
         except (av.error.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
             if isinstance(error, av.error.ExitError):
-                reason = "no data came in time"
-            raise VideoError(f"{source.name!r} broke off after {count} frames: {reason}.", lasting=False) from None
+                reason = "no data arrived in time"
+            raise VideoError(f"{source.name!r} stopped after {count} frames: {reason}.", lasting=False) from None
         if packet is None:
             break
         received += packet.size > 0
@@ -192,7 +192,7 @@ def decode_frames(
 
 def to_picture(frame: "av.VideoFrame") -> Image.Image:
     """
-    Convert a frame to a picture, rotated by a multiple of 90 degrees as its metadata requires.
+    Convert a frame to an image, rotated by a multiple of 90 degrees as its metadata requires.
 
     Args:
         frame (`av.VideoFrame`): decoded frame.

@@ -1,4 +1,4 @@
-"""Read a camera or a network stream with bounded latency: old frames are dropped, lost connections opened again."""
+"""Read a camera or a network stream with bounded latency: drop old frames, and reopen lost connections."""
 
 import queue
 import time
@@ -27,7 +27,7 @@ class LiveReader(FrameReader):
 
     A connection that is lost, ends, or gives no data for a third of `give_up` is opened again, after a pause that
     doubles from 0.5 to 10 seconds. Reading ends with an error after `give_up` seconds without any frame, or at once if
-    no frame has come yet and the connection fails for a reason that does not pass, such as a wrong password.
+    no frame has arrived yet and the connection fails for a permanent reason, such as a wrong password.
 
     Args:
         source, choice, waiting_frames, input_options: see [`FrameReader`].
@@ -55,7 +55,7 @@ class LiveReader(FrameReader):
             before = self._index
             try:
                 self._read_connection(connection)
-                # Some formats do not distinguish the two
+                # Some formats do not distinguish the end of a stream from a timeout
                 reason = f"{self.source.name!r} ended, or sent nothing for {self._read_timeout:.1f} seconds."
             except VideoError as error:
                 if not self._index and error.lasting:
@@ -68,7 +68,7 @@ class LiveReader(FrameReader):
                 pause, connection = _FIRST_PAUSE, connection + 1
             left = self.give_up - (time.monotonic() - self._last_frame)
             if left <= 0:
-                raise VideoError(f"No frame came for {self.give_up:g} seconds. {reason}")
+                raise VideoError(f"No frame arrived for {self.give_up:g} seconds. {reason}")
             logger.warning("%s Connecting again in %.1f seconds.", reason, min(pause, left))
             self._stop.wait(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -98,5 +98,5 @@ class LiveReader(FrameReader):
                 try:
                     self._queue.get_nowait()
                     self.dropped += 1
-                except queue.Empty:  # the other thread has just taken it
+                except queue.Empty:  # the other thread has just taken the oldest frame
                     continue

@@ -1,7 +1,7 @@
 """Segment frames of a video: records, maps, masks and overlays as for image files, and annotated videos; resumable.
 
 A file is read from its beginning, and frames that an earlier run with the same settings has recorded are kept. A live
-source goes on in new segments: one for each run, each connection, and each ten minutes.
+source is recorded in segments; a new one begins with each run, with each connection, and every ten minutes.
 """
 
 import json
@@ -56,8 +56,8 @@ def predict_video(
     """
     Segment frames of a video file, a network stream or a capture device.
 
-    A live source ends after `reading.duration` or `reading.max_frames`, on Ctrl-C or SIGTERM, or when no frame has
-    come for `reading.give_up` seconds.
+    Reading a live source ends after `reading.duration` or `reading.max_frames`, on Ctrl-C or SIGTERM, or when no frame
+    has arrived for `reading.give_up` seconds.
 
     Args:
         pipe ([`AnomalySegmentationPipeline`]): the pipeline to run.
@@ -70,22 +70,22 @@ def predict_video(
         annotated (`bool`, *optional*):
             Whether to write annotated videos, which are made from the overlays; default: if overlays are written.
         batch_size (`int`): frames of a file per forward pass. Those of a live source are segmented one by one.
-        overwrite (`bool`): whether to start anew: records, files and annotated videos of earlier runs are removed.
+        overwrite (`bool`): whether to remove records, files and annotated videos of earlier runs first.
         progress (`bool`): whether to show a progress bar.
         options: further arguments of the pipeline's call.
 
     Returns:
-        [`VideoSummary`]. Each record has, beside the fields of image files,
+        [`VideoSummary`]. In addition to the fields of image files, each record has
 
-        - `video`: path or URL without credentials; `image` is that and the frame's number;
+        - `video`: path or URL without credentials; `image` is this and the frame's number;
         - `frame`: number of the frame, from 0;
         - `time_seconds`: since the first frame of the file, or since the start of the run;
 
-        and of live sources
+        and, for live sources,
 
         - `segment`: number of the segment, from 1;
         - `time`: when the frame was decoded, ISO 8601 in UTC;
-        - `latency_seconds`: from then until its results were written;
+        - `latency_seconds`: time from decoding until the results were written;
         - `dropped`: frames that were dropped before this one.
 
     Raises:
@@ -93,7 +93,7 @@ def predict_video(
         OSError, VideoError: the source cannot be opened, or has no frame.
         ValueError: a value is out of range, the folder has results of another video or other settings, or the first
             frame cannot be segmented with these options.
-        KeyboardInterrupt: the run over a file was interrupted; the finished frames are recorded.
+        KeyboardInterrupt: the run on a file was interrupted; the finished frames are recorded.
     """
     if save_maps not in ("png", "npy", None):
         raise ValueError(f"save_maps={save_maps!r} must be 'png', 'npy' or None.")
@@ -127,7 +127,7 @@ def predict_video(
 
 
 def _folder_name(video: VideoSource) -> str:
-    """Return the name of the folder of a video's maps, masks and overlays: the file's, or host and path in one."""
+    """Return the name of the folder of a video's maps, masks and overlays, from the file name or the URL."""
     if video.kind in ("file", "device"):
         return Path(video.location).stem
     address = urlsplit(video.name)
@@ -148,7 +148,7 @@ def _count(record: Mapping[str, Any], summary: VideoSummary) -> None:
 
 class _Run:
     """
-    A run over a video: where its results go, which frames are done, and how frames become records.
+    A run on a video: its output folder, the finished frames, and the steps from frames to records.
 
     Args:
         source (`str` or `os.PathLike`): the video.
@@ -173,7 +173,7 @@ class _Run:
         return self.writer.save_overlays if annotated is None else annotated
 
     def compare_settings(self, pipe: AnomalySegmentationPipeline, options: Mapping[str, Any], overwrite: bool) -> None:
-        """Refuse other settings than those of the folder's results; find what is done."""
+        """Refuse settings that differ from those of the folder's results; find the finished frames."""
         state = file_state(self.video.location) if self.video.kind == "file" else {}
         chosen = {"every": self.reading.every, "fps": self.reading.fps}
         video = {"source": self.video.identity, **state, **{key: value for key, value in chosen.items() if value}}
@@ -190,7 +190,7 @@ class _Run:
         return "error" not in record and not self.writer.lacks(record) and ("regions" in record or not with_regions)
 
     def make_reader(self, batch_size: int) -> FrameReader:
-        """Return what decodes the frames; a file is opened."""
+        """Return the reader that decodes the frames; it has opened the file."""
         options = self.reading.input_options
         if self.video.is_live:
             return LiveReader(self.video, self.choice, self.reading.waiting_frames, options, self.reading.give_up)
@@ -240,7 +240,7 @@ class _Run:
         is_over: Callable[[], bool],
     ) -> Iterator[tuple[tuple[VideoFrame, int | None], dict[str, Any]]]:
         """Run the model; yield frames with the numbers of their segments, and results."""
-        # One by one, no frame waits for the results of another
+        # Frames are segmented one by one, so that no frame waits for the results of another
         size = 1 if self.video.is_live else batch_size
         for frames in reader.batches(size, self.reading.max_frames, is_over):
             results = pipe([frame.picture for frame in frames], batch_size=len(frames), **options)
@@ -273,7 +273,7 @@ class _Run:
         return record
 
     def _remove_outdated(self) -> None:
-        """Remove what is out of date with the first new record, so that it is complete or absent."""
+        """Remove outputs that the first new record makes outdated, so that they are complete or absent."""
         for path in (self.output_dir / CSV_FILE, self.output_dir / COCO_FILE, annotated_path(self.output_dir, None)):
             path.unlink(missing_ok=True)
 
@@ -282,13 +282,15 @@ class _Run:
         Write records in order, and the table.
 
         Raises:
-            Exception: reading ended without any frame, or for another reason than the video.
+            Exception: reading ended without any frame, or for a reason other than the video.
         """
         error = reader.error
         if error is not None and not isinstance(error, (VideoError, OSError)):
             raise error
         if not (summary.analyzed or summary.skipped or interrupted):
-            raise error or VideoError(f"{self.video.name!r} gave no frame. {reader.problem}".rstrip())
+            raise error or VideoError(
+                f"{self.video.name!r} has no frame that could be decoded. {reader.problem}".rstrip()
+            )
         if error is not None:
             summary.errors.append((self.video.name, str(error)))
         records = sorted(read_predictions(self.output_dir), key=lambda each: (each.get("segment", 0), each["frame"]))

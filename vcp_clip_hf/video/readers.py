@@ -1,4 +1,4 @@
-"""Read a video file in a thread, ahead of the model and in bounded memory."""
+"""Read a video file in a thread while the model computes, in bounded memory."""
 
 import queue
 import threading
@@ -14,15 +14,15 @@ from .sources import VideoSource, open_video
 
 __all__ = ["POLL_SECONDS", "FileReader", "FrameReader"]
 
-# Time after which a waiting thread looks whether it has to stop
+# Time after which a waiting thread checks whether it has to stop
 POLL_SECONDS = 0.1
-# A read that waits for the network is not waited for
+# Longest time to wait for the end of the thread: a read from the network may hang
 _LONGEST_JOIN = 0.5
 
 
 class FrameReader(ABC):
     """
-    Decodes chosen frames in a thread, from entering the context until leaving it.
+    Decodes chosen frames in a thread, which runs inside the context.
 
     Args:
         source ([`VideoSource`]): what to read.
@@ -31,11 +31,11 @@ class FrameReader(ABC):
         input_options (`Mapping[str, str]`, *optional*): options of FFmpeg, see [`open_video`].
 
     Attributes:
-        error (`Exception`): why reading ended early, or `None`.
-        problem (`str`): why the last connection to a live source failed or ended.
+        error (`Exception`): reason why reading ended early, or `None`.
+        problem (`str`): reason why the last connection to a live source failed or ended.
         dropped (`int`): chosen frames that were dropped.
         reconnects (`int`): connections to a live source after the first one.
-        expected (`int`): about how many frames are chosen, or `None` if that is unknown.
+        expected (`int`): approximate number of chosen frames, or `None` if it is unknown.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class FrameReader(ABC):
         self.expected: int | None = None
         self._queue: queue.Queue[VideoFrame] = queue.Queue(waiting_frames)
         self._stop, self._ended = threading.Event(), threading.Event()
-        # A daemon: a read that hangs must not keep the process alive
+        # A daemon thread, because a read that hangs must not keep the process alive
         self._thread = threading.Thread(target=self._run, name="video reader", daemon=True)
 
     def __enter__(self) -> "FrameReader":
@@ -81,12 +81,12 @@ class FrameReader(ABC):
         self, size: int, max_frames: int | None = None, is_over: Callable[[], bool] = lambda: False
     ) -> Iterator[list[VideoFrame]]:
         """
-        Yield frames as they come: as many as wait, one at least.
+        Yield batches of the frames that are waiting, at least one frame each.
 
         Args:
             size (`int`): largest number of frames in a batch.
             max_frames (`int`, *optional*): number of frames after which to stop.
-            is_over (`Callable[[], bool]`): tells whether to stop; called while waiting for frames.
+            is_over (`Callable[[], bool]`): function that returns whether to stop; called while waiting for frames.
         """
         dropped_before, taken = 0, 0
         while not is_over() and (max_frames is None or taken < max_frames):
@@ -112,13 +112,13 @@ class FrameReader(ABC):
 
     @property
     def _patience(self) -> float:
-        """Return how many seconds a batch that has a frame waits for the next one."""
+        """Return the number of seconds that a batch with at least one frame waits for the next frame."""
         return 0.0
 
 
 class FileReader(FrameReader):
     """
-    Reads a file, or a URL of a file, from its beginning; waits where the model is slower.
+    Reads a file, or a URL of a file, from its beginning; waits for the model if it is slower.
 
     Args:
         source, choice, waiting_frames, input_options: see [`FrameReader`].
@@ -140,7 +140,7 @@ class FileReader(FrameReader):
     ):
         super().__init__(source, choice, waiting_frames, input_options)
         self.done, self.duration = done, duration
-        # opened now, so that a file that cannot be read ends the run before it begins
+        # opened now, so that an unreadable file is an error before the run begins
         with open_video(source, input_options) as container:
             stream = container.streams.video[0]
             seconds = None if container.duration is None else container.duration / 1_000_000
@@ -163,4 +163,4 @@ class FileReader(FrameReader):
 
     @property
     def _patience(self) -> float:
-        return POLL_SECONDS  # full batches are faster, and nobody waits for a frame of a file
+        return POLL_SECONDS  # full batches are faster, and the latency of a file does not matter

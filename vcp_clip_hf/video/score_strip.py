@@ -1,4 +1,4 @@
-"""Draw the strip under a frame of an annotated video: label, score, time, and the course of the scores."""
+"""Draw the strip below a frame of an annotated video: label, score, time, and a plot of the scores."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _LABELS = {
     None: ("NO LABEL", (84, 90, 101)),
 }
 _CURVE, _ABOVE, _LIMIT = (120, 190, 255), (255, 107, 107), (255, 186, 73)
-# Drawn at this scale and reduced, since Pillow's lines have hard edges
+# The plot is drawn at this scale and then reduced, because Pillow draws lines without antialiasing
 _SMOOTHING = 2
 
 
@@ -80,11 +80,11 @@ class ScoreStrip:
         draw.text((right, middle), stamp, fill=_TEXT, font=font, anchor="rm")
         right -= font.getlength(stamp) + unit
         number = f"frame {record['frame']}"
-        if right - small.getlength(number) > left:  # in a narrow picture, the time alone
+        if right - small.getlength(number) > left:  # a narrow strip has only the time
             draw.text((right, middle), number, fill=_FAINT, font=small, anchor="rm")
 
     def _plot(self, size: tuple[int, int], limit: float | None) -> Image.Image:
-        """Plot the scores of the last seconds on the scale [0, 1], the newest at the right end or where time is."""
+        """Plot the scores of the last seconds on the scale [0, 1]."""
         width, height = (_SMOOTHING * length for length in size)
         plot = Image.new("RGB", (width, height), _PLOT)
         draw, thickness = ImageDraw.Draw(plot), max(2, height // 24)
@@ -110,7 +110,7 @@ class ScoreStrip:
 
 
 def video_time(seconds: float) -> str:
-    """Return a time in a video as `MM:SS.mmm`, from one hour on as `H:MM:SS.mmm`."""
+    """Return a time in a video as `MM:SS.mmm`, or as `H:MM:SS.mmm` from one hour on."""
     milliseconds = round(1000 * seconds)
     minutes, rest = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)

@@ -1,4 +1,4 @@
-"""Decide what is a video source, name it without its credentials, and open it with FFmpeg (PyAV).
+"""Recognize video sources, name them without their credentials, and open them with FFmpeg (PyAV).
 
 Sources are files, http(s) addresses of files, network streams (RTSP, RTMP, SRT, HLS, MPEG-TS over TCP or UDP, ...) and
 capture devices of Linux (`/dev/video0`).
@@ -35,7 +35,7 @@ VIDEO_SUFFIXES = (
     *(".h264", ".264", ".h265", ".265", ".hevc", ".mjpg", ".mjpeg"),
 )
 _STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "tcp", "rtp")
-# A web server sends a stream without an end under names with these endings
+# Endings of URLs of endless streams on a web server
 _STREAM_SUFFIXES = (".m3u8", ".mpd", ".mjpg", ".mjpeg")
 # FFmpeg recognizes formats by content. Some of them (playlists, concat scripts) name other files to read
 _FILE_FORMATS = ",".join(
@@ -47,7 +47,7 @@ _FILE_FORMATS = ",".join(
 _SECRET_NAMES = "user|usr|login|pass|pwd|token|key|auth|secret|sig"
 # Names in queries (a=1&b=2), and in the paths of some cameras (user=a_password=b_channel=1)
 _SECRET_VALUES = re.compile(rf"((?:{_SECRET_NAMES})[a-z]*=).*?(?=[&;#/]|_[a-z]+=|$)", re.IGNORECASE)
-# Failures of a connection that trying again does not mend
+# Permanent failures of a connection
 _LASTING = (
     *("ProtocolNotFoundError", "DemuxerNotFoundError", "DecoderNotFoundError", "OptionNotFoundError"),
     *("HTTPBadRequestError", "HTTPUnauthorizedError", "HTTPForbiddenError", "HTTPNotFoundError", "ArgumentError"),
@@ -61,7 +61,7 @@ class VideoError(ValueError):
 
     Args:
         message (`str`): the sentence.
-        lasting (`bool`): whether opening the same source again cannot help.
+        lasting (`bool`): whether the failure is permanent, so that opening the source again cannot help.
     """
 
     def __init__(self, message: str, lasting: bool = True):
@@ -113,7 +113,7 @@ def _kind(source: str) -> str | None:
 
 def without_secrets(source: str) -> str:
     """
-    Return a path or URL to show: user name, password, and values of parameters such as `token` become `***`.
+    Return a path or URL for messages: user name, password, and values of parameters such as `token` become `***`.
 
     Args:
         source (`str`): path, which is returned unchanged, or URL. All up to the last "@" counts as credentials, since
@@ -162,7 +162,7 @@ class VideoSource:
 
     @property
     def is_live(self) -> bool:
-        """Return whether frames come at their own pace, so that a slow reader must drop some."""
+        """Return whether the source is a stream or a device, whose frames must be dropped if the reader is slow."""
         return self.kind in ("stream", "device")
 
     @property
@@ -172,7 +172,7 @@ class VideoSource:
 
     @property
     def identity(self) -> str:
-        """Return what stays the same from run to run: the absolute path, or the URL without credentials."""
+        """Return the name that is the same in every run: the absolute path, or the URL without credentials."""
         return os.path.abspath(self.location) if self.kind == "file" else self.name
 
 
@@ -184,7 +184,7 @@ def open_video(
     read_timeout: float = 10.0,
 ) -> "Iterator[InputContainer]":
     """
-    Open a source for reading; it has a video stream.
+    Open a source with a video stream for reading.
 
     Args:
         source ([`VideoSource`]): the source.
@@ -203,7 +203,7 @@ def open_video(
     av = import_av()
     with contextlib.ExitStack() as stack:
         if source.kind == "file":
-            # FFmpeg does not see the name, which it could take for a protocol or a pattern
+            # FFmpeg gets the file and not its name, which it could interpret as a protocol or a pattern
             file = stack.enter_context(open(source.location, "rb"))
             if not os.fstat(file.fileno()).st_size:
                 raise VideoError(f"{source.name!r} is an empty file. Copy the video again.")
@@ -216,14 +216,16 @@ def open_video(
         try:
             container = av.open(file, format=format, options=options, timeout=timeout)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            # FFmpeg's own message has the URL, and another reason where it was interrupted
+            # FFmpeg's own message has the URL, and a wrong reason after a timeout
             reason = getattr(error, "strerror", None) or type(error).__name__
             if timeout is not None and time.monotonic() >= deadline:
-                reason = f"no answer came in {open_timeout:.1f} seconds"
+                reason = f"no response arrived in {open_timeout:.1f} seconds"
             raise VideoError(_sentence(source, reason), type(error).__name__ in _LASTING) from None
         stack.enter_context(container)
         if not container.streams.video:
-            raise VideoError(f"{source.name!r} has no video, only {_streams(container)}. Give a file with pictures.")
+            raise VideoError(
+                f"{source.name!r} has no video, only {_streams(container)}. Give a file with a video stream."
+            )
         yield container
 
 

@@ -1,4 +1,4 @@
-"""Settings and outcome of a run over a video."""
+"""Settings and outcome of a run on a video."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,9 +14,9 @@ class VideoReading:
     Which frames of a video are analyzed, and how long a live source is read.
 
     Args:
-        every (`int`, *optional*): analyze every n-th frame.
-        fps (`float`, *optional*): analyze a number of frames per second. Without both, all frames.
-        duration (`float`, *optional*): seconds after which to end: of the video, or of a live source's run.
+        every (`int`, *optional*): interval between analyzed frames: every n-th frame is analyzed.
+        fps (`float`, *optional*): number of frames to analyze per second. Without `every` and `fps`: all frames.
+        duration (`float`, *optional*): seconds of the video file, or of the run on a live source, after which to end.
         max_frames (`int`, *optional*): number of frames to analyze in this run.
         give_up (`float`): seconds without a frame after which to end a live source.
         waiting_frames (`int`): newest frames of a live source that wait for the model; older ones are dropped.
@@ -56,7 +56,7 @@ class VideoSummary:
         analyzed (`int`): frames segmented by this run.
         anomalous (`int`): those of them that are labeled anomalous.
         skipped (`int`): frames kept from earlier runs.
-        dropped (`int`): frames of a live source that were dropped, because newer ones had come.
+        dropped (`int`): frames of a live source that were dropped, because newer ones had arrived.
         reconnects (`int`): connections to a live source after the first one.
         errors (`list[tuple[str, str]]`): frame or source, and what failed.
         seconds (`float`): duration of the run.

@@ -54,7 +54,7 @@ def test_polygons_and_run_lengths_equal_pycocotools(tmp_path):
         assert shape.label == ("scratch" if annotation["iscrowd"] else "dent"), "a crowd is read like any other region"
 
 
-def test_a_listed_picture_without_annotations_has_no_shapes():
+def test_a_listed_image_without_annotations_has_no_shapes():
     (image,) = read_coco("a.json", coco()).images
     assert (image.name, image.shapes, image.problems) == ("a.png", (), ())
 
@@ -81,8 +81,8 @@ def rle(counts, size=(HEIGHT, WIDTH)) -> dict:
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"segmentation": SQUARE, "image_id": 9}, "annotation 1 belongs to picture 9, which the file does not list"),
-        ({"segmentation": SQUARE, "image_id": [9]}, r"annotation 1 belongs to picture \[9\]"),
+        ({"segmentation": SQUARE, "image_id": 9}, "annotation 1 belongs to image 9, which the file does not list"),
+        ({"segmentation": SQUARE, "image_id": [9]}, r"annotation 1 belongs to image \[9\]"),
         ({"segmentation": SQUARE, "category_id": 3}, "annotation 1 has the category 3, which the file does not list"),
         ({"segmentation": [[1, 2, 3, 4, 5]]}, "annotation 1: a polygon has an odd number of coordinates"),
         ({"segmentation": [[1, 2, 3, 4]]}, "annotation 1: 2 points, expected at least 3"),
@@ -98,7 +98,7 @@ def rle(counts, size=(HEIGHT, WIDTH)) -> dict:
         (rle("~~"), "the compressed run lengths are damaged"),
         (rle("oooooooooooooo"), "the compressed run lengths are damaged"),
         (rle("o"), "the compressed run lengths are cut off"),
-        (rle([620], (WIDTH, HEIGHT)), "run lengths of 20 x 31 pixels, and the picture has 31 x 20"),
+        (rle([620], (WIDTH, HEIGHT)), "run lengths of 20 x 31 pixels, and the image has 31 x 20"),
         (rle([10**30], (HEIGHT, WIDTH)), "describe 1000"),
         ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "annotation 1: no field 'counts'"),
     ],
@@ -116,7 +116,7 @@ def test_annotations_that_cannot_be_read(annotation, message):
         (coco(images=["a.png"]), "entry 1 of images has no file_name and no id"),
         (
             coco(images=[{"id": 5, "file_name": name, "width": 3, "height": 3} for name in ("a.png", "b.png")]),
-            "two pictures have the id 5: 'a.png' and 'b.png'; give each its own id",
+            "two images have the id 5: 'a.png' and 'b.png'; give each its own id",
         ),
         (coco(*[{"segmentation": SQUARE, "id": 4}] * 2), "2 annotations have the id 4; delete one or number them"),
         (

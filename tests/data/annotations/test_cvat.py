@@ -64,7 +64,7 @@ def test_shapes_without_an_area_keep_their_kind(text, kind):
     assert (shape.kind, shape.label) == (kind, "dent") and shape.place.endswith(" 1")
 
 
-def test_tags_are_labels_of_the_picture():
+def test_tags_are_labels_of_the_image():
     image = read(
         '<tag label="good" source="manual"></tag>', image='name="b\\a.png" subset="Train" width="40" height="28"'
     )

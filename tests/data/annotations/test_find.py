@@ -59,7 +59,7 @@ def test_all_formats_at_once(root):
     for files in FILES.values():
         write(root, files)
     assert list(find_annotations(FileTree(root))) == list(ANNOTATION_FORMATS)
-    with pytest.raises(ValueError, match="no annotations 'lableme'; did you mean 'labelme'"):
+    with pytest.raises(ValueError, match="no annotation format 'lableme'; did you mean 'labelme'"):
         find_annotations(FileTree(root), "lableme")
 
 

@@ -1,4 +1,4 @@
-"""labelme files: which shapes have an area, masks as pictures, and what is wrong in a file."""
+"""labelme files: which shapes have an area, masks as images, and what is wrong in a file."""
 
 import base64
 import io
@@ -88,7 +88,7 @@ def test_shapes_without_an_area_keep_their_kind(kind, expected):
     assert (found.kind, found.place) == ("line" if kind.startswith("line") else kind, "shape 1")
 
 
-def test_a_file_without_shapes_is_an_annotated_picture():
+def test_a_file_without_shapes_is_an_annotated_image():
     image = read(flags={"good": True, "blurred": False})
     assert (image.shapes, image.labels, image.size, image.name) == ((), ("good",), (WIDTH, HEIGHT), "a.png")
 
@@ -98,8 +98,8 @@ def test_paths_of_windows_and_missing_sizes():
     assert read(imageWidth=None).size is None
 
 
-def test_the_embedded_picture_is_not_looked_at():
-    assert read(shape(), imageData="no picture").shapes
+def test_the_embedded_image_is_not_looked_at():
+    assert read(shape(), imageData="no image").shapes
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_the_embedded_picture_is_not_looked_at():
         ({"points": SQUARE}, "shape 1: no field 'label'"),
         (7, "shape 1: "),
         (shape("mask", [[8, 6], [12, 12]]), "shape 1: no field 'mask'"),
-        (shape("mask", [[8, 6], [12, 12]], mask=None), "shape 1: the mask is not a picture in base64"),
+        (shape("mask", [[8, 6], [12, 12]], mask=None), "shape 1: the mask is not an image in base64"),
         (shape("mask", [[8, 6], [12, 12]], mask="aGVsbG8="), "shape 1: cannot identify image file"),
         (shape("mask", [[8, 6], [13, 12]], mask=png(CROP)), r"shape 1: a mask of 5 x 7 pixels for corners \(8, 6\)"),
     ],
@@ -124,10 +124,10 @@ def test_shapes_that_cannot_be_read(drawn, message):
     assert re.match(message, problem)
 
 
-def test_a_file_without_a_picture():
+def test_a_file_without_a_image():
     for name in ("", " ", None, 3):
         (problem,) = read_labelme("a.json", labelme(imagePath=name)).problems
-        assert "imagePath is empty; write the picture's path" in problem
+        assert "imagePath is empty; write the image's path" in problem
 
 
 def test_other_json_is_not_labelme():

@@ -85,7 +85,7 @@ def test_an_ellipse_may_be_cut_by_the_border():
         (polygon((1, 1, -1.5, 1, 4, 4)), r"the point \(-1.5, 1\)"),
         (polygon((1, 1, 4, 4, 4, 1e12)), r"the point \(4, 1e\+12\)"),
         (polygon((2, 5, 40, 5), kind="line", stroke_width=2), r"\(line 'dent'\) has the point \(40, 5\)"),
-        (polygon(ellipse(0, 0, 900, 900), kind="ellipse"), "lies outside the picture"),
+        (polygon(ellipse(0, 0, 900, 900), kind="ellipse"), "lies outside the image"),
         (polygon((1.1, 1.1, 1.2, 1.1, 1.2, 1.2)), "covers no pixel; delete it"),
         (Shape("dent", "mask", runs=Runs(18, 0, 3, 1, (0, 3), False)), "covers x 18 to 21 and y 0 to 1"),
         (Shape("dent", "mask", runs=Runs(-1, 0, 3, 1, (0, 3), False)), "covers x -1 to 2"),
@@ -112,11 +112,11 @@ def test_another_size_than_the_stated_one_is_an_error(tmp_path):
     mask = ShapesMask(("a.json",), (polygon(box(1, 1, 3, 3)),), stated=(20, 10))
     assert mask.read("a.png", (20, 10)).sum() == 4 and mask.files == ("a.json",)
     assert mask.read("a.png", (10, 20)).shape == (10, 20), "an EXIF rotation is the caller's matter"
-    with pytest.raises(ValueError, match=r"a\.json states 20 x 10 pixels, and the picture has 40 x 20; annotate"):
+    with pytest.raises(ValueError, match=r"a\.json states 20 x 10 pixels, and the image has 40 x 20; annotate"):
         mask.read("a.png", (40, 20))
 
 
-def test_fractions_are_those_of_the_upright_picture(tmp_path):
+def test_fractions_are_those_of_the_upright_image(tmp_path):
     mask = ShapesMask(("a.txt",), (polygon((0, 0, 0.5, 0, 0.5, 0.25, 0, 0.25)),), in_fractions=True)
     picture = Image.new("RGB", (20, 8))
     picture.save(tmp_path / "a.jpg")

@@ -50,7 +50,7 @@ def test_a_stroke_has_the_width_of_its_line_and_round_ends():
         ([(0, 0), (1, "x"), (2, 2)], "could not convert"),
     ],
 )
-def test_points_that_are_no_outline(points, message):
+def test_points_that_are_not_an_outline(points, message):
     with pytest.raises(ValueError, match=message):
         outline(points)
 

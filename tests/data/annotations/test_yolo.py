@@ -1,4 +1,4 @@
-"""YOLO segmentation: which text files are labels, their classes, their pictures, and what is wrong in a line."""
+"""YOLO segmentation: which text files are labels, their classes, their images, and what is wrong in a line."""
 
 import pytest
 
@@ -42,13 +42,13 @@ def test_classes_come_from_a_list(tmp_path, classes):
     assert set(file.also_read) == set(classes)
 
 
-def test_the_picture_of_a_label_file(tmp_path):
+def test_the_image_of_a_label_file(tmp_path):
     found = read(tmp_path, {"a/labels/train/1.txt": SQUARE, "b/2.txt": SQUARE, **CLASSES}, ["b/2.jpg"])
     assert found["a/labels/train/1.txt"].images[0].stems == ("a/images/train/1", "a/train/1", "a/labels/train/1")
     assert found["b/2.txt"].images[0].stems == ("b/2",)
 
 
-def test_an_empty_label_file_is_an_annotated_picture(tmp_path):
+def test_an_empty_label_file_is_an_annotated_image(tmp_path):
     found = read(tmp_path, {"labels/1.txt": "\n", "2.txt": "", **CLASSES}, ["images/1.png", "2.png"])
     assert [file.images[0].shapes for file in found.values()] == [(), ()]
 
@@ -100,7 +100,7 @@ def test_four_numbers_are_a_bounding_box(tmp_path):
     assert shape.parts == ((0.25, 0.375, 0.75, 0.375, 0.75, 0.625, 0.25, 0.625),)
 
 
-def test_bytes_that_are_no_text(tmp_path):
+def test_bytes_that_are_not_text(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "1.txt").write_bytes(b"\xff\xfe0")
     (image,) = read(tmp_path, CLASSES)["labels/1.txt"].images

@@ -22,7 +22,7 @@ TWO_KINDS = {"a.png": [("dent", SQUARE)], "b.png": [("scratch", SQUARE), ("Dent"
 
 
 def write(root: Path, name: str, pictures: dict[str, list], size=(WIDTH, HEIGHT), images=True) -> None:
-    """Write pictures and their shapes, as {path: [(label, points), ...]}, in one of the formats."""
+    """Write images and their shapes, as {path: [(label, points), ...]}, in one of the formats."""
     if images:
         for path in pictures:
             save_image(root / path)
@@ -136,7 +136,7 @@ def test_the_same_ground_truth_in_every_format(root, name):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_pictures_in_folders_and_splits(root, name):
+def test_images_in_folders_and_splits(root, name):
     pictures = {"train/good/1.png": [], "train/bad/1.png": [("dent", SQUARE)], "Test/2.png": [("dent", SQUARE)]}
     write(root, name, pictures)
     splits = prepared(folder(root))
@@ -162,7 +162,7 @@ def test_absolute_paths_and_paths_from_above_the_folder(root):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_pictures_that_no_annotation_mentions(root, name, caplog):
+def test_images_that_no_annotation_mentions(root, name, caplog):
     write(root, name, {"images/a.png": [("dent", SQUARE)], "images/c.png": []})
     for extra in ("images/x.png", "images/good/y.png"):
         save_image(root / extra)
@@ -181,7 +181,7 @@ def test_pictures_that_no_annotation_mentions(root, name, caplog):
     )
 
 
-def test_a_picture_turned_by_exif_is_annotated_upright(root):
+def test_a_image_turned_by_exif_is_annotated_upright(root):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (HEIGHT, WIDTH)).save(root / "a.jpg", exif=exif)
@@ -190,14 +190,14 @@ def test_a_picture_turned_by_exif_is_annotated_upright(root):
         assert np.array_equal(np.asarray(rows(root, annotations=name)["a"]["mask"]) > 0, MARKED)
 
 
-def test_tags_and_flags_are_labels_of_the_picture(root):
+def test_tags_and_flags_are_labels_of_the_image(root):
     write(root, "cvat", {"a.png": [], "b.png": []})
     path = root / "annotations.xml"
     path.write_text(path.read_text().replace('height="28">', 'height="28"><tag label="OK"/><tag label="blurred"/>', 1))
     assert rows(root)["a"]["label"] == 0
     path.write_text(path.read_text().replace('"OK"', '"reject"'))
     message = message_of(root)
-    assert "a.png: label 'reject' says anomalous, and its annotation has no shape; outline the defect" in message
+    assert "a.png: label 'reject' means anomalous, and its annotation has no shape; outline the defect" in message
     assert "or correct the label (in annotations.xml)" in message
 
 
@@ -221,12 +221,12 @@ def test_lines_boxes_and_labels_on_request(root):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_annotation_without_a_picture(root, name):
+def test_an_annotation_without_a_image(root, name):
     write(root, name, TWO_KINDS)
     (root / "a.png").unlink()
     source = SOURCES[name]
     expected = " (expected images/a.png or another ending)" if name == "yolo" else ""
-    picture = "its picture" if name == "yolo" else "the picture 'a.png'"
+    picture = "its image" if name == "yolo" else "the image 'a.png'"
     assert f"{source}: {picture} does not exist inside the folder{expected}; put it there, or delete" in message_of(
         root
     )
@@ -236,7 +236,7 @@ def test_an_annotation_without_a_picture(root, name):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_names_that_fit_several_pictures(root, name):
+def test_names_that_fit_several_images(root, name):
     write(root, name, {"one/a.png": [("dent", SQUARE)]})
     save_image(root / "two" / "a.png")
     if name == "labelme":
@@ -248,13 +248,13 @@ def test_names_that_fit_several_pictures(root, name):
             path.write_text(path.read_text().replace("one/a.png", "a.png"))
     message = message_of(root)
     if name == "yolo":
-        assert "labels/one/a.txt: its picture can be any of one/a.jpg, one/a.png; give the pictures" in message
+        assert "labels/one/a.txt: its image can be any of one/a.jpg, one/a.png; give the images" in message
     else:
-        assert "the picture 'a.png' can be any of one/a.png, two/a.png; write its path" in message
+        assert "the image 'a.png' can be any of one/a.png, two/a.png; write its path" in message
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_picture_that_is_annotated_twice(root, name):
+def test_a_image_that_is_annotated_twice(root, name):
     write(root, name, TWO_KINDS)
     original = root / SOURCES[name]
     copy = root / "a.txt" if name == "yolo" else original.with_stem("copy")
@@ -270,14 +270,14 @@ def test_sizes_that_differ(root, name):
         assert rows(root)["a"]["label"] == 1
     else:
         message = message_of(root)
-        assert "states 80 x 56 pixels, and the picture has 40 x 28; annotate this picture" in message
+        assert "states 80 x 56 pixels, and the image has 40 x 28; annotate this image" in message
         assert str(root) in message
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_polygons_outside_the_picture(root, name):
+def test_polygons_outside_the_image(root, name):
     write(root, name, {"a.png": [("dent", SQUARE), ("dent", [(1, 1), (55, 1), (1, 9)])]})
-    assert "(polygon 'dent') has the point (55, 1), which lies outside the picture of 40 x 28" in message_of(root)
+    assert "(polygon 'dent') has the point (55, 1), which lies outside the image of 40 x 28" in message_of(root)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -285,20 +285,20 @@ def test_shapes_and_folders_that_contradict_each_other(root, name):
     write(root, name, {"good/1.png": [("dent", SQUARE)], "bad/1.png": [], "bad/2.png": [("OK", SQUARE)]})
     save_image(root / "ng" / "7.png")
     message = message_of(root)
-    assert "good/1.png: folder 'good' says normal, and its annotation has 1 shape; delete what is wrong" in message
-    assert "bad/1.png: folder 'bad' says anomalous, and its annotation has no shape; outline the defect" in message
+    assert "good/1.png: folder 'good' means normal, and its annotation has 1 shape; delete what is wrong" in message
+    assert "bad/1.png: folder 'bad' means anomalous, and its annotation has no shape; outline the defect" in message
     assert "bad/2.png: a shape has the label 'OK', which means normal; pass ignore_labels=['OK']" in message
     assert "ng/7.png: in a folder of anomalous images, but without an annotation; outline the defect" in message
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_damaged_annotation_leaves_its_picture_out(root, name):
+def test_a_damaged_annotation_leaves_its_image_out(root, name):
     write(root, name, TWO_KINDS)
     damaged = SOURCES[name]
     (root / damaged).write_bytes((root / damaged).read_bytes()[:-11])
     assert damaged in message_of(root, annotations=name)
     if name in ("labelme", "yolo"):
-        assert set(rows(root, on_error="skip")) == {"b", "c"}, "not a picture of an unknown label"
+        assert set(rows(root, on_error="skip")) == {"b", "c"}, "not an image of an unknown label"
 
 
 def test_two_kinds_of_ground_truth_need_a_choice(root):
@@ -311,7 +311,7 @@ def test_two_kinds_of_ground_truth_need_a_choice(root):
     (root / "annotations.xml").unlink()
     save_mask(root / "masks" / "a.png")
     assert "annotations='labelme' or layout='kinds'" in message_of(root)
-    assert len(rows(root, annotations="labelme")) == 3, "masks are not pictures"
+    assert len(rows(root, annotations="labelme")) == 3, "masks are not images"
     assert counts(prepared(folder(root, layout="flat"))["test"]) == (0, 1, 2)
 
 
@@ -326,7 +326,7 @@ def test_a_table_goes_before_annotations(root):
     [
         ({"annotations": "cvat"}, "no annotations of cvat"),
         ({"layout": "annotations"}, "no annotations of COCO, labelme, YOLO or CVAT"),
-        ({"annotations": "voc"}, "There are no annotations 'voc'"),
+        ({"annotations": "voc"}, "There is no annotation format 'voc'"),
         ({"annotations": "coco", "layout": "flat"}, "layout 'flat' reads no annotations"),
         ({"unannotated": "maybe"}, 'unannotated=\'maybe\' must be "unknown", "normal" or "error"'),
         ({"line_width": -1}, "line_width=-1 must be a number of pixels"),
@@ -344,7 +344,7 @@ def test_options_that_do_not_fit(root, options, message):
 
 @pytest.mark.parametrize("name", ["coco", "labelme", "cvat"])
 @pytest.mark.parametrize("path", ["../other.png", "{root}/../other.png", "..\\other.png", "data/../../other.png"])
-def test_pictures_outside_are_not_read(root, name, path):
+def test_images_outside_are_not_read(root, name, path):
     save_image(root.parent / "other.png")
     save_image(root / "a.png")
     path = path.format(root=root)
@@ -382,7 +382,7 @@ def test_a_large_file_is_opened_once(root, monkeypatch):
     builder = folder(root)
     builder.download_and_prepare()
     assert counts(builder.as_dataset("test")) == (0, 400, 0)
-    assert opened == ["annotations.json"] and len(looked) == 400 + 2  # one look for each picture, two for tables
+    assert opened == ["annotations.json"] and len(looked) == 400 + 2  # one look for each image, two for tables
 
 
 def test_a_changed_annotation_is_noticed(root):

@@ -18,17 +18,17 @@ def is_coco(content: Any) -> bool:
 
 def read_coco(path: str, content: Mapping[str, Any]) -> AnnotationFile:
     """
-    Read the pictures of a COCO file with their shapes, in one pass over its lists.
+    Read the images of a COCO file with their shapes, in one pass over its lists.
 
-    A listed picture without annotations shows no defect. Annotations with `iscrowd` are read like the others. One
-    without a segmentation is a "bounding box".
+    A listed image without annotations shows no defect. Annotations with `iscrowd` are read like the others. An
+    annotation without a segmentation is a "bounding box".
 
     Args:
         path (`str`): path of the file, for messages.
         content (`Mapping`): content of the file.
 
     Returns:
-        [`AnnotationFile`]: pictures in the order of the file; errors in it.
+        [`AnnotationFile`]: images in the order of the file; errors in it.
     """
     found = AnnotationFile(path)
     names = _category_names(content, found.problems)
@@ -39,7 +39,7 @@ def read_coco(path: str, content: Mapping[str, Any]) -> AnnotationFile:
             found.problems.append(f"entry {number} of images has no file_name and no id")
         elif picture.id in pictures:
             found.problems.append(
-                f"two pictures have the id {picture.id!r}: {pictures[picture.id].name!r} and {picture.name!r};"
+                f"two images have the id {picture.id!r}: {pictures[picture.id].name!r} and {picture.name!r};"
                 " give each its own id"
             )
         else:
@@ -54,7 +54,7 @@ def read_coco(path: str, content: Mapping[str, Any]) -> AnnotationFile:
             ids[annotation["id"]] += 1
         owner = annotation.get("image_id")
         if not _is_id(owner) or owner not in pictures:
-            found.problems.append(f"{place} belongs to picture {owner!r}, which the file does not list under images")
+            found.problems.append(f"{place} belongs to image {owner!r}, which the file does not list under images")
         else:
             pictures[owner].add(annotation, place, names)
     for repeated, count in ids.items():
@@ -86,7 +86,7 @@ def _category_names(content: Mapping[str, Any], problems: list[str]) -> dict[Any
 
 @dataclass
 class _Picture:
-    """A picture while its annotations are collected."""
+    """An image while its annotations are collected."""
 
     id: Any
     name: str
@@ -95,7 +95,7 @@ class _Picture:
     problems: list[str] = field(default_factory=list)
 
     def add(self, annotation: Mapping[str, Any], place: str, names: Mapping[Any, str]) -> None:
-        """Add the shape of an annotation, or the reason why it has none."""
+        """Add the shape of an annotation, or the reason why it cannot be read."""
         category = annotation.get("category_id")
         if not _is_id(category) or category not in names:
             self.problems.append(f"{place} has the category {category!r}, which the file does not list")
@@ -139,10 +139,10 @@ def _shape(annotation: Mapping[str, Any], label: str, place: str, size: tuple[in
 
 
 def _runs(segmentation: Mapping[str, Any], size: tuple[int, int] | None) -> Runs:
-    """Return run lengths of the whole picture."""
+    """Return run lengths of the whole image."""
     height, width = (int(side) for side in segmentation["size"])
     if size is not None and (width, height) != size:
-        raise ValueError(f"run lengths of {width} x {height} pixels, and the picture has {size[0]} x {size[1]}")
+        raise ValueError(f"run lengths of {width} x {height} pixels, and the image has {size[0]} x {size[1]}")
     counts = segmentation["counts"]
     counts = _decompressed(counts) if isinstance(counts, str) else tuple(int(count) for count in counts)
     return Runs(0, 0, width, height, counts, by_columns=True)
@@ -152,7 +152,7 @@ def _decompressed(text: str) -> tuple[int, ...]:
     """
     Return the run lengths of COCO's compressed form, see `compressed_counts` of [`vcp_clip_hf.coco_format`].
 
-    pycocotools reads past its buffer for a text that describes too few pixels, and files come from elsewhere.
+    pycocotools reads past its buffer if the text describes too few pixels, and annotation files are not trusted.
     """
     counts: list[int] = []
     value, shift = 0, 0

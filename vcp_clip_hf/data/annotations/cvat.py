@@ -13,10 +13,10 @@ __all__ = ["is_cvat", "parse_xml", "read_cvat"]
 
 def parse_xml(content: bytes) -> Element:
     """
-    Parse XML that comes from elsewhere.
+    Parse XML that is not trusted.
 
-    A document type definition is refused at its first character. Without one, a file can define no entity, so that it
-    can neither expand ("billion laughs") nor name another file or an address.
+    A document type definition is refused at its first character. Without one, a file cannot define entities, so it can
+    neither expand ("billion laughs") nor refer to another file or an address.
 
     Args:
         content (`bytes`): content of the file.
@@ -45,23 +45,23 @@ def _refuse(*_: Any) -> None:
 
 
 def is_cvat(root: Element) -> bool:
-    """Return whether an XML file is one of CVAT's."""
+    """Return whether an XML file is from CVAT."""
     return root.tag == "annotations" and any(root.find(tag) is not None for tag in ("version", "meta", "image"))
 
 
 def read_cvat(path: str, root: Element) -> AnnotationFile:
     """
-    Read the pictures of a CVAT file with their shapes.
+    Read the images of a CVAT file with their shapes.
 
-    Polygons, boxes (also turned ones), ellipses and masks have an area; polylines are lines; points, cuboids and
-    skeletons have none. A picture without shapes shows no defect. Tags are labels of the picture.
+    Polygons, boxes (also rotated ones), ellipses and masks have an area; polylines are lines; points, cuboids and
+    skeletons have no area. An image without shapes shows no defect. Tags are labels of the image.
 
     Args:
         path (`str`): path of the file, for messages.
         root (`Element`): root of the file.
 
     Returns:
-        [`AnnotationFile`]: pictures in the order of the file; errors in it.
+        [`AnnotationFile`]: images in the order of the file; errors in it.
     """
     found = AnnotationFile(path)
     if root.find("track") is not None:

@@ -1,4 +1,4 @@
-"""Find the annotation files in a folder, and what tool they are from. Every file is read once."""
+"""Find the annotation files in a folder, and their formats. Every file is read once."""
 
 import json
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def find_annotations(tree: FileTree, only: str | None = None) -> dict[str, list[
 
     The content decides what a file is: a JSON file with the lists `images` and `annotations` is COCO's, one with
     `shapes` and `imagePath` labelme's; an XML file with the root `annotations` is CVAT's; text files are YOLO's by
-    their place and content, see [`read_yolo`]. Other files are left alone. A file that cannot be read is a problem of
-    the format that others have, or that was requested; without either, a warning names it.
+    their place and content, see [`read_yolo`]. Other files are ignored. A file that cannot be read is a problem of the
+    requested format, or of a format that other files in the folder have; otherwise, a warning names it.
 
     Args:
         tree (`FileTree`): the folder.
@@ -38,10 +38,10 @@ def find_annotations(tree: FileTree, only: str | None = None) -> dict[str, list[
         `dict[str, list[AnnotationFile]]`: format -> files; formats that do not occur are left out.
 
     Raises:
-        ValueError: there is no such format.
+        ValueError: `only` is not a known format.
     """
     if only is not None and only not in ANNOTATION_FORMATS:
-        raise ValueError(f"There are no annotations {only!r}; {did_you_mean(only, ANNOTATION_FORMATS)}")
+        raise ValueError(f"There is no annotation format {only!r}; {did_you_mean(only, ANNOTATION_FORMATS)}")
     found: dict[str, list[AnnotationFile]] = {name: [] for name in ANNOTATION_FORMATS}
     if only in (None, "coco", "labelme"):
         _add_damaged(found, ("labelme", "coco"), _add_json(tree, found), only)
@@ -85,7 +85,7 @@ def _add_xml(tree: FileTree, found: dict[str, list[AnnotationFile]]) -> list[Ann
 def _add_damaged(
     found: dict[str, list[AnnotationFile]], formats: Sequence[str], damaged: list[AnnotationFile], only: str | None
 ) -> None:
-    """Add files that could not be read to the format that the others have; without others, only warn of them."""
+    """Add unreadable files to the format that the other files have; without other files, only log a warning."""
     home = only if only in formats else next((name for name in formats if found[name]), None)
     if home is not None:
         found[home] += damaged

@@ -1,4 +1,4 @@
-"""The JSON files of labelme, one per picture (https://github.com/wkentaro/labelme). `imageData` is not looked at."""
+"""The JSON files of labelme, one per image (https://github.com/wkentaro/labelme). `imageData` is ignored."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from .shapes import AnnotatedImage, AnnotationFile, Runs, Shape, box, ellipse, o
 
 __all__ = ["is_labelme", "read_labelme"]
 
-# What reading a damaged shape can raise; Pillow's errors are of many types
+# Errors of damaged shapes; Pillow raises many types
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OSError, SyntaxError, OverflowError)
 
 
@@ -26,10 +26,10 @@ def is_labelme(content: Any) -> bool:
 
 def read_labelme(path: str, content: Mapping[str, Any]) -> AnnotationFile:
     """
-    Read the picture of a labelme file with its shapes.
+    Read the image of a labelme file with its shapes.
 
     A polygon, a rectangle (also an oriented one), a circle and a mask have an area; `line` and `linestrip` are lines;
-    the others have none. A file without shapes says that the picture shows no defect. Flags of the picture that are
+    other shapes have no area. A file without shapes says that the image shows no defect. Flags of the image that are
     set are its labels.
 
     Args:
@@ -37,11 +37,11 @@ def read_labelme(path: str, content: Mapping[str, Any]) -> AnnotationFile:
         content (`Mapping`): content of the file.
 
     Returns:
-        [`AnnotationFile`]: the picture, and errors of the file.
+        [`AnnotationFile`]: the image, and errors of the file.
     """
     name = content["imagePath"]
     if not isinstance(name, str) or not name.strip():
-        return AnnotationFile(path, problems=["imagePath is empty; write the picture's path relative to this file"])
+        return AnnotationFile(path, problems=["imagePath is empty; write the image's path relative to this file"])
     shapes, problems = [], []
     for number, shape in enumerate(content["shapes"], start=1):
         try:
@@ -91,9 +91,9 @@ def _pairs(points: Any, count: int) -> list[tuple[float, float]]:
 
 
 def _runs(encoded: Any, corners: list[tuple[float, float]]) -> Runs:
-    """Return the pixels of a mask: a PNG picture in base64, from the first corner to the last pixel."""
+    """Return the pixels of a mask: a PNG image in base64, from the first corner to the last pixel."""
     if not isinstance(encoded, str):
-        raise ValueError("the mask is not a picture in base64")
+        raise ValueError("the mask is not an image in base64")
     (x0, y0), (x1, y1) = ((int(x), int(y)) for x, y in corners)
     with Image.open(io.BytesIO(base64.b64decode(encoded)), formats=["PNG"]) as picture:
         width, height = picture.size

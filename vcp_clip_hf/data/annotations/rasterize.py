@@ -1,9 +1,9 @@
 """Shapes of annotation tools as masks, by the rule of COCO's own tools.
 
-A pixel belongs to a polygon if its center does, after coordinates were rounded to fifths of a pixel: pycocotools
-decides, so that a mask equals the one that every other user of COCO gets. Parts of a shape, and shapes, are united.
-Inside one polygon, the even-odd rule holds, so that an outline that runs along a seam to a hole and back leaves the
-hole empty. Run lengths are taken exactly.
+A pixel is inside a polygon if its center is, after coordinates were rounded to fifths of a pixel. pycocotools decides
+this, so that masks are equal to those of other tools for COCO. The parts of a shape, and the shapes of an image, are
+united. Polygons are filled by the even-odd rule, so that an outline that runs along a seam to a hole and back leaves
+the hole empty. Run lengths are read exactly.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from .shapes import Runs, Shape, stroke
 
 __all__ = ["ShapesMask", "rasterize"]
 
-# How far a coordinate may lie outside: tools round, and clip at the border or one pixel beyond
+# Pixels by which a coordinate may lie outside, because tools round, or clip one pixel beyond the border
 _MARGIN = 1.0
 
 
@@ -30,17 +30,17 @@ def rasterize(shapes: Sequence[Shape], width: int, height: int) -> np.ndarray:
 
     Args:
         shapes (`Sequence[Shape]`): shapes with an area, and lines with a width, in pixels.
-        width (`int`), height (`int`): size of the picture.
+        width (`int`), height (`int`): size of the image.
 
     Returns:
         `np.ndarray` of shape `(height, width)`, bool.
 
     Raises:
-        ValueError: a shape lies outside the picture by more than one pixel, or covers no pixel.
+        ValueError: a shape lies outside the image by more than one pixel, or covers no pixel.
         ImportError: pycocotools, which fills polygons, is not installed.
     """
     marked = np.zeros((height, width), dtype=bool)
-    filled = []  # as run lengths of pycocotools, since whole pictures per shape would take long
+    filled = []  # as run lengths of pycocotools, which are faster than a whole image for each shape
     for shape in shapes:
         if shape.runs is not None:
             area = _paste(marked, shape.runs, shape)
@@ -74,7 +74,7 @@ def _paste(marked: np.ndarray, runs: Runs, shape: Shape) -> int:
     if runs.left < 0 or runs.top < 0 or runs.left + runs.width > width or runs.top + runs.height > height:
         raise ValueError(
             f"{_name(shape)} covers x {runs.left} to {runs.left + runs.width} and y {runs.top} to"
-            f" {runs.top + runs.height}, which lies outside the picture of {width} x {height} pixels"
+            f" {runs.top + runs.height}, which lies outside the image of {width} x {height} pixels"
         )
     inside = np.repeat(np.arange(len(runs.counts)) % 2 == 1, runs.counts)
     inside = inside.reshape(runs.width, runs.height).T if runs.by_columns else inside.reshape(runs.height, runs.width)
@@ -86,12 +86,12 @@ def _fill(shape: Shape, width: int, height: int) -> dict:
     """Return the pixels inside the parts of a shape, or under its stroke, as run lengths."""
     corners = np.asarray(list(chain(*shape.parts))).reshape(-1, 2)
     beyond = np.maximum(-corners, corners - (width, height)).max(axis=1)
-    # An ellipse and a turned box may be cut by the border; the limit keeps absurd numbers from pycocotools
+    # The border may cut an ellipse and a rotated box; the limit keeps extreme values from pycocotools
     if beyond.max() > (max(width, height) if shape.kind in ("ellipse", "turned box") else _MARGIN):
         x, y = corners[beyond.argmax()]
         raise ValueError(
-            f"{_name(shape)} has the point ({x:g}, {y:g}), which lies outside the picture of {width} x {height}"
-            " pixels; correct the point, or annotate the picture that belongs to the file"
+            f"{_name(shape)} has the point ({x:g}, {y:g}), which lies outside the image of {width} x {height}"
+            " pixels; correct the point, or annotate the image that belongs to the file"
         )
     outlines = (
         chain(*(stroke(line, shape.stroke_width) for line in shape.parts)) if shape.stroke_width else shape.parts
@@ -102,7 +102,7 @@ def _fill(shape: Shape, width: int, height: int) -> dict:
 @dataclass(frozen=True)
 class ShapesMask(MaskSource):
     """
-    The union of the shapes that an annotation tool drew on a picture.
+    The union of the shapes that an annotation tool drew on an image.
 
     Args:
         paths (`tuple[str, ...]`): absolute paths of the annotation file, and of others that it depends on.
@@ -122,11 +122,11 @@ class ShapesMask(MaskSource):
         return self.paths
 
     def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
-        """Draw the mask, see `MaskSource.read`. Without a stated size, it is that of the upright picture."""
+        """Draw the mask, see `MaskSource.read`. Without a stated size, the mask has the size of the upright image."""
         if self.stated is not None and self.stated not in (size, size[::-1]):
             raise ValueError(
-                f"{self.paths[0]} states {self.stated[0]} x {self.stated[1]} pixels, and the picture has"
-                f" {size[0]} x {size[1]}; annotate this picture, or restore the one that was annotated"
+                f"{self.paths[0]} states {self.stated[0]} x {self.stated[1]} pixels, and the image has"
+                f" {size[0]} x {size[1]}; annotate this image, or restore the one that was annotated"
             )
         width, height = self.stated or _upright_size(image, size)
         shapes = [_scaled(shape, width, height) for shape in self.shapes] if self.in_fractions else self.shapes
@@ -144,7 +144,7 @@ def _scaled(shape: Shape, width: int, height: int) -> Shape:
 
 
 def _upright_size(image: str | Image.Image, size: tuple[int, int]) -> tuple[int, int]:
-    """Return width and height as annotation tools show the picture, which is after its EXIF rotation."""
+    """Return width and height of the image after its EXIF rotation, as annotation tools show it."""
     if isinstance(image, Image.Image):
         return size
     with Image.open(image) as picture:

@@ -1,4 +1,4 @@
-"""Decide which shapes of a picture mark a defect, and name it."""
+"""Decide which shapes of an image mark a defect, and name it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +12,11 @@ __all__ = ["ShapeRules"]
 @dataclass(frozen=True)
 class ShapeRules:
     """
-    What counts as a shape of a defect.
+    Rules that decide which shapes mark a defect.
 
     Args:
         boxes_as_masks (`bool`): whether a bounding box of a detector is a shape.
-        line_width (`float`, *optional*): width in pixels that lines are drawn with.
+        line_width (`float`, *optional*): width of drawn lines in pixels; without it, lines cannot be used.
         ignored (`frozenset[str]`): labels of shapes that do not mark a defect, such as the outline of the product.
     """
 
@@ -29,7 +29,7 @@ class ShapeRules:
         Return the shapes that mark defects, and reasons why the others cannot be used.
 
         Args:
-            image ([`AnnotatedImage`]): picture with all its shapes.
+            image ([`AnnotatedImage`]): image with all its shapes.
         """
         chosen: list[Shape] = []
         left: dict[str, list[Shape]] = {}

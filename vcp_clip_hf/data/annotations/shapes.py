@@ -1,7 +1,7 @@
-"""What the readers of all annotation formats return: files, their pictures, and the shapes drawn on them.
+"""The results of the readers of all annotation formats: files, their images, and the shapes drawn on them.
 
-Coordinates are those of COCO: x to the right and y down from the upper left corner of the picture, in pixels, so that
-the first pixel covers 0 to 1. Every tool that is read here draws on this grid.
+Coordinates are those of COCO: x to the right and y down from the upper left corner of the image, in pixels, so that
+the first pixel covers 0 to 1. All supported tools use this grid.
 """
 
 import math
@@ -22,7 +22,7 @@ _SAGITTA = 0.05
 @dataclass(frozen=True)
 class Runs:
     """
-    Pixels of a rectangle of the picture as run lengths.
+    Pixels of a rectangle of the image as run lengths.
 
     Args:
         left (`int`), top (`int`), width (`int`), height (`int`): rectangle, in pixels.
@@ -31,7 +31,7 @@ class Runs:
         by_columns (`bool`): whether the pixels are counted column by column, as in COCO; else row by row.
 
     Raises:
-        ValueError: a number is negative, or the sum is another one.
+        ValueError: a number is negative, or the sum is wrong.
     """
 
     left: int
@@ -53,19 +53,19 @@ class Runs:
 @dataclass(frozen=True)
 class Shape:
     """
-    One shape of a picture.
+    One shape of an image.
 
     Args:
         label (`str`): name of the defect as the tool stores it.
         kind (`str`):
-            One of `AREAS`; "line" or "bounding box", which get an area on request; or the tool's word for a shape
-            without an area.
+            One of `AREAS`; "line" or "bounding box", which have an area only on request; or the tool's word for a
+            shape without an area.
         parts (`tuple[tuple[float, ...], ...]`):
             Polygons as x1, y1, x2, y2, ..., which are united; inside is where a ray crosses an odd number of edges.
             For a line, its points.
         runs ([`Runs`], *optional*): pixels of a mask.
         stroke_width (`float`): width of a line in pixels; 0 if none was requested.
-        place (`str`): words that lead to the shape in its file, such as "shape 3".
+        place (`str`): position of the shape in its file, such as "shape 3", for messages.
     """
 
     label: str
@@ -79,18 +79,18 @@ class Shape:
 @dataclass(frozen=True)
 class AnnotatedImage:
     """
-    One picture as an annotation file describes it. Without shapes, the tool says that it shows no defect.
+    One image as an annotation file describes it. An image without shapes shows no defect.
 
     Args:
-        name (`str`): path of the picture as the file states it, with "/".
+        name (`str`): path of the image as the file states it, with "/".
         shapes (`tuple[Shape, ...]`): shapes, in the order of the file.
         size (`tuple[int, int]`, *optional*): width and height that the file states, in pixels.
         in_fractions (`bool`): whether coordinates are fractions of width and height.
-        labels (`tuple[str, ...]`): labels of the picture as a whole.
+        labels (`tuple[str, ...]`): labels of the image as a whole.
         subset (`str`): name of the split that the file states; "" for none.
         stems (`tuple[str, ...]`):
-            Paths of the picture relative to the dataset's root and without an ending, the likeliest first, for a
-            format that does not state the picture's name.
+            Paths of the image relative to the dataset's root and without an ending, the likeliest first, for a
+            format that does not state the image's name.
         problems (`tuple[str, ...]`): reasons why the annotation cannot be used.
     """
 
@@ -111,8 +111,8 @@ class AnnotationFile:
 
     Args:
         path (`str`): path relative to the dataset's root.
-        images (`list[AnnotatedImage]`): pictures that it describes.
-        problems (`list[str]`): errors that do not concern one of these pictures.
+        images (`list[AnnotatedImage]`): images that it describes.
+        problems (`list[str]`): errors that do not concern one of these images.
         also_read (`tuple[str, ...]`): further files that its content depends on, relative to the root.
     """
 
@@ -145,13 +145,13 @@ def outline(points: Iterable[Sequence[float]], at_least: int = 3) -> tuple[float
 
 
 def box(left: float, top: float, right: float, bottom: float, degrees: float = 0.0) -> tuple[float, ...]:
-    """Return a rectangle as a polygon, turned clockwise about its center."""
+    """Return a rectangle as a polygon, rotated clockwise about its center."""
     x, y, dx, dy = (left + right) / 2, (top + bottom) / 2, (right - left) / 2, (bottom - top) / 2
     return outline(_turned(x, y, [(-dx, -dy), (dx, -dy), (dx, dy), (-dx, dy)], degrees))
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, degrees: float = 0.0) -> tuple[float, ...]:
-    """Return an ellipse as a polygon that is at most 0.05 pixels away from it, turned clockwise about its center."""
+    """Return an ellipse as a polygon at most 0.05 pixels away from it, rotated clockwise about its center."""
     radius = max(abs(radius_x), abs(radius_y))
     if not 0 < radius < 1e6:
         raise ValueError(f"the radius {radius:g} is not between 0 and 1,000,000")
@@ -179,6 +179,6 @@ def stroke(line: Sequence[float], width: float) -> tuple[tuple[float, ...], ...]
 
 
 def _turned(x: float, y: float, offsets: list[tuple[float, float]], degrees: float) -> list[tuple[float, float]]:
-    """Return the points at these offsets from (x, y), turned clockwise about it (y points down)."""
+    """Return the points at these offsets from (x, y), rotated clockwise about (x, y) (y points down)."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return [(x + dx * cosine - dy * sine, y + dx * sine + dy * cosine) for dx, dy in offsets]

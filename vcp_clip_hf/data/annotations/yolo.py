@@ -1,6 +1,6 @@
 """YOLO segmentation (https://docs.ultralytics.com/datasets/segment/).
 
-Each picture has a text file with a line `class x1 y1 x2 y2 ...` per shape, in fractions of width and height.
+Each image has a text file with a line `class x1 y1 x2 y2 ...` per shape, in fractions of width and height.
 `data.yaml` or `classes.txt` names the classes.
 """
 
@@ -26,8 +26,8 @@ def read_yolo(tree: FileTree) -> list[AnnotationFile]:
     """
     Read all label files of a folder.
 
-    A label file lies in a folder `labels`, for a picture at the same place in `images`, beside `labels` or in it; or
-    beside its picture. Other text files are left alone. An empty label file says that the picture shows no defect. A
+    A label file lies in a folder `labels`, for an image at the same place in `images`, beside `labels` or in it; or
+    beside its image. Other text files are ignored. An empty label file says that the image shows no defect. A
     line with a class and four numbers is a "bounding box".
 
     Args:
@@ -69,7 +69,7 @@ def _label_lines(tree: FileTree, path: str) -> list[str] | None:
 
 
 def _class_lists(tree: FileTree, unreadable: list[AnnotationFile]) -> dict[str, dict[int, str]]:
-    """Return file -> number -> name of all lists of classes; add those that cannot be read."""
+    """Return file -> number -> name of all lists of classes; add unreadable files to `unreadable`."""
     lists = {}
     for path in tree.walk(suffixes=(".txt", ".names", ".yaml", ".yml")):
         is_yaml = suffix_of(path) in (".yaml", ".yml")
@@ -114,7 +114,7 @@ def _image(path: str, lines: Sequence[str], names: Mapping[int, str]) -> Annotat
 
 
 def _picture_stems(stem: str) -> list[str]:
-    """Return where the picture of a label file can lie: in `images`, beside `labels`, or beside the label file."""
+    """Return the possible paths of a label file's image: in `images`, beside `labels`, or beside the label file."""
     parts = stem.split("/")
     places = [index for index, part in enumerate(parts[:-1]) if part.casefold() == _LABELS]
     if not places:

@@ -1,4 +1,4 @@
-"""The layout "annotations": pictures in any folders, and the files of an annotation tool that describe them."""
+"""The layout "annotations": images in any folders, and the files of an annotation tool that describe them."""
 
 import os
 import re
@@ -53,12 +53,12 @@ def _pictures(paths: Sequence[str]) -> list[str]:
 
 
 def _collect(files: Sequence[AnnotationFile], tree: FileTree, listing: Listing, config: AnomalyFolderConfig) -> None:
-    """Add a record for each picture, and a problem for each annotation that does not fit."""
+    """Add a record for each image, and a problem for each annotation that does not fit."""
     _Collector(tree, listing, config).collect(files)
 
 
 class _Pictures:
-    """The pictures of a folder, found by what an annotation calls them."""
+    """The images of a folder, found by the names in annotations."""
 
     def __init__(self, tree: FileTree, outside: bool):
         self.tree, self.outside = tree, outside
@@ -72,11 +72,11 @@ class _Pictures:
 
     def find(self, image: AnnotatedImage, source: str) -> list[str]:
         """
-        Return the pictures that an annotation can mean; exactly one is unambiguous.
+        Return the images that an annotation can refer to; exactly one is unambiguous.
 
-        A stated path begins at the annotation file, in a folder `images` beside it or beside its folder (with or
-        without the name of the subset), at the dataset's folder, or above it. Otherwise, it is the end of the path of
-        exactly one picture, as in archives that put all pictures into a folder.
+        A stated path is relative to the annotation file, to a folder `images` beside it or beside its folder (with or
+        without the name of the subset), to the dataset's folder, or to a folder above it. Otherwise, it is the end of
+        the path of exactly one image, as in archives that put all images into a folder.
         """
         if image.stems:
             return next((found for stem in image.stems if (found := self._by_stem.get(stem.casefold()))), [])
@@ -87,7 +87,7 @@ class _Pictures:
         return [path for path in self._by_name.get(image.name.rpartition("/")[2], ()) if ("/" + path).endswith(ending)]
 
     def _exact(self, image: AnnotatedImage, source: str) -> str | None:
-        """Return the picture at a path that is absolute or relative to one of the usual folders."""
+        """Return the image at a path that is absolute or relative to one of the usual folders."""
         for place in self._places(image, source):
             found = self.tree.find(place, outside=self.outside)
             if found is not None and (found in self._known or os.path.isabs(found)):
@@ -112,7 +112,7 @@ class _Pictures:
 
 
 class _Collector:
-    """Pairs annotations with pictures, and adds the records."""
+    """Pairs annotations with images, and adds the records."""
 
     def __init__(self, tree: FileTree, listing: Listing, config: AnomalyFolderConfig):
         self.tree, self.listing, self.config = tree, listing, config
@@ -122,7 +122,7 @@ class _Collector:
         self.pictures = _Pictures(tree, config.outside_files)
 
     def collect(self, files: Sequence[AnnotationFile]) -> None:
-        """Add records and problems of all files and pictures."""
+        """Add records and problems of all files and images."""
         owners: dict[str, list[tuple[AnnotationFile, AnnotatedImage]]] = {}
         unread: set[str] = set()
         for file in files:
@@ -140,7 +140,9 @@ class _Collector:
         for path in (*self.pictures.paths, *outside):
             if path in owners:
                 self._add(path, owners[path])
-            elif path.rpartition(".")[0].casefold() not in unread:  # its own annotation has been reported
+            elif (
+                path.rpartition(".")[0].casefold() not in unread
+            ):  # otherwise, its unreadable annotation has been reported
                 bare.append(path)
         self._add_bare(bare)
 
@@ -151,9 +153,9 @@ class _Collector:
         found = self.pictures.find(image, file.path)
         if len(found) == 1:
             return found[0]
-        named = f"the picture {image.name!r}" if not image.stems else "its picture"
+        named = f"the image {image.name!r}" if not image.stems else "its image"
         if found:
-            fix = "give the pictures different names" if image.stems else "write its path"
+            fix = "give the images different names" if image.stems else "write its path"
             self._problem(file.path, f"{named} can be any of {', '.join(found[:3])}; {fix}")
         else:
             where = " inside the folder" if not self.config.outside_files else ""
@@ -164,7 +166,7 @@ class _Collector:
         return None
 
     def _add(self, path: str, owners: Sequence[tuple[AnnotationFile, AnnotatedImage]]) -> None:
-        """Add the record of an annotated picture."""
+        """Add the record of an annotated image."""
         if len(owners) > 1:
             sources = Counter(file.path for file, _ in owners)
             told = ", ".join(f"{source} ({count} times)" if count > 1 else source for source, count in sources.items())
@@ -192,7 +194,7 @@ class _Collector:
         return ShapesMask(paths, tuple(shapes), image.size, image.in_fractions)
 
     def _contradictions(self, path: str, image: AnnotatedImage, shape_labels: Sequence[str]) -> list[str]:
-        """Return where folder, labels of the picture, and shapes contradict each other."""
+        """Return the contradictions between folder, labels of the image, and shapes."""
         reasons = [
             f"a shape has the label {label!r}, which means normal; pass ignore_labels=[{label!r}] to leave it out"
             for label in dict.fromkeys(shape_labels)
@@ -202,18 +204,18 @@ class _Collector:
             if label == NORMAL and shape_labels:
                 count = f"{len(shape_labels)} shape{'' if len(shape_labels) == 1 else 's'}"
                 reasons.append(
-                    f"{source} says normal, and its annotation has {count}; delete what is wrong, or correct the"
+                    f"{source} means normal, and its annotation has {count}; delete what is wrong, or correct the"
                     f" {source.split()[0]}"
                 )
             if label == ANOMALOUS and not shape_labels:
                 reasons.append(
-                    f"{source} says anomalous, and its annotation has no shape; outline the defect, or correct the"
+                    f"{source} means anomalous, and its annotation has no shape; outline the defect, or correct the"
                     f" {source.split()[0]}"
                 )
         return reasons
 
     def _stated_labels(self, path: str, image: AnnotatedImage | None = None) -> Mapping[str, int]:
-        """Return what the innermost folder that is a word for normal or anomalous says, and labels of the picture."""
+        """Return the labels that the innermost folder called good, bad, ... and the labels of the image state."""
         stated = {}
         for name in reversed(path.split("/")[:-1] if not os.path.isabs(path) else []):
             label = self.names.label(name)
@@ -227,7 +229,7 @@ class _Collector:
         return stated
 
     def _split_of(self, path: str, file: AnnotationFile | None = None, image: AnnotatedImage | None = None) -> str:
-        """Return the split that a folder of the picture, or else the annotation file, names; "test" without one."""
+        """Return the split that a folder of the image or, failing that, the annotation file names; default "test"."""
         folders = [] if os.path.isabs(path) else path.split("/")[:-1]
         if file is not None:
             *above, name = file.path.split("/")
@@ -235,7 +237,7 @@ class _Collector:
         return next((fold(name) for name in folders if is_split_folder(name)), "test")
 
     def _add_bare(self, paths: Sequence[str]) -> None:
-        """Add pictures that no annotation mentions."""
+        """Add images without an annotation."""
         labels = {"unknown": UNKNOWN, "normal": NORMAL, "error": None}
         untold = []
         for path in paths:

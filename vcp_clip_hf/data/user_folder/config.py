@@ -27,14 +27,14 @@ class AnomalyFolderConfig(AnomalyDatasetConfig):
         outside_files (`bool`, *optional*, defaults to `False`):
             Whether a table or an annotation may name files outside of the folder. Only for files that you trust.
         annotations (`str`, *optional*):
-            Tool whose annotations are read: "coco", "labelme", "yolo" or "cvat"; detected by default.
+            Format of the annotations: "coco", "labelme", "yolo" or "cvat"; detected by default.
         boxes_as_masks (`bool`, *optional*, defaults to `False`):
             Whether all pixels of a bounding box are abnormal, for lines of YOLO with four numbers, and annotations of
-            COCO without segmentation. Without it, they are an error.
-        line_width (`float`, *optional*): width in pixels that annotated lines are drawn with; without it, an error.
+            COCO without segmentation. If `False`, they are an error.
+        line_width (`float`, *optional*): width in pixels of annotated lines; without it, lines are an error.
         ignore_labels (`Sequence[str]`, *optional*): labels of annotated shapes that do not mark a defect.
         unannotated (`"unknown"`, `"normal"` or `"error"`, *optional*, defaults to `"unknown"`):
-            Label of images that no annotation mentions, if their folder does not tell.
+            Label of images without an annotation, if the name of their folder does not state it.
     """
 
     metadata: str | None = None

@@ -117,7 +117,7 @@ class AnomalyFolder(AnomalyDatasetBuilder):
         )
 
     def _annotated(self, tree: FileTree, where: str, only: str | None = None, required: bool = True) -> Listing | None:
-        """Return the listing of a folder with annotations of one tool; None if it has none and need not have any."""
+        """Return the listing of a folder with annotations of one format; None if it has none and none are required."""
         found = find_annotations(tree, only)
         choices = [f"annotations={name!r}" for name in found]
         if found and only is None and not required and has_masks(tree):
@@ -128,7 +128,7 @@ class AnomalyFolder(AnomalyDatasetBuilder):
                 for name, files in found.items()
             ]
             if len(choices) > len(found):
-                problems.append(LayoutProblem(tree.root, "masks as pictures"))
+                problems.append(LayoutProblem(tree.root, "masks as image files"))
             raise DatasetLayoutError(
                 where, problems, "one kind of ground truth", f"Choose one of them: {' or '.join(choices)}."
             )

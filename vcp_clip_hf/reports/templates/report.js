@@ -228,7 +228,7 @@ class Gallery {
     );
     if (this.order && this.order.value !== this.listed) this.shown.sort(ORDERS[this.order.value]);
     if (this.showsControls) {
-      this.root.querySelector(".count").textContent = `${count(this.shown.length)} of ${count(this.pictures.length)} pictures`;
+      this.root.querySelector(".count").textContent = `${count(this.shown.length)} of ${count(this.pictures.length)} images`;
     }
     this.list.replaceChildren();
     this.addTiles();
@@ -245,7 +245,7 @@ class Gallery {
     const verdict = this.verdict(picture);
     const frame = make("span", { class: "frame" });
     if (picture.views.length) frame.append(this.makeImage(picture));
-    else frame.append(make("span", { class: "failure", textContent: picture.failure || "no picture" }));
+    else frame.append(make("span", { class: "failure", textContent: picture.failure || "no image" }));
     const row = make("span", { class: "row" });
     if (picture.score !== undefined) row.append(make("span", { class: "score", textContent: picture.score.toFixed(4) }));
     if (verdict) row.append(make("span", { class: "badge", textContent: verdict }));
@@ -286,7 +286,7 @@ class Gallery {
   }
 }
 
-/* --- the viewer: one picture in all its views --- */
+/* --- the viewer: one image in all its views --- */
 
 class Viewer {
   constructor(dialog) {
@@ -300,8 +300,8 @@ class Viewer {
     this.place = make("small");
     this.stage = make("div", { class: "stage" });
     this.side = make("div", { class: "side" });
-    this.before = button("\u2190", "Previous picture", () => this.step(-1));
-    this.after = button("\u2192", "Next picture", () => this.step(1));
+    this.before = button("\u2190", "Previous image", () => this.step(-1));
+    this.after = button("\u2192", "Next image", () => this.step(1));
     const close = button("\u2715", "Close", () => this.dialog.close());
     dialog.append(
       make("div", { class: "bar" }, [this.title, this.place, this.before, this.after, close]),
@@ -362,7 +362,7 @@ class Viewer {
       const alt = `${names[chosen]} of ${picture.title}`;
       this.stage.replaceChildren(make("img", { src: this.gallery.thumbnails(picture)[chosen], alt }));
     } else {
-      this.stage.replaceChildren(make("p", { textContent: picture.failure || "There is no picture." }));
+      this.stage.replaceChildren(make("p", { textContent: picture.failure || "There is no image." }));
     }
     const hadFocus = this.side.contains(document.activeElement);
     this.side.replaceChildren(...this.describe(picture, names, chosen));
@@ -395,7 +395,7 @@ class Viewer {
       });
       parts.push(make("p", { textContent: "Full files:" }), make("ul", { class: "links" }, items));
     }
-    const hint = "Left and right arrow: other pictures. Up and down: other views. Escape: close.";
+    const hint = "Left and right arrow: other images. Up and down arrow: other views. Escape: close.";
     parts.push(make("p", { class: "hint", textContent: hint }));
     return parts;
   }
