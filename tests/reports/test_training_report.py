@@ -63,7 +63,7 @@ def test_a_run_that_goes_on_says_as_of_when(finished, tmp_path):
     os.utime(folder / "log.jsonl", (0, 86400))
     page = Page(write_training_report(folder))
     assert "still going, or it was killed. As of 1970-01-02 00:00 UTC" in page.text
-    assert "1 line of the log could not be read" in page.text and "step 3 was reached" in page.text
+    assert "1 line of the log could not be read" in page.text and "had reached step 3" in page.text
     assert "No products are held out" in page.text and "Settings" not in page.text
 
 
