@@ -73,7 +73,7 @@ def test_common_images_are_compared_and_pixels_estimated(runs, tmp_path):
 
 def test_metrics_without_samples_have_no_interval(tmp_path):
     for seed in (0, 1):
-        evaluation(tmp_path / str(seed), seed, make_records(8), protocol="published")
+        evaluation(tmp_path / str(seed), seed, make_records(12), protocol="published")
     found = differences(*(read_evaluation(tmp_path / str(seed)) for seed in (0, 1)))
     steps = [each for each in found if each.metric == "pixel_pro_200"]
     assert steps and all(each.low is None and each.is_clear is None for each in steps)
@@ -84,3 +84,21 @@ def test_undefined_metrics_are_left_out(tmp_path):
     for seed in (0, 1):
         evaluation(tmp_path / str(seed), seed, make_records(8).select(range(0, 8, 2)))
     assert differences(*(read_evaluation(tmp_path / str(seed)) for seed in (0, 1))) == []
+
+
+def test_one_image_of_a_label_has_no_interval_and_undefined_metrics_no_mean(tmp_path):
+    records = make_records(24)
+    kinds = [(record["product"], record["label"]) for record in records]
+    lonely, without = kinds.index(("product_0", 1)), ("product_1", 0)
+    kept = [
+        number
+        for number, kind in enumerate(kinds)
+        if kind != without and (kind != ("product_0", 1) or number == lonely)
+    ]
+    for seed in (0, 1):
+        evaluation(tmp_path / str(seed), seed, records.select(kept))
+    first, other = (read_evaluation(tmp_path / name) for name in ("0", "1"))
+    found = differences(first, other)
+    assert {each.is_clear for each in found if each.product == "product_0"} == {None}
+    mean = {each.metric for each in found if each.product == "mean"}
+    assert mean == {name for name, value in first.report.results["squares"]["mean"].items() if value == value}

@@ -251,3 +251,39 @@ def test_verdicts_of_a_run_with_min_area_stay(wide_browser, run, tmp_path):
     number.send_keys("0")
     assert "Anomalous: 5 of 6 images" in wide_browser.text(".recount")
     assert badges(wide_browser)[0] == "normal" and re.fullmatch("normal|anomalous", badges(wide_browser)[1])
+
+
+def test_folders_are_chosen_by_their_exact_names(wide_browser, tmp_path):
+    folders = ["", "All", "a  b", "line\nend"]
+    pictures = [Picture(f"{number}.png", (), 0.5, "normal", product=each) for number, each in enumerate(folders)]
+    gallery = Gallery(pictures, product_title="Folder")
+    wide_browser.open(write_page(tmp_path / "a.html", "Test", "", [Section("Pictures", "", [gallery])]))
+    assert wide_browser.run("[...document.querySelectorAll('select')[1].options].map(e => e.textContent)")[:2] == [
+        "All",
+        "(no folder)",
+    ]
+    for number, folder in enumerate(sorted(folders)):
+        script = f"(s => {{s.selectedIndex = {number + 1}; s.dispatchEvent(new Event('change'))}})"
+        wide_browser.run(f"{script}(document.querySelectorAll('select')[1])")
+        assert titles(wide_browser) == [f"{folders.index(folder)}.png"]
+
+
+def test_up_and_down_stay_in_a_single_row(browser):
+    browser.find("input[type=search]")[0].send_keys("part")
+    focused = "[...document.querySelectorAll('.tile')].indexOf(document.activeElement)"
+    for place, keys in ((0, "\ue015"), (1, "\ue015"), (1, "\ue013")):
+        browser.run(f"document.querySelectorAll('.tile')[{place}].focus()")
+        browser.press(keys)
+        assert browser.run(focused) == place
+
+
+def test_a_huge_threshold_keeps_the_line_in_the_chart(browser):
+    number = browser.find(".threshold input[type=number]")[0]
+    number.clear()
+    number.send_keys("1e300")
+    assert "Anomalous: 0 of 6 images" in browser.text(".recount")
+    line, drawing = (
+        browser.run(f"document.querySelector('{css}').getBoundingClientRect().right")
+        for css in ("[id$=threshold-line]", ".drawing svg")
+    )
+    assert line <= drawing

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.reports.conftest import HOSTILE, Page, make_pipe, predict, save_image
 from vcp_clip_hf import MutualScoring
 from vcp_clip_hf.prediction import predict_files, read_predictions
+from vcp_clip_hf.reports import thumbnails
 from vcp_clip_hf.reports.report import write_report
 from vcp_clip_hf.run_settings import RunSettings
 
@@ -133,7 +134,7 @@ def test_maps_as_arrays_are_shown(images, tmp_path):
 def test_one_image_and_only_failures(tmp_path):
     save_image(tmp_path / "one" / "a.png", 1)
     page = report(predict(tmp_path / "one", tmp_path / "out", {"threshold": 0.5}))
-    assert "1 image, finished on" in page.text and len(gallery(page)) == 1
+    assert "1 image, as of" in page.text and len(gallery(page)) == 1
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.png").write_bytes(b"")
     page = report(predict(tmp_path / "none", tmp_path / "failed", {"threshold": 0.5}))
@@ -235,3 +236,51 @@ def test_what_a_report_needs_is_stored_and_not_compared(run):
     assert stored.context["folder"] == os.getcwd()
     moved = RunSettings(stored.values, {"folder": "/elsewhere"})
     assert moved.differences(stored) == [] and moved == stored
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"score": None},
+        {"score": float("nan")},
+        {"score": "0.5"},
+        {"name": 5},
+        {"image": 5},
+        {"error": None},
+        {"map": 7},
+    ],
+)
+def test_records_that_are_damaged_are_left_out_and_counted(copied, damage):
+    lines = (copied / "predictions.jsonl").read_text().splitlines()
+    scored = next(number for number, line in enumerate(lines) if "score" in json.loads(line))
+    lines[scored] = json.dumps({**json.loads(lines[scored]), **damage})
+    (copied / "predictions.jsonl").write_text("\n".join(lines))
+    page = report(copied)
+    assert len(gallery(page)) == len(lines) - 1 and "1 record could not be read" in page.text
+
+
+def test_a_run_with_failures_only_knows_its_thresholds(tmp_path):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.png").write_bytes(b"")
+    settings = {"threshold": 0.25, "image_threshold": 0.75}
+    page = report(predict(tmp_path / "none", tmp_path / "failed", settings))
+    facts = "".join(page.text.split())
+    assert "Imagethreshold0.75Pixelthreshold0.25" in facts
+
+
+def test_records_without_the_size_of_the_image_show_it(copied):
+    records = [json.loads(line) for line in (copied / "predictions.jsonl").read_text().splitlines()]
+    expected = gallery(report(copied)), report(copied).json(**{"class": "pictures"})
+    for record in records:
+        record.pop("bytes", None)
+    (copied / "predictions.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert (gallery(report(copied)), report(copied).json(**{"class": "pictures"})) == expected
+
+
+def test_files_outside_of_the_run_are_not_shown(run, copied):
+    records = [json.loads(line) for line in (copied / "predictions.jsonl").read_text().splitlines()]
+    scored = next(record for record in records if "map" in record)
+    scored["map"] = os.path.relpath(run / scored["map"], copied)
+    (copied / "predictions.jsonl").write_text("\n".join(map(json.dumps, records)))
+    shown = [view for chunk in report(copied).json(**{"class": "pictures"}) for picture in chunk for view in picture]
+    assert thumbnails.placeholder("outside of the run's folder", 640) in shown

@@ -135,6 +135,9 @@ def test_rows_are_found_by_the_end_of_their_name_or_refused():
         "left/a.png",
         "c.d/e",
     ]
+    assert find_rows(sources, ["b.png"], 2) == ["right/b"], "names of predict have no file extension"
+    with pytest.raises(ValueError, match=r"'b\.png\.png' is not among"):
+        find_rows(sources, ["b.png.png"], 2)
     with pytest.raises(ValueError, match=r"'a' is not one image: left/a.png, right/a.png\."):
         find_rows(sources, ["a"], 2)
     with pytest.raises(ValueError, match="'x' is not among the images"):

@@ -1,5 +1,6 @@
 """The verb `report` and the option `--report`: what they write, and what they refuse."""
 
+import shutil
 import subprocess
 import sys
 
@@ -73,3 +74,12 @@ def test_reports_are_imported_by_nothing_else():
         "assert not [name for name in sys.modules if name.startswith(('vcp_clip_hf.reports', 'matplotlib'))]"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_a_report_never_replaces_a_file_of_a_run(run, tmp_path, capsys):
+    copied = shutil.copytree(run, tmp_path / "copied")
+    before = (copied / "predictions.jsonl").read_bytes()
+    with pytest.raises(SystemExit, match="1"):
+        call("report", str(copied), "-o", str(copied / "predictions.jsonl"))
+    assert "Choose one that ends in .html" in capsys.readouterr().err
+    assert (copied / "predictions.jsonl").read_bytes() == before

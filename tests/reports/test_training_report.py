@@ -63,7 +63,7 @@ def test_a_run_that_goes_on_says_as_of_when(finished, tmp_path):
     os.utime(folder / "log.jsonl", (0, 86400))
     page = Page(write_training_report(folder))
     assert "still going, or it was killed. As of 1970-01-02 00:00 UTC" in page.text
-    assert "1 line of the log could not be read" in page.text and "it had reached step 3" in page.text
+    assert "1 line of the log could not be read" in page.text and "had reached step 3" in page.text
     assert "No products are held out" in page.text and "Settings" not in page.text
 
 
@@ -125,3 +125,12 @@ def test_the_extra_is_checked_before_the_training(tmp_path, monkeypatch):
 
 def test_durations():
     assert [duration(each) for each in (0.5, 59, 61, 3661)] == ["0.5 s", "59 s", "1 min 01 s", "1 h 01 min"]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_are_reported(tmp_path, loss):
+    page = Page(write_report([log_of(tmp_path / "only", {"step": 1, "loss": loss})], tmp_path / "only.html"))
+    assert "No logged loss is a finite number" in page.text
+    records = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": loss}]
+    page = Page(write_report([log_of(tmp_path / "last", *records)], tmp_path / "last.html"))
+    assert page.all("svg")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def differences(first: EvaluationFiles, other: EvaluationFiles) -> list[Differen
 
     Returns:
         `list[Difference]`: for each product with common images and each metric of both runs, and for the means over
-        these products. Undefined metrics are left out.
+        these products. Undefined metrics are left out. There is no interval for a product with one image of a label.
     """
     own, others = keyed_images(first), keyed_images(other)
     common = [key for key in own if key in others and _label(first, own[key]) == _label(other, others[key])]
@@ -104,7 +104,11 @@ def differences(first: EvaluationFiles, other: EvaluationFiles) -> list[Differen
             )
             values = [_known(run, dataset, product, complete) for run in (first, other)]
             of_products.append(samples)
-            rows.append(list(_of_product(metrics, dataset, product, len(keys), samples, values)))
+            found_here = _of_product(metrics, dataset, product, len(keys), samples, values)
+            labels = [_label(first, number) for number in chosen[0]]
+            # the only image of a label is the same in each sample, which would give an interval of no width
+            alone = min(labels.count(label) for label in set(labels)) == 1
+            rows.append([replace(row, low=None, high=None) if alone else row for row in found_here])
         found += [row for each in rows for row in each]
         if len(rows) > 1:
             found += _means(metrics, dataset, rows, of_products)
@@ -194,7 +198,7 @@ def _means(
     rows: Sequence[Sequence[Difference]],
     of_products: Sequence[tuple[_Samples, _Samples]],
 ) -> Iterator[Difference]:
-    """Yield the means over the products for which a metric is defined."""
+    """Yield the means over the products, of the metrics that are defined for all of them."""
     count = sum(each[0].images for each in rows if each)
     for metric in metrics:
         of_metric = [
@@ -203,7 +207,7 @@ def _means(
             for row in each
             if row.metric == metric
         ]
-        if not of_metric:
+        if len(of_metric) < len(rows):  # undefined for a product: the evaluator has no mean either
             continue
         first, other = (float(np.mean([getattr(row, side) for row, _ in of_metric])) for side in ("first", "other"))
         low = high = None

@@ -80,7 +80,7 @@ class _Prediction:
         started_in = None if settings is None else settings.context.get("folder")
         records = {each["name"]: each for each in read_predictions(folder) if "map" in each}
         if not records:
-            raise ValueError(f"{folder} has no maps. Run `vcp-clip predict` with --save-maps png.")
+            raise ValueError(f"{folder} has no maps. Run `vcp-clip predict` with --maps png.")
         return cls(folder, started_in if isinstance(started_in, str) else "", records)
 
     @property
@@ -168,6 +168,8 @@ def _found(requested: str, names: Sequence[str]) -> str:
     if requested in names:
         return requested
     ends = [name for name in names if requested in (*_ends(name), *_ends(os.path.splitext(name)[0]))]
+    # names of `predict` have no file extension
+    ends = ends or [name for name in names if os.path.splitext(requested)[0] in _ends(name)]
     if len(ends) == 1:
         return ends[0]
     listed = ", ".join(ends or names[:8]) + (", ..." if len(ends or names) > 8 else "")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..prediction_records import read_predictions
 from ..run_settings import RunSettings
 from .charts import GROUP_COLORS, as_svg, chart_style, new_figure, plain_text
 from .figure_files import FigureFolder
@@ -19,6 +18,7 @@ from .prediction_pictures import gallery_pictures
 from .read_run import Run
 from .several_runs import named_runs, runs_and_settings
 from .thumbnails import UnreadableError, read_mask
+from .usable_records import read_usable
 
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def report_predictions(
 def _read(name: str, folder: Path) -> _PredictRun:
     settings = RunSettings.read(folder) or RunSettings({})
     started_in = settings.context.get("folder") or ""
-    records = {os.path.join(started_in, record["image"]): record for record in read_predictions(folder)}
+    records = {os.path.join(started_in, record["image"]): record for record in read_usable(folder)[0]}
     return _PredictRun(name, folder, records, settings)
 
 

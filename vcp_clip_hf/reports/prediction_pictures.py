@@ -108,7 +108,9 @@ class _Maker:
         if isinstance(picture, Image.Image) and isinstance(anomaly_map, np.ndarray):
             yield View("Overlay", thumbnail(draw_overlay(picture, anomaly_map, mask), side), links["overlay"])
         elif "overlay" in record:
-            yield View("Overlay", thumbnail(self.run / record["overlay"], side), links["overlay"])
+            yield View(
+                "Overlay", _shown(thumbnail, self._read(record, "overlay", read_picture), side), links["overlay"]
+            )
         if anomaly_map is not None:
             yield View("Map", _shown(map_thumbnail, anomaly_map, side), links["map"])
         if mask is not None:
@@ -120,7 +122,7 @@ class _Maker:
             return None
         file = self._image_file(record)
         try:
-            if not is_url(record["image"]) and os.stat(file).st_size != record.get("bytes"):
+            if not is_url(record["image"]) and os.stat(file).st_size != record.get("bytes", os.stat(file).st_size):
                 return "file has changed since"
             return read_picture(file)
         except FileNotFoundError:
@@ -129,15 +131,22 @@ class _Maker:
             return str(error) if isinstance(error, UnreadableError) else "file cannot be read"
 
     def _read(
-        self, record: Mapping[str, Any], kind: str, read: Callable[[Path], np.ndarray]
-    ) -> np.ndarray | str | None:
-        """Return an output file as an array, or the reason why it cannot be shown, or `None` if the run wrote none."""
+        self, record: Mapping[str, Any], kind: str, read: Callable[[Path], np.ndarray | Image.Image]
+    ) -> np.ndarray | Image.Image | str | None:
+        """Return an output file as an array or a picture, why it cannot be shown, or `None` if the run wrote none."""
         if kind not in record:
             return None
         try:
-            return read(self.run / record[kind])
+            return read(self._file(record, kind))
         except UnreadableError as error:
             return str(error)
+
+    def _file(self, record: Mapping[str, Any], kind: str) -> Path:
+        """Return an output file; a record of another origin must not lead out of the run's folder."""
+        file = self.run / record[kind]
+        if not file.resolve().is_relative_to(self.run.resolve()):
+            raise UnreadableError("outside of the run's folder")
+        return file
 
     def _image_file(self, record: Mapping[str, Any]) -> str:
         image = record["image"]

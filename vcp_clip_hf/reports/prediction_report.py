@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration import describe_calibration
-from ..prediction_records import RECORDS, read_predictions, record_files
+from ..prediction_records import RECORDS, record_files
 from ..run_settings import RUN_FILE, RunSettings
 from ..thresholds import TOLERANCE, Thresholds
 from .charts import as_svg, histogram, histogram_table, movable_threshold, save_figure
 from .parts import Chart, Facts, Gallery, KeyNumbers, Part, Section, Table, Text, Value
 from .prediction_pictures import failure_sentence, gallery_pictures
 from .read_run import Run
+from .usable_records import read_usable
 
 
 __all__ = ["report_prediction"]
@@ -49,11 +50,13 @@ class _Run:
     records: list[dict[str, Any]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
+    num_damaged: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> "_Run":
         stored = RunSettings.read(folder) or RunSettings({})
-        run = cls(folder, read_predictions(folder), stored.values, stored.context)
+        records, num_damaged = read_usable(folder)
+        run = cls(folder, records, stored.values, stored.context, num_damaged)
         if not run.records:
             raise ValueError(f"{folder} has no record of an image in {RECORDS}. Run `vcp-clip predict` first.")
         return run
@@ -71,7 +74,7 @@ class _Run:
     @property
     def thresholds(self) -> Thresholds:
         """Return the limits for masks and labels, which all images of a run share."""
-        first = next(iter(self.judged), {})
+        first = next(iter(self.judged), self.settings)  # without a result, those that were set
         return Thresholds(first.get("threshold"), first.get("image_threshold"))
 
     def count(self, label: str | None) -> int:
@@ -119,7 +122,7 @@ def _subtitle(run: _Run) -> str:
     written = max(file.stat().st_mtime for file in record_files(run.folder))
     date = datetime.datetime.fromtimestamp(written)
     model = run.settings.get("model", "an unknown model")
-    return f"{_images(len(run.records))}, finished on {date:%Y-%m-%d at %H:%M}, model {model}"
+    return f"{_images(len(run.records))}, as of {date:%Y-%m-%d %H:%M}, model {model}"
 
 
 def _images(number: int) -> str:
@@ -145,6 +148,10 @@ def _overview(run: _Run) -> Section:
         )
     if run.failed:
         text = f"{_images(len(run.failed))} could not be judged and must not be treated as normal; see Failures."
+        parts.append(Text(text, "warning"))
+    if run.num_damaged:
+        records = f"{run.num_damaged:,} record{'' if run.num_damaged == 1 else 's'}"
+        text = f"{records} could not be read, so the images are missing in this report."
         parts.append(Text(text, "warning"))
     folders = _by_folder(run)
     if 1 < len(folders.rows) <= _MOST_FOLDERS:

@@ -61,11 +61,15 @@ def write_report(
         `Path`: the file.
 
     Raises:
-        FileNotFoundError, ValueError: a folder is missing, or is not the folder of a run that can be reported.
+        FileNotFoundError, ValueError:
+            A folder is missing, or is not one of a run that can be reported; or the name of the page does not end in
+            .html, so that a report never replaces a file of a run.
         ImportError: the extra `report` is not installed.
     """
     require_extra()
     found, page = [find_run(run) for run in runs], Path(page)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"A report is an HTML file, got the name {str(page)!r}. Choose one that ends in .html.")
     if figures is not None:
         _write_grid(found, Path(figures), rows)
     if len(found) > 1:

@@ -63,6 +63,8 @@ def show_losses(history: TrainingHistory, figures: Path | None = None) -> Sectio
     names = {"loss": "loss", "image_loss": "image head's part"}
     values = {name: [_number(each.get(name)) for each in history.losses] for name in names}
     shown = {name: series for name, series in values.items() if not np.isnan(series).all()}
+    if not shown:
+        return Section("Loss", explanation, [Text("No logged loss is a finite number.", "warning")])
     lines, note = [], ""
     for name, series in shown.items():
         line, window = _running(names[name], steps, series)
@@ -339,5 +341,6 @@ def duration(seconds: float) -> str:
 
 
 def _number(value: Any) -> float:
-    """Return a number of the log as it is, and NaN for everything else."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    """Return a finite number of the log as it is, and NaN for everything else."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else math.nan

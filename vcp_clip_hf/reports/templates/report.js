@@ -77,7 +77,10 @@ function setUpThreshold(control) {
 
   function show(value) {
     const moved = value !== start;
-    if (line) line.setAttribute("transform", `translate(${(value - start) * Number(control.dataset.units)} 0)`);
+    if (line) {
+      const shown = Math.min(Math.max(value, Number(slider.min)), Number(slider.max)); // the line stays in the chart
+      line.setAttribute("transform", `translate(${(shown - start) * Number(control.dataset.units)} 0)`);
+    }
     const lines = Object.keys(groups).map((name) => {
       const total = groups[name].length + (fixed[name] || 0);
       return make("p", {}, [make("strong", { textContent: describeGroup(name, flaggedIn(name, value, moved), total) })]);
@@ -178,8 +181,9 @@ class Gallery {
   }
 
   makeControls() {
-    const choice = (name, options) => {
-      const select = make("select", {}, options.map((text) => make("option", { textContent: text })));
+    const choice = (name, options, values = options) => {
+      const option = (text, place) => make("option", { textContent: text, value: values[place] });
+      const select = make("select", {}, options.map(option));
       select.addEventListener("change", () => this.update());
       this.controls.append(make("label", { textContent: name }, [select]));
       return select;
@@ -188,7 +192,12 @@ class Gallery {
     const useful = Object.keys(FILTERS).filter((name) => this.isUseful(name));
     this.filter = choice("Show", ["All", ...useful]);
     const products = [...new Set(this.pictures.map((each) => each.product || ""))].sort();
-    if (products.length > 1) this.product = choice(this.productTitle, ["All", ...products]);
+    if (products.length > 1) {
+      // "/" before the values: a folder may be called "All", or have no name
+      const none = `(no ${this.productTitle.toLowerCase()})`;
+      const options = ["All", ...products.map((each) => each || none)];
+      this.product = choice(this.productTitle, options, ["", ...products.map((each) => `/${each}`)]);
+    }
     const views = [...new Set(this.pictures.flatMap((each) => each.views.map((view) => view[0])))];
     if (views.length > 1) {
       this.view = choice("Tiles show", views);
@@ -210,7 +219,7 @@ class Gallery {
   update() {
     const words = this.search ? this.search.value.toLowerCase().trim() : "";
     const matches = this.filter && FILTERS[this.filter.value];
-    const product = this.product && this.product.value !== "All" ? this.product.value : null;
+    const product = this.product && this.product.value ? this.product.value.slice(1) : null;
     this.shown = this.pictures.filter(
       (each) =>
         (!matches || matches(this, each)) &&
@@ -262,7 +271,8 @@ class Gallery {
     const tile = event.target.closest("li");
     if (!tile) return;
     const tiles = [...this.list.children];
-    const columns = tiles.findIndex((each) => each.offsetTop > tiles[0].offsetTop);
+    const below = tiles.findIndex((each) => each.offsetTop > tiles[0].offsetTop);
+    const columns = below < 0 ? tiles.length : below; // one row
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
     const next = tiles[tiles.indexOf(tile) + (steps[event.key] || NaN)];
     if (!next) return;
