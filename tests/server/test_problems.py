@@ -73,7 +73,7 @@ def test_expected_errors_are_sentences():
     )
     assert client.get("/unknown").json() == {"detail": "There is no such route; /docs lists all of them."}
     answer = client.post("/refused")
-    assert answer.status_code == 405 and "does not have this method" in answer.json()["detail"]
+    assert answer.status_code == 405 and "does not accept this method" in answer.json()["detail"]
 
 
 def test_many_errors_are_not_all_listed():

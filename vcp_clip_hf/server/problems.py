@@ -28,7 +28,7 @@ CLIENT_LEFT = 499
 _LONGEST_LIST = 5
 # Instead of Starlette's "Not Found" and "Method Not Allowed"
 _NO_ROUTE = "There is no such route; /docs lists all of them."
-_NO_METHOD = "This route does not have this method; the header 'Allow' has those that it has."
+_NO_METHOD = "This route does not accept this method; the header 'Allow' lists the accepted ones."
 _MEANINGS = {
     400: "The body cannot be parsed.",
     401: "The token is missing or wrong.",
