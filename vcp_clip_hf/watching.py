@@ -134,8 +134,8 @@ def watch_folder(
         webhook ([`Webhook`], *optional*): receiver of the records.
         once (`bool`): whether to end after the images that exist at the start.
         force_polling (`bool`): whether watchfiles compares the folder's content instead of using notifications.
-        report (`Callable[[WatchSummary], None]`, *optional*): function that is called with the current counts, at
-            least every `_LONGEST_WAIT` seconds.
+        report (`Callable[[WatchSummary], None]`, *optional*): function that is called with the current counts, several
+            times per second while nothing is computed.
         options: further arguments of the pipeline's call.
 
     Returns:

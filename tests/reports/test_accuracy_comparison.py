@@ -7,7 +7,7 @@ from tests.reports.evaluations import evaluation
 from tests.reports.test_accuracy_report import parts, texts
 from tests.training_run import make_records
 from vcp_clip_hf.reports.accuracy_comparison import report_evaluations
-from vcp_clip_hf.reports.page import Chart, PictureGrid, Table
+from vcp_clip_hf.reports.parts import Chart, PictureGrid, Table
 from vcp_clip_hf.reports.read_run import find_run
 from vcp_clip_hf.reports.report import write_report
 

@@ -12,7 +12,7 @@ from tests.training_run import make_records
 from vcp_clip_hf.evaluation_references import ReferenceDraw
 from vcp_clip_hf.evaluation_report import shown_value
 from vcp_clip_hf.reports.accuracy_report import report_evaluation
-from vcp_clip_hf.reports.page import Beside, Chart, Gallery, KeyNumbers, Section, Table, Text
+from vcp_clip_hf.reports.parts import Beside, Chart, Gallery, KeyNumbers, Section, Table, Text
 from vcp_clip_hf.reports.read_run import find_run
 from vcp_clip_hf.reports.report import write_report
 

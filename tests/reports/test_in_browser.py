@@ -8,7 +8,8 @@ import pytest
 
 from tests.reports.conftest import HOSTILE
 from vcp_clip_hf.prediction import read_predictions
-from vcp_clip_hf.reports.page import Gallery, Picture, Section, Table, View, write_page
+from vcp_clip_hf.reports.page import write_page
+from vcp_clip_hf.reports.parts import Gallery, Picture, Section, Table, View
 from vcp_clip_hf.reports.report import write_report
 from vcp_clip_hf.reports.thumbnails import placeholder
 

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urljoin
 import pytest
 
 from tests.reports.conftest import HOSTILE, Page
-from vcp_clip_hf.reports.page import (
+from vcp_clip_hf.reports.page import link_to, write_page
+from vcp_clip_hf.reports.parts import (
     Beside,
     Cell,
     Chart,
@@ -21,8 +22,6 @@ from vcp_clip_hf.reports.page import (
     Table,
     Text,
     View,
-    link_to,
-    write_page,
 )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.reports.conftest import HOSTILE, predict
 from tests.reports.test_accuracy_report import parts, texts
 from vcp_clip_hf.prediction import read_predictions
-from vcp_clip_hf.reports.page import Chart, PictureGrid, Table
+from vcp_clip_hf.reports.parts import Chart, PictureGrid, Table
 from vcp_clip_hf.reports.prediction_comparison import mask_overlap, report_predictions
 from vcp_clip_hf.reports.read_run import find_run
 from vcp_clip_hf.reports.report import write_report

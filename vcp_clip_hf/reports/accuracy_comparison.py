@@ -14,13 +14,11 @@ from .evaluation_files import EvaluationFiles, read_evaluation, views_of
 from .figure_files import FigureFolder
 from .parts import Beside, Cell, Part, PictureGrid, Section, Table, Text, Value
 from .read_run import Run
-from .several_runs import named_runs, runs_and_settings
+from .several_runs import MOST_PICTURES, MOST_ROWS, named_runs, runs_and_settings
 
 
 __all__ = ["Published", "report_evaluations"]
 
-# Maximum numbers of rows of tables and of images; with more, the page would open slowly
-_MOST_ROWS, _MOST_PICTURES = 500, 60
 _Runs = Mapping[str, EvaluationFiles]
 # Name of a run, dataset and product -> metric -> published value in percent
 Published = Mapping[tuple[str, str, str], Mapping[str, float]]
@@ -250,7 +248,7 @@ def _verdicts(runs: _Runs, common: Sequence[ImageKey]) -> Section:
     differing = [key for key in common if len({verdict for _, verdict in judged[key]}) > 1]
     lines = [
         [*key[:3], "anomalous" if labels[key] else "normal", *(_verdict(*each, labels[key]) for each in judged[key])]
-        for key in differing[:_MOST_ROWS]
+        for key in differing[:MOST_ROWS]
     ]
     parts: list[Part] = [summary]
     if lines:
@@ -297,7 +295,7 @@ def _pictures(runs: _Runs, common: Sequence[ImageKey]) -> Section:
         same = len({verdict for _, verdict in judged[key]}) == 1
         return same, -sum("pictures" in image for image in images[key].values())
 
-    chosen = sorted(having, key=order)[:_MOST_PICTURES]
+    chosen = sorted(having, key=order)[:MOST_PICTURES]
     rows = [_grid_row(runs, key, images[key], judged[key]) for key in chosen]
     columns = ["image", "ground truth", *runs]
     grid = PictureGrid(

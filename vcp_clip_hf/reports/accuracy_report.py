@@ -11,7 +11,7 @@ from ..evaluation_report import METRIC_TITLES, EvaluationReport, shown_value
 from .accuracy_charts import CURVE_CHARTS, curve_chart, score_chart
 from .evaluation_files import EvaluationFiles, read_evaluation, views_of
 from .figure_files import FigureFolder
-from .page import Beside, Cell, Facts, Gallery, KeyNumbers, Part, Picture, Section, Table, Text, Value
+from .parts import Beside, Cell, Facts, Gallery, KeyNumbers, Part, Picture, Section, Table, Text, Value
 from .read_run import Run
 
 

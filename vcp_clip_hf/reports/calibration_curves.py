@@ -9,7 +9,7 @@ from ..calibration import Calibration, from_normal_scores
 from ..thresholds import HIGHEST_SCORES, TOLERANCE
 from .charts import Line, line_chart
 from .figure_files import make_chart
-from .page import Section, Table
+from .parts import Section, Table
 
 
 __all__ = ["show_defect_rates", "show_false_alarm_rates"]

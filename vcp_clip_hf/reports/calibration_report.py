@@ -11,7 +11,7 @@ from ..thresholds import TOLERANCE
 from .calibration_curves import show_defect_rates, show_false_alarm_rates
 from .charts import histogram, histogram_table, movable_threshold
 from .figure_files import make_chart
-from .page import Facts, Gallery, KeyNumbers, Part, Section, Table, Text
+from .parts import Facts, Gallery, KeyNumbers, Part, Section, Table, Text
 from .prediction_pictures import failure_sentence, gallery_pictures
 from .read_run import Run
 

@@ -18,45 +18,10 @@ from urllib.parse import quote
 from ..atomic_write import atomic_file
 from ..version import __version__
 from .extra import require_extra
-from .parts import (
-    Beside,
-    Cell,
-    Chart,
-    Facts,
-    Gallery,
-    KeyNumbers,
-    MovableThreshold,
-    Part,
-    Picture,
-    PictureGrid,
-    Section,
-    Table,
-    Text,
-    Value,
-    View,
-)
+from .parts import Cell, Gallery, Picture, Section, Table, Value
 
 
-__all__ = [
-    "REPORT_FILE",
-    "Beside",
-    "Cell",
-    "Chart",
-    "Facts",
-    "Gallery",
-    "KeyNumbers",
-    "MovableThreshold",
-    "Part",
-    "Picture",
-    "PictureGrid",
-    "Section",
-    "Table",
-    "Text",
-    "Value",
-    "View",
-    "link_to",
-    "write_page",
-]
+__all__ = ["REPORT_FILE", "link_to", "write_page"]
 
 # Name of the report in the folder of its run
 REPORT_FILE = "report.html"

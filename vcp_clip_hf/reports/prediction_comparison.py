@@ -16,7 +16,7 @@ from .figure_files import FigureFolder
 from .parts import Cell, Chart, Part, PictureGrid, Section, Table, Text, Value
 from .prediction_pictures import gallery_pictures
 from .read_run import Run
-from .several_runs import named_runs, runs_and_settings
+from .several_runs import MOST_PICTURES, MOST_ROWS, named_runs, runs_and_settings
 from .thumbnails import UnreadableError, read_mask
 from .usable_records import read_usable
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["mask_overlap", "report_predictions"]
-
-# Maximum numbers of rows of tables and of images; with more, the page would open slowly
-_MOST_ROWS, _MOST_PICTURES = 500, 60
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ def _verdicts(runs: Sequence[_PredictRun], common: Sequence[str], overlaps: Mapp
     if any(run.records[image]["label"] is None for run in runs for image in common):
         parts.append(Text("Images without a verdict, because a run had no image threshold, are not counted.", "note"))
     if differing:
-        lines = [_line(runs, image, overlaps[image]) for image in differing[:_MOST_ROWS]]
+        lines = [_line(runs, image, overlaps[image]) for image in differing[:MOST_ROWS]]
         ious = [f"mask IoU, {run.name}" for run in others]
         shown = "" if len(lines) == len(differing) else f"{len(lines)} of "
         text = f"{shown}{len(differing)} images with different verdicts, with scores"
@@ -232,7 +229,7 @@ def _pictures(
         scores = [run.records[image]["score"] for run in runs]
         return not _differs(runs, image), min(known) if known else min(scores) - max(scores)
 
-    chosen = sorted(common, key=order)[:_MOST_PICTURES]
+    chosen = sorted(common, key=order)[:MOST_PICTURES]
     columns = [
         gallery_pictures([run.records[image] for image in chosen], run.folder, page, run.started_in, progress=progress)
         for run in runs

@@ -11,7 +11,8 @@ from .accuracy_report import report_evaluation
 from .calibration_report import report_calibration
 from .extra import require_extra
 from .methods_report import report_methods
-from .page import REPORT_FILE, Section, write_page
+from .page import REPORT_FILE, write_page
+from .parts import Section
 from .prediction_comparison import report_predictions
 from .prediction_report import report_prediction
 from .qualitative_grid import write_grid

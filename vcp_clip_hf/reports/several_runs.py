@@ -8,7 +8,10 @@ from typing import Any
 from .parts import Part, Table, Text
 
 
-__all__ = ["named_runs", "runs_and_settings"]
+__all__ = ["MOST_PICTURES", "MOST_ROWS", "named_runs", "runs_and_settings"]
+
+# Maximum numbers of rows of tables and of images; with more, the page would open slowly
+MOST_ROWS, MOST_PICTURES = 500, 60
 
 
 def named_runs(folders: Sequence[Path]) -> list[str]:

@@ -13,7 +13,7 @@ from ..evaluation_report import METRIC_TITLES
 from ..training_log import VALIDATION_PREFIX, Session, TrainingHistory
 from .charts import Line, line_chart
 from .figure_files import make_chart
-from .page import Beside, Cell, Facts, Part, Section, Table, Text
+from .parts import Beside, Cell, Facts, Part, Section, Table, Text
 
 
 __all__ = [

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from ..training_log import VALIDATION_PREFIX, TrainingHistory, read_training_log
-from .page import REPORT_FILE, Cell, Facts, KeyNumbers, Part, Section, Text, link_to, write_page
+from .page import REPORT_FILE, link_to, write_page
+from .parts import Cell, Facts, KeyNumbers, Part, Section, Text
 from .read_run import Run
 from .training_curves import (
     best_validation,

@@ -187,7 +187,7 @@ class RunningServer:
                 raise unavailable(str(error), error.retry_after) from None
             except QueueStopped as error:
                 raise unavailable(str(error), self.settings.drain_seconds) from None
-            except (ValueError, TypeError) as error:
+            except ValueError as error:
                 raise HTTPException(422, str(error)) from None
             self.metrics.images.labels(result["label"] or "none").inc()
             return answer
