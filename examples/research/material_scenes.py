@@ -1,8 +1,10 @@
 """Make pictures of photographed materials, whole and with painted anomalies.
 
-The photographs are textures under CC0 (`materials/`, see its SOURCE.txt), most of them seamless.
+The photographs are textures under CC0 (`materials/`, see its SOURCE.txt), most of them seamless. A scene is a surface
+of one material, or a simple shape of it on plain ground or on another material.
 """
 
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +13,15 @@ import numpy as np
 from PIL import Image
 
 from vcp_clip_hf.data.painted_anomalies import ANOMALY_KINDS, add_anomaly
-from vcp_clip_hf.generator.fields import Dice
+from vcp_clip_hf.generator.fields import Dice, Grid
+from vcp_clip_hf.generator.shapes import box, coverage, disc, gear, polygon, ring
 
 
-__all__ = ["MATERIALS", "MaterialScene", "MaterialScenes", "damage"]
+__all__ = ["MATERIALS", "SPLITS", "MaterialScene", "MaterialScenes", "checksum_of_photographs", "damage"]
 
 MATERIALS = Path(__file__).parent / "materials"
 SPLITS = ("train", "test")
+SURFACE_SHARE = 0.65  # of the scenes; the others show objects
 SMALL_PHOTO = 200  # pixels; smaller photographs are repeated, larger ones are cropped
 # Kinds that are drawn more or less often than the others: thin lines are the hardest to find
 _SHARES = {"line": 3.0, "specks": 1.5, "scar": 0.7, "cut_paste": 0.7}
@@ -99,6 +103,25 @@ class MaterialScenes:
             pictures.append(np.asarray(crop.resize((size, size), Image.Resampling.BICUBIC)))
         return pictures
 
+    def scene(self, dice: Dice, size: int) -> MaterialScene:
+        """Draw a surface or an object without damage."""
+        pixels, name = self.texture(dice, size)
+        if dice.chance(SURFACE_SHARE):
+            return MaterialScene(pixels, np.ones((size, size), bool), name)
+        grid = Grid(size).local(dice.between(-0.2, 0.2), dice.between(-0.2, 0.2), dice.angle())
+        distance = _outline(dice, grid)
+        cover = coverage(distance, 2 / size)[..., None]
+        if dice.chance(0.3):
+            ground = self.texture(dice, size)[0].astype(np.float32)
+        else:
+            slope = dice.between(0, 40) * (grid.x * math.cos(dice.angle()) + grid.y)
+            ground = dice.uniform_array(3, 0, 255) * 0.3 + dice.between(0, 200) + slope[..., None]
+        # a rounded edge is darker, and the object throws a shadow on the ground
+        edge = 1 - dice.between(0, 0.6) * np.exp(np.minimum(distance, 0) / dice.between(0.01, 0.15))
+        shadow = 1 - dice.between(0, 0.5) * np.exp(-np.maximum(distance, 0) / dice.between(0.02, 0.2))
+        mixed = cover * pixels * edge[..., None] + (1 - cover) * ground * shadow[..., None]
+        return MaterialScene(mixed.clip(0, 255).astype(np.uint8), distance < 0, name)
+
 
 def damage(scene: MaterialScene, dice: Dice, materials: MaterialScenes) -> tuple[np.ndarray, np.ndarray, str]:
     """
@@ -136,6 +159,12 @@ def damage(scene: MaterialScene, dice: Dice, materials: MaterialScenes) -> tuple
     return pixels, mask, kind
 
 
+def checksum_of_photographs(folder: Path = MATERIALS) -> str:
+    """Return 8 hexadecimal digits that change with the names and sizes (bytes) of the photographs of a folder."""
+    files = sorted((path.name, path.stat().st_size) for path in folder.rglob("*.jpg"))
+    return f"{zlib.crc32(repr(files).encode()):08x}"
+
+
 def _is_for_test(path: Path) -> bool:
     """Return whether a photograph is kept for tests; its name decides, so that new files do not move others."""
     return zlib.crc32(path.name.encode()) % 12 == 0
@@ -157,3 +186,18 @@ def _recolored(pixels: np.ndarray, dice: Dice) -> np.ndarray:
         1 + dice.uniform_array(3, -0.15, 0.15)
     )
     return (values * np.float32(dice.log_between(0.6, 1.6))).clip(0, 255).astype(np.uint8)
+
+
+def _outline(dice: Dice, grid: Grid) -> np.ndarray:
+    """Draw the outline of an object: signed distance, negative inside, (size, size) float32."""
+    size = dice.between(0.35, 0.8)
+    kind = dice.whole(0, 4)
+    if kind == 0:
+        return disc(grid, size)
+    if kind == 1:
+        return ring(grid, size, size * dice.between(0.25, 0.6))
+    if kind == 2:
+        return polygon(grid, dice.whole(3, 8), size)
+    if kind == 3:
+        return gear(grid, dice.whole(6, 20), size, size * dice.between(0.1, 0.25))
+    return box(grid, size, size * dice.log_between(0.25, 1.0), size * dice.between(0, 0.2))

@@ -1,4 +1,4 @@
-"""Pictures of photographed materials: splits, crops, and exact masks."""
+"""Pictures of photographed materials: splits, crops, scenes, and exact masks."""
 
 import hashlib
 
@@ -11,6 +11,7 @@ from examples.research.material_scenes import (
     SPLITS,
     MaterialScene,
     MaterialScenes,
+    checksum_of_photographs,
     damage,
 )
 from vcp_clip_hf.data.painted_anomalies import ANOMALY_KINDS
@@ -45,6 +46,15 @@ def test_new_photographs_do_not_move_others_to_another_split(tmp_path):
     assert part == whole & kept and part
 
 
+def test_the_checksum_changes_with_the_photographs(tmp_path):
+    checksums = [checksum_of_photographs(tmp_path)]
+    for name, size in (("a_1.jpg", 8), ("a_1.jpg", 64), ("a_2.jpg", 8), ("SOURCE.txt", 8)):
+        Image.new("RGB", (size, size)).save(tmp_path / name, "JPEG")
+        checksums.append(checksum_of_photographs(tmp_path))
+    assert len(set(checksums[:4])) == 4 and checksums[4] == checksums[3]
+    assert checksum_of_photographs() == checksum_of_photographs(MATERIALS) and len(checksum_of_photographs()) == 8
+
+
 def test_the_photographs_have_a_source_and_no_other_files():
     source = (MATERIALS / "SOURCE.txt").read_text(encoding="utf-8")
     assert "CC0 1.0" in source
@@ -71,15 +81,21 @@ def test_names_are_words_of_the_file_names(splits):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_textures(splits, split):
-    pictures, names = set(), set()
+def test_textures_and_scenes(splits, split):
+    scenes = splits[split]
+    pictures, surfaces, names = set(), 0, set()
     for seed in range(30):
-        texture, name = splits[split].texture(Dice(seed), SIZE)
+        texture, _ = scenes.texture(Dice(seed), SIZE)
         assert texture.shape == (SIZE, SIZE, 3) and texture.dtype == np.uint8
-        assert np.array_equal(texture, splits[split].texture(Dice(seed), SIZE)[0]), "same dice, same texture"
-        pictures.add(texture.tobytes())
-        names.add(name)
-    assert len(pictures) == 30 and len(names) > 8 and names <= set(splits[split].names)
+        scene = scenes.scene(Dice(seed), SIZE)
+        assert scene.pixels.shape == (SIZE, SIZE, 3) and scene.pixels.dtype == np.uint8
+        assert scene.solid.shape == (SIZE, SIZE) and scene.solid.dtype == bool and scene.solid.any()
+        assert np.array_equal(scene.pixels, scenes.scene(Dice(seed), SIZE).pixels), "same dice, same scene"
+        pictures.add(scene.pixels.tobytes())
+        surfaces += scene.solid.all()
+        names.add(scene.name)
+    assert len(pictures) == 30 and len(names) > 8 and names <= set(scenes.names)
+    assert 12 < surfaces < 27, "about 65 % surfaces, the others objects"
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -95,14 +111,24 @@ def test_crops_show_one_material_at_several_places(splits, large):
     assert all(map(np.array_equal, pictures, again))
 
 
+def test_objects_show_their_material_and_the_ground(splits):
+    objects = [splits["train"].scene(Dice(seed), SIZE) for seed in range(60)]
+    objects = [scene for scene in objects if not scene.solid.all()]
+    shares = [scene.solid.mean() for scene in objects]
+    assert min(shares) > 0.01 and max(shares) < 0.9
+    # most objects differ from their ground by more than their own deviation
+    differences = [
+        np.abs(scene.pixels[scene.solid].mean(axis=0) - scene.pixels[~scene.solid].mean(axis=0)).max()
+        for scene in objects
+    ]
+    assert np.median(differences) > 25
+
+
 def test_damage_is_exact_and_stays_on_the_product(splits):
     kinds = []
     for seed in range(40):
         dice = Dice(seed)
-        pixels, name = splits["train"].texture(dice, SIZE)
-        solid = np.ones((SIZE, SIZE), bool)
-        solid[: SIZE // 4] = seed % 2  # half of the products do not fill the picture
-        scene = MaterialScene(pixels, solid, name)
+        scene = splits["train"].scene(dice, SIZE)
         before = scene.pixels.copy()
         try:
             pixels, mask, kind = damage(scene, dice, splits["train"])
