@@ -91,6 +91,15 @@ def tiny_hybrid(**fields) -> VCPCLIPModel:
     return tiny_model(**{"vision_config": dict(HYBRID_VISION), **fields})
 
 
+def tiny_model_with_stem_branch(**fields) -> VCPCLIPModel:
+    """Make a tiny model with a stem beside the tower and a stem branch, whose tokens differ between patches."""
+    vision = {**TINY_VISION, "stem": "efficientnet_lite0", "stem_projection": False}
+    model = tiny_model(**{"vision_config": vision, "use_stem_branch": True, **fields})
+    with torch.no_grad():
+        model.stem_branch.projection.bias.zero_()
+    return model
+
+
 def tiny_model_with_head(trained: bool = True, **fields) -> VCPCLIPModel:
     """Make a `tiny_model` with an image head; all parameters of a `trained` one matter for its scores."""
     model = tiny_model(use_image_head=True, **fields)

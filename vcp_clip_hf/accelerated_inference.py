@@ -120,7 +120,7 @@ def acceleration_obstacle(model: VCPCLIPModel, training_mode_matters: bool = Tru
         return "it is an accelerated copy already"
     if _module_hooks._global_forward_hooks or _module_hooks._global_forward_pre_hooks:
         return "hooks for all modules are registered"
-    for name in ("encode_image", "encode_text"):
+    for name in ("encode_image", "encode_image_with_states", "encode_text"):
         if name in vars(model):
             return f"its method {name} was replaced"
     attention = model.clip.text_model.config._attn_implementation
@@ -148,7 +148,7 @@ def acceleration_obstacle(model: VCPCLIPModel, training_mode_matters: bool = Tru
     return None
 
 
-_PLAIN_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Dropout, nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList)
+_PLAIN_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Dropout, nn.Embedding, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.ModuleList)
 _PLAIN_SOURCES = ("transformers.activations", "transformers.models.clip.", "torch.nn.modules.activation")
 
 
@@ -204,13 +204,16 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
     # The decorator keeps the signature
     forward = torch.no_grad()(VCPCLIPModel.forward)
 
-    def _encode_image(self, pixel_values: torch.Tensor, *args, **kwargs):
+    def encode_image_with_states(self, pixel_values: torch.Tensor, *args, **kwargs):
+        """Run [`VCPCLIPModel.encode_image_with_states`], without gradients."""
         _refuse_gradients("pixel_values", pixel_values)
-        return super()._encode_image(pixel_values, *args, **kwargs)
+        return super().encode_image_with_states(pixel_values, *args, **kwargs)
 
-    def _check_patch_tokens(self, patch_tokens: torch.Tensor) -> None:
+    def _check_patch_tokens(self, patch_tokens: torch.Tensor, stem_features: torch.Tensor | None) -> None:
         _refuse_gradients("patch_tokens", patch_tokens)
-        super()._check_patch_tokens(patch_tokens)
+        if stem_features is not None:
+            _refuse_gradients("stem_features", stem_features)
+        super()._check_patch_tokens(patch_tokens, stem_features)
 
     @torch.no_grad()
     def encode_text(

@@ -12,8 +12,10 @@ from .autocast import no_autocast
 from .thresholds import HIGHEST_SCORES, Thresholds
 
 
-__all__ = ["AUTHORS_SCORING", "AnomalyScoring", "gaussian_matrix", "gaussian_smooth", "resize_map"]
+__all__ = ["AUTHORS_SCORING", "BRANCH_MAPS", "AnomalyScoring", "gaussian_matrix", "gaussian_smooth", "resize_map"]
 
+# Fields of a model's outputs with the maps that are fused
+BRANCH_MAPS = ("base_map", "vcp_map", "stem_map")
 # The authors' test code: sigma in pixels of a 518 x 518 map, score from its 2000 largest pixels
 AUTHORS_SCORING = {"smoothing_sigma": 8.0, "score_mode": "top_k", "top_k_fraction": 2000 / 518**2}
 

@@ -62,7 +62,15 @@ FROZEN_PREFIXES = (BACKBONE_PREFIX, "frozen_")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 # VCP-CLIP's learned part is small: quantizing it saves little memory and costs accuracy
-LEARNED_MODULES = ("pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp", "image_head")
+LEARNED_MODULES = (
+    "pre_vcp",
+    "deep_prompts",
+    "prompt_norm",
+    "feature_projections",
+    "post_vcp",
+    "stem_branch",
+    "image_head",
+)
 # Names that the quantization methods use for their list of skipped modules
 _KEPT_MODULES_FIELDS = ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules")
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from .configuration_frozen_clip import FrozenCLIPConfig
-from .convolutional_stem import STEM_LAYER, check_stem_layer, without_stem_layer
+from .convolutional_stem import STEM_LAYER, check_stem_layer, stem_of, without_stem_layer
 
 
 __all__ = ["CATEGORY_SLOT", "VCPCLIPConfig"]
@@ -72,6 +72,12 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             the range of the zero-shot map.
         reference_weight (`float`, *optional*, defaults to 0.5):
             Weight w of the memory in `(1 - w) * zero_shot_map + w * memory_map`.
+        use_stem_branch (`bool`, *optional*, defaults to `False`):
+            Whether to add a branch that reads the features of the image tower's convolutional stem
+            (`vision_config.stem`), see [`VCPCLIPStemBranch`]. The paper's model has none. Saved configurations name
+            this field and the next only if it is `True`.
+        stem_branch_weight (`float`, *optional*, defaults to 0.5):
+            Weight of that branch's logits; the logits of the fused map of the other branches have the rest.
         use_image_head (`bool`, *optional*, defaults to `False`):
             Whether to add a head with parameters of its own that scores whole images, see [`VCPCLIPImageHead`]. The
             paper's model has none. Saved configurations name this field only if it is `True`.
@@ -118,6 +124,8 @@ class VCPCLIPConfig(FrozenCLIPConfig):
     reference_neighborhood: int = 1
     reference_scale: float | int = 1.0
     reference_weight: float | int = 0.5
+    use_stem_branch: bool = False
+    stem_branch_weight: float | int = 0.5
     use_image_head: bool = False
     normal_prompts: list[str] | tuple[str, ...] | None = None
     abnormal_prompts: list[str] | tuple[str, ...] | None = None
@@ -136,10 +144,13 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         self.abnormal_prompts = list(self.abnormal_prompts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain values; `use_image_head` only if it is `True`, as in earlier versions."""
+        """Return all fields as plain values, without those of optional parts that are absent, as in version 0.1."""
         values = super().to_dict()
         if not self.use_image_head:
             values.pop("use_image_head", None)
+        if not self.use_stem_branch:
+            values.pop("use_stem_branch", None)
+            values.pop("stem_branch_weight", None)
         return values
 
     def _fill_defaults(self) -> None:
@@ -189,6 +200,13 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         if not 0 <= self.fusion_weight <= 1:
             raise ValueError(f"fusion_weight={self.fusion_weight} must lie in [0, 1].")
         self._check_references()
+        if self.use_stem_branch and stem_of(self.vision_config) is None:
+            raise ValueError(
+                "use_stem_branch=True reads the features of a convolutional stem, and the image tower has none"
+                " (vision_config.stem)."
+            )
+        if not 0 <= self.stem_branch_weight <= 1:
+            raise ValueError(f"stem_branch_weight={self.stem_branch_weight} must lie in [0, 1].")
         if self.use_pre_vcp and text.hidden_size != self.projection_dim:
             raise ValueError(
                 f"use_pre_vcp adds the image feature (projection_dim={self.projection_dim}) to word embeddings"

@@ -24,6 +24,7 @@ __all__ = [
     "VCPCLIPSamePadding",
     "VCPCLIPStemBlock",
     "check_stem_layer",
+    "compared_features",
     "layer_width",
     "projects_stem",
     "stem_of",
@@ -248,15 +249,28 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
 
     def project(self, features: torch.Tensor, details: torch.Tensor) -> torch.Tensor:
         """Map the stem's features (B, 176, h, w) and details (B, 352, h, w) to embedded patches (B, d_v, h, w)."""
-        mean = features.mean(dim=(2, 3), keepdim=True)
-        parts = (
-            _FEATURE_FACTOR * features,
-            _DIFFERENCE_FACTOR * (features - mean),
-            _DIFFERENCE_FACTOR * (features - _surroundings(features)),
-            _DETAIL_FACTOR * details,
-        )
-        rows = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+        rows = torch.cat((compared_features(features), _DETAIL_FACTOR * details), dim=1).flatten(2).transpose(1, 2)
         return self.stem_projection(rows).transpose(1, 2).unflatten(2, features.shape[2:])
+
+
+def compared_features(features: torch.Tensor) -> torch.Tensor:
+    """
+    Return features as they are, relative to the mean of the image, and relative to the 11 x 11 patches around, all at
+    about the same scale.
+
+    Args:
+        features (`torch.Tensor` of shape `(B, C, h, w)`): features of a stem.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 3 * C, h, w)`.
+    """
+    mean = features.mean(dim=(2, 3), keepdim=True)
+    parts = (
+        _FEATURE_FACTOR * features,
+        _DIFFERENCE_FACTOR * (features - mean),
+        _DIFFERENCE_FACTOR * (features - _surroundings(features)),
+    )
+    return torch.cat(parts, dim=1)
 
 
 def _surroundings(features: torch.Tensor) -> torch.Tensor:

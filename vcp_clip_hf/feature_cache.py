@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .configuration_vcp_clip import VCPCLIPConfig
+from .convolutional_stem import STEM_LAYER, layer_width
 from .modeling_vcp_clip import VCPCLIPModel
 
 
@@ -43,8 +44,12 @@ def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
         "labels": ((height, width), np.uint8),
         "has_mask": ((), np.bool_),
     }
-    # models without a head do not read it, and their folders of earlier versions do not have it
-    return {**arrays, "is_anomalous": ((), np.bool_)} if config.use_image_head else arrays
+    # models without these parts do not read them, and their folders of earlier versions do not have them
+    if config.use_stem_branch:
+        arrays["stem_features"] = ((patches, layer_width(STEM_LAYER, config.vision_config)), np.float16)
+    if config.use_image_head:
+        arrays["is_anomalous"] = ((), np.bool_)
+    return arrays
 
 
 class CachedFeatures(Dataset):
@@ -55,7 +60,7 @@ class CachedFeatures(Dataset):
         folder (`str`): folder of the features.
 
     Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8, `has_mask`
-    and, for a model with an image head, `is_anomalous`.
+    and, for a model with an image head, `is_anomalous`; for one with a stem branch, `stem_features` (N, 176) float16.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -108,6 +113,8 @@ def cache_image_features(
     facts = {"images": len(examples), "tower": _tower_fingerprint(model), "data": data_fingerprint}
     if model.config.use_image_head:
         facts["is_anomalous"] = True
+    if model.config.use_stem_branch:
+        facts["stem_features"] = True
     # One process reads, and all use its result, because they must reach the same barriers
     found = broadcast_object_list([_read_facts(folder) == facts])[0]
     if found:
@@ -165,13 +172,15 @@ def _fill(
     with tqdm(total=len(mine), desc="image features", disable=not accelerator.is_local_main_process) as bar:
         for batch in loader:
             with torch.no_grad(), accelerator.autocast():
-                patch_tokens, image_embeds = model.encode_image(batch["pixel_values"].to(accelerator.device))
+                outputs = model.encode_image_with_states(batch["pixel_values"].to(accelerator.device))
+                patch_tokens, image_embeds, stem_features, _ = outputs
             values = {
                 "patch_tokens": torch.stack(patch_tokens, dim=1).half(),
                 "image_embeds": image_embeds.float(),
                 "labels": batch["labels"],
                 "has_mask": batch["has_mask"],
                 "is_anomalous": batch.get("is_anomalous"),
+                "stem_features": stem_features,
             }
             indices = list(mine[done : done + len(image_embeds)])
             for name, file in files.items():

@@ -5,7 +5,8 @@ head has parameters of its own and compares three inputs with the normal and the
 
 - the global image token;
 - the patch tokens of each feature layer: their contrast in the base branch (equation 3), plus a low-rank correction;
-- the patch tokens of each feature layer as the Post-VCP branch sees them (equation 9).
+- the patch tokens of each feature layer as the Post-VCP branch sees them (equation 9);
+- with a stem branch, the logits of its patches.
 
 Of the contrasts of the patches, it reads the standard deviation and the prominence. The latter, the log-mean-exp minus
 the mean, says by how much the most abnormal patches stand out from the rest of their own image. For an unknown
@@ -16,7 +17,7 @@ from a useful score, even with few images. No gradient leaves the head, so that 
 it does without it.
 
 Shapes: B images, N patches, K feature layers, d the width of CLIP's joint space, d_v the image width, M the number of
-evidence maps: 2 * K with Post-VCP, else K.
+evidence maps: 2 * K with Post-VCP, else K; one more with a stem branch.
 """
 
 import math
@@ -86,7 +87,7 @@ class VCPCLIPImageHead(nn.Module):
     def __init__(self, config: VCPCLIPConfig):
         super().__init__()
         num_layers = len(config.feature_layers)
-        num_maps = num_layers * (2 if config.use_post_vcp else 1)
+        num_maps = num_layers * (2 if config.use_post_vcp else 1) + config.use_stem_branch
         width = config.projection_dim
         self.global_correction = VCPCLIPContrastCorrection(width, width)
         self.patch_corrections = nn.ModuleList(
@@ -117,6 +118,7 @@ class VCPCLIPImageHead(nn.Module):
         patch_tokens: Sequence[torch.Tensor],
         base_contrast: torch.Tensor,
         vcp_contrast: torch.Tensor | None,
+        stem_logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Compute the logits of images. All arguments are used without their gradients.
@@ -128,12 +130,13 @@ class VCPCLIPImageHead(nn.Module):
             base_contrast (`torch.FloatTensor` of shape `(B, K, N)`): abnormal minus normal cosine of every patch in
                 the base branch.
             vcp_contrast (`torch.FloatTensor` of shape `(B, K, N)`, *optional*): the same in the Post-VCP branch.
+            stem_logits (`torch.FloatTensor` of shape `(B, N)`, *optional*): result of the stem branch.
 
         Returns:
             `torch.FloatTensor` of shape `(B,)`, float32: positive for anomalous images.
         """
         difference = (text_embeds[:, 1] - text_embeds[:, 0]).detach()
-        maps = self._maps(patch_tokens, difference, base_contrast, vcp_contrast)
+        maps = self._maps(patch_tokens, difference, base_contrast, vcp_contrast, stem_logits)
         of_image = self._global_evidence(image_embeds.detach(), difference)
 
         means = maps.mean(dim=-1)
@@ -155,14 +158,19 @@ class VCPCLIPImageHead(nn.Module):
         difference: torch.Tensor,
         base_contrast: torch.Tensor,
         vcp_contrast: torch.Tensor | None,
+        stem_logits: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return all evidence maps, `(B, M, N)`: the corrected base branch, then the Post-VCP branch."""
+        """Return all evidence maps, `(B, M, N)`: the corrected base branch, the Post-VCP branch, the stem branch."""
         corrections = [
             correction(tokens.detach(), difference).to(base_contrast.device)
             for correction, tokens in zip(self.patch_corrections, patch_tokens, strict=True)
         ]
-        maps = _SCALE * base_contrast.detach() + torch.stack(corrections, dim=1)
-        return maps if vcp_contrast is None else torch.cat([maps, _SCALE * vcp_contrast.detach()], dim=1)
+        maps = [_SCALE * base_contrast.detach() + torch.stack(corrections, dim=1)]
+        if vcp_contrast is not None:
+            maps.append(_SCALE * vcp_contrast.detach())
+        if stem_logits is not None:
+            maps.append(stem_logits.detach().unsqueeze(1).to(base_contrast.device))
+        return torch.cat(maps, dim=1)
 
     def _global_evidence(self, image_embeds: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
         """Return the contrast of the global image token, `(B,)`, corrected."""

@@ -65,6 +65,10 @@ _DEPENDS_ON_SET = (
 _IMAGE_HEAD = (
     'with parameters of its own, scores whole images (`score_mode="image_head"`); the model of the paper has none'
 )
+_STEM_BRANCH = (
+    "convolutions on the features of the stem, compared with the text; weight {:g} of its logits in the fused map; the"
+    " model of the paper has none"
+)
 
 
 def model_card(folder: str | os.PathLike, repo_id: str | None = None) -> ModelCard:
@@ -306,6 +310,7 @@ def _model_table(facts: CheckpointFacts) -> str:
         ("Prompts, normal", "; ".join(map(as_code, config.normal_prompts))),
         ("Prompts, abnormal", "; ".join(map(as_code, config.abnormal_prompts))),
         ("Fusion weight of the Post-VCP map", f"{config.fusion_weight:g}"),
+        *([("Stem branch", _STEM_BRANCH.format(config.stem_branch_weight))] if config.use_stem_branch else []),
         *_score_rows(facts, "that of the image head"),
         *([("Image head", _IMAGE_HEAD)] if config.use_image_head else []),
         *_weight_rows(facts),
@@ -332,7 +337,7 @@ def _stem_of(vision: CLIPVisionConfig) -> str:
     if stem_of(vision) is None:
         return ""
     return f" {'after' if projects_stem(vision) else 'beside'} a convolutional stem ({stem_of(vision)})" + (
-        "" if projects_stem(vision) else ", which is the memory of references alone"
+        "" if projects_stem(vision) else ", which the tower does not read"
     )
 
 

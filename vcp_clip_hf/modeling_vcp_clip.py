@@ -7,9 +7,10 @@ d_v the image width. The two states are always ordered normal, abnormal.
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .backbone_loading import config_on_backbone, without_load_report
 from .checkpoint_errors import read_config_values
 from .configuration_vcp_clip import VCPCLIPConfig
+from .convolutional_stem import STEM_LAYER, layer_width
 from .image_head import VCPCLIPImageHead, image_head_loss
 from .losses import segmentation_loss
 from .modeling_frozen_clip import (
@@ -33,15 +35,41 @@ from .modeling_frozen_clip import (
 )
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_states_differ, check_tokenizer, tokenize_prompts
-from .visual_context_prompting import VCPCLIPDeepPrompts, VCPCLIPPostVCP, VCPCLIPPreVCP, inverse_norm
+from .stem_branch import VCPCLIPStemBranch, pooled_with_logits
+from .visual_context_prompting import (
+    VCPCLIPDeepPrompts,
+    VCPCLIPPostVCP,
+    VCPCLIPPreVCP,
+    contrast_with_text,
+    inverse_norm,
+)
 
 
 __all__ = ["VCPCLIPModel", "VCPCLIPOutput", "VCPCLIPPreTrainedModel"]
 
 logger = logging.get_logger(__name__)
 
-# Names of the image head's parameters start with it
-IMAGE_HEAD_PREFIX = "image_head."
+
+class _OptionalPart(NamedTuple):
+    """A part that a field of the configuration adds; a checkpoint with it can be loaded without it, and vice versa."""
+
+    name: str
+    field: str
+    prefix: str
+    advice: str
+
+
+_OPTIONAL_PARTS = (
+    _OptionalPart(
+        "stem branch", "use_stem_branch", "stem_branch.", "Its map says nothing before a training of all parts."
+    ),
+    _OptionalPart(
+        "image head",
+        "use_image_head",
+        "image_head.",
+        "Its scores say little before it is trained, for example with `vcp-clip train --trainable image_head`.",
+    ),
+)
 
 
 @dataclass
@@ -55,11 +83,14 @@ class VCPCLIPOutput(ModelOutput):
             Focal + dice loss, summed over feature layers and branches (equation 10), if `labels` are given; with an
             image head, plus its binary cross-entropy.
         anomaly_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
-            `(1 - fusion_weight) * base_map + fusion_weight * vcp_map`.
+            `(1 - fusion_weight) * base_map + fusion_weight * vcp_map`; with a stem branch, pooled with `stem_map`: the
+            sigmoid of the mean of both logits with the weights `1 - stem_branch_weight` and `stem_branch_weight`.
         base_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
             Mean over the feature layers of the base branch (equation 3).
         vcp_map (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*, returned with `use_post_vcp`):
             Mean over the feature layers of the Post-VCP branch (equation 9).
+        stem_map (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*, returned with
+            `use_stem_branch`): the stem branch.
         base_layer_maps (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, height, width)`, *optional*,
             returned with `output_layer_maps=True`): the base branch, layer by layer.
         vcp_layer_maps (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, height, width)`, *optional*,
@@ -86,6 +117,7 @@ class VCPCLIPOutput(ModelOutput):
     anomaly_map: torch.FloatTensor | None = None
     base_map: torch.FloatTensor | None = None
     vcp_map: torch.FloatTensor | None = None
+    stem_map: torch.FloatTensor | None = None
     base_layer_maps: torch.FloatTensor | None = None
     vcp_layer_maps: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
@@ -108,9 +140,9 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
         "VCPCLIPPostVCP",
         "VCPCLIPVisionEmbeddings",
         "VCPCLIPImageHead",
+        "VCPCLIPStemBranch",
     ]
-    # A checkpoint with an image head can be loaded without it
-    _keys_to_ignore_on_load_unexpected = [rf"^{IMAGE_HEAD_PREFIX}"]
+    _keys_to_ignore_on_load_unexpected = [rf"^{re.escape(part.prefix)}" for part in _OPTIONAL_PARTS]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -120,7 +152,7 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
         elif isinstance(module, VCPCLIPDeepPrompts):
             init.uniform_(module.embeddings, -1.0, 1.0)
             init.kaiming_normal_(module.projection.weight, mode="fan_out", a=0, nonlinearity="leaky_relu")
-        elif isinstance(module, VCPCLIPImageHead):
+        elif isinstance(module, (VCPCLIPImageHead, VCPCLIPStemBranch)):
             module.initialize()
         elif isinstance(module, VCPCLIPModel):
             init.constant_(module.base_logit_scale, math.log(1 / 0.07))
@@ -131,28 +163,28 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
 
     @classmethod
     def _from_checkpoint(cls, location, *model_args, config, hub_arguments: dict, **kwargs):
-        """Load a checkpoint as it is stored; `use_image_head=True` adds a new image head to one that has none."""
-        if location is not None and _adds_image_head(location, config, kwargs, hub_arguments):
-            return cls._with_new_image_head(
-                location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs
+        """Load a checkpoint as it is stored; `use_image_head=True` adds a new head to one without, and so on."""
+        added = [] if location is None else _added_parts(location, config, kwargs, hub_arguments)
+        if added:
+            return cls._with_new_parts(
+                added, location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs
             )
         return super()._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
 
     @classmethod
-    def _with_new_image_head(cls, location, *model_args, **kwargs):
-        """Load a checkpoint without an image head into a model with one, without a table of missing weights."""
+    def _with_new_parts(cls, added: list["_OptionalPart"], location, *model_args, **kwargs):
+        """Load a checkpoint into a model with parts that it does not have, without a table of missing weights."""
         with without_load_report():
             model, report = super()._from_checkpoint(location, *model_args, **kwargs)
-        missing = sorted(name for name in report["missing_keys"] if not name.startswith(IMAGE_HEAD_PREFIX))
+        prefixes = tuple(part.prefix for part in added)
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith(prefixes))
         if missing:
             raise OSError(
                 f"The weights of {str(location)!r} are incomplete: {len(missing)} tensors are missing, such as"
                 f" {missing[0]}. Copy or download the checkpoint again."
             )
-        logger.warning(
-            f"{location} has no image head; a new one is initialized. Its scores say little before it is trained, for"
-            " example with `vcp-clip train --trainable image_head`."
-        )
+        for part in added:
+            logger.warning(f"{location} has no {part.name}; a new one is initialized. {part.advice}")
         return model, report
 
 
@@ -165,8 +197,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
     prompts (`deep_prompts`), `prompt_norm`, one linear map per feature layer (`feature_projections`), `post_vcp` and
     both temperatures. `model.clip.requires_grad_(True)` or adapters train the towers too.
 
-    With `use_image_head`, `image_head` scores whole images. No gradient flows from it into the other parts, which
-    therefore train exactly as without it; `freeze_all_but_image_head` leaves it as the only trained part.
+    With `use_stem_branch`, `stem_branch` makes a further map from the features of the image tower's convolutional
+    stem. With `use_image_head`, `image_head` scores whole images. No gradient flows from these two into the other
+    parts, which therefore train exactly as without them; `freeze_all_but_image_head` leaves the head as the only
+    trained part.
 
     The model keeps nothing between calls. [`accelerate_inference`] makes a faster copy for inference.
 
@@ -203,6 +237,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self.base_logit_scale = nn.Parameter(torch.empty(()))
         self.post_vcp = VCPCLIPPostVCP(config) if config.use_post_vcp else None
         self.vcp_logit_scale = nn.Parameter(torch.empty(())) if config.use_post_vcp else None
+        self.stem_branch = VCPCLIPStemBranch(config) if config.use_stem_branch else None
         self.image_head = VCPCLIPImageHead(config) if config.use_image_head else None
 
         self.post_init()
@@ -294,20 +329,34 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             (residual stream, neither normalized nor projected), and the global features
             `(batch_size, projection_dim)`, not normalized.
         """
-        patch_tokens, image_embeds, _ = self._encode_image(pixel_values)
+        patch_tokens, image_embeds, _, _ = self.encode_image_with_states(pixel_values)
         return patch_tokens, image_embeds
 
-    def _encode_image(
+    def encode_image_with_states(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | int | Sequence[int | str] = False, **kwargs
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, dict[str, Any]]:
-        """Run `encode_image`; also return the output fields for the requested hidden states."""
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+        """
+        Run `encode_image`, and return more of what the image tower computes.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): as in `encode_image`.
+            output_hidden_states (`bool`, `int` or `Sequence[int | str]`, *optional*, defaults to `False`): as in
+                `forward`.
+            kwargs: arguments of transformers' attention functions.
+
+        Returns:
+            `tuple`: both results of `encode_image`; the features of the stem `(batch_size, num_patches, 176)` for the
+            stem branch, or `None` without one; the output fields of the requested hidden states.
+        """
         layers = self.config.feature_layers
+        read = layers if self.stem_branch is None else (*layers, STEM_LAYER)
         num_states = len(self.clip.vision_model.encoder.layers) + 1
         requested = requested_states(output_hidden_states, num_states)
-        states, pooled = self.run_image_tower(pixel_values, (*layers, *requested), **kwargs)
+        states, pooled = self.run_image_tower(pixel_values, (*read, *requested), **kwargs)
         patch_tokens = tuple(states[layer][:, 1:] for layer in layers)
         image_embeds = self.clip.visual_projection(pooled)
-        return patch_tokens, image_embeds, state_outputs(states, requested, num_states)
+        stem_features = None if self.stem_branch is None else states[STEM_LAYER]
+        return patch_tokens, image_embeds, stem_features, state_outputs(states, requested, num_states)
 
     # --- the text tower -------------------------------------------------------------------------------------------
 
@@ -403,7 +452,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         base = []
         for tokens, projection in zip(patch_tokens, self.feature_projections, strict=True):
             projected = projection(tokens)
-            base.append(_contrast(projected, text_embeds, inverse_norm(projected)).to(device))
+            base.append(contrast_with_text(projected, text_embeds, inverse_norm(projected)).to(device))
         base = torch.stack(base, dim=1)
         if self.post_vcp is None:
             return base, None, ()
@@ -411,7 +460,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         inverse_norms = [inverse_norm(tokens) for tokens in patch_tokens]
         updated, attentions = self.post_vcp(text_embeds, patch_tokens, inverse_norms)
         vcp = [
-            _contrast(tokens, embeds, norms).to(device)
+            contrast_with_text(tokens, embeds, norms).to(device)
             for tokens, embeds, norms in zip(patch_tokens, updated, inverse_norms, strict=True)
         ]
         return base, torch.stack(vcp, dim=1), attentions
@@ -428,6 +477,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         patch_tokens: torch.FloatTensor | None = None,
         output_hidden_states: bool | int | Sequence[int | str] | None = None,
         is_anomalous: torch.Tensor | None = None,
+        stem_features: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VCPCLIPOutput:
         r"""
@@ -452,7 +502,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 whole image when `pixel_values` are its tiles.
             patch_tokens (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, num_patches, d_v)`,
                 *optional*): patch tokens that `encode_image` returned for images of `config.image_size`, stacked,
-                instead of `pixel_values`; they need `image_embeds`.
+                instead of `pixel_values`; they need `image_embeds`, and `stem_features` for a stem branch.
             output_hidden_states (`bool`, `int` or `Sequence[int | str]`, *optional*, defaults to
                 `config.output_hidden_states`): also return the image tower's hidden states, or those of the given
                 indices only, with `None` in the place of the others, and with `"stem"` among them `stem_features`;
@@ -461,6 +511,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 1 for anomalous images, else 0, for the loss of the image head. Default with `labels`: 1 if the mask
                 has an abnormal pixel. Without `labels`, `loss` is that of the image head alone. (transformers' Trainer
                 evaluates a loss only if every argument with "label" in its name is given.)
+            stem_features (`torch.FloatTensor` of shape `(batch_size, num_patches, 176)`, *optional*): features of the
+                stem, with `patch_tokens`, for a model with a stem branch; the output of the same name for
+                `output_hidden_states=["stem"]`.
             return_dict (`bool`, *optional*): `False` for a plain tuple.
             kwargs: arguments of transformers' attention functions, for the image tower.
 
@@ -484,10 +537,14 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 "Give either pixel_values, or the results of encode_image: patch_tokens (stacked) with image_embeds."
             )
         if pixel_values is not None:
-            patch_tokens, own_embeds, states = self._encode_image(pixel_values, output_hidden_states, **kwargs)
+            if stem_features is not None:
+                raise ValueError("stem_features come with patch_tokens; pixel_values have their own. Leave them out.")
+            patch_tokens, own_embeds, stem_features, states = self.encode_image_with_states(
+                pixel_values, output_hidden_states, **kwargs
+            )
             batch_size, size = pixel_values.shape[0], tuple(pixel_values.shape[-2:])
         else:
-            self._check_patch_tokens(patch_tokens)
+            self._check_patch_tokens(patch_tokens, stem_features)
             batch_size, size, own_embeds = patch_tokens.shape[0], self.config.input_size, image_embeds
             patch_tokens = patch_tokens.to(self.base_logit_scale.dtype).unbind(dim=1)
         image_embeds = (
@@ -501,6 +558,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         base, vcp, attentions = self._layer_contrasts(patch_tokens, text_embeds)
         base_logits = self.base_logit_scale.float().exp() * base
         vcp_logits = None if vcp is None else self.vcp_logit_scale.float().exp() * vcp
+        stem = None
+        if self.stem_branch is not None:
+            stem = self.stem_branch(stem_features.to(self.base_logit_scale.dtype), self._grid(size), text_embeds)
 
         # 4. to pixels and probabilities, then the mean over layers and the fusion
         base_layer_maps, vcp_layer_maps = self._layer_maps(base_logits, vcp_logits, size)
@@ -509,14 +569,19 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         if vcp_layer_maps is not None:
             vcp_map = vcp_layer_maps.mean(dim=1)
             anomaly_map = torch.lerp(base_map, vcp_map, float(self.config.fusion_weight))
+        stem_map = None
+        if stem is not None:
+            stem_logits = self._upsampled(stem.unsqueeze(1), size).squeeze(1).to(anomaly_map.device)
+            anomaly_map = pooled_with_logits(anomaly_map, stem_logits, float(self.config.stem_branch_weight))
+            stem_map = stem_logits.sigmoid()
 
         # 5. the score of the image
         image_logits = None
         if self.image_head is not None:
             embeds = own_embeds.expand(batch_size, -1)
-            image_logits = self.image_head(embeds, text_embeds, patch_tokens, base, vcp)
+            image_logits = self.image_head(embeds, text_embeds, patch_tokens, base, vcp, stem)
 
-        # 6. the loss of both branches and of the image head
+        # 6. the loss of all branches and of the image head
         loss = None
         if labels is not None:
             check_labels(labels, (batch_size, *size))
@@ -524,6 +589,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             loss = segmentation_loss(base_layer_maps, labels)
             if vcp_layer_maps is not None:
                 loss = loss + segmentation_loss(vcp_layer_maps, labels)
+            if stem_map is not None:
+                loss = loss + segmentation_loss(stem_map.unsqueeze(1), labels)
         if is_anomalous is not None:
             self._check_is_anomalous(is_anomalous, batch_size)
         elif labels is not None and image_logits is not None:
@@ -537,6 +604,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             anomaly_map=anomaly_map,
             base_map=base_map,
             vcp_map=vcp_map,
+            stem_map=stem_map,
             base_layer_maps=base_layer_maps if output_layer_maps else None,
             vcp_layer_maps=vcp_layer_maps if output_layer_maps else None,
             text_embeds=text_embeds,
@@ -560,15 +628,22 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         self, base_logits: torch.Tensor, vcp_logits: torch.Tensor | None, size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Upsample the logits of both branches, (B, K, N), to probabilities at the image size, (B, K, H, W)."""
-        patch_size = self.config.vision_config.patch_size
-        grid = (size[0] // patch_size, size[1] // patch_size)
         logits = base_logits if vcp_logits is None else torch.cat([base_logits, vcp_logits], dim=1)
-        maps = nn.functional.interpolate(logits.unflatten(-1, grid), size=size, mode="bilinear", align_corners=True)
-        maps = maps.sigmoid_()  # in place: these are the largest tensors of the heads
+        maps = self._upsampled(logits, size).sigmoid_()  # in place: these are the largest tensors of the heads
         num_layers = base_logits.shape[1]
         return maps[:, :num_layers], None if vcp_logits is None else maps[:, num_layers:]
 
-    def _check_patch_tokens(self, patch_tokens: torch.Tensor) -> None:
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the number of patches in a column and in a row of an image."""
+        patch_size = self.config.vision_config.patch_size
+        return size[0] // patch_size, size[1] // patch_size
+
+    def _upsampled(self, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Upsample values of patches, (B, K, N), to the image size, (B, K, H, W)."""
+        values = values.unflatten(-1, self._grid(size))
+        return nn.functional.interpolate(values, size=size, mode="bilinear", align_corners=True)
+
+    def _check_patch_tokens(self, patch_tokens: torch.Tensor, stem_features: torch.Tensor | None) -> None:
         height, width = self.config.input_size
         vision = self.config.vision_config
         num_patches = (height // vision.patch_size) * (width // vision.patch_size)
@@ -578,6 +653,17 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f"patch_tokens has shape {tuple(patch_tokens.shape)}, expected (batch_size, {expected[0]}"
                 f" feature layers, {expected[1]} patches of a {height} x {width} image, {expected[2]})."
             )
+        if (stem_features is None) != (self.stem_branch is None):
+            raise ValueError(
+                "This model has no stem branch, so it takes no stem_features."
+                if self.stem_branch is None
+                else "This model has a stem branch: give stem_features with patch_tokens, the output of the same name"
+                ' for output_hidden_states=["stem"].'
+            )
+        if stem_features is not None:
+            expected = (patch_tokens.shape[0], num_patches, layer_width(STEM_LAYER, vision))
+            if tuple(stem_features.shape) != expected:
+                raise ValueError(f"stem_features has shape {tuple(stem_features.shape)}, expected {expected}.")
 
     def _check_is_anomalous(self, is_anomalous: torch.Tensor, batch_size: int) -> None:
         if self.image_head is None:
@@ -593,26 +679,22 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         check_zero_or_one("is_anomalous", is_anomalous, "0 (normal) or 1 (anomalous)")
 
 
-def _adds_image_head(location: Any, config: Any, arguments: dict[str, Any], hub_arguments: dict[str, Any]) -> bool:
-    """Return whether a checkpoint without an image head is to be loaded into a model with one."""
-    requested = arguments.get("use_image_head", getattr(config, "use_image_head", False))
-    return requested is True and not read_config_values(location, **hub_arguments).get("use_image_head", False)
+def _added_parts(
+    location: Any, config: Any, arguments: dict[str, Any], hub_arguments: dict[str, Any]
+) -> list[_OptionalPart]:
+    """Return the parts that a checkpoint does not have and that are requested for the loaded model."""
+    requested = [
+        part for part in _OPTIONAL_PARTS if arguments.get(part.field, getattr(config, part.field, False)) is True
+    ]
+    stored = read_config_values(location, **hub_arguments) if requested else {}
+    return [part for part in requested if not stored.get(part.field, False)]
 
 
 def _refuse_unknown(arguments: dict[str, Any]) -> None:
     """Raise for unknown keyword arguments, such as a misspelled one of ours; transformers' own are passed on."""
     known = ("pixel_values", "labels", "prompt_input_ids", "output_layer_maps", "output_attentions", "image_embeds")
+    known += ("patch_tokens", "output_hidden_states", "is_anomalous", "stem_features")
     for name in arguments.keys() - TransformersKwargs.__annotations__.keys():
-        close = difflib.get_close_matches(name, (*known, "patch_tokens", "output_hidden_states", "is_anomalous"), n=1)
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise TypeError(f"VCPCLIPModel.forward() has no argument {name!r}{hint}")
-
-
-def _contrast(tokens: torch.Tensor, text_embeds: torch.Tensor, inverse_norms: torch.Tensor) -> torch.Tensor:
-    """
-    Compare tokens with the difference of abnormal and normal text, (B, N, d) and (B, 2, d) -> (B, N), float32.
-
-    The product of the unnormalized tokens is divided by their norms, so that no normalized copy is written.
-    """
-    difference = (text_embeds[:, 1] - text_embeds[:, 0]).unsqueeze(-1)
-    return (tokens @ difference.to(tokens)).squeeze(-1).float() * inverse_norms

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, logging
 
 from .accelerated_inference import accelerated_or_plain
 from .anomaly_result import as_segments, finish
-from .anomaly_scoring import AnomalyScoring, resize_map
+from .anomaly_scoring import BRANCH_MAPS, AnomalyScoring, resize_map
 from .calibration import describe_calibration
 from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
@@ -383,8 +383,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
             reference_weight (`float`, *optional*):
                 Weight of the memory that `set_references` made, in [0, 1], instead of its own; 0 is zero-shot.
             output_branch_maps (`bool`, *optional*):
-                Whether to add `base_map` and `vcp_map`, not smoothed; with references, both are fused with the
-                memory's map, which is added as `reference_map`.
+                Whether to add `base_map`, `vcp_map` and, for a model with a stem branch, `stem_map`, not smoothed;
+                with references, all are fused with the memory's map, which is added as `reference_map`.
             output_layer_maps (`bool`, *optional*):
                 Whether to add the zero-shot `base_layer_maps` and `vcp_layer_maps`, float32
                 `(feature layers, height, width)`.
@@ -652,10 +652,11 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches], maps.image_scores)
         result = scoring.result(anomaly_map, score, inside)
         if output_branch_maps:
-            result.update(zip(("base_map", "vcp_map"), branches, strict=False))
-            if maps.reference_map is not None:
-                reference_map = torch.from_numpy(maps.reference_map)
-                result["reference_map"] = reference_map if inside is None else reference_map * inside
+            for name in (*BRANCH_MAPS, "reference_map"):
+                found = getattr(maps, name)
+                if found is not None:
+                    found = torch.from_numpy(found)
+                    result[name] = found if inside is None else found * inside
         return result
 
     def _further_maps(
@@ -668,7 +669,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
 
         found = {}
         if branches:
-            for name in ("base_map", "vcp_map", "reference_map"):
+            for name in (*BRANCH_MAPS, "reference_map"):
                 if outputs.get(name) is not None:
                     found[name] = at_size(outputs[name][index])
         stacks = {

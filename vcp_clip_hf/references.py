@@ -708,7 +708,7 @@ class ReferencedModel(nn.Module):
             kwargs: further arguments of the model's `forward`.
 
         Returns:
-            `ModelOutput` of the model, in which `anomaly_map`, `base_map` and `vcp_map` are fused with the memory's
+            `ModelOutput` of the model, in which `anomaly_map` and the maps of the branches are fused with the memory's
             map, and `image_scores`, if the model has them, with its maximum; and `reference_map` of shape
             `(batch_size, height, width)`, float32 in [0, 1], the memory's map alone. Layer maps are the model's.
         """
@@ -723,7 +723,7 @@ class ReferencedModel(nn.Module):
             distances[:, None], size=(height, width), mode="bilinear", align_corners=True
         )[:, 0]
         weight = self.memory.weight
-        for name in ("anomaly_map", "base_map", "vcp_map"):
+        for name in ("anomaly_map", "base_map", "vcp_map", "stem_map"):
             if outputs.get(name) is not None:
                 outputs[name] = torch.lerp(outputs[name].float(), memory_map.to(outputs[name].device), weight)
         if outputs.get("image_scores") is not None:

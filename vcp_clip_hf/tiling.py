@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .anomaly_scoring import gaussian_smooth, resize_map
+from .anomaly_scoring import BRANCH_MAPS, gaussian_smooth, resize_map
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 
 
@@ -94,7 +94,7 @@ class TiledMaps:
 
     Args:
         anomaly_map (`np.ndarray`): fused and smoothed map.
-        base_map, vcp_map (`np.ndarray`, *optional*): unsmoothed map of each branch, if requested.
+        base_map, vcp_map, stem_map (`np.ndarray`, *optional*): unsmoothed map of each branch, if requested.
         num_tiles (`int`): number of tiles.
         image_scores (`torch.FloatTensor` of shape `(1,)`, *optional*): the model's own score of the whole image, from
             the pass over it at the model's size; `None` for a model without one.
@@ -108,6 +108,7 @@ class TiledMaps:
     num_tiles: int
     image_scores: torch.Tensor | None = None
     reference_map: np.ndarray | None = None
+    stem_map: np.ndarray | None = None
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -198,7 +199,7 @@ def segment_tiles(
     whole = forward([image])
     names = ["anomaly_map"]
     if with_branches:
-        names += [name for name in ("base_map", "vcp_map", "reference_map") if whole.get(name) is not None]
+        names += [name for name in (*BRANCH_MAPS, "reference_map") if whole.get(name) is not None]
     canvases = {name: np.zeros((height, width), np.float32) for name in names}
 
     # 2. the tiles, one batch at a time, added with their weights
@@ -233,6 +234,7 @@ def segment_tiles(
         vcp_map=canvases.get("vcp_map"),
         num_tiles=len(corners),
         reference_map=canvases.get("reference_map"),
+        stem_map=canvases.get("stem_map"),
         image_scores=getattr(whole, "image_scores", None),
     )
 

@@ -25,6 +25,8 @@ def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.
             it does not wait for the device.
     """
     branches = [maps for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps) if maps is not None]
+    if outputs.stem_map is not None:
+        branches.append(outputs.stem_map.unsqueeze(1))
     masked = has_mask.float().mean()
     if masked == 1:
         return sum(segmentation_loss(maps, labels) for maps in branches)

@@ -12,7 +12,7 @@ from torch import nn
 from .configuration_vcp_clip import VCPCLIPConfig
 
 
-__all__ = ["VCPCLIPDeepPrompts", "VCPCLIPPostVCP", "VCPCLIPPreVCP", "inverse_norm"]
+__all__ = ["VCPCLIPDeepPrompts", "VCPCLIPPostVCP", "VCPCLIPPreVCP", "contrast_with_text", "inverse_norm"]
 
 
 class VCPCLIPPreVCP(nn.Module):
@@ -150,3 +150,18 @@ def inverse_norm(tokens: torch.Tensor) -> torch.Tensor:
     """Return 1 / L2 norm over the last axis, float32; half precision is summed in float32."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     return torch.linalg.vector_norm(tokens, dim=-1, dtype=dtype).clamp_min(1e-12).reciprocal().float()
+
+
+def contrast_with_text(tokens: torch.Tensor, text_embeds: torch.Tensor, inverse_norms: torch.Tensor) -> torch.Tensor:
+    """
+    Compare tokens with the difference of abnormal and normal text, (B, N, d) and (B, 2, d) -> (B, N), float32.
+
+    The product of the unnormalized tokens is divided by their norms, so that no normalized copy is written.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, d)`): tokens, not normalized.
+        text_embeds (`torch.Tensor` of shape `(B, 2, d)`): normal, abnormal.
+        inverse_norms (`torch.FloatTensor` of shape `(B, N)`): result of `inverse_norm` for the tokens.
+    """
+    difference = (text_embeds[:, 1] - text_embeds[:, 0]).unsqueeze(-1)
+    return (tokens @ difference.to(tokens)).squeeze(-1).float() * inverse_norms

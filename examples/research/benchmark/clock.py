@@ -109,7 +109,7 @@ class PartClock:
     def watching(self, model: VCPCLIPModel) -> Iterator[None]:
         """Time the model's methods; `heads` is the rest of its forward pass."""
         watched = [
-            (model, "_encode_image", "image encoder"),
+            (model, "encode_image_with_states", "image encoder"),
             (model, "encode_text", "text"),
             (model, "forward", "heads"),
         ]

@@ -1,0 +1,287 @@
+"""The stem branch: its formula, its gradients, how its map is fused, and how it joins and leaves a checkpoint."""
+
+import json
+import logging
+import math
+
+import accelerate
+import pytest
+import torch
+from torch import nn
+
+from tests.common import HYBRID_VISION, pixels, tiny_config, tiny_hybrid, tiny_model, tiny_model_with_stem_branch
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.accelerated_inference import accelerate_inference, accelerated_or_plain, freeze_for_export
+from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipeline
+from vcp_clip_hf.stem_branch import pooled_with_logits
+from vcp_clip_hf.training_loss import training_loss
+
+
+BRANCH = "stem_branch."
+VARIANTS = {
+    "beside the tower": {},
+    "read by the tower too": {"vision_config": HYBRID_VISION},
+    "baseline": {"use_pre_vcp": False, "use_post_vcp": False},
+    "with image head": {"use_image_head": True},
+}
+
+
+def close(actual, expected, atol=1e-5):
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
+
+
+# --- the map --------------------------------------------------------------------------------------------------------
+
+
+def convolved(maps: torch.Tensor, convolution: nn.Conv2d) -> torch.Tensor:
+    """Convolve maps (C, h, w) with a 3 x 3 kernel, patch by patch, zeros outside."""
+    _, height, width = maps.shape
+    padded = torch.zeros(maps.shape[0], height + 2, width + 2)
+    padded[:, 1:-1, 1:-1] = maps
+    found = torch.zeros(convolution.out_channels, height, width)
+    for row in range(height):
+        for column in range(width):
+            window = padded[:, row : row + 3, column : column + 3]
+            found[:, row, column] = (convolution.weight * window).sum(dim=(1, 2, 3)) + convolution.bias
+    return found
+
+
+def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> torch.Tensor:
+    """Compute the logits (h, w) of the patches of one image from the formulas of the documentation."""
+    branch, grid = model.stem_branch, (image.shape[1] // 8, image.shape[2] // 8)
+    outputs = model(image[None], output_hidden_states=["stem"])
+    features = outputs.stem_features[0].T.unflatten(1, grid)
+    around = torch.zeros_like(features)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            square = features[:, max(0, row - 5) : row + 6, max(0, column - 5) : column + 6]
+            around[:, row, column] = square.mean(dim=(1, 2))
+    mean = features.mean(dim=(1, 2), keepdim=True)
+    to_surroundings = 24 * (features - around)
+    variation = 0.3 + to_surroundings.var(dim=(1, 2), correction=0, keepdim=True).sqrt()
+    read = torch.cat([8 * features, 24 * (features - mean) / variation, to_surroundings / variation])
+    maps = torch.einsum("dc,chw->dhw", branch.entry.weight[:, :, 0, 0], read) + branch.entry.bias[:, None, None]
+    for norm, convolution in zip(branch.norms, branch.neighbors, strict=True):
+        groups = nn.functional.gelu(maps).unflatten(0, (8, 8))
+        spread = groups.var(dim=(1, 2, 3), correction=0, keepdim=True)
+        groups = (groups - groups.mean(dim=(1, 2, 3), keepdim=True)) / (spread + norm.eps).sqrt()
+        maps = convolved(groups.flatten(0, 1) * norm.weight[:, None, None] + norm.bias[:, None, None], convolution)
+    maps = nn.functional.gelu(maps)
+    tokens = torch.einsum("dc,chw->dhw", branch.projection.weight[:, :, 0, 0], maps)
+    tokens = tokens + branch.projection.bias[:, None, None]
+    difference = outputs.text_embeds[0, 1] - outputs.text_embeds[0, 0]
+    cosines = torch.einsum("d,dhw->hw", difference, tokens / tokens.norm(dim=0))
+    return branch.logit_scale.exp() * cosines
+
+
+@torch.no_grad()
+def test_the_logits_are_the_documented_formula():
+    model, images = tiny_model_with_stem_branch(), pixels(2, 104, 64)  # the surroundings have a border
+    maps = model(images).stem_map
+    assert maps.shape == (2, 104, 64) and maps.dtype == torch.float32 and maps.std() > 0.02
+    for image, found in zip(images, maps, strict=True):
+        expected = nn.functional.interpolate(
+            logits_by_hand(model, image)[None, None], size=(104, 64), mode="bilinear", align_corners=True
+        )
+        close(found, expected[0, 0].sigmoid())
+
+
+@pytest.mark.parametrize("weight", [0, 0.3, 1])
+@torch.no_grad()
+def test_the_fused_map_is_the_sigmoid_of_the_mean_of_the_logits(weight):
+    model, images = tiny_model_with_stem_branch(stem_branch_weight=weight), pixels(2)
+    outputs = model(images)
+    of_text = 0.25 * outputs.base_map + 0.75 * outputs.vcp_map
+    logits = (1 - weight) * torch.logit(of_text) + weight * torch.logit(outputs.stem_map)
+    close(outputs.anomaly_map, logits.sigmoid())
+    close(outputs.anomaly_map, of_text if weight == 0 else outputs.anomaly_map)
+
+
+def test_probabilities_of_zero_and_one_are_fused_without_infinity():
+    fused = pooled_with_logits(torch.tensor([0.0, 1.0, 0.5]), torch.tensor([0.0, 0.0, 2.0]), 0.5)
+    assert fused.isfinite().all()
+    close(fused[2], torch.tensor(1.0).sigmoid())
+    assert fused[0] < 0.01 and fused[1] > 0.99
+
+
+@torch.no_grad()
+def test_the_other_maps_are_those_without_the_branch():
+    model, images = tiny_model_with_stem_branch(), pixels(2)
+    plain = tiny_model()
+    left_out = plain.load_state_dict(model.state_dict(), strict=False).unexpected_keys
+    assert all(name.startswith(BRANCH) or ".patch_embedding.stem." in name for name in left_out)
+    outputs, expected = model(images), plain(images)
+    for name in ("base_map", "vcp_map", "text_embeds", "image_embeds"):
+        assert torch.equal(outputs[name], expected[name])
+    assert expected.stem_map is None and (outputs.anomaly_map - expected.anomaly_map).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_images_one_by_one():
+    model, images = tiny_model_with_stem_branch(), pixels(4)
+    together = model(images)
+    for index in range(4):
+        alone = model(images[index : index + 1])
+        close(alone.stem_map[0], together.stem_map[index])
+        close(alone.anomaly_map[0], together.anomaly_map[index])
+
+
+@torch.no_grad()
+def test_other_words_give_another_map():
+    model, images = tiny_model_with_stem_branch(), pixels(1)
+    other = tiny_config(normal=("a {} in order",), abnormal=("an {} with a hole",))
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(each[0]) for each in (other.normal_prompt_input_ids, other.abnormal_prompt_input_ids)],
+        batch_first=True,
+        padding_value=513,
+    )
+    assert (model(images, prompt_input_ids=ids[:, None]).stem_map - model(images).stem_map).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_features_instead_of_pixels():
+    model, images = tiny_model_with_stem_branch(), pixels(2)
+    expected = model(images, output_hidden_states=["stem"])
+    tokens, embeds = model.encode_image(images)
+    given = {"patch_tokens": torch.stack(tokens, dim=1), "image_embeds": embeds}
+    outputs = model(**given, stem_features=expected.stem_features)
+    close(outputs.anomaly_map, expected.anomaly_map)
+    with pytest.raises(ValueError, match="has a stem branch: give stem_features with patch_tokens"):
+        model(**given)
+    with pytest.raises(ValueError, match=r"stem_features has shape \(2, 35, 176\), expected \(2, 36, 176\)"):
+        model(**given, stem_features=expected.stem_features[:, 1:])
+    with pytest.raises(ValueError, match="pixel_values have their own"):
+        model(images, stem_features=expected.stem_features)
+    with pytest.raises(ValueError, match="has no stem branch, so it takes no stem_features"):
+        tiny_model()(**given, stem_features=expected.stem_features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_half_precision_is_close_and_maps_are_float32(dtype):
+    model, images = tiny_model_with_stem_branch(), pixels(2)
+    for scale in (model.base_logit_scale, model.vcp_logit_scale, model.stem_branch.logit_scale):
+        scale.fill_(2.0)
+    expected = model(images).stem_map
+    outputs = model.to(dtype)(images.to(dtype))
+    assert outputs.stem_map.dtype == outputs.anomaly_map.dtype == torch.float32
+    close(outputs.stem_map, expected, atol=0.05)
+
+
+@torch.no_grad()
+def test_offloaded_weights_give_the_same_map():
+    model, images = tiny_model_with_stem_branch(), pixels(2)
+    expected = model(images).stem_map
+    close(accelerate.cpu_offload(model, torch.device("cpu"))(images).stem_map, expected, atol=1e-6)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def test_the_gradients_of_the_other_parts_are_bit_equal_with_and_without_the_branch():
+    model, images, labels = tiny_model_with_stem_branch(deep_prompt_dropout=0), pixels(2), torch.zeros(2, 48, 48)
+    labels[0, 8:24, 8:24] = 1
+    plain = tiny_model(deep_prompt_dropout=0)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    losses = []
+    for each in (plain, model):
+        losses.append(each(images, labels=labels).loss)
+        losses[-1].backward()
+    parameters = dict(model.named_parameters())
+    for name, parameter in plain.named_parameters():
+        if parameter.grad is not None:
+            assert torch.equal(parameter.grad, parameters[name].grad), name
+    of_branch = [parameter.grad for name, parameter in parameters.items() if name.startswith(BRANCH)]
+    assert len(of_branch) == 13 and all(each is not None and each.abs().max() > 0 for each in of_branch)
+    assert losses[1] > losses[0]
+
+
+def test_the_loss_of_a_training_includes_the_branch():
+    model, images, labels = tiny_model_with_stem_branch().eval(), pixels(2), torch.zeros(2, 48, 48)
+    labels[0, 8:24, 8:24] = 1
+    outputs = model(images, labels=labels, output_layer_maps=True)
+    close(training_loss(outputs, labels, torch.tensor([True, True])), outputs.loss)
+
+
+# --- the parts around it --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
+@torch.no_grad()
+def test_the_accelerated_copy_gives_the_same_maps(fields):
+    model, images = tiny_model_with_stem_branch(**fields), pixels(3)
+    for name, parameter in model.named_parameters():
+        if name.endswith("logit_scale"):
+            parameter.fill_(math.log(1 / 0.07))
+    expected = model(images)
+    for fast in (accelerate_inference(model), freeze_for_export(model, 48)):
+        outputs = fast(images)
+        close(outputs.anomaly_map, expected.anomaly_map, atol=1e-6)
+        close(outputs.stem_map, expected.stem_map, atol=1e-6)
+    kept = accelerated_or_plain(model)
+    assert accelerated_or_plain(model, kept) is kept
+    model.stem_branch.projection.weight.mul_(2).add_(0.1)
+    again = accelerated_or_plain(model, kept)
+    close(again(images).stem_map, model(images).stem_map, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_image_head_reads_the_branch():
+    model, images = tiny_model_with_stem_branch(use_image_head=True), pixels(2)
+    assert len(model.image_head.prominence_weights) == 2 * 4 + 1
+    before = model(images).image_logits
+    model.image_head.prominence_weights[-1] += 1
+    assert (model(images).image_logits > before).all()
+
+
+def test_references_are_fused_with_the_map_of_the_branch():
+    model = tiny_model_with_stem_branch(reference_layers=["stem", 4])
+    pipe = AnomalySegmentationPipeline(model=model, image_processor=VCPCLIPImageProcessor.for_model(model.config))
+    image = torch.rand(48, 48, 3).mul(255).byte().numpy()
+    before = pipe(image, output_branch_maps=True)
+    assert before["stem_map"].shape == (48, 48) and "reference_map" not in before
+    pipe.set_references([image], copies="none")
+    after = pipe(image, output_branch_maps=True, reference_weight=0.5)
+    # an image is not compared with itself
+    for name in ("stem_map", "base_map"):
+        close(
+            torch.as_tensor(after[name]), (torch.as_tensor(before[name]) + torch.as_tensor(after["reference_map"])) / 2
+        )
+    tiled = pipe(image, output_branch_maps=True, tile_size=24, reference_weight=0)
+    assert tiled["stem_map"].shape == (48, 48)
+
+
+# --- configurations and checkpoints ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_branch_comes_back_bit_equal_and_can_be_left_out(tmp_path, caplog):
+    model, images = tiny_model_with_stem_branch(), pixels(2)
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["use_stem_branch"] is True and stored["stem_branch_weight"] == 0.5
+    loaded = VCPCLIPModel.from_pretrained(tmp_path)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    assert torch.equal(loaded(images).anomaly_map, model(images).anomaly_map)
+    with caplog.at_level(logging.WARNING):
+        without = VCPCLIPModel.from_pretrained(tmp_path, use_stem_branch=False)
+    assert "LOAD REPORT" not in caplog.text and without.stem_branch is None
+    assert torch.equal(without(images).vcp_map, model(images).vcp_map)
+    assert "stem_branch" not in json.dumps(without.config.to_dict())
+
+
+def test_a_branch_is_added_to_a_checkpoint_without_one(tmp_path, caplog):
+    tiny_hybrid().save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        model = VCPCLIPModel.from_pretrained(tmp_path, use_stem_branch=True)
+    assert "has no stem branch; a new one is initialized. Its map says nothing before" in caplog.text
+    assert model.stem_branch.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    assert model(pixels(1)).stem_map.isfinite().all()
+
+
+def test_fields_are_checked():
+    with pytest.raises(ValueError, match="reads the features of a convolutional stem, and the image tower has none"):
+        tiny_config(use_stem_branch=True)
+    with pytest.raises(ValueError, match=r"stem_branch_weight=1.5 must lie in \[0, 1\]"):
+        tiny_config(vision_config=dict(HYBRID_VISION), use_stem_branch=True, stem_branch_weight=1.5)
+    assert not VCPCLIPConfig().use_stem_branch and "stem_branch_weight" not in VCPCLIPConfig().to_dict()

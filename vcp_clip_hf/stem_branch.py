@@ -1,0 +1,94 @@
+"""The optional stem branch of VCP-CLIP: a third map, from the features of the convolutional stem. The paper has none.
+
+A small image tower that learned from generated pictures describes real materials badly; the stem's ImageNet features
+describe them well. A few convolutions turn these features into tokens of CLIP's joint space, which are compared with
+the prompted text as the patches of the base branch are (equation 3). What they read is mostly relative: each patch
+against the whole image and against the patches around it, in units of the variation within the image, because a defect
+is an unusual difference, whatever the product.
+
+No part of the model reads the branch, and no gradient leaves it, so that the other maps are those of the same weights
+without it.
+
+Shapes: B images, a grid of h x w patches, N = h * w, d the width of CLIP's joint space.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_vcp_clip import VCPCLIPConfig
+from .convolutional_stem import STEM_LAYER, compared_features, layer_width
+from .visual_context_prompting import contrast_with_text, inverse_norm
+
+
+__all__ = ["VCPCLIPStemBranch", "pooled_with_logits"]
+
+# Channels of the convolutions, in groups that are normalized over the image: 0.12 million parameters
+_WIDTH, _GROUPS = 64, 8
+# Added to the variation within an image, which is zero in an empty one and about 0.5 in others
+_LEAST_VARIATION = 0.3
+# Probabilities are kept this far from 0 and 1, where their logits are infinite
+_LOGIT_EPS = 1e-6
+
+
+class VCPCLIPStemBranch(nn.Module):
+    """
+    Compare the features of the stem with the text: the optional stem branch of [`VCPCLIPModel`].
+
+    Args:
+        config ([`VCPCLIPConfig`]): architecture of the model, whose image tower has a stem.
+    """
+
+    def __init__(self, config: VCPCLIPConfig):
+        super().__init__()
+        num_features = layer_width(STEM_LAYER, config.vision_config)
+        self.entry = nn.Conv2d(3 * num_features, _WIDTH, 1)
+        self.norms = nn.ModuleList(nn.GroupNorm(_GROUPS, _WIDTH) for _ in range(2))
+        self.neighbors = nn.ModuleList(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1) for _ in range(2))
+        self.projection = nn.Conv2d(_WIDTH, config.projection_dim, 1)
+        self.logit_scale = nn.Parameter(torch.empty(()))
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Set the temperature of the paper's branches; the convolutions keep PyTorch's default."""
+        init.constant_(self.logit_scale, math.log(1 / 0.07))
+
+    def forward(self, features: torch.Tensor, grid: tuple[int, int], text_embeds: torch.Tensor) -> torch.Tensor:
+        """
+        Compute the logits of patches.
+
+        Args:
+            features (`torch.Tensor` of shape `(B, N, 176)`): features of the stem.
+            grid (`tuple[int, int]`): patches in a column and in a row.
+            text_embeds (`torch.Tensor` of shape `(B, 2, d)`): normal, abnormal; L2-normalized.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, N)`, float32: positive for abnormal patches.
+        """
+        maps = self.entry(_read(features.transpose(1, 2).unflatten(2, grid)))
+        for norm, convolution in zip(self.norms, self.neighbors, strict=True):
+            maps = convolution(norm(nn.functional.gelu(maps)))
+        tokens = self.projection(nn.functional.gelu(maps)).flatten(2).transpose(1, 2)
+        return self.logit_scale.float().exp() * contrast_with_text(tokens, text_embeds.detach(), inverse_norm(tokens))
+
+
+def _read(features: torch.Tensor) -> torch.Tensor:
+    """Return what the branch reads, (B, C, h, w) -> (B, 3 * C, h, w); a texture varies more than a plain surface."""
+    own, to_mean, to_surroundings = compared_features(features).chunk(3, dim=1)
+    variation = _LEAST_VARIATION + to_surroundings.std(dim=(2, 3), correction=0, keepdim=True)
+    return torch.cat((own, to_mean / variation, to_surroundings / variation), dim=1)
+
+
+def pooled_with_logits(probabilities: torch.Tensor, logits: torch.Tensor, weight: float) -> torch.Tensor:
+    """
+    Fuse probabilities with the logits of others: the sigmoid of the weighted mean of both logits (a logarithmic
+    opinion pool). Unlike a mean of probabilities, it does not depend on which of the two is more extreme on the whole.
+
+    Args:
+        probabilities (`torch.FloatTensor` of any shape): in [0, 1].
+        logits (`torch.FloatTensor` of the same shape): logits of the other probabilities.
+        weight (`float`): weight of the logits, in [0, 1]; 0 gives `probabilities`, up to rounding.
+    """
+    return torch.lerp(torch.logit(probabilities, eps=_LOGIT_EPS), logits, weight).sigmoid()
