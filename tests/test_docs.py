@@ -33,6 +33,7 @@ from vcp_clip_hf.training_config import TrainingConfig
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "MODEL_CARD.md", "BENCHMARKS.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
+SLOW_PAGES = ("export.md", "reports.md")
 REASONS = (
     "needs the data",
     "needs the network",
@@ -105,8 +106,16 @@ def registered_families():
         table.update(families)
 
 
+def _running_pages() -> list:
+    """Return the pages with blocks that run; those that take minutes are marked."""
+    pages = [page for page in PAGES if any(not mark for mark, _, _ in blocks(page))]
+    return [
+        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW_PAGES else (), id=page.name) for page in pages
+    ]
+
+
 @pytest.mark.usefixtures("registered_families")
-@pytest.mark.parametrize("page", [page for page in PAGES if any(not mark for mark, _, _ in blocks(page))], ids=str)
+@pytest.mark.parametrize("page", _running_pages())
 def test_the_blocks_of_a_page_run_in_order(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -34,9 +34,11 @@ def test_an_adapter_only_checkpoint(expected):
 
 @torch.no_grad()
 def test_the_embedded_checkpoint(expected):
-    model = VCPCLIPModel.from_pretrained(EMBEDDED_CHECKPOINT, dtype=torch.float32)
+    """Its stem branch is newer; the other parts are still those of version 0.1.0."""
+    model = VCPCLIPModel.from_pretrained(EMBEDDED_CHECKPOINT, dtype=torch.float32, use_stem_branch=False)
     loaded = model.state_dict()
     saved = load_file(f"{EMBEDDED_CHECKPOINT}/model.safetensors")
+    saved = {name: value for name, value in saved.items() if not name.startswith("stem_branch.")}
     assert loaded.keys() == saved.keys()
     for name, value in saved.items():
         assert torch.equal(loaded[name], value.float()), name

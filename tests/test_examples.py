@@ -301,29 +301,46 @@ def test_patch_alignment_prefers_the_right_patches():
 
 
 def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, tmp_path, monkeypatch):
-    """Check half precision, thresholds, results and card; other tests check the trainings before."""
+    """Check the branch, half precision, thresholds, results and card; other tests check the trainings before."""
     trained = tmp_path / "trained"
     shutil.copytree(checkpoint, trained)
     shutil.copyfile(f"{EMBEDDED_CHECKPOINT}/training.json", trained / "training.json")
     facts = json.loads((trained / "training.json").read_text())
     (trained / "training.json").write_text(json.dumps({**facts, "fingerprint": None}))
     stem = write_random_weights(tmp_path / "stem.pt")
-    embedded_checkpoint.finish(trained, tmp_path / "out", num_normal=48, num_test_images=20, stem_weights=stem)
+    branch = embedded_checkpoint.train_branch(trained, tmp_path / "branch", 6, 2, stem)
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, branch))
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    added = {name for name in after if name not in before}
+    assert {name.split(".")[0] for name in added} == {"clip", "stem_branch"}
+    written = (branch / "model.safetensors").stat().st_mtime_ns
+    assert embedded_checkpoint.train_branch(trained, tmp_path / "branch", 6, 2, stem) == branch
+    assert (branch / "model.safetensors").stat().st_mtime_ns == written, "a finished step is not repeated"
+
+    embedded_checkpoint.finish(branch, tmp_path / "out", num_normal=48, num_test_images=20)
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert all(value.dtype == torch.float16 for value in weights.values() if value.is_floating_point())
     processor = VCPCLIPImageProcessor.from_pretrained(tmp_path / "out")
     assert 0 < processor.threshold <= 1 and processor.calibration["image"]["num_images"] == 48
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "generated images only" in card and "apache-2.0" in card
+    assert all(word in card for word in ("apache-2.0", "ImageNet", "EfficientNet-Lite0", "CC0 1.0", "Poly Haven"))
+    assert "The stem branch, which the paper's model does not have, was trained afterwards" in card
+    assert "| Images | 2 normal, 4 anomalous |" in card
     config = VCPCLIPConfig.from_pretrained(tmp_path / "out")
     assert config.backbone_name_or_path is None and config.memory_layers == ["stem", 4]
-    assert config.vision_config.stem_projection is False
+    assert config.vision_config.stem_projection is False and config.use_stem_branch
+
+
+def test_thresholds_of_the_embedded_checkpoint_come_from_products_and_materials():
+    pictures = embedded_checkpoint.normal_pictures(7)
+    assert len(pictures) == 7 and len({picture.tobytes() for picture in pictures}) == 7
 
 
 def test_the_embedded_checkpoint_is_trained_without_its_stem(tmp_path):
     settings = embedded_checkpoint._without_stem(embedded_checkpoint.SETTINGS, tmp_path / "settings")
     plain = VCPCLIPConfig.from_pretrained(settings)
     assert stem_of(plain.vision_config) is None and plain.memory_layers == plain.feature_layers
+    assert not plain.use_stem_branch
     assert embedded_checkpoint._without_stem(settings, tmp_path / "other") == settings
     assert (settings / "preprocessor_config.json").is_file()
 

@@ -274,11 +274,13 @@ def products(file: Path) -> int:
     return sum(node.op_type in ("MatMul", "Gemm") for node in onnx.load(file).graph.node)
 
 
+@pytest.mark.slow
 def test_one_product_for_each_layer_searches_the_memory():
     file = exported_with_references().folder / "model.onnx"
     assert products(file) == products(exported().folder / "model.onnx") + 3
 
 
+@pytest.mark.slow
 def test_a_large_memory_is_searched_in_blocks_and_can_stand_alone(monkeypatch, tmp_path):
     model, processor = load()
     known = memory(model, processor, layers=[2], neighborhood=1, max_patches=10_000, weight=1)
@@ -291,6 +293,7 @@ def test_a_large_memory_is_searched_in_blocks_and_can_stand_alone(monkeypatch, t
         assert abs(alone(image)["score"] - zero_shot(image)["score"]) > 0.01
 
 
+@pytest.mark.slow
 def test_int8_leaves_the_memory_in_float32(monkeypatch, tmp_path):
     monkeypatch.setattr(export, "_trace", lambda graph, image_size: traced_with_references())
     model, processor = load()

