@@ -32,15 +32,15 @@ def test_one_graph(dynamic):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_one_graph_of_a_tower_with_a_stem_and_its_features(dynamic):
-    model = tiny_hybrid()
+def test_one_graph_of_a_tower_with_a_stem_its_branch_and_its_features(dynamic):
+    model = tiny_hybrid(use_stem_branch=True)
     check(model, "eager", dynamic)
     torch._dynamo.reset()
     images = pixels(2)
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="eager")
         outputs, expected = (each(images, output_hidden_states=["stem", 2]) for each in (compiled, model))
-    for name in ("anomaly_map", "stem_features"):
+    for name in ("anomaly_map", "stem_map", "stem_features"):
         torch.testing.assert_close(outputs[name], expected[name], atol=1e-5, rtol=0)
     torch.testing.assert_close(outputs.hidden_states[2], expected.hidden_states[2], atol=1e-5, rtol=0)
 

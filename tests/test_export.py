@@ -247,7 +247,7 @@ def test_int8(already_traced, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
-def test_a_stem_and_a_memory_of_its_features(format, monkeypatch, tmp_path):
+def test_a_stem_its_branch_and_a_memory_of_its_features(format, monkeypatch, tmp_path):
     model, processor, known, program = traced_with_a_stem()
     monkeypatch.setattr(export, "_trace", lambda graph, image_size: program)
     report = export_model(model, processor, tmp_path / format, format, pictures(), references=known)

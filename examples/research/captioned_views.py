@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -23,6 +23,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vcp_clip_hf.generator import SEEN_DEFECTS, possible_defects, render_sample
 from vcp_clip_hf.generator.captions import caption, caption_words
+
+from .view_light import ViewLight
 
 
 __all__ = ["CROPS", "LARGE_CROPS", "Sizes", "Views", "load_tokenizer", "render_pool"]
@@ -156,38 +158,25 @@ class Sizes:
         return [[(step, index) for index in range(self.at(step)[1])] for step in range(start, self.steps)]
 
 
-@dataclass(frozen=True)
-class _Light:
-    """Turn, flip and light that both views of a pair share."""
-
-    size: int
-    turn: int
-    flip: bool
-    gray: bool
-    contrast: float
-    brightness: float
-    blur: float
-    noise: np.ndarray | float
-
-    @classmethod
-    def draw(cls, size: int, rng: np.random.Generator) -> "_Light":
-        turn, flip = int(rng.integers(4)), rng.random() < 0.5
-        gray, contrast, brightness = rng.random() < 0.2, rng.uniform(0.7, 1.3), rng.uniform(-30, 30)
-        blur = rng.uniform(0.3, 1.2) if rng.random() < 0.3 else 0.0
-        noise = rng.normal(0, rng.uniform(0, 10), (size, size, 3)) if rng.random() < 0.4 else 0.0
-        return cls(size, turn, flip, gray, contrast, brightness, blur, noise)
-
-    def turned(self, array: np.ndarray) -> np.ndarray:
-        array = np.rot90(array, self.turn)
-        return array[:, ::-1] if self.flip else array
-
-    def picture(self, crop: np.ndarray) -> np.ndarray:
-        """Convert (side, side, 3) uint8 -> (size, size, 3) float in [0, 255]."""
-        picture = Image.fromarray(crop).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        picture = picture.filter(ImageFilter.GaussianBlur(self.blur)) if self.blur else picture
-        picture = picture.convert("L").convert("RGB") if self.gray else picture
-        pixels = self.turned(np.asarray(picture, np.float32))
-        return ((pixels - 128) * self.contrast + 128 + self.brightness + self.noise).clip(0, 255)
+def _light(size: int, rng: np.random.Generator) -> ViewLight:
+    """Draw turn, light and camera, which both views of a pair share."""
+    turn, flip = int(rng.integers(4)), rng.random() < 0.5
+    gray, contrast, brightness = rng.random() < 0.2, rng.uniform(0.7, 1.3), rng.uniform(-30, 30)
+    blur = rng.uniform(0.3, 1.2) if rng.random() < 0.3 else 0.0
+    noise = rng.normal(0, rng.uniform(0, 10), (size, size, 3)) if rng.random() < 0.4 else 0.0
+    return ViewLight(
+        size=size,
+        turn=turn,
+        flip=flip,
+        gray=gray,
+        contrast=contrast,
+        brightness=brightness,
+        gamma=1.0,
+        slope=1.0,
+        blur=blur,
+        noise=noise,
+        quality=None,
+    )
 
 
 class Views(Dataset):
@@ -223,7 +212,7 @@ class Views(Dataset):
         scene = self._scene(step, rng)
         damaged, whole, mask = (array[scene] for array in self.arrays)
         window = _window(mask, crops, rng)
-        light = _Light.draw(size, rng)
+        light = _light(size, rng)
         pictures = [light.picture(source[window]) for source in (damaged, whole)]
 
         seen = light.turned(mask[window])  # the damaged pixels of this crop
