@@ -6,9 +6,9 @@
 2. Photographs of surfaces (CC0), with painted anomalies: zero-shot, and with four normal pictures of each surface as
    references.
 
-The products and photographs had no part in the training, but other rendered products had, and photographs of this
-collection had a part in the choice of the settings of references. The anomalies are generated. The numbers show that
-everything works, not how well it works on your products.
+The products and photographs had no part in the training, but other rendered products and other photographs of this
+collection had; the photographs had a part in the choice of the settings of references. The anomalies are generated.
+The numbers show that everything works, not how well it works on your products.
 """
 
 import shutil

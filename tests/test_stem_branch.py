@@ -13,7 +13,7 @@ from tests.common import HYBRID_VISION, pixels, tiny_config, tiny_hybrid, tiny_m
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.accelerated_inference import accelerate_inference, accelerated_or_plain, freeze_for_export
 from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from vcp_clip_hf.stem_branch import pooled_with_logits
+from vcp_clip_hf.stem_branch import VCPCLIPStemBranch, pooled_with_logits
 from vcp_clip_hf.training_loss import training_loss
 
 
@@ -33,16 +33,16 @@ def close(actual, expected, atol=1e-5):
 # --- the map --------------------------------------------------------------------------------------------------------
 
 
-def convolved(maps: torch.Tensor, convolution: nn.Conv2d) -> torch.Tensor:
+def convolved(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Convolve maps (C, h, w) with a 3 x 3 kernel, patch by patch, zeros outside."""
     _, height, width = maps.shape
     padded = torch.zeros(maps.shape[0], height + 2, width + 2)
     padded[:, 1:-1, 1:-1] = maps
-    found = torch.zeros(convolution.out_channels, height, width)
+    found = torch.zeros(len(weight), height, width)
     for row in range(height):
         for column in range(width):
             window = padded[:, row : row + 3, column : column + 3]
-            found[:, row, column] = (convolution.weight * window).sum(dim=(1, 2, 3)) + convolution.bias
+            found[:, row, column] = (weight * window).sum(dim=(1, 2, 3)) + bias
     return found
 
 
@@ -60,18 +60,24 @@ def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> torch.Tensor:
     to_surroundings = 24 * (features - around)
     variation = 0.3 + to_surroundings.var(dim=(1, 2), correction=0, keepdim=True).sqrt()
     read = torch.cat([8 * features, 24 * (features - mean) / variation, to_surroundings / variation])
-    maps = torch.einsum("dc,chw->dhw", branch.entry.weight[:, :, 0, 0], read) + branch.entry.bias[:, None, None]
+    return torch.stack([head_by_hand(branch, head, read, outputs.text_embeds[0]) for head in range(3)]).mean(dim=0)
+
+
+def head_by_hand(branch: VCPCLIPStemBranch, head: int, read: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Compute the logits (h, w) of one head: its 64 channels read its own channels only."""
+    own = slice(64 * head, 64 * (head + 1))
+    maps = torch.einsum("dc,chw->dhw", branch.entry.weight[own, :, 0, 0], read) + branch.entry.bias[own, None, None]
     for norm, convolution in zip(branch.norms, branch.neighbors, strict=True):
         groups = nn.functional.gelu(maps).unflatten(0, (8, 8))
         spread = groups.var(dim=(1, 2, 3), correction=0, keepdim=True)
         groups = (groups - groups.mean(dim=(1, 2, 3), keepdim=True)) / (spread + norm.eps).sqrt()
-        maps = convolved(groups.flatten(0, 1) * norm.weight[:, None, None] + norm.bias[:, None, None], convolution)
-    maps = nn.functional.gelu(maps)
-    tokens = torch.einsum("dc,chw->dhw", branch.projection.weight[:, :, 0, 0], maps)
-    tokens = tokens + branch.projection.bias[:, None, None]
-    difference = outputs.text_embeds[0, 1] - outputs.text_embeds[0, 0]
-    cosines = torch.einsum("d,dhw->hw", difference, tokens / tokens.norm(dim=0))
-    return branch.logit_scale.exp() * cosines
+        maps = groups.flatten(0, 1) * norm.weight[own, None, None] + norm.bias[own, None, None]
+        maps = convolved(maps, convolution.weight[own], convolution.bias[own])
+    maps, own = nn.functional.gelu(maps), slice(32 * head, 32 * (head + 1))
+    tokens = torch.einsum("dc,chw->dhw", branch.projection.weight[own, :, 0, 0], maps)
+    tokens = tokens + branch.projection.bias[own, None, None]
+    cosines = torch.einsum("d,dhw->hw", text[1] - text[0], tokens / tokens.norm(dim=0))
+    return branch.logit_scale[head].exp() * cosines
 
 
 @torch.no_grad()
@@ -275,7 +281,7 @@ def test_a_branch_is_added_to_a_checkpoint_without_one(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         model = VCPCLIPModel.from_pretrained(tmp_path, use_stem_branch=True)
     assert "has no stem branch; a new one is initialized. Its map says nothing before" in caplog.text
-    assert model.stem_branch.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    assert model.stem_branch.logit_scale.tolist() == pytest.approx(3 * [math.log(1 / 0.07)])
     assert model(pixels(1)).stem_map.isfinite().all()
 
 

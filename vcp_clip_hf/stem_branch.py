@@ -6,10 +6,13 @@ the prompted text as the patches of the base branch are (equation 3). What they 
 against the whole image and against the patches around it, in units of the variation within the image, because a defect
 is an unusual difference, whatever the product.
 
+The branch has several heads, trained side by side from different random weights. Which products a head finds hard
+depends on these weights, so that the mean of their logits is better than most of them.
+
 No part of the model reads the branch, and no gradient leaves it, so that the other maps are those of the same weights
 without it.
 
-Shapes: B images, a grid of h x w patches, N = h * w, d the width of CLIP's joint space.
+Shapes: B images, a grid of h x w patches, N = h * w, H heads, d the width of CLIP's joint space.
 """
 
 import math
@@ -25,8 +28,8 @@ from .visual_context_prompting import contrast_with_text, inverse_norm
 
 __all__ = ["VCPCLIPStemBranch", "pooled_with_logits"]
 
-# Channels of the convolutions, in groups that are normalized over the image: 0.12 million parameters
-_WIDTH, _GROUPS = 64, 8
+# Channels of each head, in groups that are normalized over the image: 0.12 million parameters a head
+_HEADS, _WIDTH, _GROUPS = 3, 64, 8
 # Added to the variation within an image, which is zero in an empty one and about 0.5 in others
 _LEAST_VARIATION = 0.3
 # Probabilities are kept this far from 0 and 1, where their logits are infinite
@@ -44,20 +47,33 @@ class VCPCLIPStemBranch(nn.Module):
     def __init__(self, config: VCPCLIPConfig):
         super().__init__()
         num_features = layer_width(STEM_LAYER, config.vision_config)
-        self.entry = nn.Conv2d(3 * num_features, _WIDTH, 1)
-        self.norms = nn.ModuleList(nn.GroupNorm(_GROUPS, _WIDTH) for _ in range(2))
-        self.neighbors = nn.ModuleList(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1) for _ in range(2))
-        self.projection = nn.Conv2d(_WIDTH, config.projection_dim, 1)
-        self.logit_scale = nn.Parameter(torch.empty(()))
+        # all heads in one convolution each: as a group of channels that reads its own group only
+        width = _HEADS * _WIDTH
+        self.entry = nn.Conv2d(3 * num_features, width, 1)
+        self.norms = nn.ModuleList(nn.GroupNorm(_HEADS * _GROUPS, width) for _ in range(2))
+        self.neighbors = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, groups=_HEADS) for _ in range(2))
+        self.projection = nn.Conv2d(width, _HEADS * config.projection_dim, 1, groups=_HEADS)
+        self.logit_scale = nn.Parameter(torch.empty(_HEADS))
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Set the temperature of the paper's branches; the convolutions keep PyTorch's default."""
+        """Set the temperature of the paper's branches in all heads; the convolutions keep PyTorch's default."""
         init.constant_(self.logit_scale, math.log(1 / 0.07))
 
     def forward(self, features: torch.Tensor, grid: tuple[int, int], text_embeds: torch.Tensor) -> torch.Tensor:
         """
-        Compute the logits of patches.
+        Compute the logits of patches, the mean over the heads.
+
+        Args: as in `head_logits`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, N)`, float32: positive for abnormal patches.
+        """
+        return self.head_logits(features, grid, text_embeds).mean(dim=1)
+
+    def head_logits(self, features: torch.Tensor, grid: tuple[int, int], text_embeds: torch.Tensor) -> torch.Tensor:
+        """
+        Compute the logits of patches by every head.
 
         Args:
             features (`torch.Tensor` of shape `(B, N, 176)`): features of the stem.
@@ -65,13 +81,16 @@ class VCPCLIPStemBranch(nn.Module):
             text_embeds (`torch.Tensor` of shape `(B, 2, d)`): normal, abnormal; L2-normalized.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, N)`, float32: positive for abnormal patches.
+            `torch.FloatTensor` of shape `(B, H, N)`, float32.
         """
         maps = self.entry(_read(features.transpose(1, 2).unflatten(2, grid)))
         for norm, convolution in zip(self.norms, self.neighbors, strict=True):
             maps = convolution(norm(nn.functional.gelu(maps)))
-        tokens = self.projection(nn.functional.gelu(maps)).flatten(2).transpose(1, 2)
-        return self.logit_scale.float().exp() * contrast_with_text(tokens, text_embeds.detach(), inverse_norm(tokens))
+        tokens = self.projection(nn.functional.gelu(maps)).unflatten(1, (_HEADS, -1)).flatten(3).transpose(2, 3)
+        # the tokens of all heads as one row of patches
+        flat = tokens.flatten(1, 2)
+        contrast = contrast_with_text(flat, text_embeds.detach(), inverse_norm(flat)).unflatten(1, (_HEADS, -1))
+        return self.logit_scale.float().exp()[:, None] * contrast
 
 
 def _read(features: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 
 __all__ = ["fit_stem_branch", "store_stem_features"]
 
-STEPS, BATCH_SIZE = 800, 16
+STEPS, BATCH_SIZE = 2000, 16
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 WARMUP = 0.1  # share of the steps in which the learning rate rises; then it falls to zero
 ANOMALOUS_WEIGHT = 4.0  # of anomalous pixels in the loss: they are few
@@ -53,6 +53,8 @@ def store_stem_features(
         stored = json.loads(record.read_text())
         position = stored.pop("done")
         done = position if stored == facts else 0
+    if done == len(pictures):
+        return
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+")
@@ -86,7 +88,8 @@ def _inputs(rows: list[dict], image_processor: VCPCLIPImageProcessor) -> tuple[t
 
 def fit_stem_branch(model: VCPCLIPModel, features: Path, seed: int, steps: int = STEPS) -> float:
     """
-    Train the stem branch on stored features. The same arguments give the same weights.
+    Train the heads of the stem branch on stored features, each with a loss of its own. The same arguments give the
+    same weights.
 
     The loss is a weighted cross-entropy: with the focal and dice loss of the other branches, probabilities near 0 and
     1 would be reached soon, and these say little in a mean of logits.
@@ -95,7 +98,7 @@ def fit_stem_branch(model: VCPCLIPModel, features: Path, seed: int, steps: int =
         model ([`VCPCLIPModel`]): model with a stem branch, which is changed.
         features (`Path`): folder that `store_stem_features` wrote with this model.
         seed (`int`): seed of the order of the pictures.
-        steps (`int`, *optional*, defaults to 800): number of batches of 16.
+        steps (`int`, *optional*, defaults to 2000): number of batches of 16.
 
     Returns:
         `float`: mean loss of the last tenth of the steps.
@@ -112,8 +115,9 @@ def fit_stem_branch(model: VCPCLIPModel, features: Path, seed: int, steps: int =
             waiting = order.permutation(len(arrays[0]))
         chosen, waiting = np.sort(waiting[:BATCH_SIZE]), waiting[BATCH_SIZE:]
         stem_features, text_embeds, labels = (torch.from_numpy(array[chosen]).float() for array in arrays)
-        logits = branch(stem_features, grid, text_embeds).unflatten(1, grid).unsqueeze(1)
-        logits = nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=True).squeeze(1)
+        logits = branch.head_logits(stem_features, grid, text_embeds).unflatten(2, grid)
+        logits = nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+        labels = labels.unsqueeze(1).expand_as(logits)
         weights = torch.where(labels > 0, ANOMALOUS_WEIGHT, 1.0)
         loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, weights)
         optimizer.zero_grad()

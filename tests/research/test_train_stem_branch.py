@@ -72,6 +72,8 @@ def test_storing_goes_on_where_it_stopped(pictures, model, processor, tmp_path, 
     assert len(calls) == 5 + 1 + 3
     for path in (tmp_path / "whole").glob("*.npy"):
         assert np.array_equal(np.load(path), np.load(tmp_path / "parts" / path.name)), path.name
+    store_stem_features(model, processor, pictures, tmp_path / "parts")
+    assert len(calls) == 5 + 1 + 3 + 1, "nothing is left to do"
     # other pictures replace them
     store_stem_features(model, processor, pictures.select(range(8)), tmp_path / "parts")
     assert len(np.load(tmp_path / "parts" / "labels.npy")) == 8
