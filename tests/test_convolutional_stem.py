@@ -140,6 +140,24 @@ def test_features_and_details_are_those_of_the_definition(stem, size):
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_features_do_not_need_the_details(stem):
+    images = pixels(2)
+    features, details = stem(images, with_details=False)
+    assert details is None and torch.equal(features, stem(images)[0])
+
+
+def test_backward_hooks_and_gradients_of_a_trained_stem(stem):
+    """Without gradients, activations are computed in place."""
+    images, seen = pixels(1), []
+    expected = stem(images)[0]
+    stem.requires_grad_(True)
+    stem.blocks[3].expand.register_full_backward_hook(lambda *_: seen.append(1))
+    features, _ = stem(images)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+    features.square().sum().backward()
+    assert seen and all(each.grad is not None and each.grad.isfinite().all() for each in stem.parameters())
+
+
 def test_a_block_is_three_convolutions(stem):
     image = torch.randn(24, 5, 4)
     for number in (3, 2):  # with stride 2 and a kernel of 5, and with a residual

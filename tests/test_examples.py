@@ -26,6 +26,7 @@ from examples.research import (
 from examples.research.benchmark.__main__ import main as benchmark
 from examples.research.benchmark.floor import image_encoder_flops
 from examples.research.captioned_views import load_tokenizer
+from examples.research.defect_pictures import defect_pictures
 from tests.common import tiny_hybrid, tiny_model, tiny_model_with_head, tiny_tokenizer
 from tests.research.stem_weights import write_random_weights
 from tests.training_run import make_model_folder
@@ -34,6 +35,7 @@ from vcp_clip_hf.convolutional_stem import stem_of
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.generator import render_sample, select_products
 from vcp_clip_hf.methods import METHODS
+from vcp_clip_hf.training_config import TrainingConfig
 
 
 @pytest.fixture(autouse=True)
@@ -334,6 +336,11 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
 def test_thresholds_of_the_embedded_checkpoint_come_from_products_and_materials():
     pictures = embedded_checkpoint.normal_pictures(7)
     assert len(pictures) == 7 and len({picture.tobytes() for picture in pictures}) == 7
+    settings = TrainingConfig.from_file(embedded_checkpoint.SETTINGS / "train.yaml")
+    size, seed = settings.dataset_options["size"], settings.seed
+    others = defect_pictures("test", 8, size, seed, settings.products, 0.0)
+    materials = [row["image"] for row in others if row["product"].startswith("material ")]
+    assert [picture.tobytes() for picture in pictures[3:]] == [picture.tobytes() for picture in materials]
 
 
 def test_the_embedded_checkpoint_is_trained_without_its_stem(tmp_path):

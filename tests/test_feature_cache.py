@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
+from tests.common import pixels, tiny_model_with_stem_branch
 from tests.training_run import (
     ONE_RANK,
     launch_two_ranks,
@@ -58,7 +60,7 @@ def test_the_cache_has_the_predicted_size_and_is_reused(folder, caplog, monkeypa
     assert sum(path.stat().st_size for path in features.glob("*.npy")) == size + headers
     assert data[3]["patch_tokens"].shape == (4, 36, 64) and data[3]["labels"].max() == 1
 
-    monkeypatch.setattr(VCPCLIPModel, "encode_image", None)  # calling it would fail
+    monkeypatch.setattr(VCPCLIPModel, "encode_image_with_states", None)  # calling it would fail
     run(folder, "out", image_feature_dir=str(features), max_train_steps=2, resume="latest")
 
 
@@ -130,6 +132,31 @@ def test_the_cache_is_replaced_for_another_tower_or_other_images(folder, tmp_pat
     assert not torch.equal(first(torch.zeros(3), "zeros"), zeros)
     (target / "features.json").unlink()  # as after a kill
     assert torch.equal(first(torch.ones(3), "zeros"), first(torch.ones(3), "zeros"))
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_a_model_with_a_stem_branch_computes_the_same_from_its_features(mixed_precision, tmp_path):
+    model = tiny_model_with_stem_branch().train()
+    examples = _examples(torch.linspace(-1, 1, 3)[:, None, None, None] * pixels(1))
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
+    try:
+        features = cache_image_features(model, examples, tmp_path, 2, 0, accelerator, "stems")
+    finally:
+        AcceleratorState._reset_state()
+    stored = [features[index] for index in range(3)]
+    assert stored[0]["stem_features"].shape == (36, 176) and stored[0]["stem_features"].dtype == torch.float16
+    size = feature_cache_size(3, model.config)
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.npy")) == size + 5 * 128
+    names, model = ("patch_tokens", "image_embeds", "stem_features"), model.eval()
+    for scale in (model.base_logit_scale, model.vcp_logit_scale, model.stem_branch.logit_scale):
+        scale.data.fill_(1.0)  # half precision is visible at the usual temperature
+    with torch.no_grad():
+        outputs = model(**{name: torch.stack([each[name] for each in stored]) for name in names})
+        expected = model(torch.stack([each["pixel_values"] for each in examples]))
+    for name in ("stem_map", "anomaly_map"):
+        torch.testing.assert_close(outputs[name], expected[name], atol=0.02, rtol=0)
+    assert expected.stem_map.std() > 0.02
 
 
 def test_a_full_disk_is_reported_before_any_computation(folder, tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ from torch import nn
 from tests.common import HYBRID_VISION, pixels, tiny_config, tiny_hybrid, tiny_model, tiny_model_with_stem_branch
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.accelerated_inference import accelerate_inference, accelerated_or_plain, freeze_for_export
+from vcp_clip_hf.losses import segmentation_loss
 from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from vcp_clip_hf.stem_branch import VCPCLIPStemBranch, pooled_with_logits
-from vcp_clip_hf.training_loss import training_loss
+from vcp_clip_hf.training_loss import image_level_loss, training_loss
 
 
 BRANCH = "stem_branch."
@@ -47,7 +48,7 @@ def convolved(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> t
 
 
 def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> torch.Tensor:
-    """Compute the logits (h, w) of the patches of one image from the formulas of the documentation."""
+    """Compute the mean logits (h, w) of the patches of one image from the formulas of the documentation."""
     branch, grid = model.stem_branch, (image.shape[1] // 8, image.shape[2] // 8)
     outputs = model(image[None], output_hidden_states=["stem"])
     features = outputs.stem_features[0].T.unflatten(1, grid)
@@ -184,11 +185,15 @@ def test_offloaded_weights_give_the_same_map():
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def test_the_gradients_of_the_other_parts_are_bit_equal_with_and_without_the_branch():
-    model, images, labels = tiny_model_with_stem_branch(deep_prompt_dropout=0), pixels(2), torch.zeros(2, 48, 48)
+@pytest.mark.parametrize("trains_clip", [False, True])
+def test_the_gradients_of_the_other_parts_are_bit_equal_with_and_without_the_branch(trains_clip):
+    fields = {"deep_prompt_dropout": 0, "vision_config": dict(HYBRID_VISION)}
+    model, images, labels = tiny_model_with_stem_branch(**fields), pixels(2), torch.zeros(2, 48, 48)
     labels[0, 8:24, 8:24] = 1
-    plain = tiny_model(deep_prompt_dropout=0)
+    plain = tiny_model(**fields)
     plain.load_state_dict(model.state_dict(), strict=False)
+    for each in (plain, model):
+        each.clip.requires_grad_(trains_clip)
     losses = []
     for each in (plain, model):
         losses.append(each(images, labels=labels).loss)
@@ -197,16 +202,33 @@ def test_the_gradients_of_the_other_parts_are_bit_equal_with_and_without_the_bra
     for name, parameter in plain.named_parameters():
         if parameter.grad is not None:
             assert torch.equal(parameter.grad, parameters[name].grad), name
+    trained = [name for name, parameter in plain.named_parameters() if parameter.grad is not None]
+    assert any(".stem." in name for name in trained) == trains_clip
     of_branch = [parameter.grad for name, parameter in parameters.items() if name.startswith(BRANCH)]
     assert len(of_branch) == 13 and all(each is not None and each.abs().max() > 0 for each in of_branch)
     assert losses[1] > losses[0]
 
 
-def test_the_loss_of_a_training_includes_the_branch():
-    model, images, labels = tiny_model_with_stem_branch().eval(), pixels(2), torch.zeros(2, 48, 48)
+def test_the_loss_of_the_branch_is_the_weighted_cross_entropy_of_its_heads():
+    model, images, labels = tiny_model_with_stem_branch(), pixels(2), torch.zeros(2, 48, 48)
     labels[0, 8:24, 8:24] = 1
     outputs = model(images, labels=labels, output_layer_maps=True)
+    assert outputs.stem_head_logits.shape == (2, 3, 48, 48)
+    close(outputs.stem_head_logits.mean(dim=1).sigmoid(), outputs.stem_map)
+    of_abnormal = nn.functional.logsigmoid(outputs.stem_head_logits) * labels[:, None]
+    of_normal = nn.functional.logsigmoid(-outputs.stem_head_logits) * (1 - labels[:, None])
+    expected = -(4 * of_abnormal + of_normal).mean()
+    others = segmentation_loss(outputs.base_layer_maps, labels) + segmentation_loss(outputs.vcp_layer_maps, labels)
+    close(outputs.loss - others, expected)
     close(training_loss(outputs, labels, torch.tensor([True, True])), outputs.loss)
+    assert model(images, labels=labels).stem_head_logits is None
+
+    # the second image is anomalous, and its mask is unknown: its map must rise somewhere
+    outputs = model(images, output_layer_maps=True)
+    known = model(images[:1], labels=labels[:1]).loss
+    maps = (outputs.base_layer_maps, outputs.vcp_layer_maps, outputs.stem_map[:, None])
+    unknown = sum(image_level_loss(each[1:]) for each in maps)
+    close(training_loss(outputs, labels, torch.tensor([True, False])), (known + unknown) / 2)
 
 
 # --- the parts around it --------------------------------------------------------------------------------------------
@@ -237,7 +259,10 @@ def test_the_image_head_reads_the_branch():
     assert len(model.image_head.prominence_weights) == 2 * 4 + 1
     before = model(images).image_logits
     model.image_head.prominence_weights[-1] += 1
-    assert (model(images).image_logits > before).all()
+    risen = model(images).image_logits
+    assert (risen > before).all()
+    model.stem_branch.projection.weight.mul_(-1)
+    assert ((model(images).image_logits - risen).abs() > 1e-4).all()
 
 
 def test_references_are_fused_with_the_map_of_the_branch():
@@ -276,11 +301,46 @@ def test_a_branch_comes_back_bit_equal_and_can_be_left_out(tmp_path, caplog):
     assert "stem_branch" not in json.dumps(without.config.to_dict())
 
 
+def test_an_image_head_fits_a_model_with_a_branch_or_one_without(tmp_path):
+    tiny_model_with_stem_branch(use_image_head=True).save_pretrained(tmp_path / "with")
+    vision = {**HYBRID_VISION, "stem_projection": False}
+    tiny_model(vision_config=vision, use_image_head=True).save_pretrained(tmp_path / "without")
+    for name, requested in (("with", False), ("without", True)):
+        with pytest.raises(ValueError, match=f"was trained {name} a stem branch and cannot be used"):
+            VCPCLIPModel.from_pretrained(tmp_path / name, use_stem_branch=requested)
+        model = VCPCLIPModel.from_pretrained(tmp_path / name, use_stem_branch=requested, use_image_head=False)
+        assert (model.stem_branch is not None) == requested and model.image_head is None
+        assert VCPCLIPModel.from_pretrained(tmp_path / name).image_head is not None
+
+
+def test_the_uncertainty_of_a_map_includes_the_branch():
+    model = tiny_model_with_stem_branch()
+    pipe = AnomalySegmentationPipeline(model=model, image_processor=VCPCLIPImageProcessor.for_model(model.config))
+    image = torch.rand(48, 48, 3).mul(255).byte().numpy()
+    maps = pipe(image, output_uncertainty=True, output_layer_maps=True, output_branch_maps=True)
+    stack = [*maps["base_layer_maps"], *maps["vcp_layer_maps"], maps["stem_map"]]
+    close(
+        torch.as_tensor(maps["uncertainty_map"]), torch.stack(list(map(torch.as_tensor, stack))).std(0, correction=0)
+    )
+
+
+@pytest.mark.parametrize("adapter_only", [False, True])
+@torch.no_grad()
+def test_a_saved_adapter_has_the_branch(adapter_only, tmp_path):
+    model, images = tiny_model_with_stem_branch(), pixels(2)
+    model.clip.save_pretrained(tmp_path / "clip")
+    model.config.backbone_name_or_path = str(tmp_path / "clip")
+    model.save_pretrained(tmp_path / "model", adapter_only=adapter_only)
+    loaded = VCPCLIPModel.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded(images).anomaly_map, model(images).anomaly_map)
+    assert torch.equal(loaded(images, return_dict=False)[1], model(images).base_map)
+
+
 def test_a_branch_is_added_to_a_checkpoint_without_one(tmp_path, caplog):
     tiny_hybrid().save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
         model = VCPCLIPModel.from_pretrained(tmp_path, use_stem_branch=True)
-    assert "has no stem branch; a new one is initialized. Its map says nothing before" in caplog.text
+    assert "has no stem branch; a new one is initialized. Its map is random until" in caplog.text
     assert model.stem_branch.logit_scale.tolist() == pytest.approx(3 * [math.log(1 / 0.07)])
     assert model(pixels(1)).stem_map.isfinite().all()
 

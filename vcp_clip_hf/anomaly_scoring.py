@@ -12,10 +12,19 @@ from .autocast import no_autocast
 from .thresholds import HIGHEST_SCORES, Thresholds
 
 
-__all__ = ["AUTHORS_SCORING", "BRANCH_MAPS", "AnomalyScoring", "gaussian_matrix", "gaussian_smooth", "resize_map"]
+__all__ = [
+    "AUTHORS_SCORING",
+    "BRANCH_MAPS",
+    "TOP_K_MAPS",
+    "AnomalyScoring",
+    "gaussian_matrix",
+    "gaussian_smooth",
+    "resize_map",
+]
 
-# Fields of a model's outputs with the maps that are fused
+# Fields of a model's outputs with the maps that are fused; the score "top_k" reads those of the paper's branches
 BRANCH_MAPS = ("base_map", "vcp_map", "stem_map")
+TOP_K_MAPS = ("base_map", "vcp_map")
 # The authors' test code: sigma in pixels of a 518 x 518 map, score from its 2000 largest pixels
 AUTHORS_SCORING = {"smoothing_sigma": 8.0, "score_mode": "top_k", "top_k_fraction": 2000 / 518**2}
 
@@ -75,7 +84,7 @@ class AnomalyScoring:
             anomaly_maps (sequence of `torch.FloatTensor` of shape `(height, width)`):
                 Smoothed fused maps at the size of their masks, read by "max": an image has a score at or above a
                 threshold exactly if its map has a pixel there.
-            branches (`list[torch.FloatTensor]` of shape `(batch_size, h, w)`): unsmoothed maps of the branches at the
+            branches (`list[torch.FloatTensor]` of shape `(batch_size, h, w)`): unsmoothed maps `TOP_K_MAPS` at the
                 model's size, read by "top_k".
             image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): the model's own scores of whole
                 images, read by "image_head".
@@ -98,7 +107,7 @@ class AnomalyScoring:
 
         Args:
             smooth (`torch.FloatTensor` of shape `(batch_size, height, width)`): smoothed fused maps, read by "max".
-            branches (`list[torch.FloatTensor]` of that shape): unsmoothed maps of the branches, read by "top_k".
+            branches (`list[torch.FloatTensor]` of that shape): unsmoothed maps `TOP_K_MAPS`, read by "top_k".
             image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): the model's own scores of whole
                 images, read by "image_head".
 

@@ -41,7 +41,7 @@ class FrozenCLIPConfig(SegmenterConfig):
             CLIP's image tower. Its `image_size` is the *pretraining* size, which fixes the stored position table;
             the size this model works at is `image_size`. Its optional field `stem` names a convolutional network
             before the tower, one of [`STEMS`]; with `stem_projection=False`, the tower does not read it, and it serves
-            as memory of references alone.
+            references and the stem branch only.
         projection_dim (`int`, *optional*, defaults to 768):
             Width of CLIP's joint space.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):

@@ -179,7 +179,7 @@ def stem_of(vision_config: CLIPVisionConfig) -> str | None:
 
 
 def projects_stem(vision_config: CLIPVisionConfig) -> bool:
-    """Return whether the tower reads its stem; otherwise the stem serves as memory of references alone."""
+    """Return whether the tower reads its stem; otherwise it serves references and the stem branch only."""
     return getattr(vision_config, "stem_projection", True)
 
 
@@ -257,8 +257,11 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
 
 
 def _relu6(x: torch.Tensor) -> torch.Tensor:
-    """Apply ReLU6 in place: on a CPU, a quarter of the stem's time would go into new memory."""
-    return nn.functional.relu6(x, inplace=True)
+    """
+    Apply ReLU6, without gradients in place: on a CPU, a quarter of the stem's time would go into new memory. Then a
+    forward hook of the convolution before keeps rectified values.
+    """
+    return nn.functional.relu6(x, inplace=not (torch.is_grad_enabled() and x.requires_grad))
 
 
 def compared_features(features: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from .accelerated_inference import freeze_for_export
-from .anomaly_scoring import AnomalyScoring, gaussian_matrix
+from .anomaly_scoring import TOP_K_MAPS, AnomalyScoring, gaussian_matrix
 from .atomic_write import atomic_folder
 from .configuration_vcp_clip import VCPCLIPConfig
 from .exported_segmenter import open_segmenter
@@ -150,7 +150,7 @@ class SegmentationGraph(nn.Module):
         if self.smoothing is not None:
             # weighted means of probabilities, which rounding could move out of [0, 1]
             smooth = (self.smoothing @ smooth @ self.smoothing.T).clamp(0, 1)
-        branches = [branch for branch in (outputs.base_map, outputs.vcp_map) if branch is not None]
+        branches = [outputs[name] for name in TOP_K_MAPS if outputs.get(name) is not None]
         return smooth, self.scoring.score_tensor(smooth, branches, outputs.image_scores)
 
 

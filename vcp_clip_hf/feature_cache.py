@@ -180,7 +180,7 @@ def _fill(
                 "labels": batch["labels"],
                 "has_mask": batch["has_mask"],
                 "is_anomalous": batch.get("is_anomalous"),
-                "stem_features": stem_features,
+                "stem_features": None if stem_features is None else stem_features.half(),
             }
             indices = list(mine[done : done + len(image_embeds)])
             for name, file in files.items():

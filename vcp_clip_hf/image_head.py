@@ -1,7 +1,7 @@
 """The optional image head of VCP-CLIP, which scores whether a whole image is anomalous. The paper has none.
 
 The maximum of a map is a weak score of an image: one noisy pixel decides, and its level differs between products. The
-head has parameters of its own and compares three inputs with the normal and the abnormal text embedding:
+head has parameters of its own and compares these inputs with the normal and the abnormal text embedding:
 
 - the global image token;
 - the patch tokens of each feature layer: their contrast in the base branch (equation 3), plus a low-rank correction;

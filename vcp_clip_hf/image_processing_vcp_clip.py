@@ -13,7 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput
 
-from .anomaly_scoring import AUTHORS_SCORING, AnomalyScoring, gaussian_smooth, resize_map
+from .anomaly_scoring import AUTHORS_SCORING, TOP_K_MAPS, AnomalyScoring, gaussian_smooth, resize_map
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .image_loading import ImageLike, list_images, load_image, load_mask
 from .pixel_preprocessing import fit, place, to_planes, value_table
@@ -92,8 +92,9 @@ class VCPCLIPImageProcessor(PilBackend):
         score_mode (`str`, *optional*, defaults to `"max"`):
             `"max"`: maximum of the smoothed map at the size of the mask, in [0, 1] (the paper, table 10). `"top_k"`:
             mean of the largest values of the unsmoothed base map plus the same of the Post-VCP map, in [0, 2] (the
-            authors' code). `"image_head"`: the model's own score of the whole image, `image_scores` of its outputs,
-            in [0, 1]; it needs a model that has one, and cannot be restricted to a region of interest.
+            authors' code; a stem branch has no part in it). `"image_head"`: the model's own score of the whole image,
+            `image_scores` of its outputs, in [0, 1]; it needs a model that has one, and cannot be restricted to a
+            region of interest.
         top_k_fraction (`float`, *optional*, defaults to 2000 / 518^2):
             Fraction of the pixels that `"top_k"` averages.
         threshold (`float`, *optional*):
@@ -355,9 +356,7 @@ class VCPCLIPImageProcessor(PilBackend):
         scoring = self.scoring(known, **settings)
         scoring.check_region(roi_masks is not None and any(mask is not None for mask in roi_masks))
         maps, image_scores = outputs.anomaly_map.float(), getattr(outputs, "image_scores", None)
-        branches = [outputs[name].float() for name in ("base_map", "vcp_map") if outputs.get(name) is not None] or [
-            maps
-        ]
+        branches = [outputs[name].float() for name in TOP_K_MAPS if outputs.get(name) is not None] or [maps]
         for name, given in (("target_sizes", target_sizes), ("roi_masks", roi_masks)):
             if given is not None and len(given) != len(maps):
                 raise ValueError(f"{len(given)} {name} came with {len(maps)} images.")

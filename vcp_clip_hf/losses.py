@@ -3,13 +3,15 @@
 import torch
 
 
-__all__ = ["dice_loss", "focal_loss", "segmentation_loss"]
+__all__ = ["dice_loss", "focal_loss", "segmentation_loss", "stem_branch_loss"]
 
 
 # Constants of the authors' implementation
 _FOCAL_GAMMA = 2
 _FOCAL_SMOOTH = 1e-5
 _DICE_SMOOTH = 1.0
+# Weight of abnormal pixels, which are few, in the loss of the stem branch
+_ABNORMAL_WEIGHT = 4.0
 
 
 def focal_loss(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -60,3 +62,23 @@ def segmentation_loss(layer_maps: torch.Tensor, target: torch.Tensor) -> torch.T
     # All layers have the same number of pixels, so the sum of their means is the overall mean times their number
     target = target.unsqueeze(1)
     return layer_maps.shape[1] * (focal_loss(layer_maps, target) + dice_loss(layer_maps, target))
+
+
+def stem_branch_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """
+    Compute the loss of a stem branch, which the paper does not have: the cross-entropy of every head, with a weight of
+    4 for abnormal pixels; the mean over all pixels and heads.
+
+    Focal and dice loss would soon give probabilities near 0 and 1, which say little in the mean of logits that fuses
+    the branch with the others.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_heads, height, width)`): positive for abnormal pixels.
+        target (`torch.Tensor` of shape `(batch_size, height, width)`): ground truth, 1 where abnormal, else 0.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    target = target.unsqueeze(1).expand_as(logits).to(logits)
+    weights = torch.where(target > 0, _ABNORMAL_WEIGHT, 1.0)
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, target, weights)

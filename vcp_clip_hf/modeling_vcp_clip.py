@@ -24,7 +24,7 @@ from .checkpoint_errors import read_config_values
 from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import STEM_LAYER, layer_width
 from .image_head import VCPCLIPImageHead, image_head_loss
-from .losses import segmentation_loss
+from .losses import segmentation_loss, stem_branch_loss
 from .modeling_frozen_clip import (
     FrozenCLIPPreTrainedModel,
     check_labels,
@@ -51,7 +51,7 @@ logger = logging.get_logger(__name__)
 
 
 class _OptionalPart(NamedTuple):
-    """A part that a field of the configuration adds; a checkpoint with it can be loaded without it, and vice versa."""
+    """A part that a field of the configuration adds, and that a checkpoint is loaded with or without."""
 
     name: str
     field: str
@@ -60,9 +60,7 @@ class _OptionalPart(NamedTuple):
 
 
 _OPTIONAL_PARTS = (
-    _OptionalPart(
-        "stem branch", "use_stem_branch", "stem_branch.", "Its map says nothing before a training of all parts."
-    ),
+    _OptionalPart("stem branch", "use_stem_branch", "stem_branch.", "Its map is random until the branch is trained."),
     _OptionalPart(
         "image head",
         "use_image_head",
@@ -80,7 +78,8 @@ class VCPCLIPOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` or `is_anomalous` are given):
-            Focal + dice loss, summed over feature layers and branches (equation 10), if `labels` are given; with an
+            Focal + dice loss, summed over feature layers and branches (equation 10), if `labels` are given; with a
+            stem branch, plus its own loss, see [`~vcp_clip_hf.losses.stem_branch_loss`]; with an
             image head, plus its binary cross-entropy.
         anomaly_map (`torch.FloatTensor` of shape `(batch_size, height, width)`):
             `(1 - fusion_weight) * base_map + fusion_weight * vcp_map`; with a stem branch, pooled with `stem_map`: the
@@ -89,8 +88,6 @@ class VCPCLIPOutput(ModelOutput):
             Mean over the feature layers of the base branch (equation 3).
         vcp_map (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*, returned with `use_post_vcp`):
             Mean over the feature layers of the Post-VCP branch (equation 9).
-        stem_map (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*, returned with
-            `use_stem_branch`): the stem branch.
         base_layer_maps (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, height, width)`, *optional*,
             returned with `output_layer_maps=True`): the base branch, layer by layer.
         vcp_layer_maps (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, height, width)`, *optional*,
@@ -111,13 +108,16 @@ class VCPCLIPOutput(ModelOutput):
             Logits of the image head, positive for anomalous images, float32.
         image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
             Their sigmoid: the probability that the image is anomalous, in [0, 1], float32.
+        stem_map (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*, returned with
+            `use_stem_branch`): the stem branch, the sigmoid of the mean of its heads' logits.
+        stem_head_logits (`torch.FloatTensor` of shape `(batch_size, num_heads, height, width)`, *optional*, returned
+            with `output_layer_maps=True` and `use_stem_branch`): the logits of its heads, float32.
     """
 
     loss: torch.FloatTensor | None = None
     anomaly_map: torch.FloatTensor | None = None
     base_map: torch.FloatTensor | None = None
     vcp_map: torch.FloatTensor | None = None
-    stem_map: torch.FloatTensor | None = None
     base_layer_maps: torch.FloatTensor | None = None
     vcp_layer_maps: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
@@ -127,6 +127,8 @@ class VCPCLIPOutput(ModelOutput):
     stem_features: torch.FloatTensor | None = None
     image_logits: torch.FloatTensor | None = None
     image_scores: torch.FloatTensor | None = None
+    stem_map: torch.FloatTensor | None = None
+    stem_head_logits: torch.FloatTensor | None = None
 
 
 class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
@@ -163,7 +165,7 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
 
     @classmethod
     def _from_checkpoint(cls, location, *model_args, config, hub_arguments: dict, **kwargs):
-        """Load a checkpoint as it is stored; `use_image_head=True` adds a new head to one without, and so on."""
+        """Load a checkpoint as it is stored; `use_image_head` and `use_stem_branch` add or leave out a part."""
         added = [] if location is None else _added_parts(location, config, kwargs, hub_arguments)
         if added:
             return cls._with_new_parts(
@@ -554,11 +556,11 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         # 2. the prompted text tower, once for all images that share their global features
         text_embeds = self.encode_text(image_embeds, prompt_input_ids).expand(batch_size, -1, -1)
 
-        # 3. patches against text, in both branches: (B, K, N) differences of cosines, then of logits
+        # 3. patches against text, in all branches: (B, K, N) differences of cosines, then of logits
         base, vcp, attentions = self._layer_contrasts(patch_tokens, text_embeds)
         base_logits = self.base_logit_scale.float().exp() * base
         vcp_logits = None if vcp is None else self.vcp_logit_scale.float().exp() * vcp
-        stem = None
+        stem = None  # of every head, (B, H, N)
         if self.stem_branch is not None:
             stem = self.stem_branch(stem_features.to(self.base_logit_scale.dtype), self._grid(size), text_embeds)
 
@@ -569,17 +571,20 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         if vcp_layer_maps is not None:
             vcp_map = vcp_layer_maps.mean(dim=1)
             anomaly_map = torch.lerp(base_map, vcp_map, float(self.config.fusion_weight))
-        stem_map = None
+        stem_map = stem_head_logits = None
         if stem is not None:
-            stem_logits = self._upsampled(stem.unsqueeze(1), size).squeeze(1).to(anomaly_map.device)
+            stem_logits = self._upsampled(stem.mean(dim=1, keepdim=True), size).squeeze(1).to(anomaly_map.device)
             anomaly_map = pooled_with_logits(anomaly_map, stem_logits, float(self.config.stem_branch_weight))
             stem_map = stem_logits.sigmoid()
+            if output_layer_maps or labels is not None:
+                stem_head_logits = self._upsampled(stem, size)
 
         # 5. the score of the image
         image_logits = None
         if self.image_head is not None:
             embeds = own_embeds.expand(batch_size, -1)
-            image_logits = self.image_head(embeds, text_embeds, patch_tokens, base, vcp, stem)
+            of_stem = None if stem is None else stem.mean(dim=1)
+            image_logits = self.image_head(embeds, text_embeds, patch_tokens, base, vcp, of_stem)
 
         # 6. the loss of all branches and of the image head
         loss = None
@@ -589,8 +594,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             loss = segmentation_loss(base_layer_maps, labels)
             if vcp_layer_maps is not None:
                 loss = loss + segmentation_loss(vcp_layer_maps, labels)
-            if stem_map is not None:
-                loss = loss + segmentation_loss(stem_map.unsqueeze(1), labels)
+            if stem_head_logits is not None:
+                loss = loss + stem_branch_loss(stem_head_logits.to(labels.device), labels)
         if is_anomalous is not None:
             self._check_is_anomalous(is_anomalous, batch_size)
         elif labels is not None and image_logits is not None:
@@ -604,7 +609,6 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             anomaly_map=anomaly_map,
             base_map=base_map,
             vcp_map=vcp_map,
-            stem_map=stem_map,
             base_layer_maps=base_layer_maps if output_layer_maps else None,
             vcp_layer_maps=vcp_layer_maps if output_layer_maps else None,
             text_embeds=text_embeds,
@@ -612,6 +616,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             attentions=attentions if output_attentions and attentions else None,
             image_logits=image_logits,
             image_scores=None if image_logits is None else image_logits.sigmoid(),
+            stem_map=stem_map,
+            stem_head_logits=stem_head_logits if output_layer_maps else None,
             **states,
         )
 
@@ -627,7 +633,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
     def _layer_maps(
         self, base_logits: torch.Tensor, vcp_logits: torch.Tensor | None, size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Upsample the logits of both branches, (B, K, N), to probabilities at the image size, (B, K, H, W)."""
+        """Upsample the logits of base and Post-VCP branch, (B, K, N), to probabilities, (B, K, H, W)."""
         logits = base_logits if vcp_logits is None else torch.cat([base_logits, vcp_logits], dim=1)
         maps = self._upsampled(logits, size).sigmoid_()  # in place: these are the largest tensors of the heads
         num_layers = base_logits.shape[1]
@@ -682,12 +688,21 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 def _added_parts(
     location: Any, config: Any, arguments: dict[str, Any], hub_arguments: dict[str, Any]
 ) -> list[_OptionalPart]:
-    """Return the parts that a checkpoint does not have and that are requested for the loaded model."""
-    requested = [
-        part for part in _OPTIONAL_PARTS if arguments.get(part.field, getattr(config, part.field, False)) is True
-    ]
-    stored = read_config_values(location, **hub_arguments) if requested else {}
-    return [part for part in requested if not stored.get(part.field, False)]
+    """Return the requested parts that a checkpoint lacks. Raises ValueError if its image head does not fit them."""
+    fields = [part.field for part in _OPTIONAL_PARTS]
+    if config is None and not any(field in arguments for field in fields):
+        return []
+    stored = read_config_values(location, **hub_arguments)
+    has = {field: stored.get(field, False) for field in fields}
+    requested = {field: arguments.get(field, getattr(config, field, has[field])) for field in fields}
+    keeps_head = has["use_image_head"] and requested["use_image_head"]
+    if keeps_head and requested["use_stem_branch"] != has["use_stem_branch"]:
+        raise ValueError(
+            f"The image head of {location} was trained {'with' if has['use_stem_branch'] else 'without'} a stem branch"
+            f" and cannot be used with use_stem_branch={requested['use_stem_branch']}. Load the checkpoint with"
+            " use_image_head=False too, or as it is stored."
+        )
+    return [part for part in _OPTIONAL_PARTS if requested[part.field] is True and not has[part.field]]
 
 
 def _refuse_unknown(arguments: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, logging
 
 from .accelerated_inference import accelerated_or_plain
 from .anomaly_result import as_segments, finish
-from .anomaly_scoring import BRANCH_MAPS, AnomalyScoring, resize_map
+from .anomaly_scoring import BRANCH_MAPS, TOP_K_MAPS, AnomalyScoring, resize_map
 from .calibration import describe_calibration
 from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
@@ -645,7 +645,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
             with_branches=output_branch_maps or scoring.score_mode == "top_k",
         )
         anomaly_map = torch.from_numpy(maps.anomaly_map)
-        branches = [torch.from_numpy(each) for each in (maps.base_map, maps.vcp_map) if each is not None]
+        read = [getattr(maps, name) for name in TOP_K_MAPS]
+        branches = [torch.from_numpy(each) for each in read if each is not None]
         inside = None if roi_mask is None else torch.from_numpy(roi_mask)
         if inside is not None:
             anomaly_map, branches = anomaly_map * inside, [branch * inside for branch in branches]
@@ -680,7 +681,10 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         if layers:
             found.update({name: at_size(stack) for name, stack in stacks.items()})
         if uncertainty:
-            spread = torch.cat(list(stacks.values())).std(dim=0, correction=0)
+            maps = list(stacks.values())
+            if outputs.get("stem_map") is not None:
+                maps.append(outputs.stem_map[index][None])
+            spread = torch.cat(maps).std(dim=0, correction=0)
             fused = outputs.anomaly_map[index]
             found["uncertainty_map"] = at_size(spread)
             found["uncertainty"] = spread.flatten()[fused.argmax()].item()

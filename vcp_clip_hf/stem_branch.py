@@ -62,18 +62,8 @@ class VCPCLIPStemBranch(nn.Module):
 
     def forward(self, features: torch.Tensor, grid: tuple[int, int], text_embeds: torch.Tensor) -> torch.Tensor:
         """
-        Compute the logits of patches, the mean over the heads.
-
-        Args: as in `head_logits`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(B, N)`, float32: positive for abnormal patches.
-        """
-        return self.head_logits(features, grid, text_embeds).mean(dim=1)
-
-    def head_logits(self, features: torch.Tensor, grid: tuple[int, int], text_embeds: torch.Tensor) -> torch.Tensor:
-        """
-        Compute the logits of patches by every head.
+        Compute the logits of patches by every head; the branch's are their mean. The features are used without their
+        gradients, as the text is.
 
         Args:
             features (`torch.Tensor` of shape `(B, N, 176)`): features of the stem.
@@ -81,9 +71,9 @@ class VCPCLIPStemBranch(nn.Module):
             text_embeds (`torch.Tensor` of shape `(B, 2, d)`): normal, abnormal; L2-normalized.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, H, N)`, float32.
+            `torch.FloatTensor` of shape `(B, H, N)`, float32: positive for abnormal patches.
         """
-        maps = self.entry(_read(features.transpose(1, 2).unflatten(2, grid)))
+        maps = self.entry(_read(features.detach().transpose(1, 2).unflatten(2, grid)))
         for norm, convolution in zip(self.norms, self.neighbors, strict=True):
             maps = convolution(norm(nn.functional.gelu(maps)))
         tokens = self.projection(nn.functional.gelu(maps)).unflatten(1, (_HEADS, -1)).flatten(3).transpose(2, 3)
@@ -108,6 +98,6 @@ def pooled_with_logits(probabilities: torch.Tensor, logits: torch.Tensor, weight
     Args:
         probabilities (`torch.FloatTensor` of any shape): in [0, 1].
         logits (`torch.FloatTensor` of the same shape): logits of the other probabilities.
-        weight (`float`): weight of the logits, in [0, 1]; 0 gives `probabilities`, up to rounding.
+        weight (`float`): weight of the logits, in [0, 1]; 0 gives `probabilities`, limited to [1e-6, 1 - 1e-6].
     """
     return torch.lerp(torch.logit(probabilities, eps=_LOGIT_EPS), logits, weight).sigmoid()

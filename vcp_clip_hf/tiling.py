@@ -182,7 +182,7 @@ def segment_tiles(
         tiling ([`Tiling`]): size, overlap and weights of the tiles.
         prompt_input_ids (`torch.LongTensor`, *optional*): prompts for the model's forward.
         smoothing_sigma (`float`, *optional*): sigma instead of the processor's, in pixels of the model's input.
-        with_branches (`bool`, *optional*, defaults to `False`): whether to keep the maps of both branches too.
+        with_branches (`bool`, *optional*, defaults to `False`): whether to keep the maps of the branches too.
 
     Returns:
         [`TiledMaps`]

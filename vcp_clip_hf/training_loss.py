@@ -2,7 +2,7 @@
 
 import torch
 
-from .losses import segmentation_loss
+from .losses import segmentation_loss, stem_branch_loss
 from .modeling_vcp_clip import VCPCLIPOutput
 
 
@@ -14,8 +14,8 @@ _IMAGE_LEVEL_FRACTION = 0.01
 
 def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.Tensor) -> torch.Tensor:
     """
-    Return equation 10 for images with a mask and the image-level loss for anomalous images without one, weighted by
-    their numbers.
+    Return equation 10, with the loss of a stem branch, for images with a mask, and the image-level loss for anomalous
+    images without one, weighted by their numbers.
 
     Args:
         outputs ([`VCPCLIPOutput`]): outputs with layer maps.
@@ -24,16 +24,23 @@ def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.
             Which images have a known mask; that of a normal image is known to be empty. On the CPU, so that looking at
             it does not wait for the device.
     """
+    masked = has_mask.float().mean()
+    if masked == 1:
+        return _pixel_loss(outputs, labels, slice(None))
     branches = [maps for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps) if maps is not None]
     if outputs.stem_map is not None:
         branches.append(outputs.stem_map.unsqueeze(1))
-    masked = has_mask.float().mean()
-    if masked == 1:
-        return sum(segmentation_loss(maps, labels) for maps in branches)
     loss = (1 - masked) * sum(image_level_loss(maps[~has_mask]) for maps in branches)
-    if masked > 0:
-        loss = loss + masked * sum(segmentation_loss(maps[has_mask], labels[has_mask]) for maps in branches)
-    return loss
+    return loss + masked * _pixel_loss(outputs, labels, has_mask) if masked > 0 else loss
+
+
+def _pixel_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, chosen: torch.Tensor | slice) -> torch.Tensor:
+    """Return the loss of the chosen images, whose masks are known."""
+    branches = [maps for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps) if maps is not None]
+    loss = sum(segmentation_loss(maps[chosen], labels[chosen]) for maps in branches)
+    if outputs.stem_head_logits is None:
+        return loss
+    return loss + stem_branch_loss(outputs.stem_head_logits[chosen], labels[chosen])
 
 
 def image_level_loss(layer_maps: torch.Tensor) -> torch.Tensor:

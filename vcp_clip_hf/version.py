@@ -10,11 +10,12 @@ __all__ = ["EMBEDDED_CHECKPOINT", "EMBEDDED_NOTICE", "__version__", "versions"]
 
 __version__ = "0.1.0"
 
-# The checkpoint that ships with the package, for demonstrations and tests: trained on generated images only
+# The checkpoint that ships with the package, for demonstrations and tests: trained on generated images, and on
+# photographs of materials with painted defects
 EMBEDDED_CHECKPOINT = str(Path(__file__).parent / "assets" / "vcp-clip-tiny")
 # Said when no model is named
 EMBEDDED_NOTICE = (
-    "No model given: using the embedded vcp-clip-tiny, for demonstrations; it was trained on generated images only."
+    "No model given: using the embedded vcp-clip-tiny, for demonstrations; it was trained on generated defects only."
 )
 
 

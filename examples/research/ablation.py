@@ -51,7 +51,9 @@ def run_one(options: argparse.Namespace, folder: Path, fields: dict, seed: int, 
     results = folder / "results.json"
     if results.is_file():
         return json.loads(results.read_text())
-    config = VCPCLIPConfig.from_pretrained(options.model, backbone_name_or_path=options.model, **fields)
+    # a stem branch would be fused into the map of every variant
+    fields = {"backbone_name_or_path": options.model, "use_stem_branch": False, **fields}
+    config = VCPCLIPConfig.from_pretrained(options.model, **fields)
     config.save_pretrained(folder / "model")
     VCPCLIPImageProcessor.from_pretrained(options.model).save_pretrained(folder / "model")
     settings = TrainingConfig.from_file(options.config)

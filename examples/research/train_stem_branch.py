@@ -1,5 +1,6 @@
 """Train the stem branch of a model on pictures with defects; all other parts are frozen."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf.losses import stem_branch_loss
 
 
 __all__ = ["fit_stem_branch", "store_stem_features"]
@@ -19,7 +21,6 @@ __all__ = ["fit_stem_branch", "store_stem_features"]
 STEPS, BATCH_SIZE = 2000, 16
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 WARMUP = 0.1  # share of the steps in which the learning rate rises; then it falls to zero
-ANOMALOUS_WEIGHT = 4.0  # of anomalous pixels in the loss: they are few
 
 _PICTURES_AT_A_TIME = 16
 _BATCHES_BETWEEN_RECORDS = 32  # after an interruption, less than this is done again
@@ -39,7 +40,11 @@ def store_stem_features(
         folder (`Path`): folder to write: `stem_features.npy` (pictures, N, 176) float16, `text_embeds.npy`
             (pictures, 2, d) float32, `labels.npy` (pictures, height, width) bool.
     """
-    facts = {"pictures": pictures._fingerprint, "processor": image_processor.to_json_string()}
+    facts = {
+        "pictures": pictures._fingerprint,
+        "processor": image_processor.to_json_string(),
+        "model": _fingerprint(model),
+    }
     height, width = model.config.input_size
     with torch.no_grad():
         patches = model(torch.zeros(1, 3, height, width), output_hidden_states=["stem"]).stem_features.shape[1:]
@@ -56,6 +61,8 @@ def store_stem_features(
     if done == len(pictures):
         return
     folder.mkdir(parents=True, exist_ok=True)
+    if not done:  # of other pictures
+        record.unlink(missing_ok=True)
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+")
         if done
@@ -80,6 +87,17 @@ def store_stem_features(
                 record.write_text(json.dumps({**facts, "done": done}))
 
 
+def _fingerprint(model: VCPCLIPModel) -> str:
+    """Return a hash of what the stored values depend on: the prompts, and all weights but those of the branch."""
+    prompts = [model.config.normal_prompt_input_ids, model.config.abnormal_prompt_input_ids]
+    digest = hashlib.sha256(repr(prompts).encode())
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith("stem_branch."):
+            digest.update(name.encode())
+            digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _inputs(rows: list[dict], image_processor: VCPCLIPImageProcessor) -> tuple[torch.Tensor, torch.Tensor]:
     masks = [row["mask"] or np.zeros(row["image"].size[::-1], np.uint8) for row in rows]
     inputs = image_processor([row["image"] for row in rows], masks, return_tensors="pt")
@@ -88,11 +106,7 @@ def _inputs(rows: list[dict], image_processor: VCPCLIPImageProcessor) -> tuple[t
 
 def fit_stem_branch(model: VCPCLIPModel, features: Path, seed: int, steps: int = STEPS) -> float:
     """
-    Train the heads of the stem branch on stored features, each with a loss of its own. The same arguments give the
-    same weights.
-
-    The loss is a weighted cross-entropy: with the focal and dice loss of the other branches, probabilities near 0 and
-    1 would be reached soon, and these say little in a mean of logits.
+    Train the stem branch on stored features. The same arguments give the same weights.
 
     Args:
         model ([`VCPCLIPModel`]): model with a stem branch, which is changed.
@@ -115,11 +129,9 @@ def fit_stem_branch(model: VCPCLIPModel, features: Path, seed: int, steps: int =
             waiting = order.permutation(len(arrays[0]))
         chosen, waiting = np.sort(waiting[:BATCH_SIZE]), waiting[BATCH_SIZE:]
         stem_features, text_embeds, labels = (torch.from_numpy(array[chosen]).float() for array in arrays)
-        logits = branch.head_logits(stem_features, grid, text_embeds).unflatten(2, grid)
+        logits = branch(stem_features, grid, text_embeds).unflatten(2, grid)
         logits = nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=True)
-        labels = labels.unsqueeze(1).expand_as(logits)
-        weights = torch.where(labels > 0, ANOMALOUS_WEIGHT, 1.0)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, weights)
+        loss = stem_branch_loss(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

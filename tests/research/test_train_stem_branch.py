@@ -74,9 +74,18 @@ def test_storing_goes_on_where_it_stopped(pictures, model, processor, tmp_path, 
         assert np.array_equal(np.load(path), np.load(tmp_path / "parts" / path.name)), path.name
     store_stem_features(model, processor, pictures, tmp_path / "parts")
     assert len(calls) == 5 + 1 + 3 + 1, "nothing is left to do"
-    # other pictures replace them
+    # other pictures, and those of another model, replace them; a record of former ones does not outlive their values
     store_stem_features(model, processor, pictures.select(range(8)), tmp_path / "parts")
     assert len(np.load(tmp_path / "parts" / "labels.npy")) == 8
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        calls += 2 * [1]
+        store_stem_features(model, processor, pictures, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "features.json").exists()
+    with torch.no_grad():
+        model.prompt_norm.weight.add_(0.1)
+    store_stem_features(model, processor, pictures, tmp_path / "whole")
+    assert not np.array_equal(*(np.load(tmp_path / name / "text_embeds.npy")[:1] for name in ("whole", "parts")))
 
 
 def test_a_training_changes_the_branch_alone_lowers_the_loss_and_can_be_repeated(pictures, model, processor, tmp_path):
