@@ -119,7 +119,7 @@ def train_branch(
     Args:
         trained (`Path`): folder of the checkpoint.
         output_dir (`Path`): folder of the step; features of the pictures are kept in it.
-        num_pictures, steps (`int`, *optional*, default to 6,000 and 2,000): amount of training.
+        num_pictures, steps (`int`, *optional*, default to 6,000 and 800): amount of training.
         stem_weights (`Path`, *optional*): file of the stem's weights; by default that of the installed package.
 
     Returns:

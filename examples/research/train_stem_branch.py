@@ -18,7 +18,7 @@ from vcp_clip_hf.losses import stem_branch_loss
 
 __all__ = ["fit_stem_branch", "store_stem_features"]
 
-STEPS, BATCH_SIZE = 2000, 16
+STEPS, BATCH_SIZE = 800, 16
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 WARMUP = 0.1  # share of the steps in which the learning rate rises; then it falls to zero
 
@@ -112,7 +112,7 @@ def fit_stem_branch(model: VCPCLIPModel, features: Path, seed: int, steps: int =
         model ([`VCPCLIPModel`]): model with a stem branch, which is changed.
         features (`Path`): folder that `store_stem_features` wrote with this model.
         seed (`int`): seed of the order of the pictures.
-        steps (`int`, *optional*, defaults to 2000): number of batches of 16.
+        steps (`int`, *optional*, defaults to 800): number of batches of 16.
 
     Returns:
         `float`: mean loss of the last tenth of the steps.

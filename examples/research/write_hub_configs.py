@@ -162,7 +162,7 @@ def embedded_config() -> VCPCLIPConfig:
         category_token_id=len(tokenizer),
         # from `choose_reference_settings.py` on the photographs of `materials/`
         reference_layers=["stem", 4],
-        reference_scale=5.0,
+        reference_scale=6.4,
         use_stem_branch=True,
         **fields,
     )
