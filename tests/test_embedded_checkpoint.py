@@ -17,6 +17,9 @@ from vcp_clip_hf.evaluation_report import EvaluationProtocol
 
 
 FOLDER = Path(EMBEDDED_CHECKPOINT)
+# Metrics of 40 pictures of unseen families at 128 pixels: mean minus three standard deviations over ten draws (seeds 0
+# to 9 of `load_anomaly_dataset`), measured on 2026-11-27: AUROC 0.864 - 3 * 0.0285, AP 0.268 - 3 * 0.0578
+LOWEST = {"pixel_auroc": 0.778, "pixel_ap": 0.094}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,15 @@ def test_references_are_compared_by_the_stem():
     assert inspect(pictures[0])["score"] < inspect(pictures[2])["score"]
 
 
+def test_the_stem_branch_has_its_part_in_the_map(inspect):
+    picture = render_sample(UNSEEN_PRODUCTS[0], 5, 0, 200, "auto").image
+    maps = inspect(picture, output_branch_maps=True)
+    assert maps["stem_map"].std() > 0.01 and maps["base_map"].std() > 0.01
+    model = VCPCLIPModel.from_pretrained(FOLDER, use_stem_branch=False)
+    without = pipeline("anomaly-segmentation", model, image_processor=inspect.image_processor, device=-1)
+    assert np.abs(without(picture)["anomaly_map"] - maps["anomaly_map"]).max() > 0.01
+
+
 def test_other_words_change_the_map(inspect):
     picture = render_sample(UNSEEN_PRODUCTS[0], 5, 0, 200, "auto").image
     plain = inspect(picture)["anomaly_map"]
@@ -78,13 +90,12 @@ def test_other_words_change_the_map(inspect):
 
 
 def test_it_finds_defects_on_products_it_was_not_trained_on(inspect):
-    """Check that it is far better on generated pictures than chance, and than with its learned part undone."""
+    """Check that it is as good as when it was made, which no random weights are."""
     unseen = load_anomaly_dataset("synthetic", split="test", num_images=0, num_test_images=40, size=128)
     protocol = EvaluationProtocol(metrics=("pixel_auroc", "pixel_ap"), skip_undefined=True)
     found = evaluate(inspect.model, inspect.image_processor, {"unseen": unseen}, protocol, progress=False)
     untrained = VCPCLIPModel(VCPCLIPConfig.from_pretrained(FOLDER)).float()
     chance = evaluate(untrained, inspect.image_processor, {"unseen": unseen}, protocol, progress=False)
     ours, theirs = (report.results["unseen"]["mean"] for report in (found, chance))
-    assert ours["pixel_auroc"] > 0.65
-    assert ours["pixel_auroc"] > theirs["pixel_auroc"] + 0.1
-    assert ours["pixel_ap"] > 1.5 * theirs["pixel_ap"]
+    for metric, lowest in LOWEST.items():
+        assert theirs[metric] < lowest < ours[metric]

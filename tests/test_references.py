@@ -707,6 +707,23 @@ def test_maps_are_fused_by_the_weight(network, weight):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("weight", [0, 0.3, 1])
+def test_maps_are_fused_by_their_logits_if_the_configuration_says_so(weight):
+    network = tiny_model(reference_fusion="logits", feature_layers=[2, 4])
+    images = pixels(2)
+    memory = for_model(network, pixels(3)).with_weight(weight)
+    zero_shot, found = network(images), ReferencedModel(network, memory)(images)
+    logits = [torch.logit(each, eps=1e-4) for each in (zero_shot.vcp_map, found.reference_map)]
+    expected = ((1 - weight) * logits[0] + weight * logits[1]).sigmoid() if weight else zero_shot.vcp_map
+    torch.testing.assert_close(found.vcp_map, expected, rtol=0, atol=1e-6)
+    # an image of the memory has distances of 0
+    itself = ReferencedModel(network, for_model(network, images).with_weight(weight))(images)
+    assert itself.anomaly_map.isfinite().all()
+    assert "reference_fusion" not in tiny_model().config.to_dict()
+    assert network.config.to_dict()["reference_fusion"] == "logits"
+
+
+@torch.no_grad()
 def test_plain_and_accelerated_agree(model):
     images, memory = pixels(2), for_model(model, pixels(3), neighborhood=3)
     plain, fast = (ReferencedModel(each, memory)(images) for each in (model, accelerate_inference(model)))

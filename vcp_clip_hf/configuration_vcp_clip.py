@@ -64,7 +64,7 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         reference_layers (`list[int | str]`, *optional*, defaults to `feature_layers`):
             Image blocks (1-based, ascending; 0 is the embedded patches) whose patch tokens a memory of normal pictures
             keeps, see [`ReferenceMemory`]; before them may stand `"stem"`, the features of a convolutional stem. The
-            paper has no such memory; these four fields change nothing without it.
+            paper has no such memory; these five fields change nothing without it.
         reference_neighborhood (`int`, *optional*, defaults to 1):
             Odd side of the square of patches that the memory averages tokens over; 1: no averaging.
         reference_scale (`float`, *optional*, defaults to 1):
@@ -72,6 +72,9 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             the range of the zero-shot map.
         reference_weight (`float`, *optional*, defaults to 0.5):
             Weight w of the memory in `(1 - w) * zero_shot_map + w * memory_map`.
+        reference_fusion (`"mean"` or `"logits"`, *optional*, defaults to `"mean"`):
+            Way to fuse both maps: that mean, or the sigmoid of the same mean of their logits, which suits a model
+            whose probabilities are small. Saved configurations name this field only if it is `"logits"`.
         use_stem_branch (`bool`, *optional*, defaults to `False`):
             Whether to add a branch that reads the features of the image tower's convolutional stem
             (`vision_config.stem`), see [`VCPCLIPStemBranch`]. The paper's model has none. Saved configurations name
@@ -124,6 +127,7 @@ class VCPCLIPConfig(FrozenCLIPConfig):
     reference_neighborhood: int = 1
     reference_scale: float | int = 1.0
     reference_weight: float | int = 0.5
+    reference_fusion: Literal["mean", "logits"] = "mean"
     use_stem_branch: bool = False
     stem_branch_weight: float | int = 0.5
     use_image_head: bool = False
@@ -144,10 +148,12 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         self.abnormal_prompts = list(self.abnormal_prompts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain values, without those of optional parts that are absent, as in version 0.1."""
+        """Return all fields as plain values, without defaults that version 0.1 did not have."""
         values = super().to_dict()
         if not self.use_image_head:
             values.pop("use_image_head", None)
+        if self.reference_fusion == "mean":
+            values.pop("reference_fusion", None)
         if not self.use_stem_branch:
             values.pop("use_stem_branch", None)
             values.pop("stem_branch_weight", None)

@@ -418,7 +418,8 @@ def _references(facts: CheckpointFacts) -> str:
 
 def _fusion_of_references(facts: CheckpointFacts) -> str:
     if isinstance(facts.config, VCPCLIPConfig):
-        return ": `(1 - weight) * zero_shot + weight * memory`"
+        fused = ": `(1 - weight) * zero_shot + weight * memory`"
+        return fused if facts.config.reference_fusion == "mean" else f"{fused}, as a mean of logits"
     return f" as {facts.config.title} was published"
 
 

@@ -143,8 +143,9 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         Set the normal images that later calls compare images with.
 
         The distance of each patch to the nearest patch of these images is fused with the zero-shot map,
-        `(1 - weight) * zero_shot + weight * memory`. `save_pretrained` saves the memory. Thresholds that were
-        calibrated without these references do not apply to calls with them: call `calibrate` again.
+        `(1 - weight) * zero_shot + weight * memory`, or the same mean of logits (`config.reference_fusion`).
+        `save_pretrained` saves the memory. Thresholds that were calibrated without these references do not apply to
+        calls with them: call `calibrate` again.
 
         Args:
             images (`ImageLike` or many of them, [`ReferenceMemory`], or `None`):

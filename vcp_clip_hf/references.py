@@ -4,7 +4,8 @@ The memory bank of patch tokens is that of few-shot APRIL-GAN (Chen et al. 2023,
 holds the residual stream after chosen blocks of the image tower, neither normalized by a LayerNorm nor projected, or
 the features of its convolutional stem, one bank for each layer. A patch's distance is (1 - maximum cosine) / 2, in
 [0, 1]. The map is the mean over layers, multiplied by a fixed scale, limited to 1, and upsampled like the model's
-maps. It is fused with the zero-shot map: `(1 - weight) * zero_shot + weight * memory`. The paper of VCP-CLIP names
+maps. It is fused with the zero-shot map: `(1 - weight) * zero_shot + weight * memory`, or the same mean of logits
+(`config.reference_fusion`). The paper of VCP-CLIP names
 few-shot segmentation as future work, so no published numbers exist for this fusion.
 """
 
@@ -64,6 +65,8 @@ COPIES: dict[str, tuple[Image.Transpose, ...]] = {
 _BLOCK_VALUES = 2**24
 # Width at which the coreset compares patches; wider ones are projected (Johnson-Lindenstrauss), as PatchCore does
 _CORESET_WIDTH = 128
+# Maps that are fused by logits are kept this far from 0 and 1: the distance of equal patches is 0
+_LOGIT_EPS = 1e-4
 # Number of candidates that are compared with each other at a time, for the next steps of the coreset
 _CANDIDATES = 512
 _FORMAT = 1
@@ -723,9 +726,12 @@ class ReferencedModel(nn.Module):
             distances[:, None], size=(height, width), mode="bilinear", align_corners=True
         )[:, 0]
         weight = self.memory.weight
+        fuse = (
+            _mean_of_logits if getattr(self.config, "reference_fusion", "mean") == "logits" and weight else torch.lerp
+        )
         for name in ("anomaly_map", "base_map", "vcp_map", "stem_map"):
             if outputs.get(name) is not None:
-                outputs[name] = torch.lerp(outputs[name].float(), memory_map.to(outputs[name].device), weight)
+                outputs[name] = fuse(outputs[name].float(), memory_map.to(outputs[name].device), weight)
         if outputs.get("image_scores") is not None:
             highest = memory_map.flatten(1).amax(dim=1).to(outputs.image_scores.device)
             outputs["image_scores"] = torch.lerp(outputs.image_scores.float(), highest, weight)
@@ -734,3 +740,9 @@ class ReferencedModel(nn.Module):
             outputs["hidden_states"] = None
         outputs["reference_map"] = memory_map
         return outputs
+
+
+def _mean_of_logits(zero_shot: torch.Tensor, memory: torch.Tensor, weight: float) -> torch.Tensor:
+    """Fuse maps by the weighted mean of their logits; probabilities of 0 and 1 are limited, as in a stem branch."""
+    first, second = (torch.logit(each, eps=_LOGIT_EPS) for each in (zero_shot, memory))
+    return torch.lerp(first, second, weight).sigmoid()

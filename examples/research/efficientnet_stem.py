@@ -92,7 +92,13 @@ def with_stem(model: VCPCLIPModel, settings: VCPCLIPConfig, weights: Path | None
     config = copy.deepcopy(model.config)
     config.vision_config.stem = settings.vision_config.stem
     config.vision_config.stem_projection = settings.vision_config.stem_projection
-    for name in ("reference_layers", "reference_scale", "use_stem_branch", "stem_branch_weight"):
+    for name in (
+        "reference_layers",
+        "reference_scale",
+        "reference_fusion",
+        "use_stem_branch",
+        "stem_branch_weight",
+    ):
         setattr(config, name, getattr(settings, name))
     result = VCPCLIPModel(config)
     result.load_state_dict(model.state_dict(), strict=False)

@@ -163,6 +163,7 @@ def embedded_config() -> VCPCLIPConfig:
         # from `choose_reference_settings.py` on the photographs of `materials/`
         reference_layers=["stem", 4],
         reference_scale=6.4,
+        reference_fusion="logits",
         use_stem_branch=True,
         **fields,
     )
