@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,10 +102,22 @@ def test_evaluating_an_ablation_that_needs_no_training(tmp_path):
         kind = "broken" if record["label"] else "good"
         (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
         record["image"].save(tmp_path / "data" / kind / f"{index}.png")
+    # without its stem branch, which finds all these squares whatever the other branches give
+    shutil.copytree(EMBEDDED_CHECKPOINT, tmp_path / "model")
+    config = VCPCLIPConfig.from_pretrained(EMBEDDED_CHECKPOINT, use_stem_branch=False)
+    config.save_pretrained(tmp_path / "model")
     reports = {}
     for name in (None, "fusion-weight-0.0"):
         output = tmp_path / str(name)
-        options = ["-o", output, "--num-workers", 0, *(() if name is None else ("--ablation", name))]
+        options = [
+            "-o",
+            output,
+            "--model",
+            tmp_path / "model",
+            "--num-workers",
+            0,
+            *(() if name is None else ("--ablation", name)),
+        ]
         run("evaluate", f"folder={tmp_path / 'data'}", *options)
         reports[name] = json.loads((output / "results.json").read_text())
     assert reports["fusion-weight-0.0"]["settings"]["ablation"] == "fusion-weight-0.0"

@@ -8,12 +8,12 @@ import torch
 from transformers import BitsAndBytesConfig, QuantoConfig
 
 from examples.research import compare_with_rivals
-from tests.common import pixels, tiny_model, tiny_model_with_head
+from tests.common import pixels, tiny_model, tiny_model_with_stem_branch
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.backbone_loading import quantize_backbone_only
 
 
-LEARNED = {"pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp", "image_head"}
+LEARNED = {"pre_vcp", "deep_prompts", "prompt_norm", "feature_projections", "post_vcp", "stem_branch", "image_head"}
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 
 
@@ -46,11 +46,11 @@ def test_the_learned_part_is_not_quantized(config, field):
 def test_modules_that_the_caller_skips_stay_skipped():
     config = QuantoConfig(weights="int8", modules_to_not_convert=["visual_projection", "post_vcp"])
     kept = quantize_backbone_only(config).modules_to_not_convert
-    assert set(kept) == {"visual_projection", *LEARNED} and len(kept) == 7
+    assert set(kept) == {"visual_projection", *LEARNED} and len(kept) == 8
 
 
 def test_the_learned_part_is_everything_except_clip():
-    with_weights = {name for name, module in tiny_model_with_head().named_children() if name != "clip"}
+    with_weights = {name for name, module in tiny_model_with_stem_branch(use_image_head=True).named_children() if name != "clip"}
     assert with_weights == LEARNED
 
 

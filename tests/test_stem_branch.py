@@ -157,7 +157,7 @@ def test_features_instead_of_pixels():
         model(**given)
     with pytest.raises(ValueError, match=r"stem_features has shape \(2, 35, 176\), expected \(2, 36, 176\)"):
         model(**given, stem_features=expected.stem_features[:, 1:])
-    with pytest.raises(ValueError, match="pixel_values have their own"):
+    with pytest.raises(ValueError, match="the model computes those of pixel_values itself"):
         model(images, stem_features=expected.stem_features)
     with pytest.raises(ValueError, match="has no stem branch, so it takes no stem_features"):
         tiny_model()(**given, stem_features=expected.stem_features)

@@ -73,14 +73,17 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         reference_weight (`float`, *optional*, defaults to 0.5):
             Weight w of the memory in `(1 - w) * zero_shot_map + w * memory_map`.
         reference_fusion (`"mean"` or `"logits"`, *optional*, defaults to `"mean"`):
-            Way to fuse both maps: that mean, or the sigmoid of the same mean of their logits, which suits a model
-            whose probabilities are small. Saved configurations name this field only if it is `"logits"`.
+            Way to fuse the zero-shot map with the memory's: `"mean"` is the formula of `reference_weight`; `"logits"`
+            is the sigmoid of the same mean of both logits, with probabilities limited to [1e-4, 1 - 1e-4], which suits
+            a model whose probabilities are small. Image scores are always fused by the mean. Saved configurations
+            name this field only if it is `"logits"`.
         use_stem_branch (`bool`, *optional*, defaults to `False`):
             Whether to add a branch that reads the features of the image tower's convolutional stem
             (`vision_config.stem`), see [`VCPCLIPStemBranch`]. The paper's model has none. Saved configurations name
             this field and the next only if it is `True`.
         stem_branch_weight (`float`, *optional*, defaults to 0.5):
-            Weight of that branch's logits; the logits of the fused map of the other branches have the rest.
+            Weight of this branch's logits in the fused map, in [0, 1]; the logits of the other branches' fused map
+            have the weight `1 - stem_branch_weight`.
         use_image_head (`bool`, *optional*, defaults to `False`):
             Whether to add a head with parameters of its own that scores whole images, see [`VCPCLIPImageHead`]. The
             paper's model has none. Saved configurations name this field only if it is `True`.
@@ -148,7 +151,7 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         self.abnormal_prompts = list(self.abnormal_prompts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain values, without defaults that version 0.1 did not have."""
+        """Return all fields as plain values, without those of parts that are not used."""
         values = super().to_dict()
         if not self.use_image_head:
             values.pop("use_image_head", None)

@@ -179,7 +179,7 @@ def stem_of(vision_config: CLIPVisionConfig) -> str | None:
 
 
 def projects_stem(vision_config: CLIPVisionConfig) -> bool:
-    """Return whether the tower reads its stem; otherwise it serves references and the stem branch only."""
+    """Return whether the tower reads its stem; otherwise only references and the stem branch use it."""
     return getattr(vision_config, "stem_projection", True)
 
 
@@ -258,8 +258,8 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
 
 def _relu6(x: torch.Tensor) -> torch.Tensor:
     """
-    Apply ReLU6, without gradients in place: on a CPU, a quarter of the stem's time would go into new memory. Then a
-    forward hook of the convolution before keeps rectified values.
+    Apply ReLU6, in place where no gradient is needed: on a CPU, new memory would take a quarter of the stem's time. A
+    tensor that a forward hook keeps from the preceding convolution is then rectified too.
     """
     return nn.functional.relu6(x, inplace=not (torch.is_grad_enabled() and x.requires_grad))
 

@@ -6,7 +6,7 @@ head has parameters of its own and compares these inputs with the normal and the
 - the global image token;
 - the patch tokens of each feature layer: their contrast in the base branch (equation 3), plus a low-rank correction;
 - the patch tokens of each feature layer as the Post-VCP branch sees them (equation 9);
-- with a stem branch, the logits of its patches.
+- with a stem branch, the logits of its patches, which are compared with the text already.
 
 Of the contrasts of the patches, it reads the standard deviation and the prominence. The latter, the log-mean-exp minus
 the mean, says by how much the most abnormal patches stand out from the rest of their own image. For an unknown

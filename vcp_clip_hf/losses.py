@@ -1,4 +1,4 @@
-"""Focal and dice loss on probability maps, with which VCP-CLIP is trained (equation 10 of the paper)."""
+"""Focal and dice loss, with which VCP-CLIP is trained (equation 10 of the paper), and the loss of a stem branch."""
 
 import torch
 
@@ -69,8 +69,8 @@ def stem_branch_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     Compute the loss of a stem branch, which the paper does not have: the cross-entropy of every head, with a weight of
     4 for abnormal pixels; the mean over all pixels and heads.
 
-    Focal and dice loss would soon give probabilities near 0 and 1, which say little in the mean of logits that fuses
-    the branch with the others.
+    Focal and dice loss would soon give probabilities near 0 and 1, whose logits would outweigh those of the other
+    branches in the fused map.
 
     Args:
         logits (`torch.FloatTensor` of shape `(batch_size, num_heads, height, width)`): positive for abnormal pixels.

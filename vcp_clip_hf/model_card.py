@@ -66,8 +66,8 @@ _IMAGE_HEAD = (
     'with parameters of its own, scores whole images (`score_mode="image_head"`); the model of the paper has none'
 )
 _TRAINED_AFTERWARDS = (
-    "The {}, which the paper's model does not have, was trained afterwards on the finished checkpoint, whose other"
-    " parts stayed as they are:"
+    "The {}, which the paper's model does not have, was trained afterwards; all other parts of the finished checkpoint"
+    " stayed unchanged:"
 )
 _STEM_BRANCH = (
     "convolutions on the features of the stem, compared with the text; weight {:g} of its logits in the fused map; the"
@@ -419,7 +419,8 @@ def _references(facts: CheckpointFacts) -> str:
 def _fusion_of_references(facts: CheckpointFacts) -> str:
     if isinstance(facts.config, VCPCLIPConfig):
         fused = ": `(1 - weight) * zero_shot + weight * memory`"
-        return fused if facts.config.reference_fusion == "mean" else f"{fused}, as a mean of logits"
+        of_logits = ": the sigmoid of `(1 - weight) * logit(zero_shot) + weight * logit(memory)`"
+        return fused if facts.config.reference_fusion == "mean" else of_logits
     return f" as {facts.config.title} was published"
 
 

@@ -109,7 +109,7 @@ class VCPCLIPOutput(ModelOutput):
         image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
             Their sigmoid: the probability that the image is anomalous, in [0, 1], float32.
         stem_map (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*, returned with
-            `use_stem_branch`): the stem branch, the sigmoid of the mean of its heads' logits.
+            `use_stem_branch`): map of the stem branch, the sigmoid of the mean of its heads' logits.
         stem_head_logits (`torch.FloatTensor` of shape `(batch_size, num_heads, height, width)`, *optional*, returned
             with `output_layer_maps=True` and `use_stem_branch`): the logits of its heads, float32.
     """
@@ -201,8 +201,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 
     With `use_stem_branch`, `stem_branch` makes a further map from the features of the image tower's convolutional
     stem. With `use_image_head`, `image_head` scores whole images. No gradient flows from these two into the other
-    parts, which therefore train exactly as without them; `freeze_all_but_image_head` leaves the head as the only
-    trained part.
+    parts, which therefore train exactly as without them; `freeze_all_but_image_head` leaves the image head as the
+    only trained part.
 
     The model keeps nothing between calls. [`accelerate_inference`] makes a faster copy for inference.
 
@@ -348,7 +348,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 
         Returns:
             `tuple`: both results of `encode_image`; the features of the stem `(batch_size, num_patches, 176)` for the
-            stem branch, or `None` without one; the output fields of the requested hidden states.
+            stem branch, or `None` without one; a `dict` with the output fields of the requested hidden states.
         """
         layers = self.config.feature_layers
         read = layers if self.stem_branch is None else (*layers, STEM_LAYER)
@@ -496,7 +496,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 Prompts for this call instead of the configuration's: normal, then abnormal; the category slot holds
                 `config.category_token_id`; any padding after the end token is ignored.
             output_layer_maps (`bool`, *optional*, defaults to `False`):
-                Whether to also return the maps of each feature layer.
+                Whether to also return the maps of each feature layer and, with a stem branch, `stem_head_logits`.
             output_attentions (`bool`, *optional*, defaults to `config.output_attentions`):
                 Whether to also return the Post-VCP attention.
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)` or `(1, projection_dim)`,
@@ -523,8 +523,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             [`VCPCLIPOutput`]
 
         Raises:
-            ValueError: a wrong shape, labels outside 0 and 1, or `is_anomalous` for a model without an image head;
-                the message says what was expected.
+            ValueError: a wrong shape, labels outside 0 and 1, `is_anomalous` for a model without an image head, or
+                `stem_features` that are missing or not taken; the message says what was expected.
             TypeError: an unknown keyword argument.
         """
         _refuse_unknown(kwargs)
@@ -540,7 +540,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             )
         if pixel_values is not None:
             if stem_features is not None:
-                raise ValueError("stem_features come with patch_tokens; pixel_values have their own. Leave them out.")
+                raise ValueError(
+                    "stem_features belong to patch_tokens; the model computes those of pixel_values itself. Leave"
+                    " stem_features out."
+                )
             patch_tokens, own_embeds, stem_features, states = self.encode_image_with_states(
                 pixel_values, output_hidden_states, **kwargs
             )

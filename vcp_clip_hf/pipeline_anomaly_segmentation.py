@@ -143,7 +143,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         Set the normal images that later calls compare images with.
 
         The distance of each patch to the nearest patch of these images is fused with the zero-shot map,
-        `(1 - weight) * zero_shot + weight * memory`, or the same mean of logits (`config.reference_fusion`).
+        `(1 - weight) * zero_shot + weight * memory`, or the sigmoid of the same mean of logits
+        (`config.reference_fusion="logits"`).
         `save_pretrained` saves the memory. Thresholds that were calibrated without these references do not apply to
         calls with them: call `calibrate` again.
 

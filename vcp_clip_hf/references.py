@@ -4,8 +4,8 @@ The memory bank of patch tokens is that of few-shot APRIL-GAN (Chen et al. 2023,
 holds the residual stream after chosen blocks of the image tower, neither normalized by a LayerNorm nor projected, or
 the features of its convolutional stem, one bank for each layer. A patch's distance is (1 - maximum cosine) / 2, in
 [0, 1]. The map is the mean over layers, multiplied by a fixed scale, limited to 1, and upsampled like the model's
-maps. It is fused with the zero-shot map: `(1 - weight) * zero_shot + weight * memory`, or the same mean of logits
-(`config.reference_fusion`). The paper of VCP-CLIP names
+maps. It is fused with the zero-shot map: `(1 - weight) * zero_shot + weight * memory`, or the sigmoid of the same
+mean of logits (`config.reference_fusion="logits"`). The paper of VCP-CLIP names
 few-shot segmentation as future work, so no published numbers exist for this fusion.
 """
 

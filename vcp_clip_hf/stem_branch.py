@@ -9,8 +9,8 @@ is an unusual difference, whatever the product.
 The branch has several heads, trained side by side from different random weights. Which products a head finds hard
 depends on these weights, so that the mean of their logits is better than most of them.
 
-No part of the model reads the branch, and no gradient leaves it, so that the other maps are those of the same weights
-without it.
+Of the other parts, only the image head reads the branch, and no gradient leaves the branch. The base map and the
+Post-VCP map are therefore those of the same weights without it.
 
 Shapes: B images, a grid of h x w patches, N = h * w, H heads, d the width of CLIP's joint space.
 """
@@ -93,11 +93,14 @@ def _read(features: torch.Tensor) -> torch.Tensor:
 def pooled_with_logits(probabilities: torch.Tensor, logits: torch.Tensor, weight: float) -> torch.Tensor:
     """
     Fuse probabilities with the logits of others: the sigmoid of the weighted mean of both logits (a logarithmic
-    opinion pool). Unlike a mean of probabilities, it does not depend on which of the two is more extreme on the whole.
+    opinion pool). In a mean of probabilities, a map whose values are all small would have little effect.
 
     Args:
         probabilities (`torch.FloatTensor` of any shape): in [0, 1].
         logits (`torch.FloatTensor` of the same shape): logits of the other probabilities.
         weight (`float`): weight of the logits, in [0, 1]; 0 gives `probabilities`, limited to [1e-6, 1 - 1e-6].
+
+    Returns:
+        `torch.FloatTensor` of that shape, dtype of `logits`: fused probabilities, in [0, 1].
     """
     return torch.lerp(torch.logit(probabilities, eps=_LOGIT_EPS), logits, weight).sigmoid()

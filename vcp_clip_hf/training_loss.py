@@ -14,11 +14,11 @@ _IMAGE_LEVEL_FRACTION = 0.01
 
 def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.Tensor) -> torch.Tensor:
     """
-    Return equation 10, with the loss of a stem branch, for images with a mask, and the image-level loss for anomalous
-    images without one, weighted by their numbers.
+    Return the loss of a batch, weighted by numbers of images: equation 10 and the loss of a stem branch for images
+    with a mask, the image-level loss for anomalous images without one.
 
     Args:
-        outputs ([`VCPCLIPOutput`]): outputs with layer maps.
+        outputs ([`VCPCLIPOutput`]): outputs with `output_layer_maps=True`.
         labels (`torch.Tensor` of shape `(batch_size, height, width)`): 0 or 1; ignored where there is no mask.
         has_mask (`torch.BoolTensor` of shape `(batch_size,)`):
             Which images have a known mask; that of a normal image is known to be empty. On the CPU, so that looking at

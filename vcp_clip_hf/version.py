@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 EMBEDDED_CHECKPOINT = str(Path(__file__).parent / "assets" / "vcp-clip-tiny")
 # Said when no model is named
 EMBEDDED_NOTICE = (
-    "No model given: using the embedded vcp-clip-tiny, for demonstrations; it was trained on generated defects only."
+    "No model given: using the embedded vcp-clip-tiny, for demonstrations; its training had rendered and painted"
+    " defects, but no real ones."
 )
 
 

@@ -25,7 +25,7 @@ from .view_light import ViewLight
 
 __all__ = ["SOURCES", "defect_pictures"]
 
-# In turn: rendered products with defects of the generator, and with painted anomalies
+# Sources of consecutive rows. "rendered": products with the generator's defects; "painted": with painted anomalies
 SOURCES = ("material", "rendered", "material", "painted")
 SMALLEST = 32  # pixels, of `render_sample`
 ATTEMPTS = 100  # at a picture, until damage is visible
@@ -121,7 +121,7 @@ def _record(
     source: str, is_anomalous: bool, dice: Dice, size: int, materials: MaterialScenes, products: tuple[str, ...]
 ) -> dict[str, Any]:
     """Draw a record without its id. Raises ValueError or RuntimeError if no damage is visible."""
-    # Drawn before the scene: then a whole and a damaged scene have the same crop and light
+    # The crop and the light are drawn before the scene, so that a whole and a damaged scene share them
     window = _window(dice, size)
     light = ViewLight.draw(size, dice.generator)
     pixels, mask, product, defect = _picture(source, is_anomalous, dice, size, materials, products)

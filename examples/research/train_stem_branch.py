@@ -61,7 +61,7 @@ def store_stem_features(
     if done == len(pictures):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    if not done:  # of other pictures
+    if not done:  # a record of other pictures is invalid
         record.unlink(missing_ok=True)
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+")

@@ -160,10 +160,10 @@ def embedded_config() -> VCPCLIPConfig:
         projection_dim=clip.projection_dim,
         image_size=224,
         category_token_id=len(tokenizer),
-        # from `choose_reference_settings.py` on the photographs of `materials/`
+        # layers and scale: from `choose_reference_settings.py` on the photographs of `materials/`
         reference_layers=["stem", 4],
         reference_scale=6.4,
-        reference_fusion="logits",
+        reference_fusion="logits",  # chosen on samples of real data sets, see BENCHMARKS.md
         use_stem_branch=True,
         **fields,
     )
