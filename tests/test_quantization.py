@@ -50,7 +50,9 @@ def test_modules_that_the_caller_skips_stay_skipped():
 
 
 def test_the_learned_part_is_everything_except_clip():
-    with_weights = {name for name, module in tiny_model_with_stem_branch(use_image_head=True).named_children() if name != "clip"}
+    with_weights = {
+        name for name, module in tiny_model_with_stem_branch(use_image_head=True).named_children() if name != "clip"
+    }
     assert with_weights == LEARNED
 
 
