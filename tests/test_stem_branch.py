@@ -13,6 +13,7 @@ from tests.common import HYBRID_VISION, pixels, tiny_config, tiny_hybrid, tiny_m
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.accelerated_inference import accelerate_inference, accelerated_or_plain, freeze_for_export
 from vcp_clip_hf.losses import segmentation_loss
+from vcp_clip_hf.model_card import model_card
 from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 from vcp_clip_hf.stem_branch import VCPCLIPStemBranch, pooled_with_logits
 from vcp_clip_hf.training_loss import image_level_loss, training_loss
@@ -322,6 +323,33 @@ def test_the_uncertainty_of_a_map_includes_the_branch():
     close(
         torch.as_tensor(maps["uncertainty_map"]), torch.stack(list(map(torch.as_tensor, stack))).std(0, correction=0)
     )
+
+
+@pytest.mark.parametrize("changed", [{"use_stem_branch": False}, {"stem_branch_weight": 0.2}, {"fusion_weight": 0.5}])
+def test_calibrated_thresholds_do_not_hold_for_other_branches(changed, tmp_path, caplog):
+    model = tiny_model_with_stem_branch()
+    processor = VCPCLIPImageProcessor.for_model(model.config)
+    pipe = AnomalySegmentationPipeline(model=model, image_processor=processor)
+    images = [torch.rand(48, 48, 3).mul(255).byte().numpy() for _ in range(5)]
+    pipe.calibrate(images, false_alarm_rate=0.2)
+    assert processor.calibration["settings"]["branch_weights"] == {"fusion_weight": 0.75, "stem_branch_weight": 0.5}
+    assert pipe(images[0])["label"] is not None
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    other = VCPCLIPModel.from_pretrained(tmp_path, **changed)
+    with caplog.at_level(logging.WARNING):
+        result = AnomalySegmentationPipeline(model=other, image_processor=processor)(images[0])
+    assert result["label"] is None and result["mask"] is None
+    assert "branch_weights was {'fusion_weight': 0.75, 'stem_branch_weight': 0.5}, is {" in caplog.text
+    other.save_pretrained(tmp_path)
+    assert "thresholds are **not used**: they were measured with other branches" in str(model_card(tmp_path))
+
+
+def test_a_weight_out_of_range_is_refused_while_loading(tmp_path):
+    tiny_model_with_stem_branch().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"stem_branch_weight=2 must lie in \[0, 1\]"):
+        VCPCLIPModel.from_pretrained(tmp_path, stem_branch_weight=2)
 
 
 @pytest.mark.parametrize("adapter_only", [False, True])

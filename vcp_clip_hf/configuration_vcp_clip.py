@@ -187,6 +187,14 @@ class VCPCLIPConfig(FrozenCLIPConfig):
                 )
 
     @property
+    def branch_weights(self) -> dict[str, float | None]:
+        """Return the weights that fuse the maps of the branches; `None` for an absent branch."""
+        return {
+            "fusion_weight": float(self.fusion_weight) if self.use_post_vcp else None,
+            "stem_branch_weight": float(self.stem_branch_weight) if self.use_stem_branch else None,
+        }
+
+    @property
     def memory_layers(self) -> list[int | str]:
         """Return the layers of a memory of normal pictures: `reference_layers`, by default the feature layers."""
         return list(self.feature_layers if self.reference_layers is None else self.reference_layers)

@@ -591,11 +591,17 @@ def _thresholds(facts: CheckpointFacts) -> str:
 
 
 def _references_of_thresholds(facts: CheckpointFacts) -> list[str]:
-    """Say whether calibrated thresholds belong to the references of the checkpoint."""
+    """Say whether calibrated thresholds belong to the branches and the references of the checkpoint."""
     memory, calibration = facts.references, facts.image_processor.calibration
     identity = memory.identity() if memory is not None and memory.weight else None
     if not calibration:
         return []
+    weights = getattr(facts.config, "branch_weights", None)
+    if weights is not None and differing_settings(calibration, {"branch_weights": weights}):
+        return [
+            "- Calibrated thresholds are **not used**: they were measured with other branches or weights of branches."
+            " Calibrate again."
+        ]
     if not differing_settings(calibration, {"references": identity}):
         return ["- Measured with the references of this checkpoint."] if identity else []
     reason = "with references, and this checkpoint has none"

@@ -138,6 +138,8 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
         )
         source = model.config.backbone_name_or_path or "the given model" if location is None else str(location)
         refuse_incomplete_backbone(report["missing_keys"], source)
+        # Keyword arguments may have replaced fields of the configuration
+        model.config.check_consistency()
         # Loading makes new parameters, which require gradients again
         model.clip.requires_grad_(False)
         # Where further files of the checkpoint lie; never the token, which would be pickled with the model

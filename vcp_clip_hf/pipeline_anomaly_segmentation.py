@@ -313,8 +313,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         if prompts is None:
             return None
         self._check_text(prompts, None)
-        if set(prompts) != {"normal", "abnormal"}:
-            raise ValueError(f'prompts must have the keys "normal" and "abnormal", got {sorted(prompts)}.')
+        if not isinstance(prompts, Mapping) or set(prompts) != {"normal", "abnormal"}:
+            raise ValueError(f'prompts must have the keys "normal" and "abnormal", got {prompts!r}.')
         self._check_has_tokenizer("Other prompts")
         config = self.model.config
         rows = {}
@@ -555,6 +555,10 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
             words = {"product_name": self.model.prompt_name(name)}
         else:
             words = {"prompts": prompt_rows(self.model.config, text.prompt_input_ids)}
+        config = self.model.config
+        if hasattr(config, "branch_weights"):  # other methods have no branches
+            words["branch_weights"] = config.branch_weights
+            words["reference_fusion"] = None if references is None else config.reference_fusion
         return {
             **words,
             "tiling": None if tiling is None else tiling.settings(),

@@ -727,7 +727,9 @@ class ReferencedModel(nn.Module):
         )[:, 0]
         weight = self.memory.weight
         fuse = (
-            _mean_of_logits if getattr(self.config, "reference_fusion", "mean") == "logits" and weight else torch.lerp
+            _mean_of_logits
+            if getattr(self.config, "reference_fusion", "mean") == "logits" and 0 < weight < 1
+            else torch.lerp
         )
         for name in ("anomaly_map", "base_map", "vcp_map", "stem_map"):
             if outputs.get(name) is not None:
@@ -743,6 +745,6 @@ class ReferencedModel(nn.Module):
 
 
 def _mean_of_logits(zero_shot: torch.Tensor, memory: torch.Tensor, weight: float) -> torch.Tensor:
-    """Fuse maps by the weighted mean of their logits; probabilities of 0 and 1 are limited, as in a stem branch."""
+    """Fuse maps by the weighted mean of their logits; probabilities of 0 and 1 are limited."""
     first, second = (torch.logit(each, eps=_LOGIT_EPS) for each in (zero_shot, memory))
     return torch.lerp(first, second, weight).sigmoid()

@@ -667,6 +667,13 @@ def _load_parts(config: TrainingConfig) -> CheckpointParts:
     parts = load_parts(config.model, config.backbone, dtype=torch.float32, untrained=untrained, **fields)
     if config.trainable == "image_head":
         parts.model.freeze_all_but_image_head()
+    elif parts.image_processor.calibration is not None:
+        # they belong to the maps of the weights before the training
+        parts.image_processor = parts.image_processor.without_thresholds()
+        logger.warning(
+            f"The calibrated thresholds of {config.model} are left out: they do not hold for trained weights."
+            " Calibrate the trained checkpoint."
+        )
     if ablation is not None:
         parts.image_processor = ablation.image_processor(parts.image_processor)
     return parts

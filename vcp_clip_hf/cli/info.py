@@ -54,7 +54,10 @@ def _facts_of_vcp_clip(config: "FrozenCLIPConfig") -> dict[str, Any]:
     if not isinstance(config, VCPCLIPConfig):
         return {}
     prompts = [*config.normal_prompts, *config.abnormal_prompts]
-    return {"prompts": prompts, "fusion weight": config.fusion_weight}
+    facts = {"prompts": prompts, "fusion weight": config.fusion_weight}
+    if config.use_stem_branch:
+        facts["weight of the stem branch"] = config.stem_branch_weight
+    return facts
 
 
 def _as_text(value: Any) -> str:
