@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.common import HYBRID_VISION, pixels, tiny_config, tiny_hybrid, tiny_model, tiny_model_with_stem_branch
-from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel, thresholds
 from vcp_clip_hf.accelerated_inference import accelerate_inference, accelerated_or_plain, freeze_for_export
 from vcp_clip_hf.losses import segmentation_loss
 from vcp_clip_hf.model_card import model_card
@@ -338,6 +338,7 @@ def test_calibrated_thresholds_do_not_hold_for_other_branches(changed, tmp_path,
     processor.save_pretrained(tmp_path)
 
     other = VCPCLIPModel.from_pretrained(tmp_path, **changed)
+    thresholds._warn_once.cache_clear()  # another test may have had the same warning
     with caplog.at_level(logging.WARNING):
         result = AnomalySegmentationPipeline(model=other, image_processor=processor)(images[0])
     assert result["label"] is None and result["mask"] is None
