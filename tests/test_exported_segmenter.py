@@ -270,6 +270,7 @@ SETTINGS = {
         ({"tiling": {"tile_size": 40, "tile_overlap": 10, "global_weight": 0.0}}, {}),
         ({"prompts": {"normal": [[512, 1, 513]], "abnormal": [[512, 2, 513]]}}, {}),
         ({"region_of_interest": True}, {}),
+        ({"branch_weights": {"fusion_weight": 0.5, "stem_branch_weight": None}}, {}),
         ({}, {"roi_mask": np.ones((60, 80), bool)}),
         ({}, {"input_range": (0, 200)}),
     ],
@@ -300,6 +301,7 @@ def test_a_calibration_of_the_exported_checkpoint_applies(folder):
     facts = json.loads((folder / "export.json").read_text())
     recorded = pipe.image_processor.calibration["settings"]
     assert facts["prompt_input_ids"] == recorded["prompts"]
+    assert facts["fusion"] == {name: recorded[name] for name in ("branch_weights", "reference_fusion")}
 
 
 @pytest.mark.parametrize("options", [{}, {"roi_mask": True}, {"min_area": 30}], ids=["whole", "region", "cleaned"])

@@ -14,7 +14,6 @@ from .thresholds import HIGHEST_SCORES, Thresholds
 
 __all__ = [
     "AUTHORS_SCORING",
-    "BRANCH_MAPS",
     "TOP_K_MAPS",
     "AnomalyScoring",
     "gaussian_matrix",
@@ -22,8 +21,7 @@ __all__ = [
     "resize_map",
 ]
 
-# Fields of a model's outputs with the maps that are fused; the score "top_k" reads those of the paper's branches
-BRANCH_MAPS = ("base_map", "vcp_map", "stem_map")
+# Fields of a model's outputs that the score "top_k" reads: the maps of the paper's branches
 TOP_K_MAPS = ("base_map", "vcp_map")
 # The authors' test code: sigma in pixels of a 518 x 518 map, score from its 2000 largest pixels
 AUTHORS_SCORING = {"smoothing_sigma": 8.0, "score_mode": "top_k", "top_k_fraction": 2000 / 518**2}

@@ -186,13 +186,22 @@ class VCPCLIPConfig(FrozenCLIPConfig):
                     " checkpoint states its prompts in words."
                 )
 
-    @property
-    def branch_weights(self) -> dict[str, float | None]:
-        """Return the weights that fuse the maps of the branches; `None` for an absent branch."""
-        return {
+    def fusion_settings(self, with_references: bool) -> dict[str, Any]:
+        """
+        Return what the fusion of maps depends on, as a calibration of thresholds records it.
+
+        Args:
+            with_references (`bool`): whether a memory of normal images is fused too.
+
+        Returns:
+            `dict`: `branch_weights`, a `dict` with the weight of each branch, `None` for an absent one; and
+            `reference_fusion`, `None` without references.
+        """
+        weights = {
             "fusion_weight": float(self.fusion_weight) if self.use_post_vcp else None,
             "stem_branch_weight": float(self.stem_branch_weight) if self.use_stem_branch else None,
         }
+        return {"branch_weights": weights, "reference_fusion": self.reference_fusion if with_references else None}
 
     @property
     def memory_layers(self) -> list[int | str]:

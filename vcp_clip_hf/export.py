@@ -38,7 +38,6 @@ from .modeling_vcp_clip import VCPCLIPModel
 from .prompts import prompt_rows
 from .reference_pictures import image_conditions
 from .references import ReferencedModel, ReferenceMemory
-from .thresholds import differing_settings
 from .version import __version__, versions
 
 
@@ -208,7 +207,7 @@ def export_model(
         )
     output_dir = Path(output_dir).resolve()
     tolerance = _check_arguments(output_dir, format, int8, tolerance)
-    processor = _of_branches(_at_size(image_processor, model, image_size), model)
+    processor = _at_size(image_processor, model, image_size)
     references = _active_references(references, model, processor)
     plain = model if _is_plain(model) else copy.deepcopy(model).to("cpu", torch.float32)
     side = processor.size.height
@@ -381,16 +380,6 @@ class _Export:
             megabytes=sum(each.stat().st_size for each in folder.glob("model*")) / 1e6,
             references=(self.facts["references"] or {}).get("description"),
         )
-
-
-def _of_branches(processor: VCPCLIPImageProcessor, model: VCPCLIPModel) -> VCPCLIPImageProcessor:
-    """Return the image processor without thresholds that were calibrated with other branches or weights of them."""
-    if not differing_settings(processor.calibration, {"branch_weights": model.config.branch_weights}):
-        return processor
-    logger.warning(
-        "The checkpoint's thresholds were calibrated with other branches or weights of branches; the export has none."
-    )
-    return processor.without_thresholds()
 
 
 def _at_size(
@@ -657,6 +646,7 @@ def _facts(
         "prompts": {"normal": config.normal_prompts, "abnormal": config.abnormal_prompts},
         # compared with those of the calibration
         "prompt_input_ids": prompt_rows(config),
+        "fusion": config.fusion_settings(references is not None),
         "references": references
         and {
             "identity": references.identity(),

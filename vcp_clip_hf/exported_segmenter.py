@@ -294,6 +294,7 @@ class ExportedSegmenter:
         size = self.settings["size"]
         current = {
             **self.export["settings"],
+            **self.export.get("fusion", {}),  # exports of version 0.1.0 do not record it
             "size": [size["height"], size["width"]],
             "tiling": None,
             "region_of_interest": region_of_interest,

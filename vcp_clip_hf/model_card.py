@@ -596,17 +596,15 @@ def _references_of_thresholds(facts: CheckpointFacts) -> list[str]:
     identity = memory.identity() if memory is not None and memory.weight else None
     if not calibration:
         return []
-    weights = getattr(facts.config, "branch_weights", None)
-    if weights is not None and differing_settings(calibration, {"branch_weights": weights}):
-        return [
-            "- Calibrated thresholds are **not used**: they were measured with other branches or weights of branches."
-            " Calibrate again."
-        ]
+    fusion = facts.config.fusion_settings(identity is not None) if isinstance(facts.config, VCPCLIPConfig) else {}
     if not differing_settings(calibration, {"references": identity}):
-        return ["- Measured with the references of this checkpoint."] if identity else []
-    reason = "with references, and this checkpoint has none"
-    if identity:
+        if not differing_settings(calibration, fusion):
+            return ["- Measured with the references of this checkpoint."] if identity else []
+        reason = "with another fusion of maps"
+    elif identity:
         reason = "without the references of this checkpoint"
+    else:
+        reason = "with references, and this checkpoint has none"
     return [f"- Calibrated thresholds are **not used**: they were measured {reason}. Calibrate again."]
 
 

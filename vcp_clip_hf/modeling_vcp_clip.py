@@ -25,6 +25,7 @@ from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import STEM_LAYER, layer_width
 from .image_head import VCPCLIPImageHead, image_head_loss
 from .losses import segmentation_loss, stem_branch_loss
+from .map_fusion import fused_by_logits
 from .modeling_frozen_clip import (
     FrozenCLIPPreTrainedModel,
     check_labels,
@@ -35,7 +36,7 @@ from .modeling_frozen_clip import (
 )
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_states_differ, check_tokenizer, tokenize_prompts
-from .stem_branch import VCPCLIPStemBranch, pooled_with_logits
+from .stem_branch import VCPCLIPStemBranch
 from .visual_context_prompting import (
     VCPCLIPDeepPrompts,
     VCPCLIPPostVCP,
@@ -48,6 +49,9 @@ from .visual_context_prompting import (
 __all__ = ["VCPCLIPModel", "VCPCLIPOutput", "VCPCLIPPreTrainedModel"]
 
 logger = logging.get_logger(__name__)
+
+# Probabilities that are fused with the logits of the stem branch keep this distance from 0 and 1
+_LOGIT_EPS = 1e-6
 
 
 class _OptionalPart(NamedTuple):
@@ -577,7 +581,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         stem_map = stem_head_logits = None
         if stem is not None:
             stem_logits = self._upsampled(stem.mean(dim=1, keepdim=True), size).squeeze(1).to(anomaly_map.device)
-            anomaly_map = pooled_with_logits(anomaly_map, stem_logits, float(self.config.stem_branch_weight))
+            weight = float(self.config.stem_branch_weight)
+            anomaly_map = fused_by_logits(anomaly_map, stem_logits, weight, _LOGIT_EPS)
             stem_map = stem_logits.sigmoid()
             if output_layer_maps or labels is not None:
                 stem_head_logits = self._upsampled(stem, size)

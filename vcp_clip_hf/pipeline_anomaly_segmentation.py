@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, logging
 
 from .accelerated_inference import accelerated_or_plain
 from .anomaly_result import as_segments, finish
-from .anomaly_scoring import BRANCH_MAPS, TOP_K_MAPS, AnomalyScoring, resize_map
+from .anomaly_scoring import TOP_K_MAPS, AnomalyScoring, resize_map
 from .calibration import describe_calibration
 from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
@@ -23,6 +23,7 @@ from .defect_names import DefectNames, name_logits, name_regions
 from .devices import check_device
 from .image_loading import ImageLike, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
+from .map_fusion import BRANCH_MAPS
 from .mutual_scoring import MEMORY_LIMIT, MutualScoring
 from .pipeline_calibration import SCORING, THRESHOLDS, CalibratingPipeline, without_given_thresholds
 from .pipeline_inputs import CallText, Images, as_images, chosen, in_list
@@ -144,9 +145,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
 
         The distance of each patch to the nearest patch of these images is fused with the zero-shot map,
         `(1 - weight) * zero_shot + weight * memory`, or the sigmoid of the same mean of logits
-        (`config.reference_fusion="logits"`).
-        `save_pretrained` saves the memory. Thresholds that were calibrated without these references do not apply to
-        calls with them: call `calibrate` again.
+        (`config.reference_fusion="logits"`). `save_pretrained` saves the memory. Thresholds that were calibrated
+        without these references do not apply to calls with them: call `calibrate` again.
 
         Args:
             images (`ImageLike` or many of them, [`ReferenceMemory`], or `None`):
@@ -556,11 +556,11 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         else:
             words = {"prompts": prompt_rows(self.model.config, text.prompt_input_ids)}
         config = self.model.config
-        if hasattr(config, "branch_weights"):  # other methods have no branches
-            words["branch_weights"] = config.branch_weights
-            words["reference_fusion"] = None if references is None else config.reference_fusion
+        # other methods have no branches
+        fusion = config.fusion_settings(references is not None) if hasattr(config, "fusion_settings") else {}
         return {
             **words,
+            **fusion,
             "tiling": None if tiling is None else tiling.settings(),
             "region_of_interest": roi_mask is not None,
             "input_range": None if input_range is None else list(input_range),

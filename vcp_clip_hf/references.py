@@ -5,8 +5,8 @@ holds the residual stream after chosen blocks of the image tower, neither normal
 the features of its convolutional stem, one bank for each layer. A patch's distance is (1 - maximum cosine) / 2, in
 [0, 1]. The map is the mean over layers, multiplied by a fixed scale, limited to 1, and upsampled like the model's
 maps. It is fused with the zero-shot map: `(1 - weight) * zero_shot + weight * memory`, or the sigmoid of the same
-mean of logits (`config.reference_fusion="logits"`). The paper of VCP-CLIP names
-few-shot segmentation as future work, so no published numbers exist for this fusion.
+mean of logits (`config.reference_fusion="logits"`). The paper of VCP-CLIP names few-shot segmentation as future work,
+so no published numbers exist for this fusion.
 """
 
 import copy
@@ -31,6 +31,7 @@ from transformers.utils import ModelOutput
 
 from .autocast import no_autocast
 from .convolutional_stem import STEM_LAYER, without_stem_layer
+from .map_fusion import BRANCH_MAPS, fused_by_logits
 
 
 __all__ = [
@@ -726,14 +727,18 @@ class ReferencedModel(nn.Module):
             distances[:, None], size=(height, width), mode="bilinear", align_corners=True
         )[:, 0]
         weight = self.memory.weight
-        fuse = (
-            _mean_of_logits
-            if getattr(self.config, "reference_fusion", "mean") == "logits" and 0 < weight < 1
-            else torch.lerp
-        )
-        for name in ("anomaly_map", "base_map", "vcp_map", "stem_map"):
-            if outputs.get(name) is not None:
-                outputs[name] = fuse(outputs[name].float(), memory_map.to(outputs[name].device), weight)
+        # a weight of 0 or 1 gives one of the maps, which logits would limit
+        by_logits = getattr(self.config, "reference_fusion", "mean") == "logits" and 0 < weight < 1
+        memory_logits = torch.logit(memory_map, eps=_LOGIT_EPS) if by_logits else None
+        for name in ("anomaly_map", *BRANCH_MAPS):
+            zero_shot = outputs.get(name)
+            if zero_shot is None:
+                continue
+            if by_logits:
+                logits = memory_logits.to(zero_shot.device)
+                outputs[name] = fused_by_logits(zero_shot.float(), logits, weight, _LOGIT_EPS)
+            else:
+                outputs[name] = torch.lerp(zero_shot.float(), memory_map.to(zero_shot.device), weight)
         if outputs.get("image_scores") is not None:
             highest = memory_map.flatten(1).amax(dim=1).to(outputs.image_scores.device)
             outputs["image_scores"] = torch.lerp(outputs.image_scores.float(), highest, weight)
@@ -742,9 +747,3 @@ class ReferencedModel(nn.Module):
             outputs["hidden_states"] = None
         outputs["reference_map"] = memory_map
         return outputs
-
-
-def _mean_of_logits(zero_shot: torch.Tensor, memory: torch.Tensor, weight: float) -> torch.Tensor:
-    """Fuse maps by the weighted mean of their logits; probabilities of 0 and 1 are limited."""
-    first, second = (torch.logit(each, eps=_LOGIT_EPS) for each in (zero_shot, memory))
-    return torch.lerp(first, second, weight).sigmoid()

@@ -26,14 +26,12 @@ from .convolutional_stem import STEM_LAYER, compared_features, layer_width
 from .visual_context_prompting import contrast_with_text, inverse_norm
 
 
-__all__ = ["VCPCLIPStemBranch", "pooled_with_logits"]
+__all__ = ["VCPCLIPStemBranch"]
 
 # Channels of each head, in groups that are normalized over the image: 0.12 million parameters a head
 _HEADS, _WIDTH, _GROUPS = 3, 64, 8
 # Added to the variation within an image, which is zero in an empty one and about 0.5 in others
 _LEAST_VARIATION = 0.3
-# Probabilities are kept this far from 0 and 1, where their logits are infinite
-_LOGIT_EPS = 1e-6
 
 
 class VCPCLIPStemBranch(nn.Module):
@@ -88,19 +86,3 @@ def _read(features: torch.Tensor) -> torch.Tensor:
     own, to_mean, to_surroundings = compared_features(features).chunk(3, dim=1)
     variation = _LEAST_VARIATION + to_surroundings.std(dim=(2, 3), correction=0, keepdim=True)
     return torch.cat((own, to_mean / variation, to_surroundings / variation), dim=1)
-
-
-def pooled_with_logits(probabilities: torch.Tensor, logits: torch.Tensor, weight: float) -> torch.Tensor:
-    """
-    Fuse probabilities with the logits of others: the sigmoid of the weighted mean of both logits (a logarithmic
-    opinion pool). In a mean of probabilities, a map whose values are all small would have little effect.
-
-    Args:
-        probabilities (`torch.FloatTensor` of any shape): in [0, 1].
-        logits (`torch.FloatTensor` of the same shape): logits of the other probabilities.
-        weight (`float`): weight of the logits, in [0, 1]; 0 gives `probabilities`, limited to [1e-6, 1 - 1e-6].
-
-    Returns:
-        `torch.FloatTensor` of that shape, dtype of `logits`: fused probabilities, in [0, 1].
-    """
-    return torch.lerp(torch.logit(probabilities, eps=_LOGIT_EPS), logits, weight).sigmoid()

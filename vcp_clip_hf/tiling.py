@@ -16,8 +16,9 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .anomaly_scoring import BRANCH_MAPS, gaussian_smooth, resize_map
+from .anomaly_scoring import gaussian_smooth, resize_map
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .map_fusion import BRANCH_MAPS
 
 
 __all__ = ["TiledMaps", "Tiling", "segment_tiles", "tile_starts", "tiles_of"]
