@@ -1,0 +1,61 @@
+"""The tests of results on this device, run as a section of the benchmark."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+from .measurement import Measurement
+
+
+__all__ = ["equality_on_the_device"]
+
+TESTS = Path(__file__).parents[4] / "tests" / "test_on_gpu.py"
+
+
+class _Results:
+    """A plugin of pytest that reports each test when it ends."""
+
+    def __init__(self, run: Measurement):
+        self.run = run
+        self.passed = self.failed = 0
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.passed and report.when == "call":
+            self.passed += 1
+            measured = {name: value for name, value in report.user_properties if isinstance(value, float)}
+            self.run.row("equality", {"check": _name(report.nodeid), "passed": True, **measured})
+        elif report.failed:
+            self.failed += 1
+            why = str(getattr(report.longrepr, "reprcrash", report.longrepr)).strip().splitlines()
+            self.run.row(
+                "equality", {"check": _name(report.nodeid), "passed": False, "why": why[0] if why else "no reason"}
+            )
+        elif report.skipped:
+            self.run.leave_out(_name(report.nodeid), report.longrepr[2])
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        if self.run.time_left() < 0:
+            self.run.leave_out(f"checks after {_name(nodeid)}", "no time was left")
+            raise KeyboardInterrupt  # pytest's way to end a run; it returns to the caller
+
+
+def equality_on_the_device(run: Measurement) -> None:
+    """Run the tests of `tests/test_on_gpu.py` for this device, and report a row for each."""
+    try:
+        import pytest
+    except ImportError:
+        run.leave_out("all checks", "pytest is not installed (pip install pytest)")
+        return
+    # Plugins of other packages would take seconds, and the tests need none
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    results, printed = _Results(run), io.StringIO()
+    options = ["--noconftest", "-p", "no:cacheprovider", "-s", "-k", run.device.type]
+    with contextlib.redirect_stdout(printed):
+        pytest.main([*options, str(TESTS)], plugins=[results])
+    if not results.passed + results.failed:
+        raise RuntimeError(f"pytest ran no test: {printed.getvalue().strip()[-200:]!r}")
+
+
+def _name(nodeid: str) -> str:
+    return nodeid.split("::", 1)[-1]

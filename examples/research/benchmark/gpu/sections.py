@@ -1,0 +1,153 @@
+"""The sections of the GPU benchmark in order of importance, and the process that runs them."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ..predict import benchmark_predict
+from ..reports import machine, reported_to
+from ..training import benchmark_training
+from .deviation import deviation_of_exact_ways, deviation_of_float8, deviation_of_fused_pointwise
+from .equality import equality_on_the_device
+from .graphs import cost_of_graphs
+from .measurement import Measurement
+from .parts import share_by_part, time_by_kind_of_kernel
+from .speed import speed_of_all_batches, speed_of_ways
+from .ways import ATTENTIONS, BOTH, COMPILED, FLOAT8, WHOLE_COMPILED, attention_way
+
+
+__all__ = ["SECTIONS", "Section", "measure_sections", "sections_of"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """
+    One part of the benchmark.
+
+    Args:
+        run (`Callable[[Measurement], None]`): measures, and reports rows as it goes.
+        seconds (`float`): limit of time.
+        quick_seconds (`float`): limit of time with `--quick`; 0 leaves the section out.
+    """
+
+    run: Callable[[Measurement], None]
+    seconds: float
+    quick_seconds: float
+
+
+def _float8(run: Measurement) -> None:
+    if not run.on_gpu:
+        run.leave_out("all", "it needs a GPU")
+        return
+    speed_of_ways(run, [FLOAT8])
+    deviation_of_float8(run)
+
+
+def _fused_pointwise(run: Measurement) -> None:
+    if not run.on_gpu:
+        run.leave_out("all", "it needs a GPU")
+        return
+    speed_of_ways(run, [COMPILED, BOTH])
+    deviation_of_fused_pointwise(run)
+
+
+def _attention(run: Measurement) -> None:
+    if not run.on_gpu:
+        run.leave_out("all", "it needs a GPU")
+        return
+    speed_of_ways(run, [attention_way(each) for each in run.options.attention])
+
+
+def _whole_compiled(run: Measurement) -> None:
+    speed_of_ways(run, [WHOLE_COMPILED])
+
+
+def _training(run: Measurement) -> None:
+    """Measure a step of one batch, and accumulated image by image beside it."""
+    batch_ms: list[float] = []
+
+    def receive(row: dict) -> None:
+        if "accumulated" in row["way"] and batch_ms:
+            row = {**row, "times_batch": row["ms_per_image"] / batch_ms[0]}
+        batch_ms.append(row["ms_per_image"])  # the first row is that of one batch
+        run.row("training", row)
+
+    rounds, batch_size = (2, 8) if run.quick else (5, 8)
+    with reported_to(receive):
+        benchmark_training(_with(run.options, batch_sizes=[batch_size], rounds=rounds, reference_rounds=1))
+
+
+def _files(run: Measurement) -> None:
+    """Measure files to results with a batch of 16, beside the model alone."""
+    options = run.options
+    workers = max(1, min(12, (os.cpu_count() or 1) - 2)) if run.on_gpu else 0
+    with reported_to(lambda row: run.row("files", row)):
+        benchmark_predict(_with(options, batch_sizes=[16 if run.on_gpu else 2], rounds=1, num_workers=workers))
+
+
+def _with(options: argparse.Namespace, **values: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(options), **values})
+
+
+SECTIONS = {
+    "equality": Section(equality_on_the_device, 25, 12),
+    "speed": Section(speed_of_all_batches, 40, 12),
+    "float8": Section(_float8, 15, 6),
+    "deviation": Section(deviation_of_exact_ways, 12, 4),
+    "kernels": Section(time_by_kind_of_kernel, 12, 5),
+    "parts": Section(share_by_part, 8, 3),
+    "graphs": Section(cost_of_graphs, 10, 3),
+    "training": Section(_training, 25, 8),
+    "files": Section(_files, 35, 14),
+    "compile_pointwise": Section(_fused_pointwise, 45, 0),
+    "attention": Section(_attention, 20, 10),
+    "torch.compile": Section(_whole_compiled, 60, 30),
+}
+
+
+def sections_of(options: argparse.Namespace) -> dict[str, float]:
+    """Return the sections of a command line in their order: name -> limit in seconds."""
+    wanted = {"attention": bool(options.attention), "torch.compile": options.compile}
+    limits = {name: each.quick_seconds if options.quick else each.seconds for name, each in SECTIONS.items()}
+    return {name: limit for name, limit in limits.items() if limit and wanted.get(name, True)}
+
+
+def measure_sections(
+    connection: Connection, limits: Mapping[str, float], end: float, options: argparse.Namespace
+) -> None:
+    """
+    Run sections in this process; the worker of `supervise`.
+
+    Args:
+        connection (`Connection`): receives rows and messages.
+        limits (`Mapping[str, float]`): sections to run, with their limits in seconds.
+        end (`float`): time at which everything must be done.
+        options (`argparse.Namespace`): command line.
+    """
+    run = Measurement(options, connection.send, end)
+    connection.send({"machine": machine()})
+    for name, limit in limits.items():
+        run.begin(name, limit)
+        try:
+            SECTIONS[name].run(run)
+        except Exception as error:  # the sections after it go on
+            run.fail(error)
+        if not _device_works(run.device):
+            connection.close()
+            os._exit(1)  # the end of this process would use the device once more
+        run.finish()
+
+
+def _device_works(device: torch.device) -> bool:
+    """Return whether a GPU still computes; after some errors, every later call of the process fails."""
+    if device.type == "cuda":
+        try:
+            torch.ones(1, device=device).add(1).item()
+        except RuntimeError:
+            return False
+    return True
