@@ -7,8 +7,8 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -133,10 +133,14 @@ class PartClock:
         return timed
 
 
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)
+
+
 @dataclass
 class EventClock(PartClock):
     """
-    A `PartClock` of a GPU that does not wait for it within a call, so that waits do not add to the time of short parts.
+    A `PartClock` of a GPU that does not wait for it within a call: waits would add to the time of short parts.
 
     The time of a part is that between two events in the GPU's work. It includes gaps in which the GPU has nothing to
     do, but no work of the host beside it.
@@ -145,14 +149,14 @@ class EventClock(PartClock):
         make_event (`Callable`): makes an event with `record()` and `elapsed_time(later)` in milliseconds.
     """
 
-    make_event: Callable[[], torch.cuda.Event] = partial(torch.cuda.Event, enable_timing=True)
-    spans: list[tuple[str, torch.cuda.Event, torch.cuda.Event, list]] = field(default_factory=list)
+    make_event: Callable[[], Any] = _timing_event
+    spans: list[tuple[str, Any, Any, list]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count the enclosed code as part `name`; `spent` is complete after the outermost part."""
         started, ended = self.make_event(), self.make_event()
-        inner: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        inner: list[tuple[Any, Any]] = []
         self.stack.append(inner)
         started.record()
         try:

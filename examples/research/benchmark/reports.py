@@ -15,14 +15,20 @@ import transformers
 from vcp_clip_hf import __version__
 
 
-__all__ = ["line_of", "machine", "report", "reported_to", "to_markdown"]
+__all__ = ["line_of", "machine", "milliseconds", "report", "reported_to", "to_markdown"]
+
+
+def milliseconds(value: float) -> str:
+    """Return milliseconds as text: two decimals below 10, where a GPU is, else one."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
 
 # Key of a row -> column title, and how its value is written
 _COLUMNS = {
     "dtype": ("dtype", str),
     "batch_size": ("batch", str),
     "way": ("way", str),
-    "ms_per_image": ("ms per image", "{:.1f}".format),
+    "ms_per_image": ("ms per image", milliseconds),
     "images_per_second": ("images/s", "{:.2f}".format),
     "times_floor": ("x floor", "{:.2f}".format),
     "times_faster_than_reference": ("x faster than the reference", "{:.2f}".format),
@@ -48,10 +54,10 @@ def reported_to(receiver: Callable[[dict], None]) -> Iterator[None]:
 
 def line_of(row: dict) -> str:
     """Return one row as text, with an indented line for each group of further values."""
-    line = f"{row['device']} | {row['dtype']} | batch {row['batch_size']} | {row['way']}: {row['ms_per_image']:.1f} ms"
-    line += f" per image, {row['images_per_second']:.2f} images/s"
+    line = f"{row['device']} | {row['dtype']} | batch {row['batch_size']} | {row['way']}:"
+    line += f" {milliseconds(row['ms_per_image'])} ms per image, {row['images_per_second']:.2f} images/s"
     if "times_floor" in row:
-        line += f", {row['times_floor']:.2f} x floor ({row['floor_ms_per_image']:.1f} ms)"
+        line += f", {row['times_floor']:.2f} x floor ({milliseconds(row['floor_ms_per_image'])} ms)"
     if "times_faster_than_reference" in row:
         line += f", {row['times_faster_than_reference']:.2f} x faster than the reference"
     if "working_memory_bytes" in row:
@@ -60,7 +66,7 @@ def line_of(row: dict) -> str:
         line += f", {row['share_of_model_rate']:.0%} of the model's rate"
     if "stages_ms_per_image" in row:
         stages = row["stages_ms_per_image"].items()
-        line += "\n    one by one: " + ", ".join(f"{stage} {spent:.1f} ms" for stage, spent in stages)
+        line += "\n    one by one: " + ", ".join(f"{stage} {milliseconds(spent)} ms" for stage, spent in stages)
     if "shares" in row:
         line += "\n    " + ", ".join(f"{part} {share:.2%}" for part, share in row["shares"].items())
     if "map_deviation_max" in row:

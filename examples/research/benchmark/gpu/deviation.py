@@ -48,7 +48,8 @@ def deviation_of_fused_pointwise(run: Measurement) -> None:
     """Compare compiled pointwise operations with those of PyTorch."""
     one = run.inputs(1)
     for way, beside in ((COMPILED, NO_GRAPHS), (BOTH, FLOAT8)):
-        _compare(run, f"{way}, beside {beside}", lambda: (_maps(run, way, one), _maps(run, beside, one)))
+        pair = (way, beside)
+        _compare(run, f"{way}, beside {beside}", lambda pair=pair: tuple(_maps(run, each, one) for each in pair))
 
 
 def _maps(run: Measurement, name: str, images: torch.Tensor) -> torch.Tensor:
@@ -56,6 +57,7 @@ def _maps(run: Measurement, name: str, images: torch.Tensor) -> torch.Tensor:
     way = run.ways.get(name)
     for _ in range(3 if way.graphs else 1):
         maps = way.forward(images).anomaly_map
+    way.check_graph(images)
     return maps.float()
 
 

@@ -16,12 +16,12 @@ REST = "rest"
 # by PyTorch on a CPU ("aten::..."). The first match counts
 KINDS = {
     "attention": r"fmha|flash|sdpa|attention|softmax",
-    "float8 conversion": r"float8|fp8.*(quant|cast)|quantize|rowwise_scal|_amax",
     "patch embedding as a convolution": r"implicit|conv(?!ert)|fprop|nchwtonhwc|nhwctonchw",
     "linear layers": r"gemm|nvjet|cutlass|cublas|splitk|gemv|scaled_mm|aten::(addmm|mm|bmm|linear|_addmm_activation)$",
+    "float8 conversion": r"float8|fp8|quantize|amax|absmax",
+    "LayerNorm": r"layer_?norm",
     # quick GELU is x * sigmoid(1.702 x): the other multiplications of the model are small
     "GELU": r"gelu|sigmoid|mulfunctor|mul_kernel|silu|triton_\w*mul|aten::(mul_?|sigmoid_?|gelu)$",
-    "LayerNorm": r"layer_?norm|rmsnorm|aten::native_layer_norm",
     "additions": r"functor_?add|addfunctor|add_kernel|triton_\w*add|aten::add_?$",
     "copies": r"copy|memcpy|memset|catarray|cat_|fillfunctor|triton_\w*(clone|cat)|aten::(cat|copy_|clone|fill_)$",
 }

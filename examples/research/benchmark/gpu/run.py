@@ -33,11 +33,13 @@ class _Report:
 
     Args:
         command (`str`): the command that the report names.
+        has_goals (`bool`): whether the targets are for this run.
         folder (`Path`, *optional*): folder for benchmark.jsonl, benchmark.json and benchmark.md.
     """
 
-    def __init__(self, command: str, folder: Path | None):
+    def __init__(self, command: str, has_goals: bool, folder: Path | None):
         self.command = command
+        self.has_goals = has_goals
         self.folder = folder
         self.messages: list[dict[str, Any]] = []
         self.date = datetime.date.today().isoformat()
@@ -49,6 +51,11 @@ class _Report:
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of all tables."""
         return [each for each in self.messages if "table" in each]
+
+    @property
+    def goals(self) -> list[dict[str, Any]]:
+        """Return the targets beside what was measured so far; none if they are not for this run."""
+        return judge(self.rows) if self.has_goals else []
 
     def receive(self, message: dict[str, Any]) -> None:
         """Print and write one message."""
@@ -63,7 +70,7 @@ class _Report:
 
     def markdown(self) -> str:
         """Return the report of the messages so far."""
-        return report_in_markdown(self.messages, self.command, self.date)
+        return report_in_markdown(self.messages, self.goals, self.command, self.date)
 
     def write(self) -> None:
         """Write the tables of the messages so far."""
@@ -71,7 +78,7 @@ class _Report:
             "command": self.command,
             "date": self.date,
             "machine": next((each["machine"] for each in self.messages if "machine" in each), None),
-            "goals": judge(self.rows),
+            "goals": self.goals,
             "rows": self.rows,
             "missing": [each for each in self.messages if {"left_out", "failed"} & each.keys()],
         }
@@ -93,7 +100,9 @@ def benchmark_gpu(options: argparse.Namespace, command: str) -> list[dict]:
     """
     end = time.time() + (options.seconds or (_QUICK_SECONDS if options.quick else _SECONDS))
     device = torch.device(options.devices[0])
-    report = _Report(command, options.output_dir)
+    # The targets are for this model, size and precision
+    true_size = device.type == "cuda" and not (options.model or options.model_config or options.image_size)
+    report = _Report(command, true_size and options.dtypes in (None, ["bfloat16"]), options.output_dir)
     with tempfile.TemporaryDirectory() as folder:
         options = argparse.Namespace(**{**vars(options), **_choices(options, device, folder)})
         supervise(measure_sections, [options], sections_of(options), end, report.receive)

@@ -18,7 +18,7 @@ from .graphs import cost_of_graphs
 from .measurement import Measurement
 from .parts import share_by_part, time_by_kind_of_kernel
 from .speed import speed_of_all_batches, speed_of_ways
-from .ways import ATTENTIONS, BOTH, COMPILED, FLOAT8, WHOLE_COMPILED, attention_way
+from .ways import BOTH, COMPILED, FLOAT8, WHOLE_COMPILED, attention_way
 
 
 __all__ = ["SECTIONS", "Section", "measure_sections", "sections_of"]
@@ -77,9 +77,16 @@ def _training(run: Measurement) -> None:
         batch_ms.append(row["ms_per_image"])  # the first row is that of one batch
         run.row("training", row)
 
-    rounds, batch_size = (2, 8) if run.quick else (5, 8)
     with reported_to(receive):
-        benchmark_training(_with(run.options, batch_sizes=[batch_size], rounds=rounds, reference_rounds=1))
+        benchmark_training(
+            _with(
+                run.options,
+                batch_sizes=[8],
+                rounds=2 if run.quick else 5,
+                reference_rounds=1,
+                no_reference=run.quick or run.options.no_reference,
+            )
+        )
 
 
 def _files(run: Measurement) -> None:

@@ -109,6 +109,7 @@ def _prepare(
             for call in own.values():
                 for _ in range(2):
                     call()
+            way.check_graph(inputs)
         except Exception as error:  # a way that this machine cannot compute does not end the others
             run.leave_out(f"batch of {batch_size}, {name}", error)
             continue

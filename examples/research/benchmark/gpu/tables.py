@@ -7,12 +7,13 @@ from typing import Any
 from vcp_clip_hf.markdown_text import as_code, escaped, table
 
 from ..inference import PARTS
-from ..reports import line_of, to_markdown
-from .goals import judge
+from ..reports import line_of, milliseconds, to_markdown
 from .kernels import KINDS, REST
 
 
 __all__ = ["line_of_message", "report_in_markdown"]
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,17 @@ class Column:
     title: str
     write: Callable[[Any], str] = str
 
-    def text(self, row: Mapping[str, Any]) -> str | None:
-        """Return the text of a row's value, or `None` without one."""
+    def value(self, row: Row) -> Any:
+        """Return the value of a row, or `None` without one."""
         group, _, key = self.key.rpartition(".")
-        value = (row.get(group, {}) if group else row).get(key)
-        return None if value is None else self.write(value)
+        return (row.get(group, {}) if group else row).get(key)
 
-
-def _ms(value: float) -> str:
-    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    def cell(self, row: Row) -> str:
+        """Return the value of a row in Markdown."""
+        value = self.value(row)
+        if value is None:
+            return ""
+        return escaped(value) if isinstance(value, str) else self.write(value)
 
 
 def _mib(value: float) -> str:
@@ -61,55 +64,17 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
+_BATCH = Column("batch_size", "batch")
+_PER_IMAGE = Column("ms_per_image", "ms per image", milliseconds)
+
+GOALS_COLUMNS = (
+    Column("goal", "goal"),
+    Column("target", "target"),
+    Column("measured", "measured"),
+    Column("way", "way"),
+    Column("reached", "reached", _yes),
+)
 TABLES = {
-    "speed": (
-        "Milliseconds of an image",
-        (
-            Column("batch_size", "batch"),
-            Column("way", "way"),
-            Column("encoder_ms", "encoder alone, ms", _ms),
-            Column("forward_ms", "whole forward, ms", _ms),
-            Column("ms_per_image", "with post-processing, ms", _ms),
-            Column("times_floor", "x floor", _times),
-            Column("times_accelerated", "x accelerated", _times),
-            Column("working_memory_bytes", "MiB beyond the weights", _mib),
-        ),
-    ),
-    "kernels": (
-        "Milliseconds of an image by kind of kernel, accelerated without graphs",
-        (
-            Column("batch_size", "batch"),
-            Column("ms_per_image", "whole", _ms),
-            Column("kernel_ms_per_image", "all kernels", _ms),
-            Column("kernels", "number of kernels"),
-            *(Column(f"kinds_ms_per_image.{kind}", kind, "{:.3f}".format) for kind in (*KINDS, REST)),
-        ),
-    ),
-    "parts": (
-        "Share of the parts, accelerated without graphs",
-        (
-            Column("batch_size", "batch"),
-            Column("ms_per_image", "ms per image", _ms),
-            *(Column(f"shares.{part}", part, _share) for part in PARTS),
-        ),
-    ),
-    "deviation": (
-        "Difference of the maps",
-        (
-            Column("what", "what"),
-            Column("equal", "bit-equal", _yes),
-            Column("map_deviation_max", "at most", _tiny),
-            Column("map_deviation_mean", "on average", _tiny),
-        ),
-    ),
-    "graphs": (
-        "Cost of a CUDA graph",
-        (
-            Column("batch_size", "batch"),
-            Column("capture_seconds", "s to capture", _times),
-            Column("graph_bytes", "MiB", _mib),
-        ),
-    ),
     "equality": (
         "Checks of results on this device",
         (
@@ -119,12 +84,52 @@ TABLES = {
             Column("why", "why"),
         ),
     ),
+    "speed": (
+        "Milliseconds of an image",
+        (
+            _BATCH,
+            Column("way", "way"),
+            Column("encoder_ms", "encoder alone", milliseconds),
+            Column("forward_ms", "whole forward", milliseconds),
+            Column("ms_per_image", "with post-processing", milliseconds),
+            Column("times_floor", "x floor", _times),
+            Column("times_accelerated", "x accelerated", _times),
+            Column("working_memory_bytes", "MiB beyond the weights", _mib),
+        ),
+    ),
+    "kernels": (
+        "Milliseconds of an image by kind of kernel, accelerated without graphs",
+        (
+            _BATCH,
+            _PER_IMAGE,
+            Column("kernel_ms_per_image", "all kernels", _times),
+            *(Column(f"kinds_ms_per_image.{kind}", kind, "{:.3f}".format) for kind in (*KINDS, REST)),
+            Column("kernels", "number of kernels"),
+        ),
+    ),
+    "parts": (
+        "Share of the parts, accelerated without graphs",
+        (_BATCH, _PER_IMAGE, *(Column(f"shares.{part}", part, _share) for part in PARTS)),
+    ),
+    "deviation": (
+        "Difference of the maps",
+        (
+            Column("what", "maps"),
+            Column("equal", "bit-equal", _yes),
+            Column("map_deviation_max", "at most", _tiny),
+            Column("map_deviation_mean", "on average", _tiny),
+        ),
+    ),
+    "graphs": (
+        "Cost of a CUDA graph",
+        (_BATCH, Column("capture_seconds", "seconds to capture", _times), Column("graph_bytes", "MiB", _mib)),
+    ),
 }
-# Rows of other benchmarks, which have their own tables
+# Rows of other benchmarks, which have their own lines and tables
 OTHER_TABLES = {"training": "Training", "files": "Files to results"}
 
 
-def line_of_message(message: Mapping[str, Any]) -> str:
+def line_of_message(message: Row) -> str:
     """Return a row or another message of a section as text."""
     if "left_out" in message:
         return f"left out: {message['left_out']} ({message['why']})"
@@ -136,73 +141,78 @@ def line_of_message(message: Mapping[str, Any]) -> str:
     if name in OTHER_TABLES:
         return f"{name} | {line_of(message)}"
     _, columns = TABLES[name]
-    cells = [(column.title, column.text(message)) for column in columns]
-    return f"{name} | " + ", ".join(f"{title} {text}" for title, text in cells if text is not None)
+    values = {column: column.value(message) for column in columns}
+    texts = [f"{column.title}: {column.write(value)}" for column, value in values.items() if value is not None]
+    return " | ".join([name, *texts])
 
 
-def _line_of_machine(facts: Mapping[str, Any]) -> str:
+def _line_of_machine(facts: Row) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
 
 
-def report_in_markdown(messages: Sequence[Mapping[str, Any]], command: str, date: str) -> str:
+def report_in_markdown(messages: Sequence[Row], goals: Sequence[Row], command: str, date: str) -> str:
     """
     Return the whole report, for BENCHMARKS.md.
 
     Args:
         messages (`Sequence[Mapping]`): rows and other messages, in their order.
+        goals (`Sequence[Mapping]`): targets and what was measured; none if the targets are not for this run.
         command (`str`): command that measured them.
         date (`str`): date of the measurement.
     """
-    rows = [dict(each) for each in messages if "table" in each]
     machines = [each["machine"] for each in messages if "machine" in each]
     facts = _line_of_machine(machines[0]) if machines else "an unknown machine"
-    parts = [f"Measured on {date} on {escaped(facts)}: {as_code(command)}", _goals(rows)]
-    for name, (title, columns) in TABLES.items():
-        own = [row for row in rows if row["table"] == name]
-        if own:
-            parts.append(f"**{title}**\n\n{_table(own, columns)}")
-            parts += _notes(name, own)
-    for name, title in OTHER_TABLES.items():
-        own = [row for row in rows if row["table"] == name]
-        if own:
-            parts.append(f"**{title}**\n\n{to_markdown(own).strip()}")
+    parts = [f"Measured on {date} on {escaped(facts)}: {as_code(command)}"]
+    parts.append(
+        _titled("Goals", _table(goals, GOALS_COLUMNS)) if goals else "The goals are for another model or device."
+    )
+    for name in (*TABLES, *OTHER_TABLES):
+        rows = [dict(each) for each in messages if each.get("table") == name]
+        if rows:
+            parts += _section(name, rows)
     missing = [f"- {escaped(line_of_message(each))}" for each in messages if {"left_out", "failed"} & each.keys()]
     return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])]) + "\n"
 
 
-def _goals(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = (
-        Column("goal", "goal"),
-        Column("target", "target"),
-        Column("measured", "measured"),
-        Column("way", "way"),
-        Column("reached", "reached", _yes),
-    )
-    return f"**Goals** (ViT-L/14 at 518 in bfloat16 on an H100 or H200)\n\n{_table(judge(rows), columns)}"
-
-
-def _notes(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return sentences after a table."""
+def _section(name: str, rows: list[dict]) -> list[str]:
+    """Return the paragraphs of one table."""
+    if name in OTHER_TABLES:
+        return [_titled(OTHER_TABLES[name], to_markdown(rows).strip())]
+    title, columns = TABLES[name]
+    if name == "equality":
+        failed = [row for row in rows if not row["passed"]]
+        largest = max((row.get("largest_difference", 0.0) for row in rows), default=0.0)
+        passed = f"{len(rows) - len(failed)} of {len(rows)} passed; largest difference {_tiny(largest)}."
+        return [f"**{title}**: {passed}", *([_table(failed, columns)] if failed else [])]
+    if name == "kernels":
+        names = dict.fromkeys(kernel for row in rows for kernel in row["largest_of_the_rest"])
+        rest = [f"Largest kernels of the rest: {', '.join(map(as_code, names))}."] if names else []
+        return [_titled(title, _turned_table(rows, columns)), *rest]
+    paragraphs = [_titled(title, _table(rows, columns))]
     if name == "speed":
         rates = sorted(row["product_tflops"] for row in rows)
-        return [
-            f"Floor: the image encoder's products at the rate of a large matrix product in the same run,"
-            f" {rates[0]:.4g} to {rates[-1]:.4g} TFLOP/s; {rows[0]['floor_ms_per_image']:.3g} ms an image."
-        ]
-    if name == "kernels":
-        names = [kernel for row in rows for kernel in row["largest_of_the_rest"]]
-        return [f"Largest kernels of the rest: {', '.join(map(as_code, dict.fromkeys(names)))}."] if names else []
-    return []
+        paragraphs.append(
+            "Floor: the image encoder's products and convolutions at the rate of a large matrix product in the same"
+            f" run, {rates[0]:.4g} to {rates[-1]:.4g} TFLOP/s; {rows[0]['floor_ms_per_image']:.3g} ms an image."
+        )
+    return paragraphs
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
-    """Return a table of the columns that at least one row has."""
-    texts = {column: [column.text(row) for row in rows] for column in columns}
-    shown = [column for column in columns if any(text is not None for text in texts[column])]
-    numbers = [all(_is_number(text) for text in texts[column]) for column in shown]
-    cells = [[escaped(texts[column][index] or "") for column in shown] for index in range(len(rows))]
-    return table([column.title for column in shown], cells, "".join("r" if each else "l" for each in numbers))
+def _titled(title: str, text: str) -> str:
+    return f"**{title}**\n\n{text}"
 
 
-def _is_number(text: str | None) -> bool:
-    return text is None or text[:1].isdigit()
+def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Return a table of the columns that at least one row has a value for."""
+    shown = [column for column in columns if any(column.value(row) is not None for row in rows)]
+    cells = [[column.cell(row) for column in shown] for row in rows]
+    align = "".join("l" if any(isinstance(column.value(row), str) for row in rows) else "r" for column in shown)
+    return table([column.title for column in shown], cells, align)
+
+
+def _turned_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Return a table with a line for each column, and a column for each row."""
+    first, *others = columns
+    header = [first.title, *(first.cell(row) for row in rows)]
+    cells = [[column.title, *(column.cell(row) for row in rows)] for column in others]
+    return table(header, cells, "l" + "r" * len(rows))

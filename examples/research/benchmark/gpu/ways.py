@@ -108,6 +108,12 @@ class Way:
 
         return captured(encode) if self.graphs else encode
 
+    def check_graph(self, inputs: torch.Tensor) -> None:
+        """Raise unless passes over these images were replayed, for a way with graphs."""
+        graphs = self.network.captured.describe() if self.graphs else []
+        if self.graphs and not any(each.startswith(f"{len(inputs)} images ") for each in graphs):
+            raise RuntimeError(f"no graph was captured for a batch of {len(inputs)}")
+
 
 class Ways:
     """
