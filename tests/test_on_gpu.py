@@ -21,8 +21,11 @@ from vcp_clip_hf.accelerated_inference import accelerated_or_plain
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="it needs a GPU")
 
-# Largest difference of a map from the plain model's. Rounding to bfloat16 alone moves maps of this tiny model by 1e-2
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+# Largest difference of maps: in float32, added up in another order; in bfloat16, whose rounding alone moves the maps
+# of this tiny model by 1e-2; and replayed on a GPU, where a library may choose another kernel
+ROUNDING = 5e-5
+TOLERANCES = {torch.float32: ROUNDING, torch.bfloat16: 1e-2}
+REPLAYED = {torch.float32: ROUNDING, torch.bfloat16: 2e-3}
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
@@ -31,6 +34,8 @@ def device(request, monkeypatch) -> str:
     torch.manual_seed(333)
     if request.param == "cpu":
         monkeypatch.setattr("vcp_clip_hf.cuda_graphs.CUDARecorder", OperatorRecorder)
+    else:  # cuDNN rounds the inputs of convolutions to 10 bits by default
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     return request.param
 
 
@@ -39,7 +44,7 @@ def close(request):
     """Return a function that compares tensors; the report of the test has the largest difference of all."""
     largest = 0.0
 
-    def compare(ours, theirs, tolerance=0.0):
+    def compare(ours, theirs, tolerance=ROUNDING):
         nonlocal largest
         ours, theirs = (torch.as_tensor(each).float().cpu() for each in (ours, theirs))
         assert ours.shape == theirs.shape and ours.isfinite().all()
@@ -92,14 +97,14 @@ def test_replayed_maps_are_those_of_the_plain_model(device, close, fields, dtype
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "bfloat16"])
 @torch.no_grad()
-def test_graphs_change_no_bit(device, close, dtype):
+def test_replayed_maps_are_those_without_graphs(device, close, dtype):
     fast = accelerate_inference(model_on(device, dtype))
     recorded(fast, images(device, 2, dtype=dtype))
     for seed in range(4):
         batch = images(device, 2, seed=seed, dtype=dtype)
         replayed = fast(batch)
         with fast.captured.disabled():
-            close(replayed.anomaly_map, fast(batch).anomaly_map)
+            close(replayed.anomaly_map, fast(batch).anomaly_map, 0.0 if device == "cpu" else REPLAYED[dtype])
 
 
 @torch.no_grad()
@@ -108,7 +113,7 @@ def test_a_batch_equals_its_images(device, close):
     batch = images(device, 4)
     maps = recorded(fast, batch).anomaly_map
     for image, own in zip(batch, maps, strict=True):
-        close(recorded(fast, image[None]).anomaly_map[0], own, 1e-5)
+        close(recorded(fast, image[None]).anomaly_map[0], own)
 
 
 @torch.no_grad()
@@ -118,7 +123,7 @@ def test_results_are_not_overwritten_by_later_ones(device, close):
     first = fast(images(device, seed=1)).anomaly_map
     kept = first.clone()
     second = fast(images(device, seed=2)).anomaly_map
-    close(first, kept)
+    close(first, kept, 0.0)
     assert (first - second).abs().max() > 1e-4
 
 
@@ -143,7 +148,7 @@ def test_other_sizes_and_batches_in_any_order(device, close):
     for seed in range(3):
         for batch_size, side in ((2, 48), (1, 48), (2, 32), (3, 64), (1, 32), (4, 48), (3, 48)):
             batch = images(device, batch_size, side, seed)
-            close(fast(batch).anomaly_map, model(batch).anomaly_map, 1e-5)
+            close(fast(batch).anomaly_map, model(batch).anomaly_map)
     assert fast.captured.describe()
 
 
@@ -160,8 +165,8 @@ def test_other_prompts(device, close):
     for word in (5, 9, 5, 9, 5, 9, 5):
         prompts = prompt_ids(word)
         theirs = model(batch, prompt_input_ids=prompts).anomaly_map
-        close(fast(batch, prompt_input_ids=prompts).anomaly_map, theirs, 1e-5)
-        close(fast(batch).anomaly_map, model(batch).anomaly_map, 1e-5)
+        close(fast(batch, prompt_input_ids=prompts).anomaly_map, theirs)
+        close(fast(batch).anomaly_map, model(batch).anomaly_map)
 
 
 def an_optimizer_step(model):
@@ -202,8 +207,8 @@ def test_a_changed_model(device, close, change):
     for _ in range(3):
         fast = accelerated_or_plain(model, fast)
         after = fast(batch).anomaly_map
-        close(after, model(batch).anomaly_map, 1e-5)
-    assert (after - before).abs().max() > 1e-5, "the change has an effect"
+        close(after, model(batch).anomaly_map)
+    assert (after - before).abs().max() > 2 * ROUNDING, "the change has an effect"
 
 
 @torch.no_grad()
@@ -250,10 +255,10 @@ def test_modes_of_gradients_in_any_order(device, close):
     fast, expected = accelerate_inference(model), model(images(device)).anomaly_map
     for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode, torch.no_grad):
         with mode():
-            close(fast(batch).anomaly_map, expected, 1e-5)
+            close(fast(batch).anomaly_map, expected)
     with torch.autocast(device, dtype=torch.bfloat16):
         close(fast(batch).anomaly_map, expected, 0.02)
-    close(fast(batch).anomaly_map, expected, 1e-5)
+    close(fast(batch).anomaly_map, expected)
 
 
 # --- the pipeline ----------------------------------------------------------------------------------------------------
@@ -280,8 +285,8 @@ def test_a_run_whose_last_batch_is_smaller(pipelines, close):
     given = pictures(11)
     for result, image in zip(ours(given, batch_size=4), given, strict=True):
         expected = plain(image)
-        close(result["anomaly_map"], expected["anomaly_map"], 1e-5)
-        close(result["score"], expected["score"], 1e-5)
+        close(result["anomaly_map"], expected["anomaly_map"])
+        close(result["score"], expected["score"])
     assert ours._network.captured.describe()
 
 
@@ -292,7 +297,7 @@ def test_other_references(pipelines, close):
             each.set_references(references)
         for image in given[3:]:
             ours, theirs = (each(image)["anomaly_map"] for each in pipelines)
-            close(ours, theirs, 1e-5)
+            close(ours, theirs)
     assert pipelines[0]._network.captured.describe()
 
 
@@ -300,7 +305,7 @@ def test_an_image_in_tiles(pipelines, close):
     image = pictures(1)[0].resize((160, 120))
     for _ in range(3):
         ours, theirs = (each(image, tile_size=48)["anomaly_map"] for each in pipelines)
-        close(ours, theirs, 1e-5)
+        close(ours, theirs)
 
 
 # --- options of the copy ---------------------------------------------------------------------------------------------
@@ -325,4 +330,4 @@ def test_float8_is_close_or_refused(device, close):
 def test_compiled_pointwise_operations(device, close):
     model, batch = model_on(device), images(device, 2)
     fast = accelerate_inference(model, Acceleration(compile_pointwise=True))
-    close(recorded(fast, batch).anomaly_map, model(batch).anomaly_map, 1e-5)
+    close(recorded(fast, batch).anomaly_map, model(batch).anomaly_map)

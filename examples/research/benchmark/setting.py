@@ -68,12 +68,13 @@ def load(options: argparse.Namespace, default: str | None = None) -> tuple[VCPCL
     if checkpoint is not None:
         model = VCPCLIPModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
         return model, VCPCLIPImageProcessor.from_pretrained(checkpoint)
-    model = _random_model(options.model_config or DEFAULT_CONFIG)
+    model = _random_model(options.model_config or DEFAULT_CONFIG, options.weights_on)
     return model, VCPCLIPImageProcessor.for_model(model.config)
 
 
 @lru_cache(maxsize=1)
-def _random_model(config: str | Path) -> VCPCLIPModel:
-    """Make a model; several measurements of one process use the same one, and copy it."""
+def _random_model(config: str | Path, device: str) -> VCPCLIPModel:
+    """Make a model on a device; several measurements of one process use the same one, and copy it."""
     torch.manual_seed(0)
-    return VCPCLIPModel(VCPCLIPConfig.from_pretrained(config)).eval()
+    with torch.device(device):
+        return VCPCLIPModel(VCPCLIPConfig.from_pretrained(config)).eval()

@@ -27,7 +27,8 @@ class _Results:
             self.run.row("equality", {"check": _name(report.nodeid), "passed": True, **measured})
         elif report.failed:
             self.failed += 1
-            why = str(getattr(report.longrepr, "reprcrash", report.longrepr)).strip().splitlines() or ["no reason"]
+            crash = getattr(report.longrepr, "reprcrash", None)
+            why = str(crash.message if crash else report.longrepr).strip().splitlines() or ["no reason"]
             self.run.row("equality", {"check": _name(report.nodeid), "passed": False, "why": why[0]})
         elif report.skipped:
             self.run.leave_out(_name(report.nodeid), report.longrepr[2])
@@ -38,8 +39,8 @@ class _Results:
             item.session.shouldstop = "no time was left"
 
 
-def equality_on_the_device(run: Measurement) -> None:
-    """Run the tests of `tests/test_on_gpu.py` for this device, and report a row for each."""
+def equality_on_the_device(run: Measurement, tests: Path = TESTS) -> None:
+    """Run the tests for this device, and report a row for each."""
     try:
         import pytest
     except ImportError:
@@ -52,9 +53,10 @@ def equality_on_the_device(run: Measurement) -> None:
     # What is compiled takes seconds; a later section compares it
     options += ["-k", f"{run.device.type} and not compiled"]
     with contextlib.redirect_stdout(printed):
-        pytest.main([*options, str(TESTS)], plugins=[results])
+        pytest.main([*options, str(tests)], plugins=[results])
     if not results.passed + results.failed:
-        raise RuntimeError(f"pytest ran no test: {printed.getvalue().strip()[-200:]!r}")
+        errors = [line for line in printed.getvalue().splitlines() if line.startswith("E ")]
+        raise RuntimeError(f"pytest ran no test: {' '.join(errors[-1:]) or 'none was found'}")
 
 
 def _name(nodeid: str) -> str:

@@ -43,12 +43,17 @@ class Measurement:
         self._section, self._deadline = section, min(time.time() + limit, self.end)
         self._send({"begin": section})
 
-    def finish(self) -> None:
-        """End the section, and give its memory back."""
+    def finish(self) -> bool:
+        """End the section and give its memory back; return whether the device still computes."""
         self._send({"end": self._section})
         gc.collect()
         if self.on_gpu:
-            torch.cuda.empty_cache()
+            try:
+                torch.ones(1, device=self.device).add(1).item()
+                torch.cuda.empty_cache()
+            except RuntimeError:  # after some errors, every later call of a process fails
+                return False
+        return True
 
     # --- what sections report -------------------------------------------------------------------------------------
 
@@ -88,7 +93,7 @@ class Measurement:
 
     @property
     def exact_model(self) -> VCPCLIPModel:
-        """Return the model in float32 on the CPU."""
+        """Return the model in float32, on the device of `weights_on`."""
         return self._loaded[0]
 
     @property

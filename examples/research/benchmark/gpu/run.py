@@ -21,10 +21,10 @@ from .supervisor import supervise
 from .tables import line_of_message, report_in_markdown
 
 
-__all__ = ["benchmark_gpu"]
+__all__ = ["benchmark_gpu", "measured_options"]
 
 # Seconds from the first section to the last, so that the whole command takes less than 3 minutes, or 1 with --quick
-_SECONDS, _QUICK_SECONDS = 165.0, 50.0
+_SECONDS, _QUICK_SECONDS = 165.0, 52.0
 
 
 class _Report:
@@ -98,28 +98,37 @@ def benchmark_gpu(options: argparse.Namespace, command: str) -> list[dict]:
         options (`argparse.Namespace`): command line.
         command (`str`): the command that the report names.
     """
-    end = time.time() + (options.seconds or (_QUICK_SECONDS if options.quick else _SECONDS))
+    seconds = _QUICK_SECONDS if options.quick else _SECONDS
+    end = time.time() + (seconds if options.seconds is None else options.seconds)
     device = torch.device(options.devices[0])
     # The targets are for this model, size and precision
     true_size = device.type == "cuda" and not (options.model or options.model_config or options.image_size)
     report = _Report(command, true_size and options.dtypes in (None, ["bfloat16"]), options.output_dir)
     with tempfile.TemporaryDirectory() as folder:
-        options = argparse.Namespace(**{**vars(options), **_choices(options, device, folder)})
-        supervise(measure_sections, [options], sections_of(options), end, report.receive)
+        arguments = [measured_options(options, folder)]
+        supervise(measure_sections, arguments, sections_of(options), end, report.receive)
     print("\n" + report.markdown(), flush=True)
     return report.rows
 
 
-def _choices(options: argparse.Namespace, device: torch.device, folder: str) -> dict[str, Any]:
-    """Return what the command line leaves open: on a CPU, a tiny model and small batches."""
+def measured_options(options: argparse.Namespace, folder: str) -> argparse.Namespace:
+    """
+    Return a command line with what it leaves open: on a CPU, a tiny model and small batches.
+
+    Args:
+        options (`argparse.Namespace`): command line.
+        folder (`str`): folder for the tiny model.
+    """
+    device = torch.device(options.devices[0])
     on_gpu = device.type == "cuda"
     sizes = ([1, 16] if options.quick else [1, 4, 16, 64]) if on_gpu else [1, 4]
-    chosen = {"batch_sizes": options.batch_sizes or sizes, "dtypes": options.dtypes or ["bfloat16"]}
-    chosen |= {"images": options.images if on_gpu else 4, "file_size": options.file_size if on_gpu else 64}
+    chosen: dict[str, Any] = {"batch_sizes": options.batch_sizes or sizes, "dtypes": options.dtypes or ["bfloat16"]}
+    chosen |= {"weights_on": str(device)}
+    chosen |= {} if on_gpu else {"images": 4, "file_size": 64}
     if options.model is None and options.model_config is None:
         # Configurations with large towers take a CPU minutes
         chosen |= {"model_config": str(DEFAULT_CONFIG)} if on_gpu else {"model": _save_tiny_model(folder)}
-    return chosen
+    return argparse.Namespace(**{**vars(options), **chosen})
 
 
 def _save_tiny_model(folder: str) -> str:

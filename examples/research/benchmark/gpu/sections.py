@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
 from ..predict import benchmark_predict
 from ..reports import machine, reported_to
 from ..training import benchmark_training
@@ -18,7 +16,7 @@ from .graphs import cost_of_graphs
 from .measurement import Measurement
 from .parts import share_by_part, time_by_kind_of_kernel
 from .speed import speed_of_all_batches, speed_of_ways
-from .ways import BOTH, COMPILED, FLOAT8, WHOLE_COMPILED, attention_way
+from .ways import ATTENTIONS, BOTH, COMPILED, FLOAT8, WHOLE_COMPILED, attention_way
 
 
 __all__ = ["SECTIONS", "Section", "measure_sections", "sections_of"]
@@ -32,7 +30,7 @@ class Section:
     Args:
         run (`Callable[[Measurement], None]`): measures, and reports rows as it goes.
         seconds (`float`): limit of time.
-        quick_seconds (`float`): limit of time with `--quick`; 0 leaves the section out.
+        quick_seconds (`float`): limit of time with `--quick`.
     """
 
     run: Callable[[Measurement], None]
@@ -60,7 +58,7 @@ def _attention(run: Measurement) -> None:
     if not run.on_gpu:
         run.leave_out("all", "it needs a GPU")
         return
-    speed_of_ways(run, [attention_way(each) for each in run.options.attention])
+    speed_of_ways(run, [attention_way(each) for each in run.options.attention or ATTENTIONS])
 
 
 def _whole_compiled(run: Measurement) -> None:
@@ -102,16 +100,16 @@ def _with(options: argparse.Namespace, **values: Any) -> argparse.Namespace:
 
 
 SECTIONS = {
-    "equality": Section(equality_on_the_device, 25, 12),
-    "speed": Section(speed_of_all_batches, 40, 12),
-    "float8": Section(_float8, 15, 6),
+    "equality": Section(equality_on_the_device, 25, 10),
+    "speed": Section(speed_of_all_batches, 40, 8),
+    "float8": Section(_float8, 15, 5),
     "deviation": Section(deviation_of_exact_ways, 12, 4),
     "kernels": Section(time_by_kind_of_kernel, 12, 5),
     "parts": Section(share_by_part, 8, 3),
     "graphs": Section(cost_of_graphs, 10, 3),
     "training": Section(_training, 25, 8),
-    "files": Section(_files, 35, 14),
-    "compile_pointwise": Section(_fused_pointwise, 45, 0),
+    "files": Section(_files, 35, 12),
+    "compile_pointwise": Section(_fused_pointwise, 45, 20),
     "attention": Section(_attention, 20, 10),
     "torch.compile": Section(_whole_compiled, 60, 30),
 }
@@ -119,9 +117,13 @@ SECTIONS = {
 
 def sections_of(options: argparse.Namespace) -> dict[str, float]:
     """Return the sections of a command line in their order: name -> limit in seconds."""
-    wanted = {"attention": bool(options.attention), "torch.compile": options.compile}
-    limits = {name: each.quick_seconds if options.quick else each.seconds for name, each in SECTIONS.items()}
-    return {name: limit for name, limit in limits.items() if limit and wanted.get(name, True)}
+    asked_for = {"attention": bool(options.attention), "torch.compile": options.compile}
+    wanted = options.sections or [name for name in SECTIONS if asked_for.get(name, True)]
+    return {
+        name: each.quick_seconds if options.quick else each.seconds
+        for name, each in SECTIONS.items()
+        if name in wanted
+    }
 
 
 def measure_sections(
@@ -144,17 +146,6 @@ def measure_sections(
             SECTIONS[name].run(run)
         except Exception as error:  # the sections after it go on
             run.fail(error)
-        if not _device_works(run.device):
+        if not run.finish():
             connection.close()
-            os._exit(1)  # the end of this process would use the device once more
-        run.finish()
-
-
-def _device_works(device: torch.device) -> bool:
-    """Return whether a GPU still computes; after some errors, every later call of the process fails."""
-    if device.type == "cuda":
-        try:
-            torch.ones(1, device=device).add(1).item()
-        except RuntimeError:
-            return False
-    return True
+            os._exit(1)  # an ordinary end would use the device once more

@@ -25,11 +25,13 @@ class Column:
         key (`str`): key of the value in a row, or `"group.key"` for a value of a group.
         title (`str`): title of the column.
         write (`Callable`): value -> text.
+        free (`bool`): whether values are texts with characters that Markdown reads.
     """
 
     key: str
     title: str
     write: Callable[[Any], str] = str
+    free: bool = False
 
     def value(self, row: Row) -> Any:
         """Return the value of a row, or `None` without one."""
@@ -41,7 +43,7 @@ class Column:
         value = self.value(row)
         if value is None:
             return ""
-        return escaped(value) if isinstance(value, str) else self.write(value)
+        return escaped(value) if self.free else self.write(value)
 
 
 def _mib(value: float) -> str:
@@ -78,10 +80,10 @@ TABLES = {
     "equality": (
         "Checks of results on this device",
         (
-            Column("check", "check"),
+            Column("check", "check", free=True),
             Column("passed", "passed", _yes),
             Column("largest_difference", "largest difference", _tiny),
-            Column("why", "why"),
+            Column("why", "why", free=True),
         ),
     ),
     "speed": (
