@@ -312,18 +312,18 @@ def test_an_image_in_tiles(pipelines, close):
 
 
 @torch.no_grad()
-def test_float8_is_close_or_refused(device, close):
+def test_compiled_float8_is_close_or_refused(device, close):
     model, batch = model_on(device, torch.bfloat16), images(device, 2, dtype=torch.bfloat16)
     if device == "cpu" or torch.cuda.get_device_capability() < (8, 9):
         with pytest.raises(ValueError, match="float8"):
             accelerate_inference(model, Acceleration(float8=True))
         return
     fast = accelerate_inference(model, Acceleration(float8=True))
-    close(recorded(fast, batch).anomaly_map, model(batch).anomaly_map, 0.05)
+    close(recorded(fast, batch).anomaly_map, model(batch).anomaly_map, 0.1)
     layer(model).mlp.fc1.weight.mul_(1.5)
     again = accelerated_or_plain(model, fast, fast.settings)
     assert again is not fast
-    close(again(batch).anomaly_map, model(batch).anomaly_map, 0.05)
+    close(again(batch).anomaly_map, model(batch).anomaly_map, 0.1)
 
 
 @torch.no_grad()

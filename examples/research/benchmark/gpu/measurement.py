@@ -1,10 +1,12 @@
 """What a section of the GPU benchmark works with: model, device, time left, and where its rows go."""
 
 import argparse
+import contextlib
 import copy
 import gc
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -37,10 +39,12 @@ class Measurement:
         self.end = end
         self._send = send
         self._section, self._deadline = "", end
+        self._warned: set[str] = set()
 
     def begin(self, section: str, limit: float) -> None:
         """Start a section with a limit in seconds."""
         self._section, self._deadline = section, min(time.time() + limit, self.end)
+        self._warned.clear()
         self._send({"begin": section})
 
     def finish(self) -> bool:
@@ -72,6 +76,24 @@ class Measurement:
         """Report an error that ended the section."""
         lines = str(error).strip().splitlines() or [""]
         self._send({"failed": self._section, "why": f"{type(error).__name__}: {lines[0]}"})
+
+    @contextlib.contextmanager
+    def reported_warnings(self) -> Iterator[None]:
+        """Report the package's warnings within the block, once per section: a fast way may have become a slow one."""
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = self._warn
+        logger = logging.getLogger("vcp_clip_hf")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
+    def _warn(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        if text not in self._warned:
+            self._warned.add(text)
+            self._send({"warned": self._section, "why": text})
 
     def has_time(self, seconds: float, what: str) -> bool:
         """Return whether the section has time for something; if not, report that it was left out."""

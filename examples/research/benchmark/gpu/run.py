@@ -18,7 +18,7 @@ from ..setting import DEFAULT_CONFIG
 from .goals import judge
 from .sections import measure_sections, sections_of
 from .supervisor import supervise
-from .tables import line_of_message, report_in_markdown
+from .tables import MISSING, line_of_message, report_in_markdown
 
 
 __all__ = ["benchmark_gpu", "measured_options"]
@@ -80,7 +80,7 @@ class _Report:
             "machine": next((each["machine"] for each in self.messages if "machine" in each), None),
             "goals": self.goals,
             "rows": self.rows,
-            "missing": [each for each in self.messages if {"left_out", "failed"} & each.keys()],
+            "missing": [each for each in self.messages if MISSING & each.keys()],
         }
         for name, text in (
             ("benchmark.json", json.dumps(content, indent=2) + "\n"),

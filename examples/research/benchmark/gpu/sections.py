@@ -21,6 +21,9 @@ from .ways import ATTENTIONS, BOTH, COMPILED, FLOAT8, WHOLE_COMPILED, attention_
 
 __all__ = ["SECTIONS", "Section", "measure_sections", "sections_of"]
 
+# Seconds that are needed to compile the first kernels
+_COMPILE_SECONDS = 8.0
+
 
 @dataclass(frozen=True)
 class Section:
@@ -39,19 +42,23 @@ class Section:
 
 
 def _float8(run: Measurement) -> None:
-    if not run.on_gpu:
-        run.leave_out("all", "it needs a GPU")
-        return
-    speed_of_ways(run, [FLOAT8])
-    deviation_of_float8(run)
+    if _can_compile(run):
+        speed_of_ways(run, [FLOAT8])
+        deviation_of_float8(run)
 
 
 def _fused_pointwise(run: Measurement) -> None:
+    if _can_compile(run):
+        speed_of_ways(run, [COMPILED, BOTH])
+        deviation_of_fused_pointwise(run)
+
+
+def _can_compile(run: Measurement) -> bool:
+    """Return whether there are a GPU and time to compile kernels; if not, report that all is left out."""
     if not run.on_gpu:
         run.leave_out("all", "it needs a GPU")
-        return
-    speed_of_ways(run, [COMPILED, BOTH])
-    deviation_of_fused_pointwise(run)
+        return False
+    return run.has_time(_COMPILE_SECONDS, "all")
 
 
 def _attention(run: Measurement) -> None:
@@ -99,17 +106,18 @@ def _with(options: argparse.Namespace, **values: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(options), **values})
 
 
+# What compiles kernels takes long to begin, and comes last
 SECTIONS = {
-    "equality": Section(equality_on_the_device, 25, 10),
-    "speed": Section(speed_of_all_batches, 40, 8),
-    "float8": Section(_float8, 15, 5),
-    "deviation": Section(deviation_of_exact_ways, 12, 4),
-    "kernels": Section(time_by_kind_of_kernel, 12, 5),
-    "parts": Section(share_by_part, 8, 3),
-    "graphs": Section(cost_of_graphs, 10, 3),
-    "training": Section(_training, 25, 8),
-    "files": Section(_files, 35, 12),
-    "compile_pointwise": Section(_fused_pointwise, 45, 20),
+    "equality": Section(equality_on_the_device, 20, 10),
+    "speed": Section(speed_of_all_batches, 30, 7),
+    "deviation": Section(deviation_of_exact_ways, 8, 3),
+    "kernels": Section(time_by_kind_of_kernel, 10, 5),
+    "parts": Section(share_by_part, 5, 2),
+    "graphs": Section(cost_of_graphs, 8, 2),
+    "training": Section(_training, 15, 6),
+    "files": Section(_files, 25, 8),
+    "float8": Section(_float8, 40, 20),
+    "compile_pointwise": Section(_fused_pointwise, 40, 20),
     "attention": Section(_attention, 20, 10),
     "torch.compile": Section(_whole_compiled, 60, 30),
 }
@@ -143,7 +151,8 @@ def measure_sections(
     for name, limit in limits.items():
         run.begin(name, limit)
         try:
-            SECTIONS[name].run(run)
+            with run.reported_warnings():
+                SECTIONS[name].run(run)
         except Exception as error:  # the sections after it go on
             run.fail(error)
         if not run.finish():

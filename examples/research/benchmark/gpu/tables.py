@@ -11,9 +11,12 @@ from ..reports import line_of, milliseconds, to_markdown
 from .kernels import KINDS, REST
 
 
-__all__ = ["line_of_message", "report_in_markdown"]
+__all__ = ["MISSING", "line_of_message", "report_in_markdown"]
 
 Row = Mapping[str, Any]
+
+# Keys of messages about what was not measured, or not as intended
+MISSING = {"left_out", "failed", "warned"}
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ def line_of_message(message: Row) -> str:
         return f"left out: {message['left_out']} ({message['why']})"
     if "failed" in message:
         return f"failed: {message['failed']} ({message['why']})"
+    if "warned" in message:
+        return f"warned: {message['warned']} ({message['why']})"
     if "machine" in message:
         return _line_of_machine(message["machine"])
     name = message["table"]
@@ -172,7 +177,7 @@ def report_in_markdown(messages: Sequence[Row], goals: Sequence[Row], command: s
         rows = [dict(each) for each in messages if each.get("table") == name]
         if rows:
             parts += _section(name, rows)
-    missing = [f"- {escaped(line_of_message(each))}" for each in messages if {"left_out", "failed"} & each.keys()]
+    missing = [f"- {escaped(line_of_message(each))}" for each in messages if MISSING & each.keys()]
     return "\n\n".join([*parts, *(["\n".join(missing)] if missing else [])]) + "\n"
 
 

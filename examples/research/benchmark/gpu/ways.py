@@ -167,7 +167,9 @@ class Ways:
         if backend is None:
             fast.clip.vision_model.set_attn_implementation(attention)
             return Way(name, fast, fast.encode_image, graphs=True)
-        return Way(name, fast, fast.encode_image, graphs=True, around=lambda: sdpa_kernel(backend))
+        # The text tower has masks, which not every kernel takes
+        backends = list(dict.fromkeys((backend, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)))
+        return Way(name, fast, fast.encode_image, graphs=True, around=lambda: sdpa_kernel(backends, set_priority=True))
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:

@@ -1,5 +1,6 @@
 """The sections on a CPU with a tiny model: every row that does not need a GPU, and the names of those that do."""
 
+import logging
 import time
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from examples.research.benchmark.gpu.kernels import KINDS
 from examples.research.benchmark.gpu.measurement import Measurement
 from examples.research.benchmark.gpu.run import measured_options
 from examples.research.benchmark.gpu.sections import SECTIONS, Section, measure_sections, sections_of
+from examples.research.benchmark.gpu.tables import MISSING
 from examples.research.benchmark.gpu.ways import GRAPHS, NO_GRAPHS, PLAIN, LeftOut, Ways
 from examples.research.benchmark.inference import PARTS
 from tests.common import pixels, tiny_model
@@ -33,9 +35,7 @@ def measured(options, *names, limit=20.0):
     assert "machine" in messages[0]
     assert [each["begin"] for each in messages if "begin" in each] == list(names)
     assert [each["end"] for each in messages if "end" in each] == list(names)
-    return [each for each in messages if "table" in each], [
-        each for each in messages if {"failed", "left_out"} & set(each)
-    ]
+    return [each for each in messages if "table" in each], [each for each in messages if MISSING & each.keys()]
 
 
 def test_speed(options):
@@ -104,6 +104,27 @@ def test_a_section_that_fails_does_not_end_the_others(options, monkeypatch):
     rows, missing = measured(options, "speed", "parts")
     assert missing == [{"failed": "speed", "why": "RuntimeError: CUDA error: out of luck"}]
     assert {row["table"] for row in rows} == {"parts"}
+
+
+def test_a_warning_of_the_package_is_reported_once(options, monkeypatch):
+    def warns(run):
+        for _ in range(2):
+            logging.getLogger("vcp_clip_hf.cuda_graphs").warning("A pass runs\nas usual.")
+        logging.getLogger("elsewhere").warning("Something else.")
+
+    monkeypatch.setitem(sections.SECTIONS, "speed", Section(warns, 9, 9))
+    rows, missing = measured(options, "speed")
+    assert not rows and missing == [{"warned": "speed", "why": "A pass runs as usual."}]
+
+
+def test_warnings_of_others_stay_where_they_are(options):
+    messages = []
+    run = Measurement(options, messages.append, time.time() + 60)
+    logger = logging.getLogger("vcp_clip_hf.cuda_graphs")
+    with run.reported_warnings():
+        logger.info("No warning.")
+    logger.warning("Later.")
+    assert messages == []
 
 
 def test_sections_of_a_command_line():
