@@ -90,6 +90,7 @@ def _training(run: Measurement) -> None:
                 rounds=2 if run.quick else 5,
                 reference_rounds=1,
                 no_reference=run.quick or run.options.no_reference,
+                compile=False,
             )
         )
 
