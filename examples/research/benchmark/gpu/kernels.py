@@ -18,7 +18,7 @@ KINDS = {
     "attention": r"fmha|flash|sdpa|attention|softmax",
     "patch embedding as a convolution": r"implicit|conv(?!ert)|fprop|nchwtonhwc|nhwctonchw",
     "linear layers": r"gemm|nvjet|cutlass|cublas|splitk|gemv|scaled_mm|aten::(addmm|mm|bmm|linear|_addmm_activation)$",
-    "float8 conversion": r"float8|fp8|quantize|amax|absmax",
+    "float8 conversion": r"float8|fp8|quantize|triton_\w*amax",
     "LayerNorm": r"layer_?norm",
     # quick GELU is x * sigmoid(1.702 x): the other multiplications of the model are small
     "GELU": r"gelu|sigmoid|mulfunctor|mul_kernel|silu|triton_\w*mul|aten::(mul_?|sigmoid_?|gelu)$",

@@ -42,6 +42,7 @@ KERNELS = {
     "aten::add": "additions",
     "aten::mul": "GELU",
     "aten::view": REST,
+    "aten::amax": REST,
 }
 
 
