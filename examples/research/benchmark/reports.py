@@ -32,6 +32,7 @@ _COLUMNS = {
     "images_per_second": ("images/s", "{:.2f}".format),
     "times_floor": ("x floor", "{:.2f}".format),
     "times_faster_than_reference": ("x faster than the reference", "{:.2f}".format),
+    "times_batch": ("x one batch", "{:.2f}".format),
     "share_of_model_rate": ("of the model's rate", "{:.0%}".format),
     "working_memory_bytes": ("MiB beyond weights", lambda value: f"{value / 2**20:.0f}"),
 }
@@ -60,6 +61,8 @@ def line_of(row: dict) -> str:
         line += f", {row['times_floor']:.2f} x floor ({milliseconds(row['floor_ms_per_image'])} ms)"
     if "times_faster_than_reference" in row:
         line += f", {row['times_faster_than_reference']:.2f} x faster than the reference"
+    if "times_batch" in row:
+        line += f", {row['times_batch']:.2f} x one batch"
     if "working_memory_bytes" in row:
         line += f", {row['working_memory_bytes'] / 2**20:.0f} MiB beyond the weights"
     if "share_of_model_rate" in row:
