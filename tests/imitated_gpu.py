@@ -11,6 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 
+class _OneMode(FakeTensorMode):
+    """A mode that copies of its tensors share."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 class _WithoutDeviceGuard(TorchFunctionMode):
     """Call operators where the methods of PyTorch's CPU build refuse tensors on CUDA."""
 
@@ -47,7 +54,7 @@ def imitated_gpu() -> Iterator[None]:
     """
     Let `device="cuda"` make tensors without values. Mixing them with tensors on the CPU and reading values are errors.
     """
-    with FakeTensorMode(), _WithoutDeviceGuard():
+    with _OneMode(), _WithoutDeviceGuard():
         yield
 
 

@@ -4,12 +4,10 @@ Every class here is a subclass of the module whose place it takes, with the same
 only is chosen by the device of the input.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from transformers import CLIPVisionModel
-from transformers.activations import QuickGELUActivation
+from transformers.activations import GELUActivation, QuickGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import CLIPAttention, eager_attention_forward
@@ -17,8 +15,15 @@ from transformers.models.clip.modeling_clip import CLIPAttention, eager_attentio
 from .acceleration_settings import Acceleration
 from .computed_constants import ComputedConstants
 from .cpu_kernels import CPU_ATTENTION, use_convolutions
-from .float8_linear import Float8Linear, Float8Matrix, check_float8
-from .fused_pointwise import add_and_normalize, quick_gelu
+from .float8_linear import (
+    Float8Linear,
+    Float8Matrix,
+    Float8Rows,
+    QuantizedActivation,
+    add_normalize_and_quantize,
+    check_float8,
+)
+from .fused_pointwise import add_and_normalize, quick_gelu, quick_gelu_of_rows
 from .vision_tower import LayerStates, VCPCLIPVisionEmbeddings, VCPCLIPVisionEncoder
 
 
@@ -40,7 +45,8 @@ def accelerate_image_tower(vision_model: CLIPVisionModel, settings: Acceleration
 
     Args:
         vision_model (`CLIPVisionModel`): image tower of a copy.
-        settings ([`Acceleration`]): `float8` and `compile_pointwise` are read.
+        settings ([`Acceleration`]): `float8` and `compile_pointwise` are read; the first includes the second, because
+            separate conversions to float8 would take longer than it saves.
 
     Raises:
         ValueError: `float8` is set, and the tower is not in bfloat16 on a GPU that computes in float8.
@@ -64,8 +70,8 @@ def accelerate_image_tower(vision_model: CLIPVisionModel, settings: Acceleration
     use_convolutions(vision_model)
     if vision_model.config._attn_implementation == "sdpa":
         vision_model.config._attn_implementation = CPU_ATTENTION
-    if settings.compile_pointwise:
-        _fuse_pointwise(vision_model)
+    if settings.float8 or settings.compile_pointwise:
+        _fuse_pointwise(vision_model, settings.float8)
 
 
 def copied_parts(vision_model: CLIPVisionModel, settings: Acceleration) -> list[nn.Module]:
@@ -97,11 +103,20 @@ def linear_layers(vision_model: CLIPVisionModel) -> list[nn.Linear]:
     ]
 
 
-def _fuse_pointwise(vision_model: CLIPVisionModel) -> None:
-    vision_model.encoder.__class__ = _FusedVisionEncoder
-    for block in vision_model.encoder.layers:
-        if type(block.mlp.activation_fn) is QuickGELUActivation:  # the others are single kernels
+def _fuse_pointwise(vision_model: CLIPVisionModel, float8: bool) -> None:
+    encoder = vision_model.encoder
+    encoder.__class__ = _FusedVisionEncoder
+    encoder.add_and_normalize = add_normalize_and_quantize if float8 else add_and_normalize
+    for block in encoder.layers:
+        kind = type(block.mlp.activation_fn)
+        if float8 and kind in _ACTIVATIONS:
+            block.mlp.activation_fn = QuantizedActivation(_ACTIVATIONS[kind])
+        elif kind is QuickGELUActivation:  # the others are single kernels
             block.mlp.activation_fn.__class__ = _FusedQuickGELU
+
+
+# Functions that the compiler knows, of modules that each block has its own of
+_ACTIVATIONS = {QuickGELUActivation: quick_gelu_of_rows, GELUActivation: nn.functional.gelu}
 
 
 # --- embeddings -----------------------------------------------------------------------------------------------------
@@ -119,11 +134,6 @@ class FastVisionEmbeddings(VCPCLIPVisionEmbeddings):
         """Return the position embeddings as [`VCPCLIPVisionEmbeddings`] does, computed once for each size."""
         resize = super().interpolate_pos_encoding
         return self.tables.get((height, width), lambda: resize(embeddings, height, width))
-
-    def _apply(self, fn: Callable, recurse: bool = True):
-        super()._apply(fn, recurse)
-        self.tables.clear()
-        return self
 
 
 class FastPatchEmbedding(nn.Conv2d):
@@ -160,17 +170,16 @@ class FastAttention(CLIPAttention):
     """
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, hidden_states: torch.Tensor | Float8Rows, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute the attention (B, N, d_v) -> (B, N, d_v) as `CLIPAttention` does."""
         # A traced graph cannot keep weights, and would join them in every call
-        on_gpu = hidden_states.device.type == "cuda" and not torch.compiler.is_compiling()
-        if on_gpu or self.float8:
+        if self.float8 or (hidden_states.device.type == "cuda" and not torch.compiler.is_compiling()):
             return self.attend_joined(hidden_states, attention_mask, **kwargs)
         return super().forward(hidden_states, attention_mask, **kwargs)
 
     def attend_joined(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, hidden_states: torch.Tensor | Float8Rows, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute the attention as `forward` does, with one product on any device."""
         weight, bias = self.joined.get("weight and bias", self._join)
@@ -196,17 +205,17 @@ class FastAttention(CLIPAttention):
         check_float8(weight)
         return Float8Matrix.of(weight), bias
 
-    def _apply(self, fn: Callable, recurse: bool = True):
-        super()._apply(fn, recurse)
-        self.joined.clear()
-        return self
-
 
 # --- elementwise operations -----------------------------------------------------------------------------------------
 
 
 class _FusedVisionEncoder(VCPCLIPVisionEncoder):
-    """Compute each residual addition and the LayerNorm after it as one kernel, also from one block to the next."""
+    """
+    Compute each residual addition and the LayerNorm after it as one kernel, also from one block to the next.
+
+    Attributes:
+        add_and_normalize (`Callable`): [`add_and_normalize`] or [`add_normalize_and_quantize`].
+    """
 
     def forward(
         self,
@@ -222,10 +231,10 @@ class _FusedVisionEncoder(VCPCLIPVisionEncoder):
         normalized = self.layers[0].layer_norm1(states)
         for number, layer in enumerate(self.layers, start=1):
             update, _ = layer.self_attn(normalized, attention_mask, **kwargs)
-            states, normalized = add_and_normalize(states, update, layer.layer_norm2)
+            states, normalized = self.add_and_normalize(states, update, layer.layer_norm2)
             update = layer.mlp(normalized)
             if number < last:
-                states, normalized = add_and_normalize(states, update, self.layers[number].layer_norm1)
+                states, normalized = self.add_and_normalize(states, update, self.layers[number].layer_norm1)
             else:
                 states = states + update
             layer_states.record(number, states)

@@ -4,16 +4,26 @@ Weights have one scale per output feature, found once. Inputs have one scale per
 products of 8-bit numbers are summed and scaled in float32, and the result is bfloat16.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .computed_constants import ComputedConstants
-from .fused_pointwise import FusedFunction
+from .fused_pointwise import FusedFunction, normalized_sum
 
 
-__all__ = ["Float8Linear", "Float8Matrix", "check_float8", "quantize_rows"]
+__all__ = [
+    "Float8Linear",
+    "Float8Matrix",
+    "Float8Rows",
+    "QuantizedActivation",
+    "add_normalize_and_quantize",
+    "check_float8",
+    "quantize_rows",
+]
 
 _FLOAT8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FLOAT8).max  # 448
@@ -60,29 +70,81 @@ def _compute_capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def _quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+class Float8Rows(NamedTuple):
+    """
+    Tokens in float8.
+
+    Args:
+        values (`torch.Tensor` of shape `(..., K)`): tokens in `torch.float8_e4m3fn`, divided by their scales.
+        scales (`torch.Tensor` of shape `(..., 1)`): float32, one for each token.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+
+def quantize_rows(rows: torch.Tensor) -> Float8Rows:
+    """
+    Convert tokens to float8, scaled so that the largest magnitude of each becomes 448.
+
+    On a GPU, this is one compiled kernel, as in the functions below: as separate operations, it would take longer than
+    float8 saves.
+
+    Args:
+        rows (`torch.Tensor` of shape `(..., K)`): tokens of any floating-point dtype.
+    """
+    function = _fused_quantized if rows.device.type == "cuda" else _quantized
+    return _in_shape(rows, *function(rows.flatten(0, -2)))
+
+
+def add_normalize_and_quantize(
+    residual: torch.Tensor, update: torch.Tensor, norm: nn.LayerNorm
+) -> tuple[torch.Tensor, Float8Rows]:
+    """Return what [`add_and_normalize`] does, the second in float8."""
+    rows = (residual.flatten(0, 1), update.flatten(0, 1))
+    states, values, scales = _fused_normalized_sum(*rows, norm.weight, norm.bias, norm.eps)
+    return states.view(residual.shape), _in_shape(residual, values, scales)
+
+
+class QuantizedActivation(nn.Module):
+    """
+    Compute an activation and convert its result to float8.
+
+    Args:
+        function (`Callable`): elementwise function of a tensor.
+    """
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, input: torch.Tensor) -> Float8Rows:
+        """Convert `(..., K)` to tokens in float8."""
+        return _in_shape(input, *_fused_activation(input.flatten(0, -2), self.function))
+
+
+def _quantized(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows = rows.float()
     scales = rows.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST_MAGNITUDE) / _LARGEST
     return (rows / scales).clamp(-_LARGEST, _LARGEST).to(_FLOAT8), scales
 
 
-_fused_quantize_rows = FusedFunction(_quantize_rows)
+def _quantized_normalized_sum(*args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    states, normalized = normalized_sum(*args)
+    return states, *_quantized(normalized)
 
 
-def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Convert rows to float8, scaled so that the largest magnitude of each row becomes 448.
+def _quantized_activation(rows: torch.Tensor, function: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+    return _quantized(function(rows))
 
-    On a GPU, this is one compiled kernel: as separate operations, it would take longer than float8 saves.
 
-    Args:
-        rows (`torch.Tensor` of shape `(M, K)`): rows of any floating-point dtype.
+_fused_quantized = FusedFunction(_quantized)
+_fused_normalized_sum = FusedFunction(_quantized_normalized_sum)
+_fused_activation = FusedFunction(_quantized_activation)
 
-    Returns:
-        `tuple`: `(M, K)` in `torch.float8_e4m3fn`, and their scales `(M, 1)` in float32; the product of both is about
-        `rows`.
-    """
-    return (_fused_quantize_rows if rows.device.type == "cuda" else _quantize_rows)(rows)
+
+def _in_shape(tokens: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> Float8Rows:
+    return Float8Rows(values.view(tokens.shape), scales.view(*tokens.shape[:-1], 1))
 
 
 @dataclass(frozen=True)
@@ -101,39 +163,42 @@ class Float8Matrix:
     @classmethod
     def of(cls, weight: torch.Tensor) -> "Float8Matrix":
         """Quantize a weight (N, K)."""
-        values, scales = _quantize_rows(weight)
+        values, scales = _quantized(weight)
         return cls(values, scales.T)
 
-    def product(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def product(self, rows: torch.Tensor | Float8Rows, bias: torch.Tensor | None) -> torch.Tensor:
         """
         Multiply tokens by the weight.
 
         Args:
-            rows (`torch.Tensor` of shape `(..., K)`): tokens.
+            rows (`torch.Tensor` of shape `(..., K)`, or [`Float8Rows`]): tokens.
             bias (`torch.Tensor` of shape `(N,)`, *optional*): bias.
 
         Returns:
             `torch.Tensor` of shape `(..., N)`, bfloat16.
         """
-        values, scales = quantize_rows(rows.flatten(0, -2))
+        values, scales = rows if isinstance(rows, Float8Rows) else quantize_rows(rows)
         result = torch._scaled_mm(
-            values,
+            values.flatten(0, -2),
             self.values.T,
-            scale_a=scales,
+            scale_a=scales.flatten(0, -2),
             scale_b=self.scales,
             bias=None if bias is None else bias.bfloat16(),
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-        return result.view(*rows.shape[:-1], -1)
+        return result.view(*values.shape[:-1], -1)
 
 
 class Float8Linear(nn.Linear):
     """
     Compute a linear layer in float8. It is made from an `nn.Linear` by [`Float8Linear.take_over`].
 
-    The quantized weight is kept beside the layer's own one, which the model shares, from the first call until the layer
+    The quantized weight is kept beside the layer's own one, which the model shares, from the first call until the copy
     is moved to another device or dtype.
+
+    Attributes:
+        matrix ([`ComputedConstants`]): the quantized weight.
     """
 
     @classmethod
@@ -142,15 +207,10 @@ class Float8Linear(nn.Linear):
         layer.__class__ = cls
         layer.matrix = ComputedConstants()
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor | Float8Rows) -> torch.Tensor:
         """Compute `(..., in_features)` -> `(..., out_features)` in bfloat16; errors as in [`check_float8`]."""
         return self.matrix.get("weight", self._make_matrix).product(input, self.bias)
 
     def _make_matrix(self) -> Float8Matrix:
         check_float8(self.weight)
         return Float8Matrix.of(self.weight)
-
-    def _apply(self, fn, recurse: bool = True):
-        super()._apply(fn, recurse)
-        self.matrix.clear()
-        return self

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import logging
 
 
-__all__ = ["FusedFunction", "add_and_normalize", "quick_gelu"]
+__all__ = ["FusedFunction", "add_and_normalize", "normalized_sum", "quick_gelu", "quick_gelu_of_rows"]
 
 logger = logging.get_logger(__name__)
 
@@ -52,26 +52,39 @@ class FusedFunction:
             return self.function(*args)
 
 
-def _add_and_normalize(
+def normalized_sum(
     residual: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Add two tensors, and normalize the sum with a LayerNorm over the last axis.
+
+    Args:
+        residual, update (`torch.Tensor` of shape `(M, d)`): the terms.
+        weight, bias (`torch.Tensor` of shape `(d,)`): parameters of the LayerNorm.
+        eps (`float`): its epsilon.
+
+    Returns:
+        `tuple` of two `torch.Tensor` of shape `(M, d)`: the sum, and the sum after the LayerNorm.
+    """
     states = residual + update
     return states, nn.functional.layer_norm(states, states.shape[-1:], weight, bias, eps)
 
 
-def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
-    return x * torch.sigmoid(1.702 * x)
+def quick_gelu_of_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Compute OpenAI's activation `x * sigmoid(1.702 x)` as three operations."""
+    return rows * torch.sigmoid(1.702 * rows)
 
 
-_fused_add_and_normalize = FusedFunction(_add_and_normalize)
-_fused_quick_gelu = FusedFunction(_quick_gelu)
+_fused_normalized_sum = FusedFunction(normalized_sum)
+_fused_quick_gelu = FusedFunction(quick_gelu_of_rows)
 
 
 def add_and_normalize(
     residual: torch.Tensor, update: torch.Tensor, norm: nn.LayerNorm
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Add the output of an attention or an MLP to the residual stream, and normalize the sum for the next one.
+    Add the output of an attention or an MLP to the residual stream, and normalize the sum for the next one: one
+    compiled kernel.
 
     Args:
         residual, update (`torch.Tensor` of shape `(B, N, d)`): residual stream and addend.
@@ -82,13 +95,13 @@ def add_and_normalize(
     """
     # As rows, every batch and image size is the same kernel
     rows = (residual.flatten(0, 1), update.flatten(0, 1))
-    states, normalized = _fused_add_and_normalize(*rows, norm.weight, norm.bias, norm.eps)
+    states, normalized = _fused_normalized_sum(*rows, norm.weight, norm.bias, norm.eps)
     return states.view(residual.shape), normalized.view(residual.shape)
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
     """
-    Compute OpenAI's activation `x * sigmoid(1.702 x)`.
+    Compute OpenAI's activation `x * sigmoid(1.702 x)` as one compiled kernel.
 
     Args:
         x (`torch.Tensor` of shape `(B, N, d)`): input.

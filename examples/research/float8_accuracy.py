@@ -16,6 +16,7 @@ import argparse
 import copy
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -43,9 +44,9 @@ class EmulatedFloat8Linear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Compute `(..., in_features)` -> `(..., out_features)` in bfloat16."""
         matrix = Float8Matrix.of(self.weight)
-        values, scales = quantize_rows(input.flatten(0, -2))
+        values, scales = quantize_rows(input)
         result = (values.float() @ matrix.values.float().T) * scales * matrix.scales
-        return (result + self.bias.float()).bfloat16().view(*input.shape[:-1], -1)
+        return (result + self.bias.float()).bfloat16()
 
 
 def emulate_float8(vision_model: CLIPVisionModel) -> None:
@@ -130,7 +131,7 @@ def to_markdown(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     header = ["dataset", "way", *(METRIC_TITLES[metric] for metric in METRICS), "largest", "mean difference"]
     rows = [
         [escaped(name), title]
-        + [f"{100 * values[metric]:.2f}" for metric in METRICS]
+        + ["-" if math.isnan(values[metric]) else f"{100 * values[metric]:.2f}" for metric in METRICS]
         + [f"{values['largest']:.1e}", f"{values['mean']:.1e}"]
         for name, ways in result.items()
         for title, values in ways.items()
