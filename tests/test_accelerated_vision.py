@@ -97,6 +97,15 @@ def test_the_attention_that_was_chosen_gets_views(seen, tmp_path):
     assert storage.nbytes() == 3 * query.nbytes
 
 
+def test_flash_attention_of_either_tower_is_no_obstacle():
+    model = tiny_model()
+    for name in ("flash_attention_3", "kernels-community/flash-attn3"):
+        model.clip.vision_model.config._attn_implementation = name
+        model.clip.text_model.config._attn_implementation = name
+        fast = accelerate_inference(model)
+        assert fast.clip.vision_model.config._attn_implementation == name
+
+
 @torch.no_grad()
 def test_compiled_elementwise_operations():
     model, images = tiny_model(hidden_act="quick_gelu"), pixels(2)

@@ -34,6 +34,17 @@ def on_any_device(monkeypatch):
 
 
 @pytest.fixture
+def uncompiled(monkeypatch):
+    """Compute without the compiler: faster in tests, and rounded to bfloat16 after each operation."""
+    for function in fused_functions():
+        monkeypatch.setattr(function, "_failed", True)
+
+
+def fused_functions():
+    return [each for each in vars(float8_linear).values() if isinstance(each, FusedFunction)]
+
+
+@pytest.fixture
 def capability(monkeypatch):
     """Return a function that sets the compute capability of the imitated GPU, which is 9.0 before."""
 
@@ -87,15 +98,9 @@ def test_the_emulation_equals_the_layer(on_any_device):
     torch.testing.assert_close(layer(rows), emulated(rows), rtol=2**-7, atol=1e-4)
 
 
-def fused_functions():
-    return [each for each in vars(float8_linear).values() if isinstance(each, FusedFunction)]
-
-
 @pytest.mark.parametrize("hidden_act", ["gelu", "quick_gelu"])
 @torch.no_grad()
-def test_the_image_tower_equals_the_emulated_one(on_any_device, monkeypatch, hidden_act):
-    for function in fused_functions():  # compiled functions do not round to bfloat16 between the operations
-        monkeypatch.setattr(function, "_failed", True)
+def test_the_image_tower_equals_the_emulated_one(on_any_device, uncompiled, hidden_act):
     model, images = tiny_model(vision_config={**TINY_VISION, "hidden_act": hidden_act}).bfloat16(), pixels(2)
     ours = accelerate_inference(model, FLOAT8)(images, output_hidden_states=True)
     emulate_float8(model.clip.vision_model)
@@ -141,7 +146,7 @@ def test_operations_that_end_in_float8(activation):
 
 
 @torch.no_grad()
-def test_a_changed_weight_is_quantized_anew(on_any_device):
+def test_a_changed_weight_is_quantized_anew(on_any_device, uncompiled):
     model, images = tiny_model().bfloat16(), pixels(1)
     fast = accelerated_or_plain(model, settings=FLOAT8)
     before = fast(images).anomaly_map
@@ -152,7 +157,7 @@ def test_a_changed_weight_is_quantized_anew(on_any_device):
 
 
 @torch.no_grad()
-def test_a_moved_copy_quantizes_again(on_any_device):
+def test_a_moved_copy_quantizes_again(on_any_device, uncompiled):
     fast = accelerate_inference(tiny_model().bfloat16(), FLOAT8)
     fast(pixels(1))
     block = fast.clip.vision_model.encoder.layers[0]

@@ -140,7 +140,7 @@ def acceleration_obstacle(model: VCPCLIPModel, training_mode_matters: bool = Tru
         if name in vars(model):
             return f"its method {name} was replaced"
     attention = model.clip.text_model.config._attn_implementation
-    if attention not in ("eager", "sdpa") and not attention.startswith("flash_attention"):
+    if attention not in ("eager", "sdpa") and "flash" not in attention:  # also kernels of the Hub by their names
         return f"the text tower has the attention implementation {attention!r}"
     for name, module in model.named_modules():
         place = name or "the model"

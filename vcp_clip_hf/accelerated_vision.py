@@ -39,9 +39,10 @@ __all__ = [
 
 def accelerate_image_tower(vision_model: CLIPVisionModel, settings: Acceleration) -> None:
     """
-    Make the modules of an image tower fast ones, in place. They compute no gradients.
+    Make the modules of an image tower fast ones, in place, for inference only.
 
-    Attention uses the implementation that the tower was loaded with.
+    Attention uses the implementation that the tower was loaded with: `"sdpa"`, or any other that transformers knows, as in
+    `from_pretrained(..., attn_implementation={"vision_config": "flash_attention_3"})`.
 
     Args:
         vision_model (`CLIPVisionModel`): image tower of a copy.
