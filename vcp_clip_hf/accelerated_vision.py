@@ -41,7 +41,7 @@ def accelerate_image_tower(vision_model: CLIPVisionModel, settings: Acceleration
     """
     Make the modules of an image tower fast ones, in place, for inference only.
 
-    Attention uses the implementation that the tower was loaded with: `"sdpa"`, or any other that transformers knows, as in
+    Attention uses the implementation that the tower was loaded with, any that transformers knows, as in
     `from_pretrained(..., attn_implementation={"vision_config": "flash_attention_3"})`.
 
     Args:
