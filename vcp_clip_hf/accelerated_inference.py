@@ -4,7 +4,7 @@ The copy shares the weights' memory. Its differences from the plain model are al
 
 - what does not depend on the image is computed once for each set of prompts: the keys and values of the text tower
   before the category tokens, or, without Pre-VCP, the whole text embedding; the deep prompts; the embedded words;
-- the resized position table is computed once for each image size;
+- the image tower is computed as `accelerated_vision` describes;
 - on a CPU, linear layers and attention are computed as `cpu_kernels` describes;
 - on a GPU, repeated forward passes are replayed, as `cuda_graphs` describes.
 
@@ -25,17 +25,17 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging
 
+from .accelerated_vision import accelerate_image_tower, copied_parts
 from .acceleration_settings import Acceleration
 from .autocast import no_autocast
 from .computed_constants import ComputedConstants
 from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import STEMS
-from .cpu_kernels import CPU_ATTENTION, ConvolutionLinear
+from .cpu_kernels import use_convolutions
 from .cuda_graphs import CapturedForwards
 from .modeling_vcp_clip import VCPCLIPModel
 from .prompted_text import insert_category_tokens, insert_deep_prompts
 from .prompts import PromptPlan
-from .vision_tower import VCPCLIPVisionEmbeddings
 from .visual_context_prompting import VCPCLIPPostVCP
 from .weight_snapshot import WeightSnapshot
 
@@ -140,7 +140,7 @@ def acceleration_obstacle(model: VCPCLIPModel, training_mode_matters: bool = Tru
         if name in vars(model):
             return f"its method {name} was replaced"
     attention = model.clip.text_model.config._attn_implementation
-    if attention not in ("eager", "sdpa") and not attention.startswith("flash_attention"):
+    if attention not in ("eager", "sdpa") and "flash" not in attention:  # also kernels of the Hub by their names
         return f"the text tower has the attention implementation {attention!r}"
     for name, module in model.named_modules():
         place = name or "the model"
@@ -203,19 +203,14 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         fast.__class__ = cls
         fast.eval()
         fast.settings = settings or Acceleration()
-        fast._source = _Snapshot(model)
+        fast._source = _Snapshot(model, fast.settings)
         fast.captured = CapturedForwards()
         fast._text_constants = ComputedConstants()
-        fast.clip.vision_model.embeddings.__class__ = _FastVisionEmbeddings
-        fast.clip.vision_model.embeddings._tables = ComputedConstants()
+        accelerate_image_tower(fast.clip.vision_model, fast.settings)
         if fast.post_vcp is not None:
             fast.post_vcp.__class__ = _FastPostVCP
-        head = () if fast.image_head is None else fast.image_head.modules()
-        for module in (*fast.clip.modules(), *fast.feature_projections, *head):
-            if type(module) is nn.Linear:
-                module.__class__ = ConvolutionLinear
-        if fast.clip.vision_model.config._attn_implementation == "sdpa":
-            fast.clip.vision_model.config._attn_implementation = CPU_ATTENTION
+        use_convolutions(fast.clip.text_model, fast.clip.text_projection, fast.clip.visual_projection)
+        use_convolutions(fast.feature_projections, *([] if fast.image_head is None else [fast.image_head]))
         fast.clip.text_model.config._attn_implementation = PREFIX_ATTENTION
         return fast
 
@@ -465,15 +460,6 @@ def prefix_attention(
 AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)
 
 
-class _FastVisionEmbeddings(VCPCLIPVisionEmbeddings):
-    """Keep the resized position table of each image size."""
-
-    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Return the position embeddings as [`VCPCLIPVisionEmbeddings`] does, computed once for each size."""
-        resize = super().interpolate_pos_encoding
-        return self._tables.get((height, width), lambda: resize(embeddings, height, width))
-
-
 class _FastPostVCP(VCPCLIPPostVCP):
     """Read the weight of the key projection instead of calling it."""
 
@@ -490,10 +476,11 @@ class _Snapshot:
     computed from the sampled parts; the copy reads all other weights from the shared memory.
     """
 
-    def __init__(self, model: VCPCLIPModel):
+    def __init__(self, model: VCPCLIPModel, settings: Acceleration):
         self._settings = self._read_settings(model)
-        sampled = [model.clip.text_model, model.clip.vision_model.embeddings, model.pre_vcp, model.prompt_norm]
-        sampled += [model.clip.text_projection] + ([] if model.deep_prompts is None else [model.deep_prompts])
+        sampled = [model.clip.text_model, *copied_parts(model.clip.vision_model, settings)]
+        sampled += [model.pre_vcp, model.prompt_norm, model.clip.text_projection]
+        sampled += [] if model.deep_prompts is None else [model.deep_prompts]
         self._weights = WeightSnapshot([model], sampled)
 
     def holds(self, model: VCPCLIPModel, values: bool) -> bool:
