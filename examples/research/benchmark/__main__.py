@@ -43,7 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_reference", action="store_true", help="leave out the reference")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reference_rounds", type=int, default=2)
-    parser.add_argument("--images", type=int, default=64, help="predict: number of files")
+    parser.add_argument(
+        "--images", type=int, help="predict: number of files (default: 64; gpu: 1024, with --quick 192)"
+    )
     parser.add_argument("--file_size", type=int, default=512, help="predict: side of the image files in pixels")
     parser.add_argument("--num_workers", type=int, default=1, help="predict: processes that read images ahead")
     parser.add_argument("--quick", action="store_true", help="gpu: less than a minute in place of three")
@@ -64,6 +66,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     if options.what == "gpu":
         return benchmark_gpu(options, command)
     options.batch_sizes = options.batch_sizes or [1]
+    options.images = options.images or 64
     options.dtypes = options.dtypes or (["float32"] if options.what == "predict" else ["float32", "bfloat16"])
     facts = machine()
     print(", ".join(f"{name} {value}" for name, value in facts.items()))

@@ -124,7 +124,10 @@ def measured_options(options: argparse.Namespace, folder: str) -> argparse.Names
     sizes = ([1, 16] if options.quick else [1, 4, 16, 64]) if on_gpu else [1, 4]
     chosen: dict[str, Any] = {"batch_sizes": options.batch_sizes or sizes, "dtypes": options.dtypes or ["bfloat16"]}
     chosen |= {"weights_on": str(device)}
-    chosen |= {} if on_gpu else {"images": 4, "file_size": 64}
+    if on_gpu:
+        chosen["images"] = options.images or (192 if options.quick else 1024)
+    else:
+        chosen |= {"images": 4, "file_size": 64}
     if options.model is None and options.model_config is None:
         # Configurations with large towers take a CPU minutes
         chosen |= {"model_config": str(DEFAULT_CONFIG)} if on_gpu else {"model": _save_tiny_model(folder)}

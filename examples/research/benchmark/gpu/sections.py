@@ -116,7 +116,7 @@ SECTIONS = {
     "parts": Section(share_by_part, 5, 2),
     "graphs": Section(cost_of_graphs, 8, 2),
     "training": Section(_training, 15, 6),
-    "files": Section(_files, 25, 8),
+    "files": Section(_files, 40, 14),
     "float8": Section(_float8, 40, 20),
     "compile_pointwise": Section(_fused_pointwise, 40, 20),
     "attention": Section(_attention, 20, 10),
