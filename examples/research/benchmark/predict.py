@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -37,7 +36,7 @@ def benchmark_predict(options: argparse.Namespace) -> list[dict]:
             if index < NUM_PICTURES:
                 render_sample(products[index % len(products)], 0, index, options.file_size).image.save(path)
             else:
-                shutil.copyfile(path.with_name(f"{index % NUM_PICTURES:04d}.png"), path)
+                path.write_bytes(path.with_name(f"{index % NUM_PICTURES:04d}.png").read_bytes())
         for device in map(torch.device, options.devices):
             for dtype_name in options.dtypes:
                 setting = Setting(device, dtype_name, max(options.batch_sizes), model.config.input_size[0])
