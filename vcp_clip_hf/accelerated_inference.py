@@ -2,8 +2,7 @@
 
 The copy shares the weights' memory. Its differences from the plain model are all in this file and those named here:
 
-- what does not depend on the image is computed once for each set of prompts: the keys and values of the text tower
-  before the category tokens, or, without Pre-VCP, the whole text embedding; the deep prompts; the embedded words;
+- the text tower is computed as `accelerated_text` describes, mostly once for each set of prompts;
 - the image tower is computed as `accelerated_vision` describes;
 - on a CPU, linear layers and attention are computed as `cpu_kernels` describes;
 - on a GPU, repeated forward passes are replayed, as `cuda_graphs` describes.
@@ -14,28 +13,24 @@ plain model to 1e-6.
 
 import copy
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules import module as _module_hooks
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .accelerated_text import PREFIX_ATTENTION, TextConstants
 from .accelerated_vision import accelerate_image_tower, copied_parts
 from .acceleration_settings import Acceleration
-from .autocast import no_autocast
 from .computed_constants import ComputedConstants
 from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import STEMS
 from .cpu_kernels import use_convolutions
 from .cuda_graphs import CapturedForwards
 from .modeling_vcp_clip import VCPCLIPModel
-from .prompted_text import insert_category_tokens, insert_deep_prompts
-from .prompts import PromptPlan
 from .visual_context_prompting import VCPCLIPPostVCP
 from .weight_snapshot import WeightSnapshot
 
@@ -52,9 +47,6 @@ logger = logging.get_logger(__name__)
 
 # Arguments of `forward` that a recorded pass may have, besides its tensors
 _RECORDED_OPTIONS = {"prompt_input_ids", "output_layer_maps", "output_attentions", "output_hidden_states"}
-
-# Name of `prefix_attention` among transformers' attention implementations
-PREFIX_ATTENTION = "vcp_clip_prefix"
 
 
 def accelerate_inference(model: VCPCLIPModel, settings: Acceleration | None = None) -> "AcceleratedVCPCLIPModel":
@@ -281,55 +273,12 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         _refuse_gradients("image_embeds", image_embeds)
         prompt_ids = self._prompt_ids(prompt_input_ids)
         key = tuple(map(tuple, prompt_ids))
-        constants = self._text_constants.get(key, lambda: self._make_text_constants(prompt_ids))
+        constants = self._text_constants.get(key, lambda: TextConstants.of(self, prompt_ids))
         if constants.text_embeds is not None:
             text_embeds = constants.text_embeds
         else:
-            text_embeds = self._encode_after_prefix(self.pre_vcp(image_embeds), constants)
+            text_embeds = constants.encode(self, self.pre_vcp(image_embeds))
         return text_embeds.expand(image_embeds.shape[0], -1, -1)
-
-    def _make_text_constants(self, prompt_ids: list[list[int]]) -> "_TextConstants":
-        text, plan = self.clip.text_model, PromptPlan(prompt_ids, self.config, self.device)
-        # Later calls use the constants with and without autocast: they are computed in the model's own dtype
-        with no_autocast(self.device):
-            deep = self._deep_prompt_tokens(1, plan)
-            embeddings = text.embeddings(input_ids=plan.token_ids, position_ids=plan.position_ids)
-            prefix, rest = slice(0, plan.prefix_length), slice(plan.prefix_length, None)
-            states, recorded = embeddings[:, prefix], []
-            for index, layer in enumerate(text.encoder.layers):
-                if deep is not None:
-                    states = insert_deep_prompts(states[None], deep[index], plan, prefix)[0]
-                states = layer(states, None, is_causal=True, recorded=recorded)
-            constants = _TextConstants(
-                plan=plan,
-                embeddings=embeddings[:, rest],
-                positions=text.embeddings.position_embedding(plan.position_ids[:, rest]),
-                deep=deep,
-                keys_values=recorded,
-            )
-            if self.pre_vcp.mini_net is None:
-                # Without Pre-VCP the category tokens are constants too; `pre_vcp` does not read its argument
-                no_image = torch.zeros(1, self.config.projection_dim, device=self.device, dtype=self.dtype)
-                constants.text_embeds = self._encode_after_prefix(self.pre_vcp(no_image), constants)
-        return constants
-
-    def _encode_after_prefix(self, category: torch.Tensor, constants: "_TextConstants") -> torch.Tensor:
-        """Run the text tower from the first category token on: (B, r, d) -> (B, 2, projection_dim)."""
-        text, plan = self.clip.text_model, constants.plan
-        length = plan.prefix_length
-        rest = slice(length, None)
-        category = category[:, plan.category_index[:, rest]] + constants.positions
-        states = insert_category_tokens(constants.embeddings[None], category, plan, rest)
-        shape = states.shape
-        # Each position attends to the whole prefix, to itself, and to the positions of the rest before it
-        positions = shape[2]
-        mask = torch.ones(1, 1, positions, length + positions, dtype=torch.bool, device=states.device).tril(length)
-        for index, layer in enumerate(text.encoder.layers):
-            if constants.deep is not None:
-                states = insert_deep_prompts(states, constants.deep[index], plan, rest)
-            states = layer(states.flatten(0, 1), mask, prefix=constants.keys_values[index]).view(shape)
-        ends = states[:, plan.rows, plan.end - length]
-        return self._project_text(text.final_layer_norm(self.prompt_norm(ends)))
 
     # --- refused methods ------------------------------------------------------------------------------------------
 
@@ -398,66 +347,6 @@ def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLI
     vocabulary = frozen.clip.text_model.embeddings.token_embedding
     frozen.clip.text_model.embeddings.token_embedding = nn.Embedding(1, vocabulary.embedding_dim)
     return frozen
-
-
-# --- constants ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _TextConstants:
-    """
-    What the text tower computes independently of the image, for one set of prompts.
-
-    Args:
-        plan ([`PromptPlan`]): the position of every token.
-        embeddings (`torch.Tensor` of shape `(R, P - prefix, d)`): embedded words from the first category token on.
-        positions (`torch.Tensor` of shape `(R, P - prefix, d)`): their position embeddings.
-        deep (`torch.Tensor` of shape `(L, 1, 1, n, d)`, *optional*): the deep prompt tokens.
-        keys_values (`list` of L pairs `(R, heads, prefix, d / heads)`): keys and values before the category tokens.
-        text_embeds (`torch.Tensor` of shape `(1, 2, projection_dim)`, *optional*): the result, without Pre-VCP.
-    """
-
-    plan: PromptPlan
-    embeddings: torch.Tensor
-    positions: torch.Tensor
-    deep: torch.Tensor | None
-    keys_values: list[tuple[torch.Tensor, torch.Tensor]]
-    text_embeds: torch.Tensor | None = None
-
-
-def prefix_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    recorded: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
-    prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
-    """
-    Compute the attention of the text tower; record keys and values, or attend to recorded ones before its own.
-
-    Args:
-        query, key, value (`torch.Tensor` of shape `(sequences, heads, positions, head width)`).
-        recorded (`list`, *optional*): list that the keys and values are appended to.
-        prefix (pair of `torch.Tensor` of shape `(R, heads, prefix, head width)`, *optional*):
-            Keys and values before those given, the same for every image; needs an `attention_mask` over both.
-        module, attention_mask, scaling, kwargs: as in every attention function of transformers.
-    """
-    if recorded is not None:
-        recorded.append((key, value))
-    if prefix is not None:
-        num_images = key.shape[0] // prefix[0].shape[0]
-        key, value = (
-            torch.cat([known.to(own).repeat(num_images, 1, 1, 1), own], dim=2)
-            for known, own in zip(prefix, (key, value), strict=True)
-        )
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-
-
-AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)
 
 
 class _FastPostVCP(VCPCLIPPostVCP):
