@@ -118,16 +118,20 @@ class PromptPlan:
         sequences = [_sequence(ids, config) for ids in prompt_ids]
         length = max(map(len, sequences))
         padded = [sequence + [(0, 0, -1, -1)] * (length - len(sequence)) for sequence in sequences]
-        # One tensor, so that a GPU waits for one copy only
-        table = torch.tensor(padded, dtype=torch.long, device=device)
+        table = _copied(padded, device)
         self.token_ids, self.position_ids, category, deep = table.unbind(-1)
         self.is_category, self.category_index = (category >= 0).unsqueeze(-1), category.clamp_min(0)
         self.is_deep, self.deep_index = (deep >= 0).unsqueeze(-1), deep.clamp_min(0)
-        self.end = torch.tensor([len(sequence) - 1 for sequence in sequences], dtype=torch.long, device=device)
+        self.end = _copied([len(sequence) - 1 for sequence in sequences], device)
         self.rows = torch.arange(len(sequences), device=device)
         self.prefix_length = min(
             next(position for position, entry in enumerate(sequence) if entry[2] >= 0) for sequence in sequences
         )
+
+
+def _copied(values: list, device: torch.device) -> torch.Tensor:
+    """Return integers on a device; `torch.tensor(..., device=...)` would wait until a GPU has finished its work."""
+    return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)
 
 
 def _sequence(ids: list[int], config: VCPCLIPConfig) -> list[tuple[int, int, int, int]]:
