@@ -14,6 +14,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .accelerated_inference import accelerated_or_plain
+from .acceleration_settings import Acceleration
 from .anomaly_result import as_segments, finish
 from .anomaly_scoring import TOP_K_MAPS, AnomalyScoring, resize_map
 from .calibration import describe_calibration
@@ -69,9 +70,10 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
     - **reference_images** (`list`, *optional*): normal images that images are compared with, see `set_references`.
       Two or more of them also calibrate the thresholds, each scored against the others, see `calibrate`;
     - **false_alarm_rate** (`float`, *optional*, defaults to 0.01): target rate of that calibration;
-    - **accelerate** (`bool`, *optional*, defaults to `True`): whether to compute with a fast copy of the model, see
-      [`accelerate_inference`]. `pipe.model` stays the plain model. After a change of it, a new copy is made. If hooks,
-      adapters or quantized layers would have no effect in a copy, the plain model is used, with a warning;
+    - **accelerate** (`bool` or [`Acceleration`], *optional*, defaults to `True`): whether to compute with a fast copy
+      of the model, or with which settings, see [`accelerate_inference`]. `pipe.model` stays the plain model. After a
+      change of it, a new copy is made. If hooks, adapters or quantized layers would have no effect in a copy, the
+      plain model is used, with a warning;
 
     and every argument of a call, as a default for all calls.
     """
@@ -87,9 +89,10 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         *args: Any,
         reference_images: Images | None = None,
         false_alarm_rate: float | None = None,
-        accelerate: bool = True,
+        accelerate: bool | Acceleration = True,
         **kwargs: Any,
     ):
+        Acceleration.of(accelerate)  # checks it
         self.accelerate = accelerate
         self._network: PreTrainedModel | None = None
         self._compared_network: PreTrainedModel | None = None
@@ -115,9 +118,18 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         # The fast copy is made again: a pickle would contain the weights twice
         return {**self.__dict__, "_network": None, "_compared_network": None}
 
-    def _inference_model(self) -> PreTrainedModel:
-        """Return what computes: the fast copy of the model as it is now, or the model itself."""
-        self._network = accelerated_or_plain(self.model, self._network) if self.accelerate else self.model
+    def _inference_model(self, values: bool = True) -> PreTrainedModel:
+        """
+        Return what computes: the fast copy of the model as it is now, or the model itself.
+
+        Args:
+            values (`bool`, *optional*, defaults to `True`): as in [`accelerated_or_plain`].
+        """
+        settings = Acceleration.of(self.accelerate)
+        if settings is None:
+            self._network = self.model
+        else:
+            self._network = accelerated_or_plain(self.model, self._network, settings, values)
         return self._network
 
     # --- references -----------------------------------------------------------------------------------------------
@@ -244,7 +256,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         Return the network that computes maps: the model, alone or with a memory, and bound to the product's name if
         the model reads one.
         """
-        network = self._inference_model()
+        # On a GPU, values are compared at the start of a call only: the host would wait for the batch before
+        network = self._inference_model(values=self.device.type == "cpu")
         if references is not None and (network is self.model or network is not self._compared_network):
             # on the first call and after a change of `model`; without a fast copy, which notices changes in place, on
             # every call
@@ -428,6 +441,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         images = as_images(inputs, image_column)
         if isinstance(images, list) and not images:
             return []
+        self._inference_model()
         return super().__call__(images, *args, **kwargs)
 
     def get_iterator(self, inputs: Images, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -781,6 +795,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         scoring = self._mutual_scoring(**{name: value for name, value in given.items() if value is not None})
         product_name = forward.get("product_name")
         self._check_text(None, product_name)
+        self._inference_model()
         judge = MutualJudge(
             self._network_with(None, product_name),
             self.image_processor,
