@@ -14,7 +14,13 @@ from transformers.models.clip.modeling_clip import CLIPEncoder
 from .prompts import PromptPlan
 
 
-__all__ = ["LearnedTokens", "VCPCLIPTextEncoder", "insert_category_tokens", "insert_deep_prompts", "spread_deep_prompts"]
+__all__ = [
+    "LearnedTokens",
+    "VCPCLIPTextEncoder",
+    "insert_category_tokens",
+    "insert_deep_prompts",
+    "spread_deep_prompts",
+]
 
 
 @dataclass

@@ -167,7 +167,7 @@ class VCPCLIPPostVCP(nn.Module):
         return context, attention
 
     def _update(self, contexts: torch.Tensor) -> torch.Tensor:
-        """Make text embeddings of the contexts of K layers: (K, B, heads * 2, d_v) -> (K, B, 2, d_v), L2-normalized."""
+        """Make text embeddings of the contexts of K layers: (K, B, heads * 2, d_v) to unit (K, B, 2, d_v)."""
         heads = self.num_heads
         # The projection computes the values of all heads from each head's context; each head keeps its own. OpenVINO
         # does not know the diagonal of a tensor
