@@ -26,12 +26,14 @@ from transformers.utils import logging
 
 from .ablations import load_ablation
 from .atomic_write import atomic_folder
+from .autocast import autocast_dtype
 from .checkpoint_facts import read_training_facts
 from .checkpoint_folder import CheckpointParts, load_config, load_parts, save_parts
 from .configuration_vcp_clip import VCPCLIPConfig
 from .evaluation import evaluate
 from .evaluation_report import EvaluationProtocol
 from .feature_cache import cache_image_features
+from .frozen_casts import frozen_weights_cast
 from .image_head import image_head_loss
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .interruption import stop_on_signal
@@ -319,9 +321,12 @@ class _Run:
         self.loader.set_epoch(self.state.epoch)
         self.prepared_model.train()
         self.counted_until = time.perf_counter()
-        for number, batch in enumerate(self.loader):
-            if self.step(batch, number) and self.is_over(signals):
-                break
+        with self.accelerator.autocast():
+            dtype = autocast_dtype(self.accelerator.device)
+        with frozen_weights_cast(self.model, dtype):
+            for number, batch in enumerate(self.loader):
+                if self.step(batch, number) and self.is_over(signals):
+                    break
         self.count_time()
         if self.state.step_in_epoch == self.steps_per_epoch:
             self.end_of_epoch()

@@ -22,6 +22,8 @@ _COLUMNS = {
     "times_faster_than_reference": ("x faster than the reference", "{:.2f}".format),
     "share_of_model_rate": ("of the model's rate", "{:.0%}".format),
     "working_memory_bytes": ("MiB beyond weights", lambda value: f"{value / 2**20:.0f}"),
+    "operator_calls": ("operators called", str),
+    "waits": ("waits for the device", str),
 }
 
 
@@ -35,6 +37,10 @@ def report(row: dict) -> None:
         line += f", {row['times_faster_than_reference']:.2f} x faster than the reference"
     if "working_memory_bytes" in row:
         line += f", {row['working_memory_bytes'] / 2**20:.0f} MiB beyond the weights"
+    if "operator_calls" in row:
+        line += f", {row['operator_calls']} operators called"
+    if "waits" in row:
+        line += f", {row['waits']} waits for the device"
     if "share_of_model_rate" in row:
         line += f", {row['share_of_model_rate']:.0%} of the model's rate"
     if "stages_ms_per_image" in row:
