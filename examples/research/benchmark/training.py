@@ -38,7 +38,9 @@ def benchmark_training(options: argparse.Namespace) -> list[dict]:
     for device in map(torch.device, options.devices):
         for dtype_name in options.dtypes:
             setting = Setting(device, dtype_name, max(options.batch_sizes), size)
-            rows += _measure(_Steps(copy.deepcopy(model).to(device), setting), setting, options)
+            steps = _Steps(copy.deepcopy(model).to(device), setting)
+            with frozen_weights_cast(steps.model, steps.dtype):
+                rows += _measure(steps, setting, options)
     return rows
 
 
@@ -53,6 +55,8 @@ class _Steps:
 
     def __init__(self, model: VCPCLIPModel, setting: Setting):
         self.model, self.device = model, setting.device
+        # The same parameters in modules of their own, whose weights autocast casts in every call
+        self.plain_model = copy.deepcopy(model, {id(each): each for each in model.parameters()})
         self.pixel_values = setting.pixel_values().to(self.device)
         generator = torch.Generator().manual_seed(0)
         self.labels = torch.rand(self.pixel_values[:, 0].shape, generator=generator).lt(0.05).to(self.device)
@@ -65,29 +69,27 @@ class _Steps:
         """Train on the images in passes of equal size, with the model's own forward pass or another."""
         forward = forward or self.model
         self.model.train()
-        with frozen_weights_cast(self.model, self.dtype):
-            for images, masks in zip(self.pixel_values.chunk(count), self.labels.chunk(count), strict=True):
-                self._backward({"pixel_values": images}, masks, count, forward)
+        for images, masks in zip(self.pixel_values.chunk(count), self.labels.chunk(count), strict=True):
+            self._backward({"pixel_values": images}, masks, count, forward)
         self._update()
 
     def tower_once(self) -> None:
         """Run the image tower for all images, and train on its results one by one."""
         self.model.train()
-        with frozen_weights_cast(self.model, self.dtype):
-            with self.autocast, torch.no_grad():
-                patch_tokens, image_embeds = self.model.encode_image(self.pixel_values)
-            for index, masks in enumerate(self.labels.split(1)):
-                one = slice(index, index + 1)
-                tokens = torch.stack([each[one] for each in patch_tokens], dim=1)
-                inputs = {"patch_tokens": tokens, "image_embeds": image_embeds[one]}
-                self._backward(inputs, masks, len(self.labels), self.model)
+        with self.autocast, torch.no_grad():
+            patch_tokens, image_embeds = self.model.encode_image(self.pixel_values)
+        for index, masks in enumerate(self.labels.split(1)):
+            one = slice(index, index + 1)
+            tokens = torch.stack([each[one] for each in patch_tokens], dim=1)
+            inputs = {"patch_tokens": tokens, "image_embeds": image_embeds[one]}
+            self._backward(inputs, masks, len(self.labels), self.model)
         self._update()
 
     def reference(self) -> None:
         """Train on all images in one pass of the plain loop."""
-        self.model.eval()
+        self.plain_model.eval()
         with self.autocast:
-            outputs = reference_forward(self.model, self.pixel_values)
+            outputs = reference_forward(self.plain_model, self.pixel_values)
             branches = [outputs[name] for name in ("base_layer_maps", "vcp_layer_maps") if name in outputs]
             loss = sum(segmentation_loss(maps, self.labels) for maps in branches)
         loss.backward()
@@ -117,7 +119,8 @@ def _ways(steps: _Steps, batch_size: int, options: argparse.Namespace) -> dict[s
             ways[accumulated] = lambda: steps.in_passes(passes)
             accumulated = f"{accumulated}, one by one"
         ways[accumulated] = lambda: steps.in_passes(batch_size)
-        if steps.model.stem_branch is None:
+        # The model takes patch tokens of its own image size only, and those of a stem branch in another way
+        if steps.model.stem_branch is None and tuple(steps.labels.shape[-2:]) == steps.model.config.input_size:
             ways[f"accumulated, {batch_size} x 1, tower once"] = steps.tower_once
     if options.compile:
         compiled = torch.compile(steps.model, dynamic=False, mode=options.compile_mode)
