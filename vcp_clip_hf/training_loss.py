@@ -2,6 +2,7 @@
 
 import torch
 
+from .devices import copied_to
 from .losses import segmentation_loss, stem_branch_loss
 from .modeling_vcp_clip import VCPCLIPOutput
 
@@ -30,10 +31,8 @@ def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.
     branches = [maps for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps) if maps is not None]
     if outputs.stem_map is not None:
         branches.append(outputs.stem_map.unsqueeze(1))
-    # Copied without waiting; indexing with a mask that lies on the CPU would wait for a GPU
-    known, unknown = (
-        chosen.nonzero().squeeze(1).to(labels.device, non_blocking=True) for chosen in (has_mask, ~has_mask)
-    )
+    # Indexing with a mask that lies on the CPU would wait for a GPU
+    known, unknown = (copied_to(chosen.nonzero().squeeze(1), labels.device) for chosen in (has_mask, ~has_mask))
     loss = (1 - masked) * sum(image_level_loss(maps[unknown]) for maps in branches)
     return loss + masked * _pixel_loss(outputs, labels, known) if masked > 0 else loss
 
