@@ -19,7 +19,7 @@ def frozen_weights_cast(model: nn.Module, dtype: torch.dtype | None) -> Iterator
     Keep a copy of the frozen weights of all linear layers in autocast's dtype, for as long as the context lasts.
 
     Autocast casts the weights of a layer in every call, and keeps the result only of those that require gradients. For
-    a frozen CLIP, these casts are a third of all calls of a training step. The results are the same, bit by bit. The
+    a frozen CLIP, these casts are a fifth of all calls of a training step. The results are the same, bit by bit. The
     weights must not be changed inside the context.
 
     Args:
