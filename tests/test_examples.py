@@ -97,6 +97,10 @@ def test_benchmark(checkpoint, tmp_path, what):
         accelerated = next(row for row in rows if row["way"] == "accelerated")
         assert sum(accelerated["shares"].values()) == pytest.approx(1)
         assert accelerated["times_faster_than_reference"] > 0 and accelerated["times_floor"] > 1
+    if what == "training":
+        calls = {row["way"].removeprefix("training, "): row["operator_calls"] for row in rows}
+        assert list(calls) == ["batch of 2", "accumulated, 2 x 1", "accumulated, 2 x 1, tower once", "reference"]
+        assert calls["batch of 2"] < calls["accumulated, 2 x 1, tower once"] < calls["accumulated, 2 x 1"]
     table = (tmp_path / "benchmark.md").read_text().splitlines()
     assert len(table) == 2 + len(rows)
 

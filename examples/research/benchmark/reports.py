@@ -35,6 +35,8 @@ _COLUMNS = {
     "times_batch": ("x one batch", "{:.2f}".format),
     "share_of_model_rate": ("of the model's rate", "{:.0%}".format),
     "working_memory_bytes": ("MiB beyond weights", lambda value: f"{value / 2**20:.0f}"),
+    "operator_calls": ("operators called", str),
+    "waits": ("waits for the device", str),
 }
 
 
@@ -65,6 +67,10 @@ def line_of(row: dict) -> str:
         line += f", {row['times_batch']:.2f} x one batch"
     if "working_memory_bytes" in row:
         line += f", {row['working_memory_bytes'] / 2**20:.0f} MiB beyond the weights"
+    if "operator_calls" in row:
+        line += f", {row['operator_calls']} operators called"
+    if "waits" in row:
+        line += f", {row['waits']} waits for the device"
     if "share_of_model_rate" in row:
         line += f", {row['share_of_model_rate']:.0%} of the model's rate"
     if "stages_ms_per_image" in row:
