@@ -1,8 +1,8 @@
 """`pipeline("anomaly-segmentation")`: images in; scores, maps, masks and regions out."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,13 @@ from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
 from .defect_names import DefectNames, name_logits, name_regions
 from .devices import check_device
+from .finished_maps import of_group
+from .host_copy import as_array, to_device
 from .image_loading import ImageLike, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
 from .map_fusion import BRANCH_MAPS
 from .mutual_scoring import MEMORY_LIMIT, MutualScoring
+from .pipeline_batches import BatchResults, LaunchedBatch, image_batches
 from .pipeline_calibration import SCORING, THRESHOLDS, CalibratingPipeline, without_given_thresholds
 from .pipeline_inputs import CallText, Images, as_images, chosen, in_list
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
@@ -46,6 +49,10 @@ _NOT_TOGETHER = (
     *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight", "defect_names"),
 )
 
+# Arguments of a call that need the map, even if the result does not contain it
+_OF_MAPS = ("min_area", "heatmap", "regions")
+# Field of unfinished results: the highest distance from the references
+_NEAREST = "highest_distance"
 # Upper limit of a reference's distance from itself in every precision, without a scale
 _NEAR = 0.01
 
@@ -306,6 +313,10 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         preprocess, forward, postprocess = (
             {name: value for name, value in kwargs.items() if name in names} for names in steps
         )
+        shaping = {**getattr(self, "_postprocess_params", {}), **postprocess}
+        if not shaping.get("output_maps", True):
+            as_segments = shaping.get("output_format", "anomaly") != "anomaly"
+            forward["output_maps"] = as_segments or any(shaping.get(name) for name in _OF_MAPS)
         return preprocess, forward, postprocess
 
     def _prompt_ids(self, prompts: dict[str, str | Sequence[str]] | None) -> torch.LongTensor | None:
@@ -402,6 +413,9 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
                 At least two nouns (`["scratch", "hole"]`), or name -> template with one `{}`. Each region gets the
                 most probable `name` and its `name_probability`; needs `regions=True`, and is not possible with tiles.
                 Nothing is trained for this, see `defect_names.py`.
+            output_maps (`bool`, *optional*, defaults to `True`):
+                Whether results have `anomaly_map` and `mask`. Without them they have `size`, (height, width), and on a
+                GPU the maps are not copied to the host unless something else needs them.
             output_image (`bool`, *optional*):
                 Whether to add `image`, the RGB picture that the model got: rotated as its EXIF data say, in 8 bits.
             output_format (`"anomaly"` or `"image-segmentation"`, *optional*, defaults to `"anomaly"`):
@@ -420,7 +434,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
             - **threshold**, **image_threshold** (`float` or `None`);
             - **anomaly_map** (`np.ndarray` of shape `(height, width)`, float32): in [0, 1], at the original size;
             - **mask** (`PIL.Image.Image`, mode L, 0 or 255, or `None`), at the original size;
-            and the requested additions.
+            and the requested additions. With an accelerator, the next batch of a list or dataset, or of workers, is
+            read and computed before the results of a batch are returned.
 
         Raises:
             ValueError, TypeError, FileNotFoundError: an image or an argument is wrong; the message says which.
@@ -430,14 +445,98 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
             return []
         return super().__call__(images, *args, **kwargs)
 
-    def get_iterator(self, inputs: Images, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Make the iterator of every pipeline; for a GPU, batches are copied from pinned memory."""
-        iterator = super().get_iterator(inputs, *args, **kwargs)
-        if self.device.type == "cuda":
-            # results <- outputs of the model <- batches; another nesting in a later transformers costs only speed
-            with suppress(AttributeError):
-                iterator.loader.loader.pin_memory = True
-        return iterator
+    def get_iterator(
+        self,
+        inputs: Images,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> BatchResults:
+        """Return the results of many images, one by one; an accelerator computes the next batch in the meantime."""
+        finish = partial(self.postprocess, **postprocess_params)
+        keeps_image = self._keeps_image(preprocess_params, forward_params, postprocess_params)
+        batches = image_batches(
+            inputs,
+            partial(self._for_batch, keeps_image=keeps_image),
+            preprocess_params,
+            num_workers,
+            batch_size=batch_size,
+            pin_memory=self.device.type == "cuda",
+        )
+        # A generator may wait for the result of its last image, and large images in tiles take much memory
+        reads_ahead = num_workers or isinstance(inputs, Sized)
+        ahead = 1 if self._overlaps and reads_ahead and not preprocess_params.get("tile_size") else 0
+        return BatchResults(batches, partial(self.launch, **forward_params), finish, ahead)
+
+    def unfinished(
+        self, images: Images, batch_size: int = 1, num_workers: int = 0, **kwargs: Any
+    ) -> Iterator[Callable[[], Any]]:
+        """
+        Segment many images, and leave the last step to the caller, who may take it in other threads.
+
+        Args:
+            images (list, `Dataset` or generator): images, as in a call.
+            batch_size, num_workers (`int`, *optional*), kwargs: as in a call.
+
+        Yields:
+            For each image, a function that returns its result; call it once.
+        """
+        preprocess, forward, postprocess = self._merged_parameters(**kwargs)
+        results = self.get_iterator(images, num_workers, batch_size, preprocess, forward, postprocess)
+        results.finish = partial(partial, results.finish)
+        return iter(results)
+
+    def _merged_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Return the arguments of each step, those of a call before the pipeline's own."""
+        own = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        given = self._sanitize_parameters(**kwargs)
+        preprocess, forward, postprocess = ({**mine, **each} for mine, each in zip(own, given, strict=True))
+        return preprocess, forward, postprocess
+
+    @property
+    def _overlaps(self) -> bool:
+        """Return whether the host works while the device computes."""
+        return self.device.type != "cpu"
+
+    def _keeps_image(self, preprocess: dict[str, Any], forward: dict[str, Any], postprocess: dict[str, Any]) -> bool:
+        """Return whether anything after the reading needs pictures, which are large on the way from a worker."""
+        if postprocess.get("output_image") or postprocess.get("heatmap") or preprocess.get("tile_size"):
+            return True
+        return self.active_references(forward.get("reference_weight")) is not None
+
+    def _for_batch(self, image: ImageLike, keeps_image: bool, **arguments: Any) -> dict[str, Any]:
+        """Prepare an image in a worker; for an accelerator, which computes the values of the pixels, as bytes."""
+        own_preprocess = type(self).preprocess is AnomalySegmentationPipeline.preprocess
+        if self._overlaps and own_preprocess and arguments.get("tile_size") is None:
+            inputs = self._loaded(image, **arguments)
+            inputs["pixel_values"] = self.image_processor.to_bytes(inputs["image"])
+        else:
+            inputs = self.preprocess(image, **arguments)
+        return inputs if keeps_image else {**inputs, "image": None}
+
+    def launch(self, inputs: dict[str, Any], **forward_params: Any) -> Callable[[], list[dict[str, Any]]]:
+        """
+        Start the computation of a batch. With a CUDA device, nothing waits for it.
+
+        Args:
+            inputs (`dict`): what `preprocess` returns, or a batch of it: lists, except `pixel_values`.
+            forward_params: arguments of `_forward`.
+
+        Returns:
+            `Callable`: function that waits for the results and returns them, one for each image.
+        """
+        return super().forward(inputs, **forward_params)
+
+    def forward(self, inputs: dict[str, Any], **forward_params: Any) -> dict[str, list[dict[str, Any]]]:
+        """Compute a batch, as `launch` does, and wait for its results."""
+        return {"results": self.launch(inputs, **forward_params)()}
+
+    def _ensure_tensor_on_device(self, inputs: Any, device: torch.device) -> Any:
+        if isinstance(inputs, torch.Tensor) and inputs.is_pinned():
+            return to_device(inputs, device)  # `to` would wait for the batch before
+        return super()._ensure_tensor_on_device(inputs, device)
 
     def preprocess(
         self,
@@ -451,6 +550,23 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         tile_size: int | None = None,
     ) -> dict[str, Any]:
         """Load one image and prepare the model's input, unless the image is tiled later."""
+        inputs = self._loaded(image, input_range, timeout, max_pixels, max_download_bytes, roi_mask, on_error)
+        if tile_size is None:
+            inputs["pixel_values"] = self.image_processor(inputs["image"], return_tensors="pt").pixel_values
+        return inputs
+
+    def _loaded(
+        self,
+        image: ImageLike,
+        input_range: tuple[float, float] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_pixels: int | None = None,
+        max_download_bytes: int = DEFAULT_MAX_BYTES,
+        roi_mask: ImageLike | None = None,
+        on_error: str = "raise",
+        tile_size: int | None = None,
+    ) -> dict[str, Any]:
+        """Load one image and its region of interest."""
         if on_error not in ("raise", "return"):
             raise ValueError(f'on_error={on_error!r} must be "raise" or "return".')
         error = None
@@ -470,10 +586,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
             # a blank picture keeps its place in the batch
             error, roi_mask = f"{type(problem).__name__}: {problem}", None
             picture = Image.new("RGB", (self.image_processor.size.width, self.image_processor.size.height))
-        inputs = {"image": picture, "roi_mask": roi_mask, "error": error}
-        if tile_size is None:
-            inputs["pixel_values"] = self.image_processor(picture, return_tensors="pt").pixel_values
-        return inputs
+        return {"image": picture, "size": (picture.height, picture.width), "roi_mask": roi_mask, "error": error}
 
     def _forward(
         self,
@@ -491,43 +604,41 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         input_range: tuple[float, float] | None = None,
         roi_mask: ImageLike | None = None,
         reference_weight: float | None = None,
+        output_maps: bool = True,
         **settings: float | str | None,
-    ) -> dict[str, list]:
+    ) -> Callable[[], list[dict[str, Any]]]:
         tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
         references = self.active_references(reference_weight)
         text = CallText(prompt_input_ids, product_name)
         conditions = self.conditions(text, tiling, input_range, roi_mask, references)
         # inputs of a batch are lists, those of a single image are not
-        images, roi_masks, errors = (
-            inputs[name] if isinstance(inputs["image"], list) else [inputs[name]]
-            for name in ("image", "roi_mask", "error")
-        )
+        is_batch = isinstance(inputs["image"], list)
+        batch = {name: value if is_batch or name == "pixel_values" else [value] for name, value in inputs.items()}
         if tiling is None:
-            results = self._whole(
-                inputs["pixel_values"],
-                images,
-                roi_masks,
-                references,
-                text,
-                {**settings, "conditions": conditions},
-                output_branch_maps,
-                output_layer_maps,
-                output_uncertainty,
-                defect_names,
+            requested = _Requested(
+                output_maps, output_branch_maps, output_layer_maps, output_uncertainty, defect_names
             )
+            collect = self._whole(batch, references, text, {**settings, "conditions": conditions}, requested)
         else:
             if output_layer_maps or output_uncertainty:
                 raise ValueError("Layer maps and uncertainty are not kept for tiles; leave tile_size out.")
             if defect_names is not None:
                 raise ValueError("Regions are not named in tiles; leave defect_names or tile_size out.")
             scoring = self.image_processor.scoring(conditions, **settings)
-            results = [
+            tiled = [
                 self._tiled(image, inside, tiling, references, text, scoring, output_branch_maps)
-                for image, inside in zip(images, roi_masks, strict=True)
+                for image, inside in zip(batch["image"], batch["roi_mask"], strict=True)
             ]
-        for result, image, inside, error in zip(results, images, roi_masks, errors, strict=True):
-            result.update(image=image, inside=inside, error=error)
-        return {"results": results}
+            collect = partial(list, tiled)
+
+        def results() -> list[dict[str, Any]]:
+            found = collect()
+            facts = zip(batch["image"], batch["size"], batch["roi_mask"], batch["error"], strict=True)
+            for result, (image, size, inside, error) in zip(found, facts, strict=True):
+                result.update(image=image, size=size, inside=inside, error=error)
+            return found
+
+        return results
 
     def _warn_of_references(self, images: list[Image.Image], references: ReferenceMemory) -> None:
         """Warn once if an image is one of the references."""
@@ -569,56 +680,82 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
 
     def _whole(
         self,
-        pixel_values: torch.Tensor,
-        images: list[Image.Image],
-        roi_masks: list[np.ndarray | None],
+        batch: dict[str, Any],
         references: ReferenceMemory | None,
         text: CallText,
         settings: dict[str, Any],
-        branches: bool,
-        layers: bool,
-        uncertainty: bool,
-        defect_names: DefectNames | None,
-    ) -> list[dict[str, Any]]:
-        """Segment a batch of images, each as a whole."""
+        requested: "_Requested",
+    ) -> Callable[[], list[dict[str, Any]]]:
+        """Segment a batch of images, each as a whole; return a function that waits for the results."""
         if references is not None and self._references_as_new:
-            if len(images) > 1:  # one by one, because each has a memory of its own
-                further = (text, settings, branches, layers, uncertainty, defect_names)
-                parts = zip(pixel_values.split(1), images, roi_masks, strict=True)
-                return [self._whole(one, [image], [mask], references, *further)[0] for one, image, mask in parts]
-            references = references.for_new_picture(images[0])
+            if len(batch["image"]) > 1:  # one by one, because each has a memory of its own
+                parts = [
+                    self._whole({name: values[index : index + 1] for name, values in batch.items()}, *further)
+                    for index in range(len(batch["image"]))
+                    for further in [(references, text, settings, requested)]
+                ]
+                return lambda: [result for collect in parts for result in collect()]
+            references = references.for_new_picture(batch["image"][0])
+        pixel_values, config = batch["pixel_values"], self.model.config
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = self.image_processor.to_values(pixel_values)
         network = self._network_with(references, text.product_name)
-        prompts = text.prompt_input_ids
-        states = {} if defect_names is None else {"output_hidden_states": self.model.config.feature_layers}
-        outputs = network(pixel_values, prompt_input_ids=prompts, output_layer_maps=layers or uncertainty, **states)
-        if references is not None and not self._references_as_new:
-            self._warn_of_references(_probable_references(images, outputs, references), references)
-        sizes = [(image.height, image.width) for image in images]
-        results = self.image_processor.post_process_anomaly_segmentation(
+        states = {} if requested.defect_names is None else {"output_hidden_states": config.feature_layers}
+        with_layers = requested.layer_maps or requested.uncertainty
+        outputs = network(
+            pixel_values, prompt_input_ids=text.prompt_input_ids, output_layer_maps=with_layers, **states
+        )
+        sizes, roi_masks = batch["size"], batch["roi_mask"]
+        finished = self.image_processor.finish_maps(
             outputs, sizes, None if all(mask is None for mask in roi_masks) else roi_masks, **settings
         )
-        for index, (result, size) in enumerate(zip(results, sizes, strict=True)):
-            result.update(self._further_maps(outputs, index, size, branches, layers, uncertainty))
-        if defect_names is not None:
-            self._add_name_logits(results, outputs, pixel_values.shape[-2:], sizes, defect_names)
+        stacks = {"score": finished.scores}
+        if requested.maps:
+            stacks["anomaly_map"] = finished.maps
+        for group in finished.groups:
+            for name, stack in self._further_stacks(outputs, group, sizes[group[0]], requested).items():
+                stacks.setdefault(name, []).append(stack)
+        if requested.defect_names is not None:
+            stacks["name_logits"] = self._name_logits(
+                outputs, pixel_values.shape[-2:], finished.groups, sizes, requested.defect_names
+            )
+        near = references is not None and not self._references_as_new and outputs.get("reference_map") is not None
+        if near:
+            highest = outputs.reference_map.flatten(1).amax(dim=1)
+            stacks[_NEAREST] = [of_group(highest, group) for group in finished.groups]
+        thresholds = finished.scoring.thresholds
+        fields = {"threshold": thresholds.pixel, "image_threshold": thresholds.image}
+        if requested.defect_names is not None:
+            fields["defect_names"] = requested.defect_names.names
+        launched = LaunchedBatch(finished.groups, stacks, [fields] * len(sizes))
+        return partial(self._without_distance, launched, batch["image"], references) if near else launched.results
+
+    def _without_distance(
+        self, launched: LaunchedBatch, images: list[Image.Image], references: ReferenceMemory
+    ) -> list[dict[str, Any]]:
+        """Wait for results; warn if an image may be a reference by its highest distance, and is one by its pixels."""
+        results = launched.results()
+        limit = _NEAR * references.settings.scale
+        distances = [result.pop(_NEAREST) for result in results]
+        probable = [image for image, distance in zip(images, distances, strict=True) if distance < limit]
+        self._warn_of_references(probable, references)
         return results
 
-    def _add_name_logits(
+    def _name_logits(
         self,
-        results: list[dict[str, Any]],
         outputs: ModelOutput,
         model_size: tuple[int, int],
+        groups: list[list[int]],
         sizes: list[tuple[int, int]],
         names: DefectNames,
-    ) -> None:
-        """Add the logits of every name, for naming regions: at the model's size, without padding."""
+    ) -> list[torch.Tensor]:
+        """Return the logits of every name for naming regions, of each group: at the model's size, without padding."""
         patch_size = self.model.config.vision_config.patch_size
         grid = (model_size[0] // patch_size, model_size[1] // patch_size)
         logits = name_logits(self._inference_model(), outputs, names, grid)
         logits = torch.nn.functional.interpolate(logits, size=tuple(model_size), mode="nearest")
-        for result, of_image, size in zip(results, logits, sizes, strict=True):
-            result["name_logits"] = self.image_processor.without_padding(of_image, size)
-            result["defect_names"] = names.names
+        cut = self.image_processor.without_padding
+        return [cut(of_group(logits, group), sizes[group[0]]) for group in groups]
 
     def _tiled(
         self,
@@ -656,7 +793,9 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         inside = None if roi_mask is None else torch.from_numpy(roi_mask)
         if inside is not None:
             anomaly_map, branches = anomaly_map * inside, [branch * inside for branch in branches]
-        (score,) = scoring.scores([anomaly_map], [branch[None] for branch in branches], maps.image_scores)
+        (score,) = scoring.score_tensor(
+            anomaly_map[None], [branch[None] for branch in branches], maps.image_scores
+        ).tolist()
         result = scoring.result(anomaly_map, score, inside)
         if output_branch_maps:
             for name in (*BRANCH_MAPS, "reference_map"):
@@ -666,38 +805,42 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
                     result[name] = found if inside is None else found * inside
         return result
 
-    def _further_maps(
-        self, outputs: ModelOutput, index: int, size: tuple[int, int], branches: bool, layers: bool, uncertainty: bool
-    ) -> dict[str, Any]:
-        """Return the requested maps other than the fused one, at the original size."""
+    def _further_stacks(
+        self, outputs: ModelOutput, group: list[int], size: tuple[int, int], requested: "_Requested"
+    ) -> dict[str, torch.Tensor]:
+        """Return the requested maps of a group other than the fused ones, at the original size."""
 
         def at_size(maps: torch.Tensor) -> torch.Tensor:
             return resize_map(self.image_processor.without_padding(maps, size), size)
 
         found = {}
-        if branches:
+        if requested.branch_maps:
             for name in (*BRANCH_MAPS, "reference_map"):
                 if outputs.get(name) is not None:
-                    found[name] = at_size(outputs[name][index])
-        stacks = {
-            name: outputs[name][index]
+                    found[name] = at_size(of_group(outputs[name], group))
+        layers = {
+            name: of_group(outputs[name], group)
             for name in ("base_layer_maps", "vcp_layer_maps")
-            if (layers or uncertainty) and outputs.get(name) is not None
+            if (requested.layer_maps or requested.uncertainty) and outputs.get(name) is not None
         }
-        if layers:
-            found.update({name: at_size(stack) for name, stack in stacks.items()})
-        if uncertainty:
-            maps = list(stacks.values())
+        if requested.layer_maps:
+            found.update({name: at_size(maps) for name, maps in layers.items()})
+        if requested.uncertainty:
+            maps = list(layers.values())
             if outputs.get("stem_map") is not None:
-                maps.append(outputs.stem_map[index][None])
-            spread = torch.cat(maps).std(dim=0, correction=0)
-            fused = outputs.anomaly_map[index]
+                maps.append(of_group(outputs.stem_map, group)[:, None])
+            spread = torch.cat(maps, dim=1).std(dim=1, correction=0)
+            highest = of_group(outputs.anomaly_map, group).flatten(1).argmax(dim=1, keepdim=True)
             found["uncertainty_map"] = at_size(spread)
-            found["uncertainty"] = spread.flatten()[fused.argmax()].item()
+            found["uncertainty"] = spread.flatten(1).gather(1, highest)[:, 0]
         return found
 
     def postprocess(
-        self, model_outputs: dict[str, Any], output_format: str = "anomaly", **options: Any
+        self,
+        model_outputs: dict[str, Any],
+        output_format: str = "anomaly",
+        output_maps: bool = True,
+        **options: Any,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Make the result of one image with `anomaly_result.finish`, which takes the options."""
         if output_format not in ("anomaly", "image-segmentation"):
@@ -705,18 +848,25 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         found = model_outputs["results"]
         found = dict(found[0] if isinstance(found, list) else found)
         image, inside, error = found.pop("image"), found.pop("inside", None), found.pop("error")
+        size = found.pop("size", None)
         if error is not None:
             return {"error": error}
         names, logits = found.pop("defect_names", None), found.pop("name_logits", None)
-        found = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+        found = {name: as_array(value) if isinstance(value, torch.Tensor) else value for name, value in found.items()}
         thresholds = Thresholds(found["threshold"], found["image_threshold"])
-        result = finish(image, found["anomaly_map"], found["score"], thresholds, inside, **options)
+        result = finish(image, found.get("anomaly_map"), found["score"], thresholds, inside, **options)
         if names is not None:
             if "regions" not in result:
                 raise ValueError("defect_names name regions: pass regions=True too.")
             mask = np.asarray(result["mask"]) > 0
             result["regions"] = name_regions(result["regions"], mask, logits.float().numpy(), names)
-        return as_segments(result) if output_format == "image-segmentation" else {**found, **result}
+        if output_format == "image-segmentation":
+            return as_segments(result)
+        result = result | {name: value for name, value in found.items() if name not in result}
+        if not output_maps:
+            del result["anomaly_map"], result["mask"]
+            result["size"] = size
+        return result
 
     def segment_together(
         self,
@@ -870,12 +1020,12 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
 
 
-def _probable_references(
-    images: list[Image.Image], outputs: ModelOutput, references: ReferenceMemory
-) -> list[Image.Image]:
-    """Return the images that may be references, by their highest distance, which is faster than a hash of pixels."""
-    if outputs.get("reference_map") is None:
-        return images
-    highest = outputs.reference_map.flatten(1).amax(dim=1).tolist()
-    limit = _NEAR * references.settings.scale
-    return [image for image, value in zip(images, highest, strict=True) if value < limit]
+@dataclass(frozen=True)
+class _Requested:
+    """What a call wants to know about whole images."""
+
+    maps: bool
+    branch_maps: bool
+    layer_maps: bool
+    uncertainty: bool
+    defect_names: DefectNames | None
