@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMBEDDED_CHECKPOINT",
+    "Acceleration",
     "AnomalySegmentationEvaluator",
     "AnomalySegmentationPipeline",
     "Calibration",
@@ -72,6 +73,7 @@ _ON_FIRST_USE = {
 
 if os.environ.get("VCP_CLIP_IMPORT_ON_USE") != "1":
     from .registration import (
+        Acceleration,
         AnomalySegmentationPipeline,
         Calibration,
         MutualScoring,

@@ -1,19 +1,21 @@
 """Fast inference: a frozen copy of a [`VCPCLIPModel`] with the same `forward`.
 
-The copy shares the weights' memory. Its differences from the plain model are all in this file and in `cpu_kernels`:
+The copy shares the weights' memory. Its differences from the plain model are all in this file and those named here:
 
 - what does not depend on the image is computed once for each set of prompts: the keys and values of the text tower
   before the category tokens, or, without Pre-VCP, the whole text embedding; the deep prompts; the embedded words;
 - the resized position table is computed once for each image size;
-- on a CPU, linear layers and attention are computed as `cpu_kernels` describes.
+- on a CPU, linear layers and attention are computed as `cpu_kernels` describes;
+- on a GPU, repeated forward passes are replayed, as `cuda_graphs` describes.
 
 Each fast module is a subclass of the plain one with the same parameters. In float32 the results equal those of the
 plain model to 1e-6.
 """
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -23,10 +25,13 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging
 
+from .acceleration_settings import Acceleration
 from .autocast import no_autocast
+from .computed_constants import ComputedConstants
 from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import STEMS
 from .cpu_kernels import CPU_ATTENTION, ConvolutionLinear
+from .cuda_graphs import CapturedForwards
 from .modeling_vcp_clip import VCPCLIPModel
 from .prompted_text import insert_category_tokens, insert_deep_prompts
 from .prompts import PromptPlan
@@ -45,14 +50,14 @@ __all__ = [
 
 logger = logging.get_logger(__name__)
 
+# Arguments of `forward` that a recorded pass may have, besides its tensors
+_RECORDED_OPTIONS = {"prompt_input_ids", "output_layer_maps", "output_attentions", "output_hidden_states"}
+
 # Name of `prefix_attention` among transformers' attention implementations
 PREFIX_ATTENTION = "vcp_clip_prefix"
 
-# Number of prompt sets, and of image sizes, whose constants are kept; the oldest is dropped
-_MAX_CONSTANTS = 8
 
-
-def accelerate_inference(model: VCPCLIPModel) -> "AcceleratedVCPCLIPModel":
+def accelerate_inference(model: VCPCLIPModel, settings: Acceleration | None = None) -> "AcceleratedVCPCLIPModel":
     """
     Make a frozen copy of a model for fast inference.
 
@@ -62,6 +67,7 @@ def accelerate_inference(model: VCPCLIPModel) -> "AcceleratedVCPCLIPModel":
 
     Args:
         model ([`VCPCLIPModel`]): model in evaluation mode, on any device, of any dtype. It is not changed.
+        settings ([`Acceleration`], *optional*): further ways on a GPU; its defaults if absent.
 
     Returns:
         [`AcceleratedVCPCLIPModel`]: maps equal to the model's within 1e-6 in float32.
@@ -82,16 +88,19 @@ def accelerate_inference(model: VCPCLIPModel) -> "AcceleratedVCPCLIPModel":
     obstacle = acceleration_obstacle(model)
     if obstacle is not None:
         raise ValueError(f"This model cannot be accelerated: {obstacle}. Use the model itself.")
-    return AcceleratedVCPCLIPModel.copy_of(model)
+    return AcceleratedVCPCLIPModel.copy_of(model, settings)
 
 
-def accelerated_or_plain(model: PreTrainedModel, former: PreTrainedModel | None = None) -> PreTrainedModel:
+def accelerated_or_plain(
+    model: PreTrainedModel, former: PreTrainedModel | None = None, settings: Acceleration | None = None
+) -> PreTrainedModel:
     """
     Return a fast copy of the model's present state. If it cannot be copied, return the model itself, with a warning.
 
     Args:
         model (`PreTrainedModel`): the model; other kinds than VCP-CLIP are returned as they are.
         former (`PreTrainedModel`, *optional*): an earlier result for this model, used again if the model is unchanged.
+        settings ([`Acceleration`], *optional*): settings of the copy; its defaults if absent.
     """
     if model.config.model_type != VCPCLIPConfig.model_type or isinstance(model, AcceleratedVCPCLIPModel):
         return model
@@ -99,10 +108,11 @@ def accelerated_or_plain(model: PreTrainedModel, former: PreTrainedModel | None 
     if obstacle is not None:
         logger.warning_once(f"Inference is not accelerated: {obstacle}. The plain model is used.")
         return model
-    if isinstance(former, AcceleratedVCPCLIPModel) and former.is_copy_of(model):
+    settings = settings or Acceleration()
+    if isinstance(former, AcceleratedVCPCLIPModel) and former.settings == settings and former.is_copy_of(model):
         return former
     try:
-        return AcceleratedVCPCLIPModel.copy_of(model)
+        return AcceleratedVCPCLIPModel.copy_of(model, settings)
     except (TypeError, RuntimeError) as error:  # an attribute that cannot be copied, such as a lock
         logger.warning_once(f"Inference is not accelerated, because the model cannot be copied: {error}")
         return model
@@ -174,7 +184,7 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
     """A frozen copy of a [`VCPCLIPModel`] for inference, made by [`accelerate_inference`]."""
 
     @classmethod
-    def copy_of(cls, model: VCPCLIPModel) -> "AcceleratedVCPCLIPModel":
+    def copy_of(cls, model: VCPCLIPModel, settings: Acceleration | None = None) -> "AcceleratedVCPCLIPModel":
         """Make the copy, without the checks of [`accelerate_inference`]."""
         # Modules are copied; the parameters are new objects on the same memory, so that moving the copy to another
         # device or dtype leaves the model alone
@@ -182,10 +192,12 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         fast = copy.deepcopy(model, memo)
         fast.__class__ = cls
         fast.eval()
+        fast.settings = settings or Acceleration()
         fast._source = _Snapshot(model)
-        fast._text_constants = _Constants()
+        fast.captured = CapturedForwards()
+        fast._text_constants = ComputedConstants()
         fast.clip.vision_model.embeddings.__class__ = _FastVisionEmbeddings
-        fast.clip.vision_model.embeddings._tables = _Constants()
+        fast.clip.vision_model.embeddings._tables = ComputedConstants()
         if fast.post_vcp is not None:
             fast.post_vcp.__class__ = _FastPostVCP
         head = () if fast.image_head is None else fast.image_head.modules()
@@ -201,8 +213,42 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         """Return whether weights and configuration of a model are still those that were copied."""
         return self._source == _Snapshot(model)
 
-    # The decorator keeps the signature
-    forward = torch.no_grad()(VCPCLIPModel.forward)
+    @wraps(VCPCLIPModel.forward)
+    @torch.no_grad()
+    def forward(self, pixel_values: torch.FloatTensor | None = None, *args, **kwargs):
+        """Run [`VCPCLIPModel.forward`] without gradients; on a GPU, replayed as a CUDA graph where possible."""
+        inputs = {"pixel_values": pixel_values}
+        if kwargs.get("image_embeds") is not None:
+            inputs["image_embeds"] = kwargs["image_embeds"]
+        rest = {name: value for name, value in kwargs.items() if name != "image_embeds"}
+        if pixel_values is None or args or rest.keys() - _RECORDED_OPTIONS or not self._is_recorded(inputs):
+            return super().forward(pixel_values, *args, **kwargs)
+        for name, tensor in inputs.items():
+            _refuse_gradients(name, tensor)
+        return self.captured.run(
+            lambda tensors: super(AcceleratedVCPCLIPModel, self).forward(**tensors, **rest),
+            inputs,
+            self._options_key(rest),
+            lambda: [constants.values for constants in self._constants()],
+        )
+
+    def _is_recorded(self, inputs: dict[str, torch.Tensor]) -> bool:
+        return self.settings.cuda_graphs and self.captured.applies(inputs)
+
+    def _options_key(self, options: dict[str, Any]) -> Hashable:
+        """Return what a pass depends on besides its inputs."""
+        prompts, states = options.get("prompt_input_ids"), options.get("output_hidden_states")
+        prompts = None if prompts is None else tuple(map(tuple, self._prompt_ids(prompts)))
+        states = self.config.output_hidden_states if states is None else states
+        states = states if isinstance(states, (bool, int, type(None))) else tuple(states)
+        attentions = options.get("output_attentions")
+        attentions = self.config.output_attentions if attentions is None else attentions
+        return prompts, states, bool(attentions), bool(options.get("output_layer_maps"))
+
+    def _constants(self) -> Iterator[ComputedConstants]:
+        """Return everything that was computed from the weights beforehand."""
+        for module in self.modules():
+            yield from (value for value in vars(module).values() if isinstance(value, ComputedConstants))
 
     def encode_image_with_states(self, pixel_values: torch.Tensor, *args, **kwargs):
         """Run [`VCPCLIPModel.encode_image_with_states`], without gradients."""
@@ -307,8 +353,9 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
     def _apply(self, fn: Callable, recurse: bool = True):
         # `to`, `half` and similar methods change the tensors that the constants were computed from
         super()._apply(fn, recurse)
-        self._text_constants.clear()
-        self.clip.vision_model.embeddings._tables.clear()
+        for constants in self._constants():
+            constants.clear()
+        self.captured.clear()
         return self
 
 
@@ -334,46 +381,14 @@ def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLI
         )
     frozen = AcceleratedVCPCLIPModel.copy_of(model).to("cpu", torch.float32)
     frozen(torch.zeros(1, frozen.config.vision_config.num_channels, image_size, image_size))
-    frozen._text_constants.freeze()
-    frozen.clip.vision_model.embeddings._tables.freeze()
+    for constants in frozen._constants():
+        constants.freeze()
     vocabulary = frozen.clip.text_model.embeddings.token_embedding
     frozen.clip.text_model.embeddings.token_embedding = nn.Embedding(1, vocabulary.embedding_dim)
     return frozen
 
 
 # --- constants ------------------------------------------------------------------------------------------------------
-
-
-class _Constants:
-    """Keep a few computed values by key, and drop the oldest."""
-
-    def __init__(self):
-        self._values: dict[Hashable, Any] = {}
-        self._frozen = False
-
-    def freeze(self) -> None:
-        """Refuse other keys from now on."""
-        self._frozen = True
-
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return the value of a key, made by `make()` at the first request."""
-        value = self._values.get(key)
-        if value is None:
-            if self._frozen:
-                raise ValueError(
-                    f"This copy is frozen for {list(self._values)} and was called with {key}: another image size or"
-                    " other prompts. Use the model that it was made from."
-                )
-            value = make()
-            if not torch.compiler.is_compiling():  # a value of a graph that is being traced is not a tensor
-                # Replaced as a whole: another thread may read the dictionary meanwhile
-                values = {**self._values, key: value}
-                self._values = dict(list(values.items())[-_MAX_CONSTANTS:])
-        return value
-
-    def clear(self) -> None:
-        """Drop all values."""
-        self._values = {}
 
 
 @dataclass

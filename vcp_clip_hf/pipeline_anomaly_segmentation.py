@@ -14,6 +14,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .accelerated_inference import accelerated_or_plain
+from .acceleration_settings import Acceleration
 from .anomaly_result import as_segments, finish
 from .anomaly_scoring import TOP_K_MAPS, AnomalyScoring, resize_map
 from .calibration import describe_calibration
@@ -76,9 +77,10 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
     - **reference_images** (`list`, *optional*): normal images that images are compared with, see `set_references`.
       Two or more of them also calibrate the thresholds, each scored against the others, see `calibrate`;
     - **false_alarm_rate** (`float`, *optional*, defaults to 0.01): target rate of that calibration;
-    - **accelerate** (`bool`, *optional*, defaults to `True`): whether to compute with a fast copy of the model, see
-      [`accelerate_inference`]. `pipe.model` stays the plain model. After a change of it, a new copy is made. If hooks,
-      adapters or quantized layers would have no effect in a copy, the plain model is used, with a warning;
+    - **accelerate** (`bool` or [`Acceleration`], *optional*, defaults to `True`): whether to compute with a fast copy
+      of the model, or with which settings, see [`accelerate_inference`]. `pipe.model` stays the plain model. After a
+      change of it, a new copy is made. If hooks, adapters or quantized layers would have no effect in a copy, the
+      plain model is used, with a warning;
 
     and every argument of a call, as a default for all calls.
     """
@@ -94,9 +96,10 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         *args: Any,
         reference_images: Images | None = None,
         false_alarm_rate: float | None = None,
-        accelerate: bool = True,
+        accelerate: bool | Acceleration = True,
         **kwargs: Any,
     ):
+        Acceleration.of(accelerate)  # checks it
         self.accelerate = accelerate
         self._network: PreTrainedModel | None = None
         self._compared_network: PreTrainedModel | None = None
@@ -124,7 +127,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
 
     def _inference_model(self) -> PreTrainedModel:
         """Return what computes: the fast copy of the model as it is now, or the model itself."""
-        self._network = accelerated_or_plain(self.model, self._network) if self.accelerate else self.model
+        settings = Acceleration.of(self.accelerate)
+        self._network = self.model if settings is None else accelerated_or_plain(self.model, self._network, settings)
         return self._network
 
     # --- references -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import methods
 from .accelerated_inference import accelerate_inference
+from .acceleration_settings import Acceleration
 from .calibration import Calibration
 from .configuration_vcp_clip import VCPCLIPConfig
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
@@ -18,6 +19,7 @@ from .version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE
 
 
 __all__ = [
+    "Acceleration",
     "AnomalySegmentationPipeline",
     "Calibration",
     "MutualScoring",

@@ -1,0 +1,45 @@
+"""Settings of the accelerated inference copy."""
+
+from dataclasses import dataclass
+
+
+__all__ = ["Acceleration"]
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """
+    Settings of the copy that [`accelerate_inference`] makes. They have an effect on a GPU only.
+
+    Args:
+        cuda_graphs (`bool`, *optional*, defaults to `True`):
+            Whether to replay forward passes as CUDA graphs, one launch in place of hundreds, see
+            [`~vcp_clip_hf.cuda_graphs.CapturedForwards`].
+        float8 (`bool`, *optional*, defaults to `False`):
+            Whether to compute the linear layers of the image tower in 8-bit floating point, for models in bfloat16 on
+            a GPU of compute capability 8.9 or higher. Maps differ slightly.
+        compile_pointwise (`bool`, *optional*, defaults to `False`):
+            Whether to compile the element-wise operations of the image tower with `torch.compile`, which takes some
+            seconds at the first call.
+    """
+
+    cuda_graphs: bool = True
+    float8: bool = False
+    compile_pointwise: bool = False
+
+    @classmethod
+    def of(cls, value: "bool | Acceleration") -> "Acceleration | None":
+        """
+        Return the settings of an argument `accelerate`: `True` for the defaults, `None` for `False`.
+
+        Args:
+            value (`bool` or [`Acceleration`]): the argument.
+
+        Raises:
+            TypeError: another kind of value.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, bool):
+            return cls() if value else None
+        raise TypeError(f"accelerate={value!r} must be True, False or Acceleration(...).")

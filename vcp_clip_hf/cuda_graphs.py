@@ -1,0 +1,321 @@
+"""Forward passes replayed as CUDA graphs: one launch in place of hundreds, for the accelerated inference copy.
+
+A pass over few images takes a GPU less time than the host needs to launch its kernels. A graph records the kernels
+of one pass with the memory that they read and write, and launches them at once. Therefore each graph serves one batch
+size, image size and set of options; its inputs are copied into fixed memory, and its outputs are copied out of it.
+"""
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from transformers.utils import ModelOutput, logging
+
+
+__all__ = ["CUDARecorder", "CapturedForwards", "Recorder"]
+
+logger = logging.get_logger(__name__)
+
+# Number of graphs that are kept; the one that was not used for the longest time is dropped
+_MAX_GRAPHS = 8
+# Number of captures of one copy. A capture takes as long as many passes: with inputs of ever new kinds, they stop
+_MAX_CAPTURES = 64
+# Number of kinds of inputs that are remembered until they come again
+_MAX_SEEN = 1024
+# Largest share of a batch that may be padding
+_MAX_PADDING = 0.25
+# Passes before a capture, in which libraries choose their kernels and constants are computed
+_WARM_UPS = 2
+# Largest difference between a graph's first results and those of the warm-up
+_TOLERANCE = 2e-3
+
+Inputs = Mapping[str, torch.Tensor]
+
+
+class Recorder(Protocol):
+    """What records and replays a pass on a kind of device."""
+
+    def takes(self, tensor: torch.Tensor) -> bool:
+        """Return whether passes over this tensor can be recorded now."""
+
+    def in_turn(self, device: torch.device) -> Any:
+        """Return a context in which one pass is recorded or replayed: after the previous one of any stream."""
+
+    def record(self, run: Callable[[], ModelOutput]) -> tuple[ModelOutput, Callable[[], None], ModelOutput, int]:
+        """
+        Record a pass.
+
+        Args:
+            run (`Callable`): the pass, over inputs at fixed addresses.
+
+        Returns:
+            `tuple`: the results of `run` itself; a function that computes the pass again, with the present values of
+            the inputs; the outputs that it writes; the bytes of memory that were reserved.
+        """
+
+
+class CUDARecorder:
+    """Record passes as CUDA graphs, which share one pool of memory."""
+
+    def __init__(self):
+        self._pool: Any = None
+        self._finished: torch.cuda.Event | None = None
+
+    def takes(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor is on a GPU, and no graph is being captured around this call."""
+        return tensor.is_cuda and torch.version.hip is None and not torch.cuda.is_current_stream_capturing()
+
+    @contextmanager
+    def in_turn(self, device: torch.device) -> Iterator[None]:
+        """Order passes of several streams: they share the memory of inputs, of outputs and between them."""
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream()
+            if self._finished is not None:
+                stream.wait_event(self._finished)
+            yield
+            self._finished = stream.record_event()
+
+    def record(self, run: Callable[[], ModelOutput]) -> tuple[ModelOutput, Callable[[], None], ModelOutput, int]:
+        """Warm up and capture on a stream of its own, as [`Recorder.record`] says."""
+        reserved = torch.cuda.memory_reserved()
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                expected = run()
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": other threads may copy batches to the GPU meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            outputs = run()
+        self._pool = graph.pool()
+        return expected, graph.replay, outputs, torch.cuda.memory_reserved() - reserved
+
+
+@dataclass
+class _Graph:
+    """
+    A recorded pass.
+
+    Args:
+        inputs (`dict[str, torch.Tensor]`): the memory that it reads.
+        outputs (`ModelOutput`): the memory that it writes.
+        replay (`Callable`): computes the pass.
+        num_bytes (`int`): memory reserved for it, in bytes; later graphs use parts of it too.
+        kept (`Any`): further values whose memory it reads.
+    """
+
+    inputs: Inputs
+    outputs: ModelOutput
+    replay: Callable[[], None]
+    num_bytes: int
+    kept: Any = field(repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.inputs["pixel_values"])
+
+
+class CapturedForwards:
+    """
+    The recorded passes of one model.
+
+    A pass is recorded when inputs of the same kind come for the second time: batch size, image size, dtype and
+    options. From then on, such inputs are replayed. A smaller batch, such as the last one of a run, is replayed too if
+    at most a quarter of the recorded batch is padding. All others run without a graph.
+
+    Padded or not, each image's results depend on it alone. The first replay of each graph is compared with the pass
+    itself: if they differ, or if recording fails, such inputs run without a graph, with a warning.
+
+    Passes of several threads and streams wait for each other. At most 8 graphs are kept. They share their memory,
+    about that of one pass over the largest batch and the outputs of each.
+
+    Args:
+        recorder ([`Recorder`], *optional*): how passes are recorded; as CUDA graphs by default.
+    """
+
+    def __init__(self, recorder: Recorder | None = None):
+        self._recorder = CUDARecorder() if recorder is None else recorder
+        self._lock = threading.RLock()
+        self._disabled = threading.local()
+        self.clear()
+
+    def __deepcopy__(self, memo: dict) -> "CapturedForwards":
+        return CapturedForwards()
+
+    def __reduce__(self):
+        return CapturedForwards, ()
+
+    def clear(self) -> None:
+        """Drop all graphs: the memory that they read is no longer that of the model."""
+        with self._lock:
+            # Least recently used first; `None`: this kind and size cannot be recorded
+            self._graphs: dict[tuple[Hashable, int], _Graph | None] = {}
+            self._seen: set[tuple[Hashable, int]] = set()
+            self._captures = 0
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Run passes of this thread without graphs inside this context."""
+        before = getattr(self._disabled, "value", False)
+        self._disabled.value = True
+        try:
+            yield
+        finally:
+            self._disabled.value = before
+
+    def describe(self) -> list[str]:
+        """Return one sentence for each graph: its batch and image size, and the memory that was reserved for it."""
+        return [
+            f"{graph.batch_size} images of {' x '.join(map(str, graph.inputs['pixel_values'].shape[-2:]))} pixels,"
+            f" {graph.inputs['pixel_values'].dtype}: {graph.num_bytes / 2**20:.0f} MiB reserved"
+            for graph in self._graphs.values()
+            if graph is not None
+        ]
+
+    def applies(self, inputs: Inputs) -> bool:
+        """
+        Return whether passes over these inputs are recorded: on a GPU, outside of tracing and autocast.
+
+        Args:
+            inputs (`Mapping[str, torch.Tensor]`): tensors of the pass by name.
+        """
+        if torch.compiler.is_compiling() or getattr(self._disabled, "value", False):
+            return False
+        tensors = list(inputs.values())
+        if not all(map(self._recorder.takes, tensors)) or len({each.device for each in tensors}) > 1:
+            return False
+        return len(tensors[0]) > 0 and not torch.is_autocast_enabled(tensors[0].device.type)
+
+    def run(
+        self, forward: Callable[[Inputs], ModelOutput], inputs: Inputs, options: Hashable, keep: Callable[[], Any]
+    ) -> ModelOutput:
+        """
+        Compute a pass, replayed if it can be.
+
+        Args:
+            forward (`Callable`): the pass. It reads nothing that changes but `inputs`.
+            inputs (`Mapping[str, torch.Tensor]`): `pixel_values` first, and further tensors with one row per image or
+                a single row.
+            options (`Hashable`): everything else that the pass depends on.
+            keep (`Callable`): returns further values that the pass read, whose memory has to stay.
+
+        Returns:
+            `ModelOutput`: new tensors.
+        """
+        size = len(inputs["pixel_values"])
+        kind = (options, _global_settings(), *((name, each.dtype, each.shape[1:]) for name, each in inputs.items()))
+        kind += tuple(len(each) == size for each in inputs.values())
+        with self._lock:
+            graph = self._graph_for(kind, size)
+            if graph is not None:
+                return self._replayed(graph, inputs)
+            if self._comes_again(kind, size):
+                return self._recorded(forward, inputs, (kind, size), keep)
+        return forward(inputs)
+
+    def _graph_for(self, kind: Hashable, size: int) -> _Graph | None:
+        """Return the smallest graph that serves a batch, as the last one used."""
+        fitting = [
+            key
+            for key, graph in self._graphs.items()
+            if graph is not None and key[1] * (1 - _MAX_PADDING) <= size <= key[1] and key[0] == kind
+        ]
+        if not fitting:
+            return None
+        key = min(fitting, key=lambda each: each[1])
+        graph = self._graphs[key] = self._graphs.pop(key)
+        return graph
+
+    def _comes_again(self, kind: Hashable, size: int) -> bool:
+        """Return whether inputs came before and were never recorded; remember them."""
+        if (kind, size) in self._graphs or self._captures >= _MAX_CAPTURES:
+            return False
+        if (kind, size) in self._seen:
+            return True
+        if len(self._seen) >= _MAX_SEEN:
+            self._seen.clear()
+        self._seen.add((kind, size))
+        return False
+
+    def _recorded(
+        self,
+        forward: Callable[[Inputs], ModelOutput],
+        inputs: Inputs,
+        key: tuple[Hashable, int],
+        keep: Callable[[], Any],
+    ) -> ModelOutput:
+        """Record a pass, and return its results."""
+        self._captures += 1
+        # Ordinary tensors, also inside `torch.inference_mode`: they are written later, outside of it
+        with torch.inference_mode(False), torch.no_grad():
+            fixed = {name: each.detach().clone() for name, each in inputs.items()}
+            try:
+                with self._recorder.in_turn(fixed["pixel_values"].device):
+                    expected, replay, outputs, num_bytes = self._recorder.record(lambda: forward(fixed))
+                    graph = _Graph(fixed, outputs, replay, num_bytes, keep())
+                    graph.replay()
+                    differs = _largest_difference(expected, graph.outputs) > _TOLERANCE
+            except RuntimeError as error:  # what cannot be captured, and too little memory
+                obstacle = str(error).splitlines()[0]
+            else:
+                obstacle = "its first results differed from those without a graph" if differs else None
+        if obstacle is not None:
+            self._graphs[key] = None
+            logger.warning_once(f"A forward pass is not replayed as a CUDA graph: {obstacle}. It runs as usual.")
+            return forward(inputs)
+        self._graphs[key] = graph
+        for oldest in [each for each, known in self._graphs.items() if known is not None][:-_MAX_GRAPHS]:
+            del self._graphs[oldest]
+        return expected
+
+    def _replayed(self, graph: _Graph, inputs: Inputs) -> ModelOutput:
+        size = len(inputs["pixel_values"])
+        with self._recorder.in_turn(graph.inputs["pixel_values"].device):
+            for name, fixed in graph.inputs.items():
+                given = inputs[name]
+                # The images of a former batch stay in the rows of the padding
+                fixed[: len(given)].copy_(given)
+            graph.replay()
+            return _with_tensors(graph.outputs, lambda each: each[:size].clone())
+
+
+def _global_settings() -> Hashable:
+    """Return the settings of PyTorch that choose kernels."""
+    backends = torch.backends
+    return (
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        backends.cudnn.allow_tf32,
+        backends.cuda.flash_sdp_enabled(),
+        backends.cuda.mem_efficient_sdp_enabled(),
+        backends.cuda.math_sdp_enabled(),
+        backends.cuda.cudnn_sdp_enabled(),
+    )
+
+
+def _with_tensors(outputs: ModelOutput, change: Callable[[torch.Tensor], torch.Tensor]) -> ModelOutput:
+    """Return outputs whose tensors are changed; the first axis of all is that of the images."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return change(value)
+        return None if value is None else tuple(map(changed, value))
+
+    return type(outputs)(**{name: changed(value) for name, value in outputs.items()})
+
+
+def _largest_difference(expected: ModelOutput, outputs: ModelOutput) -> float:
+    """Return the largest difference of two passes' tensors, in units of the largest value, or of 1 if that is less."""
+    largest = 0.0
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            value, other = value.float(), outputs[name].float()
+            if not torch.equal(value.isnan(), other.isnan()):
+                return float("inf")
+            difference = (value - other).abs().nan_to_num(nan=0.0).amax()
+            largest = max(largest, (difference / value.nan_to_num(nan=0.0).abs().amax().clamp(min=1)).item())
+    return largest
