@@ -1,18 +1,18 @@
 """Maps of a batch, smoothed and at the sizes of their images, with scores: one computation for each size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from .anomaly_scoring import AnomalyScoring
+from .anomaly_scoring import AnomalyScoring, gaussian_smooth, resize_map
 from .host_copy import to_device
 from .region_of_interest import region_at_size
 
 
-__all__ = ["FinishedMaps", "groups_of_one_size", "of_group", "regions_at_size"]
+__all__ = ["FinishedMaps", "ScoredBatch", "groups_of_one_size", "of_group", "regions_at_size"]
 
 
 @dataclass
@@ -35,29 +35,18 @@ class FinishedMaps:
     insides: list[torch.Tensor | None] = field(default_factory=list)
 
     def add(
-        self,
-        group: list[int],
-        maps: torch.Tensor,
-        inside: torch.Tensor | None,
-        branches: list[torch.Tensor],
-        image_scores: torch.Tensor | None,
+        self, group: list[int], maps: torch.Tensor, scores: torch.Tensor, inside: torch.Tensor | None = None
     ) -> None:
-        """
-        Score a group of images, and add it.
-
-        Args:
-            group (`list[int]`): positions of the images in the batch.
-            maps (`torch.FloatTensor` of shape `(images, height, width)`): smoothed fused maps at the images' size.
-            inside (`torch.BoolTensor` of that shape, *optional*): regions of interest; the maps become 0 elsewhere.
-            branches, image_scores: further arguments of [`~AnomalyScoring.score_tensor`], of these images.
-        """
-        if inside is not None:
-            maps = maps * inside
+        """Add a group: positions in the batch, maps, scores, and regions of interest, as in the fields."""
         self.groups.append(group)
         self.maps.append(maps)
+        self.scores.append(scores)
         self.insides.append(inside)
-        # the maps that the masks are read from
-        self.scores.append(self.scoring.score_tensor(maps, branches, image_scores))
+
+    def extend(self, positions: list[int], other: "FinishedMaps") -> None:
+        """Add images with these positions in the batch, which are a batch of their own in `other`."""
+        for group, maps, scores, inside in zip(other.groups, other.maps, other.scores, other.insides, strict=True):
+            self.add([positions[index] for index in group], maps, scores, inside)
 
     def results(self) -> list[dict[str, Any]]:
         """Return the result of each image, as `post_process_anomaly_segmentation` documents it."""
@@ -69,6 +58,65 @@ class FinishedMaps:
             for position, anomaly_map, region in zip(group, maps, regions, strict=True):
                 results[position] = self.scoring.result(anomaly_map, next(scores), region)
         return results
+
+
+@dataclass
+class ScoredBatch:
+    """
+    Raw maps of a batch, with what their scores need.
+
+    Args:
+        scoring ([`AnomalyScoring`]): settings of smoothing, scores and masks.
+        maps (`torch.FloatTensor` of shape `(batch_size, h, w)`): fused maps at the model's size, not smoothed.
+        branches, image_scores: further arguments of [`~AnomalyScoring.score_tensor`].
+        roi_masks (sequence of `np.ndarray`, *optional*): region of interest of each image, or `None`.
+    """
+
+    scoring: AnomalyScoring
+    maps: torch.Tensor
+    branches: list[torch.Tensor]
+    image_scores: torch.Tensor | None
+    roi_masks: Sequence[np.ndarray | None] | None
+
+    def of_group(self, group: list[int], cut: Callable[[torch.Tensor], torch.Tensor]) -> "ScoredBatch":
+        """Return some images as a batch of their own, whose maps are cut by a function."""
+        return ScoredBatch(
+            self.scoring,
+            cut(of_group(self.maps, group)),
+            [cut(of_group(branch, group)) for branch in self.branches],
+            None if self.image_scores is None else of_group(self.image_scores, group),
+            None if self.roi_masks is None else [self.roi_masks[index] for index in group],
+        )
+
+    def finished(self, sizes: Sequence[tuple[int, int]], groups: Sequence[list[int]]) -> FinishedMaps:
+        """
+        Smooth maps at the model's size, resize them to the original sizes, and score them.
+
+        Args:
+            sizes (`Sequence[tuple[int, int]]`): original size of each image.
+            groups (`Sequence[list[int]]`): positions of the images of each group, which have one size.
+        """
+        smooth = gaussian_smooth(self.maps, self.scoring.smoothing_sigma)
+        of_highest = self.scoring.score_mode == "max"
+        scores = None if of_highest else self._scores_at_model_size()
+        finished = FinishedMaps(self.scoring)
+        for group in groups:
+            size, inside = tuple(sizes[group[0]]), None
+            maps = resize_map(of_group(smooth, group), size)
+            if self.roi_masks is not None:
+                inside = regions_at_size([self.roi_masks[index] for index in group], size, maps.device)
+                maps = maps * inside
+            # the score "max" reads the maps that the masks are read from
+            own = self.scoring.score_tensor(maps, []) if of_highest else of_group(scores, group)
+            finished.add(group, maps, own, inside)
+        return finished
+
+    def _scores_at_model_size(self) -> torch.Tensor:
+        branches = self.branches
+        if self.roi_masks is not None and branches:
+            inside = regions_at_size(self.roi_masks, tuple(self.maps.shape[-2:]), self.maps.device)
+            branches = [branch * inside for branch in branches]
+        return self.scoring.score_tensor(None, branches, self.image_scores)
 
 
 def groups_of_one_size(sizes: Sequence[tuple[int, int]], device: torch.device) -> list[list[int]]:

@@ -14,9 +14,9 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput
 
-from .anomaly_scoring import AUTHORS_SCORING, TOP_K_MAPS, AnomalyScoring, gaussian_smooth, resize_map
+from .anomaly_scoring import AUTHORS_SCORING, TOP_K_MAPS, AnomalyScoring
 from .configuration_frozen_clip import FrozenCLIPConfig
-from .finished_maps import FinishedMaps, groups_of_one_size, of_group, regions_at_size
+from .finished_maps import FinishedMaps, ScoredBatch, groups_of_one_size
 from .image_loading import ImageLike, list_images, load_image, load_mask
 from .pixel_preprocessing import fit, place, to_planes, value_table
 from .thresholds import resolve_thresholds
@@ -417,28 +417,18 @@ class VCPCLIPImageProcessor(PilBackend):
         branches = []
         if scoring.score_mode == "top_k":
             branches = [outputs[name].float() for name in TOP_K_MAPS if outputs.get(name) is not None] or [maps]
-        padded = (resize_mode or self.resize_mode) == "pad" and target_sizes is not None
-        if not padded:  # the images stay one batch
-            maps = gaussian_smooth(maps, scoring.smoothing_sigma)
-        groups = [list(range(len(maps)))] if target_sizes is None else groups_of_one_size(target_sizes, maps.device)
+        batch = ScoredBatch(scoring, maps, branches, image_scores, roi_masks)
+        if target_sizes is None:
+            return batch.finished([tuple(maps.shape[-2:])] * len(maps), [list(range(len(maps)))])
+        groups = groups_of_one_size(target_sizes, maps.device)
+        if (resize_mode or self.resize_mode) != "pad":
+            return batch.finished(target_sizes, groups)
+        # padding is removed before anything reads it, so that each size is a batch of its own
         finished = FinishedMaps(scoring)
         for group in groups:
-            size = tuple(maps.shape[-2:]) if target_sizes is None else target_sizes[group[0]]
-            group_maps, *group_branches = (of_group(stack, group) for stack in (maps, *branches))
-            if padded:
-                # 1. remove the padding before anything reads it, and 2. smooth at the model's size
-                cut = [self.without_padding(stack, size, "pad") for stack in (group_maps, *group_branches)]
-                group_maps, group_branches = gaussian_smooth(cut[0], scoring.smoothing_sigma), cut[1:]
-            inside = None
-            if roi_masks is not None:
-                regions = [roi_masks[index] for index in group]
-                inside = regions_at_size(regions, size, maps.device)
-                if group_branches:
-                    at_model_size = regions_at_size(regions, tuple(group_branches[0].shape[-2:]), maps.device)
-                    group_branches = [branch * at_model_size for branch in group_branches]
-            # 3. resize to the original size, and score
-            own_scores = None if image_scores is None else of_group(image_scores, group)
-            finished.add(group, resize_map(group_maps, size), inside, group_branches, own_scores)
+            size = target_sizes[group[0]]
+            own = batch.of_group(group, lambda stack, size=size: self.without_padding(stack, size, "pad"))
+            finished.extend(group, own.finished([size] * len(group), [list(range(len(group)))]))
         return finished
 
     def without_padding(

@@ -52,6 +52,8 @@ _NOT_TOGETHER = (
 
 # Arguments of a call that need the map, even if the result does not contain it
 _OF_MAPS = ("min_area", "heatmap", "regions")
+# First fields of a result, in order
+_FIRST = ("score", "label", "threshold", "image_threshold", "anomaly_map", "mask")
 # Field of unfinished results: the highest distance from the references
 _NEAREST = "highest_distance"
 # Upper limit of a reference's distance from itself in every precision, without a scale
@@ -866,7 +868,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
             result["regions"] = name_regions(result["regions"], mask, logits.float().numpy(), names)
         if output_format == "image-segmentation":
             return as_segments(result)
-        result = result | {name: value for name, value in found.items() if name not in result}
+        result = {**dict.fromkeys(_FIRST), **found, **result}
         if not output_maps:
             del result["anomaly_map"], result["mask"]
             result["size"] = size

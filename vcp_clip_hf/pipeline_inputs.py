@@ -12,7 +12,7 @@ from PIL import Image
 from .image_loading import ImageLike
 
 
-__all__ = ["CallText", "Images", "as_images", "chosen", "in_list"]
+__all__ = ["CallText", "Images", "ListedImages", "as_images", "chosen", "in_list"]
 
 # One image or many: the inputs of `__call__` and `calibrate`
 Images = ImageLike | Iterable[ImageLike] | torch.utils.data.Dataset
@@ -24,6 +24,24 @@ class CallText:
 
     prompt_input_ids: torch.LongTensor | None
     product_name: str | None
+
+
+class ListedImages(torch.utils.data.Dataset):
+    """
+    A list of images as a dataset, for which the pipeline returns results one by one.
+
+    Args:
+        images (`list`): the images.
+    """
+
+    def __init__(self, images: list[Any]):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.images[index]
 
 
 def in_list(inputs: Images, image_column: str | None = None) -> Sequence[Any]:

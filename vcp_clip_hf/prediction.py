@@ -15,8 +15,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -205,7 +206,9 @@ def predict_files(
     )
     started = time.perf_counter()
     with bar, stop_on_signal(_INTERRUPTED if state.is_main_process else None, raise_at_once=True) as signals:
-        options = {**options, "output_image": with_image, "batch_size": batch_size, "num_workers": num_workers}
+        with_maps = bool(save_maps or save_masks or save_overlays)
+        options |= {"output_image": with_image, "output_maps": with_maps}
+        options |= {"batch_size": batch_size, "num_workers": num_workers}
         if together is None:
             results = _results(pipe, mine, options)
         else:
@@ -335,18 +338,21 @@ class _Run:
                 (self.output_dir / name).unlink(missing_ok=True)
 
     def write_results(
-        self, images: Sequence[InputImage], results: Iterator[dict[str, Any]], ahead: int
+        self, images: Sequence[InputImage], results: Iterable[Callable[[], dict[str, Any]]], ahead: int
     ) -> Iterator[dict[str, Any]]:
-        """Write pictures and records; yield each record after it is in the file."""
+        """Finish results and write pictures, in threads, and records; yield each record after it is in the file."""
         single = self.state.num_processes == 1
         path = self.output_dir / (RECORDS if single else f"predictions-{self.state.process_index:03d}.jsonl")
         end_last_line(path)
         with open(path, "a", encoding="utf-8") as file:
-            for record in write_in_order(self.writer, zip(images, results, strict=True), ahead):
+            for record in write_in_order(self._write, zip(images, results, strict=True), ahead):
                 record.update(self.states[record["image"]])
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 yield record
+
+    def _write(self, image: InputImage, result: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return self.writer(image, result())
 
     def merge_records(self, summary: PredictionSummary) -> None:
         """Write one file of the records of all processes, in the order of the inputs, and the table."""
@@ -378,17 +384,14 @@ def _still_holds(record: Mapping[str, Any]) -> bool:
 
 def _results(
     pipe: AnomalySegmentationPipeline, images: Sequence[InputImage], options: dict[str, Any]
-) -> Iterable[dict[str, Any]]:
+) -> Iterable[Callable[[], dict[str, Any]]]:
     """Run the pipeline lazily; an image that fails gives a result with `error`."""
-    if not images:
-        return ()
-    # not `iter(pipe(...))`: iterating over that again would start the workers twice, and request each URL twice
-    return pipe(_Paths(images), on_error="return", **options)
+    return pipe.unfinished(_Paths(images), on_error="return", **options) if images else ()
 
 
 def _results_together(
     pipe: AnomalySegmentationPipeline, run: _Run, together: MutualScoring, options: dict[str, Any]
-) -> Iterable[dict[str, Any]]:
+) -> Iterable[Callable[[], dict[str, Any]]]:
     """Judge all images of a run, and yield the results of those to do."""
     if not run.todo:
         return
@@ -396,7 +399,7 @@ def _results_together(
     results = pipe.segment_together(_Paths(run.images), on_error="return", **asdict(together), **options)
     for image, result in zip(run.images, results, strict=True):
         if image.path in todo:
-            yield result
+            yield partial(dict, result)
 
 
 class _Paths(torch.utils.data.Dataset):
