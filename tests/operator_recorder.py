@@ -46,13 +46,16 @@ class OperatorRecorder:
 
     def __init__(self, fails=False, differs=False):
         self.fails, self.differs = fails, differs
-        self.recorded = self.replayed = 0
+        self.recorded = self.replayed = self.forgotten = 0
 
     def takes(self, tensor):
         return tensor.device.type == "cpu"
 
     def in_turn(self, device):
         return nullcontext()
+
+    def forget(self):
+        self.forgotten += 1
 
     def record(self, run):
         self.recorded += 1

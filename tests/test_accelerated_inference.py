@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from tests.common import pixels, tiny_hybrid, tiny_model, tiny_tokenizer
+from tests.common import HYBRID_VISION, pixels, tiny_hybrid, tiny_model, tiny_tokenizer
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel, cpu_kernels
 from vcp_clip_hf.accelerated_inference import (
     AcceleratedVCPCLIPModel,
@@ -23,6 +23,7 @@ from vcp_clip_hf.accelerated_inference import (
 )
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 from vcp_clip_hf.prompts import PromptPlan
+from vcp_clip_hf.references import MemoryBuilder, MemorySettings, ReferencedModel, states_of
 
 
 VARIANTS = {
@@ -184,6 +185,23 @@ def test_nothing_waits_for_the_device(fields):
     assert all(p.grad.device.type == "meta" for p in model.parameters() if p.requires_grad)
     with pytest.raises(RuntimeError, match="meta"):  # the range check of other dtypes waits
         model(images, labels=labels.float())
+
+
+HYBRID = {"vision_config": dict(HYBRID_VISION), "use_stem_branch": True, "use_image_head": True}
+
+
+@pytest.mark.parametrize("fields", [{}, {"reference_fusion": "logits"}, HYBRID], ids=["mean", "logits", "stem branch"])
+@torch.no_grad()
+def test_nothing_waits_for_the_device_with_references(fields):
+    model = tiny_model(**fields)
+    layers = list(model.config.memory_layers)
+    builder = MemoryBuilder(MemorySettings(layers=tuple(layers), neighborhood=3))
+    builder.add("one", states_of(model(pixels(1), output_hidden_states=layers), layers), (6, 6))
+    memory = builder.finish(weight=0.5, tower={}).to("meta")
+    model.to("meta")
+    for each in (model, accelerate_inference(model)):
+        outputs = ReferencedModel(each, memory)(pixels(2).to("meta"))
+        assert outputs.anomaly_map.device.type == "meta" and outputs.reference_map.shape == (2, 48, 48)
 
 
 # --- never stale -----------------------------------------------------------------------------------------------------

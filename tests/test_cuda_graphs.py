@@ -327,6 +327,7 @@ def test_a_pass_that_cannot_be_recorded_runs_as_usual(faults, message, monkeypat
         images = pixels(1, seed=seed)
         same(fast(images), accelerate_inference(model)(images))
     assert recorder.recorded == 1, "it is tried once"
+    assert recorder.forgotten == 2, "at the start, and because no graph is left of its memory"
     assert len(warnings) == 1 and message in warnings[0]
 
 

@@ -19,6 +19,7 @@ import vcp_clip_hf
 from tests.common import tiny_model, tiny_model_with_head, tiny_tokenizer
 from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
 from vcp_clip_hf.accelerated_inference import AcceleratedVCPCLIPModel
+from vcp_clip_hf.acceleration_settings import Acceleration
 from vcp_clip_hf.anomaly_result import finish
 from vcp_clip_hf.call_arguments import argument_names
 from vcp_clip_hf.thresholds import _warn_once
@@ -822,6 +823,20 @@ def test_the_pipeline_computes_with_a_fast_copy_of_the_model_as_it_is_now(fresh,
     calls = []
     pipe.model.clip.vision_model.encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
     assert check() is pipe.model and calls
+
+
+def test_the_settings_of_the_copy_can_be_given(checkpoint):
+    settings = Acceleration(cuda_graphs=False)
+    pipe = pipeline("anomaly-segmentation", model=str(checkpoint), accelerate=settings)
+    image = picture(60, 80)
+    expected = pipe(image)["anomaly_map"]
+    assert pipe._network.settings == settings
+    pipe.accelerate = True
+    first = pipe._inference_model()
+    assert first.settings == Acceleration() and pipe._inference_model() is first
+    np.testing.assert_array_equal(pipe(image)["anomaly_map"], expected)
+    with pytest.raises(TypeError, match=r"accelerate='yes' must be True, False or Acceleration"):
+        pipeline("anomaly-segmentation", model=str(checkpoint), accelerate="yes")
 
 
 @pytest.mark.parametrize("accelerate", [True, False])

@@ -92,7 +92,10 @@ def accelerate_inference(model: VCPCLIPModel, settings: Acceleration | None = No
 
 
 def accelerated_or_plain(
-    model: PreTrainedModel, former: PreTrainedModel | None = None, settings: Acceleration | None = None
+    model: PreTrainedModel,
+    former: PreTrainedModel | None = None,
+    settings: Acceleration | None = None,
+    values: bool = True,
 ) -> PreTrainedModel:
     """
     Return a fast copy of the model's present state. If it cannot be copied, return the model itself, with a warning.
@@ -101,16 +104,19 @@ def accelerated_or_plain(
         model (`PreTrainedModel`): the model; other kinds than VCP-CLIP are returned as they are.
         former (`PreTrainedModel`, *optional*): an earlier result for this model, used again if the model is unchanged.
         settings ([`Acceleration`], *optional*): settings of the copy; its defaults if absent.
+        values (`bool`, *optional*, defaults to `True`): as in [`AcceleratedVCPCLIPModel.is_copy_of`].
     """
     if model.config.model_type != VCPCLIPConfig.model_type or isinstance(model, AcceleratedVCPCLIPModel):
         return model
+    settings = settings or Acceleration()
+    is_of_this_kind = isinstance(former, AcceleratedVCPCLIPModel) and former.settings == settings
+    # A model that is unchanged has no obstacle, except hooks that are registered outside of it
+    if is_of_this_kind and not _hooks_for_all_modules() and former.is_copy_of(model, values):
+        return former
     obstacle = acceleration_obstacle(model)
     if obstacle is not None:
         logger.warning_once(f"Inference is not accelerated: {obstacle}. The plain model is used.")
         return model
-    settings = settings or Acceleration()
-    if isinstance(former, AcceleratedVCPCLIPModel) and former.settings == settings and former.is_copy_of(model):
-        return former
     try:
         return AcceleratedVCPCLIPModel.copy_of(model, settings)
     except (TypeError, RuntimeError) as error:  # an attribute that cannot be copied, such as a lock
@@ -128,7 +134,7 @@ def acceleration_obstacle(model: VCPCLIPModel, training_mode_matters: bool = Tru
     """
     if isinstance(model, AcceleratedVCPCLIPModel):
         return "it is an accelerated copy already"
-    if _module_hooks._global_forward_hooks or _module_hooks._global_forward_pre_hooks:
+    if _hooks_for_all_modules():
         return "hooks for all modules are registered"
     for name in ("encode_image", "encode_image_with_states", "encode_text"):
         if name in vars(model):
@@ -156,6 +162,10 @@ def acceleration_obstacle(model: VCPCLIPModel, training_mode_matters: bool = Tru
         if type(parameter.data) is not torch.Tensor or parameter.is_inference():
             return f"{name} is not an ordinary tensor, for example quantized or made in inference mode"
     return None
+
+
+def _hooks_for_all_modules() -> bool:
+    return bool(_module_hooks._global_forward_hooks or _module_hooks._global_forward_pre_hooks)
 
 
 _PLAIN_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Dropout, nn.Embedding, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.ModuleList)
@@ -209,9 +219,16 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         fast.clip.text_model.config._attn_implementation = PREFIX_ATTENTION
         return fast
 
-    def is_copy_of(self, model: VCPCLIPModel) -> bool:
-        """Return whether weights and configuration of a model are still those that were copied."""
-        return self._source == _Snapshot(model)
+    def is_copy_of(self, model: VCPCLIPModel, values: bool = True) -> bool:
+        """
+        Return whether a model is still in the state that was copied: weights, modules, hooks and configuration.
+
+        Args:
+            model ([`VCPCLIPModel`]): the model.
+            values (`bool`, *optional*, defaults to `True`): whether to look for changes through `.data` too, which
+                makes the host wait for a GPU.
+        """
+        return self._source.holds(model, values)
 
     @wraps(VCPCLIPModel.forward)
     @torch.no_grad()
@@ -474,21 +491,18 @@ class _Snapshot:
     """
 
     def __init__(self, model: VCPCLIPModel):
-        config = model.config
-        fields = [*config.own_fields(), "output_hidden_states", "output_attentions"]
-        self._fields = repr([getattr(config, name) for name in fields])
-        towers = (model.clip.text_model, model.clip.vision_model)
-        self._attention = [tower.config._attn_implementation for tower in towers]
+        self._settings = self._read_settings(model)
         sampled = [model.clip.text_model, model.clip.vision_model.embeddings, model.pre_vcp, model.prompt_norm]
         sampled += [model.clip.text_projection] + ([] if model.deep_prompts is None else [model.deep_prompts])
         self._weights = WeightSnapshot([model], sampled)
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Snapshot)
-            and self._fields == other._fields
-            and self._attention == other._attention
-            and self._weights == other._weights
-        )
+    def holds(self, model: VCPCLIPModel, values: bool) -> bool:
+        """Return whether a model is still in this state."""
+        return self._weights.holds([model], values) and self._settings == self._read_settings(model)
 
-    __hash__ = None
+    @staticmethod
+    def _read_settings(model: VCPCLIPModel) -> str:
+        config = model.config
+        fields = [*config.own_fields(), "output_hidden_states", "output_attentions"]
+        attention = [tower.config._attn_implementation for tower in (model.clip.text_model, model.clip.vision_model)]
+        return repr([getattr(config, name) for name in fields] + attention)

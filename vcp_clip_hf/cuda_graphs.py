@@ -32,6 +32,9 @@ _WARM_UPS = 2
 # Largest difference between a graph's first results and those of the warm-up
 _TOLERANCE = 2e-3
 
+# A process can capture one graph at a time
+_ONE_CAPTURE = threading.Lock()
+
 Inputs = Mapping[str, torch.Tensor]
 
 
@@ -43,6 +46,9 @@ class Recorder(Protocol):
 
     def in_turn(self, device: torch.device) -> Any:
         """Return a context in which one pass is recorded or replayed: after the previous one of any stream."""
+
+    def forget(self) -> None:
+        """Start anew: all recorded passes were dropped."""
 
     def record(self, run: Callable[[], ModelOutput]) -> tuple[ModelOutput, Callable[[], None], ModelOutput, int]:
         """
@@ -58,11 +64,16 @@ class Recorder(Protocol):
 
 
 class CUDARecorder:
-    """Record passes as CUDA graphs, which share one pool of memory."""
+    """Record passes as CUDA graphs, which share one pool of memory and, for that, one stream."""
 
     def __init__(self):
-        self._pool: Any = None
         self._finished: torch.cuda.Event | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Use a new pool: one without graphs is not valid any more."""
+        self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
 
     def takes(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor is on a GPU, and no graph is being captured around this call."""
@@ -80,8 +91,8 @@ class CUDARecorder:
 
     def record(self, run: Callable[[], ModelOutput]) -> tuple[ModelOutput, Callable[[], None], ModelOutput, int]:
         """Warm up and capture on a stream of its own, as [`Recorder.record`] says."""
-        reserved = torch.cuda.memory_reserved()
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        reserved, current = torch.cuda.memory_reserved(), torch.cuda.current_stream()
+        stream = self._stream = self._stream or torch.cuda.Stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
@@ -89,7 +100,7 @@ class CUDARecorder:
         current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # "thread_local": other threads may copy batches to the GPU meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+        with _ONE_CAPTURE, torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
             outputs = run()
         self._pool = graph.pool()
         return expected, graph.replay, outputs, torch.cuda.memory_reserved() - reserved
@@ -156,6 +167,7 @@ class CapturedForwards:
             self._graphs: dict[tuple[Hashable, int], _Graph | None] = {}
             self._seen: set[tuple[Hashable, int]] = set()
             self._captures = 0
+            self._recorder.forget()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -253,6 +265,7 @@ class CapturedForwards:
         # Ordinary tensors, also inside `torch.inference_mode`: they are written later, outside of it
         with torch.inference_mode(False), torch.no_grad():
             fixed = {name: each.detach().clone() for name, each in inputs.items()}
+            graph = None
             try:
                 with self._recorder.in_turn(fixed["pixel_values"].device):
                     expected, replay, outputs, num_bytes = self._recorder.record(lambda: forward(fixed))
@@ -264,7 +277,9 @@ class CapturedForwards:
             else:
                 obstacle = "its first results differed from those without a graph" if differs else None
         if obstacle is not None:
-            self._graphs[key] = None
+            self._graphs[key] = graph = None
+            if not any(self._graphs.values()):
+                self._recorder.forget()
             logger.warning_once(f"A forward pass is not replayed as a CUDA graph: {obstacle}. It runs as usual.")
             return forward(inputs)
         self._graphs[key] = graph

@@ -127,10 +127,18 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         # The fast copy is made again: a pickle would contain the weights twice
         return {**self.__dict__, "_network": None, "_compared_network": None}
 
-    def _inference_model(self) -> PreTrainedModel:
-        """Return what computes: the fast copy of the model as it is now, or the model itself."""
+    def _inference_model(self, values: bool = True) -> PreTrainedModel:
+        """
+        Return what computes: the fast copy of the model as it is now, or the model itself.
+
+        Args:
+            values (`bool`, *optional*, defaults to `True`): as in [`accelerated_or_plain`].
+        """
         settings = Acceleration.of(self.accelerate)
-        self._network = self.model if settings is None else accelerated_or_plain(self.model, self._network, settings)
+        if settings is None:
+            self._network = self.model
+        else:
+            self._network = accelerated_or_plain(self.model, self._network, settings, values)
         return self._network
 
     # --- references -----------------------------------------------------------------------------------------------
@@ -257,7 +265,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         Return the network that computes maps: the model, alone or with a memory, and bound to the product's name if
         the model reads one.
         """
-        network = self._inference_model()
+        # On a GPU, values are compared at the start of a call only: the host would wait for the batch before
+        network = self._inference_model(values=self.device.type == "cpu")
         if references is not None and (network is self.model or network is not self._compared_network):
             # on the first call and after a change of `model`; without a fast copy, which notices changes in place, on
             # every call
@@ -449,6 +458,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         images = as_images(inputs, image_column)
         if isinstance(images, list) and not images:
             return []
+        self._inference_model()
         return super().__call__(images, *args, **kwargs)
 
     def get_iterator(
@@ -937,6 +947,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         scoring = self._mutual_scoring(**{name: value for name, value in given.items() if value is not None})
         product_name = forward.get("product_name")
         self._check_text(None, product_name)
+        self._inference_model()
         judge = MutualJudge(
             self._network_with(None, product_name),
             self.image_processor,

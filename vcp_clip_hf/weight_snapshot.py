@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import groupby
+from operator import attrgetter, eq, is_not
 
 import torch
 from torch import nn
@@ -11,11 +12,13 @@ __all__ = ["WeightSnapshot"]
 
 # About how many values of each tensor are compared
 _NUM_SAMPLES = 4
+# Attributes of modules with hooks
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class WeightSnapshot:
     """
-    State of the weights and modules of parts of a model, to be compared later.
+    State of the weights and modules of parts of a model, to be compared with their later state.
 
     PyTorch counts in-place changes of a tensor, and `Module.to` assigns other memory to a parameter. Changes through
     `.data` are not counted (averaged weights, merged adapters): they are recognized by a few values of each tensor.
@@ -26,60 +29,44 @@ class WeightSnapshot:
     """
 
     def __init__(self, parts: Iterable[nn.Module], sampled: Iterable[nn.Module]):
-        self._modules, self._parameters, self._states, self._settings = _describe(parts)
+        self._parts = list(parts)
+        self._modules = [module for part in self._parts for module in part.modules()]
+        self._kinds = list(map(type, self._modules))
+        # All attributes of a module, and what it registers: comparing dictionaries takes no Python code
+        names = ("_parameters", "_buffers", "_modules", *_HOOKS)
+        self._contents = [each for module in self._modules for each in (vars(module), *map(vars(module).get, names))]
+        self._former_contents = [None if each is None else dict(each) for each in self._contents]
+        self._parameters = [parameter for part in self._parts for parameter in part.parameters()]
+        self._counted = [parameter for parameter in self._parameters if not parameter.is_inference()]
+        self._states = self._read_states()
         self._views = _sampled_views([parameter for part in sampled for parameter in part.parameters()])
         self._samples = _read(self._views)
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, WeightSnapshot)
-            and self._states == other._states
-            and self._settings == other._settings
-            and _same_objects(self._parameters, other._parameters)
-            and _same_objects(self._modules, other._modules)
-            and _same_values(self._samples, other._samples)
-        )
-
-    __hash__ = None
-
-    def holds(self, parts: Iterable[nn.Module]) -> bool:
+    def holds(self, parts: Iterable[nn.Module], values: bool = True) -> bool:
         """
-        Return whether modules are still in the state of this snapshot; faster than comparing with a new one.
+        Return whether modules are still in the state of this snapshot.
 
         Args:
-            parts (`Iterable[nn.Module]`): modules that the snapshot was made of.
+            parts (`Iterable[nn.Module]`): modules, which may be others than those of the snapshot.
+            values (`bool`, *optional*, defaults to `True`):
+                Whether to compare values too. On a GPU, this waits for all work that was launched before.
         """
-        modules, parameters, states, settings = _describe(parts)
-        return (
-            self._states == states
-            and self._settings == settings
-            and _same_objects(self._parameters, parameters)
-            and _same_objects(self._modules, modules)
-            # The parameters' memory is the same, so the views show its present values
-            and _same_values(self._samples, _read(self._views))
-        )
+        parts = list(parts)
+        if len(parts) != len(self._parts) or any(map(is_not, parts, self._parts)):
+            return False
+        try:
+            unchanged = all(map(eq, self._contents, self._former_contents))
+        except (RuntimeError, ValueError):  # attributes that have no truth value when compared, such as tensors
+            unchanged = False
+        if not unchanged or self._kinds != list(map(type, self._modules)) or self._states != self._read_states():
+            return False
+        # The parameters' memory is the same, so the views show its present values
+        return not values or all(map(torch.equal, self._samples, _read(self._views)))
 
-
-def _describe(parts: Iterable[nn.Module]) -> tuple[list[nn.Module], list[nn.Parameter], list[tuple], list[tuple]]:
-    """Return all modules and parameters, the state of each parameter and the settings of each module."""
-    parts = list(parts)
-    modules = [module for part in parts for module in part.modules()]
-    parameters = [parameter for part in parts for parameter in part.parameters()]
-    states = [(each.data_ptr(), each.stride(), _version(each)) for each in parameters]
-    # Settings of layers, such as the epsilon of a LayerNorm
-    return modules, parameters, states, [(type(each), each.extra_repr()) for each in modules]
-
-
-def _version(tensor: torch.Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
-
-
-def _same_objects(ours: list, theirs: list) -> bool:
-    return len(ours) == len(theirs) and all(our is their for our, their in zip(ours, theirs, strict=True))
-
-
-def _same_values(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
-    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+    def _read_states(self) -> tuple[list, ...]:
+        """Return address, strides and number of in-place changes of each parameter."""
+        addresses, strides = map(torch.Tensor.data_ptr, self._parameters), map(torch.Tensor.stride, self._parameters)
+        return list(addresses), list(strides), list(map(attrgetter("_version"), self._counted))
 
 
 def _sampled_views(parameters: list[nn.Parameter]) -> list[list[torch.Tensor]]:
