@@ -26,9 +26,10 @@ from .finished_maps import of_group
 from .host_copy import as_array, to_device
 from .image_loading import ImageLike, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
+from .launched_batch import LaunchedBatch
 from .map_fusion import BRANCH_MAPS
 from .mutual_scoring import MEMORY_LIMIT, MutualScoring
-from .pipeline_batches import BatchResults, LaunchedBatch, image_batches
+from .pipeline_batches import BatchResults, image_batches
 from .pipeline_calibration import SCORING, THRESHOLDS, CalibratingPipeline, without_given_thresholds
 from .pipeline_inputs import CallText, Images, as_images, chosen, in_list
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
