@@ -500,6 +500,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         Yields:
             For each image, a function that returns its result; call it once.
         """
+        self._inference_model()  # compares values, as `__call__` does
         preprocess, forward, postprocess = self._merged_parameters(**kwargs)
         results = self.get_iterator(images, num_workers, batch_size, preprocess, forward, postprocess)
         results.finish = partial(partial, results.finish)
@@ -769,7 +770,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         """Return the logits of every name for naming regions, of each group: at the model's size, without padding."""
         patch_size = self.model.config.vision_config.patch_size
         grid = (model_size[0] // patch_size, model_size[1] // patch_size)
-        logits = name_logits(self._inference_model(), outputs, names, grid)
+        logits = name_logits(self._network, outputs, names, grid)
         logits = torch.nn.functional.interpolate(logits, size=tuple(model_size), mode="nearest")
         cut = self.image_processor.without_padding
         return [cut(of_group(logits, group), sizes[group[0]]) for group in groups]
