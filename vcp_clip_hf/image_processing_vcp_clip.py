@@ -278,7 +278,7 @@ class VCPCLIPImageProcessor(PilBackend):
         fits = fit(picture.height, picture.width, full, mode, divisor) if self.do_resize else None
         placed = _placed(picture, fits, self.resample, self.image_mean if self.do_normalize else None)
         pixels = np.asarray(placed).reshape(placed.height, placed.width, -1)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
 
     def to_values(self, pixels: torch.ByteTensor) -> torch.FloatTensor:
         """
