@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.common import tiny_model, tiny_tokenizer
 from vcp_clip_hf import AnomalySegmentationPipeline, MutualScoring, VCPCLIPImageProcessor
-from vcp_clip_hf.prediction import predict_files, read_predictions
+from vcp_clip_hf.prediction import _chosen_workers, predict_files, read_predictions
 
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +89,16 @@ def test_scores_and_labels_need_no_maps(predict, tmp_path, pipe):
         for name, value in record.items():
             assert value == full[record["name"]][name]
     assert not list((tmp_path / "out").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "processes", "expected"),
+    [("cpu", 64, 1, 2), ("cuda", 16, 1, 8), ("cuda", 16, 4, 4), ("cuda", 2, 4, 2)],
+)
+def test_readers_are_chosen_for_the_device(device, cores, processes, expected, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert _chosen_workers(torch.device(device)) == expected
 
 
 def test_regions_without_a_threshold_end_the_run(folder, tmp_path):

@@ -65,6 +65,8 @@ __all__ = [
 logger = logging.get_logger(__name__)
 
 CSV_FILE, COCO_FILE = "predictions.csv", "predictions.coco.json"
+# Numbers of processes that read images, if they are chosen
+_FEWEST_READERS, _MOST_READERS = 2, 8
 _INTERRUPTED = "Interrupted. The finished images are recorded: run the same command again to segment the rest."
 
 
@@ -130,7 +132,7 @@ def predict_files(
     save_masks: bool = True,
     save_overlays: bool = True,
     batch_size: int = 8,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     overwrite: bool = False,
     progress: bool = True,
     together: MutualScoring | None = None,
@@ -147,7 +149,10 @@ def predict_files(
         save_maps (`"png"`, `"npy"` or `None`): 16-bit PNG (value times 65535) or float32 NumPy arrays.
         save_masks (`bool`): whether to write masks, 8-bit PNG, 0 and 255; needs a threshold.
         save_overlays (`bool`): whether to write the images with their maps drawn over them, JPEG, on a fixed scale.
-        batch_size, num_workers (`int`): arguments of the pipeline's call.
+        batch_size (`int`): argument of the pipeline's call.
+        num_workers (`int`, *optional*, defaults to 0):
+            Processes that read and resize images ahead of the model. `None` chooses: 2 for a CPU; for an accelerator,
+            up to 8, at most this process's share of the cores.
         overwrite (`bool`): whether to start anew: the records and files of earlier runs are removed first.
         progress (`bool`): whether to show a progress bar.
         together ([`MutualScoring`], *optional*):
@@ -208,7 +213,8 @@ def predict_files(
     with bar, stop_on_signal(_INTERRUPTED if state.is_main_process else None, raise_at_once=True) as signals:
         with_maps = bool(save_maps or save_masks or save_overlays)
         options |= {"output_image": with_image, "output_maps": with_maps}
-        options |= {"batch_size": batch_size, "num_workers": num_workers}
+        options |= {"batch_size": batch_size}
+        options["num_workers"] = _chosen_workers(pipe.device) if num_workers is None else num_workers
         if together is None:
             results = _results(pipe, mine, options)
         else:
@@ -400,6 +406,15 @@ def _results_together(
     for image, result in zip(run.images, results, strict=True):
         if image.path in todo:
             yield partial(dict, result)
+
+
+def _chosen_workers(device: torch.device) -> int:
+    """Return a number of processes that read images, for a machine that does nothing else."""
+    if device.type == "cpu":
+        return _FEWEST_READERS
+    # `accelerate launch` and torchrun state the number of processes on this machine
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(_FEWEST_READERS, min(_MOST_READERS, share))
 
 
 class _Paths(torch.utils.data.Dataset):

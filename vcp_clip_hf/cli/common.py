@@ -218,10 +218,16 @@ def make_pipeline(model: str, device: str | None, dtype: WeightType) -> "Anomaly
 
     from ..checkpoint_folder import load_parts
     from ..devices import check_device
+    from ..prediction import process_state
 
     announce_embedded(model)
     check_device(device)
-    parts = load_parts(model, dtype=dtype.value)
+    parts, state = load_parts(model, dtype=dtype.value), process_state()
+    if state.num_processes > 1:
+        # Without a device, every process would take the first one. In launched processes, pipelines of transformers
+        # stay where the model is
+        device = device or state.device
+        parts.model.to(device)
     return pipeline(
         "anomaly-segmentation",
         model=parts.model,

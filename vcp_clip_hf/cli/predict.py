@@ -23,7 +23,6 @@ from .common import (
     MinArea,
     Model,
     NormalWords,
-    NumWorkers,
     Output,
     Overlays,
     ProductName,
@@ -127,7 +126,14 @@ def predict(
         typer.Option(help="Video: NAME=VALUE for FFmpeg, e.g. rtsp_transport=udp; repeat for several."),
     ] = None,
     batch_size: BatchSize = 8,
-    num_workers: NumWorkers = 2,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that read images ahead of the model.",
+            show_default="2; with an accelerator, up to 8",
+        ),
+    ] = None,
     device: Device = None,
     dtype: DType = WeightType.auto,
     report: MakeReport = False,
