@@ -263,19 +263,20 @@ class VCPCLIPImageProcessor(PilBackend):
             raise ValueError(f"device={device!r} needs return_tensors='pt', got {return_tensors!r}.")
         return batch.to(device)
 
-    def to_bytes(self, picture: Image.Image) -> torch.ByteTensor:
+    def to_bytes(self, picture: Image.Image, size: tuple[int, int] | None = None) -> torch.ByteTensor:
         """
         Prepare a picture as bytes, a quarter of the size of `pixel_values`, which `to_values` makes of them.
 
         Args:
             picture (`PIL.Image.Image`): picture as `load_image` returns it, of mode L, RGB or RGBA.
+            size (`tuple[int, int]`, *optional*): height and width of the whole image, if `picture` is a reduced one.
 
         Returns:
             `torch.ByteTensor` of shape `(1, channels, height, width)`: resized and padded, on the CPU.
         """
         full = (self.size.height, self.size.width)
         mode, divisor = self.resize_mode, self.size_divisor
-        fits = fit(picture.height, picture.width, full, mode, divisor) if self.do_resize else None
+        fits = fit(*(size or (picture.height, picture.width)), full, mode, divisor) if self.do_resize else None
         placed = _placed(picture, fits, self.resample, self.image_mean if self.do_normalize else None)
         pixels = np.asarray(placed).reshape(placed.height, placed.width, -1)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]

@@ -121,7 +121,8 @@ class CalibratingPipeline(Pipeline):
         self, images: Sequence[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
     ) -> tuple[list[int], bool]:
         """Return positions of the images to calibrate on, and whether they are references scored as new images."""
-        names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
+        without = ("roi_mask", "tile_size", "fast_decode")
+        names = [name for name in argument_names(self.preprocess) if name not in without]
         reading = {**self._preprocess_params, **arguments}
         digests = picture_digests(
             images, self.image_processor, **{name: reading[name] for name in names if name in reading}
@@ -170,6 +171,7 @@ class CalibratingPipeline(Pipeline):
             values.get("input_range"),
             values.get("roi_mask"),
             self.active_references(values.get("reference_weight")),
+            bool(values.get("fast_decode")),
         )
         settings = {name: values.get(name) for name in SCORING if name not in THRESHOLDS}
         return self.image_processor.without_thresholds().scoring(**settings), conditions

@@ -25,6 +25,7 @@ __all__ = [
     "DefectName",
     "Device",
     "ExportFormat",
+    "FastDecode",
     "ImageThreshold",
     "MakeReport",
     "MapFormat",
@@ -186,6 +187,12 @@ RoiMask = Annotated[
     Path | None, typer.Option(help="Mask of the images' size; only its non-black pixels are inspected.")
 ]
 MaxPixels = Annotated[int | None, typer.Option(min=1, help="Largest image to read, in pixels; default: 179 million.")]
+FastDecode = Annotated[
+    bool,
+    typer.Option(
+        "--fast-decode", help="Decode large JPEG files at a reduced size: faster, with slightly different results."
+    ),
+]
 NormalWords = Annotated[
     list[str] | None,
     typer.Option("--normal", help="State word or template of normal products, e.g. 'flawless'; repeat for several."),
