@@ -46,6 +46,8 @@ ImageLike = Union[str, os.PathLike, bytes, Image.Image, np.ndarray, "torch.Tenso
 _CHANNELS = (1, 3, 4)
 # EXIF tag, and its values for pictures that are turned by a right angle
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+# Divisors of the size of a JPEG file that its decoder can compute
+_SCALES = (8, 4, 2)
 _UNNAMED = "the image"
 _NUMERIC_MODES = ("I", "F")  # and I;16, I;16B, ...
 
@@ -131,7 +133,8 @@ def load_reduced(
     max_download_bytes: int = DEFAULT_MAX_BYTES,
 ) -> tuple[Image.Image, tuple[int, int]]:
     """
-    Read one image, and decode a JPEG file at 1/2, 1/4 or 1/8 of its size if it is that much larger than necessary.
+    Read one image, and decode a JPEG file at 1/2, 1/4 or 1/8 of its size if it is that much larger than necessary and
+    its sides are multiples of that number.
 
     A reduced JPEG file is computed from fewer coefficients of each block (`PIL.Image.Image.draft`), which is faster
     than decoding and resizing all pixels, and close to their mean. All other images are read as by [`load_image`].
@@ -152,11 +155,20 @@ def load_reduced(
     with _opened(image, timeout, max_pixels, max_download_bytes) as (name, opened):
         size = opened.size[::-1]
         if opened.format in ("JPEG", "MPO"):
-            opened.draft(None, (max(least), max(least)))  # whichever way it is turned
+            _reduce(opened, least)
         picture = _from_picture(opened, name, checked_range(input_range), max_pixels)
         if opened.getexif().get(_ORIENTATION, 1) in _TURNED:
             size = size[::-1]
     return picture.convert("RGB") if picture.mode != "RGB" else picture, size
+
+
+def _reduce(picture: Image.Image, least: tuple[int, int]) -> None:
+    """Let the decoder of a JPEG file compute fewer pixels: at least `least`, whichever way the picture is turned."""
+    for scale in _SCALES:
+        # Sides that are no multiples would shift the picture by a part of a pixel
+        if not any(side % scale for side in picture.size) and min(picture.size) // scale >= max(least):
+            picture.draft(None, (picture.width // scale, picture.height // scale))
+            return
 
 
 def load_nonzero(mask: ImageLike) -> tuple[str, np.ndarray]:

@@ -413,10 +413,11 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
                 Name of the product in all images, for other methods than VCP-CLIP, which needs none.
             input_range (`tuple[float, float]`, *optional*): values of black and white in data of more than 8 bits.
             fast_decode (`bool`, *optional*, defaults to `False`):
-                Whether JPEG files that are more than twice as large as the model's input are decoded at 1/2, 1/4 or
-                1/8 of their size, at least twice that of the input: several times faster for 12 megapixels. The input
-                differs by 1 of 255 at most in our measurements, and results slightly, so that calibrated thresholds
-                apply only with the value that they were measured with. Not possible with tiles or references.
+                Whether large JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, at least twice that of the
+                model's input, if their sides are multiples of this number: several times faster for 12 megapixels. In
+                our measurements, the input differed by at most 1 of 255. Results differ too, so that calibrated
+                thresholds apply only with the value that they were measured with. Not possible with tiles or
+                references.
             roi_mask (`ImageLike`, *optional*):
                 Region of interest of the images' size: pixels that are neither black nor transparent are inspected.
             tile_size (`int`, *optional*): side in pixels of the tiles that large images are split into.
