@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers.utils import ModelOutput, logging
 from .accelerated_inference import accelerated_or_plain
 from .acceleration_settings import Acceleration
 from .anomaly_result import as_segments, finish
-from .anomaly_scoring import TOP_K_MAPS, AnomalyScoring, resize_map
+from .anomaly_scoring import TOP_K_MAPS, AnomalyScoring
 from .calibration import describe_calibration
 from .call_arguments import argument_names, refuse_unknown
 from .configuration_vcp_clip import CATEGORY_SLOT
@@ -24,18 +23,18 @@ from .defect_names import DefectNames, name_logits, name_regions
 from .devices import check_device
 from .finished_maps import of_group
 from .host_copy import as_array, to_device
-from .image_loading import ImageLike, load_image, load_reduced
+from .image_loading import ImageLike
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
 from .launched_batch import LaunchedBatch
 from .map_fusion import BRANCH_MAPS
 from .mutual_scoring import MEMORY_LIMIT, MutualScoring
 from .pipeline_batches import BatchResults, image_batches
 from .pipeline_calibration import SCORING, THRESHOLDS, CalibratingPipeline, without_given_thresholds
-from .pipeline_inputs import CallText, Images, as_images, chosen, in_list
+from .pipeline_inputs import CallText, Images, as_images, chosen, in_list, prepared
 from .prompts import check_states_differ, check_tokenizer, prompt_rows, tokenize_prompts
 from .reference_pictures import build_memory, find_references, image_conditions, save_references
 from .references import MemorySettings, ReferencedModel, ReferenceMemory, picture_digest
-from .region_of_interest import load_region_of_interest
+from .requested_maps import RequestedMaps
 from .thresholds import Thresholds
 from .tiling import Tiling, segment_tiles
 from .together import MutualJudge
@@ -58,9 +57,6 @@ _NOT_TOGETHER = (
     ),
 )
 
-# A picture that is decoded at a reduced size has at least this number of pixels for one of the model's input, along
-# each side: the resize then averages pixels as it does for the whole picture
-_LEAST_RATIO = 2
 # Arguments of a call that need the map, even if the result does not contain it
 _OF_MAPS = ("min_area", "heatmap", "regions")
 # First fields of a result, in order
@@ -545,7 +541,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         if type(self).preprocess is not AnomalySegmentationPipeline.preprocess:
             inputs = self.preprocess(image, **arguments)
         else:
-            inputs = self._prepared(image, keeps_image=keeps_image, as_bytes=self._overlaps, **arguments)
+            further = {"keeps_image": keeps_image, "as_bytes": self._overlaps, **arguments}
+            inputs = prepared(self.image_processor, image, **further)
         return inputs if keeps_image else {**inputs, "image": None}
 
     def run_single(
@@ -592,49 +589,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
     ) -> dict[str, Any]:
         """Load one image and prepare the model's input, unless the image is tiled later."""
         limits = {"timeout": timeout, "max_pixels": max_pixels, "max_download_bytes": max_download_bytes}
-        return self._prepared(image, input_range, roi_mask, on_error, tile_size, fast_decode, **limits)
-
-    def _prepared(
-        self,
-        image: ImageLike,
-        input_range: tuple[float, float] | None = None,
-        roi_mask: ImageLike | None = None,
-        on_error: str = "raise",
-        tile_size: int | None = None,
-        fast_decode: bool = False,
-        keeps_image: bool = True,
-        as_bytes: bool = False,
-        **limits: Any,
-    ) -> dict[str, Any]:
-        """Load one image and its region of interest, and prepare the model's input; with `as_bytes`, as bytes."""
-        if on_error not in ("raise", "return"):
-            raise ValueError(f'on_error={on_error!r} must be "raise" or "return".')
-        processor, error, reduced = self.image_processor, None, None
-        input_range = input_range or processor.input_range
-        try:
-            if fast_decode:
-                least = (_LEAST_RATIO * processor.size.height, _LEAST_RATIO * processor.size.width)
-                reduced, size = load_reduced(image, least, input_range, **limits)
-            picture = reduced
-            if picture is None or (keeps_image and size != (picture.height, picture.width)):
-                picture = load_image(image, input_range, **limits)
-                size = (picture.height, picture.width)
-            if roi_mask is not None:
-                roi_mask = load_region_of_interest(roi_mask, size)
-        except (ValueError, TypeError, OSError) as problem:
-            if on_error == "raise":
-                raise
-            # a blank picture keeps its place in the batch
-            error, roi_mask, reduced = f"{type(problem).__name__}: {problem}", None, None
-            picture = Image.new("RGB", (processor.size.width, processor.size.height))
-            size = (picture.height, picture.width)
-        inputs = {"image": picture, "size": size, "roi_mask": roi_mask, "error": error}
-        if tile_size is None and (as_bytes or reduced is not None):
-            pixels = processor.to_bytes(picture if reduced is None else reduced, size)
-            inputs["pixel_values"] = pixels if as_bytes else processor.to_values(pixels)
-        elif tile_size is None:
-            inputs["pixel_values"] = processor(picture, return_tensors="pt").pixel_values
-        return inputs
+        return prepared(self.image_processor, image, input_range, roi_mask, on_error, tile_size, fast_decode, **limits)
 
     def _forward(
         self,
@@ -664,7 +619,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         is_batch = isinstance(inputs["image"], list)
         batch = {name: value if is_batch or name == "pixel_values" else [value] for name, value in inputs.items()}
         if tiling is None:
-            requested = _Requested(
+            requested = RequestedMaps(
                 output_maps, output_branch_maps, output_layer_maps, output_uncertainty, defect_names
             )
             collect = self._whole(batch, references, text, {**settings, "conditions": conditions}, requested)
@@ -738,16 +693,14 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         references: ReferenceMemory | None,
         text: CallText,
         settings: dict[str, Any],
-        requested: "_Requested",
+        requested: RequestedMaps,
     ) -> Callable[[], list[dict[str, Any]]]:
         """Segment a batch of images, each as a whole; return a function that waits for the results."""
         if references is not None and self._references_as_new:
-            if len(batch["image"]) > 1:  # one by one, because each has a memory of its own
-                parts = [
-                    self._whole({name: values[index : index + 1] for name, values in batch.items()}, *further)
-                    for index in range(len(batch["image"]))
-                    for further in [(references, text, settings, requested)]
-                ]
+            count = len(batch["image"])
+            if count > 1:  # one by one, because each has a memory of its own
+                singles = [{name: values[i : i + 1] for name, values in batch.items()} for i in range(count)]
+                parts = [self._whole(single, references, text, settings, requested) for single in singles]
                 return lambda: [result for collect in parts for result in collect()]
             references = references.for_new_picture(batch["image"][0])
         pixel_values, config = batch["pixel_values"], self.model.config
@@ -767,12 +720,12 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         if requested.maps:
             stacks["anomaly_map"] = finished.maps
         for group in finished.groups:
-            for name, stack in self._further_stacks(outputs, group, sizes[group[0]], requested).items():
+            for name, stack in requested.stacks(self.image_processor, outputs, group, sizes[group[0]]).items():
                 stacks.setdefault(name, []).append(stack)
         if requested.defect_names is not None:
-            stacks["name_logits"] = self._name_logits(
-                outputs, pixel_values.shape[-2:], finished.groups, sizes, requested.defect_names
-            )
+            logits = self._name_logits(outputs, pixel_values.shape[-2:], requested.defect_names)
+            cut = self.image_processor.without_padding
+            stacks["name_logits"] = [cut(of_group(logits, group), sizes[group[0]]) for group in finished.groups]
         near = references is not None and not self._references_as_new and outputs.get("reference_map") is not None
         if near:
             highest = outputs.reference_map.flatten(1).amax(dim=1)
@@ -784,6 +737,12 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         launched = LaunchedBatch(finished.groups, stacks, [fields] * len(sizes))
         return partial(self._without_distance, launched, batch["image"], references) if near else launched.results
 
+    def _name_logits(self, outputs: ModelOutput, size: tuple[int, int], names: DefectNames) -> torch.Tensor:
+        """Return the logits of every name, for naming regions: (B, names, h, w), at the model's size."""
+        patch_size = self.model.config.vision_config.patch_size
+        logits = name_logits(self._network, outputs, names, (size[0] // patch_size, size[1] // patch_size))
+        return torch.nn.functional.interpolate(logits, size=tuple(size), mode="nearest")
+
     def _without_distance(
         self, launched: LaunchedBatch, images: list[Image.Image], references: ReferenceMemory
     ) -> list[dict[str, Any]]:
@@ -794,22 +753,6 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         probable = [image for image, distance in zip(images, distances, strict=True) if distance < limit]
         self._warn_of_references(probable, references)
         return results
-
-    def _name_logits(
-        self,
-        outputs: ModelOutput,
-        model_size: tuple[int, int],
-        groups: list[list[int]],
-        sizes: list[tuple[int, int]],
-        names: DefectNames,
-    ) -> list[torch.Tensor]:
-        """Return the logits of every name for naming regions, of each group: at the model's size, without padding."""
-        patch_size = self.model.config.vision_config.patch_size
-        grid = (model_size[0] // patch_size, model_size[1] // patch_size)
-        logits = name_logits(self._network, outputs, names, grid)
-        logits = torch.nn.functional.interpolate(logits, size=tuple(model_size), mode="nearest")
-        cut = self.image_processor.without_padding
-        return [cut(of_group(logits, group), sizes[group[0]]) for group in groups]
 
     def _tiled(
         self,
@@ -858,36 +801,6 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
                     found = torch.from_numpy(found)
                     result[name] = found if inside is None else found * inside
         return result
-
-    def _further_stacks(
-        self, outputs: ModelOutput, group: list[int], size: tuple[int, int], requested: "_Requested"
-    ) -> dict[str, torch.Tensor]:
-        """Return the requested maps of a group other than the fused ones, at the original size."""
-
-        def at_size(maps: torch.Tensor) -> torch.Tensor:
-            return resize_map(self.image_processor.without_padding(maps, size), size)
-
-        found = {}
-        if requested.branch_maps:
-            for name in (*BRANCH_MAPS, "reference_map"):
-                if outputs.get(name) is not None:
-                    found[name] = at_size(of_group(outputs[name], group))
-        layers = {
-            name: of_group(outputs[name], group)
-            for name in ("base_layer_maps", "vcp_layer_maps")
-            if (requested.layer_maps or requested.uncertainty) and outputs.get(name) is not None
-        }
-        if requested.layer_maps:
-            found.update({name: at_size(maps) for name, maps in layers.items()})
-        if requested.uncertainty:
-            maps = list(layers.values())
-            if outputs.get("stem_map") is not None:
-                maps.append(of_group(outputs.stem_map, group)[:, None])
-            spread = torch.cat(maps, dim=1).std(dim=1, correction=0)
-            highest = of_group(outputs.anomaly_map, group).flatten(1).argmax(dim=1, keepdim=True)
-            found["uncertainty_map"] = at_size(spread)
-            found["uncertainty"] = spread.flatten(1).gather(1, highest)[:, 0]
-        return found
 
     def postprocess(
         self,
@@ -1073,14 +986,3 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
             "references": self.references or False,
         }
         return push_checkpoint(self.model, repo_id, **{**parts, **kwargs})
-
-
-@dataclass(frozen=True)
-class _Requested:
-    """What a call wants to know about whole images."""
-
-    maps: bool
-    branch_maps: bool
-    layer_maps: bool
-    uncertainty: bool
-    defect_names: DefectNames | None
