@@ -178,7 +178,7 @@ def test_constants_that_were_dropped_stay_for_the_graphs_that_read_them():
     with fast.captured.disabled():
         for side in range(56, 56 + 8 * 9, 8):
             fast(pixels(1, side))
-    assert (48, 48) not in fast.clip.vision_model.embeddings._tables.values
+    assert (48, 48) not in fast.clip.vision_model.embeddings.tables.values
     before, images = recorder.replayed, pixels(1, 48, seed=3)
     same(fast(images), accelerate_inference(model)(images))
     assert recorder.replayed == before + 1

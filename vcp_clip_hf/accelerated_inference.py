@@ -2,9 +2,8 @@
 
 The copy shares the weights' memory. Its differences from the plain model are all in this file and those named here:
 
-- what does not depend on the image is computed once for each set of prompts: the keys and values of the text tower
-  before the category tokens, or, without Pre-VCP, the whole text embedding; the deep prompts; the embedded words;
-- the resized position table is computed once for each image size;
+- the text tower is computed as `accelerated_text` describes, mostly once for each set of prompts;
+- the image tower is computed as `accelerated_vision` describes;
 - on a CPU, linear layers and attention are computed as `cpu_kernels` describes;
 - on a GPU, repeated forward passes are replayed, as `cuda_graphs` describes.
 
@@ -14,28 +13,24 @@ plain model to 1e-6.
 
 import copy
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules import module as _module_hooks
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .accelerated_text import PREFIX_ATTENTION, TextConstants
+from .accelerated_vision import accelerate_image_tower, copied_parts
 from .acceleration_settings import Acceleration
-from .autocast import no_autocast
 from .computed_constants import ComputedConstants
 from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import STEMS
-from .cpu_kernels import CPU_ATTENTION, ConvolutionLinear
+from .cpu_kernels import use_convolutions
 from .cuda_graphs import CapturedForwards
 from .modeling_vcp_clip import VCPCLIPModel
-from .prompted_text import insert_category_tokens, insert_deep_prompts
-from .prompts import PromptPlan
-from .vision_tower import VCPCLIPVisionEmbeddings
 from .visual_context_prompting import VCPCLIPPostVCP
 from .weight_snapshot import WeightSnapshot
 
@@ -52,9 +47,6 @@ logger = logging.get_logger(__name__)
 
 # Arguments of `forward` that a recorded pass may have, besides its tensors
 _RECORDED_OPTIONS = {"prompt_input_ids", "output_layer_maps", "output_attentions", "output_hidden_states"}
-
-# Name of `prefix_attention` among transformers' attention implementations
-PREFIX_ATTENTION = "vcp_clip_prefix"
 
 
 def accelerate_inference(model: VCPCLIPModel, settings: Acceleration | None = None) -> "AcceleratedVCPCLIPModel":
@@ -140,7 +132,7 @@ def acceleration_obstacle(model: VCPCLIPModel, training_mode_matters: bool = Tru
         if name in vars(model):
             return f"its method {name} was replaced"
     attention = model.clip.text_model.config._attn_implementation
-    if attention not in ("eager", "sdpa") and not attention.startswith("flash_attention"):
+    if attention not in ("eager", "sdpa") and "flash" not in attention:  # also kernels of the Hub by their names
         return f"the text tower has the attention implementation {attention!r}"
     for name, module in model.named_modules():
         place = name or "the model"
@@ -203,19 +195,14 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         fast.__class__ = cls
         fast.eval()
         fast.settings = settings or Acceleration()
-        fast._source = _Snapshot(model)
+        fast._source = _Snapshot(model, fast.settings)
         fast.captured = CapturedForwards()
         fast._text_constants = ComputedConstants()
-        fast.clip.vision_model.embeddings.__class__ = _FastVisionEmbeddings
-        fast.clip.vision_model.embeddings._tables = ComputedConstants()
+        accelerate_image_tower(fast.clip.vision_model, fast.settings)
         if fast.post_vcp is not None:
             fast.post_vcp.__class__ = _FastPostVCP
-        head = () if fast.image_head is None else fast.image_head.modules()
-        for module in (*fast.clip.modules(), *fast.feature_projections, *head):
-            if type(module) is nn.Linear:
-                module.__class__ = ConvolutionLinear
-        if fast.clip.vision_model.config._attn_implementation == "sdpa":
-            fast.clip.vision_model.config._attn_implementation = CPU_ATTENTION
+        use_convolutions(fast.clip.text_model, fast.clip.text_projection, fast.clip.visual_projection)
+        use_convolutions(fast.feature_projections, *([] if fast.image_head is None else [fast.image_head]))
         fast.clip.text_model.config._attn_implementation = PREFIX_ATTENTION
         return fast
 
@@ -286,55 +273,12 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         _refuse_gradients("image_embeds", image_embeds)
         prompt_ids = self._prompt_ids(prompt_input_ids)
         key = tuple(map(tuple, prompt_ids))
-        constants = self._text_constants.get(key, lambda: self._make_text_constants(prompt_ids))
+        constants = self._text_constants.get(key, lambda: TextConstants.of(self, prompt_ids))
         if constants.text_embeds is not None:
             text_embeds = constants.text_embeds
         else:
-            text_embeds = self._encode_after_prefix(self.pre_vcp(image_embeds), constants)
+            text_embeds = constants.encode(self, self.pre_vcp(image_embeds))
         return text_embeds.expand(image_embeds.shape[0], -1, -1)
-
-    def _make_text_constants(self, prompt_ids: list[list[int]]) -> "_TextConstants":
-        text, plan = self.clip.text_model, PromptPlan(prompt_ids, self.config, self.device)
-        # Later calls use the constants with and without autocast: they are computed in the model's own dtype
-        with no_autocast(self.device):
-            deep = self._deep_prompt_tokens(1, plan)
-            embeddings = text.embeddings(input_ids=plan.token_ids, position_ids=plan.position_ids)
-            prefix, rest = slice(0, plan.prefix_length), slice(plan.prefix_length, None)
-            states, recorded = embeddings[:, prefix], []
-            for index, layer in enumerate(text.encoder.layers):
-                if deep is not None:
-                    states = insert_deep_prompts(states[None], deep[index], plan, prefix)[0]
-                states = layer(states, None, is_causal=True, recorded=recorded)
-            constants = _TextConstants(
-                plan=plan,
-                embeddings=embeddings[:, rest],
-                positions=text.embeddings.position_embedding(plan.position_ids[:, rest]),
-                deep=deep,
-                keys_values=recorded,
-            )
-            if self.pre_vcp.mini_net is None:
-                # Without Pre-VCP the category tokens are constants too; `pre_vcp` does not read its argument
-                no_image = torch.zeros(1, self.config.projection_dim, device=self.device, dtype=self.dtype)
-                constants.text_embeds = self._encode_after_prefix(self.pre_vcp(no_image), constants)
-        return constants
-
-    def _encode_after_prefix(self, category: torch.Tensor, constants: "_TextConstants") -> torch.Tensor:
-        """Run the text tower from the first category token on: (B, r, d) -> (B, 2, projection_dim)."""
-        text, plan = self.clip.text_model, constants.plan
-        length = plan.prefix_length
-        rest = slice(length, None)
-        category = category[:, plan.category_index[:, rest]] + constants.positions
-        states = insert_category_tokens(constants.embeddings[None], category, plan, rest)
-        shape = states.shape
-        # Each position attends to the whole prefix, to itself, and to the positions of the rest before it
-        positions = shape[2]
-        mask = torch.ones(1, 1, positions, length + positions, dtype=torch.bool, device=states.device).tril(length)
-        for index, layer in enumerate(text.encoder.layers):
-            if constants.deep is not None:
-                states = insert_deep_prompts(states, constants.deep[index], plan, rest)
-            states = layer(states.flatten(0, 1), mask, prefix=constants.keys_values[index]).view(shape)
-        ends = states[:, plan.rows, plan.end - length]
-        return self._project_text(text.final_layer_norm(self.prompt_norm(ends)))
 
     # --- refused methods ------------------------------------------------------------------------------------------
 
@@ -405,75 +349,6 @@ def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLI
     return frozen
 
 
-# --- constants ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _TextConstants:
-    """
-    What the text tower computes independently of the image, for one set of prompts.
-
-    Args:
-        plan ([`PromptPlan`]): the position of every token.
-        embeddings (`torch.Tensor` of shape `(R, P - prefix, d)`): embedded words from the first category token on.
-        positions (`torch.Tensor` of shape `(R, P - prefix, d)`): their position embeddings.
-        deep (`torch.Tensor` of shape `(L, 1, 1, n, d)`, *optional*): the deep prompt tokens.
-        keys_values (`list` of L pairs `(R, heads, prefix, d / heads)`): keys and values before the category tokens.
-        text_embeds (`torch.Tensor` of shape `(1, 2, projection_dim)`, *optional*): the result, without Pre-VCP.
-    """
-
-    plan: PromptPlan
-    embeddings: torch.Tensor
-    positions: torch.Tensor
-    deep: torch.Tensor | None
-    keys_values: list[tuple[torch.Tensor, torch.Tensor]]
-    text_embeds: torch.Tensor | None = None
-
-
-def prefix_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    recorded: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
-    prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
-    """
-    Compute the attention of the text tower; record keys and values, or attend to recorded ones before its own.
-
-    Args:
-        query, key, value (`torch.Tensor` of shape `(sequences, heads, positions, head width)`).
-        recorded (`list`, *optional*): list that the keys and values are appended to.
-        prefix (pair of `torch.Tensor` of shape `(R, heads, prefix, head width)`, *optional*):
-            Keys and values before those given, the same for every image; needs an `attention_mask` over both.
-        module, attention_mask, scaling, kwargs: as in every attention function of transformers.
-    """
-    if recorded is not None:
-        recorded.append((key, value))
-    if prefix is not None:
-        num_images = key.shape[0] // prefix[0].shape[0]
-        key, value = (
-            torch.cat([known.to(own).repeat(num_images, 1, 1, 1), own], dim=2)
-            for known, own in zip(prefix, (key, value), strict=True)
-        )
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-
-
-AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)
-
-
-class _FastVisionEmbeddings(VCPCLIPVisionEmbeddings):
-    """Keep the resized position table of each image size."""
-
-    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Return the position embeddings as [`VCPCLIPVisionEmbeddings`] does, computed once for each size."""
-        resize = super().interpolate_pos_encoding
-        return self._tables.get((height, width), lambda: resize(embeddings, height, width))
-
-
 class _FastPostVCP(VCPCLIPPostVCP):
     """Read the weight of the key projection instead of calling it."""
 
@@ -490,10 +365,11 @@ class _Snapshot:
     computed from the sampled parts; the copy reads all other weights from the shared memory.
     """
 
-    def __init__(self, model: VCPCLIPModel):
+    def __init__(self, model: VCPCLIPModel, settings: Acceleration):
         self._settings = self._read_settings(model)
-        sampled = [model.clip.text_model, model.clip.vision_model.embeddings, model.pre_vcp, model.prompt_norm]
-        sampled += [model.clip.text_projection] + ([] if model.deep_prompts is None else [model.deep_prompts])
+        sampled = [model.clip.text_model, *copied_parts(model.clip.vision_model, settings)]
+        sampled += [model.pre_vcp, model.prompt_norm, model.clip.text_projection]
+        sampled += [] if model.deep_prompts is None else [model.deep_prompts]
         self._weights = WeightSnapshot([model], sampled)
 
     def holds(self, model: VCPCLIPModel, values: bool) -> bool:

@@ -1,6 +1,6 @@
 """Faster ways for AMD processors to compute CLIP's linear layers (float32) and attention (bfloat16), for inference.
 
-Used by `accelerated_inference` only. Each way is chosen by the processor's name and the data type, never by a trial,
+Used by accelerated copies only. Each way is chosen by the processor's name and the data type, never by a trial,
 so that results do not depend on timing.
 """
 
@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 
-__all__ = ["CPU_ATTENTION", "ConvolutionLinear", "attend_in_pieces", "cpu_attention"]
+__all__ = ["CPU_ATTENTION", "ConvolutionLinear", "attend_in_pieces", "cpu_attention", "use_convolutions"]
 
 # Name of `cpu_attention` among transformers' attention implementations
 CPU_ATTENTION = "vcp_clip_cpu"
@@ -47,6 +47,14 @@ class ConvolutionLinear(nn.Linear):
         if torch.is_autocast_enabled("cpu") or not rows.dtype == self.weight.dtype == torch.float32:
             return False
         return _products_are_slow()
+
+
+def use_convolutions(*parts: nn.Module) -> None:
+    """Make all plain linear layers of modules [`ConvolutionLinear`]s with the same parameters."""
+    for part in parts:
+        for module in part.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = ConvolutionLinear
 
 
 @lru_cache
