@@ -38,6 +38,7 @@ REASONS = (
     "needs the data",
     "needs the network",
     "needs several devices",
+    "needs a GPU",
     "takes hours",
     "needs a token",
     "needs torchao",

@@ -103,6 +103,10 @@ def test_benchmark(checkpoint, tmp_path, what):
         assert all(spent >= 0 for steps in places.values() for spent in steps.values())
         waits = ["launches", "waits for the device", "finishes", "waits for the workers", "rest"]
         assert sorted(places["main thread, 0 workers"]) == sorted(waits)
+    if what == "training":
+        calls = {row["way"].removeprefix("training, "): row["operator_calls"] for row in rows}
+        assert list(calls) == ["batch of 2", "accumulated, 2 x 1", "accumulated, 2 x 1, tower once", "reference"]
+        assert calls["batch of 2"] < calls["accumulated, 2 x 1, tower once"] < calls["accumulated, 2 x 1"]
     table = (tmp_path / "benchmark.md").read_text().splitlines()
     assert len(table) == 2 + len(rows)
 

@@ -45,3 +45,25 @@ def test_dice_is_per_image():
     maps = torch.stack([target[0], torch.zeros(8, 8)])
     each = [dice_loss(maps[i : i + 1], target[i : i + 1]) for i in range(2)]
     assert dice_loss(maps, target) == sum(each) / 2
+
+
+def test_the_gradient_of_the_focal_loss_is_that_of_its_formula():
+    maps = torch.rand(2, 3, 6, 6, dtype=torch.float64).mul(0.98).add(0.01).requires_grad_()
+    target = (torch.rand(2, 1, 6, 6) < 0.3).to(torch.uint8)
+    assert torch.autograd.gradcheck(lambda maps: focal_loss(maps, target), maps)
+    smooth = target.double().clamp(1e-5, 1 - 1e-5)
+    p_target = smooth * maps + (1 - smooth) * (1 - maps) + 1e-5
+    (expected,) = torch.autograd.grad(-((1 - p_target).square() * p_target.log()).mean(), maps)
+    (found,) = torch.autograd.grad(focal_loss(maps, target), maps)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_loss_keeps_the_maps_only():
+    maps, target = torch.rand(2, 4, 50, 50, requires_grad=True), torch.zeros(2, 50, 50, dtype=torch.bool)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.setdefault(tensor.data_ptr(), tensor.untyped_storage().nbytes()), lambda size: size
+    ):
+        segmentation_loss(maps, target)
+    assert kept.pop(maps.data_ptr()) == 4 * maps.numel()
+    assert sum(kept.values()) <= 3 * 4 * target.numel()

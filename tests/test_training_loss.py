@@ -38,3 +38,13 @@ def test_the_loss_reads_no_value_from_the_device():
     labels = torch.zeros(4, 10, 10, dtype=torch.uint8, device="meta")
     outputs = VCPCLIPOutput(base_layer_maps=maps, vcp_layer_maps=maps)
     assert training_loss(outputs, labels, torch.tensor([True] * 4)).is_meta
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
+    """Joining the batches of an optimizer step relies on it."""
+    model, images, labels = tiny_model(), pixels(4), torch.zeros(4, 48, 48, dtype=torch.uint8)
+    labels[0, :9] = labels[3, 5:30] = 1
+    known = torch.tensor([True, False, False, True])
+    outputs = [model(each, output_layer_maps=True) for each in (images, *images.split(2))]
+    whole, *parts = map(training_loss, outputs, (labels, *labels.split(2)), (known, *known.split(2)))
+    torch.testing.assert_close(whole, sum(parts) / 2)

@@ -6,6 +6,7 @@ from torch.nn.functional import normalize
 
 from tests.common import tiny_config, tiny_model
 from tests.reference_forward import post_vcp
+from vcp_clip_hf.visual_context_prompting import as_products_read
 
 
 def test_the_folded_post_vcp_equals_the_plain_one():
@@ -21,6 +22,17 @@ def test_the_folded_post_vcp_equals_the_plain_one():
     assert attention.shape == (3, 4, 2, 36)
     torch.testing.assert_close(attention.sum(dim=-1), torch.ones(3, 4, 2))
     torch.testing.assert_close(updated.norm(dim=-1), torch.ones(3, 2))
+
+
+def test_products_share_one_copy_of_the_patch_tokens_in_training():
+    tokens = torch.randn(2, 5, 8)[:, 1:]
+    with torch.no_grad():
+        assert as_products_read(tokens) is tokens
+    assert as_products_read(tokens).is_contiguous() and torch.equal(as_products_read(tokens), tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(as_products_read(tokens), tokens.bfloat16())
+        assert as_products_read(tokens.double()).dtype == torch.float64
+    assert as_products_read(torch.empty(1, 2, 3, device="meta")).is_meta
 
 
 def test_category_tokens_are_vectors_plus_a_convolution():

@@ -6,8 +6,7 @@ import torch
 __all__ = ["dice_loss", "focal_loss", "segmentation_loss", "stem_branch_loss"]
 
 
-# Constants of the authors' implementation
-_FOCAL_GAMMA = 2
+# Constants of the authors' implementation; the gamma of the focal loss is 2
 _FOCAL_SMOOTH = 1e-5
 _DICE_SMOOTH = 1.0
 # Weight of abnormal pixels, which are few, in the loss of the stem branch
@@ -26,8 +25,40 @@ def focal_loss(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tenso
         `torch.FloatTensor` of shape `()`: the mean over all pixels.
     """
     target = target.to(probabilities.dtype).clamp(_FOCAL_SMOOTH, 1 - _FOCAL_SMOOTH)
-    p_target = target * probabilities + (1 - target) * (1 - probabilities) + _FOCAL_SMOOTH
-    return -((1 - p_target).pow(_FOCAL_GAMMA) * p_target.log()).mean()
+    return _FocalTerms.apply(probabilities, target).mean()
+
+
+class _FocalTerms(torch.autograd.Function):
+    """
+    The focal loss of each pixel, `-(1 - p)^2 log p` with p the probability of the true state.
+
+    Its gradient is computed from the probabilities, which the sigmoid keeps anyway: autograd would keep four further
+    tensors of their size, more than half of the memory of a training step.
+    """
+
+    @staticmethod
+    def forward(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        p_target = _of_true_state(probabilities, target)
+        return p_target.log().mul_((1 - p_target).square_()).neg_()
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        probabilities, target = ctx.saved_tensors
+        p_target = _of_true_state(probabilities, target)
+        rest = 1 - p_target
+        # of -rest^2 log p: rest * (2 log p - rest / p)
+        slope = p_target.log().mul_(2).sub_(rest / p_target).mul_(rest).mul_(2 * target - 1)
+        return slope.mul_(gradient), None
+
+
+def _of_true_state(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the probability of each pixel's true state, above zero."""
+    return torch.lerp(1 - probabilities, probabilities, target).add_(_FOCAL_SMOOTH)
 
 
 def dice_loss(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

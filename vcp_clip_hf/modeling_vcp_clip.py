@@ -41,7 +41,8 @@ from .visual_context_prompting import (
     VCPCLIPDeepPrompts,
     VCPCLIPPostVCP,
     VCPCLIPPreVCP,
-    contrast_with_text,
+    as_products_read,
+    contrast,
     inverse_norm,
 )
 
@@ -455,19 +456,21 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             Post-VCP branch (or `None`), and the Post-VCP attentions.
         """
         device = text_embeds.device
-        base = []
+        inverse_norms = [inverse_norm(tokens) for tokens in patch_tokens] if self.post_vcp is not None else []
+        patch_tokens = [as_products_read(tokens) for tokens in patch_tokens]
+        base, difference = [], text_embeds[:, 1] - text_embeds[:, 0]
         for tokens, projection in zip(patch_tokens, self.feature_projections, strict=True):
             projected = projection(tokens)
-            base.append(contrast_with_text(projected, text_embeds, inverse_norm(projected)).to(device))
+            base.append(contrast(projected, difference, inverse_norm(projected)).to(device))
         base = torch.stack(base, dim=1)
         if self.post_vcp is None:
             return base, None, ()
 
-        inverse_norms = [inverse_norm(tokens) for tokens in patch_tokens]
         updated, attentions = self.post_vcp(text_embeds, patch_tokens, inverse_norms)
+        differences = updated[:, :, 1] - updated[:, :, 0]
         vcp = [
-            contrast_with_text(tokens, embeds, norms).to(device)
-            for tokens, embeds, norms in zip(patch_tokens, updated, inverse_norms, strict=True)
+            contrast(tokens, difference, norms).to(device)
+            for tokens, difference, norms in zip(patch_tokens, differences.unbind(), inverse_norms, strict=True)
         ]
         return base, torch.stack(vcp, dim=1), attentions
 

@@ -14,7 +14,13 @@ from transformers.models.clip.modeling_clip import CLIPEncoder
 from .prompts import PromptPlan
 
 
-__all__ = ["LearnedTokens", "VCPCLIPTextEncoder", "insert_category_tokens", "insert_deep_prompts"]
+__all__ = [
+    "LearnedTokens",
+    "VCPCLIPTextEncoder",
+    "insert_category_tokens",
+    "insert_deep_prompts",
+    "spread_deep_prompts",
+]
 
 
 @dataclass
@@ -69,9 +75,12 @@ class VCPCLIPTextEncoder(CLIPEncoder):
         num_prompts = len(plan.rows)
         shape = (inputs_embeds.shape[0] // num_prompts, num_prompts, *inputs_embeds.shape[1:])
         hidden_states = insert_category_tokens(inputs_embeds.view(shape), learned_tokens.category, plan)
+        if deep is not None:
+            is_deep = plan.is_deep.to(hidden_states.device)
+            tokens = spread_deep_prompts(deep, plan).to(hidden_states).unbind()
         for index, layer in enumerate(self.layers):
             if deep is not None:
-                hidden_states = insert_deep_prompts(hidden_states, deep[index], plan)
+                hidden_states = torch.where(is_deep, tokens[index], hidden_states)
             hidden_states = self._run_block(layer, hidden_states.flatten(0, 1), attention_mask, **kwargs).view(shape)
         return BaseModelOutput(last_hidden_state=learned_tokens.norm(hidden_states).flatten(0, 1))
 
@@ -117,5 +126,21 @@ def insert_deep_prompts(
     Returns:
         `torch.Tensor` of shape `(B, R, positions, d)`.
     """
-    tokens = tokens.expand(-1, len(plan.rows), -1, -1)[:, plan.rows[:, None], plan.deep_index[:, columns]]
+    tokens = spread_deep_prompts(tokens, plan, columns)
     return torch.where(plan.is_deep[:, columns].to(hidden_states.device), tokens.to(hidden_states), hidden_states)
+
+
+def spread_deep_prompts(tokens: torch.Tensor, plan: PromptPlan, columns: slice = slice(None)) -> torch.Tensor:
+    """
+    Bring deep prompt tokens to their positions; other positions hold any of the tokens.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(..., 1 or R, n, d)`): deep prompt tokens, of one block or of all.
+        plan ([`PromptPlan`]): the position of every token.
+        columns (`slice`, *optional*, defaults to all): the positions of the sequences that are given.
+
+    Returns:
+        `torch.Tensor` of shape `(..., R, positions, d)`.
+    """
+    tokens = tokens.expand(*tokens.shape[:-3], len(plan.rows), -1, -1)
+    return tokens[..., plan.rows[:, None], plan.deep_index[:, columns], :]

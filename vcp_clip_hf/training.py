@@ -13,7 +13,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -21,12 +26,14 @@ from transformers.utils import logging
 
 from .ablations import load_ablation
 from .atomic_write import atomic_folder
+from .autocast import autocast_dtype
 from .checkpoint_facts import read_training_facts
 from .checkpoint_folder import CheckpointParts, load_config, load_parts, save_parts
 from .configuration_vcp_clip import VCPCLIPConfig
 from .evaluation import evaluate
 from .evaluation_report import EvaluationProtocol
 from .feature_cache import cache_image_features
+from .frozen_casts import frozen_weights_cast
 from .image_head import image_head_loss
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .interruption import stop_on_signal
@@ -48,6 +55,7 @@ from .training_data import (
 )
 from .training_log import VALIDATION_PREFIX, TrainingLog
 from .training_loss import training_loss
+from .training_passes import accumulating, training_passes
 from .version import EMBEDDED_CHECKPOINT, versions
 
 
@@ -159,7 +167,10 @@ def train(
     run.data = _data_facts(config, train_dataset, validation_dataset)
     run.start()
     try:
-        with stop_on_signal(_INTERRUPTED if accelerator.is_main_process else None, raise_at_once=False) as signals:
+        with (
+            accumulating(accelerator, run.passes.per_step),
+            stop_on_signal(_INTERRUPTED if accelerator.is_main_process else None, raise_at_once=False) as signals,
+        ):
             while not run.is_over(signals):
                 run.train_epoch(signals)
         result = run.finish()
@@ -196,6 +207,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with=config.report_to or None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=f"{config.output_dir}/logs"),
+        # A GPU is sent the next batch without waiting until the last step is done; see `copied_to` for Apple's
+        dataloader_config=DataLoaderConfiguration(non_blocking=not torch.backends.mps.is_available()),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
@@ -232,28 +245,29 @@ class _Run:
         self.log_file = TrainingLog(self.output_dir)
         self.data: dict[str, Any] = {}
         self.source_facts = read_training_facts(model.name_or_path) if model.name_or_path else {}
+        self.passes = training_passes(config, accelerator.device)
         # The order depends on seed and epoch alone, so that a resumed run continues it
         self.sampler = EpochSampler(
             len(examples),
             config.seed,
-            config.per_device_train_batch_size,
+            self.passes.images,
             accelerator.num_processes,
             labels,
             config.normal_fraction,
         )
         loader = DataLoader(
             examples,
-            config.per_device_train_batch_size,
+            self.passes.images,
             sampler=self.sampler,
             num_workers=config.dataloader_num_workers,
             collate_fn=collate_examples,
             pin_memory=accelerator.device.type == "cuda",
         )
-        optimizer = _make_optimizer(model, config)
+        optimizer = _make_optimizer(model, config, fused=accelerator.device.type == "cuda")
         self.prepared_model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
         self.model = accelerator.unwrap_model(self.prepared_model)
         self.has_image_head = getattr(self.model, "image_head", None) is not None
-        self.steps_per_epoch = -(-self.sampler.num_batches // config.gradient_accumulation_steps)
+        self.steps_per_epoch = -(-self.sampler.num_batches // self.passes.per_step)
         self.total_steps = self.steps_per_epoch * config.num_train_epochs
         if config.max_train_steps is not None:
             self.total_steps = min(self.total_steps, config.max_train_steps)
@@ -302,14 +316,17 @@ class _Run:
 
     def train_epoch(self, signals: list[int]) -> None:
         """Do the remaining steps of the current epoch, or those up to the end of the run; then save a checkpoint."""
-        self.sampler.set_place(self.state.epoch, self.state.step_in_epoch * self.config.gradient_accumulation_steps)
+        self.sampler.set_place(self.state.epoch, self.state.step_in_epoch * self.passes.per_step)
         # The prepared loader tells the examples their epoch; its own count would start from 0 after a resume
         self.loader.set_epoch(self.state.epoch)
         self.prepared_model.train()
         self.counted_until = time.perf_counter()
-        for micro_step, batch in enumerate(self.loader):
-            if self.step(batch, micro_step) and self.is_over(signals):
-                break
+        with self.accelerator.autocast():
+            dtype = autocast_dtype(self.accelerator.device)
+        with frozen_weights_cast(self.model, dtype):
+            for number, batch in enumerate(self.loader):
+                if self.step(batch, number) and self.is_over(signals):
+                    break
         self.count_time()
         if self.state.step_in_epoch == self.steps_per_epoch:
             self.end_of_epoch()
@@ -322,13 +339,13 @@ class _Run:
         self.state.seconds += now - self.counted_until
         self.counted_until = now
 
-    def step(self, batch: dict[str, Any], micro_step: int) -> bool:
+    def step(self, batch: dict[str, Any], number: int) -> bool:
         """
-        Train on one batch.
+        Train on the images of one pass.
 
         Args:
             batch (`dict`): model inputs, `labels`, `is_anomalous` and `has_mask`, see `collate_examples`.
-            micro_step (`int`): batches of this pass over the loader done before.
+            number (`int`): passes done before since the loader started.
 
         Returns:
             Whether the optimizer made a step: `False` while gradients are accumulated.
@@ -337,13 +354,13 @@ class _Run:
         is_anomalous = batch.pop("is_anomalous", None)  # features that were stored for another model do not have them
         with self.accelerator.accumulate(self.prepared_model):
             # Dropout is a function of the position in the run, so that no random state has to be saved
-            torch.manual_seed(_step_seed(self.config.seed, self.state, micro_step, self.accelerator))
+            torch.manual_seed(_step_seed(self.config.seed, self.state, number, self.accelerator))
             if isinstance(self.model, AnomalyMethod):
                 loss = self.method_loss(batch, labels, has_mask, is_anomalous)
             else:
                 outputs = self.prepared_model(**batch, output_layer_maps=True)
                 loss = self.loss(outputs, labels, has_mask, is_anomalous)
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss * self.passes.share(len(labels)))
             self.optimizer.step()
             self.optimizer.zero_grad()
         self.recent_losses.append(loss.detach())
@@ -386,7 +403,8 @@ class _Run:
                 f"{type(self.model).__name__} is trained with masks, and some anomalous images have none. Leave them"
                 " out of the dataset, or draw their masks."
             )
-        return self.prepared_model(**batch, labels=labels, is_anomalous=is_anomalous).loss
+        # Labels of other types are checked, for which a GPU would have to finish its work
+        return self.prepared_model(**batch, labels=labels.bool(), is_anomalous=is_anomalous).loss
 
     def end_of_epoch(self) -> None:
         """Move on to the next epoch, after validation if products are held out."""
@@ -487,7 +505,7 @@ class _Run:
 
     def images_seen(self) -> int:
         """Return the number of training images since the start of the run, in all sessions and processes."""
-        per_step = self.sampler.round_size * self.config.gradient_accumulation_steps
+        per_step = self.sampler.round_size * self.passes.per_step
         in_epoch = min(self.state.step_in_epoch * per_step, self.sampler.num_images)
         return self.state.epoch * self.sampler.num_images + in_epoch
 
@@ -571,7 +589,8 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _make_optimizer(model: FrozenCLIPPreTrainedModel, config: TrainingConfig) -> torch.optim.Adam:
+def _make_optimizer(model: FrozenCLIPPreTrainedModel, config: TrainingConfig, fused: bool) -> torch.optim.Adam:
+    """Make the optimizer; a fused one updates all parameters of a GPU in a few calls."""
     # Temperatures of all methods are named alike; CLIP's own is frozen
     temperatures = [value for name, value in model.named_parameters() if name.endswith("logit_scale")]
     image_head = getattr(model, "image_head", None)
@@ -592,6 +611,7 @@ def _make_optimizer(model: FrozenCLIPPreTrainedModel, config: TrainingConfig) ->
             if parameters
         ],
         betas=(config.adam_beta1, config.adam_beta2),
+        fused=fused or None,
     )
 
 
@@ -606,8 +626,8 @@ def _features_fingerprint(dataset: Records, image_processor: VCPCLIPImageProcess
     return f"{fingerprint} {image_processor.to_json_string()}"
 
 
-def _step_seed(seed: int, state: TrainingState, micro_step: int, accelerator: Accelerator) -> int:
-    position = (seed, state.epoch, state.step_in_epoch, micro_step % accelerator.gradient_accumulation_steps)
+def _step_seed(seed: int, state: TrainingState, number: int, accelerator: Accelerator) -> int:
+    position = (seed, state.epoch, state.step_in_epoch, number % accelerator.gradient_accumulation_steps)
     sequence = np.random.SeedSequence((*position, accelerator.process_index))
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 

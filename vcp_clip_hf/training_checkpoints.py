@@ -130,11 +130,12 @@ def load_checkpoint(
         raise ValueError(f"{checkpoint} belongs to another architecture: {sorted(differences)[:4]} are not in both.")
     model.load_state_dict(weights, strict=False)
 
+    fused = optimizer.defaults.get("fused")
     for name, parameter in _learned_parameters(model).items():
         entries = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if _owner(key) == name}
         optimizer.state[parameter] = {
             # Adam keeps its step count on the CPU unless it is fused
-            key: value if key == "step" else value.to(parameter.device)
+            key: value if key == "step" and not fused else value.to(parameter.device)
             for key, value in entries.items()
         }
     return state

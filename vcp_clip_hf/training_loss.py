@@ -2,6 +2,7 @@
 
 import torch
 
+from .devices import copied_to
 from .losses import segmentation_loss, stem_branch_loss
 from .modeling_vcp_clip import VCPCLIPOutput
 
@@ -21,8 +22,8 @@ def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.
         outputs ([`VCPCLIPOutput`]): outputs with `output_layer_maps=True`.
         labels (`torch.Tensor` of shape `(batch_size, height, width)`): 0 or 1; ignored where there is no mask.
         has_mask (`torch.BoolTensor` of shape `(batch_size,)`):
-            Which images have a known mask; that of a normal image is known to be empty. On the CPU, so that looking at
-            it does not wait for the device.
+            Which images have a known mask; that of a normal image is known to be empty. On the CPU, so that nothing
+            waits for the device.
     """
     masked = has_mask.float().mean()
     if masked == 1:
@@ -30,8 +31,10 @@ def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.
     branches = [maps for maps in (outputs.base_layer_maps, outputs.vcp_layer_maps) if maps is not None]
     if outputs.stem_map is not None:
         branches.append(outputs.stem_map.unsqueeze(1))
-    loss = (1 - masked) * sum(image_level_loss(maps[~has_mask]) for maps in branches)
-    return loss + masked * _pixel_loss(outputs, labels, has_mask) if masked > 0 else loss
+    # Indexing with a mask that lies on the CPU would wait for a GPU
+    known, unknown = (copied_to(chosen.nonzero().squeeze(1), labels.device) for chosen in (has_mask, ~has_mask))
+    loss = (1 - masked) * sum(image_level_loss(maps[unknown]) for maps in branches)
+    return loss + masked * _pixel_loss(outputs, labels, known) if masked > 0 else loss
 
 
 def _pixel_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, chosen: torch.Tensor | slice) -> torch.Tensor:

@@ -9,10 +9,19 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .autocast import autocast_dtype
 from .configuration_vcp_clip import VCPCLIPConfig
 
 
-__all__ = ["VCPCLIPDeepPrompts", "VCPCLIPPostVCP", "VCPCLIPPreVCP", "contrast_with_text", "inverse_norm"]
+__all__ = [
+    "VCPCLIPDeepPrompts",
+    "VCPCLIPPostVCP",
+    "VCPCLIPPreVCP",
+    "as_products_read",
+    "contrast",
+    "contrast_with_text",
+    "inverse_norm",
+]
 
 
 class VCPCLIPPreVCP(nn.Module):
@@ -93,7 +102,7 @@ class VCPCLIPPostVCP(nn.Module):
         text_embeds: torch.Tensor,
         patch_tokens: Sequence[torch.Tensor],
         inverse_norms: Sequence[torch.Tensor],
-    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """
         Update the text embeddings with the patch tokens of each feature layer.
 
@@ -103,15 +112,20 @@ class VCPCLIPPostVCP(nn.Module):
             inverse_norms (`Sequence[torch.FloatTensor]`): 1 / L2 norm of each patch token, `(B, N)` for each layer.
 
         Returns:
-            `tuple`: for each layer, the updated text embeddings `(B, 2, d_v)`, L2-normalized, and the attention
-            `(B, heads, 2, N)`, float32.
+            `tuple`: the text embeddings updated with each of K layers, `(K, B, 2, d_v)`, L2-normalized; for each layer
+            the attention `(B, heads, 2, N)`, float32.
         """
         folded_queries = self._fold_queries(text_embeds)
-        results = [
-            self._attend(folded_queries, tokens, norms)
-            for tokens, norms in zip(patch_tokens, inverse_norms, strict=True)
-        ]
-        return tuple(updated for updated, _ in results), tuple(attention for _, attention in results)
+        contexts, attentions = zip(
+            *(
+                self._attend(folded_queries, tokens, norms)
+                for tokens, norms in zip(patch_tokens, inverse_norms, strict=True)
+            ),
+            strict=True,
+        )
+        # All layers at once: these tensors are so small that a GPU would mostly wait for the calls
+        updated = self._update(torch.stack(contexts))
+        return updated, tuple(attention.unflatten(1, (self.num_heads, 2)) for attention in attentions)
 
     def _key_matrix(self, like: torch.Tensor) -> torch.Tensor:
         """
@@ -131,7 +145,18 @@ class VCPCLIPPostVCP(nn.Module):
     def _attend(
         self, folded_queries: torch.Tensor, patch_tokens: torch.Tensor, inverse_norms: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Update the text embeddings with one layer: (B, heads * 2, d_v), (B, N, d_v) and (B, N)."""
+        """
+        Attend to the patch tokens of one layer.
+
+        Args:
+            folded_queries (`torch.Tensor` of shape `(B, heads * 2, d_v)`): result of `_fold_queries`.
+            patch_tokens (`torch.Tensor` of shape `(B, N, d_v)`): not normalized.
+            inverse_norms (`torch.FloatTensor` of shape `(B, N)`): 1 / L2 norm of each patch token.
+
+        Returns:
+            `tuple`: the weighted means of the unit patch tokens, `(B, heads * 2, d_v)`, and the attention
+            `(B, heads * 2, N)`, float32.
+        """
         inverse_norms = inverse_norms.unsqueeze(1)
         folded_queries = folded_queries.to(patch_tokens)
         # The authors do not scale by 1 / sqrt(head width). The transposed product is five times slower in bfloat16 on
@@ -139,11 +164,16 @@ class VCPCLIPPostVCP(nn.Module):
         scores = (patch_tokens @ folded_queries.transpose(1, 2)).transpose(1, 2).float() * inverse_norms
         attention = scores.softmax(dim=-1)
         context = (attention * inverse_norms).to(patch_tokens.dtype) @ patch_tokens
-        # The projection computes the values of all heads from each head's context; each head keeps its own
-        values = self.value_projection(context).unflatten(1, (self.num_heads, 2)).unflatten(-1, (self.num_heads, -1))
-        values = torch.cat([values[:, head, :, head] for head in range(self.num_heads)], dim=-1)
-        updated = self.output_projection(values)
-        return nn.functional.normalize(updated, dim=-1), attention.unflatten(1, (self.num_heads, 2))
+        return context, attention
+
+    def _update(self, contexts: torch.Tensor) -> torch.Tensor:
+        """Make text embeddings of the contexts of K layers: (K, B, heads * 2, d_v) to unit (K, B, 2, d_v)."""
+        heads = self.num_heads
+        # The projection computes the values of all heads from each head's context; each head keeps its own. OpenVINO
+        # does not know the diagonal of a tensor
+        values = self.value_projection(contexts).unflatten(2, (heads, 2)).unflatten(-1, (heads, -1))
+        own = torch.eye(heads, dtype=values.dtype, device=values.device)[:, None, :, None]
+        return nn.functional.normalize(self.output_projection((values * own).sum(dim=2).flatten(-2)), dim=-1)
 
 
 def inverse_norm(tokens: torch.Tensor) -> torch.Tensor:
@@ -152,16 +182,45 @@ def inverse_norm(tokens: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(tokens, dim=-1, dtype=dtype).clamp_min(1e-12).reciprocal().float()
 
 
+def as_products_read(tokens: torch.Tensor) -> torch.Tensor:
+    """
+    Return tokens in the layout and dtype in which matrix products read them, if gradients are recorded.
+
+    Each product would otherwise make a copy of its own, and keep it for the backward pass. Values and results stay the
+    same.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, d)`): tokens that several products read.
+    """
+    if not torch.is_grad_enabled():
+        return tokens
+    dtype = autocast_dtype(tokens.device)
+    if dtype is not None and tokens.dtype == torch.float32:
+        tokens = tokens.to(dtype)
+    return tokens.contiguous()
+
+
 def contrast_with_text(tokens: torch.Tensor, text_embeds: torch.Tensor, inverse_norms: torch.Tensor) -> torch.Tensor:
     """
     Compare tokens with the difference of abnormal and normal text, (B, N, d) and (B, 2, d) -> (B, N), float32.
-
-    The product of the unnormalized tokens is divided by their norms, so that no normalized copy is written.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, d)`): tokens, not normalized.
         text_embeds (`torch.Tensor` of shape `(B, 2, d)`): normal, abnormal.
         inverse_norms (`torch.FloatTensor` of shape `(B, N)`): result of `inverse_norm` for the tokens.
     """
-    difference = (text_embeds[:, 1] - text_embeds[:, 0]).unsqueeze(-1)
-    return (tokens @ difference.to(tokens)).squeeze(-1).float() * inverse_norms
+    return contrast(tokens, text_embeds[:, 1] - text_embeds[:, 0], inverse_norms)
+
+
+def contrast(tokens: torch.Tensor, difference: torch.Tensor, inverse_norms: torch.Tensor) -> torch.Tensor:
+    """
+    Compare tokens with a difference of text embeddings, (B, N, d) and (B, d) -> (B, N), float32.
+
+    The product of the unnormalized tokens is divided by their norms, so that no normalized copy is written.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, d)`): tokens, not normalized.
+        difference (`torch.Tensor` of shape `(B, d)`): abnormal minus normal text embedding.
+        inverse_norms (`torch.FloatTensor` of shape `(B, N)`): result of `inverse_norm` for the tokens.
+    """
+    return (tokens @ difference.unsqueeze(-1).to(tokens)).squeeze(-1).float() * inverse_norms

@@ -5,9 +5,10 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from vcp_clip_hf import VCPCLIPModel
 
 __all__ = [
     "REFERENCE",
+    "EventClock",
     "PartClock",
     "peak_memory",
     "reset_peak_memory",
@@ -45,26 +47,26 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def time_in_turns(
-    ways: Mapping[str, Callable[[], object]],
+    ways: Mapping[Hashable, Callable[[], object]],
     device: torch.device,
     rounds: int,
     reference_rounds: int | None = None,
     every_round: Callable[[], None] | None = None,
-) -> dict[str, list[float]]:
+) -> dict[Hashable, list[float]]:
     """
     Time all ways round after round, so that a slow minute of the machine hits all of them.
 
     Args:
-        ways (`Mapping[str, Callable]`): name -> call.
+        ways (`Mapping[Hashable, Callable]`): name -> call.
         device (`torch.device`): device to synchronize with.
         rounds (`int`): number of rounds.
         reference_rounds (`int`, *optional*): number of rounds of the way `REFERENCE`; all rounds by default.
         every_round (`Callable`, *optional*): further measurement at the start of each round.
 
     Returns:
-        `dict[str, list[float]]`: way -> seconds of each round.
+        `dict[Hashable, list[float]]`: way -> seconds of each round.
     """
-    times: dict[str, list[float]] = {way: [] for way in ways}
+    times: dict[Hashable, list[float]] = {way: [] for way in ways}
     for turn in range(rounds):
         if every_round is not None:
             every_round()
@@ -129,6 +131,51 @@ class PartClock:
                 return method(*args, **kwargs)
 
         return timed
+
+
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)
+
+
+@dataclass
+class EventClock(PartClock):
+    """
+    A `PartClock` of a GPU that does not wait for it within a call: waits would add to the time of short parts.
+
+    The time of a part is that between two events in the GPU's work. It includes gaps in which the GPU has nothing to
+    do, but no work of the host beside it.
+
+    Args:
+        make_event (`Callable`): makes an event with `record()` and `elapsed_time(later)` in milliseconds.
+    """
+
+    make_event: Callable[[], Any] = _timing_event
+    spans: list[tuple[str, Any, Any, list]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the enclosed code as part `name`; `spent` is complete after the outermost part."""
+        started, ended = self.make_event(), self.make_event()
+        inner: list[tuple[Any, Any]] = []
+        self.stack.append(inner)
+        started.record()
+        try:
+            yield
+        finally:
+            ended.record()
+            self.stack.pop()
+            self.spans.append((name, started, ended, inner))
+            if self.stack:
+                self.stack[-1].append((started, ended))
+            else:
+                self._sum_up()
+
+    def _sum_up(self) -> None:
+        synchronize(self.device)
+        for name, started, ended, inner in self.spans:
+            own = started.elapsed_time(ended) - sum(first.elapsed_time(last) for first, last in inner)
+            self.spent[name] = self.spent.get(name, 0.0) + 1e-3 * own
+        self.spans.clear()
 
 
 def working_memory(run: Callable[[], object], device: torch.device) -> int:

@@ -121,7 +121,8 @@ def _measure(
 def _shares(model: VCPCLIPModel, run: Callable[[], object], device: torch.device) -> dict[str, float]:
     """Return the share of each part of the model in the time of one call."""
     clock = PartClock(device)
-    with clock.watching(model), clock.part("post-processing"):
+    # A replayed pass calls none of the parts
+    with model.captured.disabled(), clock.watching(model), clock.part("post-processing"):
         run()
     total = sum(clock.spent.values())
     return {part: clock.spent.get(part, 0.0) / total for part in PARTS}

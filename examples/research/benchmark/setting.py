@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 
 
-__all__ = ["DTYPES", "Setting", "load"]
+__all__ = ["DEFAULT_CONFIG", "DTYPES", "Setting", "load"]
 
 DEFAULT_CONFIG = Path(__file__).parents[3] / "hub_configs" / "vcp-clip-vit-large-patch14-336-visa"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,6 +68,13 @@ def load(options: argparse.Namespace, default: str | None = None) -> tuple[VCPCL
     if checkpoint is not None:
         model = VCPCLIPModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
         return model, VCPCLIPImageProcessor.from_pretrained(checkpoint)
-    config = VCPCLIPConfig.from_pretrained(options.model_config or DEFAULT_CONFIG)
+    model = _random_model(options.model_config or DEFAULT_CONFIG, options.weights_on)
+    return model, VCPCLIPImageProcessor.for_model(model.config)
+
+
+@lru_cache(maxsize=1)
+def _random_model(config: str | Path, device: str) -> VCPCLIPModel:
+    """Make a model on a device; several measurements of one process use the same one, and copy it."""
     torch.manual_seed(0)
-    return VCPCLIPModel(config).eval(), VCPCLIPImageProcessor.for_model(config)
+    with torch.device(device):
+        return VCPCLIPModel(VCPCLIPConfig.from_pretrained(config)).eval()
