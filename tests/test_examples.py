@@ -97,6 +97,12 @@ def test_benchmark(checkpoint, tmp_path, what):
         accelerated = next(row for row in rows if row["way"] == "accelerated")
         assert sum(accelerated["shares"].values()) == pytest.approx(1)
         assert accelerated["times_faster_than_reference"] > 0 and accelerated["times_floor"] > 1
+    if what == "predict":
+        places = rows[0]["stages_ms_per_image"]
+        assert list(places) == ["workers", "device", "writers", "main thread, 0 workers"]
+        assert all(spent >= 0 for steps in places.values() for spent in steps.values())
+        waits = ["launches", "waits for the device", "finishes", "waits for the workers", "rest"]
+        assert sorted(places["main thread, 0 workers"]) == sorted(waits)
     if what == "training":
         calls = {row["way"].removeprefix("training, "): row["operator_calls"] for row in rows}
         assert list(calls) == ["batch of 2", "accumulated, 2 x 1", "accumulated, 2 x 1, tower once", "reference"]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tests.deep_files import write_png
-from vcp_clip_hf.image_loading import list_images, load_image, load_mask
+from vcp_clip_hf.image_loading import list_images, load_image, load_mask, load_reduced
 
 
 @pytest.fixture
@@ -391,3 +391,66 @@ def test_more_pixels_than_pillow_decodes_are_an_error_that_names_the_file(tmp_pa
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"huge\.png: .*max_pixels.*--max-pixels"):
         load_image(path)
+
+
+# --- JPEG files decoded at a reduced size ---------------------------------------------------------------------------
+
+
+def jpeg(width: int, height: int, orientation: int = 1, mode: str = "RGB", **options) -> bytes:
+    values = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    smooth = Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    smooth.save(stream, "JPEG", exif=exif, quality=95, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("least", "size", "scale"),
+    [
+        *(((40, 40), (800, 600), 8), ((75, 60), (800, 600), 8), ((76, 60), (800, 600), 4), ((60, 100), (800, 600), 4)),
+        *(
+            ((301, 301), (800, 600), 1),
+            ((40, 40), (804, 600), 4),
+            ((40, 40), (806, 600), 2),
+            ((40, 40), (801, 600), 1),
+        ),
+    ],
+)
+def test_jpeg_files_are_decoded_at_the_smallest_size_that_suffices(least, size, scale):
+    content = jpeg(*size)
+    reduced, whole_size = load_reduced(content, least)
+    assert whole_size == size[::-1] and reduced.size == (size[0] // scale, size[1] // scale)
+    expected = load_image(content).resize(reduced.size, Image.Resampling.BOX)
+    assert reduced.mode == "RGB" and np.abs(np.asarray(reduced, int) - np.asarray(expected)).mean() < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_picture_is_upright_and_so_is_its_size(orientation):
+    content = jpeg(408, 400, orientation)
+    whole, (reduced, size) = load_image(content), load_reduced(content, (50, 50))
+    assert size == (whole.height, whole.width)
+    assert reduced.size == (whole.width // 8, whole.height // 8)
+    expected = whole.resize(reduced.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(reduced, int) - np.asarray(expected)).mean() < 1
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_every_mode_of_a_jpeg_file_can_be_reduced(mode):
+    reduced, size = load_reduced(jpeg(400, 304, mode=mode), (30, 30))
+    assert reduced.mode == "RGB" and reduced.size == (50, 38) and size == (304, 400)
+
+
+def test_other_images_are_read_whole(tmp_path):
+    picture = load_image(jpeg(400, 300))
+    picture.save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", picture, np.asarray(picture)):
+        read, size = load_reduced(source, (10, 10))
+        assert np.array_equal(read, picture) and size == (300, 400)
+    opened = Image.open(io.BytesIO(jpeg(400, 300)))
+    assert load_reduced(opened, (10, 10))[0].size == opened.size == (400, 300)
+
+
+def test_a_truncated_jpeg_file_is_an_error_at_every_size():
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        load_reduced(jpeg(800, 600)[:3000], (50, 50))

@@ -189,6 +189,33 @@ def test_without_the_conversion_to_rgb_channels_are_kept(channels, resize_mode):
         assert torch.equal(alone[0, 0], together[0, channel])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"resize_mode": "pad"},
+        {"resize_mode": "pad", "do_normalize": False},
+        {"resize_mode": "keep_ratio"},
+        {"do_rescale": False, "image_mean": 100.0, "image_std": 50.0},
+        {"do_resize": False, "do_rescale": False, "do_normalize": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_bytes_become_the_same_values_on_the_device(settings, channels):
+    if channels == 4:
+        settings = {**settings, "image_mean": [0.5, 0.4, 0.3, 0.2], "image_std": [0.2, 0.3, 0.4, 0.5]}
+    elif channels == 1:
+        settings = {"image_mean": 0.5, "image_std": 0.25, **settings}
+    processor = VCPCLIPImageProcessor(size=56, do_convert_rgb=channels == 3, **settings)
+    values = np.random.default_rng(0).integers(0, 256, (40, 90, channels), dtype=np.uint8)
+    picture = Image.fromarray(values if channels > 1 else values[..., 0])
+    expected = processor(picture, return_tensors="pt").pixel_values
+    pixels = processor.to_bytes(picture)
+    assert pixels.dtype == torch.uint8 and torch.equal(processor.to_values(pixels), expected)
+    assert torch.equal(processor.to_values(torch.cat([pixels, pixels]))[1:], expected)
+
+
 def test_tensors_move_to_the_device():
     processor = VCPCLIPImageProcessor(size=28)
     assert processor(picture(20, 20), return_tensors="pt", device="meta").pixel_values.device.type == "meta"

@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-import transformers
 from datasets import Dataset, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -226,16 +225,8 @@ def test_the_picture_that_the_model_got(inspect, pictures, tmp_path):
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
 def test_batches_for_a_gpu_come_from_pinned_memory(inspect, pictures, monkeypatch, device, pinned):
     monkeypatch.setattr(inspect, "device", torch.device(device))
-    iterator = inspect.get_iterator(pictures, 0, 2, {}, {}, {})
-    assert isinstance(iterator.loader.loader, torch.utils.data.DataLoader)
-    assert iterator.loader.loader.pin_memory is pinned
-
-
-def test_another_nesting_of_iterators_only_costs_speed(inspect, pictures, monkeypatch):
-    """Change the nesting, which is private to transformers."""
-    monkeypatch.setattr(inspect, "device", torch.device("cuda"))
-    monkeypatch.setattr(transformers.Pipeline, "get_iterator", lambda self, inputs, *arguments: iter(inputs))
-    assert list(inspect.get_iterator(pictures, 0, 2, {}, {}, {})) == pictures
+    batches = inspect.get_iterator(pictures, 0, 2, {}, {}, {}).batches
+    assert isinstance(batches, torch.utils.data.DataLoader) and batches.pin_memory is pinned
 
 
 def test_heatmap(inspect, pictures):
@@ -721,6 +712,51 @@ def test_an_unreadable_image_does_not_lose_the_others(inspect, pictures, tmp_pat
         assert_same(results[2], inspect(pictures[1]))
         assert list(results[1]) == ["error"] and "bad.png" in results[1]["error"]
         assert "FileNotFoundError" in results[3]["error"]
+
+
+@pytest.mark.parametrize("resize_mode", ["squash", "pad", "keep_ratio"])
+def test_large_jpeg_files_can_be_decoded_at_a_reduced_size(checkpoint, tmp_path, resize_mode):
+    inspect = pipeline("anomaly-segmentation", model=str(checkpoint))
+    inspect.image_processor.resize_mode = resize_mode
+    inspect.image_processor.size_divisor = 8
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(304, 800).save(tmp_path / "large.jpg", quality=95, exif=turned)
+    large, options = str(tmp_path / "large.jpg"), {"threshold": 0.5, "regions": True}
+    whole, fast = inspect(large, **options), inspect(large, fast_decode=True, **options)
+    assert fast["anomaly_map"].shape == whole["anomaly_map"].shape == (800, 304)
+    difference = np.abs(fast["anomaly_map"] - whole["anomaly_map"])
+    assert 0 < difference.mean() < 0.02
+    # pictures that are requested too are whole, and change nothing else
+    for batch_size in (1, 2):
+        shown = inspect([large] * 2, fast_decode=True, output_image=True, batch_size=batch_size, **options)[1]
+        assert shown["image"].size == (304, 800)
+        np.testing.assert_allclose(shown["anomaly_map"], fast["anomaly_map"], atol=1e-6)
+    region = np.zeros((800, 304))
+    region[:400] = 1
+    assert inspect(large, fast_decode=True, roi_mask=region)["anomaly_map"][400:].max() == 0
+
+
+def test_a_reduced_size_is_a_setting_of_thresholds(fresh, tmp_path):
+    images = [picture(60, 80, seed) for seed in range(20)]
+    fresh.calibrate(images, false_alarm_rate=0.05, fast_decode=True)
+    assert fresh.image_processor.calibration["settings"]["fast_decode"] is True
+    assert fresh(images[0], fast_decode=True)["label"] and fresh(images[0])["label"] is None
+    fresh.calibrate(images, false_alarm_rate=0.05)
+    del fresh.image_processor.calibration["settings"]["fast_decode"]  # as earlier versions recorded it
+    assert fresh(images[0])["label"] and fresh(images[0], fast_decode=True)["label"] is None
+
+
+def test_a_reduced_size_is_refused_where_all_pixels_count(fresh, pictures):
+    with pytest.raises(ValueError, match="fast_decode=True is not possible here: tiles"):
+        fresh(pictures[0], fast_decode=True, tile_size=40)
+    with pytest.raises(ValueError, match="fast_decode=True is not supported for images that are judged together"):
+        fresh.segment_together([picture(60, 80, seed) for seed in range(5)], fast_decode=True)
+    fresh.set_references(pictures[:2])
+    with pytest.raises(ValueError, match="fast_decode=True is not possible here: references"):
+        fresh(pictures[3], fast_decode=True)
+    with pytest.raises(TypeError, match="fast_decode"):
+        fresh.set_references(pictures[:2], fast_decode=True)
 
 
 # --- saving -------------------------------------------------------------------------------------------------------

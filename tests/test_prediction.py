@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.common import tiny_model, tiny_tokenizer
 from vcp_clip_hf import AnomalySegmentationPipeline, MutualScoring, VCPCLIPImageProcessor
-from vcp_clip_hf.prediction import predict_files, read_predictions
+from vcp_clip_hf.prediction import _chosen_workers, predict_files, read_predictions
 
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +62,48 @@ def predict(pipe, folder, tmp_path):
 def table(output: Path) -> list[str]:
     with open(output / "predictions.csv", newline="") as file:
         return [Path(row["image"]).name for row in csv.DictReader(file)]
+
+
+# Files to results
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_that_computes_ahead_writes_the_same(predict, folder, tmp_path, monkeypatch, num_workers):
+    (folder / "bad.png").write_text("no image")
+    options = {"regions": True, "batch_size": 2, "num_workers": num_workers}
+    predict(**options)
+    first = read_predictions(tmp_path / "out")
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*") if path.suffix in (".png", ".jpg")}
+    assert len(files) == 12 and sum("error" in record for record in first) == 1
+    monkeypatch.setattr(AnomalySegmentationPipeline, "_overlaps", True)
+    predict(overwrite=True, **options)
+    assert read_predictions(tmp_path / "out") == first
+    assert all(path.read_bytes() == content for path, content in files.items())
+
+
+def test_scores_and_labels_need_no_maps(predict, tmp_path, pipe):
+    full = {record["name"]: record for record in (predict(min_area=3), read_predictions(tmp_path / "out"))[1]}
+    predict(overwrite=True, min_area=3, save_maps=None, save_masks=False, save_overlays=False)
+    for record in read_predictions(tmp_path / "out"):
+        assert not record.keys() & {"map", "mask", "overlay"}
+        for name, value in record.items():
+            assert value == full[record["name"]][name]
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "processes", "expected"),
+    [("cpu", 64, 1, 2), ("cuda", 16, 1, 8), ("cuda", 16, 4, 4), ("cuda", 2, 4, 2)],
+)
+def test_readers_are_chosen_for_the_device(device, cores, processes, expected, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert _chosen_workers(torch.device(device)) == expected
+
+
+def test_regions_without_a_threshold_end_the_run(folder, tmp_path):
+    with pytest.raises(ValueError, match="Regions need a threshold"):
+        predict_files(make_pipe(threshold=None), [folder], tmp_path / "out", regions=True, progress=False)
 
 
 # What a second run does

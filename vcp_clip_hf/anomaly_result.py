@@ -20,7 +20,7 @@ __all__ = ["as_segments", "finish", "resize_array"]
 
 def finish(
     image: Image.Image,
-    anomaly_map: np.ndarray,
+    anomaly_map: np.ndarray | None,
     score: float,
     thresholds: Thresholds,
     inside: np.ndarray | None,
@@ -36,7 +36,8 @@ def finish(
 
     Args:
         image (`PIL.Image.Image`): mode RGB.
-        anomaly_map (`np.ndarray` of shape `(height, width)`, float32): map in [0, 1], at the size of `image`.
+        anomaly_map (`np.ndarray` of shape `(height, width)`, float32, *optional*):
+            Map in [0, 1], at the size of `image`. Without it there is no mask, and only the label is determined.
         score (`float`): score of the image.
         thresholds ([`Thresholds`]): limits for mask and label.
         inside (`np.ndarray` of shape `(height, width)`, bool, *optional*): region of interest; the mask ends at its
@@ -65,7 +66,7 @@ def finish(
     """
     if isinstance(min_area, bool) or not isinstance(min_area, Integral) or min_area < 0:
         raise ValueError(f"min_area={min_area!r} must be a whole number of pixels; 0 keeps every region.")
-    label, mask = thresholds.label(score), thresholds.mask(anomaly_map)
+    label, mask = thresholds.label(score), None if anomaly_map is None else thresholds.mask(anomaly_map)
     if regions and mask is None:
         raise ValueError(_missing_threshold("Regions need"))
     if mask is not None:

@@ -1,7 +1,6 @@
 """From raw maps to smoothed maps and scores, in torch: shared by image processor, tiles, evaluation and export."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -69,31 +68,6 @@ class AnomalyScoring:
         """Return the thresholds, the image threshold filled in where the score allows it."""
         return Thresholds.of(self.threshold, self.image_threshold, self.score_mode)
 
-    def scores(
-        self,
-        anomaly_maps: Sequence[torch.Tensor],
-        branches: list[torch.Tensor],
-        image_scores: torch.Tensor | None = None,
-    ) -> list[float]:
-        """
-        Score images.
-
-        Args:
-            anomaly_maps (sequence of `torch.FloatTensor` of shape `(height, width)`):
-                Smoothed fused maps at the size of their masks, read by "max": an image has a score at or above a
-                threshold exactly if its map has a pixel there.
-            branches (`list[torch.FloatTensor]` of shape `(batch_size, h, w)`): unsmoothed maps `TOP_K_MAPS` at the
-                model's size, read by "top_k".
-            image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): the model's own scores of whole
-                images, read by "image_head".
-
-        Raises:
-            ValueError: the score "image_head" of a model that returns no image scores.
-        """
-        if self.score_mode == "max":
-            return torch.stack([each.amax() for each in anomaly_maps]).tolist()
-        return self.score_tensor(None, branches, image_scores).tolist()
-
     def score_tensor(
         self,
         smooth: torch.Tensor | None,
@@ -101,11 +75,14 @@ class AnomalyScoring:
         image_scores: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Score a batch at the model's size. Exported graphs end with this function.
+        Score a batch. Exported graphs end with this function.
 
         Args:
-            smooth (`torch.FloatTensor` of shape `(batch_size, height, width)`): smoothed fused maps, read by "max".
-            branches (`list[torch.FloatTensor]` of that shape): unsmoothed maps `TOP_K_MAPS`, read by "top_k".
+            smooth (`torch.FloatTensor` of shape `(batch_size, height, width)`):
+                Smoothed fused maps at the size of their masks, read by "max": an image has a score at or above a
+                threshold exactly if its map has a pixel there.
+            branches (`list[torch.FloatTensor]` of shape `(batch_size, h, w)`): unsmoothed maps `TOP_K_MAPS` at the
+                model's size, read by "top_k".
             image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): the model's own scores of whole
                 images, read by "image_head".
 

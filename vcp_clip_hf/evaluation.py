@@ -2,9 +2,9 @@
 
 import datetime
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .accelerated_inference import accelerated_or_plain
+from .device_clock import DeviceClock
 from .evaluation_details import EvaluationDetails, write_details
 from .evaluation_examples import EvaluationExamples, as_judged, collate
-from .evaluation_measurement import Measured, measure_batches, new_evaluator
+from .evaluation_measurement import JudgedBatch, Measured, measure_batches, new_evaluator
 from .evaluation_references import DrawnReferences, ReferenceDraw, draw_references, over_draws
 from .evaluation_report import PROTOCOLS, EvaluationProtocol, EvaluationReport
 from .evaluation_sheets import choose_examples, column_of, write_sheets
@@ -217,7 +218,8 @@ class _Evaluation:
             )
             results = self._judged_alone(self._network_with(references), self._batches(examples, title))
         details = EvaluationDetails() if detailed else None
-        measured = measure_batches(results, self.image_processor, self.protocol, details)
+        ahead = 0 if self.accelerator.device.type == "cpu" else 1
+        measured = measure_batches(results, self.image_processor, self.protocol, details, ahead)
         measured.num_images, measured.with_references = len(indices), references is not None
         return measured
 
@@ -239,23 +241,20 @@ class _Evaluation:
         )
         return tqdm(loader, desc=title, disable=not self._shows_progress, leave=False)
 
-    def _judged_alone(
-        self, network: torch.nn.Module, batches: Iterable[dict[str, Any]]
-    ) -> Iterator[tuple[dict[str, Any], VCPCLIPOutput, float]]:
-        """Yield each batch with the model's outputs, and the seconds that they took."""
+    def _judged_alone(self, network: torch.nn.Module, batches: Iterable[dict[str, Any]]) -> Iterator[JudgedBatch]:
+        """Yield each batch with the model's outputs, and how to get the seconds that they took."""
         device = self.accelerator.device
         for batch in batches:
             names = {"product_names": batch["product"]} if isinstance(network, NamedProductModel) else {}
-            started = time.perf_counter()
+            pixel_values = batch["pixel_values"].to(device, non_blocking=True)
+            clock = DeviceClock(device)
             with self.accelerator.autocast():
-                outputs = network(batch["pixel_values"].to(device, non_blocking=True), **names)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            yield batch, outputs, time.perf_counter() - started
+                outputs = network(pixel_values, **names)
+            yield batch, outputs, clock.stop()
 
     def _judged_together(
         self, title: str, dataset: Records, indices: Sequence[int], shown: set[int], detailed: bool
-    ) -> Iterator[tuple[dict[str, Any], VCPCLIPOutput, float]]:
+    ) -> Iterator[JudgedBatch]:
         """Compare all images of each product; then yield as `_judged_alone`. Each process has products of its own."""
         products = column_of(dataset, "product")
         for product in self._share(sorted({products[index] for index in indices})):
@@ -276,7 +275,7 @@ class _Evaluation:
                 with self.accelerator.autocast():  # the first one compares all images
                     singles = [next(results) for _ in batch["product"]]
                 outputs = VCPCLIPOutput(**{name: torch.cat([each[name] for each in singles]) for name in singles[0]})
-                yield batch, outputs, judge.seconds - passed
+                yield batch, outputs, partial(float, judge.seconds - passed)
                 passed = judge.seconds
 
     def _network_with(self, references: ReferenceMemory | None) -> torch.nn.Module:

@@ -1,7 +1,7 @@
 """Measure batches of an evaluation: metrics, pictures for sheets, and details for a report."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,16 +10,24 @@ import numpy as np
 import torch
 from transformers.utils import ModelOutput
 
-from .anomaly_scoring import gaussian_smooth
+from .anomaly_scoring import AnomalyScoring, gaussian_smooth
 from .evaluation_details import EvaluationDetails
 from .evaluation_report import EvaluationProtocol
 from .evaluation_sheets import shown_example
+from .finished_maps import of_group
+from .host_copy import as_array
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
+from .launched_batch import LaunchedBatch
 from .metrics import AnomalySegmentationEvaluator
 from .modeling_vcp_clip import VCPCLIPOutput
+from .read_ahead import read_ahead
 
 
-__all__ = ["Measured", "measure_batches", "new_evaluator"]
+__all__ = ["JudgedBatch", "Measured", "measure_batches", "new_evaluator"]
+
+
+# A batch, the model's outputs for it, and a function that waits for them and returns the seconds that they took
+JudgedBatch = tuple[dict[str, Any], VCPCLIPOutput, Callable[[], float]]
 
 
 @dataclass
@@ -72,40 +80,40 @@ def new_evaluator(protocol: EvaluationProtocol) -> AnomalySegmentationEvaluator:
 
 @torch.no_grad()
 def measure_batches(
-    judged: Iterable[tuple[dict[str, Any], VCPCLIPOutput, float]],
+    judged: Iterable[JudgedBatch],
     image_processor: VCPCLIPImageProcessor,
     protocol: EvaluationProtocol,
     details: EvaluationDetails | None,
+    ahead: int = 0,
 ) -> Measured:
-    """Evaluate the batches of this process: each with its outputs and the seconds that they took."""
+    """
+    Evaluate the batches of this process.
+
+    Args:
+        judged (iterable of `tuple`): each batch with its outputs, and a function that returns the seconds they took.
+        image_processor, protocol, details: what scores, how, and where details are collected.
+        ahead (`int`, *optional*, defaults to 0): number of batches that the device computes meanwhile.
+    """
     measured = Measured(new_evaluator(protocol), details=details)
     settings = {name: getattr(protocol, name) for name in ("smoothing_sigma", "score_mode", "top_k_fraction")}
     scoring = image_processor.scoring(**settings)
-    for batch, outputs, seconds in judged:
-        measured.seconds += seconds
-        kept = [index for index, is_reference in enumerate(batch["is_reference"]) if not is_reference]
-        if len(kept) < len(batch["label"]):
-            measured.num_references += len(batch["label"]) - len(kept)
-            if details is not None:
-                _note_references(details, batch)
-            batch, outputs = _some_of(batch, outputs, kept)
-        if not kept:
+    scored = (_scored(each, image_processor, protocol, settings, scoring, measured) for each in judged)
+    for batch, outputs, seconds, launched in read_ahead(scored, ahead):
+        measured.seconds += seconds()
+        if launched is None:
             continue
-        sizes = batch["size"] if protocol.native_size else None
-        results = image_processor.post_process_anomaly_segmentation(outputs, sizes, **settings)
+        results = launched.results()
         measured.evaluator.add(
-            [result["anomaly_map"].cpu().numpy() for result in results],
+            [as_array(result["anomaly_map"]) for result in results],
             batch["mask"],
             batch["product"],
             image_scores=[result["score"] for result in results],
             labels=batch["label"],
             image_ids=batch["image_id"],
         )
-        if outputs.get("text_scores") is not None and scoring.score_mode == "image_head":
-            maxima = gaussian_smooth(outputs.anomaly_map.float(), scoring.smoothing_sigma).flatten(1).amax(dim=1)
-            rows = zip(batch["product"], outputs["text_scores"].tolist(), maxima.tolist(), strict=True)
-            for product, *parts in rows:
-                measured.parts.setdefault(product, []).append(tuple(parts))
+        for product, result in zip(batch["product"], results, strict=True):
+            if "text_score" in result:
+                measured.parts.setdefault(product, []).append((result["text_score"], result["maximum"]))
         if details is not None:
             details.add(batch, results, partial(_whole_maps, image_processor, settings, batch, outputs))
         if any(batch["record"]):
@@ -116,6 +124,34 @@ def measure_batches(
                 if record is not None
             ]
     return measured
+
+
+def _scored(
+    judged: JudgedBatch,
+    image_processor: VCPCLIPImageProcessor,
+    protocol: EvaluationProtocol,
+    settings: Mapping[str, Any],
+    scoring: AnomalyScoring,
+    measured: Measured,
+) -> tuple[dict[str, Any], ModelOutput, Callable[[], float], LaunchedBatch | None]:
+    """Leave references out of a batch, and start its post-processing; `None` if no image remains."""
+    batch, outputs, seconds = judged
+    kept = [index for index, is_reference in enumerate(batch["is_reference"]) if not is_reference]
+    if len(kept) < len(batch["label"]):
+        measured.num_references += len(batch["label"]) - len(kept)
+        if measured.details is not None:
+            _note_references(measured.details, batch)
+        batch, outputs = _some_of(batch, outputs, kept)
+    if not kept:
+        return batch, outputs, seconds, None
+    sizes = batch["size"] if protocol.native_size else None
+    finished = image_processor.finish_maps(outputs, sizes, **settings)
+    stacks = {"score": finished.scores, "anomaly_map": finished.maps}
+    if outputs.get("text_scores") is not None and scoring.score_mode == "image_head":
+        maxima = gaussian_smooth(outputs.anomaly_map.float(), scoring.smoothing_sigma).flatten(1).amax(dim=1)
+        for name, values in (("text_score", outputs["text_scores"]), ("maximum", maxima)):
+            stacks[name] = [of_group(values, group) for group in finished.groups]
+    return batch, outputs, seconds, LaunchedBatch(finished.groups, stacks, [{}] * len(kept))
 
 
 def _note_references(details: EvaluationDetails, batch: Mapping[str, Any]) -> None:

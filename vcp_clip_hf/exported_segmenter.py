@@ -297,6 +297,7 @@ class ExportedSegmenter:
             **self.export.get("fusion", {}),  # exports of version 0.1.0 do not record it
             "size": [size["height"], size["width"]],
             "tiling": None,
+            "fast_decode": False,
             "region_of_interest": region_of_interest,
             "input_range": input_range or self.settings.get("input_range"),
             "references": (self.export.get("references") or {}).get("identity"),
@@ -327,7 +328,8 @@ class ExportedSegmenter:
         """Return the picture, its region of interest, and the error, if any."""
         try:
             picture = load_image(source, **reading)
-            return picture, None if roi_mask is None else load_region_of_interest(roi_mask, picture), None
+            size = (picture.height, picture.width)
+            return picture, None if roi_mask is None else load_region_of_interest(roi_mask, size), None
         except (ValueError, TypeError, OSError) as problem:
             if on_error == "raise":
                 raise

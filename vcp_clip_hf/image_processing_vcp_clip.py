@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +14,11 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput
 
-from .anomaly_scoring import AUTHORS_SCORING, TOP_K_MAPS, AnomalyScoring, gaussian_smooth, resize_map
+from .anomaly_scoring import AUTHORS_SCORING, TOP_K_MAPS, AnomalyScoring
 from .configuration_frozen_clip import FrozenCLIPConfig
+from .finished_maps import FinishedMaps, ScoredBatch, groups_of_one_size
 from .image_loading import ImageLike, list_images, load_image, load_mask
 from .pixel_preprocessing import fit, place, to_planes, value_table
-from .region_of_interest import region_at_size
 from .thresholds import resolve_thresholds
 
 
@@ -249,11 +250,8 @@ class VCPCLIPImageProcessor(PilBackend):
         scale, mean = rescale_factor if do_rescale else 1.0, image_mean if do_normalize else None
         pixel_values = []
         for picture, fits in zip(pictures, fitted, strict=True):
-            channels = len(picture.getbands())
-            # padding has the color that becomes 0
-            fill = tuple(round(float(value) * 255) for value in np.broadcast_to(0 if mean is None else mean, channels))
-            placed = picture if fits is None else place(picture, fits, resample, fill)
-            pixel_values.append(to_planes(placed, value_table(scale, mean, image_std, channels)))
+            placed = _placed(picture, fits, resample, mean)
+            pixel_values.append(to_planes(placed, value_table(scale, mean, image_std, len(picture.getbands()))))
         data = {"pixel_values": self._stackable(pixel_values, return_tensors)}
 
         if segmentation_maps is not None:
@@ -264,6 +262,40 @@ class VCPCLIPImageProcessor(PilBackend):
         if return_tensors != "pt":
             raise ValueError(f"device={device!r} needs return_tensors='pt', got {return_tensors!r}.")
         return batch.to(device)
+
+    def to_bytes(self, picture: Image.Image, size: tuple[int, int] | None = None) -> torch.ByteTensor:
+        """
+        Prepare a picture as bytes, a quarter of the size of `pixel_values`, which `to_values` makes of them.
+
+        Args:
+            picture (`PIL.Image.Image`): picture as `load_image` returns it, of mode L, RGB or RGBA.
+            size (`tuple[int, int]`, *optional*): height and width of the whole image, if `picture` is a reduced one.
+
+        Returns:
+            `torch.ByteTensor` of shape `(1, channels, height, width)`: resized and padded, on the CPU.
+        """
+        full = (self.size.height, self.size.width)
+        mode, divisor = self.resize_mode, self.size_divisor
+        fits = fit(*(size or (picture.height, picture.width)), full, mode, divisor) if self.do_resize else None
+        placed = _placed(picture, fits, self.resample, self.image_mean if self.do_normalize else None)
+        pixels = np.asarray(placed).reshape(placed.height, placed.width, -1)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
+
+    def to_values(self, pixels: torch.ByteTensor) -> torch.FloatTensor:
+        """
+        Rescale and normalize bytes on their device.
+
+        Args:
+            pixels (`torch.ByteTensor` of shape `(batch_size, channels, height, width)`): pictures from `to_bytes`.
+
+        Returns:
+            `torch.FloatTensor` of the same shape: the `pixel_values` of these pictures, bit by bit.
+        """
+        channels = pixels.shape[1]
+        scale, mean = self.rescale_factor if self.do_rescale else 1.0, self.image_mean if self.do_normalize else None
+        table = _table_on(pixels.device, scale, _hashable(mean), _hashable(self.image_std), channels)
+        starts = 256 * torch.arange(channels, device=pixels.device).view(-1, 1, 1)
+        return table.take(pixels + starts)
 
     @staticmethod
     def _stackable(pixel_values: list[np.ndarray], return_tensors: str | None) -> list[np.ndarray]:
@@ -348,6 +380,30 @@ class VCPCLIPImageProcessor(PilBackend):
             ValueError: the number of `target_sizes` or `roi_masks` differs from that of images; a setting is unknown
                 or out of range; the score `"image_head"` with a region of interest, or without image scores.
         """
+        return self.finish_maps(outputs, target_sizes, roi_masks, resize_mode, conditions, **settings).results()
+
+    def finish_maps(
+        self,
+        outputs: ModelOutput,
+        target_sizes: list[tuple[int, int]] | None = None,
+        roi_masks: list[np.ndarray | None] | None = None,
+        resize_mode: str | None = None,
+        conditions: dict[str, Any] | None = None,
+        **settings: float | str | None,
+    ) -> FinishedMaps:
+        """
+        Compute maps and scores on the device of the outputs, without waiting for it.
+
+        Args:
+            outputs, target_sizes, roi_masks, resize_mode, conditions, settings: see
+                `post_process_anomaly_segmentation`.
+
+        Returns:
+            [`FinishedMaps`]: images of one size are one group.
+
+        Raises:
+            ValueError: as in `post_process_anomaly_segmentation`.
+        """
         known = {
             "resize_mode": resize_mode or self.resize_mode,
             "region_of_interest": roi_masks is not None,
@@ -356,41 +412,25 @@ class VCPCLIPImageProcessor(PilBackend):
         scoring = self.scoring(known, **settings)
         scoring.check_region(roi_masks is not None and any(mask is not None for mask in roi_masks))
         maps, image_scores = outputs.anomaly_map.float(), getattr(outputs, "image_scores", None)
-        branches = [outputs[name].float() for name in TOP_K_MAPS if outputs.get(name) is not None] or [maps]
         for name, given in (("target_sizes", target_sizes), ("roi_masks", roi_masks)):
             if given is not None and len(given) != len(maps):
                 raise ValueError(f"{len(given)} {name} came with {len(maps)} images.")
-
-        # 1. remove the padding before anything reads it; without padding the images stay one batch
-        if (resize_mode or self.resize_mode) == "pad" and target_sizes is not None:
-            groups = [
-                ([index], [self.without_padding(stack[index : index + 1], size, "pad") for stack in (maps, *branches)])
-                for index, size in enumerate(target_sizes)
-            ]
-        else:
-            groups = [(list(range(len(maps))), [maps, *branches])]
-
-        results = [{} for _ in maps]
-        for indices, (group_maps, *group_branches) in groups:
-            # 2. smooth at the model's size, then resize to the original size
-            smooth = gaussian_smooth(group_maps, scoring.smoothing_sigma)
-            finished = [
-                anomaly_map if target_sizes is None else resize_map(anomaly_map, target_sizes[index])
-                for index, anomaly_map in zip(indices, smooth, strict=True)
-            ]
-            regions = [None] * len(indices)
-            if roi_masks is not None:
-                regions = [_region_like(roi_masks[index], each) for index, each in zip(indices, finished, strict=True)]
-                finished = [each * inside for each, inside in zip(finished, regions, strict=True)]
-                if scoring.score_mode == "top_k":
-                    at_model_size = torch.stack([_region_like(roi_masks[index], smooth[0]) for index in indices])
-                    group_branches = [branch * at_model_size for branch in group_branches]
-            # 3. score the maps that the masks are read from
-            own = None if image_scores is None else image_scores[indices]
-            scores = scoring.scores(finished, group_branches, own)
-            for index, anomaly_map, score, inside in zip(indices, finished, scores, regions, strict=True):
-                results[index] = scoring.result(anomaly_map, score, inside)
-        return results
+        branches = []
+        if scoring.score_mode == "top_k":
+            branches = [outputs[name].float() for name in TOP_K_MAPS if outputs.get(name) is not None] or [maps]
+        batch = ScoredBatch(scoring, maps, branches, image_scores, roi_masks)
+        if target_sizes is None:
+            return batch.finished([tuple(maps.shape[-2:])] * len(maps), [list(range(len(maps)))])
+        groups = groups_of_one_size(target_sizes, maps.device)
+        if (resize_mode or self.resize_mode) != "pad":
+            return batch.finished(target_sizes, groups)
+        # padding is removed before anything reads it, so that each size is a batch of its own
+        finished = FinishedMaps(scoring)
+        for group in groups:
+            size = target_sizes[group[0]]
+            own = batch.of_group(group, lambda stack, size=size: self.without_padding(stack, size, "pad"))
+            finished.extend(group, own.finished([size] * len(group), [list(range(len(group)))]))
+        return finished
 
     def without_padding(
         self, maps: torch.Tensor, target_size: tuple[int, int], resize_mode: str | None = None
@@ -462,8 +502,22 @@ class VCPCLIPImageProcessor(PilBackend):
         }
 
 
-def _region_like(roi_mask: np.ndarray | None, like: torch.Tensor) -> torch.Tensor:
-    """Return a region of interest at the size of a map: true in the inspected area."""
-    if roi_mask is None:
-        return torch.ones_like(like, dtype=torch.bool)
-    return torch.from_numpy(region_at_size(np.asarray(roi_mask) != 0, tuple(like.shape))).to(like.device)
+def _placed(
+    picture: Image.Image, fits: tuple[tuple[int, int], tuple[int, int]] | None, resample: int, mean: Any
+) -> Image.Image:
+    """Return a picture at the size of the model's input; padding has the color that becomes 0."""
+    if fits is None:
+        return picture
+    channels = len(picture.getbands())
+    fill = tuple(round(float(value) * 255) for value in np.broadcast_to(0 if mean is None else mean, channels))
+    return place(picture, fits, resample, fill)
+
+
+def _hashable(values: Any) -> Any:
+    return tuple(values) if isinstance(values, (list, tuple, np.ndarray)) else values
+
+
+@lru_cache(maxsize=16)
+def _table_on(device: torch.device, scale: float, mean: Any, std: Any, channels: int) -> torch.Tensor:
+    """Return `value_table` as one row, on a device."""
+    return torch.from_numpy(value_table(scale, mean, std, channels)).flatten().to(device)

@@ -50,7 +50,8 @@ class PictureWriter:
         Args:
             image ([`InputImage`]): the image.
             result (`dict`):
-                The pipeline's result for it; with `output_image=True` if overlays are written or images are URLs.
+                The pipeline's result for it; with `output_image=True` if overlays are written or images are URLs, and
+                with maps if any picture is written.
 
         Returns:
             The image's record, as plain values. A file that cannot be written gives a record with `error`.
@@ -84,7 +85,8 @@ class PictureWriter:
         return False
 
     def _write(self, image: InputImage, result: dict[str, Any]) -> dict[str, Any]:
-        anomaly_map = result["anomaly_map"]
+        anomaly_map = result.get("anomaly_map")
+        height, width = result["size"] if anomaly_map is None else anomaly_map.shape
         record = {
             "image": image.path,
             "name": image.name,
@@ -92,8 +94,8 @@ class PictureWriter:
             "label": result["label"],
             "threshold": result["threshold"],
             "image_threshold": result["image_threshold"],
-            "height": anomaly_map.shape[0],
-            "width": anomaly_map.shape[1],
+            "height": height,
+            "width": width,
         }
         if is_url(image.path):
             record["pixels_sha256"] = hashlib.sha256(result["image"].tobytes()).hexdigest()

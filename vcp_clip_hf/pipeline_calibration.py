@@ -15,7 +15,7 @@ from .anomaly_result import finish
 from .anomaly_scoring import AnomalyScoring
 from .calibration import Calibration, check_rate, from_labeled_scores, from_normal_maps, from_normal_scores
 from .call_arguments import argument_names
-from .pipeline_inputs import CallText, Images, as_images, chosen, in_list
+from .pipeline_inputs import CallText, Images, ListedImages, as_images, chosen, in_list
 from .reference_pictures import picture_digests
 from .thresholds import HIGHEST_SCORES, calibrated_thresholds
 from .tiling import Tiling
@@ -100,6 +100,7 @@ class CalibratingPipeline(Pipeline):
             labels = labels if labels is None else [labels[position] for position in kept]
         measuring = self._without_verdicts()
         measuring._references_as_new = leave_one_out
+        arguments["output_maps"] = on_result is not None or pixel_false_alarm_rate is not None
         measured = _Measured(measuring._results(images, **arguments), total, progress, kept, on_result)
         # the maps are read one by one, and the scores are collected on the way
         pixels = None if pixel_false_alarm_rate is None else from_normal_maps(measured.maps(), pixel_false_alarm_rate)
@@ -120,7 +121,8 @@ class CalibratingPipeline(Pipeline):
         self, images: Sequence[Any], labels: Sequence[int] | None, arguments: dict[str, Any]
     ) -> tuple[list[int], bool]:
         """Return positions of the images to calibrate on, and whether they are references scored as new images."""
-        names = [name for name in argument_names(self.preprocess) if name not in ("roi_mask", "tile_size")]
+        without = ("roi_mask", "tile_size", "fast_decode")
+        names = [name for name in argument_names(self.preprocess) if name not in without]
         reading = {**self._preprocess_params, **arguments}
         digests = picture_digests(
             images, self.image_processor, **{name: reading[name] for name in names if name in reading}
@@ -169,6 +171,7 @@ class CalibratingPipeline(Pipeline):
             values.get("input_range"),
             values.get("roi_mask"),
             self.active_references(values.get("reference_weight")),
+            bool(values.get("fast_decode")),
         )
         settings = {name: values.get(name) for name in SCORING if name not in THRESHOLDS}
         return self.image_processor.without_thresholds().scoring(**settings), conditions
@@ -212,9 +215,7 @@ class CalibratingPipeline(Pipeline):
     def _results(self, images: Images, **kwargs: Any) -> Iterable[dict[str, Any]]:
         """Return results one by one, for every kind of input."""
         images = as_images(images, kwargs.pop("image_column", None))
-        if isinstance(images, list):
-            images = (image for image in images)
-        results = self(images, **kwargs)
+        results = self(ListedImages(images) if isinstance(images, list) else images, **kwargs)
         return [results] if isinstance(results, dict) else results
 
 
@@ -249,7 +250,7 @@ class _Measured:
                 continue
             self.scores.append(result["score"])
             self.positions.append(position)
-            yield result["anomaly_map"]
+            yield result.get("anomaly_map")
         if self.errors and not self.scores:
             raise ValueError(f"None of the images could be read: {'; '.join(self.errors)}")
         if self.errors:

@@ -97,4 +97,4 @@ def value_table(
 def to_planes(picture: Image.Image, table: np.ndarray) -> np.ndarray:
     """Look up each value of a picture; return an array of shape `(channels, height, width)`, float32."""
     pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
-    return np.stack([values[pixels[..., channel]] for channel, values in enumerate(table)])
+    return np.stack([values.take(pixels[..., channel]) for channel, values in enumerate(table)])

@@ -15,8 +15,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,6 +65,8 @@ __all__ = [
 logger = logging.get_logger(__name__)
 
 CSV_FILE, COCO_FILE = "predictions.csv", "predictions.coco.json"
+# Numbers of processes that read images, if they are chosen
+_FEWEST_READERS, _MOST_READERS = 2, 8
 _INTERRUPTED = "Interrupted. The finished images are recorded: run the same command again to segment the rest."
 
 
@@ -129,7 +132,7 @@ def predict_files(
     save_masks: bool = True,
     save_overlays: bool = True,
     batch_size: int = 8,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     overwrite: bool = False,
     progress: bool = True,
     together: MutualScoring | None = None,
@@ -146,7 +149,10 @@ def predict_files(
         save_maps (`"png"`, `"npy"` or `None`): 16-bit PNG (value times 65535) or float32 NumPy arrays.
         save_masks (`bool`): whether to write masks, 8-bit PNG, 0 and 255; needs a threshold.
         save_overlays (`bool`): whether to write the images with their maps drawn over them, JPEG, on a fixed scale.
-        batch_size, num_workers (`int`): arguments of the pipeline's call.
+        batch_size (`int`): argument of the pipeline's call.
+        num_workers (`int`, *optional*, defaults to 0):
+            Processes that read and resize images ahead of the model. `None` chooses: 2 for a CPU; for an accelerator,
+            up to 8, at most this process's share of the cores.
         overwrite (`bool`): whether to start anew: the records and files of earlier runs are removed first.
         progress (`bool`): whether to show a progress bar.
         together ([`MutualScoring`], *optional*):
@@ -205,7 +211,10 @@ def predict_files(
     )
     started = time.perf_counter()
     with bar, stop_on_signal(_INTERRUPTED if state.is_main_process else None, raise_at_once=True) as signals:
-        options = {**options, "output_image": with_image, "batch_size": batch_size, "num_workers": num_workers}
+        with_maps = bool(save_maps or save_masks or save_overlays)
+        options |= {"output_image": with_image, "output_maps": with_maps}
+        options |= {"batch_size": batch_size}
+        options["num_workers"] = _chosen_workers(pipe.device) if num_workers is None else num_workers
         if together is None:
             results = _results(pipe, mine, options)
         else:
@@ -335,18 +344,21 @@ class _Run:
                 (self.output_dir / name).unlink(missing_ok=True)
 
     def write_results(
-        self, images: Sequence[InputImage], results: Iterator[dict[str, Any]], ahead: int
+        self, images: Sequence[InputImage], results: Iterable[Callable[[], dict[str, Any]]], ahead: int
     ) -> Iterator[dict[str, Any]]:
-        """Write pictures and records; yield each record after it is in the file."""
+        """Finish results and write pictures, in threads, and records; yield each record after it is in the file."""
         single = self.state.num_processes == 1
         path = self.output_dir / (RECORDS if single else f"predictions-{self.state.process_index:03d}.jsonl")
         end_last_line(path)
         with open(path, "a", encoding="utf-8") as file:
-            for record in write_in_order(self.writer, zip(images, results, strict=True), ahead):
+            for record in write_in_order(self._write, zip(images, results, strict=True), ahead):
                 record.update(self.states[record["image"]])
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 yield record
+
+    def _write(self, image: InputImage, result: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return self.writer(image, result())
 
     def merge_records(self, summary: PredictionSummary) -> None:
         """Write one file of the records of all processes, in the order of the inputs, and the table."""
@@ -378,17 +390,14 @@ def _still_holds(record: Mapping[str, Any]) -> bool:
 
 def _results(
     pipe: AnomalySegmentationPipeline, images: Sequence[InputImage], options: dict[str, Any]
-) -> Iterable[dict[str, Any]]:
+) -> Iterable[Callable[[], dict[str, Any]]]:
     """Run the pipeline lazily; an image that fails gives a result with `error`."""
-    if not images:
-        return ()
-    # not `iter(pipe(...))`: iterating over that again would start the workers twice, and request each URL twice
-    return pipe(_Paths(images), on_error="return", **options)
+    return pipe.unfinished(_Paths(images), on_error="return", **options) if images else ()
 
 
 def _results_together(
     pipe: AnomalySegmentationPipeline, run: _Run, together: MutualScoring, options: dict[str, Any]
-) -> Iterable[dict[str, Any]]:
+) -> Iterable[Callable[[], dict[str, Any]]]:
     """Judge all images of a run, and yield the results of those to do."""
     if not run.todo:
         return
@@ -396,7 +405,16 @@ def _results_together(
     results = pipe.segment_together(_Paths(run.images), on_error="return", **asdict(together), **options)
     for image, result in zip(run.images, results, strict=True):
         if image.path in todo:
-            yield result
+            yield partial(dict, result)
+
+
+def _chosen_workers(device: torch.device) -> int:
+    """Return a number of processes that read images, for a machine that does nothing else."""
+    if device.type == "cpu":
+        return _FEWEST_READERS
+    # `accelerate launch` and torchrun state the number of processes on this machine
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(_FEWEST_READERS, min(_MOST_READERS, share))
 
 
 class _Paths(torch.utils.data.Dataset):

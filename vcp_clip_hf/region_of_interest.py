@@ -1,7 +1,6 @@
 """Regions of interest, for pipeline and exported runtime. NumPy and Pillow only."""
 
 import numpy as np
-from PIL import Image
 
 from .image_loading import ImageLike, load_nonzero
 
@@ -9,16 +8,16 @@ from .image_loading import ImageLike, load_nonzero
 __all__ = ["load_region_of_interest", "region_at_size"]
 
 
-def load_region_of_interest(roi_mask: ImageLike, image: Image.Image) -> np.ndarray:
+def load_region_of_interest(roi_mask: ImageLike, size: tuple[int, int]) -> np.ndarray:
     """
     Read a region of interest.
 
     Args:
         roi_mask (`ImageLike`):
-            Picture or array of the size of `image`. Pixels with a color channel that is not zero are inspected,
+            Picture or array of the size of the image. Pixels with a color channel that is not zero are inspected,
             whatever the type: 0/1, 0/255, 16 bits, bool, palette (by its colors), RGB. Transparent pixels are not
             inspected. In a JPEG file, values of 128 or more count.
-        image (`PIL.Image.Image`): the image that it belongs to.
+        size (`tuple[int, int]`): height and width of the image that it belongs to.
 
     Returns:
         `np.ndarray` of shape `(height, width)`, bool.
@@ -27,13 +26,11 @@ def load_region_of_interest(roi_mask: ImageLike, image: Image.Image) -> np.ndarr
         ValueError: the two sizes differ, or the mask leaves nothing to inspect.
     """
     name, inside = load_nonzero(roi_mask)
-    if inside.shape != (image.height, image.width):
-        raise ValueError(
-            f"roi_mask is {inside.shape} (height, width), the image ({image.height}, {image.width}): {name}."
-        )
+    if inside.shape != size:
+        raise ValueError(f"roi_mask is {inside.shape} (height, width), the image {size}: {name}.")
     if not inside.any():
         raise ValueError(
-            f"roi_mask ({name}) leaves nothing to inspect: all {image.height} x {image.width} pixels are black or"
+            f"roi_mask ({name}) leaves nothing to inspect: all {size[0]} x {size[1]} pixels are black or"
             " transparent. Pixels to inspect must have another color."
         )
     return inside

@@ -31,7 +31,7 @@ RUN_FILE = "run.json"
 _WITHOUT_EFFECT = frozenset(
     (
         *("timeout", "on_error", "tile_batch_size", "output_format", "regions"),
-        *("output_image", "heatmap", "output_branch_maps", "output_layer_maps", "output_uncertainty"),
+        *("output_image", "output_maps", "heatmap", "output_branch_maps", "output_layer_maps", "output_uncertainty"),
     )
 )
 _PATHS_AND_VERSIONS = frozenset(

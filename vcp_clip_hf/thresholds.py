@@ -37,7 +37,7 @@ HIGHEST_SCORES = {"max": 1.0, "top_k": 2.0, "image_head": 1.0}
 
 _NAMES = ("threshold", "image_threshold")
 # Settings that older calibrations do not record -> the value that they were measured with
-_UNRECORDED = {"references": None}
+_UNRECORDED = {"references": None, "fast_decode": False}
 # Results without each of them
 _RESULTS = {"threshold": "no masks", "image_threshold": "no labels"}
 

@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .anomaly_scoring import gaussian_smooth, resize_map
+from .host_copy import HostCopy, to_device
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .map_fusion import BRANCH_MAPS
+from .read_ahead import read_ahead
 
 
 __all__ = ["TiledMaps", "Tiling", "segment_tiles", "tile_starts", "tiles_of"]
@@ -192,7 +194,7 @@ def segment_tiles(
     options = {"return_tensors": "pt", "resize_mode": "squash"}
 
     def forward(pictures: list[Image.Image], image_embeds: torch.Tensor | None = None) -> ModelOutput:
-        pixel_values = image_processor(pictures, **options).pixel_values.to(model.device)
+        pixel_values = to_device(image_processor(pictures, **options).pixel_values, model.device)
         return model(pixel_values, prompt_input_ids=prompt_input_ids, image_embeds=image_embeds)
 
     # 1. the whole image: its global feature prompts every tile
@@ -209,12 +211,17 @@ def segment_tiles(
     row_ramp, column_ramp = _ramp(tile_height, tiling.overlap), _ramp(tile_width, tiling.overlap)
     weights = row_ramp[:, None] * column_ramp
     corners = [(top, left) for top in tops for left in lefts]
-    for batch in _batches(corners, tiling.batch_size):
+
+    def launched(batch: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], HostCopy]:
         tiles = [image.crop((left, top, left + tile_width, top + tile_height)) for top, left in batch]
         outputs = forward(tiles, whole.image_embeds)
-        for name, canvas in canvases.items():
-            maps = _at_size(_smoothed(outputs, name, sigma), (tile_height, tile_width))
-            for (top, left), tile_map in zip(batch, maps, strict=True):
+        maps = [resize_map(_smoothed(outputs, name, sigma), (tile_height, tile_width)) for name in canvases]
+        return batch, HostCopy(maps)
+
+    ahead = 0 if model.device.type == "cpu" else 1
+    for batch, copy in read_ahead(map(launched, _batches(corners, tiling.batch_size)), ahead):
+        for canvas, maps in zip(canvases.values(), copy.tensors(), strict=True):
+            for (top, left), tile_map in zip(batch, maps.numpy(), strict=True):
                 canvas[top : top + tile_height, left : left + tile_width] += tile_map * weights
 
     # 3. division by the sum of weights, which is a product of two vectors, as every weight is

@@ -12,6 +12,7 @@ from .common import (
     BatchSize,
     Device,
     DType,
+    FastDecode,
     MaxReferencePatches,
     Model,
     ProductName,
@@ -55,6 +56,7 @@ def calibrate(
         ),
     ] = None,
     score_mode: ScoreOption = None,
+    fast_decode: FastDecode = False,
     product_name: ProductName = None,
     references: References = None,
     reference_weight: ReferenceWeight = None,
@@ -110,6 +112,7 @@ def calibrate(
         on_error="return",
         on_result=record if report else None,
         **({} if score_mode is None else {"score_mode": score_mode.value}),
+        **({"fast_decode": True} if fast_decode else {}),
         **({} if product_name is None else {"product_name": product_name}),
     )
     save_calibration(output, CheckpointParts(pipe.model, pipe.image_processor, pipe.tokenizer, pipe.references))

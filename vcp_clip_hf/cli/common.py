@@ -25,6 +25,7 @@ __all__ = [
     "DefectName",
     "Device",
     "ExportFormat",
+    "FastDecode",
     "ImageThreshold",
     "MakeReport",
     "MapFormat",
@@ -186,6 +187,12 @@ RoiMask = Annotated[
     Path | None, typer.Option(help="Mask of the images' size; only its non-black pixels are inspected.")
 ]
 MaxPixels = Annotated[int | None, typer.Option(min=1, help="Largest image to read, in pixels; default: 179 million.")]
+FastDecode = Annotated[
+    bool,
+    typer.Option(
+        "--fast-decode", help="Decode large JPEG files at a reduced size: faster, with slightly different results."
+    ),
+]
 NormalWords = Annotated[
     list[str] | None,
     typer.Option("--normal", help="State word or template of normal products, e.g. 'flawless'; repeat for several."),
@@ -218,10 +225,16 @@ def make_pipeline(model: str, device: str | None, dtype: WeightType) -> "Anomaly
 
     from ..checkpoint_folder import load_parts
     from ..devices import check_device
+    from ..prediction import process_state
 
     announce_embedded(model)
     check_device(device)
-    parts = load_parts(model, dtype=dtype.value)
+    parts, state = load_parts(model, dtype=dtype.value), process_state()
+    if state.num_processes > 1:
+        # Without a device, every process would take the first one. In launched processes, pipelines of transformers
+        # stay where the model is
+        device = device or state.device
+        parts.model.to(device)
     return pipeline(
         "anomaly-segmentation",
         model=parts.model,

@@ -13,6 +13,7 @@ from .common import (
     DefectName,
     Device,
     DType,
+    FastDecode,
     ImageThreshold,
     MakeReport,
     MapFormat,
@@ -23,7 +24,6 @@ from .common import (
     MinArea,
     Model,
     NormalWords,
-    NumWorkers,
     Output,
     Overlays,
     ProductName,
@@ -87,6 +87,7 @@ def predict(
     tile_overlap: TileOverlap = None,
     roi_mask: RoiMask = None,
     max_pixels: MaxPixels = None,
+    fast_decode: FastDecode = False,
     normal: NormalWords = None,
     abnormal: AbnormalWords = None,
     defect_name: DefectName = None,
@@ -127,7 +128,14 @@ def predict(
         typer.Option(help="Video: NAME=VALUE for FFmpeg, e.g. rtsp_transport=udp; repeat for several."),
     ] = None,
     batch_size: BatchSize = 8,
-    num_workers: NumWorkers = 2,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that read images ahead of the model.",
+            show_default="2; with an accelerator, up to 8",
+        ),
+    ] = None,
     device: Device = None,
     dtype: DType = WeightType.auto,
     report: MakeReport = False,
@@ -167,6 +175,7 @@ def predict(
         tile_size=tile_size,
         tile_overlap=tile_overlap,
         max_pixels=max_pixels,
+        fast_decode=fast_decode or None,
         product_name=product_name,
     )
     of_together = _given(subset_size=subset_size, zero_shot_weight=zero_shot_weight)
@@ -185,7 +194,12 @@ def predict(
     if together:
         if is_video:
             raise typer.BadParameter("--together cannot be used with a video")
-        for option in _given(tile_size=tile_size, references=references or None, reference_weight=reference_weight):
+        for option in _given(
+            tile_size=tile_size,
+            fast_decode=fast_decode or None,
+            references=references or None,
+            reference_weight=reference_weight,
+        ):
             raise typer.BadParameter(f"--{option.replace('_', '-')} cannot be used with --together")
     if is_video and record_format in (RecordFormat.labelme, RecordFormat.yolo):
         raise typer.BadParameter(f"--format {record_format.value} needs image files, not a video; save frames first")

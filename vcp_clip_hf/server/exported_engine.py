@@ -106,7 +106,7 @@ class ExportedEngine:
         self.fits(request.recipe)
         inside = None
         if request.roi is not None:
-            inside = load_region_of_interest(self._region(request.roi), request.image)
+            inside = load_region_of_interest(self._region(request.roi), (request.image.height, request.image.width))
         return None, (self._segmenter.preprocess([request.image]), inside)
 
     def _forward(self, key: None, inputs: list[tuple[np.ndarray, np.ndarray | None]]) -> list[tuple]:

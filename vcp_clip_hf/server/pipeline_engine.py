@@ -178,7 +178,7 @@ class PipelineEngine:
     def _forward(self, settings: _ForwardSettings, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the results of the pipeline's own forward pass, without the thresholds of the requests."""
         self._use(self._memory(settings.references) if settings.references else self._own_references)
-        batch = {name: [each[name] for each in inputs] for name in ("image", "roi_mask", "error")}
+        batch = {name: [each[name] for each in inputs] for name in ("image", "size", "roi_mask", "error")}
         batch["pixel_values"] = torch.cat([each["pixel_values"] for each in inputs])
         # thresholds of each request follow in `_finish`
         placeholders = {"threshold": 1.0, "image_threshold": 1.0}

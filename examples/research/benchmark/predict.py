@@ -2,14 +2,20 @@
 
 import argparse
 import copy
+import functools
+import itertools
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, AnomalySegmentationPipeline, accelerate_inference
 from vcp_clip_hf.generator import render_sample, select_products
+from vcp_clip_hf.host_copy import HostCopy, to_device
+from vcp_clip_hf.pipeline_inputs import ListedImages
 from vcp_clip_hf.prediction import InputImage, PictureWriter, predict_files
 
 from .clock import PartClock, time_in_turns
@@ -79,7 +85,7 @@ def _measure(
     for run in ways.values():
         run()
     times = time_in_turns(ways, setting.device, options.rounds)
-    stages = _stages(pipe, folder, setting)
+    stages = _stages(pipe, folder, setting, options.num_workers)
     rows = []
     for way, measured in times.items():
         ratios = [own / whole for own, whole in zip(times[MODEL_ALONE], measured, strict=True)]
@@ -97,30 +103,82 @@ def _measure(
     return rows
 
 
-def _stages(pipe: AnomalySegmentationPipeline, folder: str, setting: Setting) -> dict[str, float]:
-    """Return the milliseconds of each step of `predict_files` for one image, one step after the other."""
-    paths = sorted(Path(folder).iterdir())[: setting.batch_size]
-    loading = {"num_workers": 0, "batch_size": len(paths), "preprocess_params": {}, "postprocess_params": {}}
-    batches = pipe.get_iterator([str(path) for path in paths], forward_params={}, **loading).loader.loader
+def _stages(
+    pipe: AnomalySegmentationPipeline, folder: str, setting: Setting, num_workers: int
+) -> dict[str, dict[str, float]]:
+    """Return where the time of `predict_files` goes: place -> step -> milliseconds for one image."""
+    paths = [str(path) for path in sorted(Path(folder).iterdir())]
+    spent = _one_by_one(pipe, paths[: setting.batch_size], setting)
+    return {**spent, f"main thread, {num_workers} workers": _main_thread(pipe, paths, setting, num_workers)}
+
+
+def _one_by_one(pipe: AnomalySegmentationPipeline, paths: list[str], setting: Setting) -> dict[str, dict[str, float]]:
+    """Time each step of one batch by itself, after a first batch that is not counted."""
     clock = PartClock(setting.device)
-    with clock.part("read and resize"):
-        inputs = next(iter(batches))
-    sizes = [(image.height, image.width) for image in inputs["image"]]
-    network = accelerate_inference(pipe.model)
-    with torch.inference_mode():
-        with clock.part("model"):
-            outputs = network(inputs["pixel_values"].to(setting.device))
-        with clock.part("smooth, score, to the file's size"):
-            results = pipe.image_processor.post_process_anomaly_segmentation(outputs, sizes)
-    answers = []
-    for result, image in zip(results, inputs["image"], strict=True):
-        on_cpu = {name: value.cpu() if torch.is_tensor(value) else value for name, value in result.items()}
-        answers.append(pipe.postprocess({"results": {**on_cpu, "image": image, "error": None}}, output_image=True))
-    kinds = {"map": ("png", False, False), "mask": (None, True, False), "overlay": (None, False, True)}
-    with tempfile.TemporaryDirectory() as output_dir:
-        for kind, pictures in kinds.items():
-            writer = PictureWriter(Path(output_dir), *pictures)
-            with clock.part(f"write {kind}"):
-                for path, answer in zip(paths, answers, strict=True):
-                    writer(InputImage(str(path), path.stem), answer)
-    return {stage: 1e3 * spent / len(paths) for stage, spent in clock.spent.items()}
+    for number in range(2):
+        if number:
+            clock.spent.clear()
+        with clock.part("workers: read and resize"):
+            (inputs,) = pipe.get_iterator(ListedImages(paths), 0, len(paths), {}, {}, {"output_image": True}).batches
+        network = accelerate_inference(pipe.model)
+        pixels = inputs["pixel_values"]
+        with torch.inference_mode():
+            with clock.part("device: copy, rescale, normalize"):
+                values = to_device(pixels, setting.device)
+                values = pipe.image_processor.to_values(values) if values.dtype == torch.uint8 else values
+            with clock.part("device: model"):
+                outputs = network(values)
+            with clock.part("device: smooth, score, to the file's size"):
+                finished = pipe.image_processor.finish_maps(outputs, inputs["size"])
+            with clock.part("device: maps to the host"):
+                HostCopy([*finished.scores, *finished.maps]).tensors()
+        (collect,) = map(pipe.launch, [inputs])
+        found = collect()
+        with clock.part("writers: mask and label"):
+            answers = [pipe.postprocess({"results": each}, output_image=True) for each in found]
+        kinds = {"map": ("png", False, False), "mask": (None, True, False), "overlay": (None, False, True)}
+        with tempfile.TemporaryDirectory() as output_dir:
+            for kind, pictures in kinds.items():
+                writer = PictureWriter(Path(output_dir), *pictures)
+                with clock.part(f"writers: write {kind}"):
+                    for path, answer in zip(paths, answers, strict=True):
+                        writer(InputImage(path, Path(path).stem), answer)
+    places: dict[str, dict[str, float]] = {}
+    for part, seconds in clock.spent.items():
+        place, _, step = part.partition(": ")
+        places.setdefault(place, {})[step] = 1e3 * seconds / len(paths)
+    return places
+
+
+def _main_thread(
+    pipe: AnomalySegmentationPipeline, paths: list[str], setting: Setting, num_workers: int
+) -> dict[str, float]:
+    """
+    Time what the main thread does, and what it waits for, in a run for scores only: nothing is synchronized, so that
+    the steps add up to the run itself. The start of the workers is not counted.
+    """
+    spent: dict[str, float] = {}
+
+    def timed(step: str, call: Callable) -> Callable:
+        @functools.wraps(call)
+        def run(*args, **kwargs):
+            started = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent[step] = spent.get(step, 0.0) + time.perf_counter() - started
+
+        return run
+
+    options = pipe._merged_parameters(output_maps=False)
+    results = pipe.get_iterator(ListedImages(paths), num_workers, setting.batch_size, *options)
+    batches, launch, finish = iter(results.batches), results.launch, results.finish
+    first = next(batches)
+    following = iter(timed("waits for the workers", lambda: next(batches, None)), None)
+    results.batches = itertools.chain([first], following)
+    results.launch = timed("launches", lambda inputs: timed("waits for the device", launch(inputs)))
+    results.finish = timed("finishes", finish)
+    started = time.perf_counter()
+    count = sum(1 for _ in results)
+    spent["rest"] = time.perf_counter() - started - sum(spent.values())
+    return {step: 1e3 * seconds / count for step, seconds in spent.items()}

@@ -74,8 +74,8 @@ def line_of(row: dict) -> str:
     if "share_of_model_rate" in row:
         line += f", {row['share_of_model_rate']:.0%} of the model's rate"
     if "stages_ms_per_image" in row:
-        stages = row["stages_ms_per_image"].items()
-        line += "\n    one by one: " + ", ".join(f"{stage} {spent:.1f} ms" for stage, spent in stages)
+        for place, steps in row["stages_ms_per_image"].items():
+            line += f"\n    {place}: " + ", ".join(f"{step} {spent:.2f}" for step, spent in steps.items()) + " ms"
     if "shares" in row:
         line += "\n    " + ", ".join(f"{part} {share:.2%}" for part, share in row["shares"].items())
     if "map_deviation_max" in row:

@@ -1,0 +1,68 @@
+"""Copy tensors from a device to the host while the device computes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+__all__ = ["HostCopy", "as_array", "to_device"]
+
+# Largest size of one copy in pinned memory, which the system cannot move: 256 MiB
+_PINNED_BYTES = 2**28
+
+
+class HostCopy:
+    """
+    Tensors on their way to the host. From a CUDA device, the copies go to pinned memory and nothing waits for them
+    before `tensors`; from other devices they are finished at once.
+
+    Args:
+        tensors (`Sequence[torch.Tensor]`): tensors on any device. Tensors on the CPU are not copied.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]):
+        self._tensors = [_begin(each) for each in tensors]
+        device = next((each.device for each in tensors if each.is_cuda), None)
+        self._copied = None if device is None else _event(device)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Wait for the copies, and return them in order."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensors
+
+
+def _begin(tensor: torch.Tensor) -> torch.Tensor:
+    # For CUDA tensors, PyTorch makes pinned memory for a copy that does not block
+    return tensor.to("cpu", non_blocking=tensor.is_cuda and tensor.nbytes <= _PINNED_BYTES)
+
+
+def _event(device: torch.device) -> torch.cuda.Event:
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """
+    Return a tensor of the CPU as an array: on the same memory, or a copy of pinned memory, which is used again.
+
+    Args:
+        tensor (`torch.Tensor`): tensor on the CPU.
+    """
+    return np.array(tensor) if tensor.is_pinned() else tensor.numpy()
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """
+    Move a tensor to a device. Nothing waits for the device, unless a tensor of the CPU is not pinned and `device` is
+    not a CUDA device.
+
+    Args:
+        tensor (`torch.Tensor`): tensor on any device. For a CUDA device, it is copied to pinned memory first.
+        device (`torch.device`): target device.
+    """
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
