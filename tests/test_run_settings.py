@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tests.common import tiny_model, tiny_tokenizer
-from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
+from vcp_clip_hf import Acceleration, AnomalySegmentationPipeline, VCPCLIPImageProcessor
 from vcp_clip_hf.mutual_scoring import MutualScoring
 from vcp_clip_hf.run_settings import RunSettings, model_fingerprint
 
@@ -57,6 +57,14 @@ def test_other_arguments_and_defaults_are_no_settings(pipe):
     same = {"threshold": 0.5, "min_area": 0, "timeout": 3.0, "regions": True, "tile_batch_size": 1}
     assert RunSettings.of(pipe, {**same, "tile_size": None}).differences(before) == []
     assert RunSettings.of(make_pipe(), {}).differences(before) == []
+
+
+def test_float8_is_a_precision(pipe):
+    before = RunSettings.of(pipe, {})
+    pipe.accelerate = Acceleration(compile_pointwise=True)
+    assert RunSettings.of(pipe, {}).differences(before) == []
+    pipe.accelerate = Acceleration(float8=True)
+    assert RunSettings.of(pipe, {}).differences(before) == ["dtype: float32 -> float8"]
 
 
 def test_the_defaults_of_the_pipeline_count(pipe):

@@ -66,7 +66,8 @@ def accelerate_inference(model: VCPCLIPModel, settings: Acceleration | None = No
 
     Raises:
         ValueError: the model has forward hooks, adapters, quantized or offloaded layers, or is in training mode:
-            these would have no effect in the copy. The message names the module.
+            these would have no effect in the copy, and the message names the module. Or the settings have `float8`,
+            which the model or its device cannot compute in.
 
     ```python
     >>> import torch
@@ -97,8 +98,15 @@ def accelerated_or_plain(
         former (`PreTrainedModel`, *optional*): an earlier result for this model, used again if the model is unchanged.
         settings ([`Acceleration`], *optional*): settings of the copy; its defaults if absent.
         values (`bool`, *optional*, defaults to `True`): as in [`AcceleratedVCPCLIPModel.is_copy_of`].
+
+    Raises:
+        ValueError: the settings have `float8`, which the model or its device cannot compute in.
     """
-    if model.config.model_type != VCPCLIPConfig.model_type or isinstance(model, AcceleratedVCPCLIPModel):
+    if isinstance(model, AcceleratedVCPCLIPModel):
+        return model
+    if model.config.model_type != VCPCLIPConfig.model_type:
+        if settings is not None and settings.float8:
+            raise ValueError(f"float8=True is for VCP-CLIP, not for {type(model).__name__}. Leave it out.")
         return model
     settings = settings or Acceleration()
     is_of_this_kind = isinstance(former, AcceleratedVCPCLIPModel) and former.settings == settings

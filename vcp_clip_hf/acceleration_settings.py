@@ -2,8 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 
-__all__ = ["Acceleration"]
+
+__all__ = ["Acceleration", "precision_name", "weights_and_settings"]
+
+# Name of the precision of `Acceleration.float8` where a data type is chosen by its name
+_FLOAT8 = "float8"
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,27 @@ class Acceleration:
         if isinstance(value, bool):
             return cls() if value else None
         raise TypeError(f"accelerate={value!r} must be True, False or Acceleration(...).")
+
+
+def weights_and_settings(precision: str) -> tuple[str, Acceleration]:
+    """
+    Return what the name of a precision means.
+
+    Args:
+        precision (`str`): name of a data type, `"auto"`, or `"float8"`.
+
+    Returns:
+        `tuple`: data type to load the weights in, and the settings of the accelerated copy.
+    """
+    return ("bfloat16", Acceleration(float8=True)) if precision == _FLOAT8 else (precision, Acceleration())
+
+
+def precision_name(dtype: torch.dtype, settings: Acceleration | None) -> str:
+    """
+    Return the name of a precision, for records of a run.
+
+    Args:
+        dtype (`torch.dtype`): data type of the weights.
+        settings ([`Acceleration`], *optional*): settings of the accelerated copy, if there is one.
+    """
+    return _FLOAT8 if settings is not None and settings.float8 else str(dtype).removeprefix("torch.")

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .accelerated_inference import accelerated_or_plain
+from .acceleration_settings import Acceleration, precision_name
 from .device_clock import DeviceClock
 from .evaluation_details import EvaluationDetails, write_details
 from .evaluation_examples import EvaluationExamples, as_judged, collate
@@ -51,7 +52,7 @@ def evaluate(
     sheets_dir: str | os.PathLike | None = None,
     images_per_sheet: int = 4,
     progress: bool = True,
-    accelerate: bool = True,
+    accelerate: bool | Acceleration = True,
     references: ReferenceDraw | ReferenceMemory | None = None,
     reference_pools: Mapping[str, Records] | None = None,
     details_dir: str | os.PathLike | None = None,
@@ -77,8 +78,9 @@ def evaluate(
             best F1.
         images_per_sheet (`int`, *optional*, defaults to 4): number of rows of a sheet.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
-        accelerate (`bool`, *optional*, defaults to `True`):
-            Whether to compute with a fast copy of the model, see [`accelerate_inference`]. The results are the same.
+        accelerate (`bool` or [`Acceleration`], *optional*, defaults to `True`):
+            Whether to compute with a fast copy of the model, or with which settings, see [`accelerate_inference`]. The
+            results are the same, except with `float8`.
         references ([`ReferenceDraw`] or [`ReferenceMemory`], *optional*):
             Normal images to compare with: a draw for each product and seed, for which the report has means and
             standard deviations over the seeds, or one memory for all images. Images that equal one of their references
@@ -106,9 +108,10 @@ def evaluate(
     model = accelerator.unwrap_model(model)
     was_training = model.training
     model.to(accelerator.device).eval()
+    acceleration = Acceleration.of(accelerate)
     run = _Evaluation(
         model=model,
-        network=accelerated_or_plain(model) if accelerate else model,
+        network=model if acceleration is None else accelerated_or_plain(model, settings=acceleration),
         image_processor=image_processor.without_thresholds(),  # the metrics need scores and maps only
         protocol=protocol,
         batch_size=batch_size,
@@ -145,7 +148,7 @@ def evaluate(
         model.train(was_training)
     if details_dir is not None and accelerator.is_main_process:
         write_details(details_dir, details)
-    settings = _settings(model, image_processor, accelerator)
+    settings = _settings(model, image_processor, accelerator, acceleration)
     settings["seconds_per_image"] = seconds / num_images
     if references is not None:
         settings["references"] = {
@@ -398,12 +401,15 @@ def _gathered(evaluator: AnomalySegmentationEvaluator, accelerator: Accelerator)
 
 
 def _settings(
-    model: PreTrainedModel, image_processor: VCPCLIPImageProcessor, accelerator: Accelerator
+    model: PreTrainedModel,
+    image_processor: VCPCLIPImageProcessor,
+    accelerator: Accelerator,
+    acceleration: Acceleration | None,
 ) -> dict[str, Any]:
     """Return the settings for the report."""
     return {
         "model": str(model.name_or_path or type(model).__name__),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": precision_name(model.dtype, acceleration),
         "mixed_precision": accelerator.mixed_precision,
         "image_size": [image_processor.size.height, image_processor.size.width],
         "resize_mode": image_processor.resize_mode,

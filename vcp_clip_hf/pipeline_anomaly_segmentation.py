@@ -108,7 +108,7 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         accelerate: bool | Acceleration = True,
         **kwargs: Any,
     ):
-        Acceleration.of(accelerate)  # checks it
+        settings = Acceleration.of(accelerate)
         self.accelerate = accelerate
         self._network: PreTrainedModel | None = None
         self._compared_network: PreTrainedModel | None = None
@@ -122,6 +122,8 @@ class AnomalySegmentationPipeline(CalibratingPipeline):
         if self._reads_names and self.tokenizer is not None:
             self.model.tokenizer = self.tokenizer
         self._references = find_references(self.model)
+        if settings is not None and settings.float8:
+            self._inference_model()  # refuses devices that cannot compute in float8
         if reference_images is not None:
             self._set_references_and_thresholds(in_list(reference_images), false_alarm_rate)
         elif false_alarm_rate is not None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from .acceleration_settings import Acceleration, precision_name
 from .anomaly_result import finish
 from .atomic_write import atomic_file
 from .backbone_loading import BACKBONE_PREFIX
@@ -95,7 +96,7 @@ class RunSettings:
         values = {
             "package version": __version__,
             "model": f"{pipe.model.name_or_path or type(pipe.model).__name__} ({model_fingerprint(pipe.model)[:16]})",
-            "dtype": str(pipe.model.dtype).removeprefix("torch."),
+            "dtype": precision_name(pipe.model.dtype, Acceleration.of(pipe.accelerate)),
             # a call's setting replaces the checkpoint's
             **{name: _plain(value) for name, value in {**processor, **given}.items()},
         }

@@ -84,12 +84,16 @@ class ExportFormat(str, Enum):
 
 
 class WeightType(str, Enum):
-    """Data types to compute with; auto is the one that the checkpoint is stored in."""
+    """
+    Data types to compute with; auto is the one that the checkpoint is stored in, and float8 is bfloat16 with products
+    of the image tower in float8, on a GPU.
+    """
 
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    float8 = "float8"
 
 
 class ScoreMode(str, Enum):
@@ -129,7 +133,7 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; default: the first accelerator.")]
-DType = Annotated[WeightType, typer.Option(help="Data type to compute with; auto: as stored.")]
+DType = Annotated[WeightType, typer.Option(help="Data type to compute with; auto: as stored; float8: GPU only.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead of the model.")]
 ScoreOption = Annotated[
@@ -223,13 +227,15 @@ def make_pipeline(model: str, device: str | None, dtype: WeightType) -> "Anomaly
     """Return the pipeline of a checkpoint."""
     from transformers import pipeline
 
+    from ..acceleration_settings import weights_and_settings
     from ..checkpoint_folder import load_parts
     from ..devices import check_device
     from ..prediction import process_state
 
     announce_embedded(model)
     check_device(device)
-    parts, state = load_parts(model, dtype=dtype.value), process_state()
+    weights, settings = weights_and_settings(dtype.value)
+    parts, state = load_parts(model, dtype=weights), process_state()
     if state.num_processes > 1:
         # Without a device, every process would take the first one. In launched processes, pipelines of transformers
         # stay where the model is
@@ -241,6 +247,7 @@ def make_pipeline(model: str, device: str | None, dtype: WeightType) -> "Anomaly
         image_processor=parts.image_processor,
         tokenizer=parts.tokenizer,
         device=device,
+        accelerate=settings,
     )
 
 

@@ -126,6 +126,7 @@ def evaluate(
     from accelerate import Accelerator
 
     from ..ablations import load_ablation
+    from ..acceleration_settings import weights_and_settings
     from ..checkpoint_folder import load_config, load_parts
     from ..evaluation import evaluate as run
     from ..evaluation_details import DETAILS
@@ -143,6 +144,8 @@ def evaluate(
             raise typer.BadParameter("--method takes no --ablation and no --model; write --method vcp_clip=CHECKPOINT")
         if references == "stored":
             raise typer.BadParameter("--references stored is for one checkpoint; with --method, give k=N")
+        if dtype is WeightType.float8:
+            raise typer.BadParameter("--dtype float8 is for one checkpoint of VCP-CLIP, not for --method")
         _compare(
             *(method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype),
             draw,
@@ -152,12 +155,13 @@ def evaluate(
     if backbone is not None:
         raise typer.BadParameter("--backbone is for the methods of --method")
     announce_embedded(model)
+    weights, settings = weights_and_settings(dtype.value)
     if ablation is None:
-        parts = load_parts(model, dtype=dtype.value)
+        parts = load_parts(model, dtype=weights)
     else:
         variant = load_ablation(ablation)
         variant.check_without_training(load_config(model))
-        parts = load_parts(model, dtype=dtype.value, **variant.config_fields)
+        parts = load_parts(model, dtype=weights, **variant.config_fields)
         parts.image_processor = variant.image_processor(parts.image_processor)
     if references == "stored":
         draw = parts.references
@@ -182,6 +186,7 @@ def evaluate(
         batch_size,
         num_workers,
         accelerator,
+        accelerate=settings,
         sheets_dir=None if output is None else output / "sheets",
         details_dir=output / DETAILS if report else None,
         references=draw,

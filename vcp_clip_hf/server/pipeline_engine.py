@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import pipeline as make_pipeline
 
 from .. import registration  # noqa: F401 -- the package imports it later if VCP_CLIP_IMPORT_ON_USE is set
+from ..acceleration_settings import weights_and_settings
 from ..checkpoint_folder import load_parts
 from ..devices import check_device
 from ..image_loading import load_nonzero
@@ -78,19 +79,22 @@ class PipelineEngine:
         Args:
             model (`str` or `Path`): folder or Hub repository.
             device (`str`, *optional*): device, such as `"cuda"`.
-            dtype (`str`, *optional*, defaults to `"auto"`): data type of the weights.
+            dtype (`str`, *optional*, defaults to `"auto"`): data type of the weights, or `"float8"`, see
+                [`weights_and_settings`].
 
         Raises:
             ValueError, OSError: the checkpoint cannot be read, or there is no such device.
         """
         check_device(device)
-        parts = load_parts(model, dtype=dtype)
+        weights, settings = weights_and_settings(dtype)
+        parts = load_parts(model, dtype=weights)
         pipeline = make_pipeline(
             "anomaly-segmentation",
             model=parts.model,
             image_processor=parts.image_processor,
             tokenizer=parts.tokenizer,
             device=device,
+            accelerate=settings,
         )
         return cls(pipeline)
 
