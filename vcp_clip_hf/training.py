@@ -207,7 +207,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with=config.report_to or None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=f"{config.output_dir}/logs"),
-        # A GPU is sent the next batch without waiting until the last step is done; see `copied_to` for Apple's
+        # A GPU is sent the next batch without waiting until the last step is done; see `to_device` for Apple's
         dataloader_config=DataLoaderConfiguration(non_blocking=not torch.backends.mps.is_available()),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
