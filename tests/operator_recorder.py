@@ -61,6 +61,8 @@ class OperatorRecorder:
         self.recorded += 1
         expected = run()
         with _Operators() as operators:
+            if self.fails == "memory":
+                raise torch.OutOfMemoryError("out of memory")
             if self.fails:
                 torch.ones(()).item()
             outputs = run()

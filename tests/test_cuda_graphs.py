@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+import warnings
 
 import pytest
 import torch
@@ -183,6 +184,23 @@ def test_constants_that_were_dropped_stay_for_the_graphs_that_read_them():
     assert any((48, 48) in values for values in kept[0])
 
 
+@torch.no_grad()
+def test_constants_that_another_thread_drops_during_a_recording_stay_too():
+    class Dropping(OperatorRecorder):
+        def record(self, run):
+            results = super().record(run)
+            for constants in fast._constants():
+                constants.clear()
+            return results
+
+    fast = accelerate_inference(tiny_model())
+    fast.captured = CapturedForwards(Dropping())
+    for _ in range(2):
+        fast(pixels(1, 48))
+    (graph,) = fast.captured._graphs.values()
+    assert any((48, 48) in values for values in graph.kept)
+
+
 def test_captures_end_where_every_input_is_new():
     fast, recorder = recorded(tiny_model())
     for index in range(70):
@@ -316,8 +334,8 @@ def test_a_cpu_records_nothing():
 )
 @torch.no_grad()
 def test_a_pass_that_cannot_be_recorded_runs_as_usual(faults, message, monkeypatch):
-    warnings = []
-    monkeypatch.setattr("vcp_clip_hf.cuda_graphs.logger.warning_once", warnings.append)
+    warned = []
+    monkeypatch.setattr("vcp_clip_hf.cuda_graphs.logger.warning_once", warned.append)
     model = tiny_model()
     fast, recorder = recorded(model, **faults)
     for seed in range(4):
@@ -325,7 +343,57 @@ def test_a_pass_that_cannot_be_recorded_runs_as_usual(faults, message, monkeypat
         same(fast(images), accelerate_inference(model)(images))
     assert recorder.recorded == 1, "it is tried once"
     assert recorder.forgotten == 2, "at the start, and because no graph is left of its memory"
-    assert len(warnings) == 1 and message in warnings[0]
+    assert len(warned) == 1 and message in warned[0]
+
+
+@pytest.mark.parametrize(("fails", "tries"), [(True, 1), ("memory", 2)])
+@torch.no_grad()
+def test_other_passes_are_recorded_after_a_failure_only_if_it_lacked_memory(fails, tries):
+    model = tiny_model()
+    fast, recorder = recorded(model, fails=fails)
+    for side in (48, 64) * 3:
+        same(fast(pixels(1, side)), accelerate_inference(model)(pixels(1, side)))
+    assert recorder.recorded == tries
+
+
+def test_errors_of_inputs_do_not_end_recording():
+    fast, recorder = recorded(tiny_model())
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            fast(pixels(1), image_embeds=torch.zeros(1, 31))
+    for _ in range(2):
+        fast(pixels(1))
+    assert recorder.recorded == 2 and len(fast.captured.describe()) == 1
+
+
+@torch.no_grad()
+def test_precisions_set_by_their_present_names_are_read():
+    fast, recorder = recorded(tiny_model())
+    for _ in range(2):
+        fast(pixels(1))
+    # transformers sets them so for `tf32=True`; `torch.get_float32_matmul_precision` is an error after that
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    former = products.fp32_precision, convolutions.fp32_precision
+    try:
+        products.fp32_precision, convolutions.fp32_precision = "tf32", "ieee"
+        for _ in range(2):
+            fast(pixels(1))
+    finally:
+        products.fp32_precision, convolutions.fp32_precision = former
+    assert recorder.recorded == 2
+
+
+@torch.no_grad()
+def test_a_trace_has_the_pass_itself():
+    model = tiny_model()
+    fast, recorder = recorded(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda images: fast(images).anomaly_map, pixels(1), check_trace=False)
+        again = torch.jit.trace(lambda images: fast(images).anomaly_map, pixels(1), check_trace=False)
+    for each in (traced, again):
+        assert_close(each(pixels(1, seed=1)), model(pixels(1, seed=1)).anomaly_map, rtol=0, atol=1e-5)
+    assert recorder.recorded == 0
 
 
 def test_errors_of_a_call_are_those_without_graphs():

@@ -47,6 +47,22 @@ def test_copies_from_a_gpu_wait_only_when_they_are_read_or_too_large_for_pinned_
         assert [each.device.type for each in copy.tensors()] == ["cpu", "cpu"] and waited
 
 
+def test_copies_from_several_gpus_wait_for_each_of_them(monkeypatch):
+    waited = []
+
+    class Event:
+        def __init__(self, device):
+            self.device = device
+
+        def synchronize(self):
+            waited.append(str(self.device))
+
+    monkeypatch.setattr(host_copy, "_event", Event)
+    with FakeTensorMode():
+        HostCopy([torch.empty(16, device=f"cuda:{index}") for index in (0, 1, 0)]).tensors()
+    assert sorted(waited) == ["cuda:0", "cuda:1"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_values_survive_the_way_to_a_gpu_and_back():
     device, values = torch.device("cuda"), torch.rand(50, 50)

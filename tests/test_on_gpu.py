@@ -164,7 +164,8 @@ def test_other_prompts(device, close):
     for word in (5, 9, 5, 9, 5, 9, 5):
         prompts = prompt_ids(word)
         theirs = model(batch, prompt_input_ids=prompts).anomaly_map
-        close(fast(batch, prompt_input_ids=prompts).anomaly_map, theirs)
+        for given in (prompts, prompts.to(device)):
+            close(fast(batch, prompt_input_ids=given).anomaly_map, theirs)
         close(fast(batch).anomaly_map, model(batch).anomaly_map)
 
 
@@ -260,6 +261,22 @@ def test_modes_of_gradients_in_any_order(device, close):
     with torch.autocast(device, dtype=torch.bfloat16):
         close(fast(batch).anomaly_map, expected, 0.02)
     close(fast(batch).anomaly_map, expected)
+
+
+@torch.no_grad()
+def test_a_pass_that_cannot_be_recorded_leaves_nothing_behind(device, close):
+    model, batch = model_on(device), images(device)
+    fast = accelerate_inference(model)
+    read_by_the_host = []
+    fast.pre_vcp.register_forward_hook(lambda module, args, output: read_by_the_host.append(output.sum().item()))
+    for seed in range(4):
+        given = images(device, seed=seed)
+        close(fast(given).anomaly_map, model(given).anomaly_map)
+    assert not fast.captured.describe()
+    if device == "cuda":
+        assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.rand(3, device=device).isfinite().all()
+    close(recorded(accelerate_inference(model), batch).anomaly_map, model(batch).anomaly_map)
 
 
 # --- the pipeline ----------------------------------------------------------------------------------------------------

@@ -237,6 +237,8 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
             return super().forward(pixel_values, *args, **kwargs)
         for name, tensor in inputs.items():
             _refuse_gradients(name, tensor)
+        if rest.get("prompt_input_ids") is not None:
+            rest["prompt_input_ids"] = rest["prompt_input_ids"].cpu()  # the host reads them, which no graph can record
         return self.captured.run(
             lambda tensors: super(AcceleratedVCPCLIPModel, self).forward(**tensors, **rest),
             inputs,

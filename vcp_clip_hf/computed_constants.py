@@ -48,7 +48,7 @@ class ComputedConstants:
                     " other prompts. Use the model that it was made from."
                 )
             value = make()
-            if not torch.compiler.is_compiling():  # a value of a graph that is being traced is not a tensor
+            if not torch.compiler.is_compiling() and _is_computed():  # a traced value is not a tensor
                 # Replaced as a whole: another thread may read the dictionary meanwhile
                 values = {**self.values, key: value}
                 self.values = dict(list(values.items())[-_MAX_CONSTANTS:])
@@ -57,3 +57,13 @@ class ComputedConstants:
     def clear(self) -> None:
         """Drop all values."""
         self.values = {}
+
+
+def _is_computed() -> bool:
+    """Wait for a GPU, because other threads may read a value in streams of their own; `False` during a capture."""
+    if not torch.cuda.is_initialized():
+        return True
+    if torch.cuda.is_current_stream_capturing():  # the graph computes the value in every replay
+        return False
+    torch.cuda.current_stream().synchronize()
+    return True

@@ -7,7 +7,7 @@ size, image size and set of options; its inputs are copied into fixed memory, an
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,7 +30,8 @@ _MAX_SEEN = 1024
 _MAX_PADDING = 0.25
 # Passes before a capture, in which libraries choose their kernels and constants are computed
 _WARM_UPS = 2
-# Largest difference between a graph's first results and those of the warm-up
+# Largest difference between a graph's first results and those of the warm-up, in units of the largest value, or of 1
+# if that is less; 4 roundings in half precision
 _TOLERANCE = 2e-3
 
 # A process can capture one graph at a time
@@ -73,6 +74,8 @@ class CUDARecorder:
 
     def forget(self) -> None:
         """Use a new pool of memory: a pool whose graphs were all dropped is not valid any more."""
+        if self._finished is not None:  # other streams may still read the memory that will be given back
+            self._finished.synchronize()
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
 
@@ -91,20 +94,50 @@ class CUDARecorder:
             self._finished = stream.record_event()
 
     def record(self, run: Callable[[], ModelOutput]) -> tuple[ModelOutput, Callable[[], None], ModelOutput, int]:
-        """Warm up and capture on a stream of its own, as [`Recorder.record`] says."""
-        reserved, current = torch.cuda.memory_reserved(), torch.cuda.current_stream()
-        stream = self._stream = self._stream or torch.cuda.Stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                expected = run()
-        current.wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        """Warm up on the current stream, and capture on another one, as [`Recorder.record`] says."""
+        # Not on the stream of the capture: PyTorch keeps the memory that cuBLAS works in for each stream, and other
+        # code may give it back, such as torch.compile(mode="reduce-overhead"). The pool keeps what a capture allocates
+        for _ in range(_WARM_UPS):
+            expected = run()
+        self._stream = self._stream or torch.cuda.Stream()
+        with _ONE_CAPTURE:
+            try:
+                return expected, *self._captured(run)
+            except RuntimeError:
+                _end_failed_capture()
+                raise
+
+    def _captured(self, run: Callable[[], ModelOutput]) -> tuple[Callable[[], None], ModelOutput, int]:
+        graph, cause = torch.cuda.CUDAGraph(), None
         # "thread_local": other threads may copy batches to the GPU meanwhile
-        with _ONE_CAPTURE, torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
-            outputs = run()
+        capture = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
+        try:
+            # The outer context: after an error, `torch.cuda.graph` leaves its stream the current one
+            with torch.cuda.stream(self._stream), capture:
+                reserved = torch.cuda.memory_reserved()  # after the capture has emptied the cache
+                try:
+                    outputs = run()
+                except RuntimeError as error:
+                    cause = error
+                    raise
+        except RuntimeError as error:  # of the end of the capture, which does not name the cause
+            raise cause or error from None
+        finally:
+            cause = None  # its traceback would keep this function's memory
         self._pool = graph.pool()
-        return expected, graph.replay, outputs, torch.cuda.memory_reserved() - reserved
+        return graph.replay, outputs, torch.cuda.memory_reserved() - reserved
+
+
+def _end_failed_capture() -> None:
+    """
+    Capture something else after a failure: PyTorch 2.11 and earlier refuse random numbers on the GPU until a capture
+    succeeds.
+    """
+    with suppress(RuntimeError):
+        stream = torch.cuda.Stream()
+        capture = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local")
+        with torch.cuda.stream(stream), capture:
+            torch.zeros(1, device=stream.device)
 
 
 @dataclass
@@ -117,14 +150,14 @@ class _Graph:
         outputs (`ModelOutput`): the memory that it writes.
         replay (`Callable`): computes the pass.
         num_bytes (`int`): memory reserved for it, in bytes; later graphs use parts of it too.
-        kept (`Any`): further values whose memory it reads.
+        kept (`list`): further values whose memory it reads.
     """
 
     inputs: Inputs
     outputs: ModelOutput
     replay: Callable[[], None]
     num_bytes: int
-    kept: Any = field(repr=False)
+    kept: list[Any] = field(repr=False)
 
     @property
     def batch_size(self) -> int:
@@ -140,10 +173,15 @@ class CapturedForwards:
     at most a quarter of the recorded batch is padding. All others run without a graph.
 
     Padded or not, each image's results depend on it alone. The first replay of each graph is compared with the pass
-    itself: if they differ, or if recording fails, such inputs run without a graph, with a warning.
+    itself: if they differ, or if recording fails, such inputs run without a graph, with a warning. After a failure
+    for another reason than too little memory, nothing else is recorded.
 
-    Passes of several threads and streams wait for each other. At most 8 graphs are kept. They share their memory,
-    about that of one pass over the largest batch and the outputs of each.
+    Passes of several threads and streams wait for each other. While a pass is recorded, a fraction of a second, other
+    threads may use the GPU, but `torch.cuda.synchronize` is an error in them, and so are random numbers on this GPU
+    with PyTorch 2.11 and earlier.
+
+    At most 8 graphs are kept. They share their memory, about that of one pass over the largest batch and the outputs
+    of each.
 
     Args:
         recorder ([`Recorder`], *optional*): how passes are recorded; as CUDA graphs by default.
@@ -196,7 +234,7 @@ class CapturedForwards:
         Args:
             inputs (`Mapping[str, torch.Tensor]`): tensors of the pass by name.
         """
-        if torch.compiler.is_compiling() or getattr(self._disabled, "value", False):
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or getattr(self._disabled, "value", False):
             return False
         tensors = list(inputs.values())
         if not all(map(self._recorder.takes, tensors)) or len({each.device for each in tensors}) > 1:
@@ -204,7 +242,11 @@ class CapturedForwards:
         return len(tensors[0]) > 0 and not torch.is_autocast_enabled(tensors[0].device.type)
 
     def run(
-        self, forward: Callable[[Inputs], ModelOutput], inputs: Inputs, options: Hashable, keep: Callable[[], Any]
+        self,
+        forward: Callable[[Inputs], ModelOutput],
+        inputs: Inputs,
+        options: Hashable,
+        keep: Callable[[], list[Any]],
     ) -> ModelOutput:
         """
         Compute a pass, replayed if it can be.
@@ -214,14 +256,14 @@ class CapturedForwards:
             inputs (`Mapping[str, torch.Tensor]`): `pixel_values` first, and further tensors with one row per image or
                 a single row.
             options (`Hashable`): everything else that the pass depends on.
-            keep (`Callable`): returns further values that the pass read, whose memory has to stay.
+            keep (`Callable`): returns a list of further values that the pass read, whose memory has to stay.
 
         Returns:
             `ModelOutput`: new tensors.
         """
         size = len(inputs["pixel_values"])
-        kind = (options, _global_settings(), *((name, each.dtype, each.shape[1:]) for name, each in inputs.items()))
-        kind += tuple(len(each) == size for each in inputs.values())
+        kinds = [(name, each.device, each.dtype, each.shape[1:], len(each) == size) for name, each in inputs.items()]
+        kind = (options, _global_settings(), *kinds)
         with self._lock:
             graph = self._graph_for(kind, size)
             if graph is not None:
@@ -259,34 +301,50 @@ class CapturedForwards:
         forward: Callable[[Inputs], ModelOutput],
         inputs: Inputs,
         key: tuple[Hashable, int],
-        keep: Callable[[], Any],
+        keep: Callable[[], list[Any]],
     ) -> ModelOutput:
         """Record a pass, and return its results."""
         self._captures += 1
+        graph, results, obstacle, is_last = None, None, None, False
+        try:
+            graph, results = self._new_graph(forward, inputs, keep)
+            if graph is None:
+                obstacle = "its first results differed from those without a graph"
+        except RuntimeError as error:  # what cannot be captured, and too little memory
+            obstacle = str(error).partition("\n")[0]
+            is_last = not isinstance(error, torch.OutOfMemoryError)
+        self._graphs[key] = graph
+        if obstacle is not None:
+            if not any(self._graphs.values()):
+                self._recorder.forget()
+            results = forward(inputs)  # raises errors of the inputs
+            if is_last:
+                self._captures = _MAX_CAPTURES
+            logger.warning_once(f"A forward pass is not replayed as a CUDA graph: {obstacle}. It runs as usual.")
+        for oldest in [each for each, known in self._graphs.items() if known is not None][:-_MAX_GRAPHS]:
+            del self._graphs[oldest]
+        return results
+
+    def _new_graph(
+        self, forward: Callable[[Inputs], ModelOutput], inputs: Inputs, keep: Callable[[], list[Any]]
+    ) -> tuple[_Graph | None, ModelOutput | None]:
+        """Record a pass; return its graph and its results, or `None` if those of the first replay differ."""
         # Ordinary tensors, also inside `torch.inference_mode`: they are written later, outside of it
         with torch.inference_mode(False), torch.no_grad():
             fixed = {name: each.detach().clone() for name, each in inputs.items()}
-            graph = None
-            try:
-                with self._recorder.in_turn(fixed["pixel_values"].device):
-                    expected, replay, outputs, num_bytes = self._recorder.record(lambda: forward(fixed))
-                    graph = _Graph(fixed, outputs, replay, num_bytes, keep())
-                    graph.replay()
-                    differs = _largest_difference(expected, graph.outputs) > _TOLERANCE
-            except RuntimeError as error:  # what cannot be captured, and too little memory
-                obstacle = str(error).splitlines()[0]
-            else:
-                obstacle = "its first results differed from those without a graph" if differs else None
-        if obstacle is not None:
-            self._graphs[key] = graph = None
-            if not any(self._graphs.values()):
-                self._recorder.forget()
-            logger.warning_once(f"A forward pass is not replayed as a CUDA graph: {obstacle}. It runs as usual.")
-            return forward(inputs)
-        self._graphs[key] = graph
-        for oldest in [each for each, known in self._graphs.items() if known is not None][:-_MAX_GRAPHS]:
-            del self._graphs[oldest]
-        return expected
+            kept: list[Any] = []
+
+            def run() -> ModelOutput:
+                outputs = forward(fixed)
+                kept.extend(keep())  # after each pass: another thread may drop values meanwhile
+                return outputs
+
+            with self._recorder.in_turn(fixed["pixel_values"].device):
+                expected, replay, outputs, num_bytes = self._recorder.record(run)
+                replay()
+                if _differ(expected, outputs):
+                    return None, None
+        return _Graph(fixed, outputs, replay, num_bytes, kept), expected
 
     def _replayed(self, graph: _Graph, inputs: Inputs) -> ModelOutput:
         size = len(inputs["pixel_values"])
@@ -302,10 +360,13 @@ class CapturedForwards:
 def _global_settings() -> Hashable:
     """Return the settings of PyTorch that choose kernels."""
     backends = torch.backends
+    if hasattr(backends, "fp32_precision"):  # once these were set, reading the former names is an error
+        precisions = (backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision)
+    else:
+        precisions = (torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32)
     return (
-        torch.get_float32_matmul_precision(),
+        precisions,
         torch.are_deterministic_algorithms_enabled(),
-        backends.cudnn.allow_tf32,
         backends.cuda.flash_sdp_enabled(),
         backends.cuda.mem_efficient_sdp_enabled(),
         backends.cuda.math_sdp_enabled(),
@@ -324,14 +385,15 @@ def _with_tensors(outputs: ModelOutput, change: Callable[[torch.Tensor], torch.T
     return type(outputs)(**{name: changed(value) for name, value in outputs.items()})
 
 
-def _largest_difference(expected: ModelOutput, outputs: ModelOutput) -> float:
-    """Return the largest difference of two passes' tensors, in units of the largest value, or of 1 if that is less."""
-    largest = 0.0
+def _differ(expected: ModelOutput, outputs: ModelOutput) -> bool:
+    """Return whether a tensor of two passes differs by more than rounding, or in its NaN."""
     for name, value in expected.items():
         if isinstance(value, torch.Tensor):
+            tolerance = max(_TOLERANCE, 4 * torch.finfo(value.dtype).eps)
             value, other = value.float(), outputs[name].float()
             if not torch.equal(value.isnan(), other.isnan()):
-                return float("inf")
+                return True
             difference = (value - other).abs().nan_to_num(nan=0.0).amax()
-            largest = max(largest, (difference / value.nan_to_num(nan=0.0).abs().amax().clamp(min=1)).item())
-    return largest
+            if difference / value.nan_to_num(nan=0.0).abs().amax().clamp(min=1) > tolerance:
+                return True
+    return False

@@ -1,7 +1,8 @@
 """Linear layers in 8-bit floating point (`float8_e4m3fn`, Micikevicius et al., arXiv 2209.05433), for inference.
 
 Weights have one scale per output feature, found once. Inputs have one scale per token, found in every call. The
-products of 8-bit numbers are summed and scaled in float32, and the result is bfloat16.
+products of 8-bit numbers are summed with the fast accumulation of the tensor cores, which is less exact than float32,
+and scaled in float32; the result is bfloat16.
 """
 
 from collections.abc import Callable

@@ -23,13 +23,12 @@ class HostCopy:
 
     def __init__(self, tensors: Sequence[torch.Tensor]):
         self._tensors = [_begin(each) for each in tensors]
-        device = next((each.device for each in tensors if each.is_cuda), None)
-        self._copied = None if device is None else _event(device)
+        self._copied = [_event(device) for device in {each.device for each in tensors if each.is_cuda}]
 
     def tensors(self) -> list[torch.Tensor]:
         """Wait for the copies, and return them in order."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        for event in self._copied:
+            event.synchronize()
         return self._tensors
 
 

@@ -78,7 +78,8 @@ class SegmentingPipeline(ReferencedPipeline):
             found = collect()
             facts = zip(batch["image"], batch["size"], batch["roi_mask"], batch["error"], strict=True)
             for result, (image, size, inside, error) in zip(found, facts, strict=True):
-                result.update(image=image, size=size, inside=inside, error=error)
+                # some versions of PyTorch make lists of the tuples in pinned batches
+                result.update(image=image, size=tuple(size), inside=inside, error=error)
             return found
 
         return results
