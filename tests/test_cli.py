@@ -418,7 +418,7 @@ def test_predict_is_refused_with_other_settings(checkpoint, images, tmp_path):
         (("predict", "--tile-overlap", 8), "tile_overlap=8 needs tile_size"),
         (
             ("predict", "--device", "cpu", "--dtype", "float8"),
-            "float8=True needs a model in bfloat16 on an NVIDIA GPU",
+            "float8 needs a model in bfloat16 on an NVIDIA GPU",
         ),
         (("calibrate", "--device", "cpu", "--dtype", "float8"), "compute capability 8.9"),
         (("predict", "--normal", "bad", "--abnormal", "bad"), "prompts are the same"),

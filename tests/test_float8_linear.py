@@ -171,7 +171,7 @@ def test_a_moved_copy_quantizes_again(on_any_device, uncompiled):
 
 
 def test_a_cpu_is_refused():
-    with pytest.raises(ValueError, match=r"float8=True needs .* but the model is on cpu\. Call model\.to\("):
+    with pytest.raises(ValueError, match=r"float8 needs .* but the model is on cpu: compute in bfloat16 without"):
         accelerate_inference(tiny_model().bfloat16(), FLOAT8)
 
 
@@ -195,6 +195,7 @@ def test_a_copy_that_is_converted_later_is_refused_at_its_first_use(capability):
     with imitated_gpu():
         fast = AcceleratedVCPCLIPModel.copy_of(on_imitated_gpu(model), FLOAT8)
         layer = fast.clip.vision_model.encoder.layers[0].mlp.fc1
-        layer.float()
+        # `layer.float()` swaps tensors, which fails or not depending on what the imitated device has cached
+        layer.weight = nn.Parameter(layer.weight.float(), requires_grad=False)
         with pytest.raises(ValueError, match="the model is in float32"):
             layer(torch.empty(1, 5, 64, device="cuda"))

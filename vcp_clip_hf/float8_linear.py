@@ -57,9 +57,9 @@ def check_float8(weight: torch.Tensor) -> None:
         found = f"a weight has the shape {tuple(weight.shape)}"
     if found is not None:
         raise ValueError(
-            f"float8=True needs a model in bfloat16 on an NVIDIA GPU of compute capability 8.9 or higher (Ada, Hopper"
-            f" or later), with widths that are multiples of {_DIVISOR}, but {found}. Call"
-            ' model.to("cuda", torch.bfloat16) on such a GPU before the model is accelerated, or leave float8 out.'
+            "float8 needs a model in bfloat16 on an NVIDIA GPU of compute capability 8.9 or higher (Ada, Hopper or"
+            f" later), with widths that are multiples of {_DIVISOR}, but {found}: compute in bfloat16 without float8,"
+            " or move the model to such a GPU in bfloat16 first."
         )
 
 
