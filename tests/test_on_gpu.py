@@ -263,22 +263,6 @@ def test_modes_of_gradients_in_any_order(device, close):
     close(fast(batch).anomaly_map, expected)
 
 
-@torch.no_grad()
-def test_a_pass_that_cannot_be_recorded_leaves_nothing_behind(device, close):
-    model, batch = model_on(device), images(device)
-    fast = accelerate_inference(model)
-    read_by_the_host = []
-    fast.pre_vcp.register_forward_hook(lambda module, args, output: read_by_the_host.append(output.sum().item()))
-    for seed in range(4):
-        given = images(device, seed=seed)
-        close(fast(given).anomaly_map, model(given).anomaly_map)
-    assert not fast.captured.describe()
-    if device == "cuda":
-        assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    assert torch.rand(3, device=device).isfinite().all()
-    close(recorded(accelerate_inference(model), batch).anomaly_map, model(batch).anomaly_map)
-
-
 # --- the pipeline ----------------------------------------------------------------------------------------------------
 
 
@@ -349,3 +333,25 @@ def test_compiled_pointwise_operations(device, close):
     model, batch = model_on(device), images(device, 2)
     fast = accelerate_inference(model, Acceleration(compile_pointwise=True))
     close(recorded(fast, batch).anomaly_map, model(batch).anomaly_map)
+
+
+# --- a failed recording, after everything else: it could leave the device unusable -----------------------------------
+
+
+@torch.no_grad()
+def test_a_pass_that_cannot_be_recorded_leaves_nothing_behind(device, close, monkeypatch):
+    warnings = []  # kept out of the benchmark's report, where they would look like a fault
+    monkeypatch.setattr("vcp_clip_hf.cuda_graphs.logger.warning_once", warnings.append)
+    model, batch = model_on(device), images(device)
+    fast = accelerate_inference(model)
+    read_by_the_host = []
+    fast.pre_vcp.register_forward_hook(lambda module, args, output: read_by_the_host.append(output.sum().item()))
+    for seed in range(4):
+        given = images(device, seed=seed)
+        close(fast(given).anomaly_map, model(given).anomaly_map)
+    assert not fast.captured.describe()
+    assert warnings and "is not replayed as a CUDA graph" in warnings[0]
+    if device == "cuda":
+        assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.rand(3, device=device).isfinite().all()
+    close(recorded(accelerate_inference(model), batch).anomaly_map, model(batch).anomaly_map)
