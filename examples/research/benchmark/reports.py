@@ -73,15 +73,22 @@ def line_of(row: dict) -> str:
         line += f", {row['waits']} waits for the device"
     if "share_of_model_rate" in row:
         line += f", {row['share_of_model_rate']:.0%} of the model's rate"
-    if "stages_ms_per_image" in row:
-        for place, steps in row["stages_ms_per_image"].items():
-            line += f"\n    {place}: " + ", ".join(f"{step} {spent:.2f}" for step, spent in steps.items()) + " ms"
+    line += "".join(f"\n    {stage}" for stage in _stages(row))
     if "shares" in row:
         line += "\n    " + ", ".join(f"{part} {share:.2%}" for part, share in row["shares"].items())
     if "map_deviation_max" in row:
         line += f"\n    map differs from float32 by {row['map_deviation_max']:.1e} at most,"
         line += f" {row['map_deviation_mean']:.1e} on average"
     return line
+
+
+def _stages(row: dict) -> list[str]:
+    """Return a line for each place where the time of one image goes."""
+    places = row.get("stages_ms_per_image", {})
+    return [
+        f"{place}: " + ", ".join(f"{step} {spent:.2f}" for step, spent in steps.items()) + " ms"
+        for place, steps in places.items()
+    ]
 
 
 def _print_row(row: dict) -> None:
@@ -92,12 +99,15 @@ _receiver: ContextVar[Callable[[dict], None]] = ContextVar("receiver", default=_
 
 
 def to_markdown(rows: list[dict]) -> str:
-    """Return a table of the columns that at least one row has."""
+    """Return a table of the columns that at least one row has, and below it where the time of one image goes."""
     columns = {key: column for key, column in _COLUMNS.items() if any(key in row for row in rows)}
     lines = ["| " + " | ".join(title for title, _ in columns.values()) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         cells = [write(row[key]) if key in row else "" for key, (_, write) in columns.items()]
         lines.append("| " + " | ".join(cells) + " |")
+    stages = [f"- {stage}" for row in rows for stage in _stages(row)]
+    if stages:
+        lines += ["", "One image, step by step:", "", *stages]
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from examples.research.benchmark.reports import line_of, machine, milliseconds, report, reported_to
+from examples.research.benchmark.reports import line_of, machine, milliseconds, report, reported_to, to_markdown
 
 
 ROW = {
@@ -27,6 +27,18 @@ def test_a_row_is_printed_or_handed_over(capsys):
         == f"{line_of(ROW)}\n"
         == "D | bfloat16 | batch 8 | w: 2.35 ms per image, 426.00 images/s\n"
     )
+
+
+def test_steps_are_in_the_line_and_below_the_table():
+    row = {**ROW, "stages_ms_per_image": {"workers": {"read": 1.0, "resize": 2.5}, "device": {"model": 3.0}}}
+    assert line_of(row).splitlines()[1:] == ["    workers: read 1.00, resize 2.50 ms", "    device: model 3.00 ms"]
+    assert to_markdown([row, ROW]).splitlines()[4:] == [
+        "",
+        "One image, step by step:",
+        "",
+        "- workers: read 1.00, resize 2.50 ms",
+        "- device: model 3.00 ms",
+    ]
 
 
 def test_after_an_error_rows_are_printed_again(capsys):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tests.common import tiny_config
-from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.atomic_write import atomic_file
 
 from ..setting import DEFAULT_CONFIG
@@ -35,10 +35,12 @@ class _Report:
         command (`str`): the command that the report names.
         has_goals (`bool`): whether the targets are for this run.
         folder (`Path`, *optional*): folder for benchmark.jsonl, benchmark.json and benchmark.md.
+        subject (`str`): what is measured.
     """
 
-    def __init__(self, command: str, has_goals: bool, folder: Path | None):
+    def __init__(self, command: str, has_goals: bool, folder: Path | None, subject: str):
         self.command = command
+        self.subject = subject
         self.has_goals = has_goals
         self.folder = folder
         self.messages: list[dict[str, Any]] = []
@@ -70,12 +72,13 @@ class _Report:
 
     def markdown(self) -> str:
         """Return the report of the messages so far."""
-        return report_in_markdown(self.messages, self.goals, self.command, self.date)
+        return report_in_markdown(self.messages, self.goals, self.command, self.date, self.subject)
 
     def write(self) -> None:
         """Write the tables of the messages so far."""
         content = {
             "command": self.command,
+            "subject": self.subject,
             "date": self.date,
             "machine": next((each["machine"] for each in self.messages if "machine" in each), None),
             "goals": self.goals,
@@ -103,10 +106,11 @@ def benchmark_gpu(options: argparse.Namespace, command: str) -> list[dict]:
     device = torch.device(options.devices[0])
     # The targets are for this model, size and precision
     true_size = device.type == "cuda" and not (options.model or options.model_config or options.image_size)
-    report = _Report(command, true_size and options.dtypes in (None, ["bfloat16"]), options.output_dir)
+    has_goals = true_size and options.dtypes in (None, ["bfloat16"])
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [measured_options(options, folder)]
-        supervise(measure_sections, arguments, sections_of(options), end, report.receive)
+        measured = measured_options(options, folder)
+        report = _Report(command, has_goals, options.output_dir, _subject(options, measured))
+        supervise(measure_sections, [measured], sections_of(options), end, report.receive)
     print("\n" + report.markdown(), flush=True)
     return report.rows
 
@@ -132,6 +136,15 @@ def measured_options(options: argparse.Namespace, folder: str) -> argparse.Names
         # Configurations with large towers take a CPU minutes
         chosen |= {"model_config": str(DEFAULT_CONFIG)} if on_gpu else {"model": _save_tiny_model(folder)}
     return argparse.Namespace(**{**vars(options), **chosen})
+
+
+def _subject(options: argparse.Namespace, measured: argparse.Namespace) -> str:
+    """Return the model, the size of its images and its dtype."""
+    source = measured.model or measured.model_config
+    name = Path(source).name if source in (options.model, options.model_config, str(DEFAULT_CONFIG)) else "tiny model"
+    weights = "" if options.model else " with random weights"
+    side = measured.image_size or VCPCLIPConfig.from_pretrained(source).input_size[0]
+    return f"{name}{weights}, {side} x {side} pixels, {measured.dtypes[0]}"
 
 
 def _save_tiny_model(folder: str) -> str:

@@ -157,7 +157,9 @@ def _line_of_machine(facts: Row) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
 
 
-def report_in_markdown(messages: Sequence[Row], goals: Sequence[Row], command: str, date: str) -> str:
+def report_in_markdown(
+    messages: Sequence[Row], goals: Sequence[Row], command: str, date: str, subject: str = "a model"
+) -> str:
     """
     Return the whole report, for BENCHMARKS.md.
 
@@ -166,10 +168,11 @@ def report_in_markdown(messages: Sequence[Row], goals: Sequence[Row], command: s
         goals (`Sequence[Mapping]`): targets and what was measured; none if the targets are not for this run.
         command (`str`): command that measured them.
         date (`str`): date of the measurement.
+        subject (`str`, *optional*): what was measured: model, size of the images and dtype.
     """
     machines = [each["machine"] for each in messages if "machine" in each]
     facts = _line_of_machine(machines[0]) if machines else "an unknown machine"
-    parts = [f"Measured on {date} on {escaped(facts)}: {as_code(command)}"]
+    parts = [f"{escaped(subject)}, measured on {date} on {escaped(facts)}: {as_code(command)}"]
     parts.append(
         _titled("Goals", _table(goals, GOALS_COLUMNS)) if goals else "The goals are for another model or device."
     )

@@ -25,9 +25,10 @@ def test_rows_are_printed_and_written(folder, capsys):
     lines = [json.loads(line) for line in (folder / "benchmark.jsonl").read_text().splitlines()]
     assert lines == [{"machine": content["machine"]}, *rows, *content["missing"]]
     report = (folder / "benchmark.md").read_text()
+    assert report.startswith("tiny model with random weights, 48 x 48 pixels, bfloat16, measured on ")
     assert "| 1 |" in report and "- left out: graphs" in report
     printed = capsys.readouterr().out
-    assert printed.endswith(report + "\n") and printed.index("parts | batch: 1") < printed.index("Measured on")
+    assert printed.endswith(report + "\n") and printed.index("parts | batch: 1") < printed.index("measured on")
 
 
 def test_without_time_everything_is_left_out(folder):

@@ -57,8 +57,10 @@ def test_lines():
 def test_the_report_has_every_table_with_rows():
     messages = [MACHINE, PASSED, SPEED, {"batch_size": 1, **KERNELS}, {"batch_size": 16, **KERNELS}, TRAINING]
     goals = [{"goal": "g", "target": "4.00 ms", "measured": "3.90 ms", "way": "accelerated", "reached": True}]
-    text = report_in_markdown(messages, goals, "python -m x | y", "2026-12-01")
-    assert text.startswith("Measured on 2026-12-01 on cpu C, gpu NVIDIA H200, driver 580.1, cuda 13.0: ")
+    text = report_in_markdown(messages, goals, "python -m x | y", "2026-12-01", "m, 518 x 518 pixels")
+    assert text.startswith(
+        "m, 518 x 518 pixels, measured on 2026-12-01 on cpu C, gpu NVIDIA H200, driver 580.1, cuda 13.0: "
+    )
     lines = text.splitlines()
     assert "| g | 4.00 ms | 3.90 ms | accelerated | yes |" in lines
     assert "**Checks of results on this device**: 1 of 1 passed; largest difference 2.0e-06." in lines
@@ -73,7 +75,7 @@ def test_the_report_has_every_table_with_rows():
 def test_what_is_missing_or_failed_is_named():
     messages = [PASSED, FAILED, {"left_out": "files", "why": "no time was left"}, {"failed": "speed", "why": "a|b"}]
     lines = report_in_markdown(messages, [], "c", "d").splitlines()
-    assert lines[0] == "Measured on d on an unknown machine: `c`"
+    assert lines[0] == "a model, measured on d on an unknown machine: `c`"
     assert "The goals are for another model or device." in lines
     assert "**Checks of results on this device**: 1 of 2 passed; largest difference 2.0e-06." in lines
     assert r"| test_b\[cuda\] | no | assert 1 &lt;= 0 |" in lines
