@@ -115,6 +115,11 @@ def pixels(batch_size: int = 2, height: int = 48, width: int = 48) -> torch.Tens
     return torch.randn(batch_size, 3, height, width)
 
 
+def seeded_pixels(batch_size: int, side: int = 48, seed: int = 0) -> torch.Tensor:
+    """Return random `pixel_values` of square images, the same ones for each seed."""
+    return torch.randn(batch_size, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
 @dataclass
 class Golden:
     """A backbone, a checkpoint and the tensors that the authors' implementation computes with them."""

@@ -27,6 +27,8 @@ class _WithoutDeviceGuard(TorchFunctionMode):
             return _indexed(*args)
         if func is torch.Tensor.contiguous:
             return torch.ops.aten.contiguous.default(*args, **(kwargs or {}))
+        if func is torch.Tensor.pin_memory:
+            return args[0]
         return func(*args, **(kwargs or {}))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from tests.common import HYBRID_VISION, tiny_config, tiny_model, tiny_tokenizer
+from tests.common import seeded_pixels as pixels
 from tests.operator_recorder import OperatorRecorder
 from vcp_clip_hf import Acceleration, AnomalySegmentationPipeline, VCPCLIPImageProcessor, accelerate_inference
 from vcp_clip_hf.accelerated_inference import AcceleratedVCPCLIPModel, accelerated_or_plain
@@ -31,10 +32,6 @@ def recorded(model, **faults) -> tuple[AcceleratedVCPCLIPModel, OperatorRecorder
     fast, recorder = accelerate_inference(model), OperatorRecorder(**faults)
     fast.captured = CapturedForwards(recorder)
     return fast, recorder
-
-
-def pixels(batch_size, side=48, seed=0) -> torch.Tensor:
-    return torch.randn(batch_size, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
 def prompt_ids(normal: int, abnormal: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.common import tiny_config, tiny_model, tiny_model_with_stem_branch, tiny_tokenizer
+from tests.common import seeded_pixels, tiny_config, tiny_model, tiny_model_with_stem_branch, tiny_tokenizer
 from tests.operator_recorder import OperatorRecorder
 from vcp_clip_hf import Acceleration, AnomalySegmentationPipeline, VCPCLIPImageProcessor, accelerate_inference
 from vcp_clip_hf.accelerated_inference import accelerated_or_plain
@@ -68,8 +68,7 @@ def model_on(device: str, dtype: torch.dtype = torch.float32, **fields):
 
 
 def images(device: str, batch_size: int = 1, side: int = 48, seed: int = 0, dtype: torch.dtype = torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch_size, 3, side, side, generator=generator).to(device, dtype)
+    return seeded_pixels(batch_size, side, seed).to(device, dtype)
 
 
 def recorded(fast, *arguments, **options):

@@ -15,7 +15,8 @@ from vcp_clip_hf import (
     AnomalySegmentationPipeline,
     VCPCLIPImageProcessor,
     launched_batch,
-    pipeline_anomaly_segmentation,
+    pipeline_references,
+    pipeline_segmentation,
 )
 from vcp_clip_hf.pipeline_batches import BatchResults, image_batches
 from vcp_clip_hf.pipeline_inputs import ListedImages
@@ -107,9 +108,7 @@ def test_sizes_of_pinned_batches_are_tuples(inspect, pictures):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_references_are_used_and_recognized(inspect, pictures, overlapping, num_workers, caplog, monkeypatch):
-    monkeypatch.setattr(
-        pipeline_anomaly_segmentation.logger, "warning_once", pipeline_anomaly_segmentation.logger.warning
-    )
+    monkeypatch.setattr(pipeline_references.logger, "warning_once", pipeline_references.logger.warning)
     pictured = [picture(60, 80, seed) for seed in (20, 21)]
     inspect.set_references(pictured)
     try:
@@ -226,9 +225,9 @@ def test_a_pipeline_with_its_own_preprocess_prepares_all_images(inspect, picture
 
 def test_maps_can_be_left_out(inspect, pictures, monkeypatch):
     copied = []
-    launched = pipeline_anomaly_segmentation.LaunchedBatch
+    launched = pipeline_segmentation.LaunchedBatch
     monkeypatch.setattr(
-        pipeline_anomaly_segmentation,
+        pipeline_segmentation,
         "LaunchedBatch",
         lambda groups, stacks, fields: copied.append([*stacks]) or launched(groups, stacks, fields),
     )

@@ -19,8 +19,8 @@ from vcp_clip_hf import (
     AnomalySegmentationPipeline,
     VCPCLIPImageProcessor,
     VCPCLIPModel,
-    pipeline_anomaly_segmentation,
     pipeline_calibration,
+    pipeline_references,
     thresholds,
 )
 from vcp_clip_hf.references import REFERENCES_FILE, ReferenceMemory
@@ -50,7 +50,7 @@ def pipe(checkpoint):
 @pytest.fixture
 def warned(monkeypatch) -> list[str]:
     messages = []
-    for module in (pipeline_anomaly_segmentation, pipeline_calibration):
+    for module in (pipeline_references, pipeline_calibration):
         monkeypatch.setattr(module.logger, "warning", messages.append)
     return messages
 
@@ -269,7 +269,7 @@ def test_the_image_head_needs_references_of_whole_pictures():
 def test_references_among_the_images_are_reported(pipe, warned, tiles, dtype):
     pipe.model.to(dtype)
     pipe.set_references(NORMAL, scale=20, **tiles)
-    pipeline_anomaly_segmentation.logger.warning_once.cache_clear()
+    pipeline_references.logger.warning_once.cache_clear()
     pipe(NEW, batch_size=2, **tiles)
     pipe.calibrate(NORMAL, false_alarm_rate=0.2, **tiles)
     assert not warned

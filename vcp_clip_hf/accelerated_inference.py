@@ -59,7 +59,7 @@ def accelerate_inference(model: VCPCLIPModel, settings: Acceleration | None = No
 
     Args:
         model ([`VCPCLIPModel`]): model in evaluation mode, on any device, of any dtype. It is not changed.
-        settings ([`Acceleration`], *optional*): further ways on a GPU; its defaults if absent.
+        settings ([`Acceleration`], *optional*): settings for a GPU; its defaults if absent.
 
     Returns:
         [`AcceleratedVCPCLIPModel`]: maps equal to the model's within 1e-6 in float32.

@@ -46,8 +46,8 @@ def accelerate_image_tower(vision_model: CLIPVisionModel, settings: Acceleration
 
     Args:
         vision_model (`CLIPVisionModel`): image tower of a copy.
-        settings ([`Acceleration`]): `float8` and `compile_pointwise` are read; the first includes the second, because
-            separate conversions to float8 would take longer than it saves.
+        settings ([`Acceleration`]): `float8` and `compile_pointwise` are read. The first includes the second, because
+            separate conversions to float8 would take longer than float8 saves.
 
     Raises:
         ValueError: `float8` is set, and the tower is not in bfloat16 on a GPU that computes in float8.
@@ -116,7 +116,7 @@ def _fuse_pointwise(vision_model: CLIPVisionModel, float8: bool) -> None:
             block.mlp.activation_fn.__class__ = _FusedQuickGELU
 
 
-# Functions that the compiler knows, of modules that each block has its own of
+# One function for the activations of all blocks, so that it is compiled once
 _ACTIVATIONS = {QuickGELUActivation: quick_gelu_of_rows, GELUActivation: nn.functional.gelu}
 
 

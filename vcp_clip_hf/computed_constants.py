@@ -17,8 +17,8 @@ class ComputedConstants:
     Values that do not depend on the images, such as the keys and values of prompts, computed at the first request.
 
     Attributes:
-        values (`Mapping`): the present values by key. A change replaces the mapping: whoever holds it keeps its
-            values, also those that are dropped later.
+        values (`Mapping`): the present values by key. A change replaces the mapping: code that holds the former
+            one keeps its values, also those that are dropped later.
     """
 
     def __init__(self):

@@ -21,7 +21,8 @@ logger = logging.get_logger(__name__)
 
 # Number of graphs that are kept; the one that was not used for the longest time is dropped
 _MAX_GRAPHS = 8
-# Number of captures of one copy. A capture takes as long as many passes: with inputs of ever new kinds, they stop
+# Number of captures of one copy, after which it captures no more: a capture takes as long as many passes, which would
+# be lost for inputs whose kinds rarely come again
 _MAX_CAPTURES = 64
 # Number of kinds of inputs that are remembered until they come again
 _MAX_SEEN = 1024
@@ -72,7 +73,7 @@ class CUDARecorder:
         self.forget()
 
     def forget(self) -> None:
-        """Use a new pool: one without graphs is not valid any more."""
+        """Use a new pool of memory: a pool whose graphs were all dropped is not valid any more."""
         if self._finished is not None:  # other streams may still read the memory that will be given back
             self._finished.synchronize()
         self._pool: Any = None

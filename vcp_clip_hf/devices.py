@@ -1,4 +1,4 @@
-"""Devices: names, checked before anything is loaded onto them, and copies that do not wait."""
+"""Names of devices, checked before anything is loaded onto them."""
 
 import textwrap
 from typing import Any
@@ -6,16 +6,7 @@ from typing import Any
 import torch
 
 
-__all__ = ["check_device", "copied_to"]
-
-
-def copied_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """
-    Copy a tensor from the CPU to a device, without waiting until the device has finished its work.
-
-    Apple's GPUs may read the memory after it was given back, so that these copies wait.
-    """
-    return tensor.to(device, non_blocking=device.type != "mps")
+__all__ = ["check_device"]
 
 
 def check_device(device: Any) -> None:

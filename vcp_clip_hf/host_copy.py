@@ -1,4 +1,4 @@
-"""Copy tensors from a device to the host while the device computes."""
+"""Copy tensors between the host and a device while the device computes."""
 
 from collections.abc import Sequence
 
@@ -55,13 +55,17 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """
-    Move a tensor to a device. Nothing waits for the device, unless a tensor of the CPU is not pinned and `device` is
-    not a CUDA device.
+    Copy a tensor of the CPU to a device, without waiting until the device has finished its work.
 
     Args:
-        tensor (`torch.Tensor`): tensor on any device. For a CUDA device, it is copied to pinned memory first.
-        device (`torch.device`): target device.
+        tensor (`torch.Tensor`): tensor. A pinned one must not be changed before a CUDA device has read it. One of
+            another device is moved as `Tensor.to` does.
+        device (`torch.device`): target device. Copies to Apple's GPUs wait, because these may read memory that was
+            given back.
     """
-    if device.type != "cuda" or tensor.is_cuda:
+    if tensor.device.type != "cpu":
         return tensor.to(device)
-    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+    # A copy from memory that is not pinned may wait; a traced graph cannot pin memory
+    if device.type == "cuda" and not torch.compiler.is_compiling() and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type != "mps")

@@ -165,7 +165,7 @@ def load_reduced(
 def _reduce(picture: Image.Image, least: tuple[int, int]) -> None:
     """Let the decoder of a JPEG file compute fewer pixels: at least `least`, whichever way the picture is turned."""
     for scale in _SCALES:
-        # Sides that are no multiples would shift the picture by a part of a pixel
+        # Sides that are not multiples would shift the picture by a part of a pixel
         if not any(side % scale for side in picture.size) and min(picture.size) // scale >= max(least):
             picture.draft(None, (picture.width // scale, picture.height // scale))
             return

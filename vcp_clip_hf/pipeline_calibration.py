@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import Pipeline
 from transformers.utils import logging
 
 from .anomaly_result import finish
 from .anomaly_scoring import AnomalyScoring
-from .calibration import Calibration, check_rate, from_labeled_scores, from_normal_maps, from_normal_scores
+from .calibration import (
+    Calibration,
+    check_rate,
+    describe_calibration,
+    from_labeled_scores,
+    from_normal_maps,
+    from_normal_scores,
+)
 from .call_arguments import argument_names
+from .pipeline_batches import BatchedPipeline
 from .pipeline_inputs import CallText, Images, ListedImages, as_images, chosen, in_list
 from .reference_pictures import picture_digests
 from .thresholds import HIGHEST_SCORES, calibrated_thresholds
@@ -30,7 +37,7 @@ THRESHOLDS = ("threshold", "image_threshold")
 _FALSE_ALARM_RATE = 0.01
 
 
-class CalibratingPipeline(Pipeline):
+class CalibratingPipeline(BatchedPipeline):
     """Base class of [`AnomalySegmentationPipeline`]: a pipeline that sets the thresholds of its image processor."""
 
     def calibrate(
@@ -116,6 +123,28 @@ class CalibratingPipeline(Pipeline):
                 each.leave_one_out, each.num_left_out = leave_one_out or None, num_left_out or None
         self._keep(calibration, pixels, scoring, conditions)
         return calibration
+
+    def _set_references_and_thresholds(self, images: Sequence[Any], false_alarm_rate: float | None) -> None:
+        """Set references, and thresholds from them if there are two or more."""
+        memory = self.set_references(images)
+        split = not memory.exact and len(images) > 1
+        if split:
+            logger.warning(
+                f"The memory keeps a coreset of {memory.settings.max_patches:,} of {memory.num_patches:,} patches, so"
+                f" that these {len(images)} references cannot be scored as new images. Every second one sets the"
+                " thresholds instead, and is not in the memory. To use all of them for both, call"
+                f" set_references(images, max_patches={memory.num_patches}), then calibrate(images)."
+            )
+            self.set_references(chosen(images, range(0, len(images), 2)))
+            images = chosen(images, range(1, len(images), 2))
+        if split or len(memory.pictures) > 1:
+            calibration = self.calibrate(images, false_alarm_rate=false_alarm_rate)
+            say = logger.info if calibration.reached else logger.warning
+            say(" ".join(describe_calibration(self.image_processor.calibration)))
+        elif false_alarm_rate is not None:
+            raise ValueError(
+                f"false_alarm_rate={false_alarm_rate!r} needs two reference_images or more. {self._obstacle()}"
+            )
 
     def _without_references(
         self, images: Sequence[Any], labels: Sequence[int] | None, arguments: dict[str, Any]

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_vcp_clip import CATEGORY_SLOT, VCPCLIPConfig
-from .devices import copied_to
+from .host_copy import to_device
 
 
 __all__ = ["PromptPlan", "check_states_differ", "check_tokenizer", "prompt_rows", "tokenize_prompts"]
@@ -120,11 +120,11 @@ class PromptPlan:
         length = max(map(len, sequences))
         padded = [sequence + [(0, 0, -1, -1)] * (length - len(sequence)) for sequence in sequences]
         # Not with `torch.tensor(..., device=...)`, which waits until a GPU has finished its work
-        table = copied_to(torch.tensor(padded, dtype=torch.long), device)
+        table = to_device(torch.tensor(padded, dtype=torch.long), device)
         self.token_ids, self.position_ids, category, deep = table.unbind(-1)
         self.is_category, self.category_index = (category >= 0).unsqueeze(-1), category.clamp_min(0)
         self.is_deep, self.deep_index = (deep >= 0).unsqueeze(-1), deep.clamp_min(0)
-        self.end = copied_to(torch.tensor([len(sequence) - 1 for sequence in sequences], dtype=torch.long), device)
+        self.end = to_device(torch.tensor([len(sequence) - 1 for sequence in sequences], dtype=torch.long), device)
         self.rows = torch.arange(len(sequences), device=device)
         self.prefix_length = min(
             next(position for position, entry in enumerate(sequence) if entry[2] >= 0) for sequence in sequences

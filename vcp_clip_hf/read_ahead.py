@@ -19,8 +19,8 @@ def read_ahead(items: Iterable[Item], number: int) -> Iterator[Item]:
         number (`int`): number of items that are held back; 0 yields each item at once.
 
     Yields:
-        The items. An exception of `items` is raised after the items before it; `KeyboardInterrupt` and other
-        exceptions that are no `Exception` are raised at once.
+        The items. An exception of `items` is raised after the items before it; `KeyboardInterrupt` and others
+        that are not an `Exception` are raised at once.
     """
     waiting: deque[Item] = deque()
     try:

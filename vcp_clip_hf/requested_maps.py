@@ -1,4 +1,4 @@
-"""What a call asks for beside the fused map of whole images."""
+"""Maps that a call requests in addition to the fused map of whole images."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ __all__ = ["RequestedMaps"]
 @dataclass(frozen=True)
 class RequestedMaps:
     """
-    Maps of whole images that a call asks for.
+    Maps of whole images that a call requests.
 
     Args:
         maps (`bool`): whether the fused map itself is needed on the host.

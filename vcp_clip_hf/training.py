@@ -208,7 +208,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with=config.report_to or None,
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=f"{config.output_dir}/logs"),
-        # A GPU is sent the next batch without waiting until the last step is done; see `copied_to` for Apple's
+        # The next batch is copied to a GPU without waiting for the last step; Apple's GPUs wait, see `to_device`
         dataloader_config=DataLoaderConfiguration(non_blocking=not torch.backends.mps.is_available()),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )

@@ -70,9 +70,9 @@ class TrainingConfig:
       repeated; if there are too many, each epoch uses others. The fraction is that before mosaics, which are anomalous
       if one of their images is. `split: train+test` adds the normal images of the training split.
     - `trainable: image_head`: pixel metrics cannot select the best weights, because the maps do not change.
-    - `images_per_pass`: several batches of an optimizer step may go through the model in one pass. Small ones leave a
-      GPU waiting for calls. The gradients are those of separate passes up to rounding, except that the dropout of the
-      deep prompts draws other random numbers. The number of batches in a pass divides
+    - `images_per_pass`: several batches of an optimizer step may go through the model in one pass. A GPU waits
+      for the calls of small passes. The gradients are those of separate passes up to rounding, except that the dropout
+      of the deep prompts draws other random numbers. The number of batches in a pass divides
       `gradient_accumulation_steps`. Needs the memory of the images of one pass; 1 needs the least.
     - `image_feature_dir`: other runs on the same images use the features too. The required disk space is logged
       first. It excludes augmentation, with which no image comes twice.
@@ -212,8 +212,8 @@ class TrainingConfig:
         default=None,
         metadata=_about(
             _RESOURCES,
-            "with gradient accumulation, most images that go through the model together; null: 8 on a GPU, else one"
-            " batch",
+            "with gradient accumulation, maximum number of images in a pass through the model; null: 8 on a GPU, else"
+            " one batch",
             fixed=True,
             minimum=1,
         ),

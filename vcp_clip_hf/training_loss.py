@@ -2,7 +2,7 @@
 
 import torch
 
-from .devices import copied_to
+from .host_copy import to_device
 from .losses import segmentation_loss, stem_branch_loss
 from .modeling_vcp_clip import VCPCLIPOutput
 
@@ -32,7 +32,7 @@ def training_loss(outputs: VCPCLIPOutput, labels: torch.Tensor, has_mask: torch.
     if outputs.stem_map is not None:
         branches.append(outputs.stem_map.unsqueeze(1))
     # Indexing with a mask that lies on the CPU would wait for a GPU
-    known, unknown = (copied_to(chosen.nonzero().squeeze(1), labels.device) for chosen in (has_mask, ~has_mask))
+    known, unknown = (to_device(chosen.nonzero().squeeze(1), labels.device) for chosen in (has_mask, ~has_mask))
     loss = (1 - masked) * sum(image_level_loss(maps[unknown]) for maps in branches)
     return loss + masked * _pixel_loss(outputs, labels, known) if masked > 0 else loss
 

@@ -38,7 +38,8 @@ class TrainingPasses:
 
     def share(self, num_images: int) -> float:
         """
-        Return the factor of a pass's mean loss: the share of its batches that the end of the data left it.
+        Return the factor of a pass's mean loss: the share of its batches that have images. At the end of the data,
+        some may have none.
 
         Args:
             num_images (`int`): images that the pass has.

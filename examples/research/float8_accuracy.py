@@ -51,7 +51,7 @@ class EmulatedFloat8Linear(nn.Linear):
 
 def emulate_float8(vision_model: CLIPVisionModel) -> None:
     """
-    Make the linear layers of an image tower's blocks emulated ones, in place.
+    Replace the linear layers of an image tower's blocks by emulated ones, in place.
 
     Args:
         vision_model (`CLIPVisionModel`): image tower in bfloat16.

@@ -237,8 +237,8 @@ def make_pipeline(model: str, device: str | None, dtype: WeightType) -> "Anomaly
     weights, settings = weights_and_settings(dtype.value)
     parts, state = load_parts(model, dtype=weights), process_state()
     if state.num_processes > 1:
-        # Without a device, every process would take the first one. In launched processes, pipelines of transformers
-        # stay where the model is
+        # Without a device, every process would take the first one. In launched processes, a pipeline of
+        # transformers leaves the model where it is
         device = device or state.device
         parts.model.to(device)
     return pipeline(

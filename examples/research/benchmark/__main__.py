@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from . import __doc__ as description
-from .gpu.run import benchmark_gpu
+from .gpu.run import QUICK_SECONDS, SECONDS, benchmark_gpu
 from .gpu.sections import SECTIONS
 from .gpu.ways import ATTENTIONS
 from .inference import benchmark_inference
@@ -48,12 +48,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--file_size", type=int, default=512, help="predict: side of the image files in pixels")
     parser.add_argument("--num_workers", type=int, default=1, help="predict: processes that read images ahead")
-    parser.add_argument("--quick", action="store_true", help="gpu: less than a minute in place of three")
-    parser.add_argument("--seconds", type=float, help="gpu: limit of the whole run (default: 165, with --quick 50)")
+    parser.add_argument("--quick", action="store_true", help="gpu: stop after less than one minute, not three")
+    parser.add_argument(
+        "--seconds", type=float, help=f"gpu: limit of the whole run (default: {SECONDS}, with --quick {QUICK_SECONDS})"
+    )
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="gpu: these only (default: all)")
     parser.add_argument("--attention", nargs="+", default=[], choices=ATTENTIONS, help="gpu: measure these too")
     parser.add_argument("--output_dir", type=Path, help="folder for benchmark.json and benchmark.md")
-    # A GPU draws the random weights of ViT-L in no time, a CPU in seconds
+    # The GPU benchmark sets its own device: a CPU takes seconds to draw the random weights of ViT-L
     parser.set_defaults(weights_on="cpu")
     return parser
 

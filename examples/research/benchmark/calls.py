@@ -1,4 +1,4 @@
-"""What a call asks of a GPU: operators, each of which launches at least one kernel, and waits for the device."""
+"""Count the operators of a call, each of which launches at least one kernel on a GPU, and its waits for the device."""
 
 import warnings
 from collections.abc import Callable

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vcp_clip_hf import VCPCLIPModel
+from vcp_clip_hf.device_clock import DeviceClock
 
 
 __all__ = [
@@ -133,48 +133,38 @@ class PartClock:
         return timed
 
 
-def _timing_event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)
-
-
 @dataclass
 class EventClock(PartClock):
     """
     A `PartClock` of a GPU that does not wait for it within a call: waits would add to the time of short parts.
 
-    The time of a part is that between two events in the GPU's work. It includes gaps in which the GPU has nothing to
-    do, but no work of the host beside it.
-
-    Args:
-        make_event (`Callable`): makes an event with `record()` and `elapsed_time(later)` in milliseconds.
+    The time of a part is that of a [`DeviceClock`]. It includes gaps in which the GPU has nothing to do, but not the
+    work of the host that the GPU does not wait for.
     """
 
-    make_event: Callable[[], Any] = _timing_event
-    spans: list[tuple[str, Any, Any, list]] = field(default_factory=list)
+    spans: list[tuple[str, Callable[[], float], list]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count the enclosed code as part `name`; `spent` is complete after the outermost part."""
-        started, ended = self.make_event(), self.make_event()
-        inner: list[tuple[Any, Any]] = []
+        inner: list[Callable[[], float]] = []
         self.stack.append(inner)
-        started.record()
+        clock = DeviceClock(self.device)
         try:
             yield
         finally:
-            ended.record()
+            whole = clock.stop()
             self.stack.pop()
-            self.spans.append((name, started, ended, inner))
+            self.spans.append((name, whole, inner))
             if self.stack:
-                self.stack[-1].append((started, ended))
+                self.stack[-1].append(whole)
             else:
                 self._sum_up()
 
     def _sum_up(self) -> None:
-        synchronize(self.device)
-        for name, started, ended, inner in self.spans:
-            own = started.elapsed_time(ended) - sum(first.elapsed_time(last) for first, last in inner)
-            self.spent[name] = self.spent.get(name, 0.0) + 1e-3 * own
+        for name, whole, inner in self.spans:
+            own = whole() - sum(seconds_of() for seconds_of in inner)
+            self.spent[name] = self.spent.get(name, 0.0) + own
         self.spans.clear()
 
 

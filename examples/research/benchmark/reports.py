@@ -19,7 +19,7 @@ __all__ = ["line_of", "machine", "milliseconds", "report", "reported_to", "to_ma
 
 
 def milliseconds(value: float) -> str:
-    """Return milliseconds as text: two decimals below 10, where a GPU is, else one."""
+    """Return milliseconds as text: two decimals below 10, the range of a GPU, else one."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
