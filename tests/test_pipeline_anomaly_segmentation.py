@@ -668,7 +668,7 @@ def test_misspelled_arguments_are_refused(inspect, pictures):
 
 def test_every_argument_of_the_signatures_is_documented():
     documented = AnomalySegmentationPipeline.__call__.__doc__
-    steps = (AnomalySegmentationPipeline.preprocess, AnomalySegmentationPipeline._forward, finish)
+    steps = (AnomalySegmentationPipeline.preprocess, AnomalySegmentationPipeline._begin, finish)
     names = {name for step in steps for name in argument_names(step)} - {"prompt_input_ids"}
     assert names and not [name for name in names if name not in documented]
 

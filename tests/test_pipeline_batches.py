@@ -223,6 +223,45 @@ def test_a_pipeline_with_its_own_preprocess_prepares_all_images(inspect, picture
         )
 
 
+class WithSteps(AnomalySegmentationPipeline):
+    """A pipeline as users of transformers write them."""
+
+    def preprocess(self, image, **arguments):
+        inputs = super().preprocess(image, **arguments)
+        return {name: inputs[name] for name in ("image", "pixel_values", "roi_mask", "error")}
+
+    def _forward(self, inputs, output_pixels=False, **arguments):
+        found = super()._forward(inputs, **arguments)
+        assert inputs["pixel_values"].is_floating_point()
+        for result in found["results"]:
+            result["score"] /= 2
+        return found
+
+    def postprocess(self, model_outputs, **arguments):
+        found = model_outputs["results"]
+        size = (found[0] if isinstance(found, list) else found)["image"].size
+        return {**super().postprocess(model_outputs, **arguments), "pixels": size[0] * size[1]}
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_subclass_may_replace_every_step(inspect, pictures, monkeypatch, overlaps):
+    monkeypatch.setattr(AnomalySegmentationPipeline, "_overlaps", overlaps)
+    ours = WithSteps(model=inspect.model, image_processor=inspect.image_processor, device="cpu")
+    expected = [inspect(image) for image in pictures]
+    for results in (ours(pictures, batch_size=3, output_pixels=True), map(ours, pictures)):
+        for result, wanted in zip(results, expected, strict=True):
+            assert result["score"] == pytest.approx(wanted["score"] / 2, abs=1e-6)
+            assert result["pixels"] == wanted["anomaly_map"].size
+
+
+def test_the_steps_can_be_called_by_hand(inspect, pictures):
+    expected = inspect(pictures[0])
+    inputs = inspect.preprocess(pictures[0])
+    assert_same(inspect.postprocess(inspect.forward(inputs)), expected)
+    with torch.no_grad():
+        assert_same(inspect.postprocess(inspect._forward(inputs)), expected)
+
+
 def test_maps_can_be_left_out(inspect, pictures, monkeypatch):
     copied = []
     launched = pipeline_segmentation.LaunchedBatch

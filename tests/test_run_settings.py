@@ -59,7 +59,8 @@ def test_other_arguments_and_defaults_are_no_settings(pipe):
     assert RunSettings.of(make_pipe(), {}).differences(before) == []
 
 
-def test_float8_is_a_precision(pipe):
+def test_float8_is_a_precision():
+    pipe = make_pipe()
     before = RunSettings.of(pipe, {})
     pipe.accelerate = Acceleration(compile_pointwise=True)
     assert RunSettings.of(pipe, {}).differences(before) == []

@@ -96,7 +96,7 @@ class AnomalySegmentationPipeline(JudgingPipeline):
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         steps = (
             argument_names(self.preprocess),
-            [*argument_names(self._forward), *SCORING],
+            [*argument_names(self._begin), *argument_names(self._forward), *SCORING],
             [*argument_names(self.postprocess), *argument_names(finish)],
         )
         known = {name for names in steps for name in names} - {"prompt_input_ids"} | {"prompts"}
@@ -203,6 +203,10 @@ class AnomalySegmentationPipeline(JudgingPipeline):
             return []
         self._inference_model()
         return super().__call__(images, *args, **kwargs)
+
+    def _replaces(self, *steps: str) -> bool:
+        """Return whether a subclass that a user wrote has one of these steps of its own."""
+        return any(getattr(type(self), step) is not getattr(AnomalySegmentationPipeline, step) for step in steps)
 
     def postprocess(
         self,

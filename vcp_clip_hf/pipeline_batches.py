@@ -170,16 +170,21 @@ class BatchedPipeline(SegmentingPipeline):
 
     def _keeps_image(self, preprocess: dict[str, Any], forward: dict[str, Any], postprocess: dict[str, Any]) -> bool:
         """Return whether anything after the reading needs pictures, which are large on the way from a worker."""
+        if self._replaces("_forward", "postprocess"):  # it may read them
+            return True
         if postprocess.get("output_image") or postprocess.get("heatmap") or preprocess.get("tile_size"):
             return True
         return self.active_references(forward.get("reference_weight")) is not None
 
     def _for_batch(self, image: ImageLike, keeps_image: bool, **arguments: Any) -> dict[str, Any]:
         """Prepare an image in a worker; for an accelerator, which computes the values of the pixels, as bytes."""
-        if type(self).preprocess is not BatchedPipeline.preprocess:
+        if self._replaces("preprocess"):
             inputs = self.preprocess(image, **arguments)
+            if "size" not in inputs:
+                inputs = {**inputs, "size": (inputs["image"].height, inputs["image"].width)}
         else:
-            further = {"keeps_image": keeps_image, "as_bytes": self._overlaps, **arguments}
+            as_bytes = self._overlaps and not self._replaces("_forward")
+            further = {"keeps_image": keeps_image, "as_bytes": as_bytes, **arguments}
             inputs = prepared(self.image_processor, image, **further)
         return inputs if keeps_image else {**inputs, "image": None}
 
@@ -193,7 +198,8 @@ class BatchedPipeline(SegmentingPipeline):
 
     def launch(self, inputs: dict[str, Any], **forward_params: Any) -> Callable[[], list[dict[str, Any]]]:
         """
-        Start the computation of a batch. With a CUDA device, nothing waits for it.
+        Start the computation of a batch. With a CUDA device, nothing waits for it, unless a subclass has a `_forward`
+        of its own.
 
         Args:
             inputs (`dict`): what `preprocess` returns, or a batch of it: lists, except `pixel_values`.
@@ -202,11 +208,10 @@ class BatchedPipeline(SegmentingPipeline):
         Returns:
             `Callable`: function that waits for the results and returns them, one for each image.
         """
-        return super().forward(inputs, **forward_params)
-
-    def forward(self, inputs: dict[str, Any], **forward_params: Any) -> dict[str, list[dict[str, Any]]]:
-        """Compute a batch, as `launch` does, and wait for its results."""
-        return {"results": self.launch(inputs, **forward_params)()}
+        if self._replaces("_forward"):
+            return partial(list, self.forward(inputs, **forward_params)["results"])
+        with self.device_placement(), self.get_inference_context()():
+            return self._begin(self._ensure_tensor_on_device(inputs, device=self.device), **forward_params)
 
     def _ensure_tensor_on_device(self, inputs: Any, device: torch.device) -> Any:
         if isinstance(inputs, torch.Tensor) and inputs.is_pinned():

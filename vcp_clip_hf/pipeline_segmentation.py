@@ -30,7 +30,10 @@ __all__ = ["SegmentingPipeline"]
 class SegmentingPipeline(ReferencedPipeline):
     """Base class of [`AnomalySegmentationPipeline`]: a pipeline that computes scores and maps of prepared images."""
 
-    def _forward(
+    def _forward(self, inputs: dict[str, Any], **forward_params: Any) -> dict[str, list[dict[str, Any]]]:
+        return {"results": self._begin(inputs, **forward_params)()}
+
+    def _begin(
         self,
         inputs: dict[str, Any],
         prompt_input_ids: torch.LongTensor | None = None,
@@ -50,6 +53,7 @@ class SegmentingPipeline(ReferencedPipeline):
         fast_decode: bool = False,
         **settings: float | str | None,
     ) -> Callable[[], list[dict[str, Any]]]:
+        """Start the computation of a batch; return a function that waits for its results."""
         tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
         references = self.active_references(reference_weight)
         text = CallText(prompt_input_ids, product_name)

@@ -80,7 +80,7 @@ class RunSettings:
         given = {name: value for own, called in steps for name, value in {**own, **called}.items()}
         defaults = {
             name: parameter.default
-            for function in (pipe.preprocess, pipe._forward, finish)
+            for function in (pipe.preprocess, pipe._begin, pipe._forward, finish)
             for name, parameter in inspect.signature(function).parameters.items()
         }
         given = {
