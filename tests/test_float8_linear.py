@@ -195,6 +195,7 @@ def test_a_copy_that_is_converted_later_is_refused_at_its_first_use(capability):
     with imitated_gpu():
         fast = AcceleratedVCPCLIPModel.copy_of(on_imitated_gpu(model), FLOAT8)
         layer = fast.clip.vision_model.encoder.layers[0].mlp.fc1
-        layer.float()
+        # not with `layer.float()`, which refuses tensors of the imitated device that other objects refer to
+        layer.weight = torch.nn.Parameter(layer.weight.detach().float(), requires_grad=False)
         with pytest.raises(ValueError, match="the model is in float32"):
             layer(torch.empty(1, 5, 64, device="cuda"))

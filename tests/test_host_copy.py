@@ -6,6 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.imitated_gpu import imitated_gpu
 from vcp_clip_hf import host_copy
 from vcp_clip_hf.host_copy import HostCopy, as_array, to_device
 
@@ -61,6 +62,17 @@ def test_copies_from_several_gpus_wait_for_each_of_them(monkeypatch):
     with FakeTensorMode():
         HostCopy([torch.empty(16, device=f"cuda:{index}") for index in (0, 1, 0)]).tensors()
     assert sorted(waited) == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize(("capturing", "expected"), [(False, 1), (True, 0)])
+def test_memory_of_one_copy_is_pinned_outside_of_captures_only(monkeypatch, capturing, expected):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    with imitated_gpu(), Copies() as copies:
+        to_device(torch.empty(3), torch.device("cuda:0"))
+    assert len(pinned) == expected and copies.seen == [("cuda:0", True)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

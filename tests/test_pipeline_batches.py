@@ -99,6 +99,13 @@ def test_results_are_those_of_each_image_alone(inspect, pictures, monkeypatch, o
         assert_same(result, wanted)
 
 
+def test_sizes_of_pinned_batches_are_tuples(inspect, pictures):
+    (batch,) = inspect.get_iterator(pictures[:1], 0, 1, {}, {}, {}).batches
+    batch["size"] = [list(size) for size in batch["size"]]  # as some versions of PyTorch pin them
+    (result,) = inspect.launch(batch, output_maps=False)()
+    assert result["size"] == SIZES[0]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_references_are_used_and_recognized(inspect, pictures, overlapping, num_workers, caplog, monkeypatch):
     monkeypatch.setattr(pipeline_references.logger, "warning_once", pipeline_references.logger.warning)

@@ -65,7 +65,16 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """
     if tensor.device.type != "cpu":
         return tensor.to(device)
-    # A copy from memory that is not pinned may wait; a traced graph cannot pin memory
-    if device.type == "cuda" and not torch.compiler.is_compiling() and not tensor.is_pinned():
-        tensor = tensor.pin_memory()
+    if device.type == "cuda" and _can_pin() and not tensor.is_pinned():
+        tensor = tensor.pin_memory()  # a copy from other memory may wait
     return tensor.to(device, non_blocking=device.type != "mps")
+
+
+def _can_pin() -> bool:
+    """
+    Return whether memory can be pinned for one copy: not in a traced graph, and not in a captured one, whose replays
+    would read this memory after other tensors have taken it. Without pinned memory, PyTorch refuses to capture.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())

@@ -18,15 +18,8 @@ __all__ = ["JudgingPipeline"]
 
 # Arguments of a call that are refused for images judged together
 _NOT_TOGETHER = (
-    *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction"),
-    *(
-        "fast_decode",
-        "output_branch_maps",
-        "output_layer_maps",
-        "output_uncertainty",
-        "reference_weight",
-        "defect_names",
-    ),
+    *("tile_size", "tile_overlap", "global_weight", "score_mode", "top_k_fraction", "fast_decode"),
+    *("output_branch_maps", "output_layer_maps", "output_uncertainty", "reference_weight", "defect_names"),
 )
 
 

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .ablations import load_ablation
+from .acceleration_settings import Acceleration
 from .atomic_write import atomic_folder
 from .autocast import autocast_dtype
 from .checkpoint_facts import read_training_facts
@@ -539,6 +540,8 @@ class _Run:
             self.config.per_device_eval_batch_size,
             self.config.dataloader_num_workers,
             self.accelerator,
+            # Each validation would record anew, in memory and beside threads that belong to the training
+            accelerate=Acceleration(cuda_graphs=False),
         )
         mean = report.results["validation"]["mean"]
         values = {f"{VALIDATION_PREFIX}{name}": value for name, value in mean.items()}
