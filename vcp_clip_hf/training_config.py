@@ -71,9 +71,11 @@ class TrainingConfig:
       if one of their images is. `split: train+test` adds the normal images of the training split.
     - `trainable: image_head`: pixel metrics cannot select the best weights, because the maps do not change.
     - `images_per_pass`: several batches of an optimizer step may go through the model in one pass. A GPU waits
-      for the calls of small passes. The gradients are those of separate passes up to rounding, except that the dropout
-      of the deep prompts draws other random numbers. The number of batches in a pass divides
-      `gradient_accumulation_steps`. Needs the memory of the images of one pass; 1 needs the least.
+      for the calls of small passes. The gradients are those of separate passes up to rounding, with two exceptions.
+      The dropout of the deep prompts draws other random numbers. In the last pass of an epoch, the images of a batch
+      that is not full weigh as much as the others, and with several processes, repeated images fill the whole pass.
+      The number of batches in a pass divides `gradient_accumulation_steps`. Needs the memory of the images of one
+      pass; 1 needs the least.
     - `image_feature_dir`: other runs on the same images use the features too. The required disk space is logged
       first. It excludes augmentation, with which no image comes twice.
     - `resume`: with `"latest"` and no checkpoint yet, the run starts from the beginning.
