@@ -5,7 +5,13 @@ import torch
 
 from tests.common import tiny_model
 from tests.methods.common import tiny_method
-from vcp_clip_hf import Acceleration, AnomalySegmentationPipeline, VCPCLIPImageProcessor, evaluate
+from vcp_clip_hf import (
+    Acceleration,
+    AnomalySegmentationPipeline,
+    VCPCLIPImageProcessor,
+    accelerate_inference,
+    evaluate,
+)
 from vcp_clip_hf.accelerated_inference import accelerated_or_plain
 from vcp_clip_hf.acceleration_settings import precision_name, weights_and_settings
 from vcp_clip_hf.server.pipeline_engine import PipelineEngine
@@ -20,6 +26,8 @@ def test_an_argument_means_settings():
     assert Acceleration.of(FLOAT8) is FLOAT8
     with pytest.raises(TypeError, match="accelerate=1 must be True, False or Acceleration"):
         Acceleration.of(1)
+    with pytest.raises(TypeError, match=r"settings=True must be Acceleration\(\.\.\.\), or be left out"):
+        accelerate_inference(tiny_model(), True)
 
 
 def test_names_of_precisions():

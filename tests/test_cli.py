@@ -416,6 +416,8 @@ def test_predict_is_refused_with_other_settings(checkpoint, images, tmp_path):
             "image_threshold=1.5 must be a number in [0, 1]",
         ),
         (("predict", "--tile-overlap", 8), "tile_overlap=8 needs tile_size"),
+        (("predict", "--fast-decode", "--tile-size", 64), "--tile-size cannot be used with --fast-decode"),
+        (("predict", "--fast-decode", "--references", "IMAGES"), "--references cannot be used with --fast-decode"),
         (
             ("predict", "--device", "cpu", "--dtype", "float8"),
             "float8 needs a model in bfloat16 on an NVIDIA GPU",

@@ -68,6 +68,7 @@ def accelerate_inference(model: VCPCLIPModel, settings: Acceleration | None = No
         ValueError: the model has forward hooks, adapters, quantized or offloaded layers, or is in training mode:
             these would have no effect in the copy, and the message names the module. Or the settings have `float8`,
             which the model or its device cannot compute in.
+        TypeError: other settings.
 
     ```python
     >>> import torch
@@ -78,6 +79,8 @@ def accelerate_inference(model: VCPCLIPModel, settings: Acceleration | None = No
     >>> outputs = fast(torch.zeros(1, 3, 224, 224))
     ```
     """
+    if not isinstance(settings, (Acceleration, type(None))):
+        raise TypeError(f"settings={settings!r} must be Acceleration(...), or be left out.")
     obstacle = acceleration_obstacle(model)
     if obstacle is not None:
         raise ValueError(f"This model cannot be accelerated: {obstacle}. Use the model itself.")

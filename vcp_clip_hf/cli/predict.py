@@ -201,6 +201,11 @@ def predict(
             reference_weight=reference_weight,
         ):
             raise typer.BadParameter(f"--{option.replace('_', '-')} cannot be used with --together")
+    if fast_decode:
+        if is_video:
+            raise typer.BadParameter("--fast-decode is for JPEG files, not for a video")
+        for option in _given(tile_size=tile_size, references=references or None):
+            raise typer.BadParameter(f"--{option.replace('_', '-')} cannot be used with --fast-decode")
     if is_video and record_format in (RecordFormat.labelme, RecordFormat.yolo):
         raise typer.BadParameter(f"--format {record_format.value} needs image files, not a video; save frames first")
     if report:
