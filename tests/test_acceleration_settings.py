@@ -14,7 +14,9 @@ from vcp_clip_hf import (
 )
 from vcp_clip_hf.accelerated_inference import accelerated_or_plain
 from vcp_clip_hf.acceleration_settings import precision_name, weights_and_settings
+from vcp_clip_hf.pipeline_inputs import CallText
 from vcp_clip_hf.server.pipeline_engine import PipelineEngine
+from vcp_clip_hf.thresholds import UNRECORDED, differing_settings
 from vcp_clip_hf.version import EMBEDDED_CHECKPOINT
 
 
@@ -48,6 +50,19 @@ def test_float8_is_refused_on_a_cpu_before_anything_is_computed():
     for call in calls.values():
         with pytest.raises(ValueError, match="float8 needs a model in bfloat16 on an NVIDIA GPU"):
             call()
+
+
+def test_thresholds_record_whether_they_were_measured_in_float8():
+    model = tiny_model()
+    pipe = AnomalySegmentationPipeline(model=model, image_processor=VCPCLIPImageProcessor.for_model(model.config))
+    call = (CallText(None, None), None, None, None, None)
+    plain = pipe.conditions(*call)
+    pipe.accelerate = FLOAT8
+    in_float8 = pipe.conditions(*call)
+    assert differing_settings({"settings": plain}, in_float8) == {"float8": (False, True)}
+    older = {name: value for name, value in plain.items() if name not in UNRECORDED}
+    assert differing_settings({"settings": older}, plain) == {}
+    assert differing_settings({"settings": older}, in_float8) == {"float8": (False, True)}
 
 
 def test_float8_is_refused_by_other_methods():

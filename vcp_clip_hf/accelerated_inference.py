@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from .accelerated_text import PREFIX_ATTENTION, TextConstants
 from .accelerated_vision import accelerate_image_tower, copied_parts
-from .acceleration_settings import Acceleration
+from .acceleration_settings import Acceleration, computes_in_float8
 from .computed_constants import ComputedConstants
 from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import STEMS
@@ -108,7 +108,7 @@ def accelerated_or_plain(
     if isinstance(model, AcceleratedVCPCLIPModel):
         return model
     if model.config.model_type != VCPCLIPConfig.model_type:
-        if settings is not None and settings.float8:
+        if computes_in_float8(settings):
             raise ValueError(f"float8=True is for VCP-CLIP, not for {type(model).__name__}. Leave it out.")
         return model
     settings = settings or Acceleration()

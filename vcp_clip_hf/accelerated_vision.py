@@ -47,7 +47,7 @@ def accelerate_image_tower(vision_model: CLIPVisionModel, settings: Acceleration
     Args:
         vision_model (`CLIPVisionModel`): image tower of a copy.
         settings ([`Acceleration`]): `float8` and `compile_pointwise` are read. The first includes the second, because
-            separate conversions to float8 would take longer than float8 saves.
+            separate conversions to float8 are estimated to take longer than float8 saves.
 
     Raises:
         ValueError: `float8` is set, and the tower is not in bfloat16 on a GPU that computes in float8.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 
-__all__ = ["Acceleration", "precision_name", "weights_and_settings"]
+__all__ = ["Acceleration", "computes_in_float8", "precision_name", "weights_and_settings"]
 
 # Name of the precision of `Acceleration.float8` where a data type is chosen by its name
 _FLOAT8 = "float8"
@@ -51,6 +51,16 @@ class Acceleration:
         raise TypeError(f"accelerate={value!r} must be True, False or Acceleration(...).")
 
 
+def computes_in_float8(settings: Acceleration | None) -> bool:
+    """
+    Return whether products are computed in float8.
+
+    Args:
+        settings ([`Acceleration`], *optional*): settings of the accelerated copy, if there is one.
+    """
+    return settings is not None and settings.float8
+
+
 def weights_and_settings(precision: str) -> tuple[str, Acceleration]:
     """
     Return what the name of a precision means.
@@ -72,4 +82,4 @@ def precision_name(dtype: torch.dtype, settings: Acceleration | None) -> str:
         dtype (`torch.dtype`): data type of the weights.
         settings ([`Acceleration`], *optional*): settings of the accelerated copy, if there is one.
     """
-    return _FLOAT8 if settings is not None and settings.float8 else str(dtype).removeprefix("torch.")
+    return _FLOAT8 if computes_in_float8(settings) else str(dtype).removeprefix("torch.")

@@ -176,7 +176,7 @@ class CapturedForwards:
     itself: if they differ, or if recording fails, such inputs run without a graph, with a warning. After a failure
     for another reason than too little memory, nothing else is recorded.
 
-    Passes of several threads and streams wait for each other. While a pass is recorded, a fraction of a second, other
+    Passes of several threads and streams wait for each other. While a pass is recorded, other
     threads may use the GPU, but `torch.cuda.synchronize` is an error in them, and so are random numbers on this GPU
     with PyTorch 2.11 and earlier.
 

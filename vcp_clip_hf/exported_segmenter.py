@@ -23,7 +23,7 @@ from .image_loading import ImageLike, list_images, load_image
 from .image_sources import DEFAULT_MAX_BYTES, DEFAULT_TIMEOUT
 from .pixel_preprocessing import place, to_planes, value_table
 from .region_of_interest import load_region_of_interest
-from .thresholds import Thresholds, resolve_thresholds
+from .thresholds import UNRECORDED, Thresholds, resolve_thresholds
 from .visualization import overlay_with_scale
 
 
@@ -293,11 +293,11 @@ class ExportedSegmenter:
         """
         size = self.settings["size"]
         current = {
+            **UNRECORDED,
             **self.export["settings"],
             **self.export.get("fusion", {}),  # exports of version 0.1.0 do not record it
             "size": [size["height"], size["width"]],
             "tiling": None,
-            "fast_decode": False,
             "region_of_interest": region_of_interest,
             "input_range": input_range or self.settings.get("input_range"),
             "references": (self.export.get("references") or {}).get("identity"),

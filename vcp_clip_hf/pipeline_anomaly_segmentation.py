@@ -9,7 +9,7 @@ import torch
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from .acceleration_settings import Acceleration
+from .acceleration_settings import Acceleration, computes_in_float8
 from .anomaly_result import as_segments, finish
 from .call_arguments import argument_names, refuse_unknown
 from .defect_names import name_regions
@@ -83,7 +83,7 @@ class AnomalySegmentationPipeline(JudgingPipeline):
         if self._reads_names and self.tokenizer is not None:
             self.model.tokenizer = self.tokenizer
         self._references = find_references(self.model)
-        if settings is not None and settings.float8:
+        if computes_in_float8(settings):
             self._inference_model()  # refuses devices that cannot compute in float8
         if reference_images is not None:
             self._set_references_and_thresholds(in_list(reference_images), false_alarm_rate)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers.utils import ModelOutput
 
+from .acceleration_settings import Acceleration, computes_in_float8
 from .anomaly_scoring import TOP_K_MAPS, AnomalyScoring
 from .defect_names import DefectNames, name_logits
 from .finished_maps import of_group
@@ -118,6 +119,7 @@ class SegmentingPipeline(ReferencedPipeline):
             **fusion,
             "tiling": None if tiling is None else tiling.settings(),
             "fast_decode": bool(fast_decode),
+            "float8": computes_in_float8(Acceleration.of(self.accelerate)),
             "region_of_interest": roi_mask is not None,
             "input_range": None if input_range is None else list(input_range),
             "references": None if references is None else references.identity(),

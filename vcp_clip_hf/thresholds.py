@@ -21,6 +21,7 @@ import numpy as np
 __all__ = [
     "HIGHEST_SCORES",
     "TOLERANCE",
+    "UNRECORDED",
     "Thresholds",
     "calibrated_thresholds",
     "differing_settings",
@@ -36,8 +37,8 @@ TOLERANCE = 1e-6
 HIGHEST_SCORES = {"max": 1.0, "top_k": 2.0, "image_head": 1.0}
 
 _NAMES = ("threshold", "image_threshold")
-# Settings that older calibrations do not record -> the value that they were measured with
-_UNRECORDED = {"references": None, "fast_decode": False}
+# Settings that older calibrations do not record -> the value that they were measured with, and that exports have
+UNRECORDED = {"references": None, "fast_decode": False, "float8": False}
 # Results without each of them
 _RESULTS = {"threshold": "no masks", "image_threshold": "no labels"}
 
@@ -115,7 +116,7 @@ def differing_settings(calibration: Mapping[str, Any] | None, current: Mapping[s
     calibration = calibration or {}
     recorded = calibration.get("settings") or {name: calibration[name] for name in calibration.keys() & {"score_mode"}}
     if recorded:
-        recorded = {**_UNRECORDED, **recorded}
+        recorded = {**UNRECORDED, **recorded}
     names = [name for name in recorded if name in current]
     if "top_k" not in (recorded.get("score_mode"), current.get("score_mode")):
         names = [name for name in names if name != "top_k_fraction"]  # only "top_k" reads it
