@@ -48,7 +48,13 @@ def test_a_port_in_use(capsys):
 
 def test_a_model_that_is_not_there(capsys, tmp_path):
     said = refusal(capsys, "--port", "0", "--recipes", str(tmp_path / "recipes"), "--model", str(tmp_path / "missing"))
-    assert "error: There is no folder" in said
+    assert "error: There is no folder" in said and "Listening" not in said
+
+
+def test_a_model_option_that_fails(capsys, tmp_path):
+    options = ("--port", "0", "--recipes", str(tmp_path / "recipes"), "--device", "cpu", "--dtype", "float8")
+    said = refusal(capsys, *options)
+    assert "float8" in said and "Listening" not in said
 
 
 @pytest.mark.parametrize(("module", "named"), [("fastapi", "fastapi"), ("prometheus_client", "prometheus_client")])

@@ -93,16 +93,20 @@ def serve(
         hide_progress_bars(context)
     announce_embedded(model)
 
-    def open_parts():
-        engine = open_engine(model, device, dtype.value, threads)
-        return engine, RecipeStore(recipes, engine)
-
     listener = bind(host, port)
     address, number = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
-    typer.echo(
-        f"Listening on http://{shown}:{number} (documentation: /docs); recipes in {printable(str(recipes))}", err=True
-    )
+
+    def open_parts():
+        engine = open_engine(model, device, dtype.value, threads)
+        store = RecipeStore(recipes, engine)
+        # last, so that a model that cannot be opened is the only message
+        typer.echo(
+            f"Listening on http://{shown}:{number} (documentation: /docs); recipes in {printable(str(recipes))}",
+            err=True,
+        )
+        return engine, store
+
     run(create_app(open_parts, settings), listener, settings)
 
 
