@@ -56,6 +56,14 @@ def test_an_announced_size_is_enough_to_refuse():
         receive_through([chunk(b"0123456789a", more=False)], {"content-length": "11"})
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "Deflate", "gzip, identity"])
+def test_a_compressed_body_is_not_supported(encoding):
+    with pytest.raises(HTTPException, match=f"'Content-Encoding: {encoding}' is not supported") as error:
+        receive_through([chunk(b"0123", more=False)], {"content-encoding": encoding})
+    assert error.value.status_code == 415 and error.value.headers == {"Connection": "close"}
+    assert receive_through([chunk(b"0123", more=False)], {"content-encoding": "Identity"}) == (b"0123", 0)
+
+
 def test_an_endless_body_is_not_read_to_its_end():
     messages = [chunk(b"0123456789") for _ in range(100)]
     with pytest.raises(HTTPException, match="more than 10 bytes"):

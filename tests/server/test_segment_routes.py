@@ -119,6 +119,7 @@ REFUSED = {
     "truncated": (422, "truncated", {"content": png()[:-200], "headers": PNG}),
     "curl without a type": (415, "Content-Type: image/png", {"content": b"x", "headers": CURL_TYPE}),
     "no type": (415, "not known", {"content": b"x"}),
+    "compressed": (415, "gzip' is not supported", {"content": b"x", "headers": {**PNG, "Content-Encoding": "gzip"}}),
     "pixels": (413, "exceed max_pixels", {"content": png(Image.new("L", (1001, 1000))), "headers": PNG}),
     "two images": (413, "2 images; expected at most 1", {"files": [("image", png()), ("image", png())]}),
     "a field": (422, "'recipe' is not a file", {"files": {"image": png()}, "data": {"recipe": "a"}}),

@@ -1,4 +1,4 @@
-"""Limits for the body of a request (bytes, counted while they arrive, and time), and for the number of requests."""
+"""Limits for the body of a request (bytes, counted while they arrive, time, coding), and for the number of requests."""
 
 import asyncio
 import time
@@ -63,7 +63,8 @@ class Admission:
 
 class BodyLimits:
     """
-    ASGI middleware: a body that is too large is answered by 413, one that takes too long by 408.
+    ASGI middleware: a body that is too large is answered by 413, one that takes too long by 408, and a compressed one
+    by 415.
 
     Args:
         app (`ASGIApp`): application.
@@ -86,6 +87,7 @@ class _LimitedReceive:
         self._receive, self._max_bytes, self._seconds = receive, max_bytes, seconds
         length = headers.get("content-length", "")
         self._announced = int(length) if length.isdecimal() else 0
+        self._encoding = headers.get("content-encoding", "").strip()
         # Such a client sends nothing before it gets "100 Continue"
         self._waits = headers.get("expect", "").lower() == "100-continue"
         self._count, self._complete = 0, False
@@ -94,8 +96,14 @@ class _LimitedReceive:
     async def __call__(self) -> Message:
         if self._complete:  # the only further message is that the client has disconnected
             return await self._receive()
+        if self._encoding.lower() not in ("", "identity"):
+            raise await self._refusal(
+                415,
+                f"'Content-Encoding: {self._encoding[:100]}' is not supported; send the body uncompressed, without"
+                " this header.",
+            )
         if self._announced > self._max_bytes:
-            await self._refuse(f"The body has {self._announced} bytes")
+            raise await self._too_large(f"The body has {self._announced} bytes")
         self._deadline = self._deadline or time.monotonic() + self._seconds
         try:
             message = await asyncio.wait_for(self._receive(), self._deadline - time.monotonic())
@@ -108,17 +116,18 @@ class _LimitedReceive:
         self._complete = not message.get("more_body", False)
         self._count += len(message.get("body", b""))
         if self._count > self._max_bytes:
-            await self._refuse(f"The body has more than {self._max_bytes} bytes")
+            raise await self._too_large(f"The body has more than {self._max_bytes} bytes")
         return message
 
-    async def _refuse(self, reason: str) -> None:
+    async def _too_large(self, reason: str) -> HTTPException:
+        return await self._refusal(
+            413, f"{reason}; this server reads at most {self._max_bytes} (--max-body-mb {self._max_bytes / 2**20:g})."
+        )
+
+    async def _refusal(self, status: int, sentence: str) -> HTTPException:
         if not self._waits:
             await self._discard()
-        raise HTTPException(
-            413,
-            f"{reason}; this server reads at most {self._max_bytes} (--max-body-mb {self._max_bytes / 2**20:g}).",
-            headers=_CLOSE,
-        )
+        return HTTPException(status, sentence, headers=_CLOSE)
 
     async def _discard(self) -> None:
         """Read and discard the rest of the body, for a short time and up to the same number of bytes."""

@@ -39,7 +39,7 @@ _MEANINGS = {
     409: "The recipe `default` cannot be deleted.",
     412: "The recipe does not have the version in `If-Match`, or exists in spite of `If-None-Match: *`.",
     413: "Too many bytes, pixels or images.",
-    415: "The media type of the body is not known.",
+    415: "The media type of the body is not known, or the body is compressed.",
     422: "The image, the query or a value is wrong.",
     500: "An unexpected error; the log has it under the `id` of the response.",
     503: "The queue is full, or the model is loading; `Retry-After` says when to try again.",
