@@ -227,7 +227,8 @@ def test_an_over_full_queue_is_answered_by_503_and_a_second_signal_ends_at_once(
             assert server.process.wait(5) == 128 + signal.SIGTERM
 
 
-def test_sigterm_finishes_what_was_accepted(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_finishes_what_was_accepted(tmp_path, number):
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
     options = ("--token-file", str(token), "--max-batch-size", "1")
@@ -245,7 +246,7 @@ def test_sigterm_finishes_what_was_accepted(tmp_path):
         while not answers:
             time.sleep(0.005)
         assert len(answers) < 16
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(number)
         for each in clients:
             each.join(30)
         assert answers == [200] * 16

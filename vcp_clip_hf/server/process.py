@@ -1,10 +1,12 @@
 """The process of a server: its socket, its signals, and time limits for headers and for clients that read slowly."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -48,7 +50,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def run(app: FastAPI, listener: socket.socket, settings: ServerSettings) -> None:
     """
-    Serve until SIGTERM or Ctrl-C; then finish the accepted requests. A second signal ends the process at once.
+    Serve until SIGTERM, SIGHUP or Ctrl-C; then finish the accepted requests. A second signal ends the process at once.
 
     Args:
         app (`FastAPI`): application of `create_app`.
@@ -83,6 +85,15 @@ class _Server(uvicorn.Server):
 
     def stop(self) -> None:
         self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        # `nohup` lets a process ignore it
+        if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
+            signal.signal(hangup, self.handle_exit)
+        with super().capture_signals():
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
