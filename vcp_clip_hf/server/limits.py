@@ -1,4 +1,7 @@
-"""Limits for the body of a request (bytes, counted while they arrive, time, coding), and for the number of requests."""
+"""Limits for the body of a request (bytes, counted while they arrive, and time) and for the number of requests.
+
+A compressed body is refused, because its bytes are not those that the limits are about.
+"""
 
 import asyncio
 import time
