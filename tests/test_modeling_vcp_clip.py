@@ -361,7 +361,7 @@ def test_bad_labels_are_explained(labels, message):
         tiny_model()(pixels(2), labels=labels)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 50, 48), (3, 48, 48), (1, 1, 48, 48), (1, 3, 0, 48)])
+@pytest.mark.parametrize("shape", [(2, 3, 50, 48), (3, 48, 48), (1, 1, 48, 48), (1, 3, 0, 48), (0, 3, 48, 48)])
 def test_bad_pixel_values_are_explained(shape):
     with pytest.raises(ValueError, match="pixel_values"):
         tiny_model()(torch.zeros(shape))

@@ -358,6 +358,8 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
                 f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch_size, {channels}, height,"
                 " width)."
             )
+        if not pixel_values.shape[0]:
+            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}, expected at least one image.")
         height, width = pixel_values.shape[-2:]
         patch_size = self.config.vision_config.patch_size
         if height % patch_size or width % patch_size or not height or not width:
