@@ -106,6 +106,21 @@ def test_regions_without_a_threshold_end_the_run(folder, tmp_path):
         predict_files(make_pipe(threshold=None), [folder], tmp_path / "out", regions=True, progress=False)
 
 
+def test_arguments_that_the_references_refuse_leave_the_folder_as_it_is(folder, tmp_path):
+    pipe = make_pipe()
+    pipe.set_references([folder / "0.png", folder / "1.png"])
+    output = tmp_path / "out"
+    with pytest.raises(ValueError, match="fast_decode=True is not possible here: references"):
+        predict_files(pipe, [folder], output, fast_decode=True, progress=False)
+    assert not output.exists()
+    predict_files(pipe, [folder], output, progress=False)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    for options in ({"fast_decode": True}, {"tile_size": 16}):
+        with pytest.raises(ValueError):
+            predict_files(pipe, [folder], output, progress=False, overwrite=True, **options)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
 # What a second run does
 
 

@@ -313,6 +313,8 @@ def test_wrong_arguments_are_named(folder, output, tmp_path):
         watch_once(folder, output, when_done="shred")
     with pytest.raises(ValueError, match="lies in the watched folder"):
         watch_once(folder, output, when_done="move", move_to=folder / "done")
+    with pytest.raises(ValueError, match="tile_overlap=8 needs tile_size"):
+        watch_once(folder, output, tile_overlap=8)
     assert not output.exists()
 
 

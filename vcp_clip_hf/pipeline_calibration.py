@@ -185,6 +185,18 @@ class CalibratingPipeline(BatchedPipeline):
                 )
         return others, False
 
+    def check_call(self, **arguments: Any) -> None:
+        """
+        Check the arguments of later calls before anything is written.
+
+        Args:
+            arguments: arguments of a call without images.
+
+        Raises:
+            ValueError, TypeError: the model or its references refuse them, as a call would.
+        """
+        self._call_settings(arguments)
+
     def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
         """Return the scoring of a call with these arguments, without thresholds, and its further settings."""
         of_pipeline = ("batch_size", "num_workers", "image_column")

@@ -165,7 +165,7 @@ def predict_files(
 
     Raises:
         ValueError: `save_maps` is none of its values; or the folder has results of another model or other settings,
-            or of other images that were judged together.
+            or of other images that were judged together; or an argument of the call is refused. Nothing is written.
         FileNotFoundError: the sources have no image at all. One source without images is an error of the summary.
         KeyboardInterrupt: the run was interrupted; the finished images are recorded.
     """
@@ -182,7 +182,9 @@ def predict_files(
     records = {} if overwrite else {image_key(record["image"]): record for record in earlier}
     found = _find(sources, records, output_dir)
     settings = RunSettings.of(pipe, options)
-    if together is not None:
+    if together is None:
+        pipe.check_call(**options)
+    else:
         settings = settings.judged_together(together, [image.path for image in found.images])
     if not overwrite:
         refuse_other_settings(settings, output_dir, earlier)

@@ -156,6 +156,7 @@ def watch_folder(
     finished = FinishedPictures(when_done, move_to)
     timing = timing or WatchTiming()
     settings = RunSettings.of(pipe, options).watched()
+    pipe.check_call(**options)
     options = {**options, "on_error": "return", "output_image": save_overlays, "batch_size": batch_size}
 
     with ExitStack() as stack:

@@ -164,6 +164,9 @@ def test_pictures_that_are_not_wanted(predict, clip, tmp_path):
         predict(clip, "other", pictures={"save_overlays": False}, annotated=True)
     with pytest.raises(ValueError, match="save_maps='jpg' must be"):
         predict(clip, "other", pictures={"save_maps": "jpg"})
+    with pytest.raises(ValueError, match="tile_overlap=8 needs tile_size"):
+        predict(clip, "other", tile_overlap=8)
+    assert not (tmp_path / "other").exists()
     assert predict(clip, "third", max_frames=1, annotated=False).videos == []
     assert not (tmp_path / "third" / "annotated.mp4").exists()
 

@@ -189,6 +189,7 @@ class _Run:
         chosen = {"every": self.reading.every, "fps": self.reading.fps}
         video = {"source": self.video.identity, **state, **{key: value for key, value in chosen.items() if value}}
         self.settings = RunSettings.of(pipe, options).of_video(video)
+        pipe.check_call(**options)
         earlier = [] if overwrite else read_predictions(self.output_dir)
         refuse_other_settings(self.settings, self.output_dir, earlier)
         if self.video.is_live:
