@@ -30,6 +30,7 @@ from tests.training_run import (
 )
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.backbone_loading import learned_state
+from vcp_clip_hf.references import REFERENCES_FILE
 from vcp_clip_hf.training import make_accelerator, train
 from vcp_clip_hf.training_checkpoints import latest_checkpoint
 from vcp_clip_hf.training_data import EpochSampler, collate_examples, load_training_data, training_examples
@@ -130,6 +131,21 @@ def test_without_dropout_accumulation_and_checkpointing_change_nothing(tmp_path,
         settings(tmp_path, "less", per_device_train_batch_size=8, gradient_checkpointing=True, **changes), records
     )
     assert_same_weights(whole.last, less.last, atol=1e-6)
+
+
+def test_stored_references_stay_in_the_checkpoint(finished, folder, records, caplog):
+    source = folder / "with_references"
+    inspect = pipeline("anomaly-segmentation", model=str(finished.last))
+    memory = inspect.set_references(list(records.select([0, 2])["image"]))
+    inspect.save_pretrained(source)
+    changes = {"model": str(source), "max_train_steps": 1}
+    kept = train(settings(folder, "keeps_references", **changes), records)
+    assert pipeline("anomaly-segmentation", model=str(kept.last)).references.digest == memory.digest
+    assert REFERENCES_FILE not in caplog.text
+    # other sizes and layers of images
+    ablated = train(settings(folder, "without_references", ablation="heads-4", **changes), records)
+    assert not (ablated.last / REFERENCES_FILE).exists()
+    assert f"{REFERENCES_FILE} of {source} is left out" in caplog.text and "--references" in caplog.text
 
 
 def test_losses_are_reported_to_tensorboard(folder, records):

@@ -21,7 +21,6 @@ from accelerate.utils import (
 )
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .ablations import load_ablation
@@ -42,6 +41,7 @@ from .methods import METHODS, AnomalyMethod
 from .modeling_frozen_clip import FrozenCLIPPreTrainedModel
 from .modeling_vcp_clip import VCPCLIPOutput
 from .peak_memory import peak_memory
+from .references import REFERENCES_FILE
 from .reports.extra import require_extra
 from .reports.training_report import write_training_report
 from .training_checkpoints import TrainingState, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -141,7 +141,7 @@ def train(
         )
     set_seed(config.seed)
     parts = _load_parts(config)
-    model, image_processor, tokenizer = parts.model, parts.image_processor, parts.tokenizer
+    model, image_processor = parts.model, parts.image_processor
     is_method = isinstance(model, AnomalyMethod)
     if is_method:
         _check_method(model, config)
@@ -164,7 +164,7 @@ def train(
         )
 
     labels = None if config.normal_fraction is None else np.array(train_dataset["label"])
-    run = _Run(config, accelerator, model, image_processor, tokenizer, examples, validation_dataset, labels)
+    run = _Run(config, accelerator, parts, examples, validation_dataset, labels)
     run.data = _data_facts(config, train_dataset, validation_dataset)
     run.start()
     try:
@@ -222,7 +222,8 @@ class _Run:
     Run a training: hold model, data and progress, and do each step and the end of each epoch.
 
     Args:
-        config, accelerator, model, image_processor, tokenizer: see [`train`].
+        config, accelerator: see [`train`].
+        parts ([`CheckpointParts`]): the checkpoint to train.
         examples (`Dataset`): training examples, see `training_examples`.
         validation_dataset (`datasets.Dataset` or sequence of dicts, *optional*): records of the held-out products.
         labels (`np.ndarray`, *optional*): labels of the examples, for `config.normal_fraction`.
@@ -232,15 +233,14 @@ class _Run:
         self,
         config: TrainingConfig,
         accelerator: Accelerator,
-        model: FrozenCLIPPreTrainedModel,
-        image_processor: VCPCLIPImageProcessor,
-        tokenizer: PreTrainedTokenizerBase | None,
+        parts: CheckpointParts,
         examples: Dataset,
         validation_dataset: Records | None,
         labels: np.ndarray | None = None,
     ):
         self.config, self.accelerator = config, accelerator
-        self.image_processor, self.tokenizer, self.validation_dataset = image_processor, tokenizer, validation_dataset
+        self.parts, self.validation_dataset = parts, validation_dataset
+        model, self.image_processor = parts.model, parts.image_processor
         self.output_dir = Path(config.output_dir)
         self.checkpoints = self.output_dir / _CHECKPOINTS
         self.log_file = TrainingLog(self.output_dir)
@@ -559,7 +559,7 @@ class _Run:
         """Write the Hub-ready folder `output_dir/name`."""
         folder = self.output_dir / name
         if self.accelerator.is_main_process:
-            parts = CheckpointParts(self.model, self.image_processor, self.tokenizer)
+            parts = replace(self.parts, model=self.model)
             with atomic_folder(folder) as path:
                 save_parts(path, parts, adapter_only=self.config.save_adapter_only, training_facts=self.facts(name))
         self.accelerator.wait_for_everyone()
@@ -699,6 +699,13 @@ def _load_parts(config: TrainingConfig) -> CheckpointParts:
         )
     if ablation is not None:
         parts.image_processor = ablation.image_processor(parts.image_processor)
+        if parts.references is not None:
+            # an ablation may change the size of images and the layers of references
+            parts.references = None
+            logger.warning(
+                f"{REFERENCES_FILE} of {config.model} is left out of the ablation {config.ablation!r}. Add references"
+                " to the trained checkpoint with `vcp-clip calibrate --references`."
+            )
     return parts
 
 
