@@ -246,6 +246,19 @@ def test_dataset_makes_mosaics_of_one_product_only():
     assert partners == set(range(12)) and 5 < own < 40
 
 
+@pytest.mark.parametrize("mosaic_prob", [0.0, 1.0])
+def test_a_normal_image_with_a_marked_mask_is_an_error(mosaic_prob):
+    data = rows(4)
+    dataset = AugmentedDataset(data, replace(OFF, mosaic_prob=mosaic_prob), products=["a"] * 4)
+    data[1]["mask"] = Image.new("L", (16, 16))
+    assert dataset[1]["label"] in (0, 1)  # an empty mask fits
+    data[1]["mask"] = data[0]["mask"]
+    with pytest.raises(ValueError, match=r"Image '1' has the label 0 \(normal\), but its mask marks 16 pixels"):
+        for epoch in range(10):
+            dataset.set_epoch(epoch)
+            dataset[1 if mosaic_prob == 0 else 2]
+
+
 def test_dataset_mosaic_probability():
     dataset = AugmentedDataset(
         rows(), replace(OFF, mosaic_prob=0.2), products=[row["product"] for row in rows()], seed=1

@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from torch.utils.data import Dataset
 
 from ..image_loading import load_image, load_mask
-from .records import ANOMALOUS
+from .records import ANOMALOUS, NORMAL
 
 
 __all__ = ["AugmentationConfig", "AugmentedDataset", "TrainingAugmentation", "augmentation_rng", "mosaic"]
@@ -220,7 +220,8 @@ class AugmentedDataset(Dataset):
         transform (`Callable`, *optional*): function that is applied last to every item, a dict.
 
     Raises:
-        ValueError: `mosaic_prob` is greater than 0, and the products are unknown.
+        ValueError: `mosaic_prob` is greater than 0, and the products are unknown. Reading an item: its image or one of
+            its mosaic has the label 0, and a mask that is not empty.
     """
 
     def __init__(
@@ -258,10 +259,10 @@ class AugmentedDataset(Dataset):
             raise IndexError(f"index {index} is out of range for a dataset of {len(self)} rows")
         index = index % len(self)
         rng = augmentation_rng(self.seed, int(self._epoch), index)
-        row = dict(self.dataset[index])
+        row = self._row(index)
         image, mask = row["image"], row["mask"]
         if self._partners is not None and rng.random() < self.augmentation.config.mosaic_prob:
-            others = [self.dataset[int(other)] for other in rng.choice(self._partners[index], 3)]
+            others = [self._row(int(other)) for other in rng.choice(self._partners[index], 3)]
             rows = [row, *others]
             order = rng.permutation(4)  # the row's own image may be in any corner
             rows = [rows[int(position)] for position in order]
@@ -274,6 +275,16 @@ class AugmentedDataset(Dataset):
                 row["label"] = ANOMALOUS
         row["image"], row["mask"] = self.augmentation(image, mask, rng)
         return row if self.transform is None else self.transform(row)
+
+    def _row(self, index: int) -> dict[str, Any]:
+        row = dict(self.dataset[index])
+        # the datasets of this package are checked when they are read, records of users are not
+        if row.get("label") == NORMAL and row["mask"] is not None and (marked := int(load_mask(row["mask"]).sum())):
+            raise ValueError(
+                f"Image {row.get('image_id', index)!r} has the label 0 (normal), but its mask marks {marked} pixels."
+                " Correct the label or the mask."
+            )
+        return row
 
 
 def _products_of(dataset: Any) -> Sequence[str]:
