@@ -133,6 +133,23 @@ def test_a_mask_that_would_fit_both_ways_is_refused(tmp_path, orientation, size)
         encode_record(record(str(tmp_path / "a.jpg"), mask=mask))
 
 
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_a_mask_is_turned_by_its_own_orientation(tmp_path, orientation, mode):
+    exif = Image.Exif()
+    exif[ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)  # the opposite turn
+    shown = Image.fromarray(MARKED.astype(np.uint8))
+    shown.getexif()[ORIENTATION] = orientation
+    stored = np.asarray(ImageOps.exif_transpose(shown))
+    picture = Image.fromarray(stored.astype(np.uint16) if mode == "I;16" else stored)
+    if mode == "P":
+        picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.save(tmp_path / "m.png", exif=exif)
+    save_image(tmp_path / "a.png")
+    row = decode(record(str(tmp_path / "a.png"), mask=MaskFiles((str(tmp_path / "m.png"),))))
+    assert np.array_equal(np.asarray(row["mask"]) > 0, MARKED)
+
+
 # Damaged files
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from ..deep_pixels import is_deep_color, read_deep_color
 from ..image_loading import load_image
@@ -97,7 +97,7 @@ class MaskFiles(MaskSource):
 
 def read_labels(path: str) -> np.ndarray:
     """
-    Read the values of a mask picture as stored: palette indices, not their colors.
+    Read the values of a mask picture, upright: palette indices, not their colors.
 
     Returns:
         `np.ndarray` of shape `(height, width)`: for color pictures the largest channel without alpha, for one-bit
@@ -111,7 +111,7 @@ def read_labels(path: str) -> np.ndarray:
             if is_deep_color(picture):
                 colors = read_deep_color(picture, path)
                 return colors.max(axis=-1) if colors.ndim == 3 else colors
-            picture.load()
+            picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # plugins raise errors of many types for damaged files
         raise ValueError(f"mask {path}: not an image file that Pillow can read ({error})") from error
     if picture.mode == "1":

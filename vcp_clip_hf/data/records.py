@@ -43,9 +43,10 @@ FEATURES = datasets.Features(
 The columns of every dataset of this package:
 
 - `image`: PIL image, mode RGB, upright (EXIF orientation applied).
-- `mask`: PIL image, mode L, 0 normal and 255 abnormal, with the size of the upright image. If EXIF turns the image and
-  the mask was drawn before that, the mask is turned too; if its size does not show which is the case, that is an
-  error. None for normal images, and for anomalous and unknown images without an annotation of the pixels.
+- `mask`: PIL image, mode L, 0 normal and 255 abnormal, with the size of the upright image. A mask with an EXIF
+  orientation of its own is turned by it. If EXIF turns the image and the mask was drawn before that, the mask is
+  turned too; if its size does not show which is the case, that is an error. None for normal images, and for anomalous
+  and unknown images without an annotation of the pixels.
 - `label`: 0 normal, 1 anomalous, -1 unknown.
 - `product`, `defect`: names; `defect` is "good" for normal images and "unknown" for unknown ones.
 - `image_id`: a name that is stable and unique within the dataset: the path inside it, without the extension.
