@@ -60,6 +60,7 @@ def test_thresholds_record_whether_they_were_measured_in_float8():
     pipe.accelerate = FLOAT8
     in_float8 = pipe.conditions(*call)
     assert differing_settings({"settings": plain}, in_float8) == {"float8": (False, True)}
+    assert (plain["dtype"], in_float8["dtype"]) == ("float32", "float8")
     older = {name: value for name, value in plain.items() if name not in UNRECORDED}
     assert differing_settings({"settings": older}, plain) == {}
     assert differing_settings({"settings": older}, in_float8) == {"float8": (False, True)}

@@ -116,6 +116,19 @@ def test_thresholds_hold_for_the_settings_of_their_calibration(given, changed, e
         assert "other prompts" in caplog.text and "threshold=..." in caplog.text
 
 
+def test_another_data_type_is_warned_of(caplog):
+    stored = {**STORED, "calibration": {**CALIBRATION, "settings": {**SETTINGS, "dtype": "float32"}}}
+    with caplog.at_level(logging.WARNING, logger="vcp_clip_hf.thresholds"):
+        for own in (STORED, stored):  # earlier versions did not record it
+            assert set(resolve_thresholds({}, own, {**SETTINGS, "dtype": "float32"}).values()) == {0.4, 0.7}
+        resolve_thresholds({}, STORED, {**SETTINGS, "dtype": "float16"})
+        resolve_thresholds({"threshold": 0.5, "image_threshold": 0.5}, stored, {**SETTINGS, "dtype": "float16"})
+        assert not caplog.records
+        chosen = resolve_thresholds({}, stored, {**SETTINGS, "dtype": "float16"})
+    assert set(chosen.values()) == {0.4, 0.7}
+    assert "(threshold, image_threshold) were measured in float32, and this call computes in float16" in caplog.text
+
+
 def test_a_missing_label_is_told_where_the_threshold_of_the_call_cannot_give_it(caplog):
     stored = {**STORED, "calibration": {**CALIBRATION, "settings": {"score_mode": "top_k", "tiling": None}}}
     with caplog.at_level(logging.WARNING, logger="vcp_clip_hf.thresholds"):

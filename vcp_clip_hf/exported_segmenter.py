@@ -298,6 +298,7 @@ class ExportedSegmenter:
             **self.export.get("fusion", {}),  # exports of version 0.1.0 do not record it
             "size": [size["height"], size["width"]],
             "tiling": None,
+            "dtype": "float32",
             "region_of_interest": region_of_interest,
             "input_range": input_range or self.settings.get("input_range"),
             "references": (self.export.get("references") or {}).get("identity"),

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers.utils import ModelOutput
 
-from .acceleration_settings import Acceleration, computes_in_float8
+from .acceleration_settings import Acceleration, computes_in_float8, precision_name
 from .anomaly_scoring import TOP_K_MAPS, AnomalyScoring
 from .defect_names import DefectNames, name_logits
 from .finished_maps import of_group
@@ -111,7 +111,7 @@ class SegmentingPipeline(ReferencedPipeline):
             words = {"product_name": self.model.prompt_name(name)}
         else:
             words = {"prompts": prompt_rows(self.model.config, text.prompt_input_ids)}
-        config = self.model.config
+        config, acceleration = self.model.config, Acceleration.of(self.accelerate)
         # other methods have no branches
         fusion = config.fusion_settings(references is not None) if hasattr(config, "fusion_settings") else {}
         return {
@@ -119,7 +119,8 @@ class SegmentingPipeline(ReferencedPipeline):
             **fusion,
             "tiling": None if tiling is None else tiling.settings(),
             "fast_decode": bool(fast_decode),
-            "float8": computes_in_float8(Acceleration.of(self.accelerate)),
+            "float8": computes_in_float8(acceleration),
+            "dtype": precision_name(self.model.dtype, acceleration),
             "region_of_interest": roi_mask is not None,
             "input_range": None if input_range is None else list(input_range),
             "references": None if references is None else references.identity(),

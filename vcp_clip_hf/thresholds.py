@@ -24,6 +24,7 @@ __all__ = [
     "UNRECORDED",
     "Thresholds",
     "calibrated_thresholds",
+    "differing_dtypes",
     "differing_settings",
     "resolve_thresholds",
 ]
@@ -39,6 +40,8 @@ HIGHEST_SCORES = {"max": 1.0, "top_k": 2.0, "image_head": 1.0}
 _NAMES = ("threshold", "image_threshold")
 # Settings that older calibrations do not record -> the value that they were measured with, and that exports have
 UNRECORDED = {"references": None, "fast_decode": False, "float8": False}
+# Setting that rounds maps: thresholds are still used with another value, with a warning
+_DTYPE = "dtype"
 # Results without each of them
 _RESULTS = {"threshold": "no masks", "image_threshold": "no labels"}
 
@@ -108,7 +111,8 @@ def differing_settings(calibration: Mapping[str, Any] | None, current: Mapping[s
     Args:
         calibration (`Mapping`, *optional*): `calibration` of `preprocessor_config.json`. Its `settings` are compared;
             calibrations of version 0.1.0 recorded `score_mode` only.
-        current (`Mapping[str, Any]`): settings of the call. Those that only one side knows are not compared.
+        current (`Mapping[str, Any]`): settings of the call. Those that only one side knows are not compared, nor are
+            data types, see [`differing_dtypes`].
 
     Returns:
         `dict[str, tuple]`: name -> (value at the calibration, value of the call).
@@ -117,10 +121,26 @@ def differing_settings(calibration: Mapping[str, Any] | None, current: Mapping[s
     recorded = calibration.get("settings") or {name: calibration[name] for name in calibration.keys() & {"score_mode"}}
     if recorded:
         recorded = {**UNRECORDED, **recorded}
-    names = [name for name in recorded if name in current]
+    names = [name for name in recorded if name in current and name != _DTYPE]
     if "top_k" not in (recorded.get("score_mode"), current.get("score_mode")):
         names = [name for name in names if name != "top_k_fraction"]  # only "top_k" reads it
     return {name: (recorded[name], current[name]) for name in names if _plain(recorded[name]) != _plain(current[name])}
+
+
+def differing_dtypes(calibration: Mapping[str, Any] | None, current: Mapping[str, Any]) -> tuple[str, str] | None:
+    """
+    Return the data types of a calibration and of a call, such as `("float32", "bfloat16")`, if they differ.
+
+    Args:
+        calibration (`Mapping`, *optional*): `calibration` of `preprocessor_config.json`.
+        current (`Mapping[str, Any]`): settings of the call.
+
+    Returns:
+        `tuple[str, str]` or `None`: `None` if they are equal, or if one of them is not known.
+    """
+    recorded = (calibration or {}).get("settings") or {}
+    dtypes = recorded.get(_DTYPE), current.get(_DTYPE)
+    return None if None in dtypes or dtypes[0] == dtypes[1] else dtypes
 
 
 def _plain(value: Any) -> Any:
@@ -143,7 +163,8 @@ def resolve_thresholds(
     Choose the thresholds of a call: those of the call, else those of the checkpoint.
 
     A threshold that the checkpoint's calibration measured with other settings is not used: it becomes `None`, so that
-    there is no mask or no label, and a warning names the settings. Thresholds that were set by hand hold always.
+    there is no mask or no label, and a warning names the settings. With another data type, which moves maps slightly,
+    it is used, with a warning. Thresholds that were set by hand hold always.
 
     Args:
         given (`Mapping`): `threshold` and `image_threshold` of the call; `None` or missing if not given.
@@ -168,6 +189,14 @@ def resolve_thresholds(
             f" Results have {' and '.join(_RESULTS[name] for name in missing)}. Use the settings of the calibration,"
             " calibrate with those of this call, or pass a value of your own"
             f" ({', '.join(f'{name}=...' for name in missing)})."
+        )
+    dtypes = differing_dtypes(calibration, current)
+    used = [name for name in _NAMES if not differing and given.get(name) is None and chosen[name] in measured]
+    if dtypes and used:
+        _warn_once(
+            f"The calibrated thresholds of this checkpoint ({', '.join(used)}) were measured in {dtypes[0]}, and this"
+            f" call computes in {dtypes[1]}. Maps differ slightly: verdicts close to a threshold can differ, and a"
+            f" guaranteed rate is approximate. Calibrate in {dtypes[1]} to avoid this."
         )
     return {name: None if name in unfit else value for name, value in chosen.items()}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.reports.conftest import HOSTILE, Page, make_pipe, predict, save_image
@@ -165,6 +166,10 @@ def test_what_the_calibration_guarantees(images, tmp_path):
     predict_files(pipe, [images], tmp_path / "other", progress=False, image_threshold=0.123)
     page = report(tmp_path / "other")
     assert source in page.text and "the image threshold of this run is 0.123, not the calibrated" in page.text
+    assert "were measured in" not in page.text
+    pipe.model.to(torch.bfloat16)
+    predict_files(pipe, [images], tmp_path / "rounded", progress=False)
+    assert "were measured in float32, and this run computed in bfloat16" in report(tmp_path / "rounded").text
 
 
 def test_images_judged_together_and_references_are_named(tmp_path):

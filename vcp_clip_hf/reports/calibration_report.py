@@ -189,7 +189,8 @@ def _left_out(facts: dict[str, Any], records: Sequence[dict[str, Any]]) -> Secti
 
 def _settings(facts: dict[str, Any]) -> Section:
     explanation = (
-        "The thresholds are valid for these settings; with other settings, results have no label and no mask."
+        "The thresholds are valid for these settings; with other settings, results have no label and no mask. With"
+        " another dtype, which moves maps slightly, the thresholds are used and a warning is shown."
     )
     measured_with = facts["calibration"].get("settings", {})
     pairs = [(name, "not set" if value is None else str(value)) for name, value in measured_with.items()]

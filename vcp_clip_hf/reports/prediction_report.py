@@ -11,7 +11,7 @@ from typing import Any
 from ..calibration import describe_calibration
 from ..prediction_records import RECORDS, record_files
 from ..run_settings import RUN_FILE, RunSettings
-from ..thresholds import TOLERANCE, Thresholds
+from ..thresholds import TOLERANCE, Thresholds, differing_dtypes
 from .charts import as_svg, histogram, histogram_table, movable_threshold, save_figure
 from .parts import Chart, Facts, Gallery, KeyNumbers, Part, Section, Table, Text, Value
 from .prediction_pictures import failure_sentence, gallery_pictures
@@ -258,6 +258,10 @@ def _promise(run: _Run) -> Section:
     ]
     if differing:
         parts.append(Text(f"This does not hold for this run: {'; '.join(differing)}.", "warning"))
+    dtypes = differing_dtypes(calibration, run.settings)
+    if dtypes:
+        text = f"The thresholds were measured in {dtypes[0]}, and this run computed in {dtypes[1]}."
+        parts.append(Text(f"{text} The rates are therefore approximate.", "warning"))
     explanation = (
         "The calibration of the checkpoint, and what it guarantees for normal images like those that it was computed"
         " from. It does not say how many defects are found."
