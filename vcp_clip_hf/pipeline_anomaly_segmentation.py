@@ -158,7 +158,7 @@ class AnomalySegmentationPipeline(JudgingPipeline):
                 with references, all are fused with the memory's map, which is added as `reference_map`.
             output_layer_maps (`bool`, *optional*):
                 Whether to add the zero-shot `base_layer_maps` and `vcp_layer_maps`, float32
-                `(feature layers, height, width)`.
+                `(feature layers, height, width)`. A stem branch has no layers; `output_branch_maps` adds its map.
             output_uncertainty (`bool`, *optional*):
                 Whether to add `uncertainty_map`, float32 `(height, width)`: the standard deviation over layers and
                 branches, in [0, 0.5]; and `uncertainty`, its value where the map is highest.
