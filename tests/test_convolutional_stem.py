@@ -73,8 +73,8 @@ def test_padding_is_that_of_tensorflow(side, size):
     torch.testing.assert_close(convolution(VCPCLIPSamePadding(side)(image[None]))[0], expected)
 
 
-def plain_reading(stem: EfficientNetLite0Stem, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute features and details of one image (3, H, W) from the outputs of its blocks, position by position."""
+def plain_reading(stem: EfficientNetLite0Stem, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Compute features of patches and cells, and details, of an image (3, H, W) from its blocks' outputs, one by one."""
     outputs, handles = {}, []
     for block in (0, 2, 4, 10):
         handles.append(stem.blocks[block].register_forward_hook(lambda _, __, y, key=block: outputs.update({key: y})))
@@ -96,7 +96,7 @@ def plain_reading(stem: EfficientNetLite0Stem, image: torch.Tensor) -> tuple[tor
                     value = interpolated(means, row, column, grid)
                 features[:, row, column] = value / value.norm()
         levels.append(features)
-    details = torch.zeros(16 * 16 + 24 * 4, *grid)
+    cells, details = torch.zeros(56, 4, *grid), torch.zeros(16 * 16 + 24 * 4, *grid)
     for row in range(grid[0]):
         for column in range(grid[1]):
             within = [
@@ -104,7 +104,13 @@ def plain_reading(stem: EfficientNetLite0Stem, image: torch.Tensor) -> tuple[tor
                 for block, side in ((0, 4), (2, 2))
             ]
             details[:, row, column] = torch.cat(within)
-    return torch.cat(levels), details
+            for cell in range(4):
+                top, left = 4 * row + cell // 2 * 2, 4 * column + cell % 2 * 2
+                window = outputs[0][0, :, top : top + 2, left : left + 2]
+                cells[:, cell, row, column] = torch.cat(
+                    [window.amax((1, 2)), window.amin((1, 2)), outputs[2][0, :, top // 2, left // 2]]
+                )
+    return torch.cat(levels), cells.flatten(0, 1), details
 
 
 def neighbors(x: torch.Tensor, margin: int) -> torch.Tensor:
@@ -131,19 +137,19 @@ def interpolated(x: torch.Tensor, row: int, column: int, grid: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("size", [(48, 48), (40, 24), (8, 24), (24, 8), (8, 8)], ids=str)
-def test_features_and_details_are_those_of_the_definition(stem, size):
+def test_features_cells_and_details_are_those_of_the_definition(stem, size):
     images = pixels(2, *size)
-    features, details = stem(images)
-    assert features.shape == (2, 176, size[0] // 8, size[1] // 8) and details.shape == (2, 352, *features.shape[2:])
-    for image, *found in zip(images, features, details, strict=True):
+    outputs, grid = stem(images), (size[0] // 8, size[1] // 8)
+    assert [tuple(each.shape) for each in outputs] == [(2, width, *grid) for width in (176, 224, 352)]
+    for image, *found in zip(images, *outputs, strict=True):
         for ours, expected in zip(found, plain_reading(stem, image), strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_features_do_not_need_the_details(stem):
+def test_features_do_not_need_cells_and_details(stem):
     images = pixels(2)
-    features, details = stem(images, with_details=False)
-    assert details is None and torch.equal(features, stem(images)[0])
+    outputs = stem(images, with_cells=False, with_details=False)
+    assert outputs.cells is None and outputs.details is None and torch.equal(outputs.features, stem(images).features)
 
 
 def test_backward_hooks_and_gradients_of_a_trained_stem(stem):
@@ -152,7 +158,7 @@ def test_backward_hooks_and_gradients_of_a_trained_stem(stem):
     expected = stem(images)[0]
     stem.requires_grad_(True)
     stem.blocks[3].expand.register_full_backward_hook(lambda *_: seen.append(1))
-    features, _ = stem(images)
+    features = stem(images).features
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
     features.square().sum().backward()
     assert seen and all(each.grad is not None and each.grad.isfinite().all() for each in stem.parameters())
@@ -174,7 +180,7 @@ def test_a_block_is_three_convolutions(stem):
 def test_a_grid_of_odd_numbers_and_the_batch(stem):
     images = pixels(4, 232, 216)
     together = stem(images)
-    assert together[0].shape == (4, 176, 29, 27) and together[1].shape == (4, 352, 29, 27)
+    assert [tuple(each.shape) for each in together] == [(4, width, 29, 27) for width in (176, 224, 352)]
     for index, image in enumerate(images):
         for alone, each in zip(stem(image[None]), together, strict=True):
             torch.testing.assert_close(alone[0], each[index], atol=1e-5, rtol=1e-5)
@@ -206,7 +212,7 @@ def test_the_embedding_is_clips_and_a_map_of_the_features(stem):
     embedding = embedding_of(tiny_hybrid())
     embedding.stem = stem
     image = pixels(1, 104, 96)  # 13 x 12 patches: the surroundings have a border
-    features, details = plain_reading(stem, image[0])
+    features, _, details = plain_reading(stem, image[0])
     mean, around = features.mean(dim=(1, 2), keepdim=True), neighbors(features, 5)
     parts = torch.cat([8 * features, 24 * (features - mean), 24 * (features - around), 0.15 * details])
     mapped = torch.einsum("dc,chw->dhw", embedding.stem_projection.weight, parts)
@@ -252,7 +258,8 @@ def test_a_backbone_must_be_read_in_the_same_way():
 def test_names_of_layers():
     hybrid, plain = tiny_config(vision_config=dict(HYBRID_VISION)).vision_config, tiny_config().vision_config
     assert stem_of(hybrid) == "efficientnet_lite0" and stem_of(plain) is None
-    assert layer_width("stem", hybrid) == 176 and layer_width(3, hybrid) == layer_width(3, plain) == 64
+    assert layer_width("stem", hybrid) == 176 and layer_width("stem_cells", hybrid) == 224
+    assert layer_width(3, hybrid) == layer_width(3, plain) == 64
     assert without_stem_layer(("stem", 0, 2)) == [0, 2] and without_stem_layer([1]) == [1]
     check_stem_layer(["stem", 1], hybrid)
     check_stem_layer([0, 1], plain)

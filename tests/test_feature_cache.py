@@ -145,10 +145,11 @@ def test_a_model_with_a_stem_branch_computes_the_same_from_its_features(mixed_pr
     finally:
         AcceleratorState._reset_state()
     stored = [features[index] for index in range(3)]
-    assert stored[0]["stem_features"].shape == (36, 176) and stored[0]["stem_features"].dtype == torch.float16
+    for name, width in (("stem_features", 176), ("stem_cells", 224)):
+        assert stored[0][name].shape == (36, width) and stored[0][name].dtype == torch.float16
     size = feature_cache_size(3, model.config)
-    assert sum(path.stat().st_size for path in tmp_path.glob("*.npy")) == size + 5 * 128
-    names, model = ("patch_tokens", "image_embeds", "stem_features"), model.eval()
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.npy")) == size + 6 * 128
+    names, model = ("patch_tokens", "image_embeds", "stem_features", "stem_cells"), model.eval()
     for scale in (model.base_logit_scale, model.vcp_logit_scale, model.stem_branch.logit_scale):
         scale.data.fill_(1.0)  # half precision is visible at the usual temperature
     with torch.no_grad():

@@ -48,38 +48,82 @@ def convolved(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> t
     return found
 
 
+def around(maps: torch.Tensor, margin: int) -> torch.Tensor:
+    """Return the means (C, h, w) of the squares of patches around each patch that lie in the image."""
+    found = torch.zeros_like(maps)
+    for row in range(maps.shape[1]):
+        for column in range(maps.shape[2]):
+            rows, columns = (slice(max(0, each - margin), each + margin + 1) for each in (row, column))
+            found[:, row, column] = maps[:, rows, columns].mean(dim=(1, 2))
+    return found
+
+
+def deviation(maps: torch.Tensor) -> torch.Tensor:
+    return maps.var(dim=(1, 2), correction=0, keepdim=True).sqrt()
+
+
 def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> torch.Tensor:
-    """Compute the mean logits (h, w) of the patches of one image from the formulas of the documentation."""
+    """Compute the mean logits (2h, 2w) of the cells of one image from the formulas of the documentation."""
     branch, grid = model.stem_branch, (image.shape[1] // 8, image.shape[2] // 8)
     outputs = model(image[None], output_hidden_states=["stem"])
     features = outputs.stem_features[0].T.unflatten(1, grid)
-    around = torch.zeros_like(features)
-    for row in range(grid[0]):
-        for column in range(grid[1]):
-            square = features[:, max(0, row - 5) : row + 6, max(0, column - 5) : column + 6]
-            around[:, row, column] = square.mean(dim=(1, 2))
     mean = features.mean(dim=(1, 2), keepdim=True)
-    to_surroundings = 24 * (features - around)
-    variation = 0.3 + to_surroundings.var(dim=(1, 2), correction=0, keepdim=True).sqrt()
+    to_surroundings = 24 * (features - around(features, 5))
+    variation = 0.3 + deviation(to_surroundings)
     read = torch.cat([8 * features, 24 * (features - mean) / variation, to_surroundings / variation])
-    return torch.stack([head_by_hand(branch, head, read, outputs.text_embeds[0]) for head in range(3)]).mean(dim=0)
+
+    cells, surroundings = torch.zeros(56, 2 * grid[0], 2 * grid[1]), torch.zeros(56, 2 * grid[0], 2 * grid[1])
+    of_patches = outputs.stem_cells[0].T.unflatten(0, (56, 4)).unflatten(2, grid)
+    of_surroundings = around(of_patches.mean(dim=1), 2)
+    for cell in range(4):
+        place = (slice(None), slice(cell // 2, None, 2), slice(cell % 2, None, 2))
+        cells[place], surroundings[place] = of_patches[:, cell], of_surroundings
+    variation = 0.1 + deviation(cells - surroundings)
+    cell_mean = cells.mean(dim=(1, 2), keepdim=True)
+    read_cells = torch.cat([(cells - cell_mean) / variation, (cells - surroundings) / variation])
+    text = outputs.text_embeds[0]
+    return torch.stack([head_by_hand(branch, head, read, read_cells, text) for head in range(3)]).mean(dim=0)
 
 
-def head_by_hand(branch: VCPCLIPStemBranch, head: int, read: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Compute the logits (h, w) of one head: its 64 channels read its own channels only."""
-    own = slice(64 * head, 64 * (head + 1))
-    maps = torch.einsum("dc,chw->dhw", branch.entry.weight[own, :, 0, 0], read) + branch.entry.bias[own, None, None]
+def head_by_hand(
+    branch: VCPCLIPStemBranch, head: int, read: torch.Tensor, read_cells: torch.Tensor, text: torch.Tensor
+) -> torch.Tensor:
+    """Compute the logits (2h, 2w) of one head: its channels of patches and cells read its own channels only."""
+    own, of_cells, of_tokens = (slice(width * head, width * (head + 1)) for width in (64, 32, 32))
+    maps = pointwise(branch.entry, own, read)
     for norm, convolution in zip(branch.norms, branch.neighbors, strict=True):
-        groups = nn.functional.gelu(maps).unflatten(0, (8, 8))
-        spread = groups.var(dim=(1, 2, 3), correction=0, keepdim=True)
-        groups = (groups - groups.mean(dim=(1, 2, 3), keepdim=True)) / (spread + norm.eps).sqrt()
-        maps = groups.flatten(0, 1) * norm.weight[own, None, None] + norm.bias[own, None, None]
+        maps = normalized(norm, own, nn.functional.gelu(maps))
         maps = convolved(maps, convolution.weight[own], convolution.bias[own])
-    maps, own = nn.functional.gelu(maps), slice(32 * head, 32 * (head + 1))
-    tokens = torch.einsum("dc,chw->dhw", branch.projection.weight[own, :, 0, 0], maps)
-    tokens = tokens + branch.projection.bias[own, None, None]
+    maps = in_cells(pointwise(branch.to_cells, of_cells, nn.functional.gelu(maps)))
+    maps = maps + pointwise(branch.cell_entry, of_cells, read_cells)
+    maps = normalized(branch.cell_norm, of_cells, nn.functional.gelu(maps))
+    maps = convolved(maps, branch.cell_neighbors.weight[of_cells], branch.cell_neighbors.bias[of_cells])
+    tokens = pointwise(branch.projection, of_tokens, nn.functional.gelu(maps))
     cosines = torch.einsum("d,dhw->hw", text[1] - text[0], tokens / tokens.norm(dim=0))
     return branch.logit_scale[head].exp() * cosines
+
+
+def pointwise(convolution: nn.Conv2d, channels: slice, maps: torch.Tensor) -> torch.Tensor:
+    found = torch.einsum("dc,chw->dhw", convolution.weight[channels, :, 0, 0], maps)
+    return found + convolution.bias[channels, None, None]
+
+
+def normalized(norm: nn.GroupNorm, channels: slice, maps: torch.Tensor) -> torch.Tensor:
+    """Normalize groups of 8 channels over the image."""
+    groups = maps.unflatten(0, (-1, 8))
+    spread = groups.var(dim=(1, 2, 3), correction=0, keepdim=True)
+    groups = (groups - groups.mean(dim=(1, 2, 3), keepdim=True)) / (spread + norm.eps).sqrt()
+    return groups.flatten(0, 1) * norm.weight[channels, None, None] + norm.bias[channels, None, None]
+
+
+def in_cells(maps: torch.Tensor) -> torch.Tensor:
+    """Interpolate patches (C, h, w) at the middles of their cells, (C, 2h, 2w): 3/4 of the own patch, 1/4 of the next."""
+    for dim in (1, 2):
+        first, last = maps.narrow(dim, 0, 1), maps.narrow(dim, maps.shape[dim] - 1, 1)
+        before = torch.cat([first, maps], dim).narrow(dim, 0, maps.shape[dim])
+        after = torch.cat([maps, last], dim).narrow(dim, 1, maps.shape[dim])
+        maps = torch.stack([0.75 * maps + 0.25 * before, 0.75 * maps + 0.25 * after], dim + 1).flatten(dim, dim + 1)
+    return maps
 
 
 @torch.no_grad()
@@ -88,9 +132,8 @@ def test_the_logits_are_the_documented_formula():
     maps = model(images).stem_map
     assert maps.shape == (2, 104, 64) and maps.dtype == torch.float32 and maps.std() > 0.02
     for image, found in zip(images, maps, strict=True):
-        expected = nn.functional.interpolate(
-            logits_by_hand(model, image)[None, None], size=(104, 64), mode="bilinear", align_corners=True
-        )
+        logits = logits_by_hand(model, image)[None, None]
+        expected = nn.functional.interpolate(logits, size=(104, 64), mode="bilinear", align_corners=False)
         close(found, expected[0, 0].sigmoid())
 
 
@@ -145,16 +188,18 @@ def test_features_instead_of_pixels():
     expected = model(images, output_hidden_states=["stem"])
     tokens, embeds = model.encode_image(images)
     given = {"patch_tokens": torch.stack(tokens, dim=1), "image_embeds": embeds}
-    outputs = model(**given, stem_features=expected.stem_features)
+    of_stem = {name: expected[name] for name in ("stem_features", "stem_cells")}
+    outputs = model(**given, **of_stem)
     close(outputs.anomaly_map, expected.anomaly_map)
-    with pytest.raises(ValueError, match="has a stem branch: give stem_features with patch_tokens"):
-        model(**given)
-    with pytest.raises(ValueError, match=r"stem_features has shape \(2, 35, 176\), expected \(2, 36, 176\)"):
-        model(**given, stem_features=expected.stem_features[:, 1:])
-    with pytest.raises(ValueError, match="the model computes those of pixel_values itself"):
-        model(images, stem_features=expected.stem_features)
-    with pytest.raises(ValueError, match="has no stem branch, so it takes no stem_features"):
-        tiny_model()(**given, stem_features=expected.stem_features)
+    for name, width in (("stem_features", 176), ("stem_cells", 224)):
+        with pytest.raises(ValueError, match=f"has a stem branch: give {name} with patch_tokens"):
+            model(**given, **{**of_stem, name: None})
+        with pytest.raises(ValueError, match=rf"{name} has shape \(2, 35, {width}\), expected \(2, 36, {width}\)"):
+            model(**given, **{**of_stem, name: of_stem[name][:, 1:]})
+        with pytest.raises(ValueError, match="the model computes those of pixel_values itself"):
+            model(images, **{name: of_stem[name]})
+        with pytest.raises(ValueError, match=f"has no stem branch, so it takes no {name}"):
+            tiny_model()(**given, **{name: of_stem[name]})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -199,7 +244,7 @@ def test_the_gradients_of_the_other_parts_are_bit_equal_with_and_without_the_bra
     trained = [name for name, parameter in plain.named_parameters() if parameter.grad is not None]
     assert any(".stem." in name for name in trained) == trains_clip
     of_branch = [parameter.grad for name, parameter in parameters.items() if name.startswith(BRANCH)]
-    assert len(of_branch) == 13 and all(each is not None and each.abs().max() > 0 for each in of_branch)
+    assert len(of_branch) == 21 and all(each is not None and each.abs().max() > 0 for each in of_branch)
     assert losses[1] > losses[0]
 
 

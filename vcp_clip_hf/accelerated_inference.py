@@ -12,7 +12,7 @@ plain model to 1e-6.
 """
 
 import copy
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -272,11 +272,12 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         _refuse_gradients("pixel_values", pixel_values)
         return super().encode_image_with_states(pixel_values, *args, **kwargs)
 
-    def _check_patch_tokens(self, patch_tokens: torch.Tensor, stem_features: torch.Tensor | None) -> None:
+    def _check_patch_tokens(self, patch_tokens: torch.Tensor, of_stem: Sequence[torch.Tensor | None]) -> None:
         _refuse_gradients("patch_tokens", patch_tokens)
-        if stem_features is not None:
-            _refuse_gradients("stem_features", stem_features)
-        super()._check_patch_tokens(patch_tokens, stem_features)
+        for name, values in zip(("stem_features", "stem_cells"), of_stem, strict=True):
+            if values is not None:
+                _refuse_gradients(name, values)
+        super()._check_patch_tokens(patch_tokens, of_stem)
 
     @torch.no_grad()
     def encode_text(

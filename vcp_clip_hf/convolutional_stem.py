@@ -8,7 +8,8 @@ the tower is CLIP's own.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,21 +19,25 @@ from transformers import initialization as init
 
 __all__ = [
     "STEMS",
+    "STEM_CELLS",
     "STEM_LAYER",
     "EfficientNetLite0Stem",
+    "StemOutputs",
     "VCPCLIPHybridPatchEmbedding",
     "VCPCLIPSamePadding",
     "VCPCLIPStemBlock",
     "check_stem_layer",
     "compared_features",
     "layer_width",
+    "mean_around",
     "projects_stem",
     "stem_of",
     "without_stem_layer",
 ]
 
-# Name of the stem's features among the layers of an image tower, whose blocks are numbers
-STEM_LAYER = "stem"
+# Names of the stem's features, of patches and of their cells, among the layers of an image tower, whose blocks are
+# numbers
+STEM_LAYER, STEM_CELLS = "stem", "stem_cells"
 
 # Output channels, kernel size, stride and expansion of each block (EfficientNet paper, table 1, stages 2 to 6)
 _BLOCKS = (
@@ -50,8 +55,9 @@ _BLOCKS = (
 )
 # Blocks whose outputs are the features, with their strides
 _FEATURE_BLOCKS = {2: 4, 4: 8, 10: 16}
-# Blocks whose outputs are the details inside a patch, with their strides
+# Blocks whose outputs are the details inside a patch, and the features of its cells, with their strides
 _DETAIL_BLOCKS = {0: 2, 2: 4}
+_CELLS_OF_PATCH = 4
 _FIRST_CHANNELS = 32
 _SURROUNDINGS = 11  # side of the square of patches that a patch is compared with
 # Differences between patches are small beside the features, which have unit length; details are large
@@ -108,11 +114,28 @@ class VCPCLIPStemBlock(nn.Module):
         return x + y if self.is_residual else y
 
 
+class StemOutputs(NamedTuple):
+    """
+    What a stem computes of images (B, 3, H, W), on a grid of H / 8 x W / 8 patches.
+
+    Args:
+        features (`torch.Tensor` of shape `(B, 176, H / 8, W / 8)`): features of patches.
+        cells (`torch.Tensor` of shape `(B, 224, H / 8, W / 8)`, *optional*): features of the 2 x 2 cells of each
+            patch, 56 channels for a cell of 4 x 4 pixels; the cells of a channel follow each other.
+        details (`torch.Tensor` of shape `(B, 352, H / 8, W / 8)`, *optional*): details inside each patch.
+    """
+
+    features: torch.Tensor
+    cells: torch.Tensor | None
+    details: torch.Tensor | None
+
+
 class EfficientNetLite0Stem(nn.Module):
     """The first eleven blocks of EfficientNet-Lite0, 0.7 million parameters, as features of 8 x 8 patches."""
 
     patch_size = 8
     num_features = sum(_BLOCKS[block][0] for block in _FEATURE_BLOCKS)
+    num_cell_features = 2 * _BLOCKS[0][0] + _BLOCKS[2][0]
     num_details = sum(_BLOCKS[block][0] * (8 // stride) ** 2 for block, stride in _DETAIL_BLOCKS.items())
 
     def __init__(self):
@@ -131,34 +154,32 @@ class EfficientNetLite0Stem(nn.Module):
                 init.kaiming_normal_(module.weight, nonlinearity="relu")
                 init.zeros_(module.bias)
 
-    def forward(
-        self, pixel_values: torch.Tensor, with_details: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, pixel_values: torch.Tensor, with_cells: bool = True, with_details: bool = True) -> StemOutputs:
         """
-        Compute the features of patches, and the details inside them.
+        Compute the features of patches and of their cells, and the details inside patches.
 
-        Features: the last outputs at strides 4, 8 and 16 are averaged over 3 x 3 positions, brought to the grid of
-        patches, and divided by their length. Details: the outputs at strides 2 and 4 as they are, all positions of a
-        patch after each other; thin lines would vanish in an average.
+        Features of patches: the last outputs at strides 4, 8 and 16 are averaged over 3 x 3 positions, brought to the
+        grid of patches, and divided by their length. Features of cells: the highest and the lowest output at stride 2
+        in the cell, and the output at stride 4; thin lines would vanish in an average. Details: the outputs at strides
+        2 and 4 as they are, all positions of a patch after each other.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized with CLIP's mean and standard deviation;
                 sides are multiples of 8.
-            with_details (`bool`, *optional*, defaults to `True`): whether to compute the details.
+            with_cells, with_details (`bool`, *optional*, default to `True`): whether to compute them.
 
         Returns:
-            `tuple` of two `torch.Tensor`, same dtype: features `(B, 176, H / 8, W / 8)` and details
-            `(B, 352, H / 8, W / 8)`, or `None` for the latter.
+            [`StemOutputs`], in the dtype of `pixel_values`.
         """
         grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
         if pixel_values.device.type == "cpu":  # its convolutions of batches are faster this way
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         x = _relu6(self.first(self.padding(pixel_values)))
-        features, details = [], []
+        features, fine = [], []
         for number, block in enumerate(self.blocks):
             x = block(x)
-            if with_details and number in _DETAIL_BLOCKS:
-                details.append(nn.functional.pixel_unshuffle(x, self.patch_size // _DETAIL_BLOCKS[number]))
+            if number in _DETAIL_BLOCKS:
+                fine.append(x)
             if number in _FEATURE_BLOCKS:
                 level = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
                 stride = _FEATURE_BLOCKS[number]
@@ -167,7 +188,24 @@ class EfficientNetLite0Stem(nn.Module):
                 elif stride > self.patch_size:
                     level = nn.functional.interpolate(level, size=grid, mode="bilinear", align_corners=False)
                 features.append(nn.functional.normalize(level, dim=1))
-        return torch.cat(features, dim=1), torch.cat(details, dim=1) if with_details else None
+        return StemOutputs(
+            torch.cat(features, dim=1),
+            _cells(*fine) if with_cells else None,
+            self._details(fine) if with_details else None,
+        )
+
+    def _details(self, fine: list[torch.Tensor]) -> torch.Tensor:
+        strides = _DETAIL_BLOCKS.values()
+        parts = [nn.functional.pixel_unshuffle(x, self.patch_size // s) for x, s in zip(fine, strides, strict=True)]
+        return torch.cat(parts, dim=1)
+
+
+def _cells(at_2: torch.Tensor, at_4: torch.Tensor) -> torch.Tensor:
+    """Return the features of cells, from the outputs at strides 2 (B, 16, H / 2, W / 2) and 4 (B, 24, H / 4, W / 4)."""
+    # slices, because a pooling of windows of 2 x 2 is slow on a CPU
+    corners = [at_2[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    highest, lowest = (reduce(extremum, corners) for extremum in (torch.maximum, torch.minimum))
+    return nn.functional.pixel_unshuffle(torch.cat((highest, lowest, at_4), dim=1), 2)
 
 
 STEMS = {"efficientnet_lite0": EfficientNetLite0Stem}
@@ -208,8 +246,11 @@ def without_stem_layer(layers: Iterable[Any]) -> list[Any]:
 
 
 def layer_width(layer: int | str, vision_config: CLIPVisionConfig) -> int:
-    """Return the width of the patch tokens of a layer: a block, or `"stem"`."""
-    return STEMS[stem_of(vision_config)].num_features if layer == STEM_LAYER else vision_config.hidden_size
+    """Return the width of the patch tokens of a layer: a block, `"stem"`, or `"stem_cells"`."""
+    if layer not in (STEM_LAYER, STEM_CELLS):
+        return vision_config.hidden_size
+    stem = STEMS[stem_of(vision_config)]
+    return stem.num_features if layer == STEM_LAYER else _CELLS_OF_PATCH * stem.num_cell_features
 
 
 class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
@@ -237,7 +278,8 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images; sides are multiples of 8.
-            record (`Callable`, *optional*): receiver of `"stem"` and the stem's features, `(B, N, 176)`.
+            record (`Callable`, *optional*): receiver of `"stem"` and the stem's features of patches, `(B, N, 176)`,
+                and of `"stem_cells"` and those of their cells, `(B, N, 224)`.
 
         Returns:
             `torch.Tensor` of shape `(B, d_v, H / 8, W / 8)`.
@@ -245,10 +287,12 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
         patches = super().forward(pixel_values)
         if self.stem_projection is None and record is None:
             return patches
-        features, details = self.stem(pixel_values, with_details=self.stem_projection is not None)
-        if record is not None:
+        has_projection, is_recorded = self.stem_projection is not None, record is not None
+        features, cells, details = self.stem(pixel_values, with_cells=is_recorded, with_details=has_projection)
+        if is_recorded:
             record(STEM_LAYER, features.flatten(2).transpose(1, 2))
-        return patches if self.stem_projection is None else patches + self.project(features, details)
+            record(STEM_CELLS, cells.flatten(2).transpose(1, 2))
+        return patches + self.project(features, details) if has_projection else patches
 
     def project(self, features: torch.Tensor, details: torch.Tensor) -> torch.Tensor:
         """Map the stem's features (B, 176, h, w) and details (B, 352, h, w) to embedded patches (B, d_v, h, w)."""
@@ -279,13 +323,22 @@ def compared_features(features: torch.Tensor) -> torch.Tensor:
     parts = (
         _FEATURE_FACTOR * features,
         _DIFFERENCE_FACTOR * (features - mean),
-        _DIFFERENCE_FACTOR * (features - _surroundings(features)),
+        _DIFFERENCE_FACTOR * (features - mean_around(features, _SURROUNDINGS)),
     )
     return torch.cat(parts, dim=1)
 
 
-def _surroundings(features: torch.Tensor) -> torch.Tensor:
-    """Return the mean over the square of patches around each, (B, C, h, w); at the border, over those that exist."""
-    side, margin = _SURROUNDINGS, _SURROUNDINGS // 2
+def mean_around(features: torch.Tensor, side: int) -> torch.Tensor:
+    """
+    Return the mean over the square of patches around each patch; at the border, over those that exist.
+
+    Args:
+        features (`torch.Tensor` of shape `(B, C, h, w)`): features of patches.
+        side (`int`): side of the square in patches, odd.
+
+    Returns:
+        `torch.Tensor` of the same shape.
+    """
+    margin = side // 2
     rows = nn.functional.avg_pool2d(features, (side, 1), 1, (margin, 0), count_include_pad=False)
     return nn.functional.avg_pool2d(rows, (1, side), 1, (0, margin), count_include_pad=False)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .configuration_vcp_clip import VCPCLIPConfig
-from .convolutional_stem import STEM_LAYER, layer_width
+from .convolutional_stem import STEM_CELLS, STEM_LAYER, layer_width
 from .modeling_vcp_clip import VCPCLIPModel
 
 
@@ -46,7 +46,8 @@ def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
     }
     # models without these parts do not read them, and their folders of earlier versions do not have them
     if config.use_stem_branch:
-        arrays["stem_features"] = ((patches, layer_width(STEM_LAYER, config.vision_config)), np.float16)
+        for name, layer in (("stem_features", STEM_LAYER), ("stem_cells", STEM_CELLS)):
+            arrays[name] = ((patches, layer_width(layer, config.vision_config)), np.float16)
     if config.use_image_head:
         arrays["is_anomalous"] = ((), np.bool_)
     return arrays
@@ -60,7 +61,8 @@ class CachedFeatures(Dataset):
         folder (`str`): folder of the features.
 
     Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8, `has_mask`
-    and, for a model with an image head, `is_anomalous`; for one with a stem branch, `stem_features` (N, 176) float16.
+    and, for a model with an image head, `is_anomalous`; for one with a stem branch, `stem_features` (N, 176) and
+    `stem_cells` (N, 224), float16.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -114,7 +116,7 @@ def cache_image_features(
     if model.config.use_image_head:
         facts["is_anomalous"] = True
     if model.config.use_stem_branch:
-        facts["stem_features"] = True
+        facts["stem_cells"] = True
     # One process reads, and all use its result, because they must reach the same barriers
     found = broadcast_object_list([_read_facts(folder) == facts])[0]
     if found:
@@ -173,15 +175,16 @@ def _fill(
         for batch in loader:
             with torch.no_grad(), accelerator.autocast():
                 outputs = model.encode_image_with_states(batch["pixel_values"].to(accelerator.device))
-                patch_tokens, image_embeds, stem_features, _ = outputs
+                patch_tokens, image_embeds, of_stem, _ = outputs
             values = {
                 "patch_tokens": torch.stack(patch_tokens, dim=1).half(),
                 "image_embeds": image_embeds.float(),
                 "labels": batch["labels"],
                 "has_mask": batch["has_mask"],
                 "is_anomalous": batch.get("is_anomalous"),
-                "stem_features": None if stem_features is None else stem_features.half(),
             }
+            if of_stem is not None:
+                values |= zip(("stem_features", "stem_cells"), (each.half() for each in of_stem), strict=True)
             indices = list(mine[done : done + len(image_embeds)])
             for name, file in files.items():
                 file[indices] = values[name].cpu().numpy()

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .backbone_loading import config_on_backbone, without_load_report
 from .checkpoint_errors import read_config_values
 from .configuration_vcp_clip import VCPCLIPConfig
-from .convolutional_stem import STEM_LAYER, layer_width
+from .convolutional_stem import STEM_CELLS, STEM_LAYER, layer_width
 from .image_head import VCPCLIPImageHead, image_head_loss
 from .losses import segmentation_loss, stem_branch_loss
 from .map_fusion import fused_by_logits
@@ -36,7 +36,7 @@ from .modeling_frozen_clip import (
 )
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_states_differ, check_tokenizer, tokenize_prompts
-from .stem_branch import VCPCLIPStemBranch
+from .stem_branch import VCPCLIPStemBranch, upsampled_cells
 from .visual_context_prompting import (
     VCPCLIPDeepPrompts,
     VCPCLIPPostVCP,
@@ -109,6 +109,8 @@ class VCPCLIPOutput(ModelOutput):
             `(batch_size, 1 + num_patches, d_v)`.
         stem_features (`torch.FloatTensor` of shape `(batch_size, num_patches, 176)`, *optional*, returned with
             `output_hidden_states=["stem", ...]`): the features of the image tower's convolutional stem.
+        stem_cells (`torch.FloatTensor` of shape `(batch_size, num_patches, 224)`, *optional*, returned with
+            `stem_features` and `use_stem_branch`): the stem's features of the 2 x 2 cells of each patch.
         image_logits (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
             Logits of the image head, positive for anomalous images, float32.
         image_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with `use_image_head`):
@@ -130,6 +132,7 @@ class VCPCLIPOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     stem_features: torch.FloatTensor | None = None
+    stem_cells: torch.FloatTensor | None = None
     image_logits: torch.FloatTensor | None = None
     image_scores: torch.FloatTensor | None = None
     stem_map: torch.FloatTensor | None = None
@@ -341,7 +344,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 
     def encode_image_with_states(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | int | Sequence[int | str] = False, **kwargs
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None, dict[str, Any]]:
         """
         Run `encode_image`, and return more of what the image tower computes.
 
@@ -352,18 +355,22 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             kwargs: arguments of transformers' attention functions.
 
         Returns:
-            `tuple`: both results of `encode_image`; the features of the stem `(batch_size, num_patches, 176)` for the
-            stem branch, or `None` without one; a `dict` with the output fields of the requested hidden states.
+            `tuple`: both results of `encode_image`; what the stem branch reads, the stem's features of patches
+            `(batch_size, num_patches, 176)` and of their cells `(batch_size, num_patches, 224)`, or `None` without a
+            stem branch; a `dict` with the output fields of the requested hidden states.
         """
         layers = self.config.feature_layers
-        read = layers if self.stem_branch is None else (*layers, STEM_LAYER)
+        read = layers if self.stem_branch is None else (*layers, STEM_LAYER, STEM_CELLS)
         num_states = len(self.clip.vision_model.encoder.layers) + 1
         requested = requested_states(output_hidden_states, num_states)
         states, pooled = self.run_image_tower(pixel_values, (*read, *requested), **kwargs)
         patch_tokens = tuple(states[layer][:, 1:] for layer in layers)
         image_embeds = self.clip.visual_projection(pooled)
-        stem_features = None if self.stem_branch is None else states[STEM_LAYER]
-        return patch_tokens, image_embeds, stem_features, state_outputs(states, requested, num_states)
+        fields, stem = state_outputs(states, requested, num_states), None
+        if self.stem_branch is not None:
+            stem = states[STEM_LAYER], states[STEM_CELLS]
+            fields["stem_cells"] = states[STEM_CELLS] if STEM_LAYER in requested else None
+        return patch_tokens, image_embeds, stem, fields
 
     # --- the text tower -------------------------------------------------------------------------------------------
 
@@ -487,6 +494,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         output_hidden_states: bool | int | Sequence[int | str] | None = None,
         is_anomalous: torch.Tensor | None = None,
         stem_features: torch.FloatTensor | None = None,
+        stem_cells: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VCPCLIPOutput:
         r"""
@@ -511,18 +519,19 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 whole image when `pixel_values` are its tiles.
             patch_tokens (`torch.FloatTensor` of shape `(batch_size, num_feature_layers, num_patches, d_v)`,
                 *optional*): patch tokens that `encode_image` returned for images of `config.image_size`, stacked,
-                instead of `pixel_values`; they need `image_embeds`, and `stem_features` for a stem branch.
+                instead of `pixel_values`; they need `image_embeds`, and `stem_features` and `stem_cells` for a stem
+                branch.
             output_hidden_states (`bool`, `int` or `Sequence[int | str]`, *optional*, defaults to
                 `config.output_hidden_states`): also return the image tower's hidden states, or those of the given
-                indices only, with `None` in the place of the others, and with `"stem"` among them `stem_features`;
-                needs `pixel_values`.
+                indices only, with `None` in the place of the others, and with `"stem"` among them `stem_features`
+                and, for a model with a stem branch, `stem_cells`; needs `pixel_values`.
             is_anomalous (`torch.Tensor` of shape `(batch_size,)`, *optional*):
                 1 for anomalous images, else 0, for the loss of the image head. Default with `labels`: 1 if the mask
                 has an abnormal pixel. Without `labels`, `loss` is that of the image head alone. (transformers' Trainer
                 evaluates a loss only if every argument with "label" in its name is given.)
-            stem_features (`torch.FloatTensor` of shape `(batch_size, num_patches, 176)`, *optional*): features of the
-                stem, with `patch_tokens`, for a model with a stem branch; the output of the same name for
-                `output_hidden_states=["stem"]`.
+            stem_features, stem_cells (`torch.FloatTensor` of shape `(batch_size, num_patches, 176)` and
+                `(batch_size, num_patches, 224)`, *optional*): features of the stem, with `patch_tokens`, for a model
+                with a stem branch; the outputs of the same names for `output_hidden_states=["stem"]`.
             return_dict (`bool`, *optional*): `False` for a plain tuple.
             kwargs: arguments of transformers' attention functions, for the image tower.
 
@@ -531,7 +540,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 
         Raises:
             ValueError: a wrong shape, labels outside 0 and 1, `is_anomalous` for a model without an image head, or
-                `stem_features` that are missing or not taken; the message says what was expected.
+                features of the stem that are missing or not taken; the message says what was expected.
             TypeError: an unknown keyword argument.
         """
         _refuse_unknown(kwargs)
@@ -546,17 +555,18 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 "Give either pixel_values, or the results of encode_image: patch_tokens (stacked) with image_embeds."
             )
         if pixel_values is not None:
-            if stem_features is not None:
+            if stem_features is not None or stem_cells is not None:
                 raise ValueError(
-                    "stem_features belong to patch_tokens; the model computes those of pixel_values itself. Leave"
-                    " stem_features out."
+                    "stem_features and stem_cells belong to patch_tokens; the model computes those of pixel_values"
+                    " itself. Leave them out."
                 )
-            patch_tokens, own_embeds, stem_features, states = self.encode_image_with_states(
+            patch_tokens, own_embeds, of_stem, states = self.encode_image_with_states(
                 pixel_values, output_hidden_states, **kwargs
             )
             batch_size, size = pixel_values.shape[0], tuple(pixel_values.shape[-2:])
         else:
-            self._check_patch_tokens(patch_tokens, stem_features)
+            of_stem = (stem_features, stem_cells)
+            self._check_patch_tokens(patch_tokens, of_stem)
             batch_size, size, own_embeds = patch_tokens.shape[0], self.config.input_size, image_embeds
             patch_tokens = patch_tokens.to(self.base_logit_scale.dtype).unbind(dim=1)
         image_embeds = (
@@ -570,9 +580,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         base, vcp, attentions = self._layer_contrasts(patch_tokens, text_embeds)
         base_logits = self.base_logit_scale.float().exp() * base
         vcp_logits = None if vcp is None else self.vcp_logit_scale.float().exp() * vcp
-        stem = None  # of every head, (B, H, N)
+        stem = None  # of every head, (B, H, 2h, 2w)
         if self.stem_branch is not None:
-            stem = self.stem_branch(stem_features.to(self.base_logit_scale.dtype), self._grid(size), text_embeds)
+            features, cells = (values.to(self.base_logit_scale.dtype) for values in of_stem)
+            stem = self.stem_branch(features, cells, self._grid(size), text_embeds)
 
         # 4. to pixels and probabilities, then the mean over layers and the fusion
         base_layer_maps, vcp_layer_maps = self._layer_maps(base_logits, vcp_logits, size)
@@ -583,19 +594,20 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             anomaly_map = torch.lerp(base_map, vcp_map, float(self.config.fusion_weight))
         stem_map = stem_head_logits = None
         if stem is not None:
-            stem_logits = self._upsampled(stem.mean(dim=1, keepdim=True), size).squeeze(1).to(anomaly_map.device)
+            stem_logits = upsampled_cells(stem.mean(dim=1, keepdim=True), size).squeeze(1).to(anomaly_map.device)
             weight = float(self.config.stem_branch_weight)
             anomaly_map = fused_by_logits(anomaly_map, stem_logits, weight, _LOGIT_EPS)
             stem_map = stem_logits.sigmoid()
             if output_layer_maps or labels is not None:
-                stem_head_logits = self._upsampled(stem, size)
+                stem_head_logits = upsampled_cells(stem, size)
 
         # 5. the score of the image
         image_logits = None
         if self.image_head is not None:
             embeds = own_embeds.expand(batch_size, -1)
-            of_stem = None if stem is None else stem.mean(dim=1)
-            image_logits = self.image_head(embeds, text_embeds, patch_tokens, base, vcp, of_stem)
+            # the mean of heads and of the cells of each patch
+            stem_evidence = None if stem is None else nn.functional.avg_pool2d(stem.mean(dim=1), 2).flatten(1)
+            image_logits = self.image_head(embeds, text_embeds, patch_tokens, base, vcp, stem_evidence)
 
         # 6. the loss of all branches and of the image head
         loss = None
@@ -660,7 +672,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         values = values.unflatten(-1, self._grid(size))
         return nn.functional.interpolate(values, size=size, mode="bilinear", align_corners=True)
 
-    def _check_patch_tokens(self, patch_tokens: torch.Tensor, stem_features: torch.Tensor | None) -> None:
+    def _check_patch_tokens(self, patch_tokens: torch.Tensor, of_stem: Sequence[torch.Tensor | None]) -> None:
         height, width = self.config.input_size
         vision = self.config.vision_config
         num_patches = (height // vision.patch_size) * (width // vision.patch_size)
@@ -670,17 +682,19 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f"patch_tokens has shape {tuple(patch_tokens.shape)}, expected (batch_size, {expected[0]}"
                 f" feature layers, {expected[1]} patches of a {height} x {width} image, {expected[2]})."
             )
-        if (stem_features is None) != (self.stem_branch is None):
-            raise ValueError(
-                "This model has no stem branch, so it takes no stem_features."
-                if self.stem_branch is None
-                else "This model has a stem branch: give stem_features with patch_tokens, the output of the same name"
-                ' for output_hidden_states=["stem"].'
-            )
-        if stem_features is not None:
-            expected = (patch_tokens.shape[0], num_patches, layer_width(STEM_LAYER, vision))
-            if tuple(stem_features.shape) != expected:
-                raise ValueError(f"stem_features has shape {tuple(stem_features.shape)}, expected {expected}.")
+        layers = {"stem_features": STEM_LAYER, "stem_cells": STEM_CELLS}
+        for (name, layer), values in zip(layers.items(), of_stem, strict=True):
+            if (values is None) != (self.stem_branch is None):
+                raise ValueError(
+                    f"This model has no stem branch, so it takes no {name}."
+                    if self.stem_branch is None
+                    else f"This model has a stem branch: give {name} with patch_tokens, the output of the same name"
+                    ' for output_hidden_states=["stem"].'
+                )
+            if values is not None:
+                expected = (patch_tokens.shape[0], num_patches, layer_width(layer, vision))
+                if tuple(values.shape) != expected:
+                    raise ValueError(f"{name} has shape {tuple(values.shape)}, expected {expected}.")
 
     def _check_is_anomalous(self, is_anomalous: torch.Tensor, batch_size: int) -> None:
         if self.image_head is None:
@@ -719,7 +733,7 @@ def _added_parts(
 def _refuse_unknown(arguments: dict[str, Any]) -> None:
     """Raise for unknown keyword arguments, such as a misspelled one of ours; transformers' own are passed on."""
     known = ("pixel_values", "labels", "prompt_input_ids", "output_layer_maps", "output_attentions", "image_embeds")
-    known += ("patch_tokens", "output_hidden_states", "is_anomalous", "stem_features")
+    known += ("patch_tokens", "output_hidden_states", "is_anomalous", "stem_features", "stem_cells")
     for name in arguments.keys() - TransformersKwargs.__annotations__.keys():
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."

@@ -742,7 +742,9 @@ class ReferencedModel(nn.Module):
         if outputs.get("image_scores") is not None:
             highest = memory_map.flatten(1).amax(dim=1).to(outputs.image_scores.device)
             outputs["image_scores"] = torch.lerp(outputs.image_scores.float(), highest, weight)
-        outputs["stem_features"] = None
+        for name in ("stem_features", "stem_cells"):
+            if outputs.get(name) is not None:
+                outputs[name] = None
         if not output_hidden_states:
             outputs["hidden_states"] = None
         outputs["reference_map"] = memory_map

@@ -6,13 +6,16 @@ the prompted text as the patches of the base branch are (equation 3). What they 
 against the whole image and against the patches around it, in units of the variation within the image, because a defect
 is an unusual difference, whatever the product.
 
+Patches are coarse beside a thin crack or a small pit. The convolutions of patches therefore end in cells of a quarter
+of a patch, where further convolutions add the stem's early outputs, which are finer; tokens are those of cells.
+
 The branch has several heads, trained side by side from different random weights. Which products a head finds hard
 depends on these weights, so that the mean of their logits is better than most of them.
 
 Of the other parts, only the image head reads the branch, and no gradient leaves the branch. The base map and the
 Post-VCP map are therefore those of the same weights without it.
 
-Shapes: B images, a grid of h x w patches, N = h * w, H heads, d the width of CLIP's joint space.
+Shapes: B images, a grid of h x w patches, N = h * w, 2h x 2w cells, H heads, d the width of CLIP's joint space.
 """
 
 import math
@@ -22,16 +25,18 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_vcp_clip import VCPCLIPConfig
-from .convolutional_stem import STEM_LAYER, compared_features, layer_width
+from .convolutional_stem import STEM_CELLS, STEM_LAYER, compared_features, layer_width, mean_around
 from .visual_context_prompting import contrast_with_text, inverse_norm
 
 
-__all__ = ["VCPCLIPStemBranch"]
+__all__ = ["VCPCLIPStemBranch", "upsampled_cells"]
 
-# Channels of each head, in groups that are normalized over the image: 0.12 million parameters a head
-_HEADS, _WIDTH, _GROUPS = 3, 64, 8
-# Added to the variation within an image, which is zero in an empty one and about 0.5 in others
-_LEAST_VARIATION = 0.3
+# Channels of each head, for patches and for cells, in groups that are normalized over the image
+_HEADS, _WIDTH, _CELL_WIDTH, _CHANNELS_OF_GROUP = 3, 64, 32, 8
+# Added to the variation within an image, which is zero in an empty one, and about 0.5 for features in others
+_LEAST_VARIATION, _LEAST_CELL_VARIATION = 0.3, 0.1
+# Side of the square of patches whose mean a cell is compared with
+_CELL_SURROUNDINGS = 5
 
 
 class VCPCLIPStemBranch(nn.Module):
@@ -45,12 +50,17 @@ class VCPCLIPStemBranch(nn.Module):
     def __init__(self, config: VCPCLIPConfig):
         super().__init__()
         num_features = layer_width(STEM_LAYER, config.vision_config)
+        num_cell_features = layer_width(STEM_CELLS, config.vision_config) // 4
         # all heads in one convolution each: as a group of channels that reads its own group only
-        width = _HEADS * _WIDTH
+        width, cell_width = _HEADS * _WIDTH, _HEADS * _CELL_WIDTH
         self.entry = nn.Conv2d(3 * num_features, width, 1)
-        self.norms = nn.ModuleList(nn.GroupNorm(_HEADS * _GROUPS, width) for _ in range(2))
+        self.norms = nn.ModuleList(nn.GroupNorm(width // _CHANNELS_OF_GROUP, width) for _ in range(2))
         self.neighbors = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, groups=_HEADS) for _ in range(2))
-        self.projection = nn.Conv2d(width, _HEADS * config.projection_dim, 1, groups=_HEADS)
+        self.cell_entry = nn.Conv2d(2 * num_cell_features, cell_width, 1)
+        self.to_cells = nn.Conv2d(width, cell_width, 1, groups=_HEADS)
+        self.cell_norm = nn.GroupNorm(cell_width // _CHANNELS_OF_GROUP, cell_width)
+        self.cell_neighbors = nn.Conv2d(cell_width, cell_width, 3, padding=1, groups=_HEADS)
+        self.projection = nn.Conv2d(cell_width, _HEADS * config.projection_dim, 1, groups=_HEADS)
         self.logit_scale = nn.Parameter(torch.empty(_HEADS))
 
     @torch.no_grad()
@@ -58,31 +68,55 @@ class VCPCLIPStemBranch(nn.Module):
         """Set the temperature of the paper's branches in all heads; the convolutions keep PyTorch's default."""
         init.constant_(self.logit_scale, math.log(1 / 0.07))
 
-    def forward(self, features: torch.Tensor, grid: tuple[int, int], text_embeds: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, features: torch.Tensor, cell_features: torch.Tensor, grid: tuple[int, int], text_embeds: torch.Tensor
+    ) -> torch.Tensor:
         """
-        Compute the logits of patches by every head; the branch's are their mean. The features are used without their
+        Compute the logits of cells by every head; the branch's are their mean. The features are used without their
         gradients, as the text is.
 
         Args:
             features (`torch.Tensor` of shape `(B, N, 176)`): features of the stem.
+            cell_features (`torch.Tensor` of shape `(B, N, 224)`): features of the cells of each patch.
             grid (`tuple[int, int]`): patches in a column and in a row.
             text_embeds (`torch.Tensor` of shape `(B, 2, d)`): normal, abnormal; L2-normalized.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, H, N)`, float32: positive for abnormal patches.
+            `torch.FloatTensor` of shape `(B, H, 2h, 2w)`, float32: positive for abnormal cells.
         """
         maps = self.entry(_read(features.detach().transpose(1, 2).unflatten(2, grid)))
         for norm, convolution in zip(self.norms, self.neighbors, strict=True):
             maps = convolution(norm(nn.functional.gelu(maps)))
+        maps = self.to_cells(nn.functional.gelu(maps))
+        maps = nn.functional.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
+        maps = maps + self.cell_entry(_read_cells(cell_features.detach().transpose(1, 2).unflatten(2, grid)))
+        maps = self.cell_neighbors(self.cell_norm(nn.functional.gelu(maps)))
         tokens = self.projection(nn.functional.gelu(maps)).unflatten(1, (_HEADS, -1)).flatten(3).transpose(2, 3)
-        # the tokens of all heads as one row of patches
+        # the tokens of all heads as one row of cells
         flat = tokens.flatten(1, 2)
         contrast = contrast_with_text(flat, text_embeds.detach(), inverse_norm(flat)).unflatten(1, (_HEADS, -1))
-        return self.logit_scale.float().exp()[:, None] * contrast
+        return (self.logit_scale.float().exp()[:, None] * contrast).unflatten(2, maps.shape[2:])
+
+
+def upsampled_cells(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Upsample logits of cells (B, H, 2h, 2w) to the size of the image, (B, H, height, width)."""
+    # the middle of a cell stays where it is; `align_corners` would move those at the border to the border
+    return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def _read(features: torch.Tensor) -> torch.Tensor:
-    """Return what the branch reads, (B, C, h, w) -> (B, 3 * C, h, w); a texture varies more than a plain surface."""
+    """Return what patches read, (B, C, h, w) -> (B, 3 * C, h, w); a texture varies more than a plain surface."""
     own, to_mean, to_surroundings = compared_features(features).chunk(3, dim=1)
     variation = _LEAST_VARIATION + to_surroundings.std(dim=(2, 3), correction=0, keepdim=True)
     return torch.cat((own, to_mean / variation, to_surroundings / variation), dim=1)
+
+
+def _read_cells(features: torch.Tensor) -> torch.Tensor:
+    """Return what cells read, features of the four cells of each patch (B, 4 * C, h, w) -> (B, 2 * C, 2h, 2w)."""
+    cells = features.unflatten(1, (-1, 4))
+    patches = cells.mean(dim=2)
+    to_mean = cells - patches.mean(dim=(2, 3), keepdim=True)[:, :, None]
+    to_surroundings = cells - mean_around(patches, _CELL_SURROUNDINGS)[:, :, None]
+    variation = _LEAST_CELL_VARIATION + to_surroundings.flatten(2).std(dim=2, correction=0)[..., None, None, None]
+    read = torch.cat((to_mean / variation, to_surroundings / variation), dim=1)
+    return nn.functional.pixel_shuffle(read.flatten(1, 2), 2)

@@ -8,12 +8,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.losses import stem_branch_loss
+from vcp_clip_hf.stem_branch import upsampled_cells
 
 
 __all__ = ["fit_stem_branch", "store_stem_features"]
@@ -25,6 +25,7 @@ WARMUP = 0.1  # share of the steps in which the learning rate rises; then it fal
 _PICTURES_AT_A_TIME = 16
 _BATCHES_BETWEEN_RECORDS = 32  # after an interruption, less than this is done again
 _FACTS = "features.json"
+_OF_STEM = ("stem_features", "stem_cells")  # what the branch reads, as the model's outputs name it
 
 
 def store_stem_features(
@@ -37,8 +38,9 @@ def store_stem_features(
         model ([`VCPCLIPModel`]): model with a stem, in float32 and evaluation mode.
         image_processor ([`VCPCLIPImageProcessor`]): its image processor.
         pictures (`datasets.Dataset`): pictures with their masks.
-        folder (`Path`): folder to write: `stem_features.npy` (pictures, N, 176) float16, `text_embeds.npy`
-            (pictures, 2, d) float32, `labels.npy` (pictures, height, width) bool.
+        folder (`Path`): folder to write: `stem_features.npy` (pictures, N, 176) and `stem_cells.npy`
+            (pictures, N, 224) float16, `text_embeds.npy` (pictures, 2, d) float32, `labels.npy`
+            (pictures, height, width) bool.
     """
     facts = {
         "pictures": pictures._fingerprint,
@@ -47,9 +49,9 @@ def store_stem_features(
     }
     height, width = model.config.input_size
     with torch.no_grad():
-        patches = model(torch.zeros(1, 3, height, width), output_hidden_states=["stem"]).stem_features.shape[1:]
+        outputs = model(torch.zeros(1, 3, height, width), output_hidden_states=["stem"])
     shapes = {
-        "stem_features": (patches, np.float16),
+        **{name: (tuple(outputs[name].shape[1:]), np.float16) for name in _OF_STEM},
         "text_embeds": ((2, model.config.projection_dim), np.float32),
         "labels": ((height, width), np.bool_),
     }
@@ -76,7 +78,8 @@ def store_stem_features(
             with torch.no_grad():
                 outputs = model(pixel_values, output_hidden_states=["stem"])
             place = slice(done, done + len(labels))
-            arrays["stem_features"][place] = outputs.stem_features.half().numpy()
+            for name in _OF_STEM:
+                arrays[name][place] = outputs[name].half().numpy()
             arrays["text_embeds"][place] = outputs.text_embeds.numpy()
             arrays["labels"][place] = labels.numpy()
             done += len(labels)
@@ -117,7 +120,7 @@ def fit_stem_branch(model: VCPCLIPModel, features: Path, seed: int, steps: int =
     Returns:
         `float`: mean loss of the last tenth of the steps.
     """
-    arrays = [np.load(features / f"{name}.npy", mmap_mode="r") for name in ("stem_features", "text_embeds", "labels")]
+    arrays = [np.load(features / f"{name}.npy", mmap_mode="r") for name in (*_OF_STEM, "text_embeds", "labels")]
     order, size = np.random.default_rng(seed), model.config.input_size
     grid = tuple(side // model.config.vision_config.patch_size for side in size)
     branch = model.stem_branch
@@ -128,10 +131,9 @@ def fit_stem_branch(model: VCPCLIPModel, features: Path, seed: int, steps: int =
         if len(waiting) < BATCH_SIZE:
             waiting = order.permutation(len(arrays[0]))
         chosen, waiting = np.sort(waiting[:BATCH_SIZE]), waiting[BATCH_SIZE:]
-        stem_features, text_embeds, labels = (torch.from_numpy(array[chosen]).float() for array in arrays)
-        logits = branch(stem_features, grid, text_embeds).unflatten(2, grid)
-        logits = nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=True)
-        loss = stem_branch_loss(logits, labels)
+        stem_features, stem_cells, text_embeds, labels = (torch.from_numpy(array[chosen]).float() for array in arrays)
+        logits = branch(stem_features, stem_cells, grid, text_embeds)
+        loss = stem_branch_loss(upsampled_cells(logits, size), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -38,15 +38,19 @@ def test_the_stored_features_give_the_models_map(pictures, model, processor, tmp
     arrays = {path.stem: np.load(path) for path in tmp_path.glob("*.npy")}
     assert {name: array.shape for name, array in arrays.items()} == {
         "stem_features": (COUNT, 36, 176),
+        "stem_cells": (COUNT, 36, 224),
         "text_embeds": (COUNT, 2, 32),
         "labels": (COUNT, SIZE, SIZE),
     }
     for index in (0, COUNT - 1):
         row = pictures[index]
         outputs = model(**processor(row["image"], return_tensors="pt"), output_hidden_states=["stem"])
-        features, text = (torch.from_numpy(arrays[name][index])[None] for name in ("stem_features", "text_embeds"))
-        expected = model.stem_branch(outputs.stem_features, (6, 6), outputs.text_embeds)
-        torch.testing.assert_close(model.stem_branch(features.float(), (6, 6), text), expected, atol=0.05, rtol=0)
+        *of_stem, text = (
+            torch.from_numpy(arrays[name][index])[None].float()
+            for name in ("stem_features", "stem_cells", "text_embeds")
+        )
+        expected = model.stem_branch(outputs.stem_features, outputs.stem_cells, (6, 6), outputs.text_embeds)
+        torch.testing.assert_close(model.stem_branch(*of_stem, (6, 6), text), expected, atol=0.05, rtol=0)
         mask = np.zeros((SIZE, SIZE), bool) if row["mask"] is None else np.asarray(row["mask"]) > 0
         assert np.array_equal(arrays["labels"][index], mask)
 
