@@ -74,7 +74,7 @@ def test_padding_is_that_of_tensorflow(side, size):
 
 
 def plain_reading(stem: EfficientNetLite0Stem, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Compute features of patches and cells, and details, of an image (3, H, W) from its blocks' outputs, one by one."""
+    """Compute features of patches and cells, and details, of an image (3, H, W) from its blocks' outputs."""
     outputs, handles = {}, []
     for block in (0, 2, 4, 10):
         handles.append(stem.blocks[block].register_forward_hook(lambda _, __, y, key=block: outputs.update({key: y})))

@@ -96,8 +96,9 @@ def head_by_hand(
         maps = convolved(maps, convolution.weight[own], convolution.bias[own])
     maps = in_cells(pointwise(branch.to_cells, of_cells, nn.functional.gelu(maps)))
     maps = maps + pointwise(branch.cell_entry, of_cells, read_cells)
-    maps = normalized(branch.cell_norm, of_cells, nn.functional.gelu(maps))
-    maps = convolved(maps, branch.cell_neighbors.weight[of_cells], branch.cell_neighbors.bias[of_cells])
+    for norm, convolution in zip(branch.cell_norms, branch.cell_neighbors, strict=True):
+        maps = normalized(norm, of_cells, nn.functional.gelu(maps))
+        maps = convolved(maps, convolution.weight[of_cells], convolution.bias[of_cells])
     tokens = pointwise(branch.projection, of_tokens, nn.functional.gelu(maps))
     cosines = torch.einsum("d,dhw->hw", text[1] - text[0], tokens / tokens.norm(dim=0))
     return branch.logit_scale[head].exp() * cosines
@@ -117,7 +118,7 @@ def normalized(norm: nn.GroupNorm, channels: slice, maps: torch.Tensor) -> torch
 
 
 def in_cells(maps: torch.Tensor) -> torch.Tensor:
-    """Interpolate patches (C, h, w) at the middles of their cells, (C, 2h, 2w): 3/4 of the own patch, 1/4 of the next."""
+    """Interpolate patches (C, h, w) at the middles of their cells, (C, 2h, 2w): 3/4 of its patch, 1/4 of the next."""
     for dim in (1, 2):
         first, last = maps.narrow(dim, 0, 1), maps.narrow(dim, maps.shape[dim] - 1, 1)
         before = torch.cat([first, maps], dim).narrow(dim, 0, maps.shape[dim])
@@ -244,7 +245,7 @@ def test_the_gradients_of_the_other_parts_are_bit_equal_with_and_without_the_bra
     trained = [name for name, parameter in plain.named_parameters() if parameter.grad is not None]
     assert any(".stem." in name for name in trained) == trains_clip
     of_branch = [parameter.grad for name, parameter in parameters.items() if name.startswith(BRANCH)]
-    assert len(of_branch) == 21 and all(each is not None and each.abs().max() > 0 for each in of_branch)
+    assert len(of_branch) == 25 and all(each is not None and each.abs().max() > 0 for each in of_branch)
     assert losses[1] > losses[0]
 
 

@@ -201,7 +201,7 @@ class EfficientNetLite0Stem(nn.Module):
 
 
 def _cells(at_2: torch.Tensor, at_4: torch.Tensor) -> torch.Tensor:
-    """Return the features of cells, from the outputs at strides 2 (B, 16, H / 2, W / 2) and 4 (B, 24, H / 4, W / 4)."""
+    """Return the features of cells, from outputs at strides 2 (B, 16, H / 2, W / 2) and 4 (B, 24, H / 4, W / 4)."""
     # slices, because a pooling of windows of 2 x 2 is slow on a CPU
     corners = [at_2[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
     highest, lowest = (reduce(extremum, corners) for extremum in (torch.maximum, torch.minimum))

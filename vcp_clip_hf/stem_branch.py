@@ -58,8 +58,10 @@ class VCPCLIPStemBranch(nn.Module):
         self.neighbors = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, groups=_HEADS) for _ in range(2))
         self.cell_entry = nn.Conv2d(2 * num_cell_features, cell_width, 1)
         self.to_cells = nn.Conv2d(width, cell_width, 1, groups=_HEADS)
-        self.cell_norm = nn.GroupNorm(cell_width // _CHANNELS_OF_GROUP, cell_width)
-        self.cell_neighbors = nn.Conv2d(cell_width, cell_width, 3, padding=1, groups=_HEADS)
+        self.cell_norms = nn.ModuleList(nn.GroupNorm(cell_width // _CHANNELS_OF_GROUP, cell_width) for _ in range(2))
+        self.cell_neighbors = nn.ModuleList(
+            nn.Conv2d(cell_width, cell_width, 3, padding=1, groups=_HEADS) for _ in range(2)
+        )
         self.projection = nn.Conv2d(cell_width, _HEADS * config.projection_dim, 1, groups=_HEADS)
         self.logit_scale = nn.Parameter(torch.empty(_HEADS))
 
@@ -90,7 +92,8 @@ class VCPCLIPStemBranch(nn.Module):
         maps = self.to_cells(nn.functional.gelu(maps))
         maps = nn.functional.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
         maps = maps + self.cell_entry(_read_cells(cell_features.detach().transpose(1, 2).unflatten(2, grid)))
-        maps = self.cell_neighbors(self.cell_norm(nn.functional.gelu(maps)))
+        for norm, convolution in zip(self.cell_norms, self.cell_neighbors, strict=True):
+            maps = convolution(norm(nn.functional.gelu(maps)))
         tokens = self.projection(nn.functional.gelu(maps)).unflatten(1, (_HEADS, -1)).flatten(3).transpose(2, 3)
         # the tokens of all heads as one row of cells
         flat = tokens.flatten(1, 2)
