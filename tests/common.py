@@ -96,7 +96,8 @@ def tiny_model_with_stem_branch(**fields) -> VCPCLIPModel:
     vision = {**TINY_VISION, "stem": "efficientnet_lite0", "stem_projection": False}
     model = tiny_model(**{"vision_config": vision, "use_stem_branch": True, **fields})
     with torch.no_grad():
-        model.stem_branch.projection.bias.zero_()
+        for projection in model.stem_branch.projections:
+            projection.bias.zero_()
     return model
 
 

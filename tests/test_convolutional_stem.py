@@ -221,8 +221,9 @@ def test_the_embedding_is_clips_and_a_map_of_the_features(stem):
     torch.testing.assert_close(embedding(image)[0], expected, atol=1e-4, rtol=1e-5)
     recorded = []
     assert torch.equal(embedding(image, lambda *values: recorded.append(values)), embedding(image))
-    (name, tokens), grid = recorded[0], (13, 12)
-    assert len(recorded) == 1 and name == "stem" and torch.equal(tokens.mT.unflatten(2, grid), stem(image)[0])
+    assert [name for name, _ in recorded] == ["stem", "stem_cells"]
+    for (_, tokens), maps in zip(recorded, stem(image), strict=False):
+        assert torch.equal(tokens.mT.unflatten(2, (13, 12)), maps)
 
 
 @torch.no_grad()

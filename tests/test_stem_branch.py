@@ -89,7 +89,7 @@ def head_by_hand(
     branch: VCPCLIPStemBranch, head: int, read: torch.Tensor, read_cells: torch.Tensor, text: torch.Tensor
 ) -> torch.Tensor:
     """Compute the logits (2h, 2w) of one head: its channels of patches and cells read its own channels only."""
-    own, of_cells, of_tokens = (slice(width * head, width * (head + 1)) for width in (64, 32, 32))
+    own, of_cells = (slice(width * head, width * (head + 1)) for width in (64, 32))
     maps = pointwise(branch.entry, own, read)
     for norm, convolution in zip(branch.norms, branch.neighbors, strict=True):
         maps = normalized(norm, own, nn.functional.gelu(maps))
@@ -99,7 +99,8 @@ def head_by_hand(
     for norm, convolution in zip(branch.cell_norms, branch.cell_neighbors, strict=True):
         maps = normalized(norm, of_cells, nn.functional.gelu(maps))
         maps = convolved(maps, convolution.weight[of_cells], convolution.bias[of_cells])
-    tokens = pointwise(branch.projection, of_tokens, nn.functional.gelu(maps))
+    projection = branch.projections[head]
+    tokens = torch.einsum("dc,chw->dhw", projection.weight, nn.functional.gelu(maps)) + projection.bias[:, None, None]
     cosines = torch.einsum("d,dhw->hw", text[1] - text[0], tokens / tokens.norm(dim=0))
     return branch.logit_scale[head].exp() * cosines
 
@@ -245,7 +246,7 @@ def test_the_gradients_of_the_other_parts_are_bit_equal_with_and_without_the_bra
     trained = [name for name, parameter in plain.named_parameters() if parameter.grad is not None]
     assert any(".stem." in name for name in trained) == trains_clip
     of_branch = [parameter.grad for name, parameter in parameters.items() if name.startswith(BRANCH)]
-    assert len(of_branch) == 25 and all(each is not None and each.abs().max() > 0 for each in of_branch)
+    assert len(of_branch) == 29 and all(each is not None and each.abs().max() > 0 for each in of_branch)
     assert losses[1] > losses[0]
 
 
@@ -288,7 +289,8 @@ def test_the_accelerated_copy_gives_the_same_maps(fields):
         close(outputs.stem_map, expected.stem_map, atol=1e-6)
     kept = accelerated_or_plain(model)
     assert accelerated_or_plain(model, kept) is kept
-    model.stem_branch.projection.weight.mul_(2).add_(0.1)
+    for projection in model.stem_branch.projections:
+        projection.weight.mul_(2).add_(0.1)
     again = accelerated_or_plain(model, kept)
     close(again(images).stem_map, model(images).stem_map, atol=1e-6)
 
@@ -301,7 +303,8 @@ def test_the_image_head_reads_the_branch():
     model.image_head.prominence_weights[-1] += 1
     risen = model(images).image_logits
     assert (risen > before).all()
-    model.stem_branch.projection.weight.mul_(-1)
+    for projection in model.stem_branch.projections:
+        projection.weight.mul_(-1)
     assert ((model(images).image_logits - risen).abs() > 1e-4).all()
 
 

@@ -62,7 +62,7 @@ class VCPCLIPStemBranch(nn.Module):
         self.cell_neighbors = nn.ModuleList(
             nn.Conv2d(cell_width, cell_width, 3, padding=1, groups=_HEADS) for _ in range(2)
         )
-        self.projection = nn.Conv2d(cell_width, _HEADS * config.projection_dim, 1, groups=_HEADS)
+        self.projections = nn.ModuleList(nn.Linear(_CELL_WIDTH, config.projection_dim) for _ in range(_HEADS))
         self.logit_scale = nn.Parameter(torch.empty(_HEADS))
 
     @torch.no_grad()
@@ -94,11 +94,13 @@ class VCPCLIPStemBranch(nn.Module):
         maps = maps + self.cell_entry(_read_cells(cell_features.detach().transpose(1, 2).unflatten(2, grid)))
         for norm, convolution in zip(self.cell_norms, self.cell_neighbors, strict=True):
             maps = convolution(norm(nn.functional.gelu(maps)))
-        tokens = self.projection(nn.functional.gelu(maps)).unflatten(1, (_HEADS, -1)).flatten(3).transpose(2, 3)
-        # the tokens of all heads as one row of cells
-        flat = tokens.flatten(1, 2)
-        contrast = contrast_with_text(flat, text_embeds.detach(), inverse_norm(flat)).unflatten(1, (_HEADS, -1))
-        return (self.logit_scale.float().exp()[:, None] * contrast).unflatten(2, maps.shape[2:])
+        cells = nn.functional.gelu(maps).unflatten(1, (_HEADS, -1)).flatten(3).transpose(2, 3)
+        text_embeds, logits = text_embeds.detach(), []
+        for projection, cells_of_head in zip(self.projections, cells.unbind(1), strict=True):
+            tokens = projection(cells_of_head)
+            logits.append(contrast_with_text(tokens, text_embeds, inverse_norm(tokens)))
+        logits = self.logit_scale.float().exp()[:, None] * torch.stack(logits, dim=1)
+        return logits.unflatten(2, maps.shape[2:])
 
 
 def upsampled_cells(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
