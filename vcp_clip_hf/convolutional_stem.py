@@ -296,7 +296,7 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
 
     def project(self, features: torch.Tensor, details: torch.Tensor) -> torch.Tensor:
         """Map the stem's features (B, 176, h, w) and details (B, 352, h, w) to embedded patches (B, d_v, h, w)."""
-        rows = torch.cat((compared_features(features), _DETAIL_FACTOR * details), dim=1).flatten(2).transpose(1, 2)
+        rows = torch.cat((*compared_features(features), _DETAIL_FACTOR * details), dim=1).flatten(2).transpose(1, 2)
         return self.stem_projection(rows).transpose(1, 2).unflatten(2, features.shape[2:])
 
 
@@ -308,7 +308,7 @@ def _relu6(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.relu6(x, inplace=not (torch.is_grad_enabled() and x.requires_grad))
 
 
-def compared_features(features: torch.Tensor) -> torch.Tensor:
+def compared_features(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     Return features as they are, relative to the mean of the image, and relative to the 11 x 11 patches around, all at
     about the same scale.
@@ -317,15 +317,14 @@ def compared_features(features: torch.Tensor) -> torch.Tensor:
         features (`torch.Tensor` of shape `(B, C, h, w)`): features of a stem.
 
     Returns:
-        `torch.Tensor` of shape `(B, 3 * C, h, w)`.
+        `tuple` of three `torch.Tensor` of the same shape.
     """
     mean = features.mean(dim=(2, 3), keepdim=True)
-    parts = (
+    return (
         _FEATURE_FACTOR * features,
         _DIFFERENCE_FACTOR * (features - mean),
         _DIFFERENCE_FACTOR * (features - mean_around(features, _SURROUNDINGS)),
     )
-    return torch.cat(parts, dim=1)
 
 
 def mean_around(features: torch.Tensor, side: int) -> torch.Tensor:
@@ -339,6 +338,13 @@ def mean_around(features: torch.Tensor, side: int) -> torch.Tensor:
     Returns:
         `torch.Tensor` of the same shape.
     """
-    margin = side // 2
-    rows = nn.functional.avg_pool2d(features, (side, 1), 1, (margin, 0), count_include_pad=False)
-    return nn.functional.avg_pool2d(rows, (1, side), 1, (0, margin), count_include_pad=False)
+    # products with small matrices: a pooling of large windows takes ten times as long on a CPU
+    rows, columns = (_averaging(length, side, features) for length in features.shape[2:])
+    return rows @ features @ columns.mT
+
+
+def _averaging(length: int, side: int, like: torch.Tensor) -> torch.Tensor:
+    """Return the matrix (length, length) that averages `side` neighbors, or those that exist, of each position."""
+    positions = torch.arange(length, device=like.device)
+    near = (positions[:, None] - positions).abs() <= side // 2
+    return (near / near.sum(dim=1, keepdim=True)).to(like.dtype)

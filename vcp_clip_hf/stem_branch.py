@@ -86,18 +86,22 @@ class VCPCLIPStemBranch(nn.Module):
         Returns:
             `torch.FloatTensor` of shape `(B, H, 2h, 2w)`, float32: positive for abnormal cells.
         """
-        maps = self.entry(_read(features.detach().transpose(1, 2).unflatten(2, grid)))
+        # channels first in memory too: the products and sums of `_read` are then twice as fast on a CPU
+        features, cells = (
+            each.detach().transpose(1, 2).unflatten(2, grid).contiguous() for each in (features, cell_features)
+        )
+        maps = self.entry(_read(features))
         for norm, convolution in zip(self.norms, self.neighbors, strict=True):
             maps = convolution(norm(nn.functional.gelu(maps)))
         maps = self.to_cells(nn.functional.gelu(maps))
         maps = nn.functional.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
-        maps = maps + self.cell_entry(_read_cells(cell_features.detach().transpose(1, 2).unflatten(2, grid)))
+        maps = maps + self.cell_entry(_read_cells(cells))
         for norm, convolution in zip(self.cell_norms, self.cell_neighbors, strict=True):
             maps = convolution(norm(nn.functional.gelu(maps)))
-        cells = nn.functional.gelu(maps).unflatten(1, (_HEADS, -1)).flatten(3).transpose(2, 3)
+        of_heads = nn.functional.gelu(maps).unflatten(1, (_HEADS, -1)).flatten(3).transpose(2, 3)
         text_embeds, logits = text_embeds.detach(), []
-        for projection, cells_of_head in zip(self.projections, cells.unbind(1), strict=True):
-            tokens = projection(cells_of_head)
+        for projection, of_head in zip(self.projections, of_heads.unbind(1), strict=True):
+            tokens = projection(of_head)
             logits.append(contrast_with_text(tokens, text_embeds, inverse_norm(tokens)))
         logits = self.logit_scale.float().exp()[:, None] * torch.stack(logits, dim=1)
         return logits.unflatten(2, maps.shape[2:])
@@ -111,7 +115,7 @@ def upsampled_cells(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 
 def _read(features: torch.Tensor) -> torch.Tensor:
     """Return what patches read, (B, C, h, w) -> (B, 3 * C, h, w); a texture varies more than a plain surface."""
-    own, to_mean, to_surroundings = compared_features(features).chunk(3, dim=1)
+    own, to_mean, to_surroundings = compared_features(features)
     variation = _LEAST_VARIATION + to_surroundings.std(dim=(2, 3), correction=0, keepdim=True)
     return torch.cat((own, to_mean / variation, to_surroundings / variation), dim=1)
 

@@ -169,6 +169,8 @@ def embedded_config() -> VCPCLIPConfig:
     )
 
 
+# Half a cell of the stem branch, in pixels
+_EMBEDDED_SMOOTHING = 2.0
 _EMBEDDED_RUN = {
     "output_dir": "runs/vcp-clip-tiny",
     "dataset": "synthetic",
@@ -197,7 +199,7 @@ def write(root: Path = ROOT) -> None:
         config = METHODS[name].config_class(**{"backbone_name_or_path": backbone, **_METHOD_FIELDS.get(name, {})})
         _write_folder(root / name, config, {}, {"output_dir": f"runs/{name}", **training})
     config = embedded_config()
-    _write_folder(root / "vcp-clip-tiny", config, {"smoothing_sigma": 3.5}, _EMBEDDED_RUN)
+    _write_folder(root / "vcp-clip-tiny", config, {"smoothing_sigma": _EMBEDDED_SMOOTHING}, _EMBEDDED_RUN)
 
 
 def _write_folder(folder: Path, config: FrozenCLIPConfig, processing: dict, run: dict) -> None:
