@@ -340,7 +340,8 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     assert "The stem branch, which the paper's model does not have, was trained afterwards" in card
     assert "| Images | 2 normal, 4 anomalous |" in card
     config = VCPCLIPConfig.from_pretrained(tmp_path / "out")
-    assert config.backbone_name_or_path is None and config.memory_layers == ["stem", 4]
+    assert config.backbone_name_or_path is None and config.memory_layers == ["stem"]
+    assert config.reference_distance == "relative" and config.reference_scale == 2.5
     assert config.vision_config.stem_projection is False and config.use_stem_branch
 
 
