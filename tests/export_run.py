@@ -95,7 +95,8 @@ def traced_with_a_stem():
     """Return a model with a stem and its branch, its processor, a memory of the stem's features, and the graph."""
     torch.manual_seed(333)
     vision = {**HYBRID_VISION, "num_hidden_layers": 2}
-    model = small_model(vision_config=vision, reference_layers=["stem", 2], use_stem_branch=True)
+    fused = {"reference_distance": "relative", "reference_fusion": "logits"}
+    model = small_model(vision_config=vision, reference_layers=["stem", 2], use_stem_branch=True, **fused)
     processor = small_processor(model)
     known = memory(model, processor, layers=None)
     return model, processor, known, _trace(SegmentationGraph(model, processor.scoring(), 48, known), 48)

@@ -190,12 +190,16 @@ def test_nothing_waits_for_the_device(fields):
 HYBRID = {"vision_config": dict(HYBRID_VISION), "use_stem_branch": True, "use_image_head": True}
 
 
-@pytest.mark.parametrize("fields", [{}, {"reference_fusion": "logits"}, HYBRID], ids=["mean", "logits", "stem branch"])
+LOGITS = {"reference_distance": "relative", "reference_fusion": "logits"}
+
+
+@pytest.mark.parametrize("fields", [{}, LOGITS, HYBRID], ids=["mean", "relative, logits", "stem branch"])
 @torch.no_grad()
 def test_nothing_waits_for_the_device_with_references(fields):
     model = tiny_model(**fields)
     layers = list(model.config.memory_layers)
-    builder = MemoryBuilder(MemorySettings(layers=tuple(layers), neighborhood=3))
+    distance = model.config.reference_distance
+    builder = MemoryBuilder(MemorySettings(layers=tuple(layers), neighborhood=3, distance=distance))
     builder.add("one", states_of(model(pixels(1), output_hidden_states=layers), layers), (6, 6))
     memory = builder.finish(weight=0.5, tower={}).to("meta")
     model.to("meta")

@@ -83,6 +83,17 @@ def test_loading_with_overrides_keeps_the_rest_of_a_tower(tmp_path):
     assert config.vision_config.hidden_act == "gelu" and config.vision_config.hidden_size == 64
 
 
+def test_saved_configurations_name_the_way_to_use_references_only_if_it_is_not_the_published_one(tmp_path):
+    ways = ("reference_distance", "reference_fusion")
+    assert not {*ways} & tiny_config().to_dict().keys()
+    other = {"reference_distance": "relative", "reference_fusion": "logits"}
+    tiny_config(**other).save_pretrained(tmp_path)
+    loaded = VCPCLIPConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in ways} == other
+    with pytest.raises(Exception, match="reference_distance"):
+        tiny_config(reference_distance="absolute")
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

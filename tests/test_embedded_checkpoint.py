@@ -67,7 +67,8 @@ def test_references_are_compared_by_the_stem():
     inspect = pipeline("anomaly-segmentation", device=-1)
     pictures = [render_sample(UNSEEN_PRODUCTS[0], 5, index, 128, None).image for index in range(3)]
     memory = inspect.set_references(pictures[:2])
-    assert memory.settings.layers == ("stem", 4) and memory.banks["stem"].shape[1] == 176
+    assert memory.settings.layers == ("stem",) and memory.banks["stem"].shape[1] == 176
+    assert memory.settings.is_relative and inspect.model.config.reference_fusion == "logits"
     assert inspect(pictures[0])["score"] < inspect(pictures[2])["score"]
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -22,6 +23,7 @@ from examples.research import (
     compare_with_rivals,
     embedded_checkpoint,
     pretrain_clip,
+    products_with_references,
 )
 from examples.research.benchmark.__main__ import main as benchmark
 from examples.research.benchmark.floor import image_encoder_flops
@@ -131,14 +133,27 @@ def test_benchmark_of_references(checkpoint, capsys):
 def test_choose_reference_settings(checkpoint, tmp_path, capsys):
     for index in range(2):
         render_sample(select_products("unseen")[index], 0, 0, 128).image.save(tmp_path / f"{index}.png")
-    sizes = ["--num_references", "1", "--num_tested", "4", "--neighborhood", "3"]
-    choose_reference_settings.main(
-        ["--model", str(checkpoint), "--photos", str(tmp_path), "--layers", "1", "2", *sizes]
-    )
-    (line,) = capsys.readouterr().out.splitlines()
-    assert (
-        line.startswith("layers [1, 2], neighborhood 3: pixel_auroc ") and float(line.split("balancing scale ")[1]) > 0
-    )
+    sizes = ["--num_references", "1", "--num_tested", "4", "--neighborhood", "3", "--num_rendered", "1"]
+    choices = ["--layers", "1", "2", "--distance", "scaled", "relative", "--scale", "2.5"]
+    choose_reference_settings.main(["--model", str(checkpoint), "--photos", str(tmp_path), *choices, *sizes])
+    scaled, relative = capsys.readouterr().out.splitlines()
+    for line, distance in ((scaled, "scaled"), (relative, "relative")):
+        assert line.startswith(f"layers [1, 2], neighborhood 3, {distance}: memory: pixel_auroc ")
+        assert "; fused: pixel_auroc " in line and float(line.split("balancing scale ")[1]) > 0
+    assert scaled.split("; fused")[0][50:] != relative.split("; fused")[0][52:]
+
+
+def test_rendered_products_are_one_object_before_a_camera():
+    (product,) = products_with_references.rendered(1, 3, 6)
+    (again,) = products_with_references.rendered(1, 3, 6)
+    assert product.name == select_products("unseen")[0] and len(product.references) == 3
+    assert [mask is None for mask in product.masks] == [True] * 3 + [False] * 3
+    assert all(mask.size == (224, 224) and np.asarray(mask).any() for mask in product.masks[3:])
+    first, *others = (np.asarray(each, dtype=float) for each in (*product.references, *product.tested[:3]))
+    assert all(0 < np.abs(other - first).mean() < 60 for other in others)
+    assert [np.asarray(each).tobytes() for each in again.tested] == [
+        np.asarray(each).tobytes() for each in product.tested
+    ]
 
 
 def test_compare_references(checkpoint, tmp_path, capsys):
@@ -340,7 +355,8 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     assert "The stem branch, which the paper's model does not have, was trained afterwards" in card
     assert "| Images | 2 normal, 4 anomalous |" in card
     config = VCPCLIPConfig.from_pretrained(tmp_path / "out")
-    assert config.backbone_name_or_path is None and config.memory_layers == ["stem", 4]
+    assert config.backbone_name_or_path is None and config.memory_layers == ["stem"]
+    assert config.reference_distance == "relative" and config.reference_scale == 2.5
     assert config.vision_config.stem_projection is False and config.use_stem_branch
 
 

@@ -266,9 +266,10 @@ def test_the_image_head_needs_references_of_whole_pictures():
 
 @pytest.mark.parametrize("tiles", [{}, {"tile_size": 40}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_references_among_the_images_are_reported(pipe, warned, tiles, dtype):
+@pytest.mark.parametrize("distance", ["scaled", "relative"])
+def test_references_among_the_images_are_reported(pipe, warned, tiles, dtype, distance):
     pipe.model.to(dtype)
-    pipe.set_references(NORMAL, scale=20, **tiles)
+    pipe.set_references(NORMAL, scale=20, distance=distance, **tiles)
     pipeline_references.logger.warning_once.cache_clear()
     pipe(NEW, batch_size=2, **tiles)
     pipe.calibrate(NORMAL, false_alarm_rate=0.2, **tiles)

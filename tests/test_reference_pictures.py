@@ -79,15 +79,22 @@ def test_the_configuration_has_the_defaults():
     assert memory.settings.layers == (0, 2) and memory.settings.neighborhood == 3 and memory.weight == 0.7
     others = build_memory(model, processor, [picture(48, 48)], layers=[1], neighborhood=1, weight=0)
     assert others.settings.layers == (1,) and others.settings.neighborhood == 1 and others.weight == 0
+    assert not others.settings.is_relative and not others.spacing
+    model.config.reference_distance = "relative"
+    relative = build_memory(model, processor, [picture(48, 48)])
+    assert relative.settings.is_relative and relative.spacing.keys() == {0, 2}
+    assert not build_memory(model, processor, [picture(48, 48)], distance="scaled").settings.is_relative
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_the_batch_size_changes_nothing(model, processor, batch_size):
     pictures = [picture(60, 80, seed) for seed in range(4)]
-    expected = build_memory(model, processor, pictures, copies="flips", batch_size=5)
-    memory = build_memory(model, processor, iter(pictures), copies="flips", batch_size=batch_size)
+    settings = {"copies": "flips", "distance": "relative"}
+    expected = build_memory(model, processor, pictures, batch_size=5, **settings)
+    memory = build_memory(model, processor, iter(pictures), batch_size=batch_size, **settings)
     for layer, bank in expected.banks.items():
         torch.testing.assert_close(memory.banks[layer], bank, rtol=0, atol=1e-5)
+        torch.testing.assert_close(memory.spacing[layer], expected.spacing[layer], rtol=0, atol=1e-5)
         assert torch.equal(memory.rows_of[layer], expected.rows_of[layer])
     assert memory.pictures == expected.pictures and memory.num_patches == 4 * 3 * 36
 
@@ -143,6 +150,7 @@ def test_references_that_cannot_be_read(model, processor, warned, tmp_path):
         ({"layers": [5]}, r"layers=\(5,\) must lie in 0..4: the image tower has 4 blocks"),
         ({"layers": []}, "at least one"),
         ({"weight": 2}, "reference_weight=2"),
+        ({"distance": "far"}, "distance='far' must be one of"),
         ({"neighborhood": 0}, "neighborhood=0"),
         ({"copies": "turned"}, "copies='turned'"),
         ({"max_patches": -1}, "max_patches=-1"),

@@ -1,5 +1,6 @@
 """The memory of normal pictures: distances, coreset, file and fused maps, against loops and published numbers."""
 
+import hashlib
 import itertools
 import json
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from vcp_clip_hf.references import (
     check_weight,
     greedy_k_center,
     nearest_distance,
+    nearest_ratio,
     picture_digest,
     tower_weights,
     turned_copies,
@@ -308,6 +310,7 @@ def test_copies():
         ({"scale": float("nan")}, "scale=nan must be a positive number"),
         ({"copies": "mirror"}, "copies='mirror' must be one of 'none', 'flips', 'rotations', 'all'"),
         ({"copies": ["flips"]}, r"copies=\['flips'\] must be one of"),
+        ({"distance": "absolute"}, "distance='absolute' must be one of 'scaled', 'relative'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -442,6 +445,116 @@ def test_references_themselves_have_no_distance_and_without_them_they_have():
         assert without.distances(streams[1], GRID).min() > 1e-3
     assert memory.for_new_picture(small_picture(7)) is memory
     assert memory.distances(streams[1], GRID).max() < 1e-6, "the memory itself is unchanged"
+
+
+def relative_memory(pictures: int = 3, **settings) -> ReferenceMemory:
+    return memory_of(pictures, distance="relative", **settings)
+
+
+def test_relative_distances_are_those_of_a_loop():
+    builder = MemoryBuilder(MemorySettings(layers=(1, 2), distance="relative", scale=0.7))
+    streams, states = [states_of(views=2) for _ in range(2)], states_of()
+    for seed, each in enumerate(streams):
+        builder.add(picture_digest(small_picture(seed)), each, GRID)
+    found = builder.finish().distances(states, GRID)
+    total = torch.zeros(12)
+    for layer in (1, 2):
+        # the spacing of a patch is that in its own view
+        views = [nn.functional.normalize(view[1:], dim=-1) for stream in streams for view in stream[layer]]
+        for place, token in enumerate(nn.functional.normalize(states[layer][0, 1:], dim=-1)):
+            ratios = []
+            for view in views:
+                for index, row in enumerate(view):
+                    others = [(1 - float(row @ view[other])) / 2 for other in range(len(view)) if other != index]
+                    ratios.append((1 - float(token @ row)) / 2 / (sum(sorted(others)[:16]) / len(others)) ** 0.5)
+            total[place] += min(ratios) / 2
+    expected = (0.7 * total) ** 2 / (1 + (0.7 * total) ** 2)
+    torch.testing.assert_close(found, expected.view(1, *GRID), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_values", [1, 50, 2**24])
+def test_blocks_do_not_change_ratios(block_values):
+    tokens, bank, spacing = torch.randn(2, 7, WIDTH), unit(23, WIDTH), torch.rand(23) + 0.01
+    expected = nearest_ratio(tokens, bank, spacing)
+    assert expected.shape == (2, 7)
+    torch.testing.assert_close(nearest_ratio(tokens, bank, spacing, block_values), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="at least one other picture"):
+        nearest_ratio(tokens, bank[:0], spacing[:0])
+
+
+def test_one_more_picture_never_raises_a_relative_distance():
+    """The guarantee of thresholds from references, each scored against the others, needs this."""
+    memory, states = relative_memory(6), states_of(views=3)
+    full = memory.distances(states, GRID)
+    for picture in range(6):
+        assert (memory.without(picture).distances(states, GRID) >= full).all()
+
+
+def test_relative_references_themselves_have_no_distance_and_without_them_they_have():
+    builder = MemoryBuilder(MemorySettings(layers=(1, 2), distance="relative"))
+    streams = [states_of() for _ in range(3)]
+    for seed, states in enumerate(streams):
+        builder.add(picture_digest(small_picture(seed)), states, GRID)
+    memory = builder.finish()
+    others = MemoryBuilder(memory.settings)
+    for seed in (0, 2):
+        others.add(picture_digest(small_picture(seed)), streams[seed], GRID)
+    assert memory.distances(streams[1], GRID).max() < 1e-6
+    assert memory.value_at(0) == 0 and memory.without(1).value_at(0.01) > 0
+    without = memory.without(1).distances(streams[1], GRID)
+    assert torch.equal(without, others.finish().distances(streams[1], GRID)) and without.min() > 1e-3
+
+
+@pytest.mark.parametrize("distance", ["scaled", "relative"])
+def test_no_patch_is_above_the_value_at_its_distance(distance):
+    memory, states = memory_of(distance=distance, scale=2.0, layers=(1,)), states_of()
+    far = nearest_distance(states[1][:, 1:], memory.banks[1]).max().item() / 2
+    assert memory.distances(states, GRID).max() <= memory.value_at(far) + 1e-6
+
+
+def test_a_coreset_keeps_the_spacing_of_its_rows():
+    torch.manual_seed(5)
+    whole = relative_memory()
+    torch.manual_seed(5)
+    few = relative_memory(max_patches=10)
+    spacing_of = {tuple(row.tolist()): value for row, value in zip(whole.banks[1], whole.spacing[1], strict=True)}
+    assert len(few.banks[1]) == 10 and len(set(whole.spacing[1].tolist())) > 10
+    assert [spacing_of[tuple(row.tolist())] for row in few.banks[1]] == list(few.spacing[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_relative_memory_is_saved_and_loaded_bit_equal(tmp_path, dtype):
+    memory = relative_memory(dtype=dtype)
+    loaded = ReferenceMemory.load(memory.save(tmp_path))
+    assert loaded.settings == memory.settings and loaded.digest == memory.digest
+    states = states_of()
+    assert torch.equal(loaded.distances(states, GRID), memory.distances(states, GRID))
+    assert "relative distances" in loaded.describe()
+    damaged(tmp_path / "references.safetensors", lambda tensors, facts, metadata: tensors.pop("layer_2.spacing"))
+    with pytest.raises(ValueError, match=r"layer_2.spacing.*set the references again"):
+        ReferenceMemory.load(tmp_path / "references.safetensors")
+
+
+def test_a_spacing_of_other_rows_is_refused():
+    memory = relative_memory()
+    spacing = {**memory.spacing, 2: memory.spacing[2][1:]}
+    with pytest.raises(ValueError, match=r"layer 2: tokens of shape \(36, 8\) and spacing of shape \(35,\)"):
+        ReferenceMemory(memory.banks, memory.rows_of, memory.settings, memory.pictures, 36, spacing=spacing)
+
+
+def test_a_scaled_memory_has_the_file_and_the_hash_of_earlier_versions(tmp_path):
+    memory = memory_of()
+    with safe_open(memory.save(tmp_path), "pt") as file:
+        names, facts = set(file.keys()), json.loads(file.metadata()["references"])
+    assert names == {f"layer_{layer}.{part}" for layer in (1, 2) for part in ("tokens", "picture")}
+    assert set(facts["settings"]) == {"layers", "max_patches", "neighborhood", "scale", "copies"}
+    digest = hashlib.sha256(json.dumps([facts["settings"], memory.conditions], sort_keys=True).encode())
+    for layer in (1, 2):
+        digest.update(f"{layer} (36, {WIDTH}) torch.float32".encode() + memory.banks[layer].numpy().tobytes())
+    assert memory.digest == digest.hexdigest()[:16]
+    relative, changed = relative_memory(), relative_memory()
+    changed.banks, changed.spacing = relative.banks, {layer: 2 * each for layer, each in relative.spacing.items()}
+    assert len({memory.digest, relative.digest, changed.digest}) == 3
 
 
 def test_without_the_only_picture_there_is_nothing_to_compare_with():
@@ -723,6 +836,21 @@ def test_maps_are_fused_by_their_logits_if_the_configuration_says_so(weight):
     assert itself.anomaly_map.isfinite().all()
     assert "reference_fusion" not in tiny_model().config.to_dict()
     assert network.config.to_dict()["reference_fusion"] == "logits"
+
+
+@torch.no_grad()
+def test_relative_maps_of_a_batch_are_those_of_its_images_plain_and_accelerated():
+    network = tiny_model(reference_fusion="logits")
+    images = pixels(3)
+    memory = for_model(network, pixels(2), distance="relative")
+    plain, fast = (ReferencedModel(each, memory)(images) for each in (network, accelerate_inference(network)))
+    for name in (*MAPS, "reference_map"):
+        torch.testing.assert_close(fast[name], plain[name], rtol=0, atol=1e-5)
+        for index, image in enumerate(images.split(1)):
+            alone = ReferencedModel(network, memory)(image)
+            torch.testing.assert_close(plain[name][index], alone[name][0], rtol=0, atol=1e-5)
+    scaled = ReferencedModel(network, for_model(network, images))(images)
+    assert (plain.reference_map - scaled.reference_map).abs().max() > 0.01
 
 
 @torch.no_grad()

@@ -9,11 +9,12 @@ bounds its expectation (conformal risk control; Angelopoulos et al., ICLR 2024).
 With a memory of references, normal images that are not references are used as above (split). References are each
 scored against the other references (leave one out), and the same bounds hold. In general, only the bounds of the
 jackknife+ hold (Barber et al. 2021), which are twice as large; here, the distance to the nearest patch never grows
-when an image is added. Proof: let s(i) be the score of image i against all others of n + 1 images: the n references
-and the new image. These n + 1 scores are exchangeable, so the bounds hold for them. The score of a reference against
-the other references alone is s(i) or higher, and that of the new image is its s(i). Therefore a threshold from the
-former is at least as high as needed. The proof needs a map and a score that never fall when a distance rises, which is
-true of the fused map and of every score, and an exact memory: a coreset can lose the nearest patch.
+when an image is added, and neither does the smallest ratio of relative distances (`patch_spacing.py`). Proof: let s(i)
+be the score of image i against all others of n + 1 images: the n references and the new image. These n + 1 scores are
+exchangeable, so the bounds hold for them. The score of a reference against the other references alone is s(i) or
+higher, and that of the new image is its s(i). Therefore a threshold from the former is at least as high as needed. The
+proof needs a map and a score that never fall when a distance rises, which is true of the fused map and of every score,
+and an exact memory: a coreset can lose the nearest patch.
 
 Thresholds lie in gaps between scores, away from both sides, because the last digits of a score depend on the batch
 size and the processor (see `thresholds.TOLERANCE`).

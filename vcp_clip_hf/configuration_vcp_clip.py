@@ -64,12 +64,16 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         reference_layers (`list[int | str]`, *optional*, defaults to `feature_layers`):
             Image blocks (1-based, ascending; 0 is the embedded patches) whose patch tokens a memory of normal pictures
             keeps, see [`ReferenceMemory`]; before them may stand `"stem"`, the features of a convolutional stem. The
-            paper has no such memory; these five fields change nothing without it.
+            paper has no such memory; these six fields change nothing without it.
         reference_neighborhood (`int`, *optional*, defaults to 1):
             Odd side of the square of patches that the memory averages tokens over; 1: no averaging.
         reference_scale (`float`, *optional*, defaults to 1):
-            Factor of the memory's distances, which are then limited to 1: it brings the small distances of patches to
-            the range of the zero-shot map.
+            Factor of the memory's distances: it brings the small distances of patches to the range of the zero-shot
+            map.
+        reference_distance (`"scaled"` or `"relative"`, *optional*, defaults to `"scaled"`):
+            Way to convert distances to a map: `"scaled"` multiplies them by the factor and limits them to 1;
+            `"relative"` compares them with the spacing of normal patches, see [`MemorySettings`]. Saved configurations
+            name this field only if it is `"relative"`.
         reference_weight (`float`, *optional*, defaults to 0.5):
             Weight w of the memory in `(1 - w) * zero_shot_map + w * memory_map`.
         reference_fusion (`"mean"` or `"logits"`, *optional*, defaults to `"mean"`):
@@ -129,6 +133,7 @@ class VCPCLIPConfig(FrozenCLIPConfig):
     reference_layers: list[int | str] | tuple[int | str, ...] | None = None
     reference_neighborhood: int = 1
     reference_scale: float | int = 1.0
+    reference_distance: Literal["scaled", "relative"] = "scaled"
     reference_weight: float | int = 0.5
     reference_fusion: Literal["mean", "logits"] = "mean"
     use_stem_branch: bool = False
@@ -157,6 +162,8 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             values.pop("use_image_head", None)
         if self.reference_fusion == "mean":
             values.pop("reference_fusion", None)
+        if self.reference_distance == "scaled":
+            values.pop("reference_distance", None)
         if not self.use_stem_branch:
             values.pop("use_stem_branch", None)
             values.pop("stem_branch_weight", None)

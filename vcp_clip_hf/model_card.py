@@ -406,7 +406,13 @@ def _references(facts: CheckpointFacts) -> str:
         f"- {escaped(memory.describe())}",
         f"- Turned and mirrored copies of each picture: {as_code(memory.settings.copies)}.",
     ]
-    if memory.settings.scale != 1:
+    if memory.settings.is_relative:
+        lines.append(
+            "- The distance from a normal patch is divided by the square root of that patch's spacing: its mean"
+            " distance from the nearest patches of its own picture. The map is `r ** 2 / (1 + r ** 2)`, where r is the"
+            f" smallest of these ratios times {memory.settings.scale:g}."
+        )
+    elif memory.settings.scale != 1:
         lines.append(f"- Distances are multiplied by {memory.settings.scale:g} and limited to 1.")
     side = memory.settings.neighborhood
     if side > 1:

@@ -78,6 +78,7 @@ class ReferencedPipeline(PromptedPipeline):
         max_patches: int = MemorySettings.max_patches,
         source: str = "",
         progress: bool = False,
+        distance: str | None = None,
         **kwargs: Any,
     ) -> ReferenceMemory | None:
         """
@@ -99,6 +100,7 @@ class ReferencedPipeline(PromptedPipeline):
                 [`MemorySettings`].
             source (`str`, *optional*): where the images are from, for the model card.
             progress (`bool`, *optional*, defaults to `False`): whether to show a progress bar.
+            distance (`str`, *optional*, defaults to `config.reference_distance`): see [`MemorySettings`].
             kwargs: arguments of a call for reading images (`input_range`, `timeout`, `max_pixels`,
                 `max_download_bytes`, `on_error`), `batch_size`, and `tile_size`, `tile_overlap`, `global_weight` as in
                 later calls with tiles. With `on_error="return"`, images that cannot be read are left out, with a
@@ -112,8 +114,9 @@ class ReferencedPipeline(PromptedPipeline):
                 range, or a given memory belongs to another image tower. The former references are kept.
         """
         if images is None or isinstance(images, ReferenceMemory):
-            idle = {"layers": layers, "neighborhood": neighborhood, "scale": scale, "source": source, **kwargs}
-            idle |= {"copies": copies, "max_patches": max_patches} | ({"weight": weight} if images is None else {})
+            idle = {"layers": layers, "neighborhood": neighborhood, "scale": scale, "distance": distance}
+            idle |= {"source": source, **kwargs, "copies": copies, "max_patches": max_patches}
+            idle |= {"weight": weight} if images is None else {}
             defaults = {"copies": MemorySettings.copies, "max_patches": MemorySettings.max_patches, "source": ""}
             for name, value in idle.items():
                 if value != defaults.get(name):
@@ -137,6 +140,7 @@ class ReferencedPipeline(PromptedPipeline):
             layers=layers,
             neighborhood=neighborhood,
             scale=scale,
+            distance=distance,
             copies=copies,
             max_patches=max_patches,
             source=source,
@@ -210,7 +214,7 @@ class ReferencedPipeline(PromptedPipeline):
     ) -> list[dict[str, Any]]:
         """Wait for results; warn if an image may be a reference by its highest distance, and is one by its pixels."""
         results = launched.results()
-        limit = _NEAR * references.settings.scale
+        limit = references.value_at(_NEAR)
         distances = [result.pop(NEAREST) for result in results]
         probable = [image for image, distance in zip(images, distances, strict=True) if distance < limit]
         self._warn_of_references(probable, references)

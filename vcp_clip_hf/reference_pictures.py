@@ -82,6 +82,7 @@ def build_memory(
     tile_overlap: int | None = None,
     tile_batch_size: int = 4,
     global_weight: float = 0.0,
+    distance: str | None = None,
     **reading: Any,
 ) -> ReferenceMemory:
     """
@@ -101,6 +102,7 @@ def build_memory(
             cannot be read, with a warning.
         tile_size, tile_overlap, tile_batch_size, global_weight (*optional*): see [`Tiling`]. The memory then has the
             patches of tiles, and with a `global_weight` those of the whole picture too.
+        distance (`str`, *optional*, defaults to `config.reference_distance`): see [`MemorySettings`].
         reading: arguments of [`load_image`].
 
     Returns:
@@ -111,9 +113,11 @@ def build_memory(
     """
     own_banks = getattr(model, "reference_banks", None)
     if own_banks is None:
-        weight, settings = _memory_settings(model.config, weight, layers, neighborhood, scale, max_patches, copies)
+        settings = _memory_settings(model.config, layers, neighborhood, scale, distance, max_patches, copies)
+        weight = check_weight(model.config.reference_weight if weight is None else weight)
     else:
-        _refuse_settings(model, weight=weight, layers=layers, neighborhood=neighborhood, scale=scale)
+        chosen = {"weight": weight, "layers": layers, "neighborhood": neighborhood, "scale": scale}
+        _refuse_settings(model, **chosen, distance=distance)
         weight, settings = 1.0, MemorySettings(tuple(own_banks()), max_patches, copies=copies)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be a whole number, 1 or more.")
@@ -152,26 +156,27 @@ def build_memory(
 
 def _memory_settings(
     config: FrozenCLIPConfig,
-    weight: float | None,
     layers: Sequence[int | str] | None,
     neighborhood: int | None,
     scale: float | None,
+    distance: str | None,
     max_patches: int,
     copies: str,
-) -> tuple[float, MemorySettings]:
-    """Return weight and settings of a memory of patch tokens; `None` stands for the configuration's value."""
+) -> MemorySettings:
+    """Return the settings of a memory of patch tokens; `None` stands for the configuration's value."""
     settings = MemorySettings(
         layers=tuple(config.memory_layers if layers is None else layers),
         max_patches=max_patches,
         neighborhood=config.reference_neighborhood if neighborhood is None else neighborhood,
         scale=config.reference_scale if scale is None else scale,
+        distance=config.reference_distance if distance is None else distance,
         copies=copies,
     )
     check_stem_layer(settings.layers, config.vision_config)
     blocks, depth = without_stem_layer(settings.layers), config.vision_config.num_hidden_layers
     if not {*blocks} <= {*range(depth + 1)}:
         raise ValueError(f"layers={settings.layers} must lie in 0..{depth}: the image tower has {depth} blocks.")
-    return check_weight(config.reference_weight if weight is None else weight), settings
+    return settings
 
 
 def _refuse_settings(model: PreTrainedModel, **settings: Any) -> None:

@@ -3,10 +3,11 @@
 The memory bank of patch tokens is that of few-shot APRIL-GAN (Chen et al. 2023, arXiv 2305.17382, section 3.3). It
 holds the residual stream after chosen blocks of the image tower, neither normalized by a LayerNorm nor projected, or
 the features of its convolutional stem, one bank for each layer. A patch's distance is (1 - maximum cosine) / 2, in
-[0, 1]. The map is the mean over layers, multiplied by a fixed scale, limited to 1, and upsampled like the model's
-maps. It is fused with the zero-shot map: `(1 - weight) * zero_shot + weight * memory`, or the sigmoid of the same
-mean of logits (`config.reference_fusion="logits"`). The paper of VCP-CLIP names few-shot segmentation as future work,
-so no published numbers exist for this fusion.
+[0, 1]. The map is the mean over layers, multiplied by a fixed scale and limited to 1, or compared with the spacing of
+normal patches (`MemorySettings.distance`), and upsampled like the model's maps. It is fused with the zero-shot map:
+`(1 - weight) * zero_shot + weight * memory`, or the sigmoid of the same mean of logits
+(`config.reference_fusion="logits"`). The paper of VCP-CLIP names few-shot segmentation as future work, so no published
+numbers exist for this fusion.
 """
 
 import copy
@@ -32,10 +33,12 @@ from transformers.utils import ModelOutput
 from .autocast import no_autocast
 from .convolutional_stem import STEM_LAYER, without_stem_layer
 from .map_fusion import BRANCH_MAPS, fused_by_logits
+from .patch_spacing import as_probability, patch_spacing, smallest_ratio
 
 
 __all__ = [
     "COPIES",
+    "DISTANCES",
     "REFERENCES_FILE",
     "MemoryBuilder",
     "MemorySettings",
@@ -45,6 +48,7 @@ __all__ = [
     "check_weight",
     "greedy_k_center",
     "nearest_distance",
+    "nearest_ratio",
     "patches_of",
     "picture_digest",
     "states_of",
@@ -61,6 +65,9 @@ COPIES: dict[str, tuple[Image.Transpose, ...]] = {
     "rotations": (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270),
     "all": tuple(Image.Transpose),
 }
+
+# Ways to convert distances to a map, see `MemorySettings`
+DISTANCES = ("scaled", "relative")
 
 # Values of one block of cosines: 64 MiB in float32
 _BLOCK_VALUES = 2**24
@@ -94,6 +101,46 @@ def nearest_distance(tokens: torch.Tensor, bank: torch.Tensor, block_values: int
     Raises:
         ValueError: the widths differ, or the bank has no row to compare with.
     """
+    flat, blocks = _blocks(tokens, bank, block_values)
+    with no_autocast(flat.device):
+        parts = [(flat @ rows.T).amax(dim=1) for rows in blocks]
+        nearest = parts[0] if len(parts) == 1 else torch.stack(parts).amax(dim=0)
+        cosine = nearest.float() / _lengths(flat)
+    return (1 - cosine).clamp(0, 2).view(tokens.shape[:-1])
+
+
+def nearest_ratio(
+    tokens: torch.Tensor, bank: torch.Tensor, spacing: torch.Tensor, block_values: int = _BLOCK_VALUES
+) -> torch.Tensor:
+    """
+    Compute the smallest ratio over the rows of a bank: the distance of a token from a row, `(1 - cosine) / 2`, divided
+    by the square root of the row's spacing.
+
+    Args:
+        tokens, bank, block_values: as in `nearest_distance`.
+        spacing (`torch.FloatTensor` of shape `(rows,)`): `patch_spacing` of the rows of the bank.
+
+    Returns:
+        `torch.FloatTensor` of shape `(...)`: ratios, float32, at least 0.
+
+    Raises:
+        ValueError: as in `nearest_distance`.
+    """
+    flat, blocks = _blocks(tokens, bank, block_values)
+    with no_autocast(flat.device):
+        lengths = _lengths(flat)[:, None]
+        units = spacing.to(flat.device).split(len(blocks[0]))
+        parts = [
+            smallest_ratio((flat @ rows.T).float() / lengths, unit) for rows, unit in zip(blocks, units, strict=True)
+        ]
+        nearest = parts[0] if len(parts) == 1 else torch.stack(parts).amin(dim=0)
+    return nearest.view(tokens.shape[:-1])
+
+
+def _blocks(
+    tokens: torch.Tensor, bank: torch.Tensor, block_values: int
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Return tokens as `(tokens, width)` and blocks of rows of the bank, in the dtype that they are compared in."""
     if bank.ndim != 2 or bank.shape[-1] != tokens.shape[-1]:
         raise ValueError(
             f"Tokens of width {tokens.shape[-1]} cannot be compared with a bank of shape {tuple(bank.shape)}; expected"
@@ -105,14 +152,11 @@ def nearest_distance(tokens: torch.Tensor, bank: torch.Tensor, block_values: int
     flat = flat.float() if flat.device.type == "cpu" else flat
     # a traced graph accepts any number of images, so the size of its blocks is that for one image
     count = tokens.shape[-2] if torch.compiler.is_compiling() else flat.shape[0]
-    block = max(1, block_values // max(1, count))
-    bank = bank.to(flat.device, flat.dtype)
-    with no_autocast(flat.device):
-        starts = range(0, bank.shape[0], block)
-        parts = [(flat @ bank[start : start + block].T).amax(dim=1) for start in starts]
-        nearest = parts[0] if len(parts) == 1 else torch.stack(parts).amax(dim=0)
-        cosine = nearest.float() / flat.float().norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    return (1 - cosine).clamp(0, 2).view(tokens.shape[:-1])
+    return flat, bank.to(flat.device, flat.dtype).split(max(1, block_values // max(1, count)))
+
+
+def _lengths(flat: torch.Tensor) -> torch.Tensor:
+    return flat.float().norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def greedy_k_center(vectors: torch.Tensor, count: int) -> torch.Tensor:
@@ -259,9 +303,14 @@ class MemorySettings:
             memory is exact; beyond it, a greedy k-center coreset is kept.
         neighborhood (`int`, *optional*, defaults to 1): odd side of the square of patches that a token is averaged
             over, in references and in images; 1: no averaging.
-        scale (`float`, *optional*, defaults to 1): factor of the distances, which are then limited to 1. Distances of
-            patches are small numbers; the factor brings them to the range of the zero-shot map. It has no effect on
-            methods with their own few-shot mode.
+        scale (`float`, *optional*, defaults to 1): factor of the distances. Distances of patches are small numbers;
+            the factor brings them to the range of the zero-shot map. It has no effect on methods with their own
+            few-shot mode.
+        distance (`str`, *optional*, defaults to `"scaled"`): way to convert distances to a map. `"scaled"`: the mean
+            over layers of the distance to the nearest normal patch, times the scale, at most 1. `"relative"`: the
+            distance from each normal patch is divided by the square root of the spacing of that patch, its mean
+            distance from the 16 nearest patches of its own view; r is the smallest of these ratios, as mean over
+            layers, times the scale; the map is `r ** 2 / (1 + r ** 2)`, whose logit is `2 * log(r)`.
         copies (`str`, *optional*, defaults to `"none"`): turned and mirrored copies of each reference that are kept
             too: `"none"`, `"flips"` (2), `"rotations"` (by 90, 180 and 270 degrees) or `"all"` (7).
 
@@ -274,6 +323,7 @@ class MemorySettings:
     neighborhood: int = 1
     scale: float = 1.0
     copies: str = "none"
+    distance: str = "scaled"
 
     def __post_init__(self):
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -290,6 +340,20 @@ class MemorySettings:
             raise ValueError(f"neighborhood={self.neighborhood} must be odd, so that it has a center.")
         if not isinstance(self.copies, str) or self.copies not in COPIES:
             raise ValueError(f"copies={self.copies!r} must be one of {', '.join(map(repr, COPIES))}.")
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance={self.distance!r} must be one of {', '.join(map(repr, DISTANCES))}.")
+
+    @property
+    def is_relative(self) -> bool:
+        """Return whether distances are compared with the spacing of normal patches."""
+        return self.distance == "relative"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as plain values; `distance` only if it is `"relative"`: earlier files do not have it."""
+        values = asdict(self)
+        if not self.is_relative:
+            values.pop("distance", None)
+        return values
 
     def _check_blocks(self) -> None:
         blocks = without_stem_layer(self.layers)
@@ -320,6 +384,8 @@ class ReferenceMemory:
             by which `check_tower` recognizes another tower.
         unreadable (`list[tuple[str, str]]`, *optional*): image and message of each picture that was left out because
             it could not be read; not saved.
+        spacing (`dict[int | str, torch.FloatTensor]`, *optional*): layer -> `patch_spacing` of each row, `(patches,)`;
+            empty unless distances are relative.
 
     Raises:
         ValueError: the shapes of a layer do not fit, or the weight is out of range.
@@ -335,6 +401,7 @@ class ReferenceMemory:
     conditions: dict[str, Any] = field(default_factory=dict)
     tower: dict[str, float] = field(default_factory=dict)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
+    spacing: dict[int | str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
         self.weight = check_weight(self.weight)
@@ -344,6 +411,11 @@ class ReferenceMemory:
                 raise ValueError(
                     f"layer {layer}: tokens of shape {tuple(bank.shape)} and pictures of shape {tuple(rows_of.shape)};"
                     " expected floating-point tokens (patches, width) and pictures (patches,)"
+                )
+            if self.settings.is_relative and self.spacing[layer].shape != bank.shape[:1]:
+                raise ValueError(
+                    f"layer {layer}: tokens of shape {tuple(bank.shape)} and spacing of shape"
+                    f" {tuple(self.spacing[layer].shape)}; expected one spacing for each patch"
                 )
 
     @property
@@ -359,11 +431,13 @@ class ReferenceMemory:
     @cached_property
     def digest(self) -> str:
         """Return a hash of everything that results depend on, except the weight."""
-        digest = hashlib.sha256(json.dumps([asdict(self.settings), self.conditions], sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps([self.settings.to_dict(), self.conditions], sort_keys=True).encode())
         for layer in sorted(self.banks, key=lambda layer: (isinstance(layer, int), layer)):
             bank = self.banks[layer]
             digest.update(f"{layer} {tuple(bank.shape)} {bank.dtype}".encode())
             digest.update(bank.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            if self.settings.is_relative:
+                digest.update(self.spacing[layer].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def describe(self) -> str:
@@ -376,7 +450,8 @@ class ReferenceMemory:
         scale = "" if self.settings.scale == 1 else f", scale {self.settings.scale:g}"
         return (
             f"References: {count}{origin}; {extent} of {self.num_patches:,} patches in each of the layers {layers},"
-            f" {self.num_bytes / 1e6:.1f} MB; weight {self.weight:g}{scale}."
+            f" {self.num_bytes / 1e6:.1f} MB; {'relative distances, ' if self.settings.is_relative else ''}weight"
+            f" {self.weight:g}{scale}."
         )
 
     def distances(
@@ -393,15 +468,31 @@ class ReferenceMemory:
             grid (`tuple[int, int]`): rows and columns of patches.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, *grid)`: mean over layers of `(1 - maximum cosine) / 2`, times
-            the scale of the settings, at most 1.
+            `torch.FloatTensor` of shape `(batch_size, *grid)`: values of the map, in [0, 1], see
+            `MemorySettings.distance`.
         """
         total = 0
         for layer in self.settings.layers:
             tokens = averaged_over_neighbors(patches_of(hidden_states, layer), grid, self.settings.neighborhood)
-            total = total + nearest_distance(tokens, self.banks[layer]).to(tokens.device)
+            if self.settings.is_relative:
+                found = nearest_ratio(tokens, self.banks[layer], self.spacing[layer])
+            else:
+                found = nearest_distance(tokens, self.banks[layer])
+            total = total + found.to(tokens.device)
+        if self.settings.is_relative:
+            return as_probability(total * (self.settings.scale / len(self.settings.layers))).unflatten(1, grid)
         distances = total * (self.settings.scale / (2 * len(self.settings.layers)))
         return distances.clamp(max=1).unflatten(1, grid)
+
+    def value_at(self, distance: float) -> float:
+        """Return the highest value that the map can have where a patch is this far from its nearest normal patch."""
+        if not self.settings.is_relative:
+            return self.settings.scale * distance
+        return as_probability(torch.tensor(self.settings.scale * distance / math.sqrt(self._least_spacing))).item()
+
+    @cached_property
+    def _least_spacing(self) -> float:
+        return min(values.min().item() for values in self.spacing.values())
 
     def identity(self) -> dict[str, Any]:
         """Return what thresholds belong to: a hash of the memory, and its weight."""
@@ -445,6 +536,7 @@ class ReferenceMemory:
         rows = {layer: rows_of != picture for layer, rows_of in self.rows_of.items()}
         kept.banks = {layer: bank[rows[layer]] for layer, bank in self.banks.items()}
         kept.rows_of = {layer: rows_of[rows[layer]] for layer, rows_of in self.rows_of.items()}
+        kept.spacing = {layer: values[rows[layer]] for layer, values in self.spacing.items()}
         return kept
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ReferenceMemory":
@@ -452,6 +544,7 @@ class ReferenceMemory:
         moved = self._copy()
         moved.banks = {layer: bank.to(device, dtype or bank.dtype) for layer, bank in self.banks.items()}
         moved.rows_of = {layer: rows.to(device) for layer, rows in self.rows_of.items()}
+        moved.spacing = {layer: values.to(device) for layer, values in self.spacing.items()}
         return moved
 
     def with_weight(self, weight: float) -> "ReferenceMemory":
@@ -467,9 +560,10 @@ class ReferenceMemory:
         return moved
 
     def _copy(self) -> "ReferenceMemory":
-        """Return a shallow copy for other banks, without the hash of these."""
+        """Return a shallow copy for other banks, without what is computed from these once."""
         other = copy.copy(self)
-        other.__dict__.pop("digest", None)
+        for name in ("digest", "_least_spacing"):
+            other.__dict__.pop(name, None)
         return other
 
     def check_tower(self, model: nn.Module) -> None:
@@ -496,8 +590,10 @@ class ReferenceMemory:
         for layer, bank in self.banks.items():
             tensors[f"layer_{layer}.tokens"] = bank.detach().cpu().contiguous()
             tensors[f"layer_{layer}.picture"] = self.rows_of[layer].cpu().contiguous()
+            if self.settings.is_relative:
+                tensors[f"layer_{layer}.spacing"] = self.spacing[layer].cpu().contiguous()
         facts = {name: getattr(self, name) for name in _FACTS}
-        facts |= {"settings": asdict(self.settings), "format": _FORMAT}
+        facts |= {"settings": self.settings.to_dict(), "format": _FORMAT}
         # one entry: safetensors writes several in any order, and equal memories would have different files
         metadata = {"references": json.dumps(facts, sort_keys=True)}
         path = Path(folder) / REFERENCES_FILE
@@ -527,7 +623,10 @@ class ReferenceMemory:
             settings = MemorySettings(**facts.pop("settings"))
             banks = {layer: tensors[f"layer_{layer}.tokens"] for layer in settings.layers}
             rows_of = {layer: tensors[f"layer_{layer}.picture"] for layer in settings.layers}
-            return cls(banks, rows_of, settings, **{name: facts[name] for name in _FACTS})
+            spacing = {}
+            if settings.is_relative:
+                spacing = {layer: tensors[f"layer_{layer}.spacing"] for layer in settings.layers}
+            return cls(banks, rows_of, settings, **{name: facts[name] for name in _FACTS}, spacing=spacing)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{os.fspath(path)!r} cannot be read as a memory of references ({error}). Restore the file, or delete"
@@ -550,9 +649,8 @@ def tower_weights(model: nn.Module) -> dict[str, float]:
     return weights
 
 
-_FACTS = [
-    each.name for each in fields(ReferenceMemory) if each.name not in ("banks", "rows_of", "settings", "unreadable")
-]
+_NO_FACTS = ("banks", "rows_of", "settings", "unreadable", "spacing")
+_FACTS = [each.name for each in fields(ReferenceMemory) if each.name not in _NO_FACTS]
 
 
 def check_weight(weight: float) -> float:
@@ -609,14 +707,16 @@ class MemoryBuilder:
 
         Args:
             picture (`str`): `picture_digest` of the picture.
-            tokens (`Mapping[int | str, torch.Tensor]`): layer or bank -> tokens `(..., width)`, not normalized.
+            tokens (`Mapping[int | str, torch.Tensor]`): layer or bank -> tokens `(..., width)`, not normalized; for
+                relative distances `(..., num_patches, width)`, the patches of views.
         """
         if not self.pictures or self.pictures[-1] != picture:
             self.pictures.append(picture)
         index, added = len(self.pictures) - 1, 0
         for layer in self.settings.layers:
             rows = nn.functional.normalize(tokens[layer].flatten(0, -2).float(), dim=1).to(tokens[layer].dtype)
-            self._rows[layer].add(rows, index)
+            spacing = patch_spacing(tokens[layer]).flatten() if self.settings.is_relative else None
+            self._rows[layer].add(rows, index, spacing)
             added = max(added, len(rows))
         self.num_patches += added
 
@@ -633,17 +733,19 @@ class MemoryBuilder:
         if not self.pictures:
             raise ValueError("References need at least one normal picture, and none was given.")
         found = {layer: rows.finish() for layer, rows in self._rows.items()}
-        banks, rows_of = ({layer: pair[place] for layer, pair in found.items()} for place in (0, 1))
+        banks, rows_of, spacing = ({layer: each[place] for layer, each in found.items()} for place in range(3))
+        facts |= {"spacing": spacing if self.settings.is_relative else {}}
         return ReferenceMemory(banks, rows_of, self.settings, self.pictures, self.num_patches, **facts)
 
 
 class _LayerRows:
-    """The rows of one layer that a [`MemoryBuilder`] holds, and the pictures that they are from."""
+    """The rows of one layer that a [`MemoryBuilder`] holds, the pictures that they are from, and their spacing."""
 
     def __init__(self, max_rows: int):
         self.max_rows = max_rows
         self.tokens: list[torch.Tensor] = []
         self.rows_of: list[torch.Tensor] = []
+        self.spacing: list[torch.Tensor] = []
         # the last coreset, and the largest squared distance to it of the rows that it was chosen from
         self.centers: torch.Tensor | None = None
         self.reach = 0.0
@@ -651,26 +753,30 @@ class _LayerRows:
     def __len__(self) -> int:
         return sum(map(len, self.tokens))
 
-    def add(self, rows: torch.Tensor, picture: int) -> None:
+    def add(self, rows: torch.Tensor, picture: int, spacing: torch.Tensor | None = None) -> None:
+        spacing = rows.new_zeros(len(rows), dtype=torch.float32) if spacing is None else spacing
         if self.centers is not None:
-            rows = rows[_squared_distances(_compared(rows), self.centers).amin(dim=1) > self.reach]
+            far = _squared_distances(_compared(rows), self.centers).amin(dim=1) > self.reach
+            rows, spacing = rows[far], spacing[far]
         self.tokens.append(rows)
         self.rows_of.append(torch.full((len(rows),), picture, dtype=torch.int32, device=rows.device))
+        self.spacing.append(spacing)
         if len(self) > 2 * self.max_rows:
             self._thin()
 
     def _thin(self) -> None:
-        tokens, rows_of = torch.cat(self.tokens), torch.cat(self.rows_of)
-        points = _compared(tokens)
+        points = _compared(torch.cat(self.tokens))
         chosen, self.reach = _farthest_first(points, self.max_rows)
         kept = chosen.sort().values
-        self.tokens, self.rows_of, self.centers = [tokens[kept]], [rows_of[kept]], points[kept]
+        for parts in (self.tokens, self.rows_of, self.spacing):
+            parts[:] = [torch.cat(parts)[kept]]
+        self.centers = points[kept]
 
-    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return at most `max_rows` rows, and the index of the picture of each."""
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return at most `max_rows` rows, the index of the picture of each, and its spacing."""
         if len(self) > self.max_rows:
             self._thin()
-        return torch.cat(self.tokens), torch.cat(self.rows_of)
+        return torch.cat(self.tokens), torch.cat(self.rows_of), torch.cat(self.spacing)
 
 
 # --- a model with a memory ------------------------------------------------------------------------------------------

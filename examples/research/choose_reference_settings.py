@@ -1,42 +1,34 @@
-"""Choose layers, neighborhood and scale of a checkpoint's reference memory, on photographs with painted anomalies.
+"""Choose layers, neighborhood, distance and scale of a checkpoint's reference memory, without real defects.
 
-    python -m examples.research.choose_reference_settings --photos photos_of_materials
+    python -m examples.research.choose_reference_settings --photos photos_of_materials --num_rendered 20
 
-Each photograph stands for a product: its references and test images are random crops of it, and half of the test
-images get a painted anomaly. So no data set of real defects has a part in the choice. For each choice of layers and
-neighborhood, a line has the metrics of the memory alone, and the scale at which both maps vary equally on normal
-crops: the standard deviation of the zero-shot map over pixels divided by that of the memory's map, as the median over
-photographs.
+Products are photographs, whose references and test images are random crops with painted anomalies, and, with
+`--num_rendered`, rendered products as a camera sees them on a line. So no data set of real defects has a part in the
+choice. For each choice, a line has the metrics of the memory alone and those of the fused map, and the scale at which
+both maps vary equally on normal images: the standard deviation of the zero-shot map over pixels divided by that of the
+memory's map, as the median over products.
 """
 
 import argparse
-import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
+from examples.research.products_with_references import Product, photographed, rendered
 from vcp_clip_hf import EMBEDDED_CHECKPOINT
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
-from vcp_clip_hf.data.painted_anomalies import add_anomaly
 from vcp_clip_hf.image_files import find_images
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
 from vcp_clip_hf.reference_pictures import build_memory
-from vcp_clip_hf.references import ReferencedModel
+from vcp_clip_hf.references import DISTANCES, ReferencedModel
 
 
-__all__ = ["balancing_scale", "crops_of", "main", "make_parser", "measure"]
+__all__ = ["balancing_scale", "main", "make_parser", "measure"]
 
 METRICS = ("pixel_auroc", "pixel_ap", "image_auroc")
-
-
-def crops_of(photo: Image.Image, count: int, dice: random.Random) -> list[Image.Image]:
-    """Return random square crops of a photograph, half as long as its shorter side."""
-    side = max(1, min(photo.size) // 2)
-    corners = [(dice.randrange(photo.width - side + 1), dice.randrange(photo.height - side + 1)) for _ in range(count)]
-    return [photo.crop((left, top, left + side, top + side)) for left, top in corners]
 
 
 def balancing_scale(zero_shot: torch.Tensor, memory: torch.Tensor) -> float:
@@ -46,28 +38,39 @@ def balancing_scale(zero_shot: torch.Tensor, memory: torch.Tensor) -> float:
 
 @torch.no_grad()
 def measure(
-    checkpoint: str, photos: list[Path], layers: list[int], neighborhood: int, num_references: int, num_tested: int
-) -> tuple[dict[str, float], float]:
-    """Return the metrics of the memory alone, means over the photographs, and the median of the balancing scales."""
-    model, processor = AutoModel.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
-    evaluator = AnomalySegmentationEvaluator(metrics=METRICS, skip_undefined=True)
+    checkpoint: str, products: Iterable[Product], layers: list[int | str], **settings: int | float | str | None
+) -> tuple[dict[str, dict[str, float]], float]:
+    """
+    Measure a choice of settings.
+
+    Args:
+        checkpoint (`str`): folder or repository.
+        products (`Iterable[Product]`): products with their references and test images.
+        layers (`list`), settings: settings of [`build_memory`]; `None` stands for the configuration's.
+
+    Returns:
+        `tuple`: metrics of the memory alone (`"memory"`) and of the fused map (`"fused"`), means over the products;
+        and the median of the balancing scales.
+    """
+    model, processor = AutoModel.from_pretrained(checkpoint).float(), AutoImageProcessor.from_pretrained(checkpoint)
+    evaluators = {
+        way: AnomalySegmentationEvaluator(metrics=METRICS, skip_undefined=True) for way in ("memory", "fused")
+    }
     scales = []
-    for number, path in enumerate(photos):
-        dice = random.Random(number)
-        crops = crops_of(Image.open(path).convert("RGB"), num_references + num_tested, dice)
-        references, tested = crops[:num_references], crops[num_references:]
-        masks = [None] * len(tested)
-        for index in range(1, len(tested), 2):
-            tested[index], masks[index], _ = add_anomaly(tested[index], [number, index])
-        inputs = processor(tested, masks, return_tensors="pt")
-        memory = build_memory(model, processor, references, 1.0, layers, neighborhood, scale=1.0)
-        outputs = model(inputs.pixel_values)
-        found = ReferencedModel(model, memory)(inputs.pixel_values).anomaly_map
-        maps = gaussian_smooth(found, processor.smoothing_sigma)
-        evaluator.add(list(maps.numpy()), list(inputs.labels.numpy()), [path.name] * len(tested))
-        zero_shot = gaussian_smooth(outputs.anomaly_map, processor.smoothing_sigma)
-        scales.append(balancing_scale(zero_shot[::2], maps[::2]))
-    return evaluator.compute()["mean"], float(np.median(scales))
+    for product in products:
+        inputs = processor(product.tested, product.masks, return_tensors="pt")
+        memory = build_memory(model, processor, product.references, layers=layers, **settings)
+        outputs = ReferencedModel(model, memory)(inputs.pixel_values)
+        for way, found in (("memory", outputs.reference_map), ("fused", outputs.anomaly_map)):
+            maps = gaussian_smooth(found, processor.smoothing_sigma)
+            evaluators[way].add(list(maps.numpy()), list(inputs.labels.numpy()), [product.name] * len(maps))
+        normal = [index for index, mask in enumerate(product.masks) if mask is None]
+        zero_shot = model(inputs.pixel_values[normal]).anomaly_map
+        spread = [
+            gaussian_smooth(each, processor.smoothing_sigma) for each in (zero_shot, outputs.reference_map[normal])
+        ]
+        scales.append(balancing_scale(*spread) * memory.settings.scale)
+    return {way: each.compute()["mean"] for way, each in evaluators.items()}, float(np.median(scales))
 
 
 def _layer(text: str) -> int | str:
@@ -84,6 +87,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--layers", action="append", type=_layer, nargs="+", help='layers to try, "stem" first; repeat for several'
     )
     parser.add_argument("--neighborhood", type=int, nargs="+", default=[1, 3], help="neighborhoods to try")
+    parser.add_argument(
+        "--distance", nargs="+", choices=DISTANCES, help="distances to try (default: the checkpoint's)"
+    )
+    parser.add_argument("--scale", type=float, help="scale of the memory (default: the checkpoint's)")
+    parser.add_argument("--num_rendered", type=int, default=0, help="rendered products, at most 20")
     parser.add_argument("--num_references", type=int, default=4)
     parser.add_argument("--num_tested", type=int, default=12)
     return parser
@@ -94,14 +102,20 @@ def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     files = sorted(options.photos / path for path in find_images(options.photos)[0])
     photos = [files[index] for index in np.linspace(0, len(files) - 1, min(options.num_photos, len(files)), dtype=int)]
+    products = list(photographed(photos, options.num_references, options.num_tested))
+    products += rendered(options.num_rendered, options.num_references, options.num_tested)
     config = AutoModel.from_pretrained(options.model).config
     for layers in options.layers or [config.feature_layers, list(range(1, config.feature_layers[-1] // 2 + 1))]:
         for neighborhood in options.neighborhood:
-            metrics, scale = measure(
-                options.model, photos, layers, neighborhood, options.num_references, options.num_tested
-            )
-            numbers = ", ".join(f"{name} {100 * metrics[name]:.1f}" for name in METRICS)
-            print(f"layers {layers}, neighborhood {neighborhood}: {numbers}; balancing scale {scale:.1f}", flush=True)
+            for distance in options.distance or [config.reference_distance]:
+                settings = {"neighborhood": neighborhood, "distance": distance, "scale": options.scale}
+                metrics, scale = measure(options.model, products, layers, **settings)
+                numbers = "; ".join(
+                    f"{way}: " + ", ".join(f"{name} {100 * values[name]:.1f}" for name in METRICS)
+                    for way, values in metrics.items()
+                )
+                choice = f"layers {layers}, neighborhood {neighborhood}, {distance}"
+                print(f"{choice}: {numbers}; balancing scale {scale:.1f}", flush=True)
 
 
 if __name__ == "__main__":

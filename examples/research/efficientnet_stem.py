@@ -86,7 +86,7 @@ def with_stem(model: VCPCLIPModel, settings: VCPCLIPConfig, weights: Path | None
 
     Args:
         model ([`VCPCLIPModel`]): model whose image tower has 8 x 8 patches and no stem.
-        settings ([`VCPCLIPConfig`]): configuration with the stem, its branch, and the layers and scale of references.
+        settings ([`VCPCLIPConfig`]): configuration with the stem, its branch, and the settings of references.
         weights (`Path`, *optional*): file of the weights; by default that of the installed package.
     """
     config = copy.deepcopy(model.config)
@@ -95,6 +95,7 @@ def with_stem(model: VCPCLIPModel, settings: VCPCLIPConfig, weights: Path | None
     for name in (
         "reference_layers",
         "reference_scale",
+        "reference_distance",
         "reference_fusion",
         "use_stem_branch",
         "stem_branch_weight",

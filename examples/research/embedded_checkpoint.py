@@ -101,7 +101,8 @@ def _without_stem(settings: Path, folder: Path) -> Path:
     config = VCPCLIPConfig.from_pretrained(settings)
     if stem_of(config.vision_config) is not None:
         del config.vision_config.stem, config.vision_config.stem_projection
-        config.reference_layers, config.reference_fusion, config.use_stem_branch = None, "mean", False
+        config.reference_layers, config.use_stem_branch = None, False
+        config.reference_distance, config.reference_fusion = "scaled", "mean"
         config.save_pretrained(folder)
         VCPCLIPImageProcessor.from_pretrained(settings).save_pretrained(folder)
         settings = folder
