@@ -96,7 +96,7 @@ def tiny_model_with_stem_branch(**fields) -> VCPCLIPModel:
     vision = {**TINY_VISION, "stem": "efficientnet_lite0", "stem_projection": False}
     model = tiny_model(**{"vision_config": vision, "use_stem_branch": True, **fields})
     with torch.no_grad():
-        for projection in model.stem_branch.projections:
+        for projection in (*model.stem_branch.projections, *model.stem_branch.cell_projections):
             projection.bias.zero_()
     return model
 

@@ -94,15 +94,20 @@ def head_by_hand(
     for norm, convolution in zip(branch.norms, branch.neighbors, strict=True):
         maps = normalized(norm, own, nn.functional.gelu(maps))
         maps = convolved(maps, convolution.weight[own], convolution.bias[own])
+    cosines = in_cells(cosines_by_hand(branch.projections[head], nn.functional.gelu(maps), text))
     maps = in_cells(pointwise(branch.to_cells, of_cells, nn.functional.gelu(maps)))
     maps = maps + pointwise(branch.cell_entry, of_cells, read_cells)
     for norm, convolution in zip(branch.cell_norms, branch.cell_neighbors, strict=True):
         maps = normalized(norm, of_cells, nn.functional.gelu(maps))
         maps = convolved(maps, convolution.weight[of_cells], convolution.bias[of_cells])
-    projection = branch.projections[head]
-    tokens = torch.einsum("dc,chw->dhw", projection.weight, nn.functional.gelu(maps)) + projection.bias[:, None, None]
-    cosines = torch.einsum("d,dhw->hw", text[1] - text[0], tokens / tokens.norm(dim=0))
-    return branch.logit_scale[head].exp() * cosines
+    cosines = cosines + cosines_by_hand(branch.cell_projections[head], nn.functional.gelu(maps), text)
+    return branch.logit_scale[head].exp() * cosines[0]
+
+
+def cosines_by_hand(projection: nn.Linear, maps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Compare the tokens of maps (C, h, w) with the difference of the texts, (1, h, w)."""
+    tokens = torch.einsum("dc,chw->dhw", projection.weight, maps) + projection.bias[:, None, None]
+    return torch.einsum("d,dhw->hw", text[1] - text[0], tokens / tokens.norm(dim=0))[None]
 
 
 def pointwise(convolution: nn.Conv2d, channels: slice, maps: torch.Tensor) -> torch.Tensor:
@@ -246,7 +251,7 @@ def test_the_gradients_of_the_other_parts_are_bit_equal_with_and_without_the_bra
     trained = [name for name, parameter in plain.named_parameters() if parameter.grad is not None]
     assert any(".stem." in name for name in trained) == trains_clip
     of_branch = [parameter.grad for name, parameter in parameters.items() if name.startswith(BRANCH)]
-    assert len(of_branch) == 29 and all(each is not None and each.abs().max() > 0 for each in of_branch)
+    assert len(of_branch) == 35 and all(each is not None and each.abs().max() > 0 for each in of_branch)
     assert losses[1] > losses[0]
 
 
@@ -289,7 +294,7 @@ def test_the_accelerated_copy_gives_the_same_maps(fields):
         close(outputs.stem_map, expected.stem_map, atol=1e-6)
     kept = accelerated_or_plain(model)
     assert accelerated_or_plain(model, kept) is kept
-    for projection in model.stem_branch.projections:
+    for projection in model.stem_branch.cell_projections:
         projection.weight.mul_(2).add_(0.1)
     again = accelerated_or_plain(model, kept)
     close(again(images).stem_map, model(images).stem_map, atol=1e-6)
@@ -303,7 +308,7 @@ def test_the_image_head_reads_the_branch():
     model.image_head.prominence_weights[-1] += 1
     risen = model(images).image_logits
     assert (risen > before).all()
-    for projection in model.stem_branch.projections:
+    for projection in model.stem_branch.cell_projections:
         projection.weight.mul_(-1)
     assert ((model(images).image_logits - risen).abs() > 1e-4).all()
 

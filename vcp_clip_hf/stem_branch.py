@@ -6,8 +6,9 @@ the prompted text as the patches of the base branch are (equation 3). What they 
 against the whole image and against the patches around it, in units of the variation within the image, because a defect
 is an unusual difference, whatever the product.
 
-Patches are coarse beside a thin crack or a small pit. The convolutions of patches therefore end in cells of a quarter
-of a patch, where further convolutions add the stem's early outputs, which are finer; tokens are those of cells.
+Patches are coarse beside a thin crack or a small pit. Further convolutions therefore read the stem's early outputs in
+cells of a quarter of a patch, together with what the patches found. The logits of a cell's token are added to those of
+its patch.
 
 The branch has several heads, trained side by side from different random weights. Which products a head finds hard
 depends on these weights, so that the mean of their logits is better than most of them.
@@ -62,7 +63,10 @@ class VCPCLIPStemBranch(nn.Module):
         self.cell_neighbors = nn.ModuleList(
             nn.Conv2d(cell_width, cell_width, 3, padding=1, groups=_HEADS) for _ in range(2)
         )
-        self.projections = nn.ModuleList(nn.Linear(_CELL_WIDTH, config.projection_dim) for _ in range(_HEADS))
+        self.projections, self.cell_projections = (
+            nn.ModuleList(nn.Linear(each, config.projection_dim) for _ in range(_HEADS))
+            for each in (_WIDTH, _CELL_WIDTH)
+        )
         self.logit_scale = nn.Parameter(torch.empty(_HEADS))
 
     @torch.no_grad()
@@ -93,24 +97,32 @@ class VCPCLIPStemBranch(nn.Module):
         maps = self.entry(_read(features))
         for norm, convolution in zip(self.norms, self.neighbors, strict=True):
             maps = convolution(norm(nn.functional.gelu(maps)))
-        maps = self.to_cells(nn.functional.gelu(maps))
-        maps = nn.functional.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
-        maps = maps + self.cell_entry(_read_cells(cells))
+        maps = nn.functional.gelu(maps)
+        contrast = _in_cells(_contrast(maps, self.projections, text_embeds.detach()))
+        maps = _in_cells(self.to_cells(maps)) + self.cell_entry(_read_cells(cells))
         for norm, convolution in zip(self.cell_norms, self.cell_neighbors, strict=True):
             maps = convolution(norm(nn.functional.gelu(maps)))
-        of_heads = nn.functional.gelu(maps).unflatten(1, (_HEADS, -1)).flatten(3).transpose(2, 3)
-        text_embeds, logits = text_embeds.detach(), []
-        for projection, of_head in zip(self.projections, of_heads.unbind(1), strict=True):
-            tokens = projection(of_head)
-            logits.append(contrast_with_text(tokens, text_embeds, inverse_norm(tokens)))
-        logits = self.logit_scale.float().exp()[:, None] * torch.stack(logits, dim=1)
-        return logits.unflatten(2, maps.shape[2:])
+        contrast = contrast + _contrast(nn.functional.gelu(maps), self.cell_projections, text_embeds.detach())
+        return self.logit_scale.float().exp()[:, None, None] * contrast
 
 
 def upsampled_cells(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Upsample logits of cells (B, H, 2h, 2w) to the size of the image, (B, H, height, width)."""
     # the middle of a cell stays where it is; `align_corners` would move those at the border to the border
     return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def _in_cells(maps: torch.Tensor) -> torch.Tensor:
+    """Interpolate maps of patches (B, C, h, w) at the middles of their cells, (B, C, 2h, 2w)."""
+    return nn.functional.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _contrast(maps: torch.Tensor, projections: nn.ModuleList, text_embeds: torch.Tensor) -> torch.Tensor:
+    """Compare the tokens of every head with the text, (B, H * C, h, w) -> (B, H, h, w), float32."""
+    of_heads = maps.unflatten(1, (_HEADS, -1)).flatten(3).transpose(2, 3).unbind(1)
+    tokens = [projection(of_head) for projection, of_head in zip(projections, of_heads, strict=True)]
+    contrasts = [contrast_with_text(each, text_embeds, inverse_norm(each)) for each in tokens]
+    return torch.stack(contrasts, dim=1).unflatten(2, maps.shape[2:])
 
 
 def _read(features: torch.Tensor) -> torch.Tensor:
