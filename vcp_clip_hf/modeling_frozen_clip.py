@@ -327,13 +327,14 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): normalized with CLIP's mean
                 and standard deviation; both sides multiples of the patch size.
             layers (`Iterable[int | str]`): blocks, counted from 1, whose residual stream is returned; 0: the input of
-                the first, after `pre_layrnorm`; `"stem"`: the features of a convolutional stem.
+                the first, after `pre_layrnorm`; `"stem"`: the features of a convolutional stem; with it,
+                `"stem_cells"`: those of the 2 x 2 cells of each patch.
             kwargs: arguments of transformers' attention functions.
 
         Returns:
             `tuple`: layer -> residual stream after that block, `(batch_size, 1 + num_patches, d_v)`, class token
-            first, or the stem's features `(batch_size, num_patches, 176)`; and the class token after the last block
-            and `post_layernorm`, `(batch_size, d_v)`.
+            first, or the stem's features `(batch_size, num_patches, 176)`, of cells `(batch_size, num_patches, 224)`;
+            and the class token after the last block and `post_layernorm`, `(batch_size, d_v)`.
 
         Raises:
             ValueError: a wrong shape of `pixel_values`, or `"stem"` for an image tower without one.
