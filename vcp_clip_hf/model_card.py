@@ -399,8 +399,8 @@ def _references(facts: CheckpointFacts) -> str:
         "## References",
         "",
         "The checkpoint has a memory of normal pictures. Each patch of an image is compared with the patches in the"
-        f" memory, and its distance from them is fused with the zero-shot map{_fusion_of_references(facts)}. The memory"
-        " is meant for images of the same product that are taken in the same way as these pictures."
+        f" memory, and its distance from them is fused with the zero-shot map{_fusion_of_references(facts)}. The"
+        " memory is meant for images of the same product that are taken in the same way as these pictures."
         " `reference_weight=0` gives zero-shot results, and `pipe.set_references` sets other references.",
         "",
         f"- {escaped(memory.describe())}",
