@@ -430,12 +430,20 @@ def requested_states(output_hidden_states: bool | int | Sequence[int | str], num
     Args:
         output_hidden_states (`bool`, `int` or `Sequence[int | str]`): argument of a forward pass.
         num_states (`int`): number of hidden states: the input of the first block, and the output of each.
+
+    Raises:
+        ValueError: another name than `"stem"`.
     """
     if isinstance(output_hidden_states, bool) or output_hidden_states is None:
         return list(range(num_states)) if output_hidden_states else []
     layers = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
     stem = [STEM_LAYER] if STEM_LAYER in layers else []
     indices = [layer for layer in layers if layer != STEM_LAYER]
+    if any(isinstance(index, str) for index in indices):
+        raise ValueError(
+            f"output_hidden_states={output_hidden_states!r} must be numbers of blocks, and {STEM_LAYER!r} for all"
+            " features of a convolutional stem."
+        )
     return stem + sorted({index % num_states for index in indices if -num_states <= index < num_states})
 
 
