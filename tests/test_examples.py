@@ -139,8 +139,10 @@ def test_choose_reference_settings(checkpoint, tmp_path, capsys):
     scaled, relative = capsys.readouterr().out.splitlines()
     for line, distance in ((scaled, "scaled"), (relative, "relative")):
         assert line.startswith(f"layers [1, 2], neighborhood 3, {distance}: memory: pixel_auroc ")
-        assert "; fused: pixel_auroc " in line and float(line.split("balancing scale ")[1]) > 0
-    assert scaled.split("; fused")[0][50:] != relative.split("; fused")[0][52:]
+        assert "; fused: pixel_auroc " in line
+    assert float(scaled.split("balancing scale ")[1]) > 0 and "balancing" not in relative
+    of_memory = [line.split("memory: ")[1].split(";")[0] for line in (scaled, relative)]
+    assert of_memory[0] != of_memory[1]
 
 
 def test_rendered_products_are_one_object_before_a_camera():

@@ -238,8 +238,8 @@ def test_the_card_describes_the_references(tmp_path):
     text = model_card(with_references(tmp_path, source=HOSTILE[0])).text
     assert "all of 144 patches" in text and "averaged over" not in text and "<script>" not in text
     text = model_card(with_references(tmp_path, distance="relative", scale=2.5)).text
-    assert "divided by the square root of that patch's spacing" in text and "ratios times 2.5." in text
-    assert "limited to 1" not in text
+    assert "divided by the square root of that patch's spacing" in text and "limited to 1" not in text
+    assert "smallest of these ratios, as mean over layers, times 2.5." in text
     save_references(None, tmp_path)
     assert model_card(tmp_path).text == plain
 

@@ -19,6 +19,12 @@ def test_requested_states(requested, expected):
     assert requested_states(requested, 3) == expected
 
 
+@pytest.mark.parametrize("requested", [["stem_cells"], ["stem", "1"], "stem"])
+def test_unknown_names_of_states_are_refused(requested):
+    with pytest.raises(ValueError, match="must be numbers of blocks, and 'stem'"):
+        requested_states(requested, 3)
+
+
 @torch.no_grad()
 def test_the_image_tower_is_clips():
     model, images = tiny_method(), pixels(2, 32, 32)

@@ -56,4 +56,4 @@ def test_a_wide_spacing_excuses_a_distance_and_the_nearest_row_need_not_be_the_o
 def test_the_logit_of_the_probability_is_twice_the_logarithm_of_the_ratio():
     ratio = torch.tensor([0.0, 0.02, 0.5, 1.0, 3.0, 90.0])
     torch.testing.assert_close(torch.logit(as_probability(ratio))[1:], 2 * ratio[1:].log(), rtol=1e-3, atol=1e-4)
-    assert as_probability(ratio)[0] == 0 and as_probability(torch.tensor(1e6)) == 1
+    assert as_probability(ratio)[0] == 0 and as_probability(torch.tensor([1e6, 1e30, torch.inf])).eq(1).all()

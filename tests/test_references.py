@@ -540,6 +540,8 @@ def test_a_spacing_of_other_rows_is_refused():
     spacing = {**memory.spacing, 2: memory.spacing[2][1:]}
     with pytest.raises(ValueError, match=r"layer 2: tokens of shape \(36, 8\) and spacing of shape \(35,\)"):
         ReferenceMemory(memory.banks, memory.rows_of, memory.settings, memory.pictures, 36, spacing=spacing)
+    with pytest.raises(ValueError, match="layer 1: relative distances need the spacing of its patches"):
+        ReferenceMemory(memory.banks, memory.rows_of, memory.settings, memory.pictures, 36)
 
 
 def test_a_scaled_memory_has_the_file_and_the_hash_of_earlier_versions(tmp_path):

@@ -18,6 +18,7 @@ from transformers import initialization as init
 
 
 __all__ = [
+    "CELLS_OF_PATCH",
     "STEMS",
     "STEM_CELLS",
     "STEM_LAYER",
@@ -57,7 +58,8 @@ _BLOCKS = (
 _FEATURE_BLOCKS = {2: 4, 4: 8, 10: 16}
 # Blocks whose outputs are the details inside a patch, and the features of its cells, with their strides
 _DETAIL_BLOCKS = {0: 2, 2: 4}
-_CELLS_OF_PATCH = 4
+# A cell has the larger of these strides as side, and a patch 2 x 2 cells
+CELLS_OF_PATCH = 4
 _FIRST_CHANNELS = 32
 _SURROUNDINGS = 11  # side of the square of patches that a patch is compared with
 # Differences between patches are small beside the features, which have unit length; details are large
@@ -250,7 +252,7 @@ def layer_width(layer: int | str, vision_config: CLIPVisionConfig) -> int:
     if layer not in (STEM_LAYER, STEM_CELLS):
         return vision_config.hidden_size
     stem = STEMS[stem_of(vision_config)]
-    return stem.num_features if layer == STEM_LAYER else _CELLS_OF_PATCH * stem.num_cell_features
+    return stem.num_features if layer == STEM_LAYER else CELLS_OF_PATCH * stem.num_cell_features
 
 
 class VCPCLIPHybridPatchEmbedding(nn.Conv2d):

@@ -6,7 +6,7 @@ head has parameters of its own and compares these inputs with the normal and the
 - the global image token;
 - the patch tokens of each feature layer: their contrast in the base branch (equation 3), plus a low-rank correction;
 - the patch tokens of each feature layer as the Post-VCP branch sees them (equation 9);
-- with a stem branch, the logits of its patches, which are compared with the text already.
+- with a stem branch, its logits, which are compared with the text already, as the mean of the cells of each patch.
 
 Of the contrasts of the patches, it reads the standard deviation and the prominence. The latter, the log-mean-exp minus
 the mean, says by how much the most abnormal patches stand out from the rest of their own image. For an unknown
@@ -130,7 +130,8 @@ class VCPCLIPImageHead(nn.Module):
             base_contrast (`torch.FloatTensor` of shape `(B, K, N)`): abnormal minus normal cosine of every patch in
                 the base branch.
             vcp_contrast (`torch.FloatTensor` of shape `(B, K, N)`, *optional*): the same in the Post-VCP branch.
-            stem_logits (`torch.FloatTensor` of shape `(B, N)`, *optional*): result of the stem branch.
+            stem_logits (`torch.FloatTensor` of shape `(B, N)`, *optional*): logits of the stem branch, means over its
+                heads and over the cells of each patch.
 
         Returns:
             `torch.FloatTensor` of shape `(B,)`, float32: positive for anomalous images.

@@ -70,8 +70,8 @@ _TRAINED_AFTERWARDS = (
     " stayed unchanged:"
 )
 _STEM_BRANCH = (
-    "convolutions on the features of the stem, compared with the text; weight {:g} of its logits in the fused map; the"
-    " model of the paper has none"
+    "convolutions on the features of the stem, compared with the text in cells of half a patch; weight {:g} of its"
+    " logits in the fused map; the model of the paper has none"
 )
 
 
@@ -398,10 +398,10 @@ def _references(facts: CheckpointFacts) -> str:
     lines = [
         "## References",
         "",
-        "The checkpoint has a memory of normal pictures. Each patch of an image is compared with its nearest patch in"
-        f" the memory, and that distance is fused with the zero-shot map{_fusion_of_references(facts)}. The memory is"
-        " meant for images of the same product that are taken in the same way as these pictures. `reference_weight=0`"
-        " gives zero-shot results, and `pipe.set_references` sets other references.",
+        "The checkpoint has a memory of normal pictures. Each patch of an image is compared with the patches in the"
+        f" memory, and its distance from them is fused with the zero-shot map{_fusion_of_references(facts)}. The"
+        " memory is meant for images of the same product that are taken in the same way as these pictures."
+        " `reference_weight=0` gives zero-shot results, and `pipe.set_references` sets other references.",
         "",
         f"- {escaped(memory.describe())}",
         f"- Turned and mirrored copies of each picture: {as_code(memory.settings.copies)}.",
@@ -410,7 +410,7 @@ def _references(facts: CheckpointFacts) -> str:
         lines.append(
             "- The distance from a normal patch is divided by the square root of that patch's spacing: its mean"
             " distance from the nearest patches of its own picture. The map is `r ** 2 / (1 + r ** 2)`, where r is the"
-            f" smallest of these ratios times {memory.settings.scale:g}."
+            f" smallest of these ratios, as mean over layers, times {memory.settings.scale:g}."
         )
     elif memory.settings.scale != 1:
         lines.append(f"- Distances are multiplied by {memory.settings.scale:g} and limited to 1.")
@@ -618,9 +618,11 @@ def _patch_limit(facts: CheckpointFacts) -> str:
     (height, width), tiles = facts.config.input_size, " Use tiles for larger images (`tile_size`)."
     if not isinstance(facts.config, FrozenCLIPConfig):
         return f"images are resized to {height} x {width} pixels, where the detector must see the defect.{tiles}"
-    patch = facts.config.vision_config.patch_size
+    name, side = "patch", facts.config.vision_config.patch_size
+    if getattr(facts.config, "use_stem_branch", False):
+        name, side = "cell of the stem branch", side // 2
     return (
-        f"a defect smaller than a patch ({patch} x {patch} of the {height} x {width} input pixels, 1/{width // patch}"
+        f"a defect smaller than a {name} ({side} x {side} of the {height} x {width} input pixels, 1/{width // side}"
         f" of the image's width) hardly changes the map.{'' if _judges_together(facts) else tiles}"
     )
 

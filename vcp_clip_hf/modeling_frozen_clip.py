@@ -327,13 +327,14 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): normalized with CLIP's mean
                 and standard deviation; both sides multiples of the patch size.
             layers (`Iterable[int | str]`): blocks, counted from 1, whose residual stream is returned; 0: the input of
-                the first, after `pre_layrnorm`; `"stem"`: the features of a convolutional stem.
+                the first, after `pre_layrnorm`; `"stem"`: the features of a convolutional stem; with it,
+                `"stem_cells"`: those of the 2 x 2 cells of each patch.
             kwargs: arguments of transformers' attention functions.
 
         Returns:
             `tuple`: layer -> residual stream after that block, `(batch_size, 1 + num_patches, d_v)`, class token
-            first, or the stem's features `(batch_size, num_patches, 176)`; and the class token after the last block
-            and `post_layernorm`, `(batch_size, d_v)`.
+            first, or the stem's features `(batch_size, num_patches, 176)`, of cells `(batch_size, num_patches, 224)`;
+            and the class token after the last block and `post_layernorm`, `(batch_size, d_v)`.
 
         Raises:
             ValueError: a wrong shape of `pixel_values`, or `"stem"` for an image tower without one.
@@ -429,12 +430,20 @@ def requested_states(output_hidden_states: bool | int | Sequence[int | str], num
     Args:
         output_hidden_states (`bool`, `int` or `Sequence[int | str]`): argument of a forward pass.
         num_states (`int`): number of hidden states: the input of the first block, and the output of each.
+
+    Raises:
+        ValueError: another name than `"stem"`.
     """
     if isinstance(output_hidden_states, bool) or output_hidden_states is None:
         return list(range(num_states)) if output_hidden_states else []
     layers = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
     stem = [STEM_LAYER] if STEM_LAYER in layers else []
     indices = [layer for layer in layers if layer != STEM_LAYER]
+    if any(isinstance(index, str) for index in indices):
+        raise ValueError(
+            f"output_hidden_states={output_hidden_states!r} must be numbers of blocks, and {STEM_LAYER!r} for all"
+            " features of a convolutional stem."
+        )
     return stem + sorted({index % num_states for index in indices if -num_states <= index < num_states})
 
 

@@ -66,5 +66,5 @@ def smallest_ratio(cosines: torch.Tensor, spacing: torch.Tensor) -> torch.Tensor
 
 def as_probability(ratio: torch.Tensor) -> torch.Tensor:
     """Convert ratios, at least 0, to probabilities: `r ** 2 / (1 + r ** 2)`, whose logit is `2 * log(r)`."""
-    square = ratio.square()
-    return square / (1 + square)
+    # not the formula itself, which is NaN for the square of a large ratio: infinity / infinity
+    return 1 / (1 + ratio.square().reciprocal())

@@ -412,11 +412,17 @@ class ReferenceMemory:
                     f"layer {layer}: tokens of shape {tuple(bank.shape)} and pictures of shape {tuple(rows_of.shape)};"
                     " expected floating-point tokens (patches, width) and pictures (patches,)"
                 )
-            if self.settings.is_relative and self.spacing[layer].shape != bank.shape[:1]:
-                raise ValueError(
-                    f"layer {layer}: tokens of shape {tuple(bank.shape)} and spacing of shape"
-                    f" {tuple(self.spacing[layer].shape)}; expected one spacing for each patch"
-                )
+            if self.settings.is_relative:
+                self._check_spacing(layer, bank)
+
+    def _check_spacing(self, layer: int | str, bank: torch.Tensor) -> None:
+        if layer not in self.spacing:
+            raise ValueError(f"layer {layer}: relative distances need the spacing of its patches, and none was given")
+        if self.spacing[layer].shape != bank.shape[:1]:
+            raise ValueError(
+                f"layer {layer}: tokens of shape {tuple(bank.shape)} and spacing of shape"
+                f" {tuple(self.spacing[layer].shape)}; expected one spacing for each patch"
+            )
 
     @property
     def exact(self) -> bool:

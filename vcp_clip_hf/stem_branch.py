@@ -26,7 +26,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_vcp_clip import VCPCLIPConfig
-from .convolutional_stem import STEM_CELLS, STEM_LAYER, compared_features, layer_width, mean_around
+from .convolutional_stem import CELLS_OF_PATCH, STEM_CELLS, STEM_LAYER, compared_features, layer_width, mean_around
 from .visual_context_prompting import contrast_with_text, inverse_norm
 
 
@@ -51,7 +51,7 @@ class VCPCLIPStemBranch(nn.Module):
     def __init__(self, config: VCPCLIPConfig):
         super().__init__()
         num_features = layer_width(STEM_LAYER, config.vision_config)
-        num_cell_features = layer_width(STEM_CELLS, config.vision_config) // 4
+        num_cell_features = layer_width(STEM_CELLS, config.vision_config) // CELLS_OF_PATCH
         # all heads in one convolution each: as a group of channels that reads its own group only
         width, cell_width = _HEADS * _WIDTH, _HEADS * _CELL_WIDTH
         self.entry = nn.Conv2d(3 * num_features, width, 1)
@@ -134,7 +134,7 @@ def _read(features: torch.Tensor) -> torch.Tensor:
 
 def _read_cells(features: torch.Tensor) -> torch.Tensor:
     """Return what cells read, features of the four cells of each patch (B, 4 * C, h, w) -> (B, 2 * C, 2h, 2w)."""
-    cells = features.unflatten(1, (-1, 4))
+    cells = features.unflatten(1, (-1, CELLS_OF_PATCH))
     patches = cells.mean(dim=2)
     to_mean = cells - patches.mean(dim=(2, 3), keepdim=True)[:, :, None]
     to_surroundings = cells - mean_around(patches, _CELL_SURROUNDINGS)[:, :, None]

@@ -33,11 +33,11 @@ class LayerStates:
 
     Args:
         layers (`Iterable[int | str]`): the requested blocks, counted from 1; 0 is the input of the first, `"stem"` the
-            convolutional stem.
+            convolutional stem, `"stem_cells"` the cells of its patches.
 
     Attributes:
         states (`dict[int | str, torch.Tensor]`): for each of them, once the tower has run: `(B, 1 + N, d_v)`, class
-            token first; of the stem `(B, N, 176)`.
+            token first; of the stem `(B, N, 176)`, of its cells `(B, N, 224)`.
     """
 
     def __init__(self, layers: Iterable[int | str]):

@@ -2,11 +2,11 @@
 
     python -m examples.research.choose_reference_settings --photos photos_of_materials --num_rendered 20
 
-Products are photographs, whose references and test images are random crops with painted anomalies, and, with
-`--num_rendered`, rendered products as a camera sees them on a line. So no data set of real defects has a part in the
-choice. For each choice, a line has the metrics of the memory alone and those of the fused map, and the scale at which
-both maps vary equally on normal images: the standard deviation of the zero-shot map over pixels divided by that of the
-memory's map, as the median over products.
+Products are photographs, whose references and test images are random crops, half of the test images with painted
+anomalies, and, with `--num_rendered`, rendered products as a camera sees them on a line. So no data set of real
+defects has a part in the choice. For each choice, a line has the metrics of the memory alone and those of the fused
+map, and for scaled distances the scale at which both maps vary equally on normal images: the standard deviation of the
+zero-shot map over pixels divided by that of the memory's map, times the scale, as the median over products.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def measure(
 
     Returns:
         `tuple`: metrics of the memory alone (`"memory"`) and of the fused map (`"fused"`), means over the products;
-        and the median of the balancing scales.
+        and the median of the balancing scales, which have a meaning for scaled distances only.
     """
     model, processor = AutoModel.from_pretrained(checkpoint).float(), AutoImageProcessor.from_pretrained(checkpoint)
     evaluators = {
@@ -114,8 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
                     f"{way}: " + ", ".join(f"{name} {100 * values[name]:.1f}" for name in METRICS)
                     for way, values in metrics.items()
                 )
-                choice = f"layers {layers}, neighborhood {neighborhood}, {distance}"
-                print(f"{choice}: {numbers}; balancing scale {scale:.1f}", flush=True)
+                balance = f"; balancing scale {scale:.1f}" if distance == "scaled" else ""
+                print(f"layers {layers}, neighborhood {neighborhood}, {distance}: {numbers}{balance}", flush=True)
 
 
 if __name__ == "__main__":

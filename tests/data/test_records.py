@@ -150,6 +150,23 @@ def test_a_mask_is_turned_by_its_own_orientation(tmp_path, orientation, mode):
     assert np.array_equal(np.asarray(row["mask"]) > 0, MARKED)
 
 
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_image_and_mask_have_the_same_orientation(tmp_path, orientation):
+    """A camera's tag, copied to the mask: nothing is ambiguous, and nothing is turned twice."""
+    upright, exif = save_turned(tmp_path / "a.jpg", orientation), Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(MARKED).save(tmp_path / "m.png", exif=exif)
+    mask, turned = MaskFiles((str(tmp_path / "m.png"),)), Image.fromarray(MARKED.astype(np.uint8))
+    turned.getexif()[ORIENTATION] = orientation
+    row = decode(record(str(tmp_path / "a.jpg"), mask=mask))
+    assert row["mask"].size == upright.size
+    assert np.array_equal(np.asarray(row["mask"]) > 0, np.asarray(ImageOps.exif_transpose(turned)) > 0)
+    if orientation > 4:
+        Image.fromarray(MARKED.T).save(tmp_path / "m.png", exif=exif)
+        with pytest.raises(ValueError, match="turned by its own EXIF orientation"):
+            encode_record(record(str(tmp_path / "a.jpg"), mask=mask))
+
+
 # Damaged files
 
 

@@ -3,22 +3,27 @@
 import base64
 import contextlib
 import json
+import os
 import random
 import re
 import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 
 from tests.server.serving import AUTHORIZED, PNG, ROOT, TOKEN, png, read_answer, server_process
-from vcp_clip_hf.server.process import bind
+from vcp_clip_hf.server.process import _Server, bind
 
 
 KINDS = (
@@ -252,6 +257,21 @@ def test_a_signal_finishes_what_was_accepted(tmp_path, number):
         assert answers == [200] * 16
         assert server.process.wait(30) == 0
         assert "accepted are finished" in server.log.read_text()
+
+
+def test_the_message_at_the_end_does_not_need_the_terminal(monkeypatch):
+    """SIGHUP comes because the terminal was closed: nothing can be written to it any more."""
+    app = FastAPI()
+    app.state.server = SimpleNamespace(draining=False)
+    server = _Server(uvicorn.Config(app))
+    other_end, terminal = os.openpty()
+    os.close(other_end)
+    with open(terminal, "w") as stream, monkeypatch.context() as patch:
+        with pytest.raises(OSError):
+            os.write(terminal, b"x")
+        patch.setattr(sys, "stderr", stream)
+        server.handle_exit(signal.SIGHUP, None)
+    assert server.should_exit and app.state.server.draining
 
 
 def test_the_curl_commands_of_the_guide_work(server, tmp_path):

@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
 class MaskSource:
     """Base class of all sources. Subclasses are frozen dataclasses."""
 
@@ -37,6 +40,10 @@ class MaskSource:
     def files(self) -> tuple[str, ...]:
         """Return the files that the mask is read from."""
         raise NotImplementedError
+
+    def has_orientation(self) -> bool:
+        """Return whether the mask has an EXIF orientation of its own, by which `read` has turned it upright."""
+        return False
 
     def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
         """
@@ -76,6 +83,10 @@ class MaskFiles(MaskSource):
     def files(self) -> tuple[str, ...]:
         """Return the mask pictures."""
         return self.paths
+
+    def has_orientation(self) -> bool:
+        """Return whether a picture has an EXIF orientation, see `MaskSource.has_orientation`."""
+        return any(_orientation(path) in range(2, 9) for path in self.paths)
 
     def read(self, image: str | Image.Image, size: tuple[int, int]) -> np.ndarray:
         """Read the mask, see `MaskSource.read`."""
@@ -120,6 +131,11 @@ def read_labels(path: str) -> np.ndarray:
         picture = picture.convert({"LA": "L", "RGBA": "RGB", "PA": "P"}[picture.mode])
     values = np.asarray(picture)
     return values.max(axis=-1) if values.ndim == 3 else values
+
+
+def _orientation(path: str) -> int:
+    with Image.open(path) as picture:
+        return picture.getexif().get(_ORIENTATION, 1)
 
 
 @dataclass(frozen=True)

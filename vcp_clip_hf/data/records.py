@@ -116,7 +116,9 @@ def encode_record(record: AnomalyRecord, input_range: tuple[float, float] | None
             marked = np.asarray(mask.convert("L")) > 127
         else:
             marked = mask.read(record.image, stored_size)
-        marked = _fit_mask(marked, stored_size, orientation)
+        # masks of files are asked for their own orientation only if it matters
+        is_upright = orientation != 1 and isinstance(mask, MaskSource) and mask.has_orientation()
+        marked = _fit_mask(marked, stored_size, orientation, is_upright)
         if label is None:
             label = ANOMALOUS if marked.any() else NORMAL
     elif label is None:
@@ -205,15 +207,23 @@ def _looks_complete(path: str, file_format: str | None) -> bool:
     return False
 
 
-def _fit_mask(marked: np.ndarray, stored_size: tuple[int, int], orientation: int) -> np.ndarray:
+def _fit_mask(
+    marked: np.ndarray, stored_size: tuple[int, int], orientation: int, is_upright: bool = False
+) -> np.ndarray:
     """
     Return the mask for the upright image. If an EXIF tag turns the image by 90 degrees, the mask's size tells whether
-    it was drawn on the upright picture (then it is kept) or on the stored one (then it is turned as well).
+    it was drawn on the upright picture (then it is kept) or on the stored one (then it is turned as well). A mask that
+    its own tag has turned (`is_upright`) is kept, and must have the size of the upright picture.
     """
     turned = orientation in (5, 6, 7, 8)
     upright_size = stored_size[::-1] if turned else stored_size
     mask_size = marked.shape[1], marked.shape[0]
-    if orientation != 1 and marked.any() and upright_size == stored_size == mask_size:
+    if is_upright and mask_size != upright_size == mask_size[::-1]:
+        raise ValueError(
+            f"the mask, turned by its own EXIF orientation, has {mask_size[0]} x {mask_size[1]} pixels, the upright"
+            f" image {upright_size[0]} x {upright_size[1]}; save both upright, without the tag"
+        )
+    if orientation != 1 and not is_upright and marked.any() and upright_size == stored_size == mask_size:
         raise ValueError(
             f"the image has EXIF orientation {orientation}, and its mask would fit both the stored and the upright"
             " picture; save the image upright, without the tag"

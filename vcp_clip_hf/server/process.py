@@ -100,7 +100,8 @@ class _Server(uvicorn.Server):
             os._exit(EXIT_STATUS if sig == signal.SIGINT else 128 + sig)
         self.config.app.state.server.draining = True
         self.should_exit = True
-        os.write(sys.stderr.fileno(), _STOPPING.encode())
+        with contextlib.suppress(OSError):  # SIGHUP can mean that the terminal is gone
+            os.write(sys.stderr.fileno(), _STOPPING.encode())
 
 
 class _PatientProtocol(H11Protocol):
