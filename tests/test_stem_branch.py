@@ -349,6 +349,18 @@ def test_a_branch_comes_back_bit_equal_and_can_be_left_out(tmp_path, caplog):
     assert "stem_branch" not in json.dumps(without.config.to_dict())
 
 
+def test_a_branch_with_missing_weights_is_an_error(tmp_path):
+    """With random weights in their place, the map would be wrong without a word."""
+    model = tiny_model_with_stem_branch()
+    kept = {name: value for name, value in model.state_dict().items() if "cell_neighbors.1" not in name}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    with pytest.raises(
+        OSError, match=r"stem branch of .* 2 tensors are missing, such as stem_branch\.cell_neighbors\.1"
+    ):
+        VCPCLIPModel.from_pretrained(tmp_path)
+    assert VCPCLIPModel.from_pretrained(tmp_path, use_stem_branch=False).stem_branch is None
+
+
 def test_an_image_head_fits_a_model_with_a_branch_or_one_without(tmp_path):
     tiny_model_with_stem_branch(use_image_head=True).save_pretrained(tmp_path / "with")
     vision = {**HYBRID_VISION, "stem_projection": False}

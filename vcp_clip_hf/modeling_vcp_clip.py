@@ -179,7 +179,18 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
             return cls._with_new_parts(
                 added, location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs
             )
-        return super()._from_checkpoint(location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs)
+        model, report = super()._from_checkpoint(
+            location, *model_args, config=config, hub_arguments=hub_arguments, **kwargs
+        )
+        for part in _OPTIONAL_PARTS if location is not None else ():
+            missing = sorted(name for name in report["missing_keys"] if name.startswith(part.prefix))
+            if missing:
+                raise OSError(
+                    f"The {part.name} of {str(location)!r} is incomplete, or of another version: {len(missing)} tensors"
+                    f" are missing, such as {missing[0]}. Copy or download the checkpoint again, or load it with"
+                    f" {part.field}=False."
+                )
+        return model, report
 
     @classmethod
     def _with_new_parts(cls, added: list["_OptionalPart"], location, *model_args, **kwargs):
