@@ -354,9 +354,7 @@ def test_a_branch_with_missing_weights_is_an_error(tmp_path):
     model = tiny_model_with_stem_branch()
     kept = {name: value for name, value in model.state_dict().items() if "cell_neighbors.1" not in name}
     model.save_pretrained(tmp_path, state_dict=kept)
-    with pytest.raises(
-        OSError, match=r"stem branch of .* 2 tensors are missing, such as stem_branch\.cell_neighbors\.1"
-    ):
+    with pytest.raises(OSError, match=r"2 tensors are missing, such as stem_branch\.cell_neighbors\.1"):
         VCPCLIPModel.from_pretrained(tmp_path)
     assert VCPCLIPModel.from_pretrained(tmp_path, use_stem_branch=False).stem_branch is None
 

@@ -186,8 +186,8 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
             missing = sorted(name for name in report["missing_keys"] if name.startswith(part.prefix))
             if missing:
                 raise OSError(
-                    f"The {part.name} of {str(location)!r} is incomplete, or of another version: {len(missing)} tensors"
-                    f" are missing, such as {missing[0]}. Copy or download the checkpoint again, or load it with"
+                    f"The {part.name} of {str(location)!r} is incomplete, or of another version: {len(missing)}"
+                    f" tensors are missing, such as {missing[0]}. Copy or download the checkpoint again, or load it with"
                     f" {part.field}=False."
                 )
         return model, report
