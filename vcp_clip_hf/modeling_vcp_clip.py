@@ -187,8 +187,8 @@ class VCPCLIPPreTrainedModel(FrozenCLIPPreTrainedModel):
             if missing:
                 raise OSError(
                     f"The {part.name} of {str(location)!r} is incomplete, or of another version: {len(missing)}"
-                    f" tensors are missing, such as {missing[0]}. Copy or download the checkpoint again, or load it with"
-                    f" {part.field}=False."
+                    f" tensors are missing, such as {missing[0]}. Copy or download the checkpoint again, or load it"
+                    f" with {part.field}=False."
                 )
         return model, report
 
