@@ -16,7 +16,7 @@ from vcp_clip_hf.generator import render_sample, select_products
 
 
 FORMATS = ("coco", "labelme", "yolo")
-PREDICT = ["--threshold", 0.3, "--maps", "none", "--no-overlays", "--num-workers", 0]
+PREDICT = ["--threshold", 0.2, "--maps", "none", "--no-overlays", "--num-workers", 0]
 ROOT = Path(__file__).parent.parent
 
 

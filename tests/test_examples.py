@@ -199,6 +199,8 @@ def test_flops_of_a_stem():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(count)
     model(torch.zeros(1, 3, 40, 40))
+    # the means around patches are products with matrices of 5 x 5, over the rows and over the columns of 176 channels
+    products += 2 * [176 * 5 * 5 * 5]
     expected = 2 * sum(products)
     assert image_encoder_flops(model.config, 40) - image_encoder_flops(plain.config, 40) == expected
 

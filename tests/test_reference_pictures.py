@@ -318,7 +318,7 @@ def hybrid():
 def stem_tokens(model, processor, image: Image.Image) -> torch.Tensor:
     """Return the stem's features of a picture, (patches, 176)."""
     stem = model.clip.vision_model.embeddings.patch_embedding.stem
-    features, _ = stem(processor(image, return_tensors="pt").pixel_values)
+    features = stem(processor(image, return_tensors="pt").pixel_values).features
     return features[0].flatten(1).T
 
 
