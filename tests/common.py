@@ -86,6 +86,16 @@ def tiny_model(**fields) -> VCPCLIPModel:
     return model
 
 
+def means_around(maps: torch.Tensor, margin: int) -> torch.Tensor:
+    """Return the mean of the square around each position of maps (C, H, W), over the positions that exist."""
+    means = torch.zeros_like(maps)
+    for row in range(maps.shape[1]):
+        for column in range(maps.shape[2]):
+            rows, columns = (slice(max(0, each - margin), each + margin + 1) for each in (row, column))
+            means[:, row, column] = maps[:, rows, columns].mean(dim=(1, 2))
+    return means
+
+
 def tiny_hybrid(**fields) -> VCPCLIPModel:
     """Make a `tiny_model` whose image tower has a convolutional stem."""
     return tiny_model(**{"vision_config": dict(HYBRID_VISION), **fields})

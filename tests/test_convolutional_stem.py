@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.common import HYBRID_VISION, pixels, tiny_config, tiny_hybrid, tiny_model
+from tests.common import HYBRID_VISION, means_around, pixels, tiny_config, tiny_hybrid, tiny_model
 from tests.methods.common import tiny_method
 from vcp_clip_hf import VCPCLIPModel
 from vcp_clip_hf.backbone_loading import check_backbone
@@ -84,7 +84,7 @@ def plain_reading(stem: EfficientNetLite0Stem, image: torch.Tensor) -> tuple[tor
     grid = (image.shape[1] // 8, image.shape[2] // 8)
     levels = []
     for block in (2, 4, 10):
-        means = neighbors(outputs[block][0], 1)
+        means = means_around(outputs[block][0], 1)
         features = torch.zeros(len(means), *grid)
         for row in range(grid[0]):
             for column in range(grid[1]):
@@ -111,16 +111,6 @@ def plain_reading(stem: EfficientNetLite0Stem, image: torch.Tensor) -> tuple[tor
                     [window.amax((1, 2)), window.amin((1, 2)), outputs[2][0, :, top // 2, left // 2]]
                 )
     return torch.cat(levels), cells.flatten(0, 1), details
-
-
-def neighbors(x: torch.Tensor, margin: int) -> torch.Tensor:
-    """Return the mean over each square of positions (C, H, W), over those that exist."""
-    means = torch.zeros_like(x)
-    for row in range(x.shape[1]):
-        for column in range(x.shape[2]):
-            rows, columns = (slice(max(0, each - margin), each + margin + 1) for each in (row, column))
-            means[:, row, column] = x[:, rows, columns].mean(dim=(1, 2))
-    return means
 
 
 def interpolated(x: torch.Tensor, row: int, column: int, grid: tuple[int, int]) -> torch.Tensor:
@@ -213,7 +203,7 @@ def test_the_embedding_is_clips_and_a_map_of_the_features(stem):
     embedding.stem = stem
     image = pixels(1, 104, 96)  # 13 x 12 patches: the surroundings have a border
     features, _, details = plain_reading(stem, image[0])
-    mean, around = features.mean(dim=(1, 2), keepdim=True), neighbors(features, 5)
+    mean, around = features.mean(dim=(1, 2), keepdim=True), means_around(features, 5)
     parts = torch.cat([8 * features, 24 * (features - mean), 24 * (features - around), 0.15 * details])
     mapped = torch.einsum("dc,chw->dhw", embedding.stem_projection.weight, parts)
     patches = nn.functional.conv2d(image, embedding.weight, stride=8)[0]

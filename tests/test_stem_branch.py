@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.common import HYBRID_VISION, pixels, tiny_config, tiny_hybrid, tiny_model, tiny_model_with_stem_branch
+from tests.common import (
+    HYBRID_VISION,
+    means_around,
+    pixels,
+    tiny_config,
+    tiny_hybrid,
+    tiny_model,
+    tiny_model_with_stem_branch,
+)
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel, thresholds
 from vcp_clip_hf.accelerated_inference import accelerate_inference, accelerated_or_plain, freeze_for_export
 from vcp_clip_hf.losses import segmentation_loss
@@ -48,16 +56,6 @@ def convolved(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> t
     return found
 
 
-def around(maps: torch.Tensor, margin: int) -> torch.Tensor:
-    """Return the means (C, h, w) of the squares of patches around each patch that lie in the image."""
-    found = torch.zeros_like(maps)
-    for row in range(maps.shape[1]):
-        for column in range(maps.shape[2]):
-            rows, columns = (slice(max(0, each - margin), each + margin + 1) for each in (row, column))
-            found[:, row, column] = maps[:, rows, columns].mean(dim=(1, 2))
-    return found
-
-
 def deviation(maps: torch.Tensor) -> torch.Tensor:
     return maps.var(dim=(1, 2), correction=0, keepdim=True).sqrt()
 
@@ -68,13 +66,13 @@ def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> torch.Tensor:
     outputs = model(image[None], output_hidden_states=["stem"])
     features = outputs.stem_features[0].T.unflatten(1, grid)
     mean = features.mean(dim=(1, 2), keepdim=True)
-    to_surroundings = 24 * (features - around(features, 5))
+    to_surroundings = 24 * (features - means_around(features, 5))
     variation = 0.3 + deviation(to_surroundings)
     read = torch.cat([8 * features, 24 * (features - mean) / variation, to_surroundings / variation])
 
     cells, surroundings = torch.zeros(56, 2 * grid[0], 2 * grid[1]), torch.zeros(56, 2 * grid[0], 2 * grid[1])
     of_patches = outputs.stem_cells[0].T.unflatten(0, (56, 4)).unflatten(2, grid)
-    of_surroundings = around(of_patches.mean(dim=1), 2)
+    of_surroundings = means_around(of_patches.mean(dim=1), 2)
     for cell in range(4):
         place = (slice(None), slice(cell // 2, None, 2), slice(cell % 2, None, 2))
         cells[place], surroundings[place] = of_patches[:, cell], of_surroundings
