@@ -4,7 +4,7 @@
 
 1. Rendered pictures of each unseen product family, zero-shot: pictures, maps, masks, tables.
 2. Photographs of surfaces (CC0), with painted anomalies: zero-shot, and with four normal pictures of each surface as
-   references.
+   references. Twenty other normal pictures give the threshold of a surface.
 
 The products and photographs had no part in the training, but other rendered products and other photographs of this
 collection had; the photographs had a part in the choice of the settings of references. The anomalies are generated.
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from transformers import pipeline
 
-from vcp_clip_hf import EMBEDDED_CHECKPOINT, evaluate, load_anomaly_dataset, predict_files
+from vcp_clip_hf import EMBEDDED_CHECKPOINT, AnomalySegmentationPipeline, evaluate, load_anomaly_dataset, predict_files
 from vcp_clip_hf.data.records import FEATURES, GOOD
 from vcp_clip_hf.evaluation_references import ReferenceDraw
 from vcp_clip_hf.generator.fields import Dice
@@ -33,9 +33,11 @@ from .research.material_scenes import MaterialScene, MaterialScenes, damage
 __all__ = ["main", "surfaces"]
 
 NUM_REFERENCES = 4
+NUM_FOR_THRESHOLD = 20  # normal pictures; fewer cannot show that at most 5 % of all are above a threshold
+FALSE_ALARM_RATE = 0.05
 
 
-def surfaces(num_surfaces: int, num_images: int, size: int) -> datasets.Dataset:
+def surfaces(num_surfaces: int, num_images: int, size: int) -> tuple[datasets.Dataset, dict[str, list[Image.Image]]]:
     """
     Make pictures of photographed surfaces, half of them with painted anomalies.
 
@@ -45,9 +47,10 @@ def surfaces(num_surfaces: int, num_images: int, size: int) -> datasets.Dataset:
         size (`int`): side of the pictures in pixels.
 
     Returns:
-        `datasets.Dataset` with the columns of every dataset of this package; each photograph is a product.
+        `tuple`: a `datasets.Dataset` with the columns of every dataset of this package, in which each photograph is a
+        product, and product -> further normal pictures, for its threshold.
     """
-    materials, records = MaterialScenes("test"), []
+    materials, records, normal = MaterialScenes("test"), [], {}
     for place in range(num_surfaces):
         number = place * len(materials.photos) // num_surfaces
         name = f"{materials.names[number].replace(' ', '_')}_{number}"
@@ -67,7 +70,8 @@ def surfaces(num_surfaces: int, num_images: int, size: int) -> datasets.Dataset:
                     "image_id": f"{name}/{index:03d}",
                 }
             )
-    return datasets.Dataset.from_list(records, features=FEATURES)
+        normal[name] = [Image.fromarray(each) for each in materials.crops(number, NUM_FOR_THRESHOLD, size, dice)]
+    return datasets.Dataset.from_list(records, features=FEATURES), normal
 
 
 def save_pictures(dataset: datasets.Dataset, folder: Path) -> dict[str, bool]:
@@ -81,13 +85,41 @@ def save_pictures(dataset: datasets.Dataset, folder: Path) -> dict[str, bool]:
     return is_defective
 
 
-def report_flagged(folder: Path, is_defective: dict[str, bool]) -> None:
+def counts(flagged: list[bool], is_defective: list[bool]) -> str:
+    """Return in words how many pictures are flagged."""
+    of_kind = {True: [], False: []}
+    for each, bad in zip(flagged, is_defective, strict=True):
+        of_kind[bad].append(each)
+    caught, alarms = of_kind[True], of_kind[False]
+    return f"{sum(caught)} of {len(caught)} defective pictures are flagged, and {sum(alarms)} of {len(alarms)} normal"
+
+
+def report_unseen(folder: Path, is_defective: dict[str, bool]) -> None:
     """Print how many pictures the stored threshold flags."""
     flagged = {record["image"]: record["label"] == "anomalous" for record in read_predictions(folder)}
-    caught, alarms = ([flagged[path] for path, bad in is_defective.items() if bad is kind] for kind in (True, False))
+    found = counts([flagged[path] for path in is_defective], list(is_defective.values()))
+    print(f"At the stored threshold, {found}.")
+
+
+def report_surfaces(
+    pipe: AnomalySegmentationPipeline, pictures: datasets.Dataset, normal: dict[str, list[Image.Image]]
+) -> None:
+    """Print how many pictures are flagged with the stored threshold, and with references and own thresholds."""
+    zero_shot, compared, is_defective = [], [], []
+    own = pipeline("anomaly-segmentation", model=EMBEDDED_CHECKPOINT, device=-1)
+    for name, for_threshold in normal.items():
+        records = [record for record in pictures if record["product"] == name]
+        tested, references = records[:-NUM_REFERENCES], records[-NUM_REFERENCES:]
+        images = [record["image"] for record in tested]
+        is_defective += [bool(record["label"]) for record in tested]
+        zero_shot += [result["label"] == "anomalous" for result in pipe(images, batch_size=8)]
+        own.set_references([record["image"] for record in references])
+        own.calibrate(for_threshold, false_alarm_rate=FALSE_ALARM_RATE, batch_size=8)
+        compared += [result["label"] == "anomalous" for result in own(images, batch_size=8)]
+    print(f"At the stored threshold, {counts(zero_shot, is_defective)}.")
     print(
-        f"At the stored threshold {sum(caught)} of {len(caught)} defective pictures are flagged, and {sum(alarms)} of"
-        f" {len(alarms)} normal ones."
+        f"With {NUM_REFERENCES} references of each surface, and its threshold from {NUM_FOR_THRESHOLD} other normal"
+        f" pictures,\n{counts(compared, is_defective)}."
     )
 
 
@@ -105,11 +137,11 @@ def main(output_dir: str = "demo_output", num_images: int = 80, size: int = 256,
     report.save(folder)
     print(report.to_text())
     print(f"\nMeasured on {len(unseen)} generated pictures of product families that were never trained on; percent.")
-    report_flagged(folder, is_defective)
+    report_unseen(folder, is_defective)
     print(f"{summary.images_per_second:.1f} pictures/s from file to results on disk.\n")
 
     # 2. photographed surfaces, without and with normal pictures to compare with
-    pictures = surfaces(num_surfaces, 16, size)
+    pictures, normal = surfaces(num_surfaces, 16, size)
     save_pictures(pictures, folder / "surfaces" / "images")
     data, sheets = {"photographed surfaces": pictures}, folder / "surfaces" / "sheets"
     zero_shot = evaluate(pipe.model, pipe.image_processor, data, sheets_dir=sheets)
@@ -117,6 +149,7 @@ def main(output_dir: str = "demo_output", num_images: int = 80, size: int = 256,
     compared = evaluate(pipe.model, pipe.image_processor, data, references=draw, sheets_dir=f"{sheets}_references")
     print(f"Zero-shot:\n{zero_shot.to_text()}\n\n{compared.to_text()}")
     print(f"\nMeasured on {num_surfaces} photographs of materials that were never trained on; percent.")
+    report_surfaces(pipe, pictures, normal)
     print(f"{time.perf_counter() - started:.0f} s in all. Look into {folder}/: sheets/, overlays/, maps/, masks/,")
     print("predictions.csv, predictions.jsonl (with regions), results.md, surfaces/")
 
