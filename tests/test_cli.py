@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.common import golden, tiny_model, tiny_model_with_head, tiny_tokenizer
 from tests.methods.common import tiny_method
+from tests.processes import Program, run_program
 from tests.training_run import make_model_folder, make_records
 from tests.video.clips import write_clip
 from vcp_clip_hf import (
@@ -252,13 +253,7 @@ def test_a_killed_run_is_completed_by_the_next(checkpoint, tmp_path):
         )
     arguments = ["predict", tmp_path / "in", "-o", tmp_path / "out", "-m", checkpoint, "--num-workers", 0]
     arguments += ["--batch-size", 1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vcp_clip_hf.cli", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = Program("-m", "vcp_clip_hf.cli", *arguments, output=tmp_path / "said.txt")
     records = tmp_path / "out" / "predictions.jsonl"
     for _ in range(600):
         time.sleep(0.05)
@@ -570,7 +565,7 @@ def test_train_and_convert(tmp_path):
 
 
 def test_info(checkpoint):
-    text = command("info", "-m", checkpoint).stdout
+    text = run("info", "-m", checkpoint).stdout
     for words in ("vcp_clip_hf", "torch", "cpu, 1 threads", "a photo of a damaged {}", "0.5"):
         assert words in text
     facts = json.loads(run("info", "-m", checkpoint, "--json").stdout)
@@ -673,7 +668,8 @@ def test_mistakes_end_in_one_line(checkpoint, images, tmp_path, arguments, statu
 
 
 def test_a_mistake_in_a_real_process(images, tmp_path):
-    done = command("predict", images, "-o", tmp_path, "-m", "nobody/nothing", check=1)
+    done = run_program("-m", "vcp_clip_hf.cli", "predict", images, "-o", tmp_path, "-m", "nobody/nothing")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: There is no folder 'nobody/nothing'" in done.stderr
 
 

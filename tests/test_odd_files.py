@@ -1,12 +1,11 @@
 """All verbs over one folder of odd files: the table in the docs is what really happens."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tests import odd_files
+from tests.processes import run_program
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +31,7 @@ def test_the_command_line_does_the_rest_and_lists_the_failures(folder):
     odd_files.make_pipe().save_pretrained(folder / "checkpoint")
     arguments = ["predict", folder / "parts" / "good", folder / "gone", "-o", folder / "parts" / "good" / "results"]
     arguments += ["-m", folder / "checkpoint", "--num-workers", "0", "--overwrite"]
-    done = subprocess.run(
-        [sys.executable, "-m", "vcp_clip_hf.cli", *map(str, arguments)],
-        cwd=odd_files.DOCUMENT.parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_program("-m", "vcp_clip_hf.cli", *arguments)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     failures = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
     table = odd_files.DOCUMENT.read_text(encoding="utf-8")

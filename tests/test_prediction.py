@@ -6,8 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 from PIL import Image
 
 from tests.common import tiny_model, tiny_tokenizer
+from tests.processes import Program
 from vcp_clip_hf import AnomalySegmentationPipeline, MutualScoring, VCPCLIPImageProcessor
 from vcp_clip_hf.prediction import _chosen_workers, predict_files, read_predictions
 
@@ -372,20 +371,12 @@ def test_too_few_images_leave_no_records(predict_together, folder, tmp_path):
 # Interruptions
 
 
-def start(folder: Path, output: Path, checkpoint: Path, *options: str) -> subprocess.Popen:
+def start(folder: Path, output: Path, checkpoint: Path, *options: str) -> Program:
     arguments = ["predict", folder, "-o", output, "-m", checkpoint, *options]
-    return subprocess.Popen(
-        [sys.executable, "-m", "vcp_clip_hf.cli", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
+    return Program("-m", "vcp_clip_hf.cli", *arguments, start_new_session=True)
 
 
-def wait_for_records(process: subprocess.Popen, output: Path, count: int) -> None:
+def wait_for_records(process: Program, output: Path, count: int) -> None:
     records = output / "predictions.jsonl"
     for _ in range(1200):
         if records.is_file() and records.read_bytes().count(b"\n") >= count:
