@@ -72,7 +72,7 @@ def test_demo(tmp_path, capsys):
     for earlier in ("images", "overlays", "sheets"):  # earlier results do not stand in the way
         (tmp_path / earlier).mkdir()
         (tmp_path / earlier / "earlier.png").write_bytes(b"no picture")
-    demo.main(str(tmp_path), num_images=6, size=64, num_surfaces=1)
+    demo.main(str(tmp_path), num_images=6, size=64, num_surfaces=1, num_crops=4)
     out = capsys.readouterr().out
     assert "Measured on 6 generated pictures" in out and "defective pictures are flagged" in out
     assert len(list((tmp_path / "overlays").iterdir())) == 6
