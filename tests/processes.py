@@ -165,6 +165,8 @@ def _run(
         os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # `nohup` before the tests lets them ignore SIGHUP
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    # Else processes that the program starts are forks of a new server, which has imported nothing
+    multiprocessing.set_start_method(None, force=True)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
