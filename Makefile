@@ -38,7 +38,7 @@ format: setup
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # ViT-L/14 at 518 x 518, and other tests that take minutes or gigabytes
 test-slow: setup

@@ -123,7 +123,9 @@ def report_surfaces(
     )
 
 
-def main(output_dir: str = "demo_output", num_images: int = 80, size: int = 256, num_surfaces: int = 5) -> None:
+def main(
+    output_dir: str = "demo_output", num_images: int = 80, size: int = 256, num_surfaces: int = 5, num_crops: int = 16
+) -> None:
     started, folder = time.perf_counter(), Path(output_dir)
     for part in ("images", "maps", "masks", "overlays", "sheets", "surfaces"):
         shutil.rmtree(folder / part, ignore_errors=True)
@@ -141,7 +143,7 @@ def main(output_dir: str = "demo_output", num_images: int = 80, size: int = 256,
     print(f"{summary.images_per_second:.1f} pictures/s from file to results on disk.\n")
 
     # 2. photographed surfaces, without and with normal pictures to compare with
-    pictures, normal = surfaces(num_surfaces, 16, size)
+    pictures, normal = surfaces(num_surfaces, num_crops, size)
     save_pictures(pictures, folder / "surfaces" / "images")
     data, sheets = {"photographed surfaces": pictures}, folder / "surfaces" / "sheets"
     zero_shot = evaluate(pipe.model, pipe.image_processor, data, sheets_dir=sheets)

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from tests.common import tiny_model
+from tests.training_run import make_model_folder
+from vcp_clip_hf import VCPCLIPImageProcessor
 from vcp_clip_hf.cli import main
 from vcp_clip_hf.data import AnomalyFolder
 from vcp_clip_hf.generator import render_sample, select_products
@@ -17,7 +21,6 @@ from vcp_clip_hf.generator import render_sample, select_products
 
 FORMATS = ("coco", "labelme", "yolo")
 PREDICT = ["--threshold", 0.2, "--maps", "none", "--no-overlays", "--num-workers", 0]
-ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments) -> str:
@@ -40,11 +43,22 @@ def images(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Save a checkpoint with random weights, which is quicker than the embedded one."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = tiny_model()
+    model.save_pretrained(folder)
+    VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=4.0).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module", params=FORMATS)
-def exact(request, images, tmp_path_factory):
+def exact(request, images, model, tmp_path_factory):
     """Predictions in one format without tolerance."""
     output = tmp_path_factory.mktemp("predicted")
-    run("predict", images, "-o", output, "--format", request.param, "--polygon-tolerance", 0, *PREDICT)
+    run("predict", images, "-o", output, "-m", model, "--format", request.param, "--polygon-tolerance", 0, *PREDICT)
     return request.param, output
 
 
@@ -79,8 +93,8 @@ def test_masks_come_back_as_they_were_predicted(exact, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["labelme", "yolo"])
-def test_the_default_tolerance_keeps_nearly_all_of_a_mask(name, images, tmp_path):
-    run("predict", images, "-o", tmp_path / "out", "--format", name, *PREDICT)
+def test_the_default_tolerance_keeps_nearly_all_of_a_mask(name, images, model, tmp_path):
+    run("predict", images, "-o", tmp_path / "out", "-m", model, "--format", name, *PREDICT)
     found, expected = masks_of(tmp_path / "out" / name, tmp_path), predicted(tmp_path / "out")
     assert found.keys() == expected.keys()
     for key, mask in expected.items():
@@ -138,23 +152,23 @@ def test_corrections_come_back_as_ground_truth(exact, tmp_path):
     assert "defects: anomaly, hole" in builder.describe()
 
 
-def test_corrected_predictions_are_evaluated_and_trained_on(exact, tmp_path):
+def test_corrected_predictions_are_evaluated_and_trained_on(exact, model, tmp_path):
     name, output = exact
     folder = folder_of(name, output, tmp_path / "data")
     correct(name, folder)
-    run("evaluate", f"folder={folder}", "-o", tmp_path / "evaluation", "--num-workers", 0)
+    run("evaluate", f"folder={folder}", "-o", tmp_path / "evaluation", "-m", model, "--num-workers", 0)
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     assert "pixel_auroc" in json.dumps(results)
     options = ["--max_train_steps", 2, "--per_device_train_batch_size", 2, "--dataloader_num_workers", 0]
     options += ["--dataset", "folder", "--data_dir", folder, "--output_dir", tmp_path / "run"]
-    run("train", "--model", ROOT / "hub_configs" / "vcp-clip-tiny", "--backbone", "embedded", *options)
+    run("train", "--model", make_model_folder(tmp_path), *options)
     assert list((tmp_path / "run").rglob("model.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["labelme", "yolo"])
-def test_a_second_run_keeps_corrections_and_does_not_read_its_own_links(name, images, tmp_path):
+def test_a_second_run_keeps_corrections_and_does_not_read_its_own_links(name, images, model, tmp_path):
     shutil.copytree(images, tmp_path / "photos")
-    arguments = ["predict", tmp_path / "photos", "-o", tmp_path / "photos", "--format", name, *PREDICT]
+    arguments = ["predict", tmp_path / "photos", "-o", tmp_path / "photos", "-m", model, "--format", name, *PREDICT]
     assert "4 annotations written" in run(*arguments)
     correct(name, tmp_path / "photos" / name)
     render_sample(select_products("unseen")[0], 1, 7, 200, "auto").image.save(tmp_path / "photos" / "new.png")

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPModel
 
 from tests.common import HYBRID_VISION, pixels, tiny_clip, tiny_model, tiny_tokenizer
+from tests.processes import run_program
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.methods import METHODS
 from vcp_clip_hf.vision_tower import VCPCLIPVisionEmbeddings
@@ -181,7 +180,8 @@ def test_a_fresh_process_loads_through_the_auto_classes(adapter):
         f"maps = model(torch.load({str(folder / 'images.pt')!r})).anomaly_map\n"
         f"torch.save(maps.detach(), {str(folder / 'maps.pt')!r})\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    done = run_program("-c", program)
+    assert done.returncode == 0, done.stderr
     with torch.no_grad():
         torch.testing.assert_close(torch.load(folder / "maps.pt"), model(images).anomaly_map, atol=1e-6, rtol=0)
 

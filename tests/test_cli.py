@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.common import golden, tiny_model, tiny_model_with_head, tiny_tokenizer
 from tests.methods.common import tiny_method
+from tests.processes import Program, run_program
 from tests.training_run import make_model_folder, make_records
 from tests.video.clips import write_clip
 from vcp_clip_hf import (
@@ -246,19 +247,13 @@ def test_an_unreadable_file_is_listed_and_tried_again(checkpoint, images, tmp_pa
 def test_a_killed_run_is_completed_by_the_next(checkpoint, tmp_path):
     (tmp_path / "in").mkdir()
     generator = np.random.default_rng(1)
-    for index in range(300):
+    for index in range(100):
         Image.fromarray(generator.integers(0, 256, (48, 48), dtype=np.uint8)).save(
             tmp_path / "in" / f"{index:03d}.png"
         )
     arguments = ["predict", tmp_path / "in", "-o", tmp_path / "out", "-m", checkpoint, "--num-workers", 0]
     arguments += ["--batch-size", 1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vcp_clip_hf.cli", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = Program("-m", "vcp_clip_hf.cli", *arguments, output=tmp_path / "said.txt")
     records = tmp_path / "out" / "predictions.jsonl"
     for _ in range(600):
         time.sleep(0.05)
@@ -267,14 +262,14 @@ def test_a_killed_run_is_completed_by_the_next(checkpoint, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = len(read_predictions(tmp_path / "out"))
-    assert 20 < before < 300
+    assert 20 < before < 100
     with open(records, "a") as file:
         file.write('{"image": "half a rec')  # as a killed process can leave it
     done = run(*arguments)
-    assert f"{300 - before} images segmented" in done.stdout and f"{before} done before" in done.stdout
-    assert len(read_predictions(tmp_path / "out")) == 300 and len(records.read_text().splitlines()) == 300
+    assert f"{100 - before} images segmented" in done.stdout and f"{before} done before" in done.stdout
+    assert len(read_predictions(tmp_path / "out")) == 100 and len(records.read_text().splitlines()) == 100
     assert "0 images segmented" in run(*arguments).stdout
-    assert "300 images segmented" in run(*arguments, "--overwrite").stdout
+    assert "100 images segmented" in run(*arguments, "--overwrite").stdout
 
 
 def test_two_processes_share_the_work(checkpoint, images, tmp_path):
@@ -570,7 +565,7 @@ def test_train_and_convert(tmp_path):
 
 
 def test_info(checkpoint):
-    text = command("info", "-m", checkpoint).stdout
+    text = run("info", "-m", checkpoint).stdout
     for words in ("vcp_clip_hf", "torch", "cpu, 1 threads", "a photo of a damaged {}", "0.5"):
         assert words in text
     facts = json.loads(run("info", "-m", checkpoint, "--json").stdout)
@@ -673,7 +668,8 @@ def test_mistakes_end_in_one_line(checkpoint, images, tmp_path, arguments, statu
 
 
 def test_a_mistake_in_a_real_process(images, tmp_path):
-    done = command("predict", images, "-o", tmp_path, "-m", "nobody/nothing", check=1)
+    done = run_program("-m", "vcp_clip_hf.cli", "predict", images, "-o", tmp_path, "-m", "nobody/nothing")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: There is no folder 'nobody/nothing'" in done.stderr
 
 

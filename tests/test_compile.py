@@ -31,7 +31,7 @@ def test_one_graph(dynamic):
     check(tiny_model(), "eager", dynamic)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_graph_of_a_tower_with_a_stem_its_branch_and_its_features(dynamic):
     model = tiny_hybrid(use_stem_branch=True)
     check(model, "eager", dynamic)

@@ -1,8 +1,6 @@
 """Conversion of the checkpoints of AnomalyCLIP's authors."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ import torch
 from tests.common import FIXTURES, tiny_clip, tiny_tokenizer
 from tests.methods.golden import ATTENTION, GoldenFolder
 from tests.methods.golden_anomalyclip import make_model
+from tests.processes import run_program
 from vcp_clip_hf.convert_anomaly_clip import convert_anomaly_clip
 from vcp_clip_hf.methods import AnomalyCLIPModel
 
@@ -148,10 +147,10 @@ def test_a_prompt_without_an_end_is_refused(content, clip, tmp_path):
 def test_the_command_writes_a_folder_that_loads(content, clip, tmp_path):
     torch.save(content, tmp_path / "epoch_15.pth")
     clip.save_pretrained(tmp_path / "clip")
-    command = [sys.executable, "-m", "vcp_clip_cli", "convert", "--method", "anomaly_clip", "--image-size", "48"]
+    command = ["-m", "vcp_clip_cli", "convert", "--method", "anomaly_clip", "--image-size", "48"]
     options = ["--checkpoint", tmp_path / "epoch_15.pth", "--backbone", tmp_path / "clip"]
     options += ["--output", tmp_path / "out"]
-    done = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, timeout=120)
+    done = run_program(*command, *options)
     assert done.returncode == 0, done.stderr
     assert f"{2 * 5 * 32 + 8 * 2 * 32:,} learned parameters" in done.stdout
     model = AnomalyCLIPModel.from_pretrained(tmp_path / "out")

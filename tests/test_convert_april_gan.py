@@ -1,8 +1,6 @@
 """Conversion of the checkpoints of APRIL-GAN's authors."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from safetensors.torch import load_file
 from tests.common import FIXTURES, tiny_clip, tiny_tokenizer
 from tests.methods.golden import ATTENTION, GoldenFolder, RecordedTokenizer
 from tests.methods.golden_april_gan import make_model
+from tests.processes import run_program
 from vcp_clip_hf.convert_april_gan import convert_april_gan
 from vcp_clip_hf.methods import AprilGANModel
 
@@ -92,10 +91,10 @@ def test_the_command_writes_a_folder_that_loads(content, tmp_path):
     torch.save(content, tmp_path / "visa_pretrained.pth")
     tiny_clip().save_pretrained(tmp_path / "clip")
     tiny_tokenizer().save_pretrained(tmp_path / "clip")
-    command = [sys.executable, "-m", "vcp_clip_cli", "convert", "--method", "april_gan", "--image-size", "48"]
+    command = ["-m", "vcp_clip_cli", "convert", "--method", "april_gan", "--image-size", "48"]
     options = ["--checkpoint", tmp_path / "visa_pretrained.pth", "--backbone", tmp_path / "clip"]
     options += ["--output", tmp_path / "out"]
-    done = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, timeout=120)
+    done = run_program(*command, *options)
     assert done.returncode == 0, done.stderr
     assert "8,320 learned parameters" in done.stdout and "skipped" not in done.stdout
     model = AprilGANModel.from_pretrained(tmp_path / "out")

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel
 
 from tests.common import tiny_tokenizer
+from tests.processes import run_program
 from vcp_clip_hf.convert_open_clip import convert_open_clip, main
 
 
@@ -265,9 +264,9 @@ def test_unreadable_files(tmp_path):
 def test_the_command_writes_a_clip_that_transformers_loads(tensors, tmp_path):
     save_file(tensors, tmp_path / "weights.safetensors")
     tiny_tokenizer().save_pretrained(tmp_path / "words")
-    command = [sys.executable, "-m", "vcp_clip_hf.convert_vcp_clip_to_hf", "--method", "open_clip", "--checkpoint"]
+    command = ["-m", "vcp_clip_hf.convert_vcp_clip_to_hf", "--method", "open_clip", "--checkpoint"]
     arguments = [tmp_path / "weights.safetensors", "--output", tmp_path / "clip", "--tokenizer", tmp_path / "words"]
-    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
+    done = run_program(*command, *arguments)
     assert done.returncode == 0, done.stderr
     assert "3 blocks, 128 channels, 2 heads, 12 pixels" in done.stdout and "tokenizer included" in done.stdout
     check(CLIPModel.from_pretrained(tmp_path / "clip"), tensors)

@@ -1,14 +1,13 @@
 """Conversion of the authors' checkpoints. `test_modeling_vcp_clip` compares the outputs of converted models."""
 
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from tests.common import golden, tiny_clip, tiny_tokenizer
+from tests.processes import run_program
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.convert_vcp_clip_to_hf import convert_checkpoint, official_image_processor
 
@@ -120,12 +119,7 @@ def test_no_code_in_a_pickle_is_run(tmp_path):
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "vcp_clip_hf.convert_vcp_clip_to_hf", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_program("-m", "vcp_clip_hf.convert_vcp_clip_to_hf", *arguments)
 
 
 def test_the_command_writes_a_hub_ready_folder(tmp_path):

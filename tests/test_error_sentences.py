@@ -5,7 +5,6 @@ import logging
 import re
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, pipeline
 
 from tests.common import tiny_clip, tiny_model, tiny_tokenizer
+from tests.processes import run_program
 from tests.test_cli import command, run
 from tests.training_run import make_model_folder, make_records, settings
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, AnomalySegmentationPipeline, VCPCLIPImageProcessor, VCPCLIPModel
@@ -312,7 +312,8 @@ def test_pickles_are_refused_and_the_advice_converts_them(place, tmp_path):
     with pytest.raises(ValueError, match="use_safetensors=False"):
         VCPCLIPModel.from_pretrained(folder, use_safetensors=False)
     advice = re.search(r'python -c "(.*)"', str(refused.value))[1]
-    subprocess.run([sys.executable, "-c", advice], check=True, timeout=120)
+    done = run_program("-c", advice)
+    assert done.returncode == 0, done.stderr
     expected, found = (VCPCLIPModel.from_pretrained(each).state_dict() for each in (place / "good", folder))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 

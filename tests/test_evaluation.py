@@ -5,10 +5,7 @@ import html
 import io
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tests.common import tiny_model, tiny_model_with_head
 from tests.evaluation_run import run
+from tests.processes import run_two_ranks
 from tests.training_run import make_records
 from vcp_clip_hf import VCPCLIPImageProcessor
 from vcp_clip_hf.evaluation import evaluate
@@ -232,17 +230,8 @@ def test_the_model_keeps_its_mode():
 
 
 def test_two_processes_equal_one(report, tmp_path):
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "tests.evaluation_run"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stdout and len(list((tmp_path / "sheets" / "squares").iterdir())) == 3
+    run_two_ranks("-m", "tests.evaluation_run", tmp_path)
+    assert len(list((tmp_path / "sheets" / "squares").iterdir())) == 3
     theirs = EvaluationReport.from_dict(json.loads((tmp_path / "results.json").read_text()))
     assert theirs.results["squares"]["counts"] == report.results["squares"]["counts"]
     for name, values in report.results["squares"]["per_product"].items():

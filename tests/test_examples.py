@@ -1,6 +1,7 @@
 """Each example runs on small settings, by its own `main`."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -69,18 +70,24 @@ def checkpoint(tmp_path_factory):
 
 
 def test_demo(tmp_path, capsys):
-    demo.main(str(tmp_path), num_images=20, size=64, num_surfaces=1)
+    for earlier in ("images", "overlays", "sheets"):  # earlier results do not stand in the way
+        (tmp_path / earlier).mkdir()
+        (tmp_path / earlier / "earlier.png").write_bytes(b"no picture")
+    demo.main(str(tmp_path), num_images=6, size=64, num_surfaces=1, num_crops=4)
     out = capsys.readouterr().out
-    assert "Measured on 20 generated pictures" in out and "defective pictures are flagged" in out
-    assert len(list((tmp_path / "overlays").iterdir())) == 20
-    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 21
+    assert "Measured on 6 generated pictures" in out and "defective pictures are flagged" in out
+    flagged = re.findall(r"(\d+) of (\d+) defective pictures are flagged, and (\d+) of (\d+) normal", out)
+    # unseen products, surfaces zero-shot, surfaces with references and thresholds of their own
+    assert len(flagged) == 3 and all(each[1::2] == ("2", "2") for each in flagged[1:])
+    assert "With 4 references of each surface, and its threshold from 20 other normal pictures" in out
+    assert len(list((tmp_path / "overlays").iterdir())) == 6
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 7
     sheets = sorted((tmp_path / "sheets").rglob("*.png"))
     assert sheets and Image.open(sheets[0]).width > 4 * 200
-    demo.main(str(tmp_path), num_images=20, size=64, num_surfaces=1)  # earlier results do not stand in the way
 
 
 def test_demo_train_trains_evaluates_saves_reloads_and_segments(tmp_path, capsys):
-    report = demo_train.main(str(tmp_path), num_images=48, num_test_images=20, size=64, num_train_epochs=1)
+    report = demo_train.main(str(tmp_path), num_images=16, num_test_images=8, size=64, num_train_epochs=1)
     assert 0 < report.results["unseen products"]["mean"]["pixel_auroc"] < 1
     assert Image.open(tmp_path / "overlay.png").width >= 64
     start, last = (VCPCLIPModel.from_pretrained(tmp_path / "last"), tmp_path / "last")

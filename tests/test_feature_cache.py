@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from tests.common import pixels, tiny_model_with_stem_branch
+from tests.processes import run_two_ranks
 from tests.training_run import (
     ONE_RANK,
-    launch_two_ranks,
     make_model_folder,
     make_records,
     on_cached_features,
@@ -87,7 +87,8 @@ def test_two_processes_share_a_cache_and_train_like_one(tmp_path):
     config = settings(tmp_path, "one", **{**ONE_RANK, **on_cached_features(one_folder)})
     one = train(config, make_records(), accelerator=Accelerator(cpu=True))
 
-    output = launch_two_ranks(tmp_path, "two", "two_ranks_cached")
+    command = ("-m", "tests.training_run", tmp_path)
+    output = run_two_ranks(*command, "two", "two_ranks_cached")
     assert output.count("GiB in") == 1, "only one process logs"
     theirs, ours = CachedFeatures(tmp_path / "features"), CachedFeatures(one_folder / "features")
     assert len(ours) == len(theirs) == len(make_records())
@@ -106,7 +107,7 @@ def test_two_processes_share_a_cache_and_train_like_one(tmp_path):
     assert one.state.step > 1
 
     made = (tmp_path / "features" / "patch_tokens.npy").stat().st_mtime_ns
-    assert "GiB in" not in launch_two_ranks(tmp_path, "again", "two_ranks_cached")
+    assert "GiB in" not in run_two_ranks(*command, "again", "two_ranks_cached")
     assert (tmp_path / "features" / "patch_tokens.npy").stat().st_mtime_ns == made
 
 

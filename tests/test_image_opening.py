@@ -2,14 +2,13 @@
 
 import os
 import struct
-import subprocess
-import sys
 import tempfile
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from tests.processes import run_program
 from vcp_clip_hf.image_loading import load_image
 from vcp_clip_hf.image_opening import open_picture
 
@@ -134,5 +133,5 @@ def test_a_file_that_may_not_be_read(picture):
         path = os.path.join(folder, "locked.png")
         picture.save(path)
         os.chmod(path, 0)
-        result = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+        result = run_program("-c", program, path)
     assert "locked.png: the file may not be read (Permission denied)" in result.stdout, result.stderr

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from transformers import pipeline
 
 from tests.common import tiny_model
+from tests.processes import run_program, run_two_ranks
 from tests.training_run import (
     LONG,
     ONE_RANK,
-    launch_two_ranks,
     make_model_folder,
     make_records,
     on_cached_features,
@@ -382,7 +382,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, records):
     make_model_folder(tmp_path, deep_prompt_dropout=0.0)
     start = train(settings(tmp_path, "start", **{**ONE_RANK, "max_train_steps": 1, "learning_rate": 1e-9}), records)
     one = train(settings(tmp_path, "one", **ONE_RANK), records, records.select(range(5)))
-    launch_two_ranks(tmp_path, "two", "two_ranks")
+    run_two_ranks("-m", "tests.training_run", tmp_path, "two", "two_ranks")
     before, ours, theirs = (weights_of(path) for path in (start.last, one.last, tmp_path / "two" / "last"))
     names = learned_state(VCPCLIPModel.from_pretrained(one.last).state_dict()).keys() - {WITHOUT_EFFECT}
     change = sum((ours[name] - before[name]).square().sum() for name in names).sqrt()
@@ -554,7 +554,7 @@ def test_the_learned_state_is_the_parameters_with_gradients():
 
 def test_the_example_program_trains_and_refuses_a_typo(folder, tmp_path):
     """Run the real command on generated data, then once more with a misspelled option."""
-    command = [sys.executable, str(ROOT / "examples" / "train.py"), "--model", str(folder / "model")]
+    command = [ROOT / "examples" / "train.py", "--model", str(folder / "model")]
     options = "{num_images: 16, num_test_images: 0, size: 48, cache_dir: %s}" % (tmp_path / "cache")
     command += ["--dataset", "synthetic", "--split", "train", "--dataset_options", options, "--num_train_epochs", "1"]
     command += [
@@ -565,8 +565,8 @@ def test_the_example_program_trains_and_refuses_a_typo(folder, tmp_path):
         "--output_dir",
         str(tmp_path / "run"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = run_program(*command)
     assert done.returncode == 0, done.stderr
     assert "step 2" in done.stdout and (tmp_path / "run" / "last" / "model.safetensors").is_file()
-    again = subprocess.run([*command, "--resumee", "latest"], capture_output=True, text=True, timeout=240)
+    again = run_program(*command, "--resumee", "latest")
     assert again.returncode == 2 and "did you mean '--resume'" in again.stderr

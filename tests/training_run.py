@@ -1,7 +1,5 @@
 """A small training run for tests, also as a program that can be killed and started again."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -81,24 +79,6 @@ LONG = {"num_train_epochs": 500, "checkpointing_steps": 5}
 def on_cached_features(folder: Path) -> dict:
     """Return settings for training on image features stored in the folder."""
     return {"augmentation": False, "image_feature_dir": str(folder / "features")}
-
-
-def launch_two_ranks(folder: Path, output: str, kind: str) -> str:
-    """Run `main` in two processes of this machine; return their output, with standard error."""
-    # `--cpu --num_processes 2` would start only one process
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "tests.training_run"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, str(folder), output, kind],
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "2 processes" in done.stdout
-    return done.stdout
 
 
 def main(folder: str, output: str, kind: str) -> None:

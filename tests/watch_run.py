@@ -1,6 +1,5 @@
 """A watch with a tiny model, in this process or in another one that can be killed."""
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.common import tiny_model, tiny_tokenizer
+from tests.processes import fork_context
 from vcp_clip_hf import AnomalySegmentationPipeline, VCPCLIPImageProcessor
 from vcp_clip_hf.cli import main
 from vcp_clip_hf.prediction_records import iterate_records
@@ -77,9 +77,7 @@ def names(output: Path) -> list[str]:
 
 def start_process(function: Callable[..., None], *arguments: object) -> BaseProcess:
     """Start a process that has imported everything, so that it works within a fraction of a second."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.watch_run"])
-    process = context.Process(target=function, args=arguments)
+    process = fork_context().Process(target=function, args=arguments)
     process.start()
     return process
 

@@ -15,7 +15,7 @@ from .thresholds import Thresholds
 from .visualization import overlay
 
 
-__all__ = ["as_segments", "finish", "resize_array"]
+__all__ = ["as_segments", "finish", "missing_threshold", "resize_array"]
 
 
 def finish(
@@ -68,7 +68,7 @@ def finish(
         raise ValueError(f"min_area={min_area!r} must be a whole number of pixels; 0 keeps every region.")
     label, mask = thresholds.label(score), None if anomaly_map is None else thresholds.mask(anomaly_map)
     if regions and mask is None:
-        raise ValueError(_missing_threshold("Regions need"))
+        raise ValueError(missing_threshold("Regions need"))
     if mask is not None:
         mask, all_dropped = _cleaned(mask, inside, min_area, fill_holes)
         if label == "anomalous" and all_dropped:
@@ -117,14 +117,15 @@ def as_segments(result: dict[str, Any]) -> list[dict[str, Any]]:
         ValueError: the result has no mask.
     """
     if result["mask"] is None:
-        raise ValueError(_missing_threshold("The image-segmentation format needs"))
+        raise ValueError(missing_threshold("The image-segmentation format needs"))
     inside = np.asarray(result["mask"]) > 0
     if not inside.any():
         return []
     return [{"score": float(result["anomaly_map"][inside].max()), "label": "anomaly", "mask": result["mask"]}]
 
 
-def _missing_threshold(need: str) -> str:
+def missing_threshold(need: str) -> str:
+    """Return the message of an error: `need`, such as "Regions need", and what to do without a threshold."""
     return (
         f"{need} a threshold, and there is none for this call. Pass threshold=..., or calibrate the checkpoint on"
         " normal images with the settings of this call (`calibrate`; an exported folder then needs a copy of the"

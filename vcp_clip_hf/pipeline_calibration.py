@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .anomaly_result import finish
+from .anomaly_result import finish, missing_threshold
 from .anomaly_scoring import AnomalyScoring
 from .calibration import (
     Calibration,
@@ -193,9 +193,14 @@ class CalibratingPipeline(BatchedPipeline):
             arguments: arguments of a call without images.
 
         Raises:
-            ValueError, TypeError: the model or its references refuse them, as a call would.
+            ValueError, TypeError: the model or its references refuse them, as a call would; or regions are requested,
+                and these arguments have no threshold for masks.
         """
-        self._call_settings(arguments)
+        _, conditions = self._call_settings(arguments)
+        if arguments.get("regions"):
+            settings = {name: arguments.get(name) for name in SCORING}
+            if self.image_processor.scoring(conditions, **settings).threshold is None:
+                raise ValueError(missing_threshold("Regions need"))
 
     def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
         """Return the scoring of a call with these arguments, without thresholds, and its further settings."""

@@ -75,7 +75,7 @@ def test_an_extra_that_is_not_installed(module, named):
 def test_an_exported_folder_is_served_without_torch(tmp_path):
     folder = str(exported().folder)
     program = ("-c", "import sys, vcp_clip_cli; sys.argv[1:1] = ['serve']; vcp_clip_cli.main()")
-    with server_process(tmp_path, "--model", folder, "--threads", "1", program=program) as server:
+    with server_process(tmp_path, "--model", folder, "--threads", "1", program=program, new_python=True) as server:
         answer = server.segment(png())
         assert answer.status == 200 and 0 <= answer.json()["score"] <= 1
         facts = server.ask("GET", "/health/ready").json()["model"]

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.processes import run_program
 from vcp_clip_hf.generator import (
     DEFECTS,
     PRODUCTS,
@@ -64,7 +63,7 @@ def test_same_seed_same_bytes_in_any_order():
 
 def test_same_bytes_in_another_process():
     code = "from tests.generator.test_render import *; print(digest(render_all().values()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_program("-c", code)
     assert done.stdout.strip() == digest(render_all().values()), done.stderr
 
 

@@ -1,9 +1,6 @@
 """MuSc as a model: pipeline, evaluation, saving; its numbers are those of the golden folder (`test_golden`)."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from tests.common import pixels
 from tests.evaluation_run import run as evaluation_run
 from tests.methods.common import tiny_method
 from tests.methods.test_named_product import pictures, tiny_of
+from tests.processes import run_two_ranks
 from tests.test_cli import run
 from tests.training_run import make_records
 from vcp_clip_hf.checkpoint_folder import complete_parts, load_parts, save_parts
@@ -116,15 +114,7 @@ def test_an_evaluation_compares_the_images_of_each_product(batch_size, tmp_path)
 
 
 def test_two_processes_share_the_products(tmp_path):
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "tests.evaluation_run"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, str(tmp_path), "musc"],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0 and "2 processes" in done.stdout, done.stderr
+    run_two_ranks("-m", "tests.evaluation_run", tmp_path, "musc")
     theirs = EvaluationReport.from_dict(json.loads((tmp_path / "results.json").read_text()))
     ours = evaluation_run("musc", progress=False)
     assert theirs.results["squares"]["counts"] == ours.results["squares"]["counts"]

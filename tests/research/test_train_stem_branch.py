@@ -92,6 +92,7 @@ def test_storing_goes_on_where_it_stopped(pictures, model, processor, tmp_path, 
     assert not np.array_equal(*(np.load(tmp_path / name / "text_embeds.npy")[:1] for name in ("whole", "parts")))
 
 
+@pytest.mark.slow
 def test_a_training_changes_the_branch_alone_lowers_the_loss_and_can_be_repeated(pictures, model, processor, tmp_path):
     store_stem_features(model, processor, pictures, tmp_path)
     before = {name: value.clone() for name, value in model.state_dict().items()}

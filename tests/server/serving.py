@@ -18,6 +18,7 @@ import numpy as np
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from tests.processes import Program
 from vcp_clip_hf.server.app import create_app
 from vcp_clip_hf.server.engine import SegmentationEngine, open_engine
 from vcp_clip_hf.server.recipes import RecipeStore
@@ -82,7 +83,7 @@ class Answer:
 class ServerProcess:
     """A server as a process of its own."""
 
-    process: subprocess.Popen
+    process: Program | subprocess.Popen
     port: int
     log: Path
     arguments: list[str] = field(default_factory=list)
@@ -118,6 +119,7 @@ def server_process(
     settings: dict | None = None,
     program: tuple[str, ...] = (),
     directory: Path = ROOT,
+    new_python: bool = False,
     **environment: str,
 ) -> Iterator[ServerProcess]:
     """
@@ -129,6 +131,7 @@ def server_process(
         settings: fields of ServerSettings that the command line has no option for.
         program: what Python runs instead of the command line.
         directory: working directory of the process.
+        new_python: whether a new Python imports everything, in place of a fork that has imported it (`Program`).
     """
     if settings is not None:
         program = ("-m", "tests.server.serve_run", json.dumps({"token": TOKEN, **settings}), str(folder / "recipes"))
@@ -138,10 +141,13 @@ def server_process(
         options = ["--port", "0", "--recipes", str(folder / "recipes"), *arguments]
     log = folder / "log.txt"
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "VCP_CLIP_TOKEN": TOKEN, **environment}
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, *program, *options], stderr=file, stdout=file, cwd=directory, env=variables
-        )
+    if new_python:
+        with open(log, "w") as file:
+            words = [sys.executable, *program, *options]
+            process = subprocess.Popen(words, stderr=file, stdout=file, cwd=directory, env=variables)
+    else:
+        log.touch()
+        process = Program(*program, *options, cwd=directory, env=variables, output=log)
     try:
         server = ServerProcess(process, _wait_for_port(process, log), log, list(arguments))
         _wait_until_ready(server)
@@ -152,7 +158,7 @@ def server_process(
         process.wait()
 
 
-def _wait_for_port(process: subprocess.Popen, log: Path) -> int:
+def _wait_for_port(process: Program | subprocess.Popen, log: Path) -> int:
     end = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < end and process.poll() is None:
         found = re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())

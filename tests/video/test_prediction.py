@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from datetime import datetime, timezone
 
@@ -14,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.video.clips import ROOT, make_pipe, write_clip
+from tests.processes import Program
+from tests.video.clips import make_pipe, write_clip
 from tests.video.test_live import camera, free_port
 from vcp_clip_hf.prediction import predict_files, read_predictions
 from vcp_clip_hf.video import VideoError, VideoReading, predict_video
@@ -266,9 +264,7 @@ print("complete")
 
 
 def start(source, out):
-    command = [sys.executable, "-c", SLOW_RUN, str(source), str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return Program("-c", SLOW_RUN, source, out)
 
 
 def wait_for_records(out, count):

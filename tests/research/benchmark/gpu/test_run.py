@@ -14,6 +14,7 @@ def folder(tmp_path):
     return tmp_path / "results"
 
 
+@pytest.mark.slow
 def test_rows_are_printed_and_written(folder, capsys):
     arguments = ["--what", "gpu", "--quick", "--devices", "cpu", "--batch_sizes", "1", "--output_dir", str(folder)]
     rows = main([*arguments, "--sections", "parts", "graphs"])

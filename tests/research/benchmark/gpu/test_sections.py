@@ -70,6 +70,7 @@ def test_parts_kernels_and_deviation(options):
     assert [each["left_out"].split(": ")[0] for each in missing] == ["deviation"] * 3 + ["graphs"]
 
 
+@pytest.mark.slow
 def test_training_and_files(options):
     rows, missing = measured(options, "training", "files")
     training = [row for row in rows if row["table"] == "training"]
