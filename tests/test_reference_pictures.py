@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.common import tiny_hybrid, tiny_model
-from tests.test_pipeline_anomaly_segmentation import picture
+from tests.pipeline_run import picture
 from vcp_clip_hf import VCPCLIPImageProcessor, accelerate_inference, reference_pictures
 from vcp_clip_hf.memory_settings import COPIES
 from vcp_clip_hf.patch_tokens import averaged_over_neighbors, states_of
