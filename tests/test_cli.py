@@ -446,6 +446,24 @@ def test_predict_with_other_settings_than_those_of_the_calibration_has_no_verdic
         assert {"mask" in record for record in records} == {None not in labels}
 
 
+def test_another_size_of_the_input(checkpoint, images, tmp_path):
+    size = json.loads((checkpoint / "preprocessor_config.json").read_text())["size"]["height"]
+    larger = ("--image-size", 2 * size)
+    for name, options in (("usual", ()), ("larger", larger)):
+        run("predict", images / "a.png", "-m", checkpoint, "-o", tmp_path / name, "--maps", "npy", *options)
+    usual, other = (np.load(next((tmp_path / name / "maps").iterdir())) for name in ("usual", "larger"))
+    assert usual.shape == other.shape and not np.allclose(usual, other, atol=1e-3)
+    # thresholds belong to the size that they were measured at, and a calibrated checkpoint keeps it
+    run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2, *larger)
+    run("predict", images / "a.png", "-m", tmp_path / "tuned", "-o", tmp_path / "again", "--maps", "npy")
+    assert np.array_equal(np.load(next((tmp_path / "again" / "maps").iterdir())), other)
+    assert {record["label"] for record in read_predictions(tmp_path / "again")} == {"normal"}
+    run("predict", images / "a.png", "-m", tmp_path / "tuned", "-o", tmp_path / "back", "--image-size", size)
+    assert {record["label"] for record in read_predictions(tmp_path / "back")} == {None}
+    odd = run("predict", images, "-m", checkpoint, "-o", tmp_path / "odd", "--image-size", 2 * size + 1, check=1)
+    assert "must be a multiple of the model's patch size" in odd.stderr and not (tmp_path / "odd").exists()
+
+
 def test_evaluate(checkpoint, tmp_path):
     for index, record in enumerate(make_records(6)):
         kind = "broken" if record["label"] else "good"
@@ -465,6 +483,10 @@ def test_evaluate(checkpoint, tmp_path):
     run("evaluate", f"folder={tmp_path / 'data'}", "-m", checkpoint, "-o", tmp_path / "top", *top)
     protocol = json.loads((tmp_path / "top" / "results.json").read_text())["protocol"]
     assert protocol["score_mode"] == "top_k" and protocol["description"].endswith("; image score 'top_k'")
+    run("evaluate", f"folder={tmp_path / 'data'}", "-m", checkpoint, "-o", tmp_path / "larger", "--image-size", 56)
+    assert json.loads((tmp_path / "larger" / "results.json").read_text())["results"] != report["results"]
+    of_methods = run("evaluate", "folder=x", "--method", "winclip", "--image-size", 56, check=2)
+    assert "--image-size is for one checkpoint of VCP-CLIP" in " ".join(of_methods.stderr.replace("│", " ").split())
     assert "'x' must be one of" in run("evaluate", "folder=x", "--protocol", "x", check=2).stderr
     assert "visa" in run("evaluate", "visaa=x", check=1).stderr
 

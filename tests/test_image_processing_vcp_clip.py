@@ -459,6 +459,17 @@ def test_calibrated_thresholds_apply_only_with_their_settings(arguments, size, t
     assert bare.threshold is bare.image_threshold is bare.calibration is None and processor.threshold == 0.25
 
 
+def test_at_size_changes_the_size_only():
+    processor = VCPCLIPImageProcessor(size=28, size_divisor=14, smoothing_sigma=1.0, resize_mode="pad", threshold=0.5)
+    larger = processor.at_size(42)
+    assert {**larger.to_dict(), "size": None} == {**processor.to_dict(), "size": None}
+    assert larger(Image.new("RGB", (9, 5)), return_tensors="pt").pixel_values.shape == (1, 3, 42, 42)
+    assert (processor.size.height, processor.size.width) == (28, 28)
+    for side in (0, -14, 30, 28.0, True):
+        with pytest.raises(ValueError, match=rf"image_size={side} must be a multiple of the model's patch size, 14"):
+            processor.at_size(side)
+
+
 def test_results_do_not_depend_on_the_batch():
     maps = torch.rand(4, 28, 28)
     processor = VCPCLIPImageProcessor(size=28, smoothing_sigma=3)

@@ -163,6 +163,28 @@ class VCPCLIPImageProcessor(PilBackend):
         }
         return cls(**{**defaults, **kwargs})
 
+    def at_size(self, side: int) -> "VCPCLIPImageProcessor":
+        """
+        Return a copy that gives the model a square input of another side. A larger one shows smaller defects; the
+        time of the model grows at least with its area.
+
+        Thresholds that were calibrated at another size stay stored, but calls do not use them, with a warning.
+
+        Args:
+            side (`int`): side in pixels, a multiple of `size_divisor`, the patch size of the model.
+
+        Raises:
+            ValueError: the side is not a multiple of the patch size.
+        """
+        if isinstance(side, bool) or not isinstance(side, int) or side < 1 or side % self.size_divisor:
+            raise ValueError(
+                f"image_size={side!r} must be a multiple of the model's patch size, {self.size_divisor}: the side of"
+                f" its input in pixels, now {self.size.height} x {self.size.width}."
+            )
+        values = {**self.to_dict(), "size": {"height": side, "width": side}}
+        values.pop("image_processor_type", None)
+        return type(self)(**values)
+
     @staticmethod
     def _check_settings(size: SizeDict, resize_mode: str, image_mean: Any, image_std: Any, **settings) -> None:
         for name, (harmless, reason) in _NOT_HONORED.items():

@@ -5,8 +5,9 @@
 
 Rows: zero-shot; with k references of each product (means over draws, see `vcp-clip evaluate --references k=N`); all
 images of a product judged together; and, with `--head`, the same checkpoint with an image head, whose score replaces
-the maximum of the map (image AUROC only: the maps are the same). All rows are measured at the model's input size. A
-row has no values for datasets with too few normal images; means are over the datasets that all rows have.
+the maximum of the map (image AUROC only: the maps are the same). All rows are measured at the size of the model's
+input, which `--image_size` changes. A row has no values for datasets with too few normal images; means are over the
+datasets that all rows have.
 """
 
 import argparse
@@ -37,7 +38,11 @@ Table = dict[str, dict[str, dict[str, tuple[float, float]]]]
 
 
 def _measure(
-    checkpoint: str, splits: dict[str, dict[str, Any]], references: ReferenceDraw | None, score_mode: str = "max"
+    checkpoint: str,
+    splits: dict[str, dict[str, Any]],
+    references: ReferenceDraw | None,
+    score_mode: str = "max",
+    image_size: int | None = None,
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Return the metrics of each dataset that has enough normal images."""
     metrics = METRICS if score_mode == "max" else ("image_auroc",)
@@ -45,6 +50,7 @@ def _measure(
     measured = {}
     model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
     processor = AutoImageProcessor.from_pretrained(checkpoint)
+    processor = processor if image_size is None else processor.at_size(image_size)
     for name, records in splits.items():
         pools = {name: records["train"]} if "train" in records else None
         try:
@@ -67,9 +73,13 @@ def _measure(
     return measured
 
 
-def _judged_together(checkpoint: str, records: Any, subset_size: int | None) -> dict[str, tuple[float, float]]:
+def _judged_together(
+    checkpoint: str, records: Any, subset_size: int | None, image_size: int | None
+) -> dict[str, tuple[float, float]]:
     """Return the metrics of a dataset whose images are judged together, product by product."""
     pipe = pipeline("anomaly-segmentation", model=checkpoint)
+    if image_size is not None:
+        pipe.image_processor = pipe.image_processor.at_size(image_size)
     size = (pipe.image_processor.size.width, pipe.image_processor.size.height)
     evaluator = AnomalySegmentationEvaluator(metrics=METRICS, skip_undefined=True)
     products = np.array(records["product"])
@@ -99,6 +109,7 @@ def compare(
     together: bool = False,
     head: str | None = None,
     subset_size: int | None = None,
+    image_size: int | None = None,
 ) -> Iterator[tuple[str, dict[str, dict[str, tuple[float, float]]]]]:
     """
     Measure all ways, one after the other.
@@ -111,6 +122,7 @@ def compare(
         together (`bool`, *optional*, defaults to `False`): whether to judge the images of each product together, too.
         head (`str`, *optional*): the checkpoint with an image head.
         subset_size (`int`, *optional*): number of images that are judged together; default: all of a product.
+        image_size (`int`, *optional*): side of the model's input; default: the checkpoint's.
 
     Yields:
         `tuple`: name of the way, and dataset -> metric -> mean over products and standard deviation over draws.
@@ -118,15 +130,18 @@ def compare(
     draws = {"zero-shot": None}
     draws |= {f"{k} reference{'s' * (k > 1)}": ReferenceDraw(k, tuple(range(seeds))) for k in counts}
     for way, draw in draws.items():
-        yield way, _measure(checkpoint, splits, draw)
+        yield way, _measure(checkpoint, splits, draw, image_size=image_size)
     if together:
         yield (
             "judged together",
-            {name: _judged_together(checkpoint, each["test"], subset_size) for name, each in splits.items()},
+            {
+                name: _judged_together(checkpoint, each["test"], subset_size, image_size)
+                for name, each in splits.items()
+            },
         )
     if head is not None:
         for way, draw in draws.items():
-            yield f"{way}, image head", _measure(head, splits, draw, "image_head")
+            yield f"{way}, image head", _measure(head, splits, draw, "image_head", image_size)
 
 
 def to_markdown(table: Table) -> str:
@@ -164,6 +179,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="draws of each number of references")
     parser.add_argument("--together", action="store_true", help="judge the images of each product together, too")
     parser.add_argument("--subset_size", type=int, help="with --together: number of images that are compared")
+    parser.add_argument("--image_size", type=int, help="side of the model's input (default: the checkpoint's)")
     parser.add_argument("--head", help="the checkpoint with an image head")
     parser.add_argument("--output_file", type=Path, help="JSON file for the table")
     return parser
@@ -178,9 +194,17 @@ def main(arguments: list[str] | None = None) -> Table:
         title = Path(folder).name if name == "folder" else name
         splits[title] = load_anomaly_dataset(name, data_dir=folder)
     table: Table = {}
-    for way, values in compare(
-        options.model, splits, options.count, options.seeds, options.together, options.head, options.subset_size
-    ):
+    ways = compare(
+        options.model,
+        splits,
+        options.count,
+        options.seeds,
+        options.together,
+        options.head,
+        options.subset_size,
+        options.image_size,
+    )
+    for way, values in ways:
         table[way] = values
         if options.output_file is not None:  # after each way, since the whole takes long
             options.output_file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

@@ -69,7 +69,11 @@ def in_int8(folder: str) -> dict[str, VCPCLIPModel]:
 
 
 def compare(
-    models: dict[str, str | VCPCLIPModel], datasets: dict, image_processor: VCPCLIPImageProcessor, batch_size: int = 16
+    models: dict[str, str | VCPCLIPModel],
+    datasets: dict,
+    image_processor: VCPCLIPImageProcessor,
+    batch_size: int = 16,
+    image_size: int | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """
     Evaluate all methods.
@@ -79,15 +83,19 @@ def compare(
         datasets (`dict[str, Dataset]`): name -> test images.
         image_processor ([`VCPCLIPImageProcessor`]): processor of the given models and of the local contrast.
         batch_size (`int`, *optional*, defaults to 16): images in one forward pass.
+        image_size (`int`, *optional*): side of the input of all methods, instead of that of each processor.
 
     Returns:
         `dict`: dataset -> method -> metric, means over products, in [0, 1].
     """
     table: dict[str, dict] = {name: {} for name in datasets}
+    if image_size is not None:
+        image_processor = image_processor.at_size(image_size)
     for title, model in models.items():
         processor = image_processor
         if isinstance(model, str):
             processor = AutoImageProcessor.from_pretrained(model)
+            processor = processor if image_size is None else processor.at_size(image_size)
             model = AutoModel.from_pretrained(model, dtype=torch.float32)
         report = evaluate(model, processor, datasets, PROTOCOL, batch_size, num_workers=1)
         for name, result in report.results.items():
@@ -136,6 +144,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", default="test")
     parser.add_argument("--num_test_images", type=int, default=500, help="number of images of generated datasets")
+    parser.add_argument("--image_size", type=int, help="side of the input (default: that of each checkpoint)")
     parser.add_argument("--int8", action="store_true", help="add the checkpoint in 8 bits; needs torchao")
     parser.add_argument("--output_file", type=Path, help="JSON file for the table")
     return parser
@@ -157,7 +166,8 @@ def main(arguments: list[str] | None = None) -> dict:
     models = {"VCP-CLIP": options.model, **dict(rival.split("=", 1) for rival in options.rival)}
     if options.int8:
         models.update(in_int8(str(options.model)))
-    table = compare(models, datasets, AutoImageProcessor.from_pretrained(options.model))
+    processor = AutoImageProcessor.from_pretrained(options.model)
+    table = compare(models, datasets, processor, image_size=options.image_size)
     print(to_markdown(table, [name for name in table if name != "synthetic"]))
     if options.output_file is not None:
         options.output_file.write_text(json.dumps(table, indent=2) + "\n")

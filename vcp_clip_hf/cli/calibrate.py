@@ -13,6 +13,7 @@ from .common import (
     Device,
     DType,
     FastDecode,
+    ImageSize,
     MaxReferencePatches,
     Model,
     ProductName,
@@ -62,6 +63,7 @@ def calibrate(
     reference_weight: ReferenceWeight = None,
     reference_copies: ReferenceCopies = None,
     max_reference_patches: MaxReferencePatches = None,
+    image_size: ImageSize = None,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: DType = WeightType.auto,
@@ -93,7 +95,7 @@ def calibrate(
             raise typer.BadParameter(f"give --output: {model} is not a folder that can be changed")
         output = Path(model)
     record_in = _folder_of_report(output) if report else None
-    pipe = make_pipeline(model, device, dtype)
+    pipe = make_pipeline(model, device, dtype, image_size)
     normal, abnormal = find_inputs(images), find_inputs(defects or ())
     if not normal.images:
         raise FileNotFoundError(normal.describe_problems())

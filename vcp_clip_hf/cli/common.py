@@ -26,6 +26,7 @@ __all__ = [
     "Device",
     "ExportFormat",
     "FastDecode",
+    "ImageSize",
     "ImageThreshold",
     "MakeReport",
     "MapFormat",
@@ -134,6 +135,14 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; default: the first accelerator.")]
 DType = Annotated[WeightType, typer.Option(help="Data type to compute with; auto: as stored; float8: GPU only.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Side of the model's square input in pixels, a multiple of its patch size; default: the checkpoint's. A"
+        " larger one shows smaller defects and takes more time; calibrate with the same one.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read images ahead of the model.")]
 ScoreOption = Annotated[
@@ -223,8 +232,10 @@ def announce_embedded(model: str) -> None:
         typer.echo(EMBEDDED_NOTICE, err=True)
 
 
-def make_pipeline(model: str, device: str | None, dtype: WeightType) -> "AnomalySegmentationPipeline":
-    """Return the pipeline of a checkpoint."""
+def make_pipeline(
+    model: str, device: str | None, dtype: WeightType, image_size: int | None = None
+) -> "AnomalySegmentationPipeline":
+    """Return the pipeline of a checkpoint, at another size of its input if one is given."""
     from transformers import pipeline
 
     from ..acceleration_settings import weights_and_settings
@@ -236,6 +247,7 @@ def make_pipeline(model: str, device: str | None, dtype: WeightType) -> "Anomaly
     check_device(device)
     weights, settings = weights_and_settings(dtype.value)
     parts, state = load_parts(model, dtype=weights), process_state()
+    processor = parts.image_processor if image_size is None else parts.image_processor.at_size(image_size)
     if state.num_processes > 1:
         # Without a device, every process would take the first one. In launched processes, a pipeline of
         # transformers leaves the model where it is
@@ -244,7 +256,7 @@ def make_pipeline(model: str, device: str | None, dtype: WeightType) -> "Anomaly
     return pipeline(
         "anomaly-segmentation",
         model=parts.model,
-        image_processor=parts.image_processor,
+        image_processor=processor,
         tokenizer=parts.tokenizer,
         device=device,
         accelerate=settings,

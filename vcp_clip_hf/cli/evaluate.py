@@ -14,6 +14,7 @@ from .common import (
     BatchSize,
     Copies,
     DType,
+    ImageSize,
     Model,
     NumWorkers,
     Products,
@@ -103,6 +104,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for tables and sheets of pictures.")
     ] = None,
+    image_size: ImageSize = None,
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
     dtype: DType = WeightType.auto,
@@ -146,6 +148,8 @@ def evaluate(
             raise typer.BadParameter("--references stored is for one checkpoint; with --method, give k=N")
         if dtype is WeightType.float8:
             raise typer.BadParameter("--dtype float8 is for one checkpoint of VCP-CLIP, not for --method")
+        if image_size is not None:
+            raise typer.BadParameter("--image-size is for one checkpoint of VCP-CLIP, not for --method")
         _compare(
             *(method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype),
             draw,
@@ -163,6 +167,8 @@ def evaluate(
         variant.check_without_training(load_config(model))
         parts = load_parts(model, dtype=weights, **variant.config_fields)
         parts.image_processor = variant.image_processor(parts.image_processor)
+    if image_size is not None:
+        parts.image_processor = parts.image_processor.at_size(image_size)
     if references == "stored":
         draw = parts.references
         if draw is None:

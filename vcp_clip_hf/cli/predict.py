@@ -14,6 +14,7 @@ from .common import (
     Device,
     DType,
     FastDecode,
+    ImageSize,
     ImageThreshold,
     MakeReport,
     MapFormat,
@@ -127,6 +128,7 @@ def predict(
         list[str] | None,
         typer.Option(help="Video: NAME=VALUE for FFmpeg, e.g. rtsp_transport=udp; repeat for several."),
     ] = None,
+    image_size: ImageSize = None,
     batch_size: BatchSize = 8,
     num_workers: Annotated[
         int | None,
@@ -212,7 +214,7 @@ def predict(
         from ..reports.extra import require_extra
 
         require_extra()
-    pipe = make_pipeline(model, device, dtype)
+    pipe = make_pipeline(model, device, dtype, image_size)
     problems = set_references(
         pipe,
         references,

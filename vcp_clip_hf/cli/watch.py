@@ -15,6 +15,7 @@ from .common import (
     DefectName,
     Device,
     DType,
+    ImageSize,
     ImageThreshold,
     MapFormat,
     Maps,
@@ -130,6 +131,7 @@ def watch(
     once: Annotated[
         bool, typer.Option("--once", help="End after the images that are in the folder at the start, for cron.")
     ] = False,
+    image_size: ImageSize = None,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: DType = WeightType.auto,
@@ -181,7 +183,7 @@ def watch(
         max_pixels=max_pixels,
         product_name=product_name,
     )
-    pipe = make_pipeline(model, device, dtype)
+    pipe = make_pipeline(model, device, dtype, image_size)
     problems = set_references(
         pipe,
         references,
