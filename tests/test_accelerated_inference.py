@@ -22,8 +22,11 @@ from vcp_clip_hf.accelerated_inference import (
     freeze_for_export,
 )
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
+from vcp_clip_hf.memory_builder import MemoryBuilder
+from vcp_clip_hf.memory_settings import MemorySettings
+from vcp_clip_hf.patch_tokens import states_of
 from vcp_clip_hf.prompts import PromptPlan
-from vcp_clip_hf.references import MemoryBuilder, MemorySettings, ReferencedModel, states_of
+from vcp_clip_hf.referenced_model import ReferencedModel
 
 
 VARIANTS = {

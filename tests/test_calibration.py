@@ -12,7 +12,9 @@ from vcp_clip_hf.calibration import (
     from_normal_maps,
     from_normal_scores,
 )
-from vcp_clip_hf.references import MemoryBuilder, MemorySettings, nearest_distance
+from vcp_clip_hf.memory_builder import MemoryBuilder
+from vcp_clip_hf.memory_settings import MemorySettings
+from vcp_clip_hf.nearest_patches import nearest_distance
 from vcp_clip_hf.thresholds import Thresholds
 
 

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from transformers import pipeline
 
 from tests.common import tiny_model, tiny_tokenizer
-from tests.test_pipeline_anomaly_segmentation import picture
+from tests.pipeline_run import picture
 from vcp_clip_hf import VCPCLIPImageProcessor
 from vcp_clip_hf.defect_names import DefectNames, name_regions
 from vcp_clip_hf.regions import find_regions

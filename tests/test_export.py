@@ -33,7 +33,7 @@ from tests.test_cli import run
 from vcp_clip_hf import VCPCLIPImageProcessor, export, references
 from vcp_clip_hf.export import SegmentationGraph, export_model
 from vcp_clip_hf.exported_segmenter import ExportedSegmenter, open_segmenter
-from vcp_clip_hf.references import ReferencedModel
+from vcp_clip_hf.referenced_model import ReferencedModel
 
 
 # --- the graph, before it is exported -------------------------------------------------------------------------------

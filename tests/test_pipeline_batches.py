@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from tests.common import tiny_model, tiny_tokenizer
+from tests.pipeline_run import picture
 from vcp_clip_hf import (
     AnomalySegmentationPipeline,
     VCPCLIPImageProcessor,
@@ -23,11 +24,6 @@ from vcp_clip_hf.pipeline_inputs import ListedImages
 
 
 SIZES = [(60, 80), (48, 48), (60, 80), (33, 120), (60, 80), (48, 48), (60, 80)]
-
-
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
-    values = np.random.default_rng(seed).integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), dtype=np.uint8)
-    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from transformers.image_utils import SizeDict
 from transformers.pipelines.pt_utils import KeyDataset
 
 from tests.common import tiny_clip, tiny_hybrid, tiny_model, tiny_model_with_head, tiny_tokenizer
-from tests.test_pipeline_anomaly_segmentation import picture
+from tests.pipeline_run import picture
 from vcp_clip_hf import (
     AnomalySegmentationPipeline,
     VCPCLIPImageProcessor,

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from tests.common import tiny_hybrid, tiny_model
-from tests.test_pipeline_anomaly_segmentation import picture
+from tests.pipeline_run import picture
 from vcp_clip_hf import VCPCLIPImageProcessor, accelerate_inference, reference_pictures
+from vcp_clip_hf.memory_settings import COPIES
+from vcp_clip_hf.patch_tokens import averaged_over_neighbors, states_of
 from vcp_clip_hf.reference_pictures import (
     build_memory,
     find_references,
@@ -19,15 +21,8 @@ from vcp_clip_hf.reference_pictures import (
     picture_digests,
     save_references,
 )
-from vcp_clip_hf.references import (
-    COPIES,
-    REFERENCES_FILE,
-    ReferencedModel,
-    ReferenceMemory,
-    averaged_over_neighbors,
-    picture_digest,
-    states_of,
-)
+from vcp_clip_hf.referenced_model import ReferencedModel
+from vcp_clip_hf.references import REFERENCES_FILE, ReferenceMemory, picture_digest
 from vcp_clip_hf.tiling import Tiling, segment_tiles, tiles_of
 
 

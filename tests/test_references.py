@@ -1,7 +1,6 @@
-"""The memory of normal pictures: distances, coreset, file and fused maps, against loops and published numbers."""
+"""The memory of normal pictures: distances, file, hash and image tower, against loops and published numbers."""
 
 import hashlib
-import itertools
 import json
 from types import SimpleNamespace
 
@@ -14,118 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.common import FIXTURES, pixels, tiny_model
-from vcp_clip_hf import VCPCLIPImageProcessor, accelerate_inference, references
-from vcp_clip_hf.references import (
-    COPIES,
-    REFERENCES_FILE,
-    MemoryBuilder,
-    MemorySettings,
-    ReferencedModel,
-    ReferenceMemory,
-    averaged_over_neighbors,
-    check_weight,
-    greedy_k_center,
-    nearest_distance,
-    nearest_ratio,
-    picture_digest,
-    tower_weights,
-    turned_copies,
-)
-
-
-GRID = (3, 4)
-WIDTH = 8
-
-
-def unit(*shape: int) -> torch.Tensor:
-    return nn.functional.normalize(torch.randn(*shape), dim=-1)
-
-
-def states_of(views: int = 1, layers: int = 3, grid: tuple[int, int] = GRID) -> list[torch.Tensor]:
-    """Make a residual stream: of each layer a class token and the patches."""
-    return [torch.randn(views, 1 + grid[0] * grid[1], WIDTH) for _ in range(layers)]
-
-
-def small_picture(seed: int, size: tuple[int, int] = (9, 7)) -> Image.Image:
-    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(values)
-
-
-def memory_of(pictures: int = 3, dtype: torch.dtype = torch.float32, **settings) -> ReferenceMemory:
-    """Make a memory of layers 1 and 2 of random pictures."""
-    builder = MemoryBuilder(MemorySettings(**{"layers": (1, 2), **settings}))
-    for seed in range(pictures):
-        states = [each.to(dtype) for each in states_of()]
-        builder.add(picture_digest(small_picture(seed)), states, GRID)
-    return builder.finish(weight=0.3, source="line 4", conditions={"size": [48, 48]}, tower={"a.weight": 0.25})
-
-
-# --- distances ------------------------------------------------------------------------------------------------------
-
-
-def test_the_distance_is_that_of_a_loop_over_all_pairs():
-    tokens, bank = torch.randn(2, 5, WIDTH) * 7, unit(11, WIDTH)
-    found = nearest_distance(tokens, bank)
-    assert found.shape == (2, 5) and found.dtype == torch.float32
-    for image, place in itertools.product(range(2), range(5)):
-        token = tokens[image, place]
-        cosines = [float(token @ row) / float(token.norm()) for row in bank]
-        assert found[image, place].item() == pytest.approx(1 - max(cosines), abs=1e-6)
-
-
-@pytest.mark.parametrize("block_values", [1, 7, 10, 30, 109, 10**9])
-def test_blocks_change_nothing(block_values):
-    tokens, bank = torch.randn(10, WIDTH), unit(11, WIDTH)
-    torch.testing.assert_close(
-        nearest_distance(tokens, bank, block_values=block_values), nearest_distance(tokens, bank), rtol=0, atol=1e-6
-    )
-
-
-def test_the_ends_of_the_scale():
-    bank = torch.eye(3)[:1]
-    tokens = torch.tensor([[5.0, 0, 0], [-2, 0, 0], [0, 1, 0], [0, 0, 0], [1e-30, 0, 0], [1e18, 0, 0]])
-    assert nearest_distance(tokens, bank).tolist() == [0, 2, 1, 1, 0, 0]
-
-
-def test_a_row_of_the_bank_has_no_distance_and_more_rows_only_bring_it_closer():
-    tokens, bank = torch.randn(20, WIDTH), unit(11, WIDTH)
-    assert nearest_distance(bank * 3, bank).max() < 1e-6
-    fewer = [nearest_distance(tokens, bank[:rows]) for rows in (1, 4, 11)]
-    assert (fewer[0] >= fewer[1] - 1e-6).all() and (fewer[1] >= fewer[2] - 1e-6).all()
-    assert (fewer[0] > fewer[2] + 0.1).any()
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-3), (torch.float16, 2e-4)])
-def test_lower_precision(dtype, tolerance):
-    """Tokens are rounded, their products are not: a cosine in bfloat16 has steps of 0.004. Also with mixed dtypes."""
-    tokens, bank = torch.randn(30, 64) * 5, unit(40, 64)
-    expected = nearest_distance(tokens, bank)
-    found = nearest_distance(tokens.to(dtype), bank)
-    assert found.dtype == torch.float32 and (found - expected).abs().max() < tolerance
-    for tokens_dtype, bank_dtype in ((dtype, dtype), (torch.float32, dtype)):
-        mixed = nearest_distance(tokens.to(tokens_dtype), bank.to(bank_dtype))
-        assert 0 < (mixed - expected).abs().max() < tolerance
-
-
-def test_autocast_does_not_change_distances():
-    tokens, bank = torch.randn(30, 64), unit(40, 64)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = nearest_distance(tokens, bank)
-    assert torch.equal(found, nearest_distance(tokens, bank))
-
-
-@pytest.mark.parametrize(
-    ("bank", "message"),
-    [
-        (torch.zeros(4, 6), r"width 8 .* bank of shape \(4, 6\); expected \(rows, 8\)"),
-        (torch.zeros(8), r"bank of shape \(8,\)"),
-        (torch.zeros(1, 4, 8), r"bank of shape \(1, 4, 8\)"),
-        (torch.zeros(0, 8), "no patch to compare with: it needs at least one other picture"),
-    ],
-)
-def test_banks_that_do_not_fit_are_refused(bank, message):
-    with pytest.raises(ValueError, match=message):
-        nearest_distance(torch.randn(5, 8), bank)
+from tests.memories import GRID, WIDTH, for_model, memory_of, small_picture, states_of
+from vcp_clip_hf import accelerate_inference
+from vcp_clip_hf.memory_builder import MemoryBuilder
+from vcp_clip_hf.memory_settings import MemorySettings
+from vcp_clip_hf.nearest_patches import nearest_distance
+from vcp_clip_hf.patch_tokens import averaged_over_neighbors
+from vcp_clip_hf.references import REFERENCES_FILE, ReferenceMemory, check_weight, picture_digest, tower_weights
 
 
 def test_few_shot_april_gan_has_the_same_distances():
@@ -153,114 +47,6 @@ def test_few_shot_april_gan_has_the_same_distances():
     torch.testing.assert_close(memory.distances(states, grid), mean, rtol=0, atol=1e-5)
 
 
-# --- the coreset ----------------------------------------------------------------------------------------------------
-
-
-def plain_k_center(vectors: torch.Tensor, count: int) -> list[int]:
-    """Choose the row farthest from the mean, and then always the row farthest from all chosen ones."""
-    points = [vector.double() for vector in vectors]
-    mean = sum(points) / len(points)
-    chosen = [max(range(len(points)), key=lambda row: float((points[row] - mean).norm()))]
-    while len(chosen) < count:
-        others = [row for row in range(len(points)) if row not in chosen]
-        chosen.append(max(others, key=lambda row: min(float((points[row] - points[each]).norm()) for each in chosen)))
-    return sorted(chosen)
-
-
-def radius(vectors: torch.Tensor, chosen) -> float:
-    """Return the largest distance of a row to its nearest chosen row."""
-    centers = vectors[torch.as_tensor(chosen)].double()
-    return torch.cdist(vectors.double(), centers).amin(dim=1).max().item()
-
-
-@pytest.mark.parametrize("count", [1, 2, 5, 12, 29])
-def test_the_coreset_is_that_of_a_plain_loop(count):
-    vectors = unit(30, WIDTH)
-    chosen = greedy_k_center(vectors, count)
-    assert chosen.tolist() == plain_k_center(vectors, count)
-
-
-def test_the_radius_is_at_most_twice_the_best_possible():
-    for _ in range(10):
-        vectors = unit(11, 3)
-        for count in (1, 2, 3):
-            best = min(radius(vectors, chosen) for chosen in itertools.combinations(range(11), count))
-            assert best <= radius(vectors, greedy_k_center(vectors, count)) <= 2 * best + 1e-6
-
-
-def test_every_cluster_is_kept():
-    """Also of vectors so wide that they are compared through a projection."""
-    centers = unit(20, 300)
-    vectors = nn.functional.normalize(centers.repeat(50, 1) + 0.003 * torch.randn(1000, 300), dim=1)
-    assert sorted((greedy_k_center(vectors, 20) % 20).tolist()) == list(range(20))
-
-
-def test_the_projection_keeps_the_radius_small():
-    """The coreset of projected vectors covers the vectors themselves far better than random rows."""
-    # patches of a few dimensions, most of them alike, as in pictures
-    amounts = torch.rand(600, 1) ** 8 * torch.randn(600, 4)
-    vectors = nn.functional.normalize(unit(1, 300) * 3 + amounts @ unit(4, 300), dim=1)
-    covered = radius(vectors, greedy_k_center(vectors, 60))
-    exact = radius(vectors, plain_k_center_fast(vectors, 60))
-    random = np.mean([radius(vectors, torch.randperm(600)[:60]) for _ in range(10)])
-    assert covered < 1.5 * exact < random
-
-
-def plain_k_center_fast(vectors: torch.Tensor, count: int) -> list[int]:
-    """Choose as `plain_k_center` does, from a matrix of all distances."""
-    distances = torch.cdist(vectors.double(), vectors.double())
-    chosen = [int((vectors - vectors.mean(dim=0)).norm(dim=1).argmax())]
-    while len(chosen) < count:
-        chosen.append(int(distances[chosen].amin(dim=0).argmax()))
-    return chosen
-
-
-@pytest.mark.parametrize("width", [WIDTH, 300])
-def test_the_coreset_does_not_depend_on_the_order_or_on_the_seed(width):
-    vectors = unit(80, width)
-    chosen = greedy_k_center(vectors, 15)
-    assert torch.equal(chosen, chosen.sort().values) and len(set(chosen.tolist())) == 15
-    torch.manual_seed(99)
-    assert torch.equal(greedy_k_center(vectors, 15), chosen)
-    order = torch.randperm(80)
-    assert sorted(order[greedy_k_center(vectors[order], 15)].tolist()) == chosen.tolist()
-
-
-def test_a_coreset_of_all_rows_is_all_rows():
-    vectors = unit(6, WIDTH)
-    for count in (6, 7, 1000):
-        assert greedy_k_center(vectors, count).tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_rows_that_are_equal_are_chosen_last_and_once_each():
-    vectors = unit(3, WIDTH).repeat(4, 1)
-    assert sorted((greedy_k_center(vectors, 3) % 3).tolist()) == [0, 1, 2]
-    assert len(set(greedy_k_center(vectors, 11).tolist())) == 11
-    assert len(greedy_k_center(vectors.bfloat16(), 5)) == 5
-
-
-# --- neighbors ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("side", [1, 3, 5, 9])
-def test_neighbors_are_averaged_and_those_beyond_the_border_are_not_counted(side):
-    rows, columns = 4, 5
-    tokens = torch.randn(2, rows * columns, 3)
-    found = averaged_over_neighbors(tokens, (rows, columns), side)
-    assert found.shape == tokens.shape
-    planes = tokens.view(2, rows, columns, 3)
-    for row, column in itertools.product(range(rows), range(columns)):
-        reach = side // 2
-        around = planes[:, max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1].flatten(
-            1, 2
-        )
-        torch.testing.assert_close(found[:, row * columns + column], around.mean(dim=1), rtol=0, atol=1e-6)
-    assert (side != 1) or found is tokens
-
-
-# --- pictures and copies --------------------------------------------------------------------------------------------
-
-
 def test_a_digest_is_that_of_pixels_and_shape():
     image = small_picture(0)
     assert picture_digest(image) == picture_digest(image.copy())
@@ -273,136 +59,12 @@ def test_a_digest_is_that_of_pixels_and_shape():
     assert len({picture_digest(each) for each in [image, *others]}) == len(others) + 1
 
 
-def test_copies():
-    image = small_picture(0)
-    counts = {copies: len(turned_copies(image, copies)) for copies in COPIES}
-    assert counts == {"none": 1, "flips": 3, "rotations": 4, "all": 8}
-    every = {picture_digest(each) for each in turned_copies(image, "all")}
-    assert len(every) == 8, "the eight symmetries of a square, each once"
-    for copies in COPIES:
-        found = [picture_digest(each) for each in turned_copies(image, copies)]
-        assert found[0] == picture_digest(image) and set(found) <= every
-
-
-# --- settings -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"layers": ()}, "must be whole numbers, at least one"),
-        ({"layers": (1, "stem")}, "before them may stand 'stem'"),
-        ({"layers": ("stem", 2, 1)}, "must be ascending"),
-        ({"layers": ("stem", -1)}, "0 or more"),
-        ({"layers": ("stem", True)}, "must be whole numbers"),
-        ({"layers": (1.0,)}, "whole numbers"),
-        ({"layers": (True,)}, "whole numbers"),
-        ({"layers": (1, "windows_2")}, "whole numbers"),
-        ({"layers": (2, 1)}, "ascending, distinct"),
-        ({"layers": (1, 1)}, "ascending, distinct"),
-        ({"layers": (-1, 1)}, "0 or more"),
-        ({"max_patches": 0}, "max_patches=0 must be a whole number, 1 or more"),
-        ({"max_patches": 10.0}, "max_patches=10.0"),
-        ({"max_patches": True}, "max_patches=True"),
-        ({"neighborhood": 2}, "neighborhood=2 must be odd"),
-        ({"neighborhood": -3}, "neighborhood=-3 must be a whole number"),
-        ({"scale": 0}, "scale=0 must be a positive number"),
-        ({"scale": float("nan")}, "scale=nan must be a positive number"),
-        ({"copies": "mirror"}, "copies='mirror' must be one of 'none', 'flips', 'rotations', 'all'"),
-        ({"copies": ["flips"]}, r"copies=\['flips'\] must be one of"),
-        ({"distance": "absolute"}, "distance='absolute' must be one of 'scaled', 'relative'"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        MemorySettings(**{"layers": (1,), **settings})
-
-
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan"), True, "0.5", None])
 def test_weights_out_of_range_are_refused(weight):
     with pytest.raises(ValueError, match=r"reference_weight=.* must lie in \[0, 1\]"):
         check_weight(weight)
     with pytest.raises(ValueError, match="reference_weight"):
         memory_of(1).with_weight(weight)
-
-
-# --- the builder ----------------------------------------------------------------------------------------------------
-
-
-def test_the_memory_is_exact_up_to_its_size():
-    patches = GRID[0] * GRID[1]
-    for max_patches, exact in ((3 * patches, True), (3 * patches - 1, False), (3 * patches + 5, True)):
-        memory = memory_of(3, max_patches=max_patches)
-        assert memory.exact == exact and memory.num_patches == 3 * patches
-        assert all(len(bank) == min(max_patches, 3 * patches) for bank in memory.banks.values())
-
-
-def test_an_exact_memory_has_every_patch_as_a_unit_vector_and_the_picture_it_is_from():
-    builder = MemoryBuilder(MemorySettings(layers=(0, 2)))
-    streams = [states_of(views=2), states_of(views=1)]
-    builder.add("first", streams[0], GRID)
-    builder.add("second", streams[1], GRID)
-    memory = builder.finish()
-    assert memory.pictures == ["first", "second"] and list(memory.banks) == [0, 2]
-    for layer in (0, 2):
-        rows = torch.cat([each[layer][:, 1:].flatten(0, 1) for each in streams])
-        torch.testing.assert_close(memory.banks[layer], nn.functional.normalize(rows, dim=1))
-        assert memory.rows_of[layer].tolist() == [0] * 24 + [1] * 12
-
-
-def test_views_of_one_picture_belong_together():
-    """Copies and tiles come in separate calls, with the same digest one after the other."""
-    builder = MemoryBuilder(MemorySettings(layers=(1,)))
-    for name in ("a", "a", "b", "a"):
-        builder.add(name, states_of(), GRID)
-    memory = builder.finish()
-    assert memory.pictures == ["a", "b", "a"] and memory.rows_of[1].bincount().tolist() == [24, 12, 12]
-
-
-def test_thousands_of_rows_stream_through_bounded_memory(monkeypatch):
-    max_patches, pictures = 50, 200
-    builder = MemoryBuilder(MemorySettings(layers=(1, 2), max_patches=max_patches))
-    compared = []
-    monkeypatch.setattr(
-        references,
-        "_farthest_first",
-        lambda points, count, plain=references._farthest_first: compared.append(len(points)) or plain(points, count),
-    )
-    centers, held = unit(30, WIDTH), []
-    for index in range(pictures):
-        tokens = centers[torch.randint(30, (1, 12))] + 0.05 * torch.randn(1, 12, WIDTH)
-        builder.add(str(index), [torch.cat([torch.randn(1, 1, WIDTH), tokens], dim=1)] * 3, GRID)
-        held += [len(rows) for rows in builder._rows.values()]
-        assert all(sum(map(len, rows.rows_of)) == len(rows) for rows in builder._rows.values())
-    assert 2 * max_patches - 12 < max(held) <= 2 * max_patches and max(compared) <= 2 * max_patches + 12
-    assert len(compared) < 2 * pictures * 12 / max_patches / 4, "most rows are near to kept ones and need no coreset"
-    memory = builder.finish()
-    assert memory.num_patches == pictures * 12 and not memory.exact and len(memory.pictures) == pictures
-    assert {len(bank) for bank in memory.banks.values()} == {max_patches}
-    # the coreset of coresets keeps every cluster of patches
-    assert nearest_distance(centers, memory.banks[1]).max() < 0.02
-
-
-def test_a_stream_is_covered_nearly_as_well_as_by_a_coreset_of_all_rows():
-    """Rows that come late, and are new, are kept too."""
-    rows = nn.functional.normalize(torch.cat([unit(900, WIDTH) * 0.2 + unit(1, WIDTH), unit(60, WIDTH)]), dim=1)
-    builder = MemoryBuilder(MemorySettings(layers=(0,), max_patches=60))
-    for index, part in enumerate(rows.split(12)):
-        builder.add(str(index), [torch.cat([part[:1], part])[None]], GRID)
-    memory = builder.finish()
-    covered = torch.cdist(rows, memory.banks[0]).amin(dim=1).max().item()
-    assert covered < 1.5 * radius(rows, plain_k_center_fast(rows, 60))
-    # each row is that of the picture that it is named after
-    for row, picture in zip(memory.banks[0], memory.rows_of[0].tolist(), strict=True):
-        assert (rows.split(12)[picture] - row).norm(dim=1).min() < 1e-5
-
-
-def test_a_memory_needs_a_picture():
-    with pytest.raises(ValueError, match="at least one normal picture"):
-        MemoryBuilder(MemorySettings(layers=(1,))).finish()
-
-
-# --- the memory -----------------------------------------------------------------------------------------------------
 
 
 def test_distances_are_the_mean_over_layers_of_half_the_distance():
@@ -472,16 +134,6 @@ def test_relative_distances_are_those_of_a_loop():
     torch.testing.assert_close(found, expected.view(1, *GRID), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("block_values", [1, 50, 2**24])
-def test_blocks_do_not_change_ratios(block_values):
-    tokens, bank, spacing = torch.randn(2, 7, WIDTH), unit(23, WIDTH), torch.rand(23) + 0.01
-    expected = nearest_ratio(tokens, bank, spacing)
-    assert expected.shape == (2, 7)
-    torch.testing.assert_close(nearest_ratio(tokens, bank, spacing, block_values), expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="at least one other picture"):
-        nearest_ratio(tokens, bank[:0], spacing[:0])
-
-
 def test_one_more_picture_never_raises_a_relative_distance():
     """The guarantee of thresholds from references, each scored against the others, needs this."""
     memory, states = relative_memory(6), states_of(views=3)
@@ -510,16 +162,6 @@ def test_no_patch_is_above_the_value_at_its_distance(distance):
     memory, states = memory_of(distance=distance, scale=2.0, layers=(1,)), states_of()
     far = nearest_distance(states[1][:, 1:], memory.banks[1]).max().item() / 2
     assert memory.distances(states, GRID).max() <= memory.value_at(far) + 1e-6
-
-
-def test_a_coreset_keeps_the_spacing_of_its_rows():
-    torch.manual_seed(5)
-    whole = relative_memory()
-    torch.manual_seed(5)
-    few = relative_memory(max_patches=10)
-    spacing_of = {tuple(row.tolist()): value for row, value in zip(whole.banks[1], whole.spacing[1], strict=True)}
-    assert len(few.banks[1]) == 10 and len(set(whole.spacing[1].tolist())) > 10
-    assert [spacing_of[tuple(row.tolist())] for row in few.banks[1]] == list(few.spacing[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -689,7 +331,7 @@ def test_the_digest_is_that_of_everything_results_depend_on():
 def test_the_hash_is_computed_once(monkeypatch):
     """A bank may have hundreds of megabytes, and every call names the hash."""
     memory, hashed = memory_of(), []
-    monkeypatch.setattr("vcp_clip_hf.references.asdict", lambda settings: hashed.append(1) or {})
+    monkeypatch.setattr("vcp_clip_hf.memory_settings.asdict", lambda settings: hashed.append(1) or {})
     for weight in (0.1, 0.2, 0.3):
         memory.with_weight(weight).identity()
     assert len(hashed) == 1
@@ -705,27 +347,6 @@ def test_images_prepared_otherwise_are_refused():
     memory.check_conditions({"size": [48, 48], "resize_mode": "pad"})
     with pytest.raises(ValueError, match=r"other settings: size was \[48, 48\], is \[56, 56\]. Use those settings"):
         memory.check_conditions({"size": [56, 56]})
-
-
-# --- the image tower ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(333)
-    return tiny_model()
-
-
-def for_model(model: nn.Module, pixel_values: torch.Tensor, **settings) -> ReferenceMemory:
-    """Make the memory of a batch of pictures."""
-    settings = MemorySettings(**{"layers": tuple(model.config.memory_layers), **settings})
-    builder = MemoryBuilder(settings)
-    grid = tuple(length // model.config.vision_config.patch_size for length in pixel_values.shape[-2:])
-    with torch.no_grad():
-        states = model(pixel_values, output_hidden_states=list(settings.layers)).hidden_states
-    for index in range(len(pixel_values)):
-        builder.add(str(index), [None if each is None else each[index : index + 1] for each in states], grid)
-    return builder.finish(weight=0.5, tower=tower_weights(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -759,7 +380,8 @@ def test_a_tower_that_was_trained_further_is_another_one():
         memory.check_tower(model)
 
 
-def test_a_tower_without_a_shared_weight_is_another_one(model):
+def test_a_tower_without_a_shared_weight_is_another_one():
+    model = tiny_model()
     memory = for_model(model, pixels(1))
     bare = SimpleNamespace(clip=SimpleNamespace(vision_model=nn.Linear(2, 2)))
     with pytest.raises(ValueError, match=r"all of .* compared weights differ"):
@@ -767,207 +389,3 @@ def test_a_tower_without_a_shared_weight_is_another_one(model):
     # a memory made by hand names no weights
     memory.tower = {}
     memory.check_tower(bare)
-
-
-# --- a model with a memory ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["plain", "accelerated"])
-def network(request, model):
-    return model if request.param == "plain" else accelerate_inference(model)
-
-
-MAPS = ("anomaly_map", "base_map", "vcp_map")
-
-
-@torch.no_grad()
-def test_without_weight_the_maps_are_the_models(network):
-    images = pixels(2)
-    memory = for_model(network, pixels(2))
-    expected, found = network(images), ReferencedModel(network, memory.with_weight(0))(images)
-    for name in MAPS:
-        assert torch.equal(found[name], expected[name]), name
-    assert torch.equal(found.image_embeds, expected.image_embeds)
-
-
-@torch.no_grad()
-def test_with_full_weight_the_maps_are_the_memorys(network):
-    images = pixels(2)
-    memory = for_model(network, pixels(2), neighborhood=3)
-    outputs = ReferencedModel(network, memory.with_weight(1))(images)
-    states = network(images, output_hidden_states=True).hidden_states
-    expected = nn.functional.interpolate(
-        memory.distances(states, (6, 6))[:, None], size=(48, 48), mode="bilinear", align_corners=True
-    )[:, 0]
-    for name in (*MAPS, "reference_map"):
-        torch.testing.assert_close(outputs[name], expected, rtol=0, atol=1e-7)
-    assert outputs.reference_map.dtype == torch.float32 and outputs.hidden_states is None
-    assert expected.min() > 0 and expected.max() < 1
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("weight", [0.25, 0.7])
-def test_maps_are_fused_by_the_weight(network, weight):
-    images = pixels(2)
-    memory = for_model(network, pixels(3)).with_weight(weight)
-    zero_shot, found = network(images), ReferencedModel(network, memory)(images)
-    for name in MAPS:
-        expected = (1 - weight) * zero_shot[name] + weight * found.reference_map
-        torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-6)
-    # the fused map is that of the fused branches
-    share = network.config.fusion_weight
-    torch.testing.assert_close(
-        found.anomaly_map, (1 - share) * found.base_map + share * found.vcp_map, rtol=0, atol=1e-6
-    )
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("weight", [0, 0.3, 1])
-def test_maps_are_fused_by_their_logits_if_the_configuration_says_so(weight):
-    network = tiny_model(reference_fusion="logits", feature_layers=[2, 4])
-    images = pixels(2)
-    memory = for_model(network, pixels(3)).with_weight(weight)
-    zero_shot, found = network(images), ReferencedModel(network, memory)(images)
-    logits = [torch.logit(each, eps=1e-4) for each in (zero_shot.vcp_map, found.reference_map)]
-    expected = ((1 - weight) * logits[0] + weight * logits[1]).sigmoid()
-    if weight in (0, 1):  # one of the maps, whatever its values
-        expected = found.reference_map if weight else zero_shot.vcp_map
-    torch.testing.assert_close(found.vcp_map, expected, rtol=0, atol=1e-6)
-    # an image of the memory has distances of 0
-    itself = ReferencedModel(network, for_model(network, images).with_weight(weight))(images)
-    assert itself.anomaly_map.isfinite().all()
-    assert "reference_fusion" not in tiny_model().config.to_dict()
-    assert network.config.to_dict()["reference_fusion"] == "logits"
-
-
-@torch.no_grad()
-def test_relative_maps_of_a_batch_are_those_of_its_images_plain_and_accelerated():
-    network = tiny_model(reference_fusion="logits")
-    images = pixels(3)
-    memory = for_model(network, pixels(2), distance="relative")
-    plain, fast = (ReferencedModel(each, memory)(images) for each in (network, accelerate_inference(network)))
-    for name in (*MAPS, "reference_map"):
-        torch.testing.assert_close(fast[name], plain[name], rtol=0, atol=1e-5)
-        for index, image in enumerate(images.split(1)):
-            alone = ReferencedModel(network, memory)(image)
-            torch.testing.assert_close(plain[name][index], alone[name][0], rtol=0, atol=1e-5)
-    scaled = ReferencedModel(network, for_model(network, images))(images)
-    assert (plain.reference_map - scaled.reference_map).abs().max() > 0.01
-
-
-@torch.no_grad()
-def test_plain_and_accelerated_agree(model):
-    images, memory = pixels(2), for_model(model, pixels(3), neighborhood=3)
-    plain, fast = (ReferencedModel(each, memory)(images) for each in (model, accelerate_inference(model)))
-    for name in (*MAPS, "reference_map"):
-        torch.testing.assert_close(fast[name], plain[name], rtol=0, atol=1e-6)
-
-
-@torch.no_grad()
-def test_a_batch_is_its_images_one_by_one(network):
-    images, referenced = pixels(4), ReferencedModel(network, for_model(network, pixels(3)))
-    together = referenced(images)
-    for index, image in enumerate(images.split(1)):
-        for name in (*MAPS, "reference_map"):
-            torch.testing.assert_close(together[name][index], referenced(image)[name][0], rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_reference_has_no_distance(network):
-    images = pixels(2)
-    memory = for_model(network, torch.cat([pixels(1), images]))
-    assert ReferencedModel(network, memory)(images).reference_map.max() < 1e-6
-    assert ReferencedModel(network, memory.without(1))(images).reference_map.amax(dim=(1, 2)).gt(1e-3).tolist() == [
-        True,
-        False,
-    ]
-
-
-@torch.no_grad()
-def test_the_embedded_patches_can_be_a_layer(network):
-    """Layer 0 depends on each patch alone: a changed patch has a distance, the others have none."""
-    image = pixels(1)
-    memory = for_model(network, image, layers=(0,)).with_weight(1)
-    changed = image.clone()
-    changed[:, :, 16:24, 8:16] = torch.randn(1, 3, 8, 8)
-    # positions are part of the embedded patches
-    states = network(changed, output_hidden_states=[0]).hidden_states
-    distances = memory.distances(states, (6, 6))[0]
-    assert distances[2, 1] > 1e-3
-    distances[2, 1] = 0
-    assert distances.max() < 1e-6
-    outputs = ReferencedModel(network, memory)(changed)
-    assert outputs.anomaly_map[0].argmax().item() // 48 in range(12, 28)
-
-
-@torch.no_grad()
-def test_images_that_are_not_square(network):
-    references, image = pixels(2, 40, 64), pixels(1, 40, 64)
-    memory = for_model(network, references)
-    assert memory.num_patches == 2 * 5 * 8
-    outputs = ReferencedModel(network, memory)(image)
-    assert outputs.anomaly_map.shape == outputs.reference_map.shape == (1, 40, 64)
-    assert ReferencedModel(network, memory)(references[:1]).reference_map.max() < 1e-6
-    # the map has the rows of the image: a changed top gives distances there
-    changed = references[:1].clone()
-    changed[..., :8, :] += 3
-    found = ReferencedModel(network, for_model(network, references, layers=(0,)))(changed).reference_map[0]
-    assert found[:4].min() > 1e-4 and found[16:].max() < 1e-6
-
-
-@torch.no_grad()
-def test_scores_of_the_top_pixels_include_the_memory(model):
-    processor = VCPCLIPImageProcessor.for_model(model.config, score_mode="top_k", top_k_fraction=0.1)
-    image, memory = pixels(1), for_model(model, pixels(2)).with_weight(1)
-    outputs = ReferencedModel(model, memory)(image)
-    (result,) = processor.post_process_anomaly_segmentation(outputs, [(48, 48)])
-    top = outputs.reference_map.flatten().sort(descending=True).values
-    assert result["score"] == pytest.approx(2 * top[: round(0.1 * len(top))].mean().item(), abs=1e-4)
-
-
-@torch.no_grad()
-def test_autocast_keeps_the_search_in_the_precision_of_the_bank(model):
-    images, memory = pixels(2), for_model(model, pixels(2))
-    expected = ReferencedModel(model, memory)(images)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = ReferencedModel(model, memory)(images)
-    for name in (*MAPS, "reference_map"):
-        assert found[name].dtype == torch.float32
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0.03)
-
-
-@torch.no_grad()
-def test_a_model_in_bfloat16():
-    model, images = tiny_model(), pixels(2)
-    memory = for_model(model, pixels(2))
-    expected = ReferencedModel(model, memory)(images)
-    found = ReferencedModel(model.to(torch.bfloat16), memory)(images.bfloat16())
-    for name in (*MAPS, "reference_map"):
-        assert found[name].dtype == torch.float32
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0.05)
-
-
-@torch.no_grad()
-def test_a_model_without_the_second_branch():
-    model, images = tiny_model(use_post_vcp=False), pixels(2)
-    memory = for_model(model, pixels(1)).with_weight(1)
-    outputs = ReferencedModel(model, memory)(images)
-    assert outputs.vcp_map is None and torch.equal(outputs.anomaly_map, outputs.reference_map)
-
-
-@torch.no_grad()
-def test_the_score_of_a_method_is_fused_with_the_highest_distance(model):
-    """A stand-in for methods that have an image score of their own."""
-
-    class WithScore(nn.Module):
-        config, device = model.config, model.device
-
-        def forward(self, pixel_values, **kwargs):
-            outputs = model(pixel_values, **kwargs)
-            outputs["image_scores"] = torch.tensor([0.2, 0.9])
-            return outputs
-
-    memory = for_model(model, pixels(1)).with_weight(0.25)
-    outputs = ReferencedModel(WithScore(), memory)(pixels(2))
-    highest = outputs.reference_map.flatten(1).amax(dim=1)
-    torch.testing.assert_close(outputs.image_scores, 0.75 * torch.tensor([0.2, 0.9]) + 0.25 * highest)

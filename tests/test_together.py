@@ -10,7 +10,7 @@ from tests.common import tiny_hybrid, tiny_model, tiny_tokenizer
 from vcp_clip_hf import AnomalySegmentationPipeline, MutualScoring, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth, resize_map
 from vcp_clip_hf.mutual_scoring import rscin, score_together
-from vcp_clip_hf.references import states_of
+from vcp_clip_hf.patch_tokens import states_of
 from vcp_clip_hf.together import MutualJudge
 
 

@@ -31,7 +31,8 @@ from .metrics import AnomalySegmentationEvaluator
 from .modeling_vcp_clip import VCPCLIPOutput
 from .mutual_scoring import FEWEST_PICTURES
 from .reference_pictures import build_memory, image_conditions
-from .references import ReferencedModel, ReferenceMemory
+from .referenced_model import ReferencedModel
+from .references import ReferenceMemory
 from .version import versions
 
 

@@ -37,7 +37,8 @@ from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .modeling_vcp_clip import VCPCLIPModel
 from .prompts import prompt_rows
 from .reference_pictures import image_conditions
-from .references import ReferencedModel, ReferenceMemory
+from .referenced_model import ReferencedModel
+from .references import ReferenceMemory
 from .version import __version__, versions
 
 

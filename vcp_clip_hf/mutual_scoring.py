@@ -20,7 +20,7 @@ from torch import nn
 
 from .autocast import no_autocast
 from .convolutional_stem import STEM_LAYER, without_stem_layer
-from .references import patches_of
+from .patch_tokens import patches_of
 from .tensor_store import TensorStore
 
 

@@ -12,10 +12,12 @@ from .accelerated_inference import accelerated_or_plain
 from .acceleration_settings import Acceleration
 from .call_arguments import argument_names, refuse_unknown
 from .launched_batch import LaunchedBatch
+from .memory_settings import MemorySettings
 from .pipeline_inputs import Images, in_list
 from .pipeline_prompts import PromptedPipeline
 from .reference_pictures import build_memory
-from .references import MemorySettings, ReferencedModel, ReferenceMemory, picture_digest
+from .referenced_model import ReferencedModel
+from .references import ReferenceMemory, picture_digest
 
 
 __all__ = ["NEAREST", "ReferencedPipeline"]

@@ -15,17 +15,10 @@ from .configuration_frozen_clip import FrozenCLIPConfig
 from .convolutional_stem import check_stem_layer, without_stem_layer
 from .image_loading import ImageLike, load_image
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
-from .references import (
-    REFERENCES_FILE,
-    MemoryBuilder,
-    MemorySettings,
-    ReferenceMemory,
-    check_weight,
-    picture_digest,
-    states_of,
-    tower_weights,
-    turned_copies,
-)
+from .memory_builder import MemoryBuilder
+from .memory_settings import MemorySettings, turned_copies
+from .patch_tokens import states_of
+from .references import REFERENCES_FILE, ReferenceMemory, check_weight, picture_digest, tower_weights
 from .tiling import Tiling, tiles_of
 
 

@@ -32,7 +32,7 @@ from .mutual_scoring import (
     raise_to_image,
     rscin,
 )
-from .references import patches_of, states_of
+from .patch_tokens import patches_of, states_of
 from .region_of_interest import region_at_size
 from .tensor_store import TensorStore
 from .thresholds import Thresholds

@@ -18,7 +18,10 @@ from examples.research.benchmark.clock import seconds, time_in_turns
 from examples.research.benchmark.setting import DTYPES, Setting, load
 from vcp_clip_hf import VCPCLIPModel, accelerate_inference
 from vcp_clip_hf.convolutional_stem import layer_width
-from vcp_clip_hf.references import MemorySettings, ReferencedModel, ReferenceMemory, greedy_k_center
+from vcp_clip_hf.coreset import greedy_k_center
+from vcp_clip_hf.memory_settings import MemorySettings
+from vcp_clip_hf.referenced_model import ReferencedModel
+from vcp_clip_hf.references import ReferenceMemory
 
 
 __all__ = ["main", "make_parser", "random_memory"]

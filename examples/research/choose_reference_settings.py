@@ -21,9 +21,10 @@ from examples.research.products_with_references import Product, photographed, re
 from vcp_clip_hf import EMBEDDED_CHECKPOINT
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 from vcp_clip_hf.image_files import find_images
+from vcp_clip_hf.memory_settings import DISTANCES
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
 from vcp_clip_hf.reference_pictures import build_memory
-from vcp_clip_hf.references import DISTANCES, ReferencedModel
+from vcp_clip_hf.referenced_model import ReferencedModel
 
 
 __all__ = ["balancing_scale", "main", "make_parser", "measure"]

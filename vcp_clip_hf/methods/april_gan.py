@@ -6,7 +6,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 
 from ..losses import segmentation_loss
-from ..references import nearest_distance
+from ..nearest_patches import nearest_distance
 from .base import AnomalyMethodOutput, ImageFeatures, PromptEnsembleModel, scaled_over_product
 from .configuration import PromptEnsembleConfig
 from .patch_adapters import PatchAdapters, image_logits, patch_logits, upsample

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from huggingface_hub.dataclasses import strict
 
-from ..references import nearest_distance
+from ..nearest_patches import nearest_distance
 from .base import AnomalyMethodOutput, ImageFeatures, PromptEnsembleModel
 from .configuration import VIT_B_16_PLUS_240_TEXT, VIT_B_16_PLUS_240_VISION, PromptEnsembleConfig
 from .patch_adapters import abnormal_probability, upsample
