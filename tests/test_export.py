@@ -246,7 +246,7 @@ def test_int8(already_traced, tmp_path):
 # --- with a memory of normal pictures -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow), "torch"])
 def test_a_stem_its_branch_and_a_memory_of_its_features(format, monkeypatch, tmp_path):
     model, processor, known, program = traced_with_a_stem()
     monkeypatch.setattr(export, "_trace", lambda graph, image_size: program)
@@ -255,7 +255,7 @@ def test_a_stem_its_branch_and_a_memory_of_its_features(format, monkeypatch, tmp
     assert "in each of the layers stem, 2" in report.references and report.num_images == 5
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow), "torch"])
 def test_the_memory_passes_the_parity_check(format):
     result = exported_with_references(format)
     report = result.report
