@@ -4,7 +4,8 @@
 
 1. Rendered pictures of each unseen product family, zero-shot: pictures, maps, masks, tables.
 2. Photographs of surfaces (CC0), with painted anomalies: zero-shot, and with four normal pictures of each surface as
-   references. Twenty other normal pictures give the threshold of a surface.
+   references. Twenty other normal pictures give the threshold of a surface. All pictures of a surface are crops of one
+   photograph and overlap, which is easier than other parts of one product.
 
 The products and photographs had no part in the training, but other rendered products and other photographs of this
 collection had; the photographs had a part in the choice of the settings of references. The anomalies are generated.
@@ -33,7 +34,7 @@ from .research.material_scenes import MaterialScene, MaterialScenes, damage
 __all__ = ["main", "surfaces"]
 
 NUM_REFERENCES = 4
-NUM_FOR_THRESHOLD = 20  # normal pictures; fewer cannot show that at most 5 % of all are above a threshold
+NUM_FOR_THRESHOLD = 20  # normal pictures; a false-alarm rate of 0.05 needs at least 19
 FALSE_ALARM_RATE = 0.05
 
 
@@ -91,7 +92,8 @@ def counts(flagged: list[bool], is_defective: list[bool]) -> str:
     for each, bad in zip(flagged, is_defective, strict=True):
         of_kind[bad].append(each)
     caught, alarms = of_kind[True], of_kind[False]
-    return f"{sum(caught)} of {len(caught)} defective pictures are flagged, and {sum(alarms)} of {len(alarms)} normal"
+    defective = f"{sum(caught)} of {len(caught)} defective pictures"
+    return f"{defective} are flagged, and {sum(alarms)} of {len(alarms)} normal pictures"
 
 
 def report_unseen(folder: Path, is_defective: dict[str, bool]) -> None:
@@ -104,7 +106,7 @@ def report_unseen(folder: Path, is_defective: dict[str, bool]) -> None:
 def report_surfaces(
     pipe: AnomalySegmentationPipeline, pictures: datasets.Dataset, normal: dict[str, list[Image.Image]]
 ) -> None:
-    """Print how many pictures are flagged with the stored threshold, and with references and own thresholds."""
+    """Print how many pictures are flagged: at the stored threshold, and with references and an own threshold."""
     zero_shot, compared, is_defective = [], [], []
     own = pipeline("anomaly-segmentation", model=EMBEDDED_CHECKPOINT, device=-1)
     for name, for_threshold in normal.items():

@@ -456,12 +456,15 @@ def test_another_size_of_the_input(checkpoint, images, tmp_path):
     # thresholds belong to the size that they were measured at, and a calibrated checkpoint keeps it
     run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2, *larger)
     run("predict", images / "a.png", "-m", tmp_path / "tuned", "-o", tmp_path / "again", "--maps", "npy")
+    sizes = f"{2 * size}, {2 * size}", f"{2 * size} x {2 * size} pixels (squash)"
+    assert sizes[0] in " ".join(run("info", "-m", tmp_path / "tuned").stdout.split())
+    assert sizes[1] in (tmp_path / "tuned" / "README.md").read_text()
     assert np.array_equal(np.load(next((tmp_path / "again" / "maps").iterdir())), other)
     assert {record["label"] for record in read_predictions(tmp_path / "again")} == {"normal"}
     run("predict", images / "a.png", "-m", tmp_path / "tuned", "-o", tmp_path / "back", "--image-size", size)
     assert {record["label"] for record in read_predictions(tmp_path / "back")} == {None}
     odd = run("predict", images, "-m", checkpoint, "-o", tmp_path / "odd", "--image-size", 2 * size + 1, check=1)
-    assert "must be a multiple of the model's patch size" in odd.stderr and not (tmp_path / "odd").exists()
+    assert "a multiple of the model's patch size" in odd.stderr and not (tmp_path / "odd").exists()
 
 
 def test_evaluate(checkpoint, tmp_path):
@@ -486,7 +489,7 @@ def test_evaluate(checkpoint, tmp_path):
     run("evaluate", f"folder={tmp_path / 'data'}", "-m", checkpoint, "-o", tmp_path / "larger", "--image-size", 56)
     assert json.loads((tmp_path / "larger" / "results.json").read_text())["results"] != report["results"]
     of_methods = run("evaluate", "folder=x", "--method", "winclip", "--image-size", 56, check=2)
-    assert "--image-size is for one checkpoint of VCP-CLIP" in " ".join(of_methods.stderr.replace("│", " ").split())
+    assert "--image-size is not for --method" in " ".join(of_methods.stderr.replace("│", " ").split())
     assert "'x' must be one of" in run("evaluate", "folder=x", "--protocol", "x", check=2).stderr
     assert "visa" in run("evaluate", "visaa=x", check=1).stderr
 

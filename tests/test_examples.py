@@ -76,7 +76,7 @@ def test_demo(tmp_path, capsys):
     demo.main(str(tmp_path), num_images=6, size=64, num_surfaces=1, num_crops=4)
     out = capsys.readouterr().out
     assert "Measured on 6 generated pictures" in out and "defective pictures are flagged" in out
-    flagged = re.findall(r"(\d+) of (\d+) defective pictures are flagged, and (\d+) of (\d+) normal", out)
+    flagged = re.findall(r"(\d+) of (\d+) defective pictures are flagged, and (\d+) of (\d+) normal pictures", out)
     # unseen products, surfaces zero-shot, surfaces with references and thresholds of their own
     assert len(flagged) == 3 and all(each[1::2] == ("2", "2") for each in flagged[1:])
     assert "With 4 references of each surface, and its threshold from 20 other normal pictures" in out

@@ -461,13 +461,22 @@ def test_calibrated_thresholds_apply_only_with_their_settings(arguments, size, t
 
 def test_at_size_changes_the_size_only():
     processor = VCPCLIPImageProcessor(size=28, size_divisor=14, smoothing_sigma=1.0, resize_mode="pad", threshold=0.5)
-    larger = processor.at_size(42)
+    larger = processor.at_size(np.int64(56))
     assert {**larger.to_dict(), "size": None} == {**processor.to_dict(), "size": None}
-    assert larger(Image.new("RGB", (9, 5)), return_tensors="pt").pixel_values.shape == (1, 3, 42, 42)
+    assert larger(Image.new("RGB", (9, 5)), return_tensors="pt").pixel_values.shape == (1, 3, 56, 56)
+    assert larger.to_dict()["size"] == {"height": 56, "width": 56}
     assert (processor.size.height, processor.size.width) == (28, 28)
-    for side in (0, -14, 30, 28.0, True):
-        with pytest.raises(ValueError, match=rf"image_size={side} must be a multiple of the model's patch size, 14"):
+    for side in (0, -14, 42, 60, 56.0, True):
+        with pytest.raises(ValueError, match=rf"image_size={side} must be a whole number of pixels, at least 56"):
             processor.at_size(side)
+
+
+def test_at_size_says_nothing_of_thresholds_before_a_call_would_use_them(caplog):
+    processor = VCPCLIPImageProcessor(size=28, size_divisor=7, smoothing_sigma=1.0)
+    processor.threshold = 0.3
+    processor.calibration = {"image": {"threshold": 0.3}, "settings": processor.measured_with()}
+    larger = processor.at_size(42)
+    assert not caplog.records and larger.scoring().threshold is None
 
 
 def test_results_do_not_depend_on_the_batch():

@@ -188,6 +188,17 @@ def test_regions_without_a_threshold_are_refused_before_anything_is_written(pred
     assert predict(with_pipe=make_pipe(threshold=None), regions=True, threshold=0.5).predicted == 4
 
 
+def test_defaults_of_the_pipeline_count_for_regions(predict, tmp_path):
+    pipe = make_pipe(threshold=None)
+    pipe._forward_params["threshold"] = 0.5
+    assert predict(with_pipe=pipe, regions=True).predicted == 4
+    pipe = make_pipe(threshold=None)
+    pipe._postprocess_params["regions"] = True
+    with pytest.raises(ValueError, match="Regions need a threshold"):
+        predict(with_pipe=pipe, overwrite=True)
+    assert len(read_predictions(tmp_path / "out")) == 4
+
+
 def test_another_model_is_refused(predict, tmp_path):
     predict()
     with pytest.raises(ValueError, match=r"model: VCPCLIPModel \(\w+\) -> VCPCLIPModel \(\w+\)"):

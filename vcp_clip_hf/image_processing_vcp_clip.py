@@ -3,6 +3,7 @@
 import copy
 from dataclasses import fields
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,8 @@ _NOT_HONORED = {
     "data_format": ((None, "channels_first"), "the model takes `pixel_values` with channels first."),
     "image_seq_length": ((None,), "images do not become tokens of a text here."),
 }
+# Smallest side of `at_size` in patches: with fewer, a patch has too few others to compare with
+_LEAST_PATCHES = 4
 # Settings of the post-processing, which a call that prepares images cannot use
 _OF_RESULTS = (*(field.name for field in fields(AnomalyScoring)), "calibration")
 
@@ -163,27 +166,30 @@ class VCPCLIPImageProcessor(PilBackend):
         }
         return cls(**{**defaults, **kwargs})
 
-    def at_size(self, side: int) -> "VCPCLIPImageProcessor":
+    def at_size(self, image_size: int) -> "VCPCLIPImageProcessor":
         """
-        Return a copy that gives the model a square input of another side. A larger one shows smaller defects; the
+        Return a copy that gives the model a square input of another size. A larger one reveals smaller defects; the
         time of the model grows at least with its area.
 
-        Thresholds that were calibrated at another size stay stored, but calls do not use them, with a warning.
+        Thresholds that were calibrated at another size stay stored; a call warns and does not use them.
 
         Args:
-            side (`int`): side in pixels, a multiple of `size_divisor`, the patch size of the model.
+            image_size (`int`): side in pixels, a multiple of `size_divisor`, the patch size of the model, and at least
+                four patches.
 
         Raises:
-            ValueError: the side is not a multiple of the patch size.
+            ValueError: the side is not such a number.
         """
-        if isinstance(side, bool) or not isinstance(side, int) or side < 1 or side % self.size_divisor:
+        least, number = _LEAST_PATCHES * self.size_divisor, isinstance(image_size, Integral)
+        if isinstance(image_size, bool) or not number or image_size < least or image_size % self.size_divisor:
             raise ValueError(
-                f"image_size={side!r} must be a multiple of the model's patch size, {self.size_divisor}: the side of"
-                f" its input in pixels, now {self.size.height} x {self.size.width}."
+                f"image_size={image_size!r} must be a whole number of pixels, at least {least}, and a multiple of the"
+                f" model's patch size, {self.size_divisor}; now the input has {self.size.height} x"
+                f" {self.size.width} pixels."
             )
-        values = {**self.to_dict(), "size": {"height": side, "width": side}}
-        values.pop("image_processor_type", None)
-        return type(self)(**values)
+        other = copy.copy(self)
+        other.size = SizeDict(height=int(image_size), width=int(image_size))
+        return other
 
     @staticmethod
     def _check_settings(size: SizeDict, resize_mode: str, image_mean: Any, image_std: Any, **settings) -> None:

@@ -347,8 +347,8 @@ def _stem_of(vision: CLIPVisionConfig) -> str:
 
 def _input_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
     config, vision = facts.config, facts.config.vision_config
-    backbone, (height, width) = hub_name(config.backbone_name_or_path), config.input_size
-    size = ("Input", f"{height} x {width} pixels ({facts.image_processor.resize_mode})")
+    backbone, size = hub_name(config.backbone_name_or_path), facts.image_processor.size
+    size = ("Input", f"{size.height} x {size.width} pixels ({facts.image_processor.resize_mode})")
     if not isinstance(config, FrozenCLIPConfig):
         kinds = [each.model_type for each in vars(config).values() if isinstance(each, PreTrainedConfig)]
         return [("Networks (frozen)", ", ".join(kinds)), size]
@@ -531,6 +531,10 @@ def _report(report: EvaluationReport, facts: CheckpointFacts) -> str:
         + f"; on {settings['device']}, {settings['dtype']}, {settings['date']}"
         + f" ({', '.join(f'{name} {version}' for name, version in settings['versions'].items())})."
     )
+    size = facts.image_processor.size
+    if settings.get("image_size", [size.height, size.width]) != [size.height, size.width]:
+        height, width = settings["image_size"]
+        notes.append(f"Measured with an input of {height} x {width} pixels, not with that of this checkpoint.")
     notes += [_overlap(dataset, result, facts) for dataset, result in report.results.items()]
     notes += [
         f"Undefined: {escaped(dataset)} / {escaped(product)} / {METRIC_TITLES[name]}: {escaped(why)}."
@@ -615,14 +619,16 @@ def _references_of_thresholds(facts: CheckpointFacts) -> list[str]:
 
 
 def _patch_limit(facts: CheckpointFacts) -> str:
-    (height, width), tiles = facts.config.input_size, " Use tiles for larger images (`tile_size`)."
+    size, tiles = facts.image_processor.size, " Use tiles for larger images (`tile_size`)."
     if not isinstance(facts.config, FrozenCLIPConfig):
-        return f"images are resized to {height} x {width} pixels, where the detector must see the defect.{tiles}"
+        pixels = f"{size.height} x {size.width} pixels"
+        return f"images are resized to {pixels}, where the detector must see the defect.{tiles}"
     name, side = "patch", facts.config.vision_config.patch_size
     if getattr(facts.config, "use_stem_branch", False):
         name, side = "cell of the stem branch", side // 2
     return (
-        f"a defect smaller than a {name} ({side} x {side} of the {height} x {width} input pixels, 1/{width // side}"
+        f"a defect smaller than a {name} ({side} x {side} of the {size.height} x {size.width} input pixels,"
+        f" 1/{size.width // side}"
         f" of the image's width) hardly changes the map.{'' if _judges_together(facts) else tiles}"
     )
 

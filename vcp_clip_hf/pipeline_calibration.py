@@ -35,6 +35,7 @@ logger = logging.get_logger(__name__)
 SCORING = [each.name for each in fields(AnomalyScoring)]
 THRESHOLDS = ("threshold", "image_threshold")
 _FALSE_ALARM_RATE = 0.01
+_OF_LOADING = ("batch_size", "num_workers", "image_column")
 
 
 class CalibratingPipeline(BatchedPipeline):
@@ -197,16 +198,17 @@ class CalibratingPipeline(BatchedPipeline):
                 and these arguments have no threshold for masks.
         """
         _, conditions = self._call_settings(arguments)
-        if arguments.get("regions"):
-            settings = {name: arguments.get(name) for name in SCORING}
+        own = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        called = self._sanitize_parameters(**_without_loading(arguments))
+        values = {name: value for step in (*own, *called) for name, value in step.items()}
+        if values.get("regions"):
+            settings = {name: values.get(name) for name in SCORING}
             if self.image_processor.scoring(conditions, **settings).threshold is None:
                 raise ValueError(missing_threshold("Regions need"))
 
     def _call_settings(self, arguments: dict[str, Any]) -> tuple[AnomalyScoring, dict[str, Any]]:
         """Return the scoring of a call with these arguments, without thresholds, and its further settings."""
-        of_pipeline = ("batch_size", "num_workers", "image_column")
-        given = {name: value for name, value in arguments.items() if name not in of_pipeline}
-        preprocess, forward, _ = self._sanitize_parameters(**given)
+        preprocess, forward, _ = self._sanitize_parameters(**_without_loading(arguments))
         values = {**self._preprocess_params, **self._forward_params, **preprocess, **forward}
         tiling = Tiling.of(
             values.get("tile_size"), values.get("tile_overlap"), global_weight=values.get("global_weight", 0.0)
@@ -338,3 +340,8 @@ def _check_calibration_arguments(
 def without_given_thresholds(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call without thresholds."""
     return {name: value for name, value in arguments.items() if name not in THRESHOLDS}
+
+
+def _without_loading(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of a call without those that only say how images are loaded."""
+    return {name: value for name, value in arguments.items() if name not in _OF_LOADING}

@@ -153,6 +153,7 @@ def train(
     check_training_data(train_dataset, config)
     examples = training_examples(train_dataset, image_processor, config, with_names=is_method)
     if config.image_feature_dir is not None:
+        _check_size_of_features(model, image_processor)
         examples = cache_image_features(
             model.to(accelerator.device),
             examples,
@@ -616,6 +617,17 @@ def _make_optimizer(model: FrozenCLIPPreTrainedModel, config: TrainingConfig, fu
         betas=(config.adam_beta1, config.adam_beta2),
         fused=fused or None,
     )
+
+
+def _check_size_of_features(model: FrozenCLIPPreTrainedModel, image_processor: VCPCLIPImageProcessor) -> None:
+    """Raise a ValueError if images have another size than the model's configuration, whose features are stored."""
+    size, expected = (image_processor.size.height, image_processor.size.width), tuple(model.config.input_size)
+    if image_processor.resize_mode != "keep_ratio" and size != expected:
+        raise ValueError(
+            f"image_feature_dir stores features of images of {expected[0]} x {expected[1]} pixels (image_size of"
+            f" config.json), and the image processor gives {size[0]} x {size[1]}. Leave image_feature_dir out, or set"
+            " `size` in preprocessor_config.json to the former."
+        )
 
 
 def _features_fingerprint(dataset: Records, image_processor: VCPCLIPImageProcessor) -> str:

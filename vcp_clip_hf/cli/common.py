@@ -140,7 +140,7 @@ ImageSize = Annotated[
     typer.Option(
         min=1,
         help="Side of the model's square input in pixels, a multiple of its patch size; default: the checkpoint's. A"
-        " larger one shows smaller defects and takes more time; calibrate with the same one.",
+        " larger one reveals smaller defects and takes more time; calibrate with the same one.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]

@@ -149,7 +149,7 @@ def evaluate(
         if dtype is WeightType.float8:
             raise typer.BadParameter("--dtype float8 is for one checkpoint of VCP-CLIP, not for --method")
         if image_size is not None:
-            raise typer.BadParameter("--image-size is for one checkpoint of VCP-CLIP, not for --method")
+            raise typer.BadParameter("--image-size is not for --method, whose methods have sizes of their own")
         _compare(
             *(method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype),
             draw,

@@ -91,7 +91,7 @@ def _facts(model: str) -> dict[str, Any]:
             if config.backbone_included
             else [f"{config.backbone_name_or_path} (not included)"]
         ),
-        "image size": list(config.input_size),
+        "image size": [processor.size.height, processor.size.width],
         "feature layers": getattr(config, "feature_layers", None),
         **_facts_of_vcp_clip(config),
         "smoothing sigma": processor.smoothing_sigma,
