@@ -106,7 +106,7 @@ def report_unseen(folder: Path, is_defective: dict[str, bool]) -> None:
 def report_surfaces(
     pipe: AnomalySegmentationPipeline, pictures: datasets.Dataset, normal: dict[str, list[Image.Image]]
 ) -> None:
-    """Print how many pictures are flagged: at the stored threshold, and with references and an own threshold."""
+    """Print how many pictures are flagged: zero-shot, and with references and a threshold of each surface."""
     zero_shot, compared, is_defective = [], [], []
     own = pipeline("anomaly-segmentation", model=EMBEDDED_CHECKPOINT, device=-1)
     for name, for_threshold in normal.items():
