@@ -418,7 +418,11 @@ MISTAKES = {
     "int8 elsewhere": ({}, {"int8": True, "tolerance": 0.1, "format": "torch"}, "format='onnx'"),
     "padding": ({"resize_mode": "pad"}, {}, r"image_size=48 \(--image_size\)"),
     "not square": ({"size": {"height": 48, "width": 64}}, {}, "image_size=64"),
-    "not of patches": ({}, {"image_size": 50}, "image_size=50 must be a multiple of the model's patch_size=8"),
+    "not of patches": (
+        {},
+        {"image_size": 50},
+        "image_size=50 must be a whole number of pixels, at least 32, and a multiple of the model's patch size, 8",
+    ),
     "no resize": ({"do_resize": False}, {}, "Set do_resize=True"),
     "no images": ({}, {"images": []}, "list of images is empty"),
 }

@@ -50,6 +50,15 @@ def test_training_on_cached_features_equals_training_on_images(folder):
     assert (ours - theirs).norm() < 0.05 * moved
 
 
+def test_features_of_another_size_than_the_configurations_are_refused(folder):
+    processor = VCPCLIPImageProcessor.from_pretrained(folder / "model")
+    processor.at_size(2 * processor.size.height).save_pretrained(folder / "model")
+    with pytest.raises(ValueError, match=r"image_size of config\.json\), and the image processor gives"):
+        run(folder, "out", image_feature_dir=str(folder / "features"), max_train_steps=1)
+    assert not (folder / "features").exists()
+    run(folder, "out", max_train_steps=1)
+
+
 def test_the_cache_has_the_predicted_size_and_is_reused(folder, caplog, monkeypatch):
     features = folder / "features"
     run(folder, "out", image_feature_dir=str(features), max_train_steps=1)

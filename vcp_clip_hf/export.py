@@ -402,16 +402,8 @@ def _at_size(
                 f"The checkpoint's thresholds are for {height} x {width} pixels ({processor.resize_mode}); the export"
                 f" at {image_size} x {image_size} has none. Calibrate at that size."
             )
-        values = {
-            **processor.to_dict(),
-            "size": {"height": image_size, "width": image_size},
-            "resize_mode": "squash",
-            "threshold": None,
-            "image_threshold": None,
-            "calibration": None,
-        }
-        values.pop("image_processor_type", None)
-        processor = type(processor)(**values)
+        processor = processor.at_size(image_size).without_thresholds()
+        processor.resize_mode = "squash"
     side, patch_size = processor.size.height, model.config.vision_config.patch_size
     if side <= 0 or side % patch_size:
         raise ValueError(f"image_size={side} must be a multiple of the model's patch_size={patch_size}.")

@@ -622,7 +622,7 @@ def _make_optimizer(model: FrozenCLIPPreTrainedModel, config: TrainingConfig, fu
 def _check_size_of_features(model: FrozenCLIPPreTrainedModel, image_processor: VCPCLIPImageProcessor) -> None:
     """Raise a ValueError if images have another size than the model's configuration, whose features are stored."""
     size, expected = (image_processor.size.height, image_processor.size.width), tuple(model.config.input_size)
-    if image_processor.resize_mode != "keep_ratio" and size != expected:
+    if size != expected:
         raise ValueError(
             f"image_feature_dir stores features of images of {expected[0]} x {expected[1]} pixels (image_size of"
             f" config.json), and the image processor gives {size[0]} x {size[1]}. Leave image_feature_dir out, or set"
