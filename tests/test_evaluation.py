@@ -69,6 +69,22 @@ def test_the_plain_model_gives_the_same_numbers(report):
         assert plain[name] == pytest.approx(values, abs=1e-5)
 
 
+def test_inputs_of_several_shapes_in_a_batch_do_not_change_the_numbers():
+    torch.manual_seed(0)
+    model = tiny_model()
+    processor = VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=1.0, resize_mode="keep_ratio")
+    records = []
+    for index, record in enumerate(make_records(8)):
+        size = [(60, 80), (48, 48), (33, 120)][index % 3]
+        mask = None if record["mask"] is None else record["mask"].resize(size, Image.Resampling.NEAREST)
+        records.append({**record, "image": record["image"].resize(size), "mask": mask})
+    for protocol in ("default", "native"):
+        one, four = (evaluate(model, processor, {"x": records}, protocol, batch_size=count) for count in (1, 4))
+        assert len({processor(each["image"], return_tensors="pt").pixel_values.shape for each in records}) == 3
+        for name, values in one.results["x"]["per_product"].items():
+            assert four.results["x"]["per_product"][name] == pytest.approx(values, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol(name):
     report = run(protocol=name)

@@ -312,3 +312,19 @@ def test_images_without_a_length_have_one_worker(caplog):
     batches = image_batches(iter([1, 2, 3]), lambda image: {"image": image}, {}, 2, batch_size=2)
     assert batches.num_workers == 1 and "num_workers=2" in caplog.text
     assert [batch["image"] for batch in batches] == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize("name", ["scores", "masks and pictures", "further maps", "top_k", "names"])
+def test_inputs_of_several_shapes_in_a_batch_give_the_results_of_single_images(pictures, name, overlapping):
+    torch.manual_seed(0)
+    model = tiny_model()
+    processor = VCPCLIPImageProcessor.for_model(model.config, smoothing_sigma=2.0, resize_mode="keep_ratio")
+    inspect = AnomalySegmentationPipeline(
+        model=model, image_processor=processor, tokenizer=tiny_tokenizer(), device="cpu"
+    )
+    inspect.set_references(pictures[:2])
+    assert len({processor(image, return_tensors="pt").pixel_values.shape for image in pictures}) == 3
+    expected = [inspect(image, **OPTIONS[name]) for image in pictures]
+    for batch_size in (4, 7):
+        for result, wanted in zip(inspect(pictures, batch_size=batch_size, **OPTIONS[name]), expected, strict=True):
+            assert_same(result, wanted)

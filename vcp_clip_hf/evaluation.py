@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from .accelerated_inference import accelerated_or_plain
 from .acceleration_settings import Acceleration, precision_name
+from .batch_shapes import of_one_shape
 from .device_clock import DeviceClock
 from .evaluation_details import EvaluationDetails, write_details
 from .evaluation_examples import EvaluationExamples, as_judged, collate
@@ -243,7 +244,8 @@ class _Evaluation:
             collate_fn=collate,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        return tqdm(loader, desc=title, disable=not self._shows_progress, leave=False)
+        bar = tqdm(loader, desc=title, disable=not self._shows_progress, leave=False)
+        return (part for batch in bar for _, part in of_one_shape(batch))
 
     def _judged_alone(self, network: torch.nn.Module, batches: Iterable[dict[str, Any]]) -> Iterator[JudgedBatch]:
         """Yield each batch with the model's outputs, and how to get the seconds that they took."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .batch_shapes import stacked
 from .evaluation_details import small_picture
 from .evaluation_report import EvaluationProtocol
 from .image_processing_vcp_clip import VCPCLIPImageProcessor
@@ -87,7 +88,7 @@ def as_judged(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def collate(examples: list[dict]) -> dict[str, Any]:
-    """Return a batch: a list for each entry, and one tensor of the inputs."""
+    """Return a batch: a list for each entry, and one tensor of the inputs if they have one shape."""
     batch = {name: [example[name] for example in examples] for name in examples[0]}
-    batch["pixel_values"] = torch.cat(batch["pixel_values"])
+    batch["pixel_values"] = stacked(batch["pixel_values"])
     return batch

@@ -86,7 +86,8 @@ class VCPCLIPImageProcessor(PilBackend):
         resize_mode (`str`, *optional*, defaults to `"squash"`):
             `"squash"`: resize to `size` and ignore the ratio (the paper). `"pad"`: fit inside `size`, then pad on the
             right and at the bottom with the mean color. `"keep_ratio"`: keep the ratio at about the area of `size`,
-            with sides rounded to `size_divisor`; the images of one batch must then have one size.
+            with sides rounded to `size_divisor`. Images of one call must then have one shape at the model's input;
+            pipeline and evaluation group the images of a batch by themselves.
         size_divisor (`int`, *optional*, defaults to 14): the model's patch size, for `"keep_ratio"`.
         image_mean, image_std (`list[float]`, *optional*, defaults to CLIP's): values for each channel, on [0, 1].
         input_range (`tuple[float, float]`, *optional*):

@@ -39,7 +39,7 @@ def image_batches(
         options: further arguments of the `DataLoader`.
 
     Returns:
-        `DataLoader`: of dictionaries of lists, except `pixel_values`, which is one tensor.
+        `DataLoader`: of dictionaries of lists; `pixel_values` is one tensor, if its images have one shape.
     """
     if isinstance(images, Sized):
         dataset = PipelineDataset(images, prepare, arguments)
@@ -57,8 +57,10 @@ def image_batches(
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     batch = {name: [item[name] for item in items] for name in items[0]}
     if "pixel_values" in batch:
-        # in a worker, the batch is made in shared memory
-        batch["pixel_values"] = default_collate([values[0] for values in batch["pixel_values"]])
+        values = batch["pixel_values"]
+        if len({each.shape for each in values}) == 1:
+            # in a worker, the batch is made in shared memory
+            batch["pixel_values"] = default_collate([each[0] for each in values])
     return batch
 
 
@@ -202,7 +204,8 @@ class BatchedPipeline(SegmentingPipeline):
         of its own.
 
         Args:
-            inputs (`dict`): what `preprocess` returns, or a batch of it: lists, except `pixel_values`.
+            inputs (`dict`):
+                What `preprocess` returns, or a batch of it: lists, with one tensor for `pixel_values` of one shape.
             forward_params: arguments of `_forward`.
 
         Returns:

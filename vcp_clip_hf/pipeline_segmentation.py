@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from .acceleration_settings import Acceleration, computes_in_float8, precision_name
 from .anomaly_scoring import TOP_K_MAPS, AnomalyScoring
+from .batch_shapes import of_one_shape
 from .defect_names import DefectNames, name_logits
 from .finished_maps import of_group
 from .image_loading import ImageLike
@@ -66,7 +67,11 @@ class SegmentingPipeline(ReferencedPipeline):
             requested = RequestedMaps(
                 output_maps, output_branch_maps, output_layer_maps, output_uncertainty, defect_names
             )
-            collect = self._whole(batch, references, text, {**settings, "conditions": conditions}, requested)
+            parts = [
+                (positions, self._whole(part, references, text, {**settings, "conditions": conditions}, requested))
+                for positions, part in of_one_shape(batch)
+            ]
+            collect = parts[0][1] if len(parts) == 1 else partial(_in_order, parts)
         else:
             if output_layer_maps or output_uncertainty:
                 raise ValueError("Layer maps and uncertainty are not kept for tiles; leave tile_size out.")
@@ -134,7 +139,7 @@ class SegmentingPipeline(ReferencedPipeline):
         settings: dict[str, Any],
         requested: RequestedMaps,
     ) -> Callable[[], list[dict[str, Any]]]:
-        """Segment a batch of images, each as a whole; return a function that waits for the results."""
+        """Segment a batch of images of one shape, each as a whole; return a function that waits for the results."""
         if references is not None and self._references_as_new:
             count = len(batch["image"])
             if count > 1:  # one by one, because each has a memory of its own
@@ -229,3 +234,11 @@ class SegmentingPipeline(ReferencedPipeline):
                     found = torch.from_numpy(found)
                     result[name] = found if inside is None else found * inside
         return result
+
+
+def _in_order(parts: list[tuple[list[int], Callable[[], list[dict[str, Any]]]]]) -> list[dict[str, Any]]:
+    """Wait for the results of parts of a batch; return them in the order of the batch."""
+    results = {}
+    for positions, collect in parts:
+        results.update(zip(positions, collect(), strict=True))
+    return [results[position] for position in sorted(results)]
