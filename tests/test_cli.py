@@ -467,6 +467,21 @@ def test_another_size_of_the_input(checkpoint, images, tmp_path):
     assert "a multiple of the model's patch size" in odd.stderr and not (tmp_path / "odd").exists()
 
 
+def test_another_way_to_resize(checkpoint, images, tmp_path):
+    kept = ("--resize-mode", "keep_ratio")
+    for name, options in (("squash", ()), ("kept", kept)):
+        run("predict", images, "-m", checkpoint, "-o", tmp_path / name, "--maps", "npy", "--num-workers", 0, *options)
+    squash, other = (np.load(next((tmp_path / name / "maps").glob("z*"))) for name in ("squash", "kept"))
+    assert squash.shape == other.shape and not np.allclose(squash, other, atol=1e-3)
+    # a calibrated checkpoint keeps the way, and its thresholds belong to it
+    run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2, *kept)
+    for name, options, labels in (("again", (), {"normal"}), ("back", ("--resize-mode", "squash"), {None})):
+        run("predict", images, "-m", tmp_path / "tuned", "-o", tmp_path / name, "--num-workers", 0, *options)
+        assert {record["label"] for record in read_predictions(tmp_path / name)} == labels
+    refused = run("predict", images, "-m", checkpoint, "-o", tmp_path / "squash", *kept, check=1)
+    assert "resize_mode" in refused.stderr
+
+
 def test_evaluate(checkpoint, tmp_path):
     for index, record in enumerate(make_records(6)):
         kind = "broken" if record["label"] else "good"
@@ -488,8 +503,9 @@ def test_evaluate(checkpoint, tmp_path):
     assert protocol["score_mode"] == "top_k" and protocol["description"].endswith("; image score 'top_k'")
     run("evaluate", f"folder={tmp_path / 'data'}", "-m", checkpoint, "-o", tmp_path / "larger", "--image-size", 56)
     assert json.loads((tmp_path / "larger" / "results.json").read_text())["results"] != report["results"]
-    of_methods = run("evaluate", "folder=x", "--method", "winclip", "--image-size", 56, check=2)
-    assert "--image-size is not for --method" in " ".join(of_methods.stderr.replace("│", " ").split())
+    for option, value in (("--image-size", 56), ("--resize-mode", "pad")):
+        of_methods = run("evaluate", "folder=x", "--method", "winclip", option, value, check=2)
+        assert f"{option} is not for --method" in " ".join(of_methods.stderr.replace("│", " ").split())
     assert "'x' must be one of" in run("evaluate", "folder=x", "--protocol", "x", check=2).stderr
     assert "visa" in run("evaluate", "visaa=x", check=1).stderr
 

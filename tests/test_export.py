@@ -416,8 +416,7 @@ MISTAKES = {
     "unknown format": ({}, {"format": "tflite"}, "onnx, openvino, torch"),
     "int8 without a tolerance": ({}, {"int8": True}, "tolerance=0.1"),
     "int8 elsewhere": ({}, {"int8": True, "tolerance": 0.1, "format": "torch"}, "format='onnx'"),
-    "padding": ({"resize_mode": "pad"}, {}, r"image_size=48 \(--image_size\)"),
-    "not square": ({"size": {"height": 48, "width": 64}}, {}, "image_size=64"),
+    "not square": ({"size": {"height": 48, "width": 64}}, {}, r"image_size=64 \(--image_size\)"),
     "not of patches": (
         {},
         {"image_size": 50},
@@ -466,10 +465,28 @@ def test_another_size_drops_thresholds(caplog):
         export.logger.propagate = True
         squashed = export._at_size(processor, model, 64)
     assert dict(squashed.size) == {"height": 64, "width": 64} and squashed.resize_mode == "squash"
-    assert squashed.threshold is None and "Calibrate at that size" in caplog.text
+    assert squashed.threshold is None and "64 x 64 (squash) has none" in caplog.text
+    assert "resize_mode='pad': the results of images that are not square differ" in caplog.text
     assert processor.threshold == 0.4 and processor.resize_mode == "pad"
     same = small_processor(model, threshold=0.4)
     assert export._at_size(same, model, 48).threshold == 0.4, "nothing changes"
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["of one way to resize", "of square images"])
+def test_a_checkpoint_that_keeps_ratios_is_exported_for_squashed_images(known, caplog):
+    model = small_model()
+    processor = small_processor(model, resize_mode="keep_ratio")
+    processor.threshold = processor.image_threshold = 0.4
+    settings = {name: value for name, value in processor.measured_with().items() if known or name != "resize_mode"}
+    processor.calibration = {"image": {"threshold": 0.4}, "settings": settings}
+    with caplog.at_level(logging.WARNING, "vcp_clip_hf.export"):
+        export.logger.propagate = True
+        squashed = export._at_size(processor, model, None)
+    assert squashed.resize_mode == "squash" and squashed.size == processor.size
+    assert squashed.threshold == (None if known else 0.4)
+    assert "squashes images to 48 x 48 pixels, and the checkpoint has resize_mode='keep_ratio'" in caplog.text
+    assert ("has none" in caplog.text) == known
+    assert export._at_size(processor, model, 64).threshold is None
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -459,6 +459,16 @@ def test_calibrated_thresholds_apply_only_with_their_settings(arguments, size, t
     assert bare.threshold is bare.image_threshold is bare.calibration is None and processor.threshold == 0.25
 
 
+def test_with_resize_mode_changes_the_mode_only():
+    processor = VCPCLIPImageProcessor(size=28, size_divisor=14, smoothing_sigma=1.0, threshold=0.5)
+    other = processor.with_resize_mode("keep_ratio")
+    assert {**other.to_dict(), "resize_mode": None} == {**processor.to_dict(), "resize_mode": None}
+    assert (processor.resize_mode, other.resize_mode) == ("squash", "keep_ratio")
+    assert other(Image.new("RGB", (400, 100)), return_tensors="pt").pixel_values.shape == (1, 3, 14, 56)
+    with pytest.raises(ValueError, match=r"resize_mode='crop' must be 'squash', 'pad' or 'keep_ratio'\."):
+        processor.with_resize_mode("crop")
+
+
 def test_at_size_changes_the_size_only():
     processor = VCPCLIPImageProcessor(size=28, size_divisor=14, smoothing_sigma=1.0, resize_mode="pad", threshold=0.5)
     larger = processor.at_size(np.int64(56))

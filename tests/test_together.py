@@ -254,9 +254,23 @@ def test_images_of_several_sizes(resize_mode):
         np.testing.assert_allclose(result["anomaly_map"], ordinary["anomaly_map"], atol=1e-5)
 
 
-def test_a_ratio_that_changes_the_grid_is_refused(pictures):
+def test_images_whose_ratio_is_kept_are_squashed_to_one_grid():
+    images = [picture(seed, size) for seed, size in enumerate([(60, 40), (40, 60), (48, 48), (96, 30), (50, 50)])]
+    pipe = make_pipe(resize_mode="keep_ratio")
+    results = together(pipe, images, zero_shot_weight=0.5)
+    assert pipe.image_processor.resize_mode == "keep_ratio"
+    pipe.image_processor.resize_mode = "squash"
+    for result, other in zip(results, together(pipe, images, zero_shot_weight=0.5), strict=True):
+        np.testing.assert_array_equal(result["anomaly_map"], other["anomaly_map"])
+
+
+def test_the_judge_refuses_grids_that_differ():
+    pipe = make_pipe(resize_mode="keep_ratio")
     with pytest.raises(ValueError, match="resize_mode='keep_ratio'"):
-        together(make_pipe(resize_mode="keep_ratio"), pictures)
+        MutualJudge(
+            *(pipe.model, pipe.image_processor, MutualScoring(layers=(2,)), pipe.preprocess, None, None, None, None),
+            **{"batch_size": 1, "num_workers": 0, "memory_limit": 1, "progress": False},
+        )
 
 
 @pytest.mark.parametrize("rescore_neighbors", [(), (1, 2, 3)])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
@@ -468,6 +469,21 @@ def test_examples_are_preprocessed_and_augmented_by_epoch(folder, records):
     assert not torch.equal(first, example["pixel_values"]) and torch.equal(first, augmented[1]["pixel_values"])
     augmented.set_epoch(1)
     assert not torch.equal(first, augmented[1]["pixel_values"])
+
+
+def test_images_of_several_shapes_are_squashed_for_training(folder, records):
+    sizes = [(48, 48), (96, 30), (40, 80)]
+
+    def stretched(record, index):
+        mask = record["mask"] and record["mask"].resize(sizes[index % 3], Image.Resampling.NEAREST)
+        return {"image": record["image"].resize(sizes[index % 3]), "mask": mask}
+
+    processor = VCPCLIPImageProcessor.from_pretrained(folder / "model", resize_mode="keep_ratio")
+    shaped, config = records.map(stretched, with_indices=True), settings(folder, "shaped")
+    examples = training_examples(shaped, processor, config)
+    assert {tuple(examples[index]["pixel_values"].shape) for index in range(6)} == {(3, 48, 48)}
+    assert {tuple(examples[index]["labels"].shape) for index in range(6)} == {(48, 48)}
+    assert processor.resize_mode == "keep_ratio"
 
 
 def test_normal_images_suffice_with_synthetic_anomalies(folder, records):

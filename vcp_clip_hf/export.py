@@ -39,6 +39,7 @@ from .prompts import prompt_rows
 from .reference_pictures import image_conditions
 from .referenced_model import ReferencedModel
 from .references import ReferenceMemory
+from .thresholds import differing_settings
 from .version import __version__, versions
 
 
@@ -386,24 +387,31 @@ class _Export:
 def _at_size(
     image_processor: VCPCLIPImageProcessor, model: VCPCLIPModel, image_size: int | None
 ) -> VCPCLIPImageProcessor:
-    """Return a copy of the image processor with a square size, without thresholds if its input changes."""
+    """Return a copy of the image processor that squashes images to a square, without thresholds of other inputs."""
     processor = copy.deepcopy(image_processor)
-    height, width = processor.size.height, processor.size.width
-    if image_size is None and (processor.resize_mode != "squash" or height != width):
+    height, width, mode = processor.size.height, processor.size.width, processor.resize_mode
+    if image_size is None and height != width:
         raise ValueError(
-            "An exported graph has one square input, and this checkpoint has"
-            f" resize_mode={processor.resize_mode!r} and size {height} x {width}."
+            f"An exported graph has one square input, and this checkpoint has size {height} x {width}."
             f" Pass image_size={max(height, width)} (--image_size) to squash images to that square, and calibrate"
             " thresholds at that size."
         )
-    if image_size is not None and (image_size, image_size, "squash") != (height, width, processor.resize_mode):
-        if processor.threshold is not None or processor.image_threshold is not None:
-            logger.warning(
-                f"The checkpoint's thresholds are for {height} x {width} pixels ({processor.resize_mode}); the export"
-                f" at {image_size} x {image_size} has none. Calibrate at that size."
-            )
-        processor = processor.at_size(image_size).without_thresholds()
-        processor.resize_mode = "squash"
+    side = height if image_size is None else image_size
+    if mode != "squash":
+        logger.warning(
+            f"The export squashes images to {side} x {side} pixels, and the checkpoint has resize_mode={mode!r}: the"
+            " results of images that are not square differ from the checkpoint's."
+        )
+    if (side, side, "squash") != (height, width, mode):
+        processor = processor.at_size(side).with_resize_mode("squash")
+        other_size = (side, side) != (height, width)
+        if other_size or differing_settings(processor.calibration, {"resize_mode": "squash"}):
+            if processor.threshold is not None or processor.image_threshold is not None:
+                logger.warning(
+                    f"The checkpoint's thresholds are for {height} x {width} pixels ({mode}); the export at {side} x"
+                    f" {side} (squash) has none. Calibrate in that way."
+                )
+            processor = processor.without_thresholds()
     side, patch_size = processor.size.height, model.config.vision_config.patch_size
     if side <= 0 or side % patch_size:
         raise ValueError(f"image_size={side} must be a multiple of the model's patch_size={patch_size}.")
@@ -431,8 +439,8 @@ def _active_references(
     if differing:
         raise ValueError(
             f"The references were set with other settings than those of the export: {'; '.join(differing)}. Set the"
-            " references again with an image processor of these settings, or export without them (references=None;"
-            " --no-references)."
+            " references again with an image processor of these settings (`vcp-clip calibrate --references ...` has"
+            " --resize-mode and --image-size), or export without them (references=None; --no-references)."
         )
     return references
 

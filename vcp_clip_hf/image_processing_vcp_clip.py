@@ -19,7 +19,7 @@ from .anomaly_scoring import AUTHORS_SCORING, TOP_K_MAPS, AnomalyScoring
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .finished_maps import FinishedMaps, ScoredBatch, groups_of_one_size
 from .image_loading import ImageLike, list_images, load_image, load_mask
-from .pixel_preprocessing import fit, place, to_planes, value_table
+from .pixel_preprocessing import check_resize_mode, fit, place, to_planes, value_table
 from .thresholds import resolve_thresholds
 
 
@@ -192,6 +192,20 @@ class VCPCLIPImageProcessor(PilBackend):
         other.size = SizeDict(height=int(image_size), width=int(image_size))
         return other
 
+    def with_resize_mode(self, resize_mode: str) -> "VCPCLIPImageProcessor":
+        """
+        Return a copy that brings images to `size` in another way, see `resize_mode` of the class.
+
+        Thresholds that were calibrated in another way stay stored; a call warns and does not use them.
+
+        Raises:
+            ValueError: the mode is unknown.
+        """
+        check_resize_mode(resize_mode)
+        other = copy.copy(self)
+        other.resize_mode = resize_mode
+        return other
+
     @staticmethod
     def _check_settings(size: SizeDict, resize_mode: str, image_mean: Any, image_std: Any, **settings) -> None:
         for name, (harmless, reason) in _NOT_HONORED.items():
@@ -199,8 +213,7 @@ class VCPCLIPImageProcessor(PilBackend):
             if value not in harmless:
                 shown = dict(value) if isinstance(value, SizeDict) else value
                 raise ValueError(f"{name}={shown!r} is not supported: {reason}")
-        if resize_mode not in ("squash", "pad", "keep_ratio"):
-            raise ValueError(f"resize_mode={resize_mode!r} must be 'squash', 'pad' or 'keep_ratio'.")
+        check_resize_mode(resize_mode)
         if not (size.height and size.width):
             raise ValueError(f"size={dict(size)} must have the keys 'height' and 'width'.")
         for name, value in (("image_mean", image_mean), ("image_std", image_std)):

@@ -1,5 +1,6 @@
 """The part of the pipeline that judges images together."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -90,11 +91,14 @@ class JudgingPipeline(CalibratingPipeline):
         product_name = forward.get("product_name")
         self._check_text(None, product_name)
         self._inference_model()
+        reading = copy.copy(self)
+        if self.image_processor.resize_mode == "keep_ratio":  # all images need the same grid of patches
+            reading.image_processor = self.image_processor.with_resize_mode("squash")
         judge = MutualJudge(
             self._network_with(None, product_name),
-            self.image_processor,
+            reading.image_processor,
             scoring,
-            partial(self.preprocess, **preprocess),
+            partial(reading.preprocess, **preprocess),
             *(forward.get(name) for name in ("prompt_input_ids", "smoothing_sigma", *THRESHOLDS)),
             batch_size=batch_size or self._batch_size or 1,
             num_workers=self._num_workers or 0 if num_workers is None else num_workers,

@@ -10,7 +10,15 @@ import numpy as np
 from PIL import Image
 
 
-__all__ = ["fit", "place", "to_planes", "value_table"]
+__all__ = ["RESIZE_MODES", "check_resize_mode", "fit", "place", "to_planes", "value_table"]
+
+RESIZE_MODES = ("squash", "pad", "keep_ratio")
+
+
+def check_resize_mode(resize_mode: str) -> None:
+    """Raise a ValueError if a mode is none of `RESIZE_MODES`."""
+    if resize_mode not in RESIZE_MODES:
+        raise ValueError(f"resize_mode={resize_mode!r} must be 'squash', 'pad' or 'keep_ratio'.")
 
 
 def fit(

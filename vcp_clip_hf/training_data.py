@@ -106,7 +106,11 @@ def training_examples(
     """
     Make augmented examples of records: `pixel_values` (3, H, W), `labels` (H, W) uint8, `has_mask` and `is_anomalous`,
     whether the image is anomalous; with `with_names`, also `product_names`, the name of the product.
+
+    Batches need images of one shape: with `resize_mode="keep_ratio"`, images are squashed to the processor's size.
     """
+    if image_processor.resize_mode == "keep_ratio":
+        image_processor = image_processor.with_resize_mode("squash")
     probability = config.synthetic_anomaly_probability
     if probability > 0:
         dataset = _WithSyntheticAnomalies(dataset, probability, config.seed)

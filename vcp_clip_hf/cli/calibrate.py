@@ -20,6 +20,7 @@ from .common import (
     ReferenceCopies,
     References,
     ReferenceWeight,
+    Resize,
     ScoreOption,
     WeightType,
     list_left_out,
@@ -64,6 +65,7 @@ def calibrate(
     reference_copies: ReferenceCopies = None,
     max_reference_patches: MaxReferencePatches = None,
     image_size: ImageSize = None,
+    resize_mode: Resize = None,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: DType = WeightType.auto,
@@ -95,7 +97,7 @@ def calibrate(
             raise typer.BadParameter(f"give --output: {model} is not a folder that can be changed")
         output = Path(model)
     record_in = _folder_of_report(output) if report else None
-    pipe = make_pipeline(model, device, dtype, image_size)
+    pipe = make_pipeline(model, device, dtype, image_size, resize_mode)
     normal, abnormal = find_inputs(images), find_inputs(defects or ())
     if not normal.images:
         raise FileNotFoundError(normal.describe_problems())

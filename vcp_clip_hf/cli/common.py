@@ -13,6 +13,7 @@ from ..version import EMBEDDED_CHECKPOINT, EMBEDDED_NOTICE
 
 if TYPE_CHECKING:
     from ..image_files import LeftOut
+    from ..image_processing_vcp_clip import VCPCLIPImageProcessor
     from ..pipeline_anomaly_segmentation import AnomalySegmentationPipeline
 
 __all__ = [
@@ -47,6 +48,8 @@ __all__ = [
     "ReferenceWeight",
     "References",
     "Regions",
+    "Resize",
+    "ResizeMode",
     "RoiMask",
     "ScoreMode",
     "ScoreOption",
@@ -65,6 +68,7 @@ __all__ = [
     "printable",
     "reading_options",
     "set_references",
+    "with_input",
 ]
 
 
@@ -105,6 +109,14 @@ class ScoreMode(str, Enum):
     image_head = "image_head"
 
 
+class ResizeMode(str, Enum):
+    """Ways to bring an image to the size of the model's input."""
+
+    squash = "squash"
+    pad = "pad"
+    keep_ratio = "keep_ratio"
+
+
 class Copies(str, Enum):
     """Copies of references: none, flips (2), rotations by right angles (3), or all (7)."""
 
@@ -141,6 +153,14 @@ ImageSize = Annotated[
         min=1,
         help="Side of the model's square input in pixels, a multiple of its patch size; default: the checkpoint's. A"
         " larger one reveals smaller defects and takes more time; calibrate with the same one.",
+    ),
+]
+Resize = Annotated[
+    ResizeMode | None,
+    typer.Option(
+        "--resize-mode",
+        help="Images that are not square: squash them to the square input, pad them, or keep their ratio at the area"
+        " of the input. Default: the checkpoint's way; calibrate with the same one.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
@@ -232,10 +252,23 @@ def announce_embedded(model: str) -> None:
         typer.echo(EMBEDDED_NOTICE, err=True)
 
 
+def with_input(
+    image_processor: "VCPCLIPImageProcessor", image_size: int | None, resize_mode: ResizeMode | None
+) -> "VCPCLIPImageProcessor":
+    """Return an image processor with another size of the input and another way to bring images to it, if given."""
+    if image_size is not None:
+        image_processor = image_processor.at_size(image_size)
+    return image_processor if resize_mode is None else image_processor.with_resize_mode(resize_mode.value)
+
+
 def make_pipeline(
-    model: str, device: str | None, dtype: WeightType, image_size: int | None = None
+    model: str,
+    device: str | None,
+    dtype: WeightType,
+    image_size: int | None = None,
+    resize_mode: ResizeMode | None = None,
 ) -> "AnomalySegmentationPipeline":
-    """Return the pipeline of a checkpoint, at another size of its input if one is given."""
+    """Return the pipeline of a checkpoint, with the changes of its input that [`with_input`] makes."""
     from transformers import pipeline
 
     from ..acceleration_settings import weights_and_settings
@@ -247,7 +280,7 @@ def make_pipeline(
     check_device(device)
     weights, settings = weights_and_settings(dtype.value)
     parts, state = load_parts(model, dtype=weights), process_state()
-    processor = parts.image_processor if image_size is None else parts.image_processor.at_size(image_size)
+    processor = with_input(parts.image_processor, image_size, resize_mode)
     if state.num_processes > 1:
         # Without a device, every process would take the first one. In launched processes, a pipeline of
         # transformers leaves the model where it is

@@ -20,12 +20,14 @@ from .common import (
     Products,
     ReferenceCopies,
     ReferenceWeight,
+    Resize,
     ScoreOption,
     WeightType,
     announce_embedded,
     load_dataset,
     name_and_folder,
     printable,
+    with_input,
 )
 
 
@@ -105,6 +107,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for tables and sheets of pictures.")
     ] = None,
     image_size: ImageSize = None,
+    resize_mode: Resize = None,
     batch_size: BatchSize = 8,
     num_workers: NumWorkers = 2,
     dtype: DType = WeightType.auto,
@@ -148,8 +151,9 @@ def evaluate(
             raise typer.BadParameter("--references stored is for one checkpoint; with --method, give k=N")
         if dtype is WeightType.float8:
             raise typer.BadParameter("--dtype float8 is for one checkpoint of VCP-CLIP, not for --method")
-        if image_size is not None:
-            raise typer.BadParameter("--image-size is not for --method, whose methods have sizes of their own")
+        for option, value in (("--image-size", image_size), ("--resize-mode", resize_mode)):
+            if value is not None:
+                raise typer.BadParameter(f"{option} is not for --method, whose methods have inputs of their own")
         _compare(
             *(method, backbone, dataset, split, products, measurement, seed, output, batch_size, num_workers, dtype),
             draw,
@@ -167,8 +171,7 @@ def evaluate(
         variant.check_without_training(load_config(model))
         parts = load_parts(model, dtype=weights, **variant.config_fields)
         parts.image_processor = variant.image_processor(parts.image_processor)
-    if image_size is not None:
-        parts.image_processor = parts.image_processor.at_size(image_size)
+    parts.image_processor = with_input(parts.image_processor, image_size, resize_mode)
     if references == "stored":
         draw = parts.references
         if draw is None:

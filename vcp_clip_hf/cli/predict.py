@@ -33,6 +33,7 @@ from .common import (
     References,
     ReferenceWeight,
     Regions,
+    Resize,
     RoiMask,
     ScoreOption,
     Threshold,
@@ -129,6 +130,7 @@ def predict(
         typer.Option(help="Video: NAME=VALUE for FFmpeg, e.g. rtsp_transport=udp; repeat for several."),
     ] = None,
     image_size: ImageSize = None,
+    resize_mode: Resize = None,
     batch_size: BatchSize = 8,
     num_workers: Annotated[
         int | None,
@@ -214,7 +216,7 @@ def predict(
         from ..reports.extra import require_extra
 
         require_extra()
-    pipe = make_pipeline(model, device, dtype, image_size)
+    pipe = make_pipeline(model, device, dtype, image_size, resize_mode)
     problems = set_references(
         pipe,
         references,

@@ -32,6 +32,7 @@ from .common import (
     References,
     ReferenceWeight,
     Regions,
+    Resize,
     RoiMask,
     ScoreOption,
     Threshold,
@@ -132,6 +133,7 @@ def watch(
         bool, typer.Option("--once", help="End after the images that are in the folder at the start, for cron.")
     ] = False,
     image_size: ImageSize = None,
+    resize_mode: Resize = None,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: DType = WeightType.auto,
@@ -183,7 +185,7 @@ def watch(
         max_pixels=max_pixels,
         product_name=product_name,
     )
-    pipe = make_pipeline(model, device, dtype, image_size)
+    pipe = make_pipeline(model, device, dtype, image_size, resize_mode)
     problems = set_references(
         pipe,
         references,
