@@ -456,7 +456,7 @@ def test_another_size_of_the_input(checkpoint, images, tmp_path):
     # thresholds belong to the size that they were measured at, and a calibrated checkpoint keeps it
     run("calibrate", images, "-m", checkpoint, "-o", tmp_path / "tuned", "--false-alarm-rate", 0.2, *larger)
     run("predict", images / "a.png", "-m", tmp_path / "tuned", "-o", tmp_path / "again", "--maps", "npy")
-    sizes = f"{2 * size}, {2 * size}", f"{2 * size} x {2 * size} pixels (squash)"
+    sizes = f"{2 * size}, {2 * size}", f"{2 * size} x {2 * size} pixels; images are resized to it"
     assert sizes[0] in " ".join(run("info", "-m", tmp_path / "tuned").stdout.split())
     assert sizes[1] in (tmp_path / "tuned" / "README.md").read_text()
     assert np.array_equal(np.load(next((tmp_path / "again" / "maps").iterdir())), other)

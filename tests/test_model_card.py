@@ -330,6 +330,20 @@ def test_whether_numbers_are_zero_shot(training, words, tmp_path):
     assert words in model_card(folder).text
 
 
+def test_the_card_says_how_images_are_resized_and_whether_results_are_of_another_input(tmp_path):
+    folder = save(tmp_path, facts=False)
+    add_results(folder, evaluation_run(progress=False))
+    text = model_card(folder).text
+    assert "48 x 48 pixels; images are resized to it without keeping their ratio (`squash`)" in text
+    assert "Measured with an input" not in text and "Measured with `resize_mode`" not in text
+    processor = VCPCLIPImageProcessor.from_pretrained(folder).with_resize_mode("keep_ratio").at_size(56)
+    processor.save_pretrained(folder)
+    text = model_card(folder).text
+    assert "56 x 56 pixels; other images keep their ratio at about this area (`keep_ratio`)" in text
+    assert "Measured with an input of 48 x 48 pixels, not with that of this checkpoint." in text
+    assert "Measured with `resize_mode` `squash`; this checkpoint has `keep_ratio`." in text
+
+
 def test_results_replace_those_of_the_same_datasets_and_protocol(tmp_path):
     folder = save(tmp_path / "checkpoint", facts=False)
     report = evaluation_run(progress=False)

@@ -24,6 +24,7 @@ from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import projects_stem, stem_of
 from .data import DatasetSummary, list_datasets
 from .evaluation_report import METRIC_TITLES, EvaluationReport, paper_results
+from .image_processing_vcp_clip import VCPCLIPImageProcessor
 from .markdown_text import as_code, escaped, one_line, table
 from .thresholds import differing_settings
 from .version import EMBEDDED_CHECKPOINT
@@ -345,10 +346,20 @@ def _stem_of(vision: CLIPVisionConfig) -> str:
     )
 
 
+def _input_row(image_processor: VCPCLIPImageProcessor) -> tuple[str, str]:
+    """Return a row of the table about the size of the model's input."""
+    size, mode = image_processor.size, image_processor.resize_mode
+    what = {
+        "squash": "images are resized to it without keeping their ratio",
+        "pad": "images are resized to fit inside, and padded",
+        "keep_ratio": "other images keep their ratio at about this area",
+    }
+    return "Input", f"{size.height} x {size.width} pixels; {what[mode]} (`{mode}`)"
+
+
 def _input_rows(facts: CheckpointFacts) -> list[tuple[str, str]]:
     config, vision = facts.config, facts.config.vision_config
-    backbone, size = hub_name(config.backbone_name_or_path), facts.image_processor.size
-    size = ("Input", f"{size.height} x {size.width} pixels ({facts.image_processor.resize_mode})")
+    backbone, size = hub_name(config.backbone_name_or_path), _input_row(facts.image_processor)
     if not isinstance(config, FrozenCLIPConfig):
         kinds = [each.model_type for each in vars(config).values() if isinstance(each, PreTrainedConfig)]
         return [("Networks (frozen)", ", ".join(kinds)), size]
@@ -535,6 +546,9 @@ def _report(report: EvaluationReport, facts: CheckpointFacts) -> str:
     if settings.get("image_size", [size.height, size.width]) != [size.height, size.width]:
         height, width = settings["image_size"]
         notes.append(f"Measured with an input of {height} x {width} pixels, not with that of this checkpoint.")
+    mode = facts.image_processor.resize_mode
+    if settings.get("resize_mode", mode) != mode:
+        notes.append(f"Measured with `resize_mode` {as_code(settings['resize_mode'])}; this checkpoint has `{mode}`.")
     notes += [_overlap(dataset, result, facts) for dataset, result in report.results.items()]
     notes += [
         f"Undefined: {escaped(dataset)} / {escaped(product)} / {METRIC_TITLES[name]}: {escaped(why)}."

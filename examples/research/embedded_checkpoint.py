@@ -201,6 +201,8 @@ def finish(trained: Path, folder: Path, num_normal: int = 400, num_test_images: 
 
         pipe = AnomalySegmentationPipeline(model=model.float(), image_processor=processor, device="cpu")
         pipe.calibrate(normal_pictures(num_normal), None, FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, batch_size=16)
+        # these pictures are square, so that every way to resize gives them the same input
+        del processor.calibration["settings"]["resize_mode"]
         processor.save_pretrained(path)
 
         # results: families that neither training used

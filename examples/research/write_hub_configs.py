@@ -200,7 +200,8 @@ def write(root: Path = ROOT) -> None:
         config = METHODS[name].config_class(**{"backbone_name_or_path": backbone, **_METHOD_FIELDS.get(name, {})})
         _write_folder(root / name, config, {}, {"output_dir": f"runs/{name}", **training})
     config = embedded_config()
-    _write_folder(root / "vcp-clip-tiny", config, {"smoothing_sigma": _EMBEDDED_SMOOTHING}, _EMBEDDED_RUN)
+    processing = {"smoothing_sigma": _EMBEDDED_SMOOTHING, "resize_mode": "keep_ratio"}
+    _write_folder(root / "vcp-clip-tiny", config, processing, _EMBEDDED_RUN)
 
 
 def _write_folder(folder: Path, config: FrozenCLIPConfig, processing: dict, run: dict) -> None:
