@@ -15,7 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NA
 
 __all__ = ["check_dtype", "explained", "explained_writing", "read_config_values", "refuse_pickles"]
 
-_CONFIG = "config.json"
+_CONFIG, _EXPORT = "config.json", "export.json"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -32,6 +32,12 @@ def read_config_values(location: str | os.PathLike, **hub_arguments: Any) -> dic
     """
     folder = Path(location, hub_arguments.get("subfolder") or "")
     if folder.is_dir() and not (folder / _CONFIG).is_file():
+        if (folder / _EXPORT).is_file():
+            raise OSError(
+                f"{folder} is an exported graph, not a checkpoint. Run it with `python"
+                f" {folder / 'exported_segmenter.py'} IMAGES`, as ExportedSegmenter({str(folder)!r}) or with `vcp-clip"
+                f" serve --model {folder}`; or pass the checkpoint that it was exported from."
+            )
         raise OSError(f"{folder} is not a checkpoint: it has no {_CONFIG}. Pass a folder that save_pretrained wrote.")
     with explained(location):
         values, _ = PreTrainedConfig.get_config_dict(str(location), **hub_arguments)
