@@ -80,17 +80,19 @@ def _judged_together(
     pipe = pipeline("anomaly-segmentation", model=checkpoint)
     if image_size is not None:
         pipe.image_processor = pipe.image_processor.at_size(image_size)
-    size = (pipe.image_processor.size.width, pipe.image_processor.size.height)
     evaluator = AnomalySegmentationEvaluator(metrics=METRICS, skip_undefined=True)
     products = np.array(records["product"])
     for product in sorted(set(products)):
         rows = [records[int(index)] for index in np.flatnonzero(products == product)]
         if len(rows) < 5:
             continue
-        # at the size of the model's input, where the other ways are measured
-        pictures = [row["image"].convert("RGB").resize(size, pipe.image_processor.resample) for row in rows]
-        results = pipe.segment_together(pictures, subset_size=subset_size, progress=False)
         labels = pipe.image_processor([row["image"] for row in rows], [row["mask"] for row in rows])["labels"]
+        # at the size of the model's input, where the other ways are measured
+        pictures = [
+            row["image"].convert("RGB").resize(label.shape[::-1], pipe.image_processor.resample)
+            for row, label in zip(rows, labels, strict=True)
+        ]
+        results = pipe.segment_together(pictures, subset_size=subset_size, progress=False)
         evaluator.add(
             [result["anomaly_map"] for result in results],
             list(labels),
