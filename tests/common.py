@@ -16,6 +16,9 @@ from vcp_clip_hf.vision_tower import VCPCLIPBackbone
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
+# Largest difference between results of equal weights at other places in memory: weights that safetensors maps into
+# memory are not aligned, which changes the last bits of matrix products on AMD processors
+ROUNDING = {"rtol": 0, "atol": 1e-6}
 
 TINY_TEXT = {
     "hidden_size": 32,

@@ -260,7 +260,7 @@ def test_a_changed_model_is_copied_anew(change):
     again = accelerated_or_plain(model, fast)
     assert again is not fast and isinstance(again, AcceleratedVCPCLIPModel)
     after = again(images).anomaly_map
-    close(after, model(images).anomaly_map)
+    close(after, model(images).anomaly_map, atol=2e-6)  # 1.01e-6 on an AMD processor, with another fusion weight
     assert (after - before).abs().max() > 1e-4, "the change has an effect"
 
 

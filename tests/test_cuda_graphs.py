@@ -110,7 +110,7 @@ def test_a_smaller_batch_is_padded_if_little_is_padding():
     for size, replayed in ((3, True), (2, False), (1, False), (4, True)):
         before, images = recorder.replayed, pixels(size, seed=size)
         outputs = fast(images)
-        same(outputs, accelerate_inference(model)(images), rtol=0, atol=1e-6)
+        same(outputs, accelerate_inference(model)(images), rtol=2e-6, atol=2e-6)
         assert (recorder.replayed > before) == replayed and len(outputs.anomaly_map) == size
     assert recorder.recorded == 1
     fast(pixels(1))
