@@ -470,8 +470,9 @@ def test_info_is_readable(place, monkeypatch):
     lines = run("info", "-m", "good").stdout.splitlines()
     assert "image size            48, 48" in lines and "image threshold       none" in lines
     assert "prompts               a photo of a good {}, a photo of a damaged {}" in lines
-    assert "calibration           none" in lines
+    assert "calibration           none" in lines and "resize mode           squash" in lines
     embedded = run("info").stdout.splitlines()
+    assert "stem branch weight    0.5" in embedded and "resize mode           keep_ratio" in embedded
     first = next(index for index, line in enumerate(embedded) if line.startswith("calibration "))
     assert "400 normal images" in embedded[first] and embedded[first + 1].startswith(" " * 22 + "Masks: ")
     assert not [line for line in lines if "{'" in line or "['" in line or line.endswith("None")]

@@ -56,7 +56,7 @@ def _facts_of_vcp_clip(config: "FrozenCLIPConfig") -> dict[str, Any]:
     prompts = [*config.normal_prompts, *config.abnormal_prompts]
     facts = {"prompts": prompts, "fusion weight": config.fusion_weight}
     if config.use_stem_branch:
-        facts["weight of the stem branch"] = config.stem_branch_weight
+        facts["stem branch weight"] = config.stem_branch_weight
     return facts
 
 
@@ -92,6 +92,7 @@ def _facts(model: str) -> dict[str, Any]:
             else [f"{config.backbone_name_or_path} (not included)"]
         ),
         "image size": [processor.size.height, processor.size.width],
+        "resize mode": processor.resize_mode,
         "feature layers": getattr(config, "feature_layers", None),
         **_facts_of_vcp_clip(config),
         "smoothing sigma": processor.smoothing_sigma,
