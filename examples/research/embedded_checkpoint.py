@@ -53,7 +53,7 @@ from vcp_clip_hf.training_config import TrainingConfig
 from . import pretrain_clip
 from .captioned_views import load_tokenizer
 from .defect_pictures import defect_pictures
-from .efficientnet_stem import with_stem
+from .efficientnet_stem import find_weights, with_stem
 from .train_stem_branch import BATCH_SIZE, LEARNING_RATE, STEPS, WEIGHT_DECAY, fit_stem_branch, store_stem_features
 from .write_hub_configs import KEPT_OUT
 
@@ -272,6 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run all steps that are not finished."""
     options = make_parser().parse_args(arguments)
     output_dir = options.output_dir
+    find_weights()  # a missing package is an error now, not after an hour of pretraining
     # a process has one mixed precision; the evaluation, which may come first, must not choose another
     make_accelerator(TrainingConfig.from_file(SETTINGS / "train.yaml"))
     times, clip, vcp, branch = (output_dir / name for name in ("times.json", "clip", "vcp", "branch"))
