@@ -72,7 +72,7 @@ def workplace(tmp_path_factory):
     for index in range(9):  # as many as a false-alarm rate of 0.1 needs
         good = render_sample(products[0], 1, index, 96)
         bad = render_sample(products[0], 1, 100 + index, 96, "auto")
-        for kind, sample, count in (("normal", good, 9), ("defective", bad, 2), ("images", bad, 2)):
+        for kind, sample, count in (("normal", good, 9), ("defective", bad, 2), ("images", bad, 3)):
             if index < count:
                 (folder / kind).mkdir(exist_ok=True)
                 sample.image.save(folder / kind / f"{index:03d}.png")
