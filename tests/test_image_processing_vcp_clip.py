@@ -12,6 +12,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from tests.common import tiny_config, tiny_model, tiny_tokenizer
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPOutput
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth, resize_map
+from vcp_clip_hf.cli.common import ResizeMode
+from vcp_clip_hf.pixel_preprocessing import RESIZE_MODES
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -467,6 +469,8 @@ def test_with_resize_mode_changes_the_mode_only():
     assert other(Image.new("RGB", (400, 100)), return_tensors="pt").pixel_values.shape == (1, 3, 14, 56)
     with pytest.raises(ValueError, match=r"resize_mode='crop' must be 'squash', 'pad' or 'keep_ratio'\."):
         processor.with_resize_mode("crop")
+    assert [mode.value for mode in ResizeMode] == list(RESIZE_MODES), "the command line has the same modes"
+    assert other.with_one_shape().resize_mode == "squash" and processor.with_one_shape() is processor
 
 
 def test_at_size_changes_the_size_only():

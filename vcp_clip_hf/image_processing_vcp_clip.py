@@ -206,6 +206,13 @@ class VCPCLIPImageProcessor(PilBackend):
         other.resize_mode = resize_mode
         return other
 
+    def with_one_shape(self) -> "VCPCLIPImageProcessor":
+        """
+        Return an image processor whose inputs have one shape, `size`, for what needs the same grid of patches for all
+        images: this one, or a copy that squashes images instead of keeping their ratio.
+        """
+        return self.with_resize_mode("squash") if self.resize_mode == "keep_ratio" else self
+
     @staticmethod
     def _check_settings(size: SizeDict, resize_mode: str, image_mean: Any, image_std: Any, **settings) -> None:
         for name, (harmless, reason) in _NOT_HONORED.items():

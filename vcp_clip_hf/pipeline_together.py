@@ -92,8 +92,7 @@ class JudgingPipeline(CalibratingPipeline):
         self._check_text(None, product_name)
         self._inference_model()
         reading = copy.copy(self)
-        if self.image_processor.resize_mode == "keep_ratio":  # all images need the same grid of patches
-            reading.image_processor = self.image_processor.with_resize_mode("squash")
+        reading.image_processor = self.image_processor.with_one_shape()
         judge = MutualJudge(
             self._network_with(None, product_name),
             reading.image_processor,

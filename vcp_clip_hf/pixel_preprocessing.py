@@ -18,7 +18,8 @@ RESIZE_MODES = ("squash", "pad", "keep_ratio")
 def check_resize_mode(resize_mode: str) -> None:
     """Raise a ValueError if a mode is none of `RESIZE_MODES`."""
     if resize_mode not in RESIZE_MODES:
-        raise ValueError(f"resize_mode={resize_mode!r} must be 'squash', 'pad' or 'keep_ratio'.")
+        *first, last = map(repr, RESIZE_MODES)
+        raise ValueError(f"resize_mode={resize_mode!r} must be {', '.join(first)} or {last}.")
 
 
 def fit(

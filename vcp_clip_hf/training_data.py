@@ -109,8 +109,7 @@ def training_examples(
 
     Batches need images of one shape: with `resize_mode="keep_ratio"`, images are squashed to the processor's size.
     """
-    if image_processor.resize_mode == "keep_ratio":
-        image_processor = image_processor.with_resize_mode("squash")
+    image_processor = image_processor.with_one_shape()
     probability = config.synthetic_anomaly_probability
     if probability > 0:
         dataset = _WithSyntheticAnomalies(dataset, probability, config.seed)
