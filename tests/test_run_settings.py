@@ -92,6 +92,14 @@ def test_references_are_no_settings_of_images_that_are_judged_together():
     assert together.differences(before.judged_together(MutualScoring(), [])) == []
 
 
+def test_images_that_are_judged_together_are_squashed():
+    pipe = make_pipe()
+    pipe.image_processor = pipe.image_processor.with_resize_mode("keep_ratio")
+    settings = RunSettings.of(pipe, {})
+    assert settings.values["resize_mode"] == "keep_ratio"
+    assert settings.judged_together(MutualScoring(), []).values["resize_mode"] == "squash"
+
+
 def test_the_content_of_a_region_file_counts(pipe, tmp_path):
     path = tmp_path / "roi.png"
     Image.new("L", (4, 4), 255).save(path)

@@ -19,7 +19,7 @@ from .anomaly_scoring import AUTHORS_SCORING, TOP_K_MAPS, AnomalyScoring
 from .configuration_frozen_clip import FrozenCLIPConfig
 from .finished_maps import FinishedMaps, ScoredBatch, groups_of_one_size
 from .image_loading import ImageLike, list_images, load_image, load_mask
-from .pixel_preprocessing import check_resize_mode, fit, place, to_planes, value_table
+from .pixel_preprocessing import check_resize_mode, fit, mode_of_one_shape, place, to_planes, value_table
 from .thresholds import resolve_thresholds
 
 
@@ -211,7 +211,8 @@ class VCPCLIPImageProcessor(PilBackend):
         Return an image processor whose inputs have one shape, `size`, for what needs the same grid of patches for all
         images: this one, or a copy that squashes images instead of keeping their ratio.
         """
-        return self.with_resize_mode("squash") if self.resize_mode == "keep_ratio" else self
+        mode = mode_of_one_shape(self.resize_mode)
+        return self if mode == self.resize_mode else self.with_resize_mode(mode)
 
     @staticmethod
     def _check_settings(size: SizeDict, resize_mode: str, image_mean: Any, image_std: Any, **settings) -> None:

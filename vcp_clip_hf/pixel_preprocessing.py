@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 
-__all__ = ["RESIZE_MODES", "check_resize_mode", "fit", "place", "to_planes", "value_table"]
+__all__ = ["RESIZE_MODES", "check_resize_mode", "fit", "mode_of_one_shape", "place", "to_planes", "value_table"]
 
 RESIZE_MODES = ("squash", "pad", "keep_ratio")
 
@@ -20,6 +20,11 @@ def check_resize_mode(resize_mode: str) -> None:
     if resize_mode not in RESIZE_MODES:
         *first, last = map(repr, RESIZE_MODES)
         raise ValueError(f"resize_mode={resize_mode!r} must be {', '.join(first)} or {last}.")
+
+
+def mode_of_one_shape(resize_mode: str) -> str:
+    """Return the mode for inputs that must have one shape: the given one, or "squash" instead of "keep_ratio"."""
+    return "squash" if resize_mode == "keep_ratio" else resize_mode
 
 
 def fit(

@@ -21,6 +21,7 @@ from .backbone_loading import BACKBONE_PREFIX
 from .input_images import image_key
 from .mutual_scoring import MutualScoring
 from .pipeline_anomaly_segmentation import AnomalySegmentationPipeline
+from .pixel_preprocessing import mode_of_one_shape
 from .prediction_records import file_state
 from .version import __version__
 
@@ -126,6 +127,8 @@ class RunSettings:
         values = {"together": scoring.settings(), "images": f"{len(paths)} images (list {digest})"}
         # references have no part in the comparison
         own = {name: value for name, value in self.values.items() if name != "references"}
+        if "resize_mode" in own:
+            own["resize_mode"] = mode_of_one_shape(own["resize_mode"])
         # and the checkpoint's thresholds do not apply
         return replace(self, values={**own, **values}, context={**self.context, "calibration": None})
 
