@@ -80,14 +80,14 @@ def load() -> tuple[VCPCLIPModel, VCPCLIPImageProcessor]:
 def traced():
     """Return the graph of the checkpoint; tracing takes seconds."""
     model, processor = load()
-    return _trace(SegmentationGraph(model, processor.scoring(), 48), 48)
+    return _trace(SegmentationGraph(model, processor.scoring(), (48, 48)), (48, 48))
 
 
 @lru_cache
 def traced_with_references():
     """Return the graph of the checkpoint with the memory."""
     model, processor = load()
-    return _trace(SegmentationGraph(model, processor.scoring(), 48, memory(model, processor)), 48)
+    return _trace(SegmentationGraph(model, processor.scoring(), (48, 48), memory(model, processor)), (48, 48))
 
 
 @lru_cache
@@ -99,7 +99,7 @@ def traced_with_a_stem():
     model = small_model(vision_config=vision, reference_layers=["stem", 2], use_stem_branch=True, **fused)
     processor = small_processor(model)
     known = memory(model, processor, layers=None)
-    return model, processor, known, _trace(SegmentationGraph(model, processor.scoring(), 48, known), 48)
+    return model, processor, known, _trace(SegmentationGraph(model, processor.scoring(), (48, 48), known), (48, 48))
 
 
 @dataclass

@@ -413,7 +413,7 @@ def test_no_gradients_are_recorded():
 @torch.no_grad()
 def test_a_copy_for_export_has_no_vocabulary_and_the_same_maps():
     model, images = tiny_model().to(torch.float64), pixels(2)
-    frozen = freeze_for_export(model, 48)
+    frozen = freeze_for_export(model, (48, 48))
     assert frozen.dtype == torch.float32 and model.dtype == torch.float64
     assert frozen.get_input_embeddings().weight.shape[0] == 1
     close(frozen(images).anomaly_map, copy.deepcopy(model).float()(images).anomaly_map)

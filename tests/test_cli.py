@@ -463,8 +463,14 @@ def test_another_size_of_the_input(checkpoint, images, tmp_path):
     assert {record["label"] for record in read_predictions(tmp_path / "again")} == {"normal"}
     run("predict", images / "a.png", "-m", tmp_path / "tuned", "-o", tmp_path / "back", "--image-size", size)
     assert {record["label"] for record in read_predictions(tmp_path / "back")} == {None}
+    run("predict", images / "a.png", "-m", checkpoint, "-o", tmp_path / "wide", "--image-size", f"{size}x{2 * size}")
+    run_settings = json.loads((tmp_path / "wide" / "run.json").read_text())["settings"]
+    assert run_settings["size"] == {"height": size, "width": 2 * size}
     odd = run("predict", images, "-m", checkpoint, "-o", tmp_path / "odd", "--image-size", 2 * size + 1, check=1)
     assert "a multiple of the model's patch size" in odd.stderr and not (tmp_path / "odd").exists()
+    for text in ("large", "1x2x3", "64x", "-64"):
+        unknown = run("predict", images, "-m", checkpoint, "-o", tmp_path / "odd", f"--image-size={text}", check=2)
+        assert f"'{text}' must be a number of pixels, such as 320, or HEIGHTxWIDTH" in " ".join(unknown.stderr.split())
 
 
 def test_another_way_to_resize(checkpoint, images, tmp_path):

@@ -45,6 +45,7 @@ VARIANTS = {
     "deep prompts at the end": ({"deep_prompt_position": "end", "num_deep_prompt_tokens": 2}, {"smoothing_sigma": 0}),
     "templates": ({"normal": ("a good {}", "{} is fine"), "abnormal": ("a bad {} here", "the broken {}")}, {}),
     "pretrained size": ({"image_size": 32}, {}),
+    "not square": ({}, {"size": {"height": 48, "width": 80}}),
     "image head": ({"use_image_head": True}, {"score_mode": "image_head"}),
 }
 
@@ -54,7 +55,7 @@ VARIANTS = {
 def test_the_graph_is_model_and_image_processor(fields, settings):
     model = small_model(**fields)
     processor = small_processor(model, **settings)
-    graph = SegmentationGraph(model, processor.scoring(), processor.size.height)
+    graph = SegmentationGraph(model, processor.scoring(), (processor.size.height, processor.size.width))
     inputs = processor(pictures(), return_tensors="pt")
     maps, scores = graph(**inputs)
     for index, expected in enumerate(processor.post_process_anomaly_segmentation(model(**inputs))):
@@ -77,14 +78,14 @@ def test_the_graph_has_the_memory(built_with, score_mode):
     model = small_model(use_image_head=score_mode == "image_head")
     processor = small_processor(model, score_mode=score_mode)
     known = memory(model, processor, **built_with)
-    graph = SegmentationGraph(model, processor.scoring(), processor.size.height, known)
+    graph = SegmentationGraph(model, processor.scoring(), (processor.size.height, processor.size.width), known)
     inputs = processor(pictures(), return_tensors="pt")
     maps, scores = graph(**inputs)
     outputs = ReferencedModel(model, known)(**inputs)
     for index, expected in enumerate(processor.post_process_anomaly_segmentation(outputs)):
         torch.testing.assert_close(maps[index], expected["anomaly_map"], atol=1e-5, rtol=0)
         assert scores[index].item() == pytest.approx(expected["score"], abs=1e-5)
-    assert (maps - SegmentationGraph(model, processor.scoring(), 48)(**inputs)[0]).abs().max() > 0.01
+    assert (maps - SegmentationGraph(model, processor.scoring(), (48, 48))(**inputs)[0]).abs().max() > 0.01
 
 
 def test_the_score_of_the_image_head_needs_a_head(tmp_path):
@@ -100,7 +101,7 @@ def test_the_model_is_not_changed():
     model.train()
     model.set_attn_implementation("eager")
     before = copy.deepcopy(model.state_dict())
-    graph = SegmentationGraph(model, small_processor(model).scoring(), 48)
+    graph = SegmentationGraph(model, small_processor(model).scoring(), (48, 48))
     assert model.training and not graph.model.training
     assert model.clip.vision_model.config._attn_implementation == "eager"
     assert len(model.get_input_embeddings().weight) == 514 > len(graph.model.get_input_embeddings().weight)
@@ -116,7 +117,7 @@ def test_the_model_is_not_changed():
 
 def test_half_precision_is_exported_in_float32():
     model = small_model().to(torch.bfloat16)
-    graph = SegmentationGraph(model, small_processor(model).scoring(), 48)
+    graph = SegmentationGraph(model, small_processor(model).scoring(), (48, 48))
     assert {each.dtype for each in graph.parameters()} == {torch.float32}
     assert model.dtype == torch.bfloat16
 
@@ -416,7 +417,7 @@ MISTAKES = {
     "unknown format": ({}, {"format": "tflite"}, "onnx, openvino, torch"),
     "int8 without a tolerance": ({}, {"int8": True}, "tolerance=0.1"),
     "int8 elsewhere": ({}, {"int8": True, "tolerance": 0.1, "format": "torch"}, "format='onnx'"),
-    "not square": ({"size": {"height": 48, "width": 64}}, {}, r"image_size=64 \(--image_size\)"),
+    "a processor of other patches": ({"size": {"height": 48, "width": 50}}, {}, "size=48 x 50 must be multiples of"),
     "not of patches": (
         {},
         {"image_size": 50},
@@ -466,10 +467,15 @@ def test_another_size_drops_thresholds(caplog):
         squashed = export._at_size(processor, model, 64)
     assert dict(squashed.size) == {"height": 64, "width": 64} and squashed.resize_mode == "squash"
     assert squashed.threshold is None and "64 x 64 (squash) has none" in caplog.text
-    assert "resize_mode='pad': the results of images that are not square differ" in caplog.text
+    assert "resize_mode='pad': the results of images with another ratio" in caplog.text
     assert processor.threshold == 0.4 and processor.resize_mode == "pad"
     same = small_processor(model, threshold=0.4)
-    assert export._at_size(same, model, 48).threshold == 0.4, "nothing changes"
+    for size in (None, 48, (48, 48)):
+        assert export._at_size(same, model, size).threshold == 0.4, "nothing changes"
+    rectangle = export._at_size(same, model, (48, 64))
+    assert dict(rectangle.size) == {"height": 48, "width": 64} and rectangle.threshold is None
+    with pytest.raises(ValueError, match=r"image_size=\(48, 50\) must be a whole number of pixels"):
+        export._at_size(same, model, (48, 50))
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["of one way to resize", "of square images"])
@@ -484,9 +490,35 @@ def test_a_checkpoint_that_keeps_ratios_is_exported_for_squashed_images(known, c
         squashed = export._at_size(processor, model, None)
     assert squashed.resize_mode == "squash" and squashed.size == processor.size
     assert squashed.threshold == (None if known else 0.4)
-    assert "squashes images to 48 x 48 pixels, and the checkpoint has resize_mode='keep_ratio'" in caplog.text
+    assert "every image to 48 x 48 pixels, and the checkpoint has resize_mode='keep_ratio'" in caplog.text
     assert ("has none" in caplog.text) == known
     assert export._at_size(processor, model, 64).threshold is None
+
+
+@torch.no_grad()
+def test_an_export_with_the_ratio_of_the_images_has_the_maps_of_the_checkpoint():
+    model = small_model()
+    processor = small_processor(model, resize_mode="keep_ratio")
+    images = [picture(60, 120, seed=index) for index in range(2)]
+    inputs = processor(images, return_tensors="pt")
+    height, width = inputs.pixel_values.shape[-2:]
+    assert width == 2 * height != 96, "the ratio of the images, at about the area of 48 x 48"
+    squashing = export._at_size(processor, model, (height, width))
+    graph = SegmentationGraph(model, squashing.scoring(), (height, width))
+    maps, scores = graph(**squashing(images, return_tensors="pt"))
+    for index, expected in enumerate(processor.post_process_anomaly_segmentation(model(**inputs))):
+        torch.testing.assert_close(maps[index], expected["anomaly_map"], atol=1e-5, rtol=0)
+        assert scores[index].item() == pytest.approx(expected["score"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_an_exported_folder_has_an_input_that_is_not_square(tmp_path):
+    model = small_model()
+    report = export_model(model, small_processor(model), tmp_path / "wide", images=pictures(), image_size=(48, 96))
+    assert report.map_deviation < 1e-5
+    segmenter = ExportedSegmenter(tmp_path / "wide", 1)
+    assert segmenter.size == (48, 96)
+    assert segmenter(picture(60, 120))["anomaly_map"].shape == (60, 120)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -383,7 +383,7 @@ def test_the_accelerated_copy_gives_the_same_scores(fields):
     fast = accelerate_inference(model)
     close(fast(images).image_scores, model(images).image_scores, atol=1e-6)
     close(fast(images, is_anomalous=torch.ones(3)).loss, model(images, is_anomalous=torch.ones(3)).loss, atol=1e-6)
-    frozen = freeze_for_export(model, 48)
+    frozen = freeze_for_export(model, (48, 48))
     close(frozen(images).image_scores, model(images).image_scores, atol=1e-6)
 
 

@@ -1,6 +1,7 @@
 """Images to pixel_values, bit by bit; masks to labels; maps back to the original size."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -480,8 +481,11 @@ def test_at_size_changes_the_size_only():
     assert larger(Image.new("RGB", (9, 5)), return_tensors="pt").pixel_values.shape == (1, 3, 56, 56)
     assert larger.to_dict()["size"] == {"height": 56, "width": 56}
     assert (processor.size.height, processor.size.width) == (28, 28)
-    for side in (0, -14, 42, 60, 56.0, True):
-        with pytest.raises(ValueError, match=rf"image_size={side} must be a whole number of pixels, at least 56"):
+    wide = processor.at_size((56, 84))
+    assert wide(Image.new("RGB", (9, 5)), return_tensors="pt").pixel_values.shape == (1, 3, 56, 84)
+    for side in (0, -14, 42, 60, 56.0, True, (56, 60), (56,), (56, 56, 56), "56x84"):
+        message = rf"image_size={re.escape(repr(side))} must be a whole number of pixels, at least 56"
+        with pytest.raises(ValueError, match=message):
             processor.at_size(side)
 
 

@@ -287,7 +287,7 @@ def test_the_accelerated_copy_gives_the_same_maps(fields):
         if name.endswith("logit_scale"):
             parameter.fill_(math.log(1 / 0.07))
     expected = model(images)
-    for fast in (accelerate_inference(model), freeze_for_export(model, 48)):
+    for fast in (accelerate_inference(model), freeze_for_export(model, (48, 48))):
         outputs = fast(images)
         close(outputs.anomaly_map, expected.anomaly_map, atol=1e-6)
         close(outputs.stem_map, expected.stem_map, atol=1e-6)

@@ -334,7 +334,7 @@ class AcceleratedVCPCLIPModel(VCPCLIPModel):
         return self
 
 
-def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLIPModel:
+def freeze_for_export(model: VCPCLIPModel, image_size: tuple[int, int]) -> AcceleratedVCPCLIPModel:
     """
     Make an accelerated float32 copy on the CPU for one image size and the configuration's prompts, whose constants
     are all computed: what an exported graph contains.
@@ -343,7 +343,7 @@ def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLI
 
     Args:
         model ([`VCPCLIPModel`]): model to copy, not changed; float32 weights on the CPU share their memory.
-        image_size (`int`): side of the square input in pixels.
+        image_size (`tuple[int, int]`): height and width of the input in pixels.
 
     Raises:
         ValueError: the model has hooks, adapters, quantized or offloaded layers.
@@ -355,7 +355,7 @@ def freeze_for_export(model: VCPCLIPModel, image_size: int) -> AcceleratedVCPCLI
             " checkpoint without quantization and offloading."
         )
     frozen = AcceleratedVCPCLIPModel.copy_of(model).to("cpu", torch.float32)
-    frozen(torch.zeros(1, frozen.config.vision_config.num_channels, image_size, image_size))
+    frozen(torch.zeros(1, frozen.config.vision_config.num_channels, *image_size))
     for constants in frozen._constants():
         constants.freeze()
     vocabulary = frozen.clip.text_model.embeddings.token_embedding

@@ -116,7 +116,7 @@ class SegmentationGraph(nn.Module):
     Args:
         model ([`VCPCLIPModel`]): model to export; it is not changed, and float32 weights are shared with it.
         scoring ([`AnomalyScoring`]): scoring of the image processor.
-        image_size (`int`): S, side of `pixel_values`.
+        image_size (`tuple[int, int]`): height and width of `pixel_values`.
         references ([`ReferenceMemory`], *optional*): memory whose map is fused with the model's; its banks become
             constants of the graph.
     """
@@ -125,16 +125,20 @@ class SegmentationGraph(nn.Module):
         self,
         model: VCPCLIPModel,
         scoring: AnomalyScoring,
-        image_size: int,
+        image_size: tuple[int, int],
         references: ReferenceMemory | None = None,
     ):
         super().__init__()
         self.model = _with_references(freeze_for_export(model, image_size), references)
         self.scoring = scoring
-        smoothing = None
-        if scoring.smoothing_sigma:
-            smoothing = gaussian_matrix(image_size, float(scoring.smoothing_sigma), torch.device("cpu"))
-        self.register_buffer("smoothing", smoothing)
+        rows, columns = (
+            gaussian_matrix(side, float(scoring.smoothing_sigma), torch.device("cpu"))
+            if scoring.smoothing_sigma
+            else None
+            for side in image_size
+        )
+        self.register_buffer("row_smoothing", rows)
+        self.register_buffer("column_smoothing", columns)
         self.eval()
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,16 +146,17 @@ class SegmentationGraph(nn.Module):
         Compute maps and scores.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, S, S)`): pixels from the image processor.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): pixels from the image
+                processor.
 
         Returns:
-            `tuple`: smoothed maps `(batch_size, S, S)` in [0, 1] and scores `(batch_size,)`, float32.
+            `tuple`: smoothed maps `(batch_size, height, width)` in [0, 1] and scores `(batch_size,)`, float32.
         """
         outputs = self.model(pixel_values)
         smooth = outputs.anomaly_map
-        if self.smoothing is not None:
+        if self.row_smoothing is not None:
             # weighted means of probabilities, which rounding could move out of [0, 1]
-            smooth = (self.smoothing @ smooth @ self.smoothing.T).clamp(0, 1)
+            smooth = (self.row_smoothing @ smooth @ self.column_smoothing.T).clamp(0, 1)
         branches = [outputs[name] for name in TOP_K_MAPS if outputs.get(name) is not None]
         return smooth, self.scoring.score_tensor(smooth, branches, outputs.image_scores)
 
@@ -165,7 +170,7 @@ def export_model(
     tolerance: float | None = None,
     int8: bool = False,
     calibration_images: str | os.PathLike | Sequence[ImageLike] | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     references: ReferenceMemory | None = None,
 ) -> ExportReport:
     """
@@ -188,8 +193,9 @@ def export_model(
             `"onnx"` only.
         calibration_images (folder or sequence of images, *optional*): images to measure value ranges on, for `int8`,
             at most 32 of them; they should differ from `images`. Generated ones if absent.
-        image_size (`int`, *optional*): side of the input, instead of the image processor's size. If this changes the
-            model's input, the thresholds are dropped, because they were calibrated on other maps.
+        image_size (`int` or `tuple[int, int]`, *optional*): side of a square input, or height and width, instead of
+            the image processor's size. If this changes the model's input, the thresholds are dropped, because they
+            were calibrated on other maps.
         references ([`ReferenceMemory`], *optional*): memory of normal pictures, such as `pipe.references`. Its patches
             and its weight are built into the graph. Left out if its weight is 0.
 
@@ -212,13 +218,13 @@ def export_model(
     processor = _at_size(image_processor, model, image_size)
     references = _active_references(references, model, processor)
     plain = model if _is_plain(model) else copy.deepcopy(model).to("cpu", torch.float32)
-    side = processor.size.height
+    size = processor.size.height, processor.size.width
     export = _Export(
         format=format,
         processor=processor,
         parity=_ParityCheck.prepare(plain, processor, images, tolerance, references),
         # traced with two images, so that the number of images stays variable
-        program=_trace(SegmentationGraph(plain, processor.scoring(), side, references), side),
+        program=_trace(SegmentationGraph(plain, processor.scoring(), size, references), size),
         calibration=_pictures(calibration_images, _CALIBRATION_IMAGES, first=_PARITY_IMAGES) if int8 else None,
         facts=_facts(model, processor, format, references),
     )
@@ -385,36 +391,32 @@ class _Export:
 
 
 def _at_size(
-    image_processor: VCPCLIPImageProcessor, model: VCPCLIPModel, image_size: int | None
+    image_processor: VCPCLIPImageProcessor, model: VCPCLIPModel, image_size: int | tuple[int, int] | None
 ) -> VCPCLIPImageProcessor:
-    """Return a copy of the image processor that squashes images to a square, without thresholds of other inputs."""
+    """Return a copy of the image processor that squashes images to one size, without thresholds of other inputs."""
     processor = copy.deepcopy(image_processor)
-    height, width, mode = processor.size.height, processor.size.width, processor.resize_mode
-    if image_size is None and height != width:
-        raise ValueError(
-            f"An exported graph has one square input, and this checkpoint has size {height} x {width}."
-            f" Pass image_size={max(height, width)} (--image_size) to squash images to that square, and calibrate"
-            " thresholds at that size."
-        )
-    side = height if image_size is None else image_size
+    size, mode = processor.size, processor.resize_mode
+    if image_size is not None:
+        processor = processor.at_size(image_size)
+    height, width = processor.size.height, processor.size.width
     if mode != "squash":
         logger.warning(
-            f"The export squashes images to {side} x {side} pixels, and the checkpoint has resize_mode={mode!r}: the"
-            " results of images that are not square differ from the checkpoint's."
+            f"The export brings every image to {height} x {width} pixels, and the checkpoint has resize_mode={mode!r}:"
+            " the results of images with another ratio of height to width differ from the checkpoint's. If all images"
+            " have one ratio, give the export an input of that ratio: image_size=(height, width) (--image-size"
+            " HEIGHTxWIDTH)."
         )
-    if (side, side, "squash") != (height, width, mode):
-        processor = processor.at_size(side).with_resize_mode("squash")
-        other_size = (side, side) != (height, width)
-        if other_size or differing_settings(processor.calibration, {"resize_mode": "squash"}):
-            if processor.threshold is not None or processor.image_threshold is not None:
-                logger.warning(
-                    f"The checkpoint's thresholds are for {height} x {width} pixels ({mode}); the export at {side} x"
-                    f" {side} (squash) has none. Calibrate in that way."
-                )
-            processor = processor.without_thresholds()
-    side, patch_size = processor.size.height, model.config.vision_config.patch_size
-    if side <= 0 or side % patch_size:
-        raise ValueError(f"image_size={side} must be a multiple of the model's patch_size={patch_size}.")
+        processor = processor.with_resize_mode("squash")
+    if processor.size != size or differing_settings(processor.calibration, {"resize_mode": "squash"}):
+        if processor.threshold is not None or processor.image_threshold is not None:
+            logger.warning(
+                f"The checkpoint's thresholds are for {size.height} x {size.width} pixels ({mode}); the export at"
+                f" {height} x {width} (squash) has none. Calibrate in that way."
+            )
+        processor = processor.without_thresholds()
+    patch_size = model.config.vision_config.patch_size
+    if any(side <= 0 or side % patch_size for side in (height, width)):
+        raise ValueError(f"size={height} x {width} must be multiples of the model's patch_size={patch_size}.")
     if not processor.do_resize:
         raise ValueError(
             "With do_resize=False inputs have any size, and an exported graph has one size. Set do_resize=True."
@@ -512,8 +514,8 @@ def _runner(folder: Path, format: str) -> Runner:
     return run
 
 
-def _trace(graph: SegmentationGraph, image_size: int) -> torch.export.ExportedProgram:
-    example = torch.zeros(2, 3, image_size, image_size)
+def _trace(graph: SegmentationGraph, image_size: tuple[int, int]) -> torch.export.ExportedProgram:
+    example = torch.zeros(2, 3, *image_size)
     dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=4096)}}
     with torch.no_grad(), _quiet():
         program = torch.export.export(graph, (example,), dynamic_shapes=dynamic)
@@ -629,14 +631,14 @@ def _facts(
     model: VCPCLIPModel, processor: VCPCLIPImageProcessor, format: str, references: ReferenceMemory | None
 ) -> dict[str, Any]:
     """Return the content of `export.json`, except for the scheme of int8 and the deviations."""
-    config, scoring, side = model.config, processor.scoring(), processor.size.height
+    config, scoring, size = model.config, processor.scoring(), [processor.size.height, processor.size.width]
     name = str(model.name_or_path or "")
     return {
         "format": format,
         "graph": FORMATS[format],
         "int8": None,
-        "input": {"pixel_values": ["batch", 3, side, side], "dtype": "float32"},
-        "outputs": {"anomaly_map": ["batch", side, side], "score": ["batch"], "dtype": "float32"},
+        "input": {"pixel_values": ["batch", 3, *size], "dtype": "float32"},
+        "outputs": {"anomaly_map": ["batch", *size], "score": ["batch"], "dtype": "float32"},
         # built into the graph: the runtime refuses other values in preprocessor_config.json
         "settings": {
             "smoothing_sigma": scoring.smoothing_sigma,

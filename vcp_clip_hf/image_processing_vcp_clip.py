@@ -167,30 +167,37 @@ class VCPCLIPImageProcessor(PilBackend):
         }
         return cls(**{**defaults, **kwargs})
 
-    def at_size(self, image_size: int) -> "VCPCLIPImageProcessor":
+    def at_size(self, image_size: int | tuple[int, int]) -> "VCPCLIPImageProcessor":
         """
-        Return a copy that gives the model a square input of another size. A larger one reveals smaller defects; the
-        time of the model grows at least with its area.
+        Return a copy that gives the model an input of another size. A larger one reveals smaller defects; the time of
+        the model grows at least with its area.
 
         Thresholds that were calibrated at another size stay stored; a call warns and does not use them.
 
         Args:
-            image_size (`int`): side in pixels, a multiple of `size_divisor`, the patch size of the model, and at least
-                four patches.
+            image_size (`int` or `tuple[int, int]`): side of a square, or height and width, in pixels. Each is a
+                multiple of `size_divisor`, the patch size of the model, and at least four patches.
 
         Raises:
-            ValueError: the side is not such a number.
+            ValueError: these are not such numbers.
         """
-        least, number = _LEAST_PATCHES * self.size_divisor, isinstance(image_size, Integral)
-        if isinstance(image_size, bool) or not number or image_size < least or image_size % self.size_divisor:
+        sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+        if len(sides) != 2 or not all(map(self._is_side, sides)):
             raise ValueError(
-                f"image_size={image_size!r} must be a whole number of pixels, at least {least}, and a multiple of the"
-                f" model's patch size, {self.size_divisor}; now the input has {self.size.height} x"
+                f"image_size={image_size!r} must be a whole number of pixels, at least"
+                f" {_LEAST_PATCHES * self.size_divisor}, and a multiple of the model's patch size,"
+                f" {self.size_divisor}, or two such numbers (height and width); now the input has {self.size.height} x"
                 f" {self.size.width} pixels."
             )
         other = copy.copy(self)
-        other.size = SizeDict(height=int(image_size), width=int(image_size))
+        other.size = SizeDict(height=int(sides[0]), width=int(sides[1]))
         return other
+
+    def _is_side(self, side: Any) -> bool:
+        """Return whether the input can have a side of this length."""
+        if isinstance(side, bool) or not isinstance(side, Integral):
+            return False
+        return side >= _LEAST_PATCHES * self.size_divisor and side % self.size_divisor == 0
 
     def with_resize_mode(self, resize_mode: str) -> "VCPCLIPImageProcessor":
         """

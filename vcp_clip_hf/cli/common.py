@@ -147,20 +147,37 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; default: the first accelerator.")]
 DType = Annotated[WeightType, typer.Option(help="Data type to compute with; auto: as stored; float8: GPU only.")]
+
+
+class InputSize(tuple[int, int]):
+    """Height and width of the model's input in pixels."""
+
+
+def _input_size(text: str) -> InputSize:
+    """Convert "320", a square, or "144x352", height and width."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise typer.BadParameter(
+            f"{text!r} must be a number of pixels, such as 320, or HEIGHTxWIDTH, such as 144x352."
+        )
+    return InputSize((int(sides[0]), int(sides[-1])))
+
+
 ImageSize = Annotated[
-    int | None,
+    InputSize | None,
     typer.Option(
-        min=1,
-        help="Side of the model's square input in pixels, a multiple of its patch size; default: the checkpoint's. A"
-        " larger one reveals smaller defects and takes more time; calibrate with the same one.",
+        parser=_input_size,
+        metavar="SIZE",
+        help="Size of the model's input in pixels, a side or HEIGHTxWIDTH, multiples of its patch size; default: the"
+        " checkpoint's. A larger one reveals smaller defects and takes more time; calibrate with the same one.",
     ),
 ]
 Resize = Annotated[
     ResizeMode | None,
     typer.Option(
         "--resize-mode",
-        help="Images that are not square: squash them to the square input, pad them, or keep their ratio at the area"
-        " of the input. Default: the checkpoint's way; calibrate with the same one.",
+        help="Images of another ratio than the input: squash them to it, pad them, or keep their ratio at the area of"
+        " the input. Default: the checkpoint's way; calibrate with the same one.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
@@ -253,7 +270,7 @@ def announce_embedded(model: str) -> None:
 
 
 def with_input(
-    image_processor: "VCPCLIPImageProcessor", image_size: int | None, resize_mode: ResizeMode | None
+    image_processor: "VCPCLIPImageProcessor", image_size: InputSize | None, resize_mode: ResizeMode | None
 ) -> "VCPCLIPImageProcessor":
     """Return an image processor with another size of the input and another way to bring images to it, if given."""
     if image_size is not None:
@@ -265,7 +282,7 @@ def make_pipeline(
     model: str,
     device: str | None,
     dtype: WeightType,
-    image_size: int | None = None,
+    image_size: InputSize | None = None,
     resize_mode: ResizeMode | None = None,
 ) -> "AnomalySegmentationPipeline":
     """Return the pipeline of a checkpoint, with the changes of its input that [`with_input`] makes."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..version import EMBEDDED_CHECKPOINT
-from .common import ExportFormat, Model, announce_embedded
+from .common import ExportFormat, ImageSize, Model, announce_embedded
 
 
 __all__ = ["export"]
@@ -25,9 +25,7 @@ def export(
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Quantize to 8 bits (onnx only).")] = False,
     calibration_images: Annotated[Path | None, typer.Option(help="Folder of images for --int8.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the square input in pixels; default: the checkpoint's.")
-    ] = None,
+    image_size: ImageSize = None,
     references: Annotated[
         bool,
         typer.Option("--references/--no-references", help="Build the checkpoint's references into the graph."),
