@@ -459,23 +459,42 @@ def test_a_missing_extra_names_the_command(format, package, monkeypatch, tmp_pat
         export_model(model, small_processor(model), tmp_path / "out", format)
 
 
-def test_another_size_drops_thresholds(caplog):
+def calibrated(processor: VCPCLIPImageProcessor) -> VCPCLIPImageProcessor:
+    processor.threshold = processor.image_threshold = 0.4
+    processor.calibration = {"image": {"threshold": 0.4}, "settings": processor.measured_with()}
+    return processor
+
+
+def test_another_size_drops_calibrated_thresholds(caplog):
     model = small_model()
-    processor = small_processor(model, threshold=0.4, resize_mode="pad", size={"height": 48, "width": 64})
+    processor = calibrated(small_processor(model, resize_mode="pad", size={"height": 48, "width": 64}))
     with caplog.at_level(logging.WARNING, "vcp_clip_hf.export"):
         export.logger.propagate = True
         squashed = export._at_size(processor, model, 64)
     assert dict(squashed.size) == {"height": 64, "width": 64} and squashed.resize_mode == "squash"
-    assert squashed.threshold is None and "64 x 64 (squash) has none" in caplog.text
+    assert squashed.threshold is None and "64 x 64 (squash) has none. Calibrate with --image-size 64x64" in caplog.text
     assert "resize_mode='pad': the results of images with another ratio" in caplog.text
     assert processor.threshold == 0.4 and processor.resize_mode == "pad"
-    same = small_processor(model, threshold=0.4)
+    same = calibrated(small_processor(model))
     for size in (None, 48, (48, 48)):
         assert export._at_size(same, model, size).threshold == 0.4, "nothing changes"
     rectangle = export._at_size(same, model, (48, 64))
     assert dict(rectangle.size) == {"height": 48, "width": 64} and rectangle.threshold is None
+    own = small_processor(model, threshold=0.4)
+    assert export._at_size(own, model, (48, 64)).threshold == 0.4, "the user's own holds for every input"
     with pytest.raises(ValueError, match=r"image_size=\(48, 50\) must be a whole number of pixels"):
         export._at_size(same, model, (48, 50))
+
+
+def test_images_of_another_ratio_than_an_input_that_is_not_square_are_named(caplog):
+    processor = small_processor(small_model())
+    images = [picture(60, 120), picture(120, 60), picture(66, 120)]
+    with caplog.at_level(logging.WARNING, "vcp_clip_hf.export"):
+        export.logger.propagate = True
+        export._warn_of_other_ratios(images, processor)
+        assert not caplog.records, "a square input squashes on purpose"
+        export._warn_of_other_ratios(images, processor.at_size((48, 96)))
+    assert "1 of 3 given images have another ratio of height to width, such as 2.00, than the input" in caplog.text
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["of one way to resize", "of square images"])
@@ -490,9 +509,11 @@ def test_a_checkpoint_that_keeps_ratios_is_exported_for_squashed_images(known, c
         squashed = export._at_size(processor, model, None)
     assert squashed.resize_mode == "squash" and squashed.size == processor.size
     assert squashed.threshold == (None if known else 0.4)
-    assert "every image to 48 x 48 pixels, and the checkpoint has resize_mode='keep_ratio'" in caplog.text
+    assert "48 x 48 pixels (height x width), and the checkpoint has resize_mode='keep_ratio'" in caplog.text
+    assert "--image-size HEIGHTxWIDTH" in caplog.text
     assert ("has none" in caplog.text) == known
     assert export._at_size(processor, model, 64).threshold is None
+    assert "--image-size HEIGHTxWIDTH" not in caplog.text.split("has none")[-1], "a size was given"
 
 
 @torch.no_grad()

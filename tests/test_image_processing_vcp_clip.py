@@ -481,6 +481,8 @@ def test_at_size_changes_the_size_only():
     assert larger(Image.new("RGB", (9, 5)), return_tensors="pt").pixel_values.shape == (1, 3, 56, 56)
     assert larger.to_dict()["size"] == {"height": 56, "width": 56}
     assert (processor.size.height, processor.size.width) == (28, 28)
+    with pytest.raises(ValueError, match=r"image_size=\(56, 84\) is not square, but with resize_mode='keep_ratio'"):
+        processor.with_resize_mode("keep_ratio").at_size((56, 84))
     wide = processor.at_size((56, 84))
     assert wide(Image.new("RGB", (9, 5)), return_tensors="pt").pixel_values.shape == (1, 3, 56, 84)
     for side in (0, -14, 42, 60, 56.0, True, (56, 60), (56,), (56, 56, 56), "56x84"):

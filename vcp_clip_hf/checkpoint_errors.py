@@ -33,10 +33,16 @@ def read_config_values(location: str | os.PathLike, **hub_arguments: Any) -> dic
     folder = Path(location, hub_arguments.get("subfolder") or "")
     if folder.is_dir() and not (folder / _CONFIG).is_file():
         if (folder / _EXPORT).is_file():
+            program = folder / "exported_segmenter.py"
+            ways = (
+                f"Run it with `python {program} IMAGES`, as ExportedSegmenter({str(folder)!r}) or with `vcp-clip serve"
+                f" --model {folder}`"
+                if program.is_file()
+                else f"Load it with torch.export.load({str(folder / 'model.pt2')!r})"
+            )
             raise OSError(
-                f"{folder} is an exported graph, not a checkpoint. Run it with `python"
-                f" {folder / 'exported_segmenter.py'} IMAGES`, as ExportedSegmenter({str(folder)!r}) or with `vcp-clip"
-                f" serve --model {folder}`; or pass the checkpoint that it was exported from."
+                f"{folder} is an exported graph, not a checkpoint. {ways}; or pass the checkpoint that it was exported"
+                " from."
             )
         raise OSError(f"{folder} is not a checkpoint: it has no {_CONFIG}. Pass a folder that save_pretrained wrote.")
     with explained(location):

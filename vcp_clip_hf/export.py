@@ -10,6 +10,7 @@ import copy
 import importlib
 import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -62,6 +63,8 @@ Runner = Callable[[list[Image.Image]], tuple[np.ndarray, np.ndarray]]
 _DEFAULT_TOLERANCE = 1e-4
 _BATCH_SIZES = (1, 3)
 _PARITY_IMAGES, _CALIBRATION_IMAGES = 6, 32
+_ADVICE = " If all images have one ratio, give the input this ratio: --image-size HEIGHTxWIDTH."
+_RATIO_TOLERANCE = 1.15  # between images and the input, whose sides are whole patches
 # Larger models keep their weights in a separate file, because a protobuf file is limited to 2 GiB
 _EXTERNAL_DATA_BYTES = 2**30
 
@@ -194,8 +197,8 @@ def export_model(
         calibration_images (folder or sequence of images, *optional*): images to measure value ranges on, for `int8`,
             at most 32 of them; they should differ from `images`. Generated ones if absent.
         image_size (`int` or `tuple[int, int]`, *optional*): side of a square input, or height and width, instead of
-            the image processor's size. If this changes the model's input, the thresholds are dropped, because they
-            were calibrated on other maps.
+            the image processor's size. If this changes the model's input, calibrated thresholds are dropped, because
+            they were measured on other maps.
         references ([`ReferenceMemory`], *optional*): memory of normal pictures, such as `pipe.references`. Its patches
             and its weight are built into the graph. Left out if its weight is 0.
 
@@ -217,12 +220,20 @@ def export_model(
     tolerance = _check_arguments(output_dir, format, int8, tolerance)
     processor = _at_size(image_processor, model, image_size)
     references = _active_references(references, model, processor)
+    compared = _pictures(images, _PARITY_IMAGES, first=0)
+    if images is not None:
+        _warn_of_other_ratios(compared, processor)
     plain = model if _is_plain(model) else copy.deepcopy(model).to("cpu", torch.float32)
     size = processor.size.height, processor.size.width
     export = _Export(
         format=format,
         processor=processor,
-        parity=_ParityCheck.prepare(plain, processor, images, tolerance, references),
+        parity=_ParityCheck(
+            compared,
+            "generated" if images is None else "given",
+            _model_maps(plain, processor, compared, references),
+            tolerance,
+        ),
         # traced with two images, so that the number of images stays variable
         program=_trace(SegmentationGraph(plain, processor.scoring(), size, references), size),
         calibration=_pictures(calibration_images, _CALIBRATION_IMAGES, first=_PARITY_IMAGES) if int8 else None,
@@ -281,19 +292,6 @@ class _ParityCheck:
     source: str
     expected: list[tuple[np.ndarray, float]]
     tolerance: float
-
-    @classmethod
-    def prepare(
-        cls,
-        model: VCPCLIPModel,
-        processor: VCPCLIPImageProcessor,
-        images: str | os.PathLike | Sequence[ImageLike] | None,
-        tolerance: float,
-        references: ReferenceMemory | None,
-    ) -> "_ParityCheck":
-        pictures = _pictures(images, _PARITY_IMAGES, first=0)
-        source = "generated" if images is None else "given"
-        return cls(pictures, source, _model_maps(model, processor, pictures, references), tolerance)
 
     def measure(self, run: Runner) -> _Deviations:
         """Compare the results of a graph with the model's, on single pictures and in batches of three."""
@@ -394,24 +392,25 @@ def _at_size(
     image_processor: VCPCLIPImageProcessor, model: VCPCLIPModel, image_size: int | tuple[int, int] | None
 ) -> VCPCLIPImageProcessor:
     """Return a copy of the image processor that squashes images to one size, without thresholds of other inputs."""
-    processor = copy.deepcopy(image_processor)
-    size, mode = processor.size, processor.resize_mode
+    before, mode = image_processor.size, image_processor.resize_mode
+    processor = copy.deepcopy(image_processor).with_resize_mode("squash")
     if image_size is not None:
         processor = processor.at_size(image_size)
     height, width = processor.size.height, processor.size.width
     if mode != "squash":
         logger.warning(
-            f"The export brings every image to {height} x {width} pixels, and the checkpoint has resize_mode={mode!r}:"
-            " the results of images with another ratio of height to width differ from the checkpoint's. If all images"
-            " have one ratio, give the export an input of that ratio: image_size=(height, width) (--image-size"
-            " HEIGHTxWIDTH)."
+            f"The export brings every image to {height} x {width} pixels (height x width), and the checkpoint has"
+            f" resize_mode={mode!r}: the results of images with another ratio of height to width differ from the"
+            f" checkpoint's.{'' if image_size is not None else _ADVICE}"
         )
-        processor = processor.with_resize_mode("squash")
-    if processor.size != size or differing_settings(processor.calibration, {"resize_mode": "squash"}):
+    # thresholds that the user set hold for every input
+    calibration = processor.calibration
+    if calibration and (processor.size != before or differing_settings(calibration, {"resize_mode": "squash"})):
         if processor.threshold is not None or processor.image_threshold is not None:
             logger.warning(
-                f"The checkpoint's thresholds are for {size.height} x {size.width} pixels ({mode}); the export at"
-                f" {height} x {width} (squash) has none. Calibrate in that way."
+                f"The checkpoint's thresholds are for {before.height} x {before.width} pixels ({mode}); the export at"
+                f" {height} x {width} (squash) has none. Calibrate with --image-size {height}x{width} --resize-mode"
+                " squash."
             )
         processor = processor.without_thresholds()
     patch_size = model.config.vision_config.patch_size
@@ -422,6 +421,19 @@ def _at_size(
             "With do_resize=False inputs have any size, and an exported graph has one size. Set do_resize=True."
         )
     return processor
+
+
+def _warn_of_other_ratios(images: Sequence[Image.Image], processor: VCPCLIPImageProcessor) -> None:
+    """Warn if an input that is not square distorts the given images: height and width may be confused."""
+    height, width = processor.size.height, processor.size.width
+    ratios = [image.height / image.width for image in images]
+    others = [ratio for ratio in ratios if abs(math.log(ratio * width / height)) > math.log(_RATIO_TOLERANCE)]
+    if height != width and others:
+        logger.warning(
+            f"{len(others)} of {len(images)} given images have another ratio of height to width, such as"
+            f" {others[0]:.2f}, than the input of {height} x {width} pixels (height x width), {height / width:.2f}:"
+            " the export distorts them."
+        )
 
 
 def _active_references(

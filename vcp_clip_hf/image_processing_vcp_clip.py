@@ -179,7 +179,7 @@ class VCPCLIPImageProcessor(PilBackend):
                 multiple of `size_divisor`, the patch size of the model, and at least four patches.
 
         Raises:
-            ValueError: these are not such numbers.
+            ValueError: these are not such numbers; or height and width differ, and images keep their own ratio.
         """
         sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
         if len(sides) != 2 or not all(map(self._is_side, sides)):
@@ -188,6 +188,11 @@ class VCPCLIPImageProcessor(PilBackend):
                 f" {_LEAST_PATCHES * self.size_divisor}, and a multiple of the model's patch size,"
                 f" {self.size_divisor}, or two such numbers (height and width); now the input has {self.size.height} x"
                 f" {self.size.width} pixels."
+            )
+        if sides[0] != sides[1] and self.resize_mode == "keep_ratio":
+            raise ValueError(
+                f"image_size={image_size!r} is not square, but with resize_mode='keep_ratio' every input has the ratio"
+                " of its image. Choose with_resize_mode('squash') first (--resize-mode squash), or give one number."
             )
         other = copy.copy(self)
         other.size = SizeDict(height=int(sides[0]), width=int(sides[1]))

@@ -255,7 +255,9 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"| {way} | {values['difference']:.4f} | {_percent(values[metric] for metric in METRICS)} |")
 
         of_products = fitted(model, processor, images)
-        if of_products:
+        if not of_products:
+            print("\nNo product has enough images with and without anomalies to fit a direction.")
+        else:
             print("\n| fitted to | AUROC of patches, mean over products |\n|---|---:|")
             for way in next(iter(of_products.values())):
                 print(f"| {way} | {_percent([float(np.mean([each[way] for each in of_products.values()]))])} |")

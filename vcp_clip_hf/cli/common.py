@@ -273,9 +273,9 @@ def with_input(
     image_processor: "VCPCLIPImageProcessor", image_size: InputSize | None, resize_mode: ResizeMode | None
 ) -> "VCPCLIPImageProcessor":
     """Return an image processor with another size of the input and another way to bring images to it, if given."""
-    if image_size is not None:
-        image_processor = image_processor.at_size(image_size)
-    return image_processor if resize_mode is None else image_processor.with_resize_mode(resize_mode.value)
+    if resize_mode is not None:
+        image_processor = image_processor.with_resize_mode(resize_mode.value)
+    return image_processor if image_size is None else image_processor.at_size(image_size)
 
 
 def make_pipeline(
