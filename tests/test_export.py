@@ -421,7 +421,7 @@ MISTAKES = {
     "not of patches": (
         {},
         {"image_size": 50},
-        "image_size=50 must be a whole number of pixels, at least 32, and a multiple of the model's patch size, 8",
+        "image_size=50 must be a whole number of pixels, at least 32, at most 16384, and a multiple of the model's",
     ),
     "no resize": ({"do_resize": False}, {}, "Set do_resize=True"),
     "no images": ({}, {"images": []}, "list of images is empty"),

@@ -485,7 +485,7 @@ def test_at_size_changes_the_size_only():
         processor.with_resize_mode("keep_ratio").at_size((56, 84))
     wide = processor.at_size((56, 84))
     assert wide(Image.new("RGB", (9, 5)), return_tensors="pt").pixel_values.shape == (1, 3, 56, 84)
-    for side in (0, -14, 42, 60, 56.0, True, (56, 60), (56,), (56, 56, 56), "56x84"):
+    for side in (0, -14, 42, 60, 14 * 2000, 56.0, True, (56, 60), (56,), (56, 56, 56), "56x84"):
         message = rf"image_size={re.escape(repr(side))} must be a whole number of pixels, at least 56"
         with pytest.raises(ValueError, match=message):
             processor.at_size(side)

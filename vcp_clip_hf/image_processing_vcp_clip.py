@@ -37,6 +37,7 @@ _NOT_HONORED = {
 }
 # Smallest side of `at_size` in patches: with fewer, a patch has too few others to compare with
 _LEAST_PATCHES = 4
+_LARGEST_SIDE = 16_384  # pixels; larger inputs fit into no memory
 # Settings of the post-processing, which a call that prepares images cannot use
 _OF_RESULTS = (*(field.name for field in fields(AnomalyScoring)), "calibration")
 
@@ -176,7 +177,7 @@ class VCPCLIPImageProcessor(PilBackend):
 
         Args:
             image_size (`int` or `tuple[int, int]`): side of a square, or height and width, in pixels. Each is a
-                multiple of `size_divisor`, the patch size of the model, and at least four patches.
+                multiple of `size_divisor`, the patch size of the model, at least four patches, and at most 16,384.
 
         Raises:
             ValueError: these are not such numbers; or height and width differ, and images keep their own ratio.
@@ -185,9 +186,9 @@ class VCPCLIPImageProcessor(PilBackend):
         if len(sides) != 2 or not all(map(self._is_side, sides)):
             raise ValueError(
                 f"image_size={image_size!r} must be a whole number of pixels, at least"
-                f" {_LEAST_PATCHES * self.size_divisor}, and a multiple of the model's patch size,"
-                f" {self.size_divisor}, or two such numbers (height and width); now the input has {self.size.height} x"
-                f" {self.size.width} pixels."
+                f" {_LEAST_PATCHES * self.size_divisor}, at most {_LARGEST_SIDE}, and a multiple of the model's patch"
+                f" size, {self.size_divisor}, or two such numbers (height and width); now the input has"
+                f" {self.size.height} x {self.size.width} pixels."
             )
         if sides[0] != sides[1] and self.resize_mode == "keep_ratio":
             raise ValueError(
@@ -202,7 +203,7 @@ class VCPCLIPImageProcessor(PilBackend):
         """Return whether the input can have a side of this length."""
         if isinstance(side, bool) or not isinstance(side, Integral):
             return False
-        return side >= _LEAST_PATCHES * self.size_divisor and side % self.size_divisor == 0
+        return _LEAST_PATCHES * self.size_divisor <= side <= _LARGEST_SIDE and side % self.size_divisor == 0
 
     def with_resize_mode(self, resize_mode: str) -> "VCPCLIPImageProcessor":
         """
