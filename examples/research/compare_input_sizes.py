@@ -20,10 +20,9 @@ from transformers import AutoImageProcessor
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
-from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
 
-from .compare_with_rivals import METRICS, to_markdown
+from .compare_with_rivals import METRICS, load_sets, to_markdown
 
 
 __all__ = ["compare", "main", "make_parser"]
@@ -98,16 +97,7 @@ def main(arguments: list[str] | None = None) -> dict:
     fields = {} if weight is None else {"stem_branch_weight": weight}
     model = VCPCLIPModel.from_pretrained(options.model, dtype=torch.float32, **fields).eval()
     processor = AutoImageProcessor.from_pretrained(options.model)
-    sets = {}
-    for entry in options.dataset:
-        name, _, folder = entry.partition("=")
-        if folder:
-            sets[Path(folder).name if name == "folder" else name] = load_anomaly_dataset(
-                name, data_dir=folder, split="test"
-            )
-        else:
-            counts = {"num_images": 0, "num_test_images": options.num_test_images} if name == "synthetic" else {}
-            sets[name] = load_anomaly_dataset(name, split="test", **counts)
+    sets = load_sets(options.dataset, options.num_test_images)
     table = compare(model, processor, sets, options.sizes)
     print(to_markdown(table, [name for name in table if name != "synthetic"]))
     if options.output_file is not None:

@@ -14,8 +14,10 @@ makes it a strong rival. All methods are measured on the same images at the mode
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel, TorchAoConfig
@@ -28,7 +30,7 @@ from vcp_clip_hf.evaluation_report import METRIC_TITLES, EvaluationProtocol
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
 
 
-__all__ = ["LOCAL_CONTRAST", "compare", "in_int8", "local_contrast", "main", "make_parser", "to_markdown"]
+__all__ = ["LOCAL_CONTRAST", "compare", "in_int8", "load_sets", "local_contrast", "main", "make_parser", "to_markdown"]
 
 METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc")
 SCALES = (1, 2, 4, 8, 16)
@@ -70,7 +72,7 @@ def in_int8(folder: str) -> dict[str, VCPCLIPModel]:
 
 def compare(
     models: dict[str, str | VCPCLIPModel],
-    datasets: dict,
+    sets: dict,
     image_processor: VCPCLIPImageProcessor,
     batch_size: int = 16,
     image_size: int | None = None,
@@ -80,7 +82,7 @@ def compare(
 
     Args:
         models (`dict[str, str | VCPCLIPModel]`): title -> checkpoint, or a model.
-        datasets (`dict[str, Dataset]`): name -> test images.
+        sets (`dict[str, Dataset]`): name -> test images.
         image_processor ([`VCPCLIPImageProcessor`]): processor of the given models and of the local contrast.
         batch_size (`int`, *optional*, defaults to 16): images in one forward pass.
         image_size (`int`, *optional*): side of the input of all methods, instead of that of each processor.
@@ -88,7 +90,7 @@ def compare(
     Returns:
         `dict`: dataset -> method -> metric, means over products, in [0, 1].
     """
-    table: dict[str, dict] = {name: {} for name in datasets}
+    table: dict[str, dict] = {name: {} for name in sets}
     if image_size is not None:
         image_processor = image_processor.at_size(image_size)
     for title, model in models.items():
@@ -97,10 +99,10 @@ def compare(
             processor = AutoImageProcessor.from_pretrained(model)
             processor = processor if image_size is None else processor.at_size(image_size)
             model = AutoModel.from_pretrained(model, dtype=torch.float32)
-        report = evaluate(model, processor, datasets, PROTOCOL, batch_size, num_workers=1)
+        report = evaluate(model, processor, sets, PROTOCOL, batch_size, num_workers=1)
         for name, result in report.results.items():
             table[name][title] = {metric: result["mean"].get(metric, float("nan")) for metric in METRICS}
-    for name, dataset in datasets.items():
+    for name, dataset in sets.items():
         table[name][LOCAL_CONTRAST] = local_contrast(dataset, image_processor)
     return table
 
@@ -132,6 +134,30 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def load_sets(entries: Sequence[str], num_test_images: int, split: str = "test") -> dict[str, datasets.Dataset]:
+    """
+    Load the datasets of a command line.
+
+    Args:
+        entries (sequence of `str`): "NAME" or "NAME=FOLDER", such as "synthetic" or "folder=my_images".
+        num_test_images (`int`): number of images of "synthetic".
+        split (`str`, *optional*, defaults to `"test"`): split to load.
+
+    Returns:
+        `dict[str, Dataset]`: name of the dataset, or of the folder for "folder=..." -> images, in the given order.
+    """
+    sets = {}
+    for entry in entries:
+        name, _, folder = entry.partition("=")
+        if folder:
+            title = Path(folder).name if name == "folder" else name
+            sets[title] = load_anomaly_dataset(name, data_dir=folder, split=split)
+        else:
+            counts = {"num_images": 0, "num_test_images": num_test_images} if name == "synthetic" else {}
+            sets[name] = load_anomaly_dataset(name, split=split, **counts)
+    return sets
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,21 +179,12 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> dict:
     """Compare, print and save; return the table."""
     options = make_parser().parse_args(arguments)
-
-    datasets = {}
-    for entry in options.dataset:
-        name, _, folder = entry.partition("=")
-        if folder:
-            title = Path(folder).name if name == "folder" else name
-            datasets[title] = load_anomaly_dataset(name, data_dir=folder, split=options.split)
-        else:
-            counts = {"num_images": 0, "num_test_images": options.num_test_images}
-            datasets[name] = load_anomaly_dataset(name, split=options.split, **(counts if name == "synthetic" else {}))
+    sets = load_sets(options.dataset, options.num_test_images, options.split)
     models = {"VCP-CLIP": options.model, **dict(rival.split("=", 1) for rival in options.rival)}
     if options.int8:
         models.update(in_int8(str(options.model)))
     processor = AutoImageProcessor.from_pretrained(options.model)
-    table = compare(models, datasets, processor, image_size=options.image_size)
+    table = compare(models, sets, processor, image_size=options.image_size)
     print(to_markdown(table, [name for name in table if name != "synthetic"]))
     if options.output_file is not None:
         options.output_file.write_text(json.dumps(table, indent=2) + "\n")

@@ -21,7 +21,6 @@ Needs matplotlib and scikit-learn (`pip install "vcp-clip-hf[figures]"`).
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -32,11 +31,11 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
-from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation_report import METRIC_TITLES
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
 from vcp_clip_hf.prompts import tokenize_prompts
 
+from .compare_with_rivals import load_sets
 from .text_embedding_tsne import text_directions
 
 
@@ -234,14 +233,8 @@ def main(arguments: list[str] | None = None) -> None:
     model = VCPCLIPModel.from_pretrained(options.model, dtype=torch.float32, use_stem_branch=False).eval()
     processor = AutoImageProcessor.from_pretrained(options.model).with_one_shape()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    for entry in options.dataset or ["synthetic"]:
-        name, _, folder = entry.partition("=")
-        if folder:
-            images = load_anomaly_dataset(name, data_dir=folder, split="test")
-        else:
-            counts = {"num_images": 0, "num_test_images": options.num_test_images} if name == "synthetic" else {}
-            images = load_anomaly_dataset(name, split="test", **counts)
-        print(f"\n{Path(folder).name if name == 'folder' else name}, {len(images)} images\n")
+    for name, images in load_sets(options.dataset or ["synthetic"], options.num_test_images).items():
+        print(f"\n{name}, {len(images)} images\n")
 
         directions = text_directions(model, processor, images["image"])
         print("| directions of the text | mean cosine with their mean | lowest |\n|---|---:|---:|")

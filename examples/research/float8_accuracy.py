@@ -24,10 +24,9 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, CLIPVisionModel
 
-from examples.research.compare_with_rivals import METRICS, PROTOCOL
+from examples.research.compare_with_rivals import METRICS, PROTOCOL, load_sets
 from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.accelerated_vision import linear_layers
-from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.evaluation_report import METRIC_TITLES
 from vcp_clip_hf.float8_linear import Float8Matrix, quantize_rows
@@ -162,17 +161,10 @@ def main(arguments: list[str] | None = None) -> dict:
         result = deviation(ways, torch.randn(2, 1, 3, 518, 518))
         print(json.dumps(result, indent=2))
     else:
-        datasets = {}
-        for entry in options.dataset:
-            name, _, folder = entry.partition("=")
-            if folder:
-                datasets[Path(folder).name] = load_anomaly_dataset(name, data_dir=folder, split="test")
-            else:
-                counts = {"num_images": 0, "num_test_images": options.num_test_images}
-                datasets[name] = load_anomaly_dataset(name, split="test", **counts)
+        sets = load_sets(options.dataset, options.num_test_images)
         ways = ways_of(AutoModel.from_pretrained(options.model, dtype=torch.float32))
         processor = AutoImageProcessor.from_pretrained(options.model)
-        result = measure(ways, datasets, processor, options.num_compared)
+        result = measure(ways, sets, processor, options.num_compared)
         print(to_markdown(result))
     if options.output_file is not None:
         options.output_file.write_text(json.dumps(result, indent=2) + "\n")

@@ -38,10 +38,10 @@ def test_the_program(parts, tmp_path, monkeypatch, capsys):
     model, processor, images = parts
     for part in (model, processor):
         part.save_pretrained(tmp_path)
-    monkeypatch.setattr(compare_input_sizes, "load_anomaly_dataset", lambda *_, **__: images)
+    monkeypatch.setattr(compare_input_sizes, "load_sets", lambda names, _: dict.fromkeys(names, images))
     output = tmp_path / "table.json"
     arguments = ["--model", str(tmp_path), "--dataset", "synthetic", "--dataset", f"folder={tmp_path}"]
     arguments += ["--sizes", "48", "--sizes", "32", "48", "--output_file", str(output)]
     table = compare_input_sizes.main(arguments)
-    assert json.loads(output.read_text()).keys() == table.keys() == {"synthetic", tmp_path.name}
+    assert json.loads(output.read_text()).keys() == table.keys() == {"synthetic", f"folder={tmp_path}"}
     assert "32 + 48: " in capsys.readouterr().out

@@ -87,7 +87,7 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     model, processor = make()
     for part in (model, processor, tiny_tokenizer()):
         part.save_pretrained(tmp_path)
-    monkeypatch.setattr(context_influence, "load_anomaly_dataset", lambda *_, **__: images({"a": 40, "b": 200}))
+    monkeypatch.setattr(context_influence, "load_sets", lambda names, _: {names[0]: images({"a": 40, "b": 200})})
     context_influence.main(["--model", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "synthetic, 12 images" in shown
