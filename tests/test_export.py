@@ -554,6 +554,8 @@ def test_command(already_traced, tmp_path):
     done = run("export", "--format", "torch", "--output_dir", tmp_path / "out", "--model", model, "--images", images)
     assert "5 given images" in done.stdout and "allowed: 1.0e-04" in done.stdout
     assert (tmp_path / "out" / "model.pt2").is_file()
+    done = run("info", "--model", tmp_path / "out", check=1)
+    assert "is an exported graph, not a checkpoint. Load its graph (.pt2) with torch.export.load;" in done.stderr
     done = run("export", "--int8", "-o", tmp_path / "int8", "--model", model, check=1)
     assert done.stderr.startswith("error: ") and "tolerance" in done.stderr and done.stderr.count("\n") == 1
 

@@ -38,7 +38,7 @@ def read_config_values(location: str | os.PathLike, **hub_arguments: Any) -> dic
                 f"Run it with `python {program} IMAGES`, as ExportedSegmenter({str(folder)!r}) or with `vcp-clip serve"
                 f" --model {folder}`"
                 if program.is_file()
-                else f"Load it with torch.export.load({str(folder / 'model.pt2')!r})"
+                else "Load its graph (.pt2) with torch.export.load"
             )
             raise OSError(
                 f"{folder} is an exported graph, not a checkpoint. {ways}; or pass the checkpoint that it was exported"

@@ -231,12 +231,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and print all tables."""
     options = make_parser().parse_args(arguments)
     model = VCPCLIPModel.from_pretrained(options.model, dtype=torch.float32, use_stem_branch=False).eval()
-    processor = AutoImageProcessor.from_pretrained(options.model).with_one_shape()
+    processor = AutoImageProcessor.from_pretrained(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     for name, images in load_sets(options.dataset or ["synthetic"], options.num_test_images).items():
         print(f"\n{name}, {len(images)} images\n")
 
-        directions = text_directions(model, processor, images["image"])
+        directions = text_directions(model, processor.with_one_shape(), images["image"])
         print("| directions of the text | mean cosine with their mean | lowest |\n|---|---:|---:|")
         for title, values in directions.items():
             if title != "no_context":
