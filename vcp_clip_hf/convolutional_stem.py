@@ -32,6 +32,7 @@ __all__ = [
     "layer_width",
     "mean_around",
     "projects_stem",
+    "resized_images",
     "stem_of",
     "without_stem_layer",
 ]
@@ -343,6 +344,31 @@ def mean_around(features: torch.Tensor, side: int) -> torch.Tensor:
     # products with small matrices: a pooling of large windows takes ten times as long on a CPU
     rows, columns = (_averaging(length, side, features) for length in features.shape[2:])
     return rows @ features @ columns.mT
+
+
+def resized_images(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """
+    Resize images with an antialiased bilinear filter, as `torch.nn.functional.interpolate` does with `antialias=True`,
+    which ONNX cannot export.
+
+    Args:
+        images (`torch.Tensor` of shape `(B, C, H, W)`): images.
+        size (`tuple[int, int]`): height and width of the results.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C, *size)`, same dtype.
+    """
+    rows, columns = (_resizing(old, new, images) for old, new in zip(images.shape[2:], size, strict=True))
+    return rows @ images @ columns.mT
+
+
+def _resizing(length: int, target: int, like: torch.Tensor) -> torch.Tensor:
+    """Return the matrix (target, length) of weights: a triangle around the middle of each new pixel."""
+    ratio = length / target
+    middles = (torch.arange(target, device=like.device) + 0.5) * ratio
+    pixels = torch.arange(length, device=like.device) + 0.5
+    weights = (1 - (middles[:, None] - pixels).abs() / max(ratio, 1.0)).clamp(min=0)
+    return (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)
 
 
 def _averaging(length: int, side: int, like: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import STEM_CELLS, STEM_LAYER, layer_width
 from .modeling_vcp_clip import VCPCLIPModel
+from .stem_branch import grids_of_scales
 
 
 __all__ = ["CachedFeatures", "cache_image_features", "feature_cache_size"]
@@ -46,8 +47,9 @@ def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
     }
     # models without these parts do not read them, and their folders of earlier versions do not have them
     if config.use_stem_branch:
+        of_scales = sum(rows * columns for rows, columns in grids_of_scales((height, width), config))
         for name, layer in (("stem_features", STEM_LAYER), ("stem_cells", STEM_CELLS)):
-            arrays[name] = ((patches, layer_width(layer, config.vision_config)), np.float16)
+            arrays[name] = ((of_scales, layer_width(layer, config.vision_config)), np.float16)
     if config.use_image_head:
         arrays["is_anomalous"] = ((), np.bool_)
     return arrays
@@ -62,7 +64,7 @@ class CachedFeatures(Dataset):
 
     Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8, `has_mask`
     and, for a model with an image head, `is_anomalous`; for one with a stem branch, `stem_features` (N, 176) and
-    `stem_cells` (N, 224), float16.
+    `stem_cells` (N, 224), float16, with the patches of all its scales.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -117,6 +119,8 @@ def cache_image_features(
         facts["is_anomalous"] = True
     if model.config.use_stem_branch:
         facts["stem_cells"] = True
+        if len(model.config.stem_branch_scales) > 1:
+            facts["stem_branch_scales"] = [float(scale) for scale in model.config.stem_branch_scales]
     # One process reads, and all use its result, because they must reach the same barriers
     found = broadcast_object_list([_read_facts(folder) == facts])[0]
     if found:
