@@ -489,6 +489,8 @@ def test_at_size_changes_the_size_only():
         message = rf"image_size={re.escape(repr(side))} must be a whole number of pixels, at least 56"
         with pytest.raises(ValueError, match=message):
             processor.at_size(side)
+    with pytest.raises(ValueError, match="image_size=60 must be"):
+        processor.at_size((60, 60))
 
 
 def test_at_size_says_nothing_of_thresholds_before_a_call_would_use_them(caplog):

@@ -184,8 +184,10 @@ class VCPCLIPImageProcessor(PilBackend):
         """
         sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
         if len(sides) != 2 or not all(map(self._is_side, sides)):
+            # "--image-size 225" arrives as both sides
+            given = sides[0] if len(sides) == 2 and sides[0] == sides[1] else image_size
             raise ValueError(
-                f"image_size={image_size!r} must be a whole number of pixels, at least"
+                f"image_size={given!r} must be a whole number of pixels, at least"
                 f" {_LEAST_PATCHES * self.size_divisor}, at most {_LARGEST_SIDE}, and a multiple of the model's patch"
                 f" size, {self.size_divisor}, or two such numbers (height and width); now the input has"
                 f" {self.size.height} x {self.size.width} pixels."

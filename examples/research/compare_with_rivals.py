@@ -28,14 +28,31 @@ from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import evaluate
 from vcp_clip_hf.evaluation_report import METRIC_TITLES, EvaluationProtocol
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
+from vcp_clip_hf.training_config import TrainingConfig
+
+from .defect_pictures import defect_pictures
 
 
-__all__ = ["LOCAL_CONTRAST", "compare", "in_int8", "load_sets", "local_contrast", "main", "make_parser", "to_markdown"]
+__all__ = [
+    "GENERATED",
+    "LOCAL_CONTRAST",
+    "compare",
+    "in_int8",
+    "load_sets",
+    "local_contrast",
+    "main",
+    "make_parser",
+    "pictures_for_choices",
+    "to_markdown",
+]
 
 METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc")
 SCALES = (1, 2, 4, 8, 16)
 PROTOCOL = EvaluationProtocol(metrics=METRICS, skip_undefined=True)
 LOCAL_CONTRAST = "local contrast, best scale"
+GENERATED = ("synthetic", "defect_pictures")  # names of datasets without real defects
+_TRAINING = Path(__file__).parents[2] / "hub_configs" / "vcp-clip-tiny" / "train.yaml"
+_SEED = 11  # of pictures for choices
 
 
 def local_contrast(dataset, image_processor: VCPCLIPImageProcessor) -> dict[str, float]:
@@ -134,13 +151,25 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def pictures_for_choices(count: int) -> datasets.Dataset:
+    """
+    Make pictures of `defect_pictures` that no training used, half of them anomalous, with twice the side of the input
+    of the embedded checkpoint. Metrics are over all pictures: they have one product name.
+    """
+    families = TrainingConfig.from_file(_TRAINING).products
+    pictures = defect_pictures("test", count, 448, _SEED, families, anomaly_fraction=0.5)
+    return pictures.remove_columns("product").add_column("product", ["pictures"] * count)
+
+
 def load_sets(entries: Sequence[str], num_test_images: int, split: str = "test") -> dict[str, datasets.Dataset]:
     """
     Load the datasets of a command line.
 
     Args:
         entries (sequence of `str`): "NAME" or "NAME=FOLDER", such as "synthetic" or "folder=my_images".
-        num_test_images (`int`): number of images of "synthetic".
+            "defect_pictures" are pictures of the kind that the stem branch is trained on, of photographs and products
+            that no training used, for choices between variants.
+        num_test_images (`int`): number of images of "synthetic" and "defect_pictures".
         split (`str`, *optional*, defaults to `"test"`): split to load.
 
     Returns:
@@ -152,6 +181,8 @@ def load_sets(entries: Sequence[str], num_test_images: int, split: str = "test")
         if folder:
             title = Path(folder).name if name == "folder" else name
             sets[title] = load_anomaly_dataset(name, data_dir=folder, split=split)
+        elif name == "defect_pictures":
+            sets[name] = pictures_for_choices(num_test_images)
         else:
             counts = {"num_images": 0, "num_test_images": num_test_images} if name == "synthetic" else {}
             sets[name] = load_anomaly_dataset(name, split=split, **counts)
@@ -185,7 +216,7 @@ def main(arguments: list[str] | None = None) -> dict:
         models.update(in_int8(str(options.model)))
     processor = AutoImageProcessor.from_pretrained(options.model)
     table = compare(models, sets, processor, image_size=options.image_size)
-    print(to_markdown(table, [name for name in table if name != "synthetic"]))
+    print(to_markdown(table, [name for name in table if name not in GENERATED]))
     if options.output_file is not None:
         options.output_file.write_text(json.dumps(table, indent=2) + "\n")
     return table

@@ -7,7 +7,8 @@ import torch
 
 from examples.research import compare_input_sizes
 from examples.research.compare_input_sizes import METRICS, compare
-from tests.common import tiny_model
+from examples.research.compare_with_rivals import load_sets
+from tests.common import tiny_model, tiny_model_with_stem_branch
 from vcp_clip_hf import VCPCLIPImageProcessor
 from vcp_clip_hf.data import load_anomaly_dataset
 from vcp_clip_hf.evaluation import evaluate
@@ -45,3 +46,30 @@ def test_the_program(parts, tmp_path, monkeypatch, capsys):
     table = compare_input_sizes.main(arguments)
     assert json.loads(output.read_text()).keys() == table.keys() == {"synthetic", f"folder={tmp_path}"}
     assert "32 + 48: " in capsys.readouterr().out
+
+
+def test_another_weight_and_other_scales_of_the_stem_branch(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = tiny_model_with_stem_branch(stem_branch_scales=[1, 0.5])
+    for part in (model, VCPCLIPImageProcessor.for_model(model.config)):
+        part.save_pretrained(tmp_path)
+    measured = []
+    monkeypatch.setattr(compare_input_sizes, "compare", lambda model, *_: measured.append(model.config) or {})
+    monkeypatch.setattr(compare_input_sizes, "to_markdown", lambda *_: "")
+    arguments = ["--model", str(tmp_path), "--dataset", "synthetic", "--num_test_images", "2", "--sizes", "48"]
+    compare_input_sizes.main(arguments)
+    compare_input_sizes.main([*arguments, "--stem_branch_weight", "0.65", "--stem_branch_scales", "1", "0.7"])
+    assert [(each.stem_branch_weight, each.stem_branch_scales) for each in measured] == [
+        (0.5, [1, 0.5]),
+        (0.65, [1, 0.7]),
+    ]
+
+
+def test_pictures_for_choices_are_half_anomalous_and_one_product():
+    pictures = load_sets(["defect_pictures"], 6)["defect_pictures"]
+    assert pictures["label"] == [0, 1] * 3 and set(pictures["product"]) == {"pictures"}
+    assert pictures[0]["image"].size == (448, 448)
+    assert all(name.startswith("test/") for name in pictures["image_id"])
+    model, processor = tiny_model().eval(), VCPCLIPImageProcessor.for_model(tiny_model().config)
+    found = compare(model, processor, {"pictures": pictures}, [[48]])["pictures"]["48"]
+    assert all(0 <= found[metric] <= 1 for metric in METRICS)
