@@ -165,6 +165,25 @@ def test_several_scales_give_the_mean_of_the_logits_of_resized_images():
         assert torch.equal(outputs[name], plain[name])
 
 
+@pytest.mark.parametrize("scales", [[], [0.7, 1], [1, 2]])
+def test_scales_that_a_loaded_model_gets_are_checked(scales):
+    model = tiny_model_with_stem_branch()
+    model.config.stem_branch_scales = scales
+    with pytest.raises(ValueError, match=r"must begin with 1, .* such as \[1, 0.7\]"):
+        model(pixels(1))
+    with pytest.raises(ValueError, match="must begin with 1"):
+        model.config.to_dict()
+
+
+@torch.no_grad()
+def test_no_scales_are_the_scale_of_the_image(tmp_path):
+    tiny_model_with_stem_branch(stem_branch_scales=SCALES).save_pretrained(tmp_path)
+    model = VCPCLIPModel.from_pretrained(tmp_path, stem_branch_scales=None)
+    plain, images = VCPCLIPModel.from_pretrained(tmp_path, stem_branch_scales=[1]), pixels(1)
+    assert torch.equal(model(images).stem_map, plain(images).stem_map)
+    assert "stem_branch_scales" not in model.config.to_dict()
+
+
 @torch.no_grad()
 def test_a_scale_reads_at_least_one_patch():
     model = tiny_model_with_stem_branch(stem_branch_scales=[1, 0.25])
@@ -229,7 +248,7 @@ def test_features_instead_of_pixels(scales, patches):
     for name, width in (("stem_features", 176), ("stem_cells", 224)):
         with pytest.raises(ValueError, match=f"has a stem branch: give {name} with patch_tokens"):
             model(**given, **{**of_stem, name: None})
-        shapes = rf"\(2, {patches - 1}, {width}\), expected \(2, {patches}, {width}\)"
+        shapes = rf"\(2, {patches - 1}, {width}\), expected \(2, {patches}, {width}\): the patches of the scales"
         with pytest.raises(ValueError, match=f"{name} has shape {shapes}"):
             model(**given, **{**of_stem, name: of_stem[name][:, 1:]})
         with pytest.raises(ValueError, match="the model computes those of pixel_values itself"):
@@ -482,4 +501,6 @@ def test_fields_are_checked():
             ValueError, match=r"must begin with 1, and the others must be distinct and lie in \[0.25, 1"
         ):
             tiny_config(vision_config=dict(HYBRID_VISION), use_stem_branch=True, stem_branch_scales=scales)
+    config = tiny_config(vision_config=dict(HYBRID_VISION), use_stem_branch=True)
+    assert config.stem_branch_scales is None and config.branch_scales == [1.0]
     assert not VCPCLIPConfig().use_stem_branch and "stem_branch_weight" not in VCPCLIPConfig().to_dict()

@@ -7,6 +7,7 @@ features of a network that was trained on ImageNet: the first eleven blocks of E
 the tower is CLIP's own.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any, NamedTuple
@@ -358,17 +359,23 @@ def resized_images(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(B, C, *size)`, same dtype.
     """
-    rows, columns = (_resizing(old, new, images) for old, new in zip(images.shape[2:], size, strict=True))
-    return rows @ images @ columns.mT
+    for dim in (2, 3):
+        places, weights = _taps(images.shape[dim], size[dim - 2], images)
+        read = images.index_select(dim, places.flatten()).unflatten(dim, tuple(places.shape))
+        images = (read * (weights[..., None] if dim == 2 else weights)).sum(dim=dim + 1)
+    return images
 
 
-def _resizing(length: int, target: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the matrix (target, length) of weights: a triangle around the middle of each new pixel."""
+def _taps(length: int, target: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pixels that each new one reads, and their weights, a triangle around its middle: (target, taps)."""
     ratio = length / target
+    reach = max(ratio, 1.0)
     middles = (torch.arange(target, device=like.device) + 0.5) * ratio
-    pixels = torch.arange(length, device=like.device) + 0.5
-    weights = (1 - (middles[:, None] - pixels).abs() / max(ratio, 1.0)).clamp(min=0)
-    return (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)
+    first = (middles - reach).floor().long()
+    places = first[:, None] + torch.arange(2 * math.ceil(reach) + 1, device=like.device)
+    weights = (1 - (places + 0.5 - middles[:, None]).abs() / reach).clamp(min=0)
+    weights = weights * ((places >= 0) & (places < length))
+    return places.clamp(0, length - 1), (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)
 
 
 def _averaging(length: int, side: int, like: torch.Tensor) -> torch.Tensor:

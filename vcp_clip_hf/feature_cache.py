@@ -63,8 +63,8 @@ class CachedFeatures(Dataset):
         folder (`str`): folder of the features.
 
     Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8, `has_mask`
-    and, for a model with an image head, `is_anomalous`; for one with a stem branch, `stem_features` (N, 176) and
-    `stem_cells` (N, 224), float16, with the patches of all its scales.
+    and, for a model with an image head, `is_anomalous`; for one with a stem branch, `stem_features` (M, 176) and
+    `stem_cells` (M, 224), float16, for the M patches of all its scales.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -119,8 +119,8 @@ def cache_image_features(
         facts["is_anomalous"] = True
     if model.config.use_stem_branch:
         facts["stem_cells"] = True
-        if len(model.config.stem_branch_scales) > 1:
-            facts["stem_branch_scales"] = [float(scale) for scale in model.config.stem_branch_scales]
+        if len(model.config.branch_scales) > 1:
+            facts["stem_branch_scales"] = model.config.branch_scales
     # One process reads, and all use its result, because they must reach the same barriers
     found = broadcast_object_list([_read_facts(folder) == facts])[0]
     if found:

@@ -324,7 +324,7 @@ def _model_table(facts: CheckpointFacts) -> str:
 
 
 def _stem_branch(config: VCPCLIPConfig) -> str:
-    scales = [f"{scale:g}" for scale in config.stem_branch_scales]
+    scales = [f"{scale:g}" for scale in config.branch_scales]
     at_scales = f", at the scales {' and '.join(scales)} of the image" if len(scales) > 1 else ""
     return _STEM_BRANCH.format(scales=at_scales, weight=config.stem_branch_weight)
 

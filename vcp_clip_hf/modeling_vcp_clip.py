@@ -366,10 +366,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             kwargs: arguments of transformers' attention functions.
 
         Returns:
-            `tuple`: both results of `encode_image`; what the stem branch reads, the stem's features of patches
-            `(batch_size, num_patches, 176)` and of their cells `(batch_size, num_patches, 224)`, or `None` without a
-            stem branch, with several `stem_branch_scales` the patches of all scales after each other; a `dict` with
-            the output fields of the requested hidden states.
+            `tuple`: both results of `encode_image`; what the stem branch reads, or `None` without one: the stem's
+            features of patches `(batch_size, M, 176)` and of their cells `(batch_size, M, 224)`, for the M patches of
+            all `stem_branch_scales` after each other; a `dict` with the output fields of the requested hidden states.
         """
         layers = self.config.feature_layers
         read = layers if self.stem_branch is None else (*layers, STEM_LAYER, STEM_CELLS)
@@ -553,9 +552,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 1 for anomalous images, else 0, for the loss of the image head. Default with `labels`: 1 if the mask
                 has an abnormal pixel. Without `labels`, `loss` is that of the image head alone. (transformers' Trainer
                 evaluates a loss only if every argument with "label" in its name is given.)
-            stem_features, stem_cells (`torch.FloatTensor` of shape `(batch_size, num_patches, 176)` and
-                `(batch_size, num_patches, 224)`, *optional*): features of the stem, with `patch_tokens`, for a model
-                with a stem branch: the third result of `encode_image_with_states`, with the patches of all
+            stem_features, stem_cells (`torch.FloatTensor` of shape `(batch_size, M, 176)` and
+                `(batch_size, M, 224)`, *optional*): features of the stem, with `patch_tokens`, for a model with a
+                stem branch: the third result of `encode_image_with_states`, for the M patches of all
                 `stem_branch_scales`.
             return_dict (`bool`, *optional*): `False` for a plain tuple.
             kwargs: arguments of transformers' attention functions, for the image tower.
@@ -719,7 +718,10 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
             if values is not None:
                 expected = (patch_tokens.shape[0], num_read, layer_width(layer, vision))
                 if tuple(values.shape) != expected:
-                    raise ValueError(f"{name} has shape {tuple(values.shape)}, expected {expected}.")
+                    raise ValueError(
+                        f"{name} has shape {tuple(values.shape)}, expected {expected}: the patches of the scales"
+                        f" {self.config.branch_scales} of a {height} x {width} image, from encode_image_with_states."
+                    )
 
     def _check_is_anomalous(self, is_anomalous: torch.Tensor, batch_size: int) -> None:
         if self.image_head is None:

@@ -10,7 +10,7 @@ Patches are coarse beside a thin crack or a small pit. Further convolutions ther
 cells of a quarter of a patch, together with what the patches found. The logits of a cell's token are added to those of
 its patch.
 
-The branch can read an image at several scales (`config.stem_branch_scales`): a smaller image shows each patch more of
+The branch can read an image at several scales (`config.branch_scales`): a smaller image shows each patch more of
 its surroundings. The logits are the mean over the scales.
 
 The branch has several heads, trained side by side from different random weights. Which products a head finds hard
@@ -129,7 +129,7 @@ class VCPCLIPStemBranch(nn.Module):
 
 def grids_of_scales(size: tuple[int, int], config: VCPCLIPConfig) -> list[tuple[int, int]]:
     """
-    Return the patches of an image at each of `config.stem_branch_scales`.
+    Return the patches of an image at each of `config.branch_scales`.
 
     Args:
         size (`tuple[int, int]`): height and width of the image in pixels, multiples of the patch size.
@@ -139,7 +139,7 @@ def grids_of_scales(size: tuple[int, int], config: VCPCLIPConfig) -> list[tuple[
         `list[tuple[int, int]]`: patches in a column and in a row, at least one.
     """
     patch = config.vision_config.patch_size
-    return [tuple(max(1, round(scale * side / patch)) for side in size) for scale in config.stem_branch_scales]
+    return [tuple(max(1, round(scale * side / patch)) for side in size) for scale in config.branch_scales]
 
 
 def upsampled_cells(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -99,7 +99,7 @@ def _fingerprint(model: VCPCLIPModel) -> str:
     facts = [
         config.normal_prompt_input_ids,
         config.abnormal_prompt_input_ids,
-        list(map(float, config.stem_branch_scales)),
+        config.branch_scales,
     ]
     digest = hashlib.sha256(repr(facts).encode())
     for name, value in sorted(model.state_dict().items()):
