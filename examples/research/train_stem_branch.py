@@ -96,11 +96,7 @@ def _read_by_branch(model: VCPCLIPModel, pixel_values: torch.Tensor) -> dict[str
 def _fingerprint(model: VCPCLIPModel) -> str:
     """Return a hash of what the stored values depend on: prompts, scales, and all weights but those of the branch."""
     config = model.config
-    facts = [
-        config.normal_prompt_input_ids,
-        config.abnormal_prompt_input_ids,
-        config.branch_scales,
-    ]
+    facts = [config.normal_prompt_input_ids, config.abnormal_prompt_input_ids, config.branch_scales]
     digest = hashlib.sha256(repr(facts).encode())
     for name, value in sorted(model.state_dict().items()):
         if not name.startswith("stem_branch."):
