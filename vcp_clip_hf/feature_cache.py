@@ -18,7 +18,7 @@ from transformers.utils import logging
 from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import STEM_CELLS, STEM_LAYER, layer_width
 from .modeling_vcp_clip import VCPCLIPModel
-from .stem_branch import grids_of_scales
+from .stem_branch import num_stem_patches
 
 
 __all__ = ["CachedFeatures", "cache_image_features", "feature_cache_size"]
@@ -47,7 +47,7 @@ def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
     }
     # models without these parts do not read them, and their folders of earlier versions do not have them
     if config.use_stem_branch:
-        of_scales = sum(rows * columns for rows, columns in grids_of_scales((height, width), config))
+        of_scales = num_stem_patches((height, width), config)
         for name, layer in (("stem_features", STEM_LAYER), ("stem_cells", STEM_CELLS)):
             arrays[name] = ((of_scales, layer_width(layer, config.vision_config)), np.float16)
     if config.use_image_head:

@@ -36,7 +36,7 @@ from .modeling_frozen_clip import (
 )
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_states_differ, check_tokenizer, tokenize_prompts
-from .stem_branch import VCPCLIPStemBranch, grids_of_scales, upsampled_cells
+from .stem_branch import VCPCLIPStemBranch, grids_of_scales, num_stem_patches, upsampled_cells
 from .visual_context_prompting import (
     VCPCLIPDeepPrompts,
     VCPCLIPPostVCP,
@@ -707,7 +707,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f" feature layers, {expected[1]} patches of a {height} x {width} image, {expected[2]})."
             )
         layers = {"stem_features": STEM_LAYER, "stem_cells": STEM_CELLS}
-        num_read = sum(rows * columns for rows, columns in grids_of_scales((height, width), self.config))
+        num_read = num_stem_patches((height, width), self.config)
         for (name, layer), values in zip(layers.items(), of_stem, strict=True):
             if (values is None) != (self.stem_branch is None):
                 raise ValueError(

@@ -34,7 +34,7 @@ from .convolutional_stem import CELLS_OF_PATCH, STEM_CELLS, STEM_LAYER, compared
 from .visual_context_prompting import contrast_with_text, inverse_norm
 
 
-__all__ = ["VCPCLIPStemBranch", "grids_of_scales", "upsampled_cells"]
+__all__ = ["VCPCLIPStemBranch", "grids_of_scales", "num_stem_patches", "upsampled_cells"]
 
 # Channels of each head, for patches and for cells, in groups that are normalized over the image
 _HEADS, _WIDTH, _CELL_WIDTH, _CHANNELS_OF_GROUP = 3, 64, 32, 8
@@ -140,6 +140,11 @@ def grids_of_scales(size: tuple[int, int], config: VCPCLIPConfig) -> list[tuple[
     """
     patch = config.vision_config.patch_size
     return [tuple(max(1, round(scale * side / patch)) for side in size) for scale in config.branch_scales]
+
+
+def num_stem_patches(size: tuple[int, int], config: VCPCLIPConfig) -> int:
+    """Return the number of patches of an image at all `config.branch_scales` together, as `grids_of_scales`."""
+    return sum(rows * columns for rows, columns in grids_of_scales(size, config))
 
 
 def upsampled_cells(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -9,7 +9,6 @@ own input and averaged; smoothing, score and masks are those of this input. `--s
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from vcp_clip_hf import EMBEDDED_CHECKPOINT, VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.anomaly_scoring import gaussian_smooth
 from vcp_clip_hf.metrics import AnomalySegmentationEvaluator
 
-from .compare_with_rivals import GENERATED, METRICS, load_sets, to_markdown
+from .compare_with_rivals import METRICS, load_sets, show
 
 
 __all__ = ["compare", "main", "make_parser"]
@@ -97,12 +96,12 @@ def main(arguments: list[str] | None = None) -> dict:
     fields = {name: getattr(options, name) for name in ("stem_branch_weight", "stem_branch_scales")}
     fields = {name: value for name, value in fields.items() if value is not None}
     model = VCPCLIPModel.from_pretrained(options.model, dtype=torch.float32, **fields).eval()
+    if fields and not model.config.use_stem_branch:
+        raise ValueError(f"{options.model} has no stem branch: leave out {' and '.join(map('--{}'.format, fields))}.")
     processor = AutoImageProcessor.from_pretrained(options.model)
     sets = load_sets(options.dataset, options.num_test_images)
     table = compare(model, processor, sets, options.sizes)
-    print(to_markdown(table, [name for name in table if name not in GENERATED]))
-    if options.output_file is not None:
-        options.output_file.write_text(json.dumps(table, indent=2) + "\n")
+    show(table, options.output_file)
     return table
 
 

@@ -34,7 +34,6 @@ from .defect_pictures import defect_pictures
 
 
 __all__ = [
-    "GENERATED",
     "LOCAL_CONTRAST",
     "compare",
     "in_int8",
@@ -43,6 +42,7 @@ __all__ = [
     "main",
     "make_parser",
     "pictures_for_choices",
+    "show",
     "to_markdown",
 ]
 
@@ -50,7 +50,7 @@ METRICS = ("pixel_auroc", "pixel_pro", "pixel_ap", "image_auroc")
 SCALES = (1, 2, 4, 8, 16)
 PROTOCOL = EvaluationProtocol(metrics=METRICS, skip_undefined=True)
 LOCAL_CONTRAST = "local contrast, best scale"
-GENERATED = ("synthetic", "defect_pictures")  # names of datasets without real defects
+_GENERATED = ("synthetic", "defect_pictures")  # names of datasets without real defects
 _TRAINING = Path(__file__).parents[2] / "hub_configs" / "vcp-clip-tiny" / "train.yaml"
 _SEED = 11  # of pictures for choices
 
@@ -189,6 +189,13 @@ def load_sets(entries: Sequence[str], num_test_images: int, split: str = "test")
     return sets
 
 
+def show(table: dict[str, dict[str, dict[str, float]]], output_file: Path | None) -> None:
+    """Print a table, with the mean over datasets that are not generated, and save it as JSON if a file is given."""
+    print(to_markdown(table, [name for name in table if name not in _GENERATED]))
+    if output_file is not None:
+        output_file.write_text(json.dumps(table, indent=2) + "\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,9 +223,7 @@ def main(arguments: list[str] | None = None) -> dict:
         models.update(in_int8(str(options.model)))
     processor = AutoImageProcessor.from_pretrained(options.model)
     table = compare(models, sets, processor, image_size=options.image_size)
-    print(to_markdown(table, [name for name in table if name not in GENERATED]))
-    if options.output_file is not None:
-        options.output_file.write_text(json.dumps(table, indent=2) + "\n")
+    show(table, options.output_file)
     return table
 
 

@@ -55,7 +55,7 @@ def test_another_weight_and_other_scales_of_the_stem_branch(tmp_path, monkeypatc
         part.save_pretrained(tmp_path)
     measured = []
     monkeypatch.setattr(compare_input_sizes, "compare", lambda model, *_: measured.append(model.config) or {})
-    monkeypatch.setattr(compare_input_sizes, "to_markdown", lambda *_: "")
+    monkeypatch.setattr(compare_input_sizes, "show", lambda *_: None)
     arguments = ["--model", str(tmp_path), "--dataset", "synthetic", "--num_test_images", "2", "--sizes", "48"]
     compare_input_sizes.main(arguments)
     compare_input_sizes.main([*arguments, "--stem_branch_weight", "0.65", "--stem_branch_scales", "1", "0.7"])
@@ -63,6 +63,23 @@ def test_another_weight_and_other_scales_of_the_stem_branch(tmp_path, monkeypatc
         (0.5, [1, 0.5]),
         (0.65, [1, 0.7]),
     ]
+
+
+def test_settings_of_a_branch_that_is_absent_are_refused(parts, tmp_path):
+    parts[0].save_pretrained(tmp_path)
+    arguments = [
+        "--model",
+        str(tmp_path),
+        "--dataset",
+        "synthetic",
+        "--sizes",
+        "48",
+        "--stem_branch_scales",
+        "1",
+        "0.7",
+    ]
+    with pytest.raises(ValueError, match="has no stem branch: leave out --stem_branch_scales"):
+        compare_input_sizes.main(arguments)
 
 
 def test_pictures_for_choices_are_half_anomalous_and_one_product():
