@@ -23,6 +23,7 @@ def test_damaged_files_end_in_a_picture_or_a_documented_error(tmp_path):
     assert result.returncode == 0, result.stderr[-4000:]
     report = json.loads(result.stdout.splitlines()[-1])
     assert not report["problems"], "\n".join(report["problems"][:20])
-    assert sum(report["outcomes"].values()) == FILES and set(report["outcomes"]) <= {"read", "ValueError"}
-    assert min(report["outcomes"].values()) > FILES // 10, "both outcomes must occur for the test to prove anything"
+    outcomes = report["outcomes"]  # TooManyPixels is a documented ValueError, from a damaged header
+    assert sum(outcomes.values()) == FILES and set(outcomes) <= {"read", "ValueError", "TooManyPixels"}
+    assert min(outcomes["read"], outcomes["ValueError"]) > FILES // 10, "both must occur to prove anything"
     assert report["grown_mib"] < 400
