@@ -12,7 +12,8 @@ from tests.methods.common import tiny_method
 from vcp_clip_hf import VCPCLIPModel
 from vcp_clip_hf.backbone_loading import check_backbone
 from vcp_clip_hf.convolutional_stem import (
-    EfficientNetLite0Stem,
+    STEMS,
+    VCPCLIPEfficientNetLiteStem,
     VCPCLIPHybridPatchEmbedding,
     VCPCLIPSamePadding,
     check_stem_layer,
@@ -26,10 +27,10 @@ from vcp_clip_hf.methods import METHODS
 
 
 @pytest.fixture
-def stem() -> EfficientNetLite0Stem:
+def stem(request) -> VCPCLIPEfficientNetLiteStem:
     """A stem whose biases are not zero, so that zeros around an image are not like its content."""
     torch.manual_seed(0)
-    stem = EfficientNetLite0Stem()
+    stem = VCPCLIPEfficientNetLiteStem(STEMS[getattr(request, "param", "efficientnet_lite0")])
     stem.initialize()
     with torch.no_grad():
         for module in stem.modules():
@@ -74,24 +75,29 @@ def test_padding_is_that_of_tensorflow(side, size):
     torch.testing.assert_close(convolution(VCPCLIPSamePadding(side)(image[None]))[0], expected)
 
 
-def plain_reading(stem: EfficientNetLite0Stem, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+# The last block with the output strides 2, 4, 8 and 16, by the number of blocks
+LAST_BLOCKS = {11: (0, 2, 4, 10), 15: (0, 3, 6, 14)}
+
+
+def plain_reading(stem: VCPCLIPEfficientNetLiteStem, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Compute features of patches and cells, and details, of an image (3, H, W) from its blocks' outputs."""
     outputs, handles = {}, []
-    for block in (0, 2, 4, 10):
+    at_2, at_4, at_8, at_16 = LAST_BLOCKS[len(stem.blocks)]
+    for block in (at_2, at_4, at_8, at_16):
         handles.append(stem.blocks[block].register_forward_hook(lambda _, __, y, key=block: outputs.update({key: y})))
     stem(image[None])
     for handle in handles:
         handle.remove()
     grid = (image.shape[1] // 8, image.shape[2] // 8)
     levels = []
-    for block in (2, 4, 10):
+    for block in (at_4, at_8, at_16):
         means = means_around(outputs[block][0], 1)
         features = torch.zeros(len(means), *grid)
         for row in range(grid[0]):
             for column in range(grid[1]):
-                if block == 2:
+                if block == at_4:
                     value = means[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean(dim=(1, 2))
-                elif block == 4:
+                elif block == at_8:
                     value = means[:, row, column]
                 else:
                     value = interpolated(means, row, column, grid)
@@ -102,14 +108,14 @@ def plain_reading(stem: EfficientNetLite0Stem, image: torch.Tensor) -> tuple[tor
         for column in range(grid[1]):
             within = [
                 outputs[block][0, :, side * row : side * (row + 1), side * column : side * (column + 1)].flatten()
-                for block, side in ((0, 4), (2, 2))
+                for block, side in ((at_2, 4), (at_4, 2))
             ]
             details[:, row, column] = torch.cat(within)
             for cell in range(4):
                 top, left = 4 * row + cell // 2 * 2, 4 * column + cell % 2 * 2
-                window = outputs[0][0, :, top : top + 2, left : left + 2]
+                window = outputs[at_2][0, :, top : top + 2, left : left + 2]
                 cells[:, cell, row, column] = torch.cat(
-                    [window.amax((1, 2)), window.amin((1, 2)), outputs[2][0, :, top // 2, left // 2]]
+                    [window.amax((1, 2)), window.amin((1, 2)), outputs[at_4][0, :, top // 2, left // 2]]
                 )
     return torch.cat(levels), cells.flatten(0, 1), details
 
@@ -127,11 +133,13 @@ def interpolated(x: torch.Tensor, row: int, column: int, grid: tuple[int, int]) 
     return (1 - down) * upper + down * lower
 
 
+@pytest.mark.parametrize("stem", STEMS, indirect=True)
 @pytest.mark.parametrize("size", [(48, 48), (40, 24), (8, 24), (24, 8), (8, 8)], ids=str)
 def test_features_cells_and_details_are_those_of_the_definition(stem, size):
     images = pixels(2, *size)
     outputs, grid = stem(images), (size[0] // 8, size[1] // 8)
-    assert [tuple(each.shape) for each in outputs] == [(2, width, *grid) for width in (176, 224, 352)]
+    num_features = {11: 176, 15: 192}[len(stem.blocks)]
+    assert [tuple(each.shape) for each in outputs] == [(2, width, *grid) for width in (num_features, 224, 352)]
     for image, *found in zip(images, *outputs, strict=True):
         for ours, expected in zip(found, plain_reading(stem, image), strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)

@@ -27,7 +27,6 @@ from .accelerated_vision import accelerate_image_tower, copied_parts
 from .acceleration_settings import Acceleration, computes_in_float8
 from .computed_constants import ComputedConstants
 from .configuration_vcp_clip import VCPCLIPConfig
-from .convolutional_stem import STEMS
 from .cpu_kernels import use_convolutions
 from .cuda_graphs import CapturedForwards
 from .modeling_vcp_clip import VCPCLIPModel
@@ -179,8 +178,10 @@ def _is_plain(module: nn.Module) -> bool:
     """Return whether a module is one that VCP-CLIP is built of, and not one that replaces it."""
     kind = type(module)
     # By name: in remote code, our classes exist more than once
-    is_known = kind.__name__.startswith("VCPCLIP") or kind.__name__ in {stem.__name__ for stem in STEMS.values()}
-    ours = is_known and kind.__module__.split(".")[0] in ("vcp_clip_hf", "transformers_modules")
+    ours = kind.__name__.startswith("VCPCLIP") and kind.__module__.split(".")[0] in (
+        "vcp_clip_hf",
+        "transformers_modules",
+    )
     return kind in _PLAIN_LAYERS or ours or kind.__module__.startswith(_PLAIN_SOURCES)
 
 

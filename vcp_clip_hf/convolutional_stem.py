@@ -2,9 +2,9 @@
 A frozen convolutional network before CLIP's image tower: the hybrid ViT (Dosovitskiy et al., ICLR 2021, section 3.1).
 
 CLIP's own patch embedding is one convolution, and a small tower learns little with it. The stem gives the tower
-features of a network that was trained on ImageNet: the first eleven blocks of EfficientNet-Lite0 (Tan and Le, ICML
-2019; "Lite" leaves out squeeze-and-excitation and uses ReLU6). `vision_config.stem` names it; without this field
-the tower is CLIP's own.
+features of a network that was trained on ImageNet: stages 1 to 6 of an EfficientNet-Lite (Tan and Le, ICML 2019;
+"Lite" leaves out squeeze-and-excitation and uses ReLU6). `vision_config.stem` names it; without this field the tower
+is CLIP's own.
 """
 
 import math
@@ -23,8 +23,9 @@ __all__ = [
     "STEMS",
     "STEM_CELLS",
     "STEM_LAYER",
-    "EfficientNetLite0Stem",
+    "EfficientNetLite",
     "StemOutputs",
+    "VCPCLIPEfficientNetLiteStem",
     "VCPCLIPHybridPatchEmbedding",
     "VCPCLIPSamePadding",
     "VCPCLIPStemBlock",
@@ -42,24 +43,13 @@ __all__ = [
 # numbers
 STEM_LAYER, STEM_CELLS = "stem", "stem_cells"
 
-# Output channels, kernel size, stride and expansion of each block (EfficientNet paper, table 1, stages 2 to 6)
-_BLOCKS = (
-    (16, 3, 1, 1),
-    (24, 3, 2, 6),
-    (24, 3, 1, 6),
-    (40, 5, 2, 6),
-    (40, 5, 1, 6),
-    (80, 3, 2, 6),
-    (80, 3, 1, 6),
-    (80, 3, 1, 6),
-    (112, 5, 1, 6),
-    (112, 5, 1, 6),
-    (112, 5, 1, 6),
-)
-# Blocks whose outputs are the features, with their strides
-_FEATURE_BLOCKS = {2: 4, 4: 8, 10: 16}
-# Blocks whose outputs are the details inside a patch, and the features of its cells, with their strides
-_DETAIL_BLOCKS = {0: 2, 2: 4}
+# Kernel size, stride and expansion of the stages (EfficientNet paper, table 1, stages 2 to 6). The stride is that of
+# the first block of a stage; the others have 1
+_STAGES = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6))
+# Stages whose last outputs are the features, with their strides
+_FEATURE_STAGES = {1: 4, 2: 8, 4: 16}
+# Stages whose last outputs are the details inside a patch, and the features of its cells, with their strides
+_DETAIL_STAGES = {0: 2, 1: 4}
 # A cell has the larger of these strides as side, and a patch 2 x 2 cells
 CELLS_OF_PATCH = 4
 _FIRST_CHANNELS = 32
@@ -118,15 +108,54 @@ class VCPCLIPStemBlock(nn.Module):
         return x + y if self.is_residual else y
 
 
-class StemOutputs(NamedTuple):
+class EfficientNetLite(NamedTuple):
     """
-    What a stem computes of images (B, 3, H, W), on a grid of H / 8 x W / 8 patches.
+    A stem's architecture: stages 1 to 6 of one of the EfficientNet-Lite networks.
 
     Args:
-        features (`torch.Tensor` of shape `(B, 176, H / 8, W / 8)`): features of patches.
-        cells (`torch.Tensor` of shape `(B, 224, H / 8, W / 8)`, *optional*): features of the 2 x 2 cells of each
-            patch, 56 channels for a cell of 4 x 4 pixels; the cells of a channel follow each other.
-        details (`torch.Tensor` of shape `(B, 352, H / 8, W / 8)`, *optional*): details inside each patch.
+        channels (`tuple[int, ...]`): output channels of the five stages of blocks, stages 2 to 6.
+        depths (`tuple[int, ...]`): numbers of their blocks.
+    """
+
+    channels: tuple[int, ...]
+    depths: tuple[int, ...]
+
+    patch_size = 8  # pixels
+
+    @property
+    def num_features(self) -> int:
+        """Return the number of features of a patch."""
+        return sum(self.channels[stage] for stage in _FEATURE_STAGES)
+
+    @property
+    def num_cell_features(self) -> int:
+        """Return the number of features of a cell."""
+        return 2 * self.channels[0] + self.channels[1]
+
+    @property
+    def num_details(self) -> int:
+        """Return the number of details inside a patch."""
+        return sum(self.channels[stage] * (self.patch_size // at) ** 2 for stage, at in _DETAIL_STAGES.items())
+
+
+# Widths and depths: Lite0 is the network of the paper's table 1, Lite2 scales its widths by 1.1 and its depths by 1.2
+STEMS = {
+    "efficientnet_lite0": EfficientNetLite(channels=(16, 24, 40, 80, 112), depths=(1, 2, 2, 3, 3)),
+    "efficientnet_lite2": EfficientNetLite(channels=(16, 24, 48, 88, 120), depths=(1, 3, 3, 4, 4)),
+}
+
+
+class StemOutputs(NamedTuple):
+    """
+    What a stem computes of images (B, 3, H, W), on a grid of H / 8 x W / 8 patches; the numbers of channels are those
+    of its [`EfficientNetLite`].
+
+    Args:
+        features (`torch.Tensor` of shape `(B, num_features, H / 8, W / 8)`): features of patches, 176 for Lite0 and
+            192 for Lite2.
+        cells (`torch.Tensor` of shape `(B, 4 * num_cell_features, H / 8, W / 8)`, *optional*): features of the 2 x 2
+            cells of each patch, 56 channels for a cell of 4 x 4 pixels; the cells of a channel follow each other.
+        details (`torch.Tensor` of shape `(B, num_details, H / 8, W / 8)`, *optional*): details inside each patch, 352.
     """
 
     features: torch.Tensor
@@ -134,22 +163,30 @@ class StemOutputs(NamedTuple):
     details: torch.Tensor | None
 
 
-class EfficientNetLite0Stem(nn.Module):
-    """The first eleven blocks of EfficientNet-Lite0, 0.7 million parameters, as features of 8 x 8 patches."""
+class VCPCLIPEfficientNetLiteStem(nn.Module):
+    """
+    Stages 1 to 6 of an EfficientNet-Lite, as features of 8 x 8 patches. Lite0 has 0.7 million parameters, Lite2 1.1.
 
-    patch_size = 8
-    num_features = sum(_BLOCKS[block][0] for block in _FEATURE_BLOCKS)
-    num_cell_features = 2 * _BLOCKS[0][0] + _BLOCKS[2][0]
-    num_details = sum(_BLOCKS[block][0] * (8 // stride) ** 2 for block, stride in _DETAIL_BLOCKS.items())
+    Args:
+        architecture ([`EfficientNetLite`]): one of `STEMS`.
+    """
 
-    def __init__(self):
+    def __init__(self, architecture: EfficientNetLite):
         super().__init__()
+        self.patch_size = architecture.patch_size
         self.padding = VCPCLIPSamePadding(3)
         self.first = nn.Conv2d(3, _FIRST_CHANNELS, 3, 2)
-        channels = (_FIRST_CHANNELS, *(block[0] for block in _BLOCKS))
-        self.blocks = nn.ModuleList(
-            VCPCLIPStemBlock(before, *block) for before, block in zip(channels, _BLOCKS, strict=False)
-        )
+        self.blocks = nn.ModuleList()
+        self._last_blocks: dict[int, int] = {}  # block -> the stage that it ends
+        channels = _FIRST_CHANNELS
+        for stage, (of_stage, depth) in enumerate(zip(architecture.channels, architecture.depths, strict=True)):
+            kernel_size, stride, expansion = _STAGES[stage]
+            for number in range(depth):
+                self.blocks.append(
+                    VCPCLIPStemBlock(channels, of_stage, kernel_size, 1 if number else stride, expansion)
+                )
+                channels = of_stage
+            self._last_blocks[len(self.blocks) - 1] = stage
 
     def initialize(self) -> None:
         """Set random weights that keep the size of the signal through the blocks (He et al., ICCV 2015)."""
@@ -182,11 +219,12 @@ class EfficientNetLite0Stem(nn.Module):
         features, fine = [], []
         for number, block in enumerate(self.blocks):
             x = block(x)
-            if number in _DETAIL_BLOCKS:
+            stage = self._last_blocks.get(number)
+            if stage in _DETAIL_STAGES:
                 fine.append(x)
-            if number in _FEATURE_BLOCKS:
+            if stage in _FEATURE_STAGES:
                 level = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-                stride = _FEATURE_BLOCKS[number]
+                stride = _FEATURE_STAGES[stage]
                 if stride < self.patch_size:
                     level = nn.functional.avg_pool2d(level, self.patch_size // stride)
                 elif stride > self.patch_size:
@@ -199,7 +237,7 @@ class EfficientNetLite0Stem(nn.Module):
         )
 
     def _details(self, fine: list[torch.Tensor]) -> torch.Tensor:
-        strides = _DETAIL_BLOCKS.values()
+        strides = _DETAIL_STAGES.values()
         parts = [nn.functional.pixel_unshuffle(x, self.patch_size // s) for x, s in zip(fine, strides, strict=True)]
         return torch.cat(parts, dim=1)
 
@@ -210,9 +248,6 @@ def _cells(at_2: torch.Tensor, at_4: torch.Tensor) -> torch.Tensor:
     corners = [at_2[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
     highest, lowest = (reduce(extremum, corners) for extremum in (torch.maximum, torch.minimum))
     return nn.functional.pixel_unshuffle(torch.cat((highest, lowest, at_4), dim=1), 2)
-
-
-STEMS = {"efficientnet_lite0": EfficientNetLite0Stem}
 
 
 def stem_of(vision_config: CLIPVisionConfig) -> str | None:
@@ -253,8 +288,8 @@ def layer_width(layer: int | str, vision_config: CLIPVisionConfig) -> int:
     """Return the width of the patch tokens of a layer: a block, `"stem"`, or `"stem_cells"`."""
     if layer not in (STEM_LAYER, STEM_CELLS):
         return vision_config.hidden_size
-    stem = STEMS[stem_of(vision_config)]
-    return stem.num_features if layer == STEM_LAYER else CELLS_OF_PATCH * stem.num_cell_features
+    architecture = STEMS[stem_of(vision_config)]
+    return architecture.num_features if layer == STEM_LAYER else CELLS_OF_PATCH * architecture.num_cell_features
 
 
 class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
@@ -270,8 +305,9 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
     def __init__(self, config: CLIPVisionConfig):
         patch_size = config.patch_size
         super().__init__(config.num_channels, config.hidden_size, patch_size, patch_size, bias=False)
-        self.stem = STEMS[stem_of(config)]()
-        width = 3 * self.stem.num_features + self.stem.num_details
+        architecture = STEMS[stem_of(config)]
+        self.stem = VCPCLIPEfficientNetLiteStem(architecture)
+        width = 3 * architecture.num_features + architecture.num_details
         self.stem_projection = nn.Linear(width, config.hidden_size) if projects_stem(config) else None
 
     def forward(
@@ -282,8 +318,8 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images; sides are multiples of 8.
-            record (`Callable`, *optional*): receiver of `"stem"` and the stem's features of patches, `(B, N, 176)`,
-                and of `"stem_cells"` and those of their cells, `(B, N, 224)`.
+            record (`Callable`, *optional*): receiver of `"stem"` and the stem's features of patches, `(B, N,
+                num_features)`, and of `"stem_cells"` and those of their cells, `(B, N, 4 * num_cell_features)`.
 
         Returns:
             `torch.Tensor` of shape `(B, d_v, H / 8, W / 8)`.
@@ -299,7 +335,7 @@ class VCPCLIPHybridPatchEmbedding(nn.Conv2d):
         return patches + self.project(features, details) if has_projection else patches
 
     def project(self, features: torch.Tensor, details: torch.Tensor) -> torch.Tensor:
-        """Map the stem's features (B, 176, h, w) and details (B, 352, h, w) to embedded patches (B, d_v, h, w)."""
+        """Map the stem's features (B, C, h, w) and details (B, D, h, w) to embedded patches (B, d_v, h, w)."""
         rows = torch.cat((*compared_features(features), _DETAIL_FACTOR * details), dim=1).flatten(2).transpose(1, 2)
         return self.stem_projection(rows).transpose(1, 2).unflatten(2, features.shape[2:])
 

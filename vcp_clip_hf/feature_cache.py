@@ -63,7 +63,7 @@ class CachedFeatures(Dataset):
         folder (`str`): folder of the features.
 
     Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8, `has_mask`
-    and, for a model with an image head, `is_anomalous`; for one with a stem branch, `stem_features` (M, 176) and
+    and, for a model with an image head, `is_anomalous`; for one with a stem branch, `stem_features` (M, d_s) and
     `stem_cells` (M, 224), float16, for the M patches of all its scales.
     """
 

@@ -333,7 +333,7 @@ class FrozenCLIPPreTrainedModel(PreTrainedModel):
 
         Returns:
             `tuple`: layer -> residual stream after that block, `(batch_size, 1 + num_patches, d_v)`, class token
-            first, or the stem's features `(batch_size, num_patches, 176)`, of cells `(batch_size, num_patches, 224)`;
+            first, or the stem's features `(batch_size, num_patches, d_s)`, of cells `(batch_size, num_patches, 224)`;
             and the class token after the last block and `post_layernorm`, `(batch_size, d_v)`.
 
         Raises:

@@ -1,8 +1,8 @@
 """PyTorch VCP-CLIP: a frozen CLIP with two visual-context prompting modules that segments anomalies, zero-shot.
 
 Shapes use B images, S the image side (H x W where it is not square), N = (H / patch) * (W / patch) patches, K feature
-layers, T prompt templates of each state, r category tokens, n deep prompt tokens, L text blocks, d the text width and
-d_v the image width. The two states are always ordered normal, abnormal.
+layers, T prompt templates of each state, r category tokens, n deep prompt tokens, L text blocks, d the text width, d_v
+the image width and d_s the width of a stem's features. The two states are always ordered normal, abnormal.
 """
 
 import difflib
@@ -107,7 +107,7 @@ class VCPCLIPOutput(ModelOutput):
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
             The image tower's residual stream: the embedded patches, then the output of each block, each of shape
             `(batch_size, 1 + num_patches, d_v)`.
-        stem_features (`torch.FloatTensor` of shape `(batch_size, num_patches, 176)`, *optional*, returned with
+        stem_features (`torch.FloatTensor` of shape `(batch_size, num_patches, d_s)`, *optional*, returned with
             `output_hidden_states=["stem", ...]`): the features of the image tower's convolutional stem.
         stem_cells (`torch.FloatTensor` of shape `(batch_size, num_patches, 224)`, *optional*, returned with
             `stem_features` and `use_stem_branch`): the stem's features of the 2 x 2 cells of each patch.
@@ -367,7 +367,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 
         Returns:
             `tuple`: both results of `encode_image`; what the stem branch reads, or `None` without one: the stem's
-            features of patches `(batch_size, M, 176)` and of their cells `(batch_size, M, 224)`, for the M patches of
+            features of patches `(batch_size, M, d_s)` and of their cells `(batch_size, M, 224)`, for the M patches of
             all `stem_branch_scales` after each other; a `dict` with the output fields of the requested hidden states.
         """
         layers = self.config.feature_layers
@@ -552,7 +552,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 1 for anomalous images, else 0, for the loss of the image head. Default with `labels`: 1 if the mask
                 has an abnormal pixel. Without `labels`, `loss` is that of the image head alone. (transformers' Trainer
                 evaluates a loss only if every argument with "label" in its name is given.)
-            stem_features, stem_cells (`torch.FloatTensor` of shape `(batch_size, M, 176)` and
+            stem_features, stem_cells (`torch.FloatTensor` of shape `(batch_size, M, d_s)` and
                 `(batch_size, M, 224)`, *optional*): features of the stem, with `patch_tokens`, for a model with a
                 stem branch: the third result of `encode_image_with_states`, for the M patches of all
                 `stem_branch_scales`.

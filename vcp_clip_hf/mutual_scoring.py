@@ -529,7 +529,7 @@ def score_together(
 
     Args:
         hidden_states (`Mapping[int | str, torch.Tensor]`): layer -> residual stream after that block of CLIP's image
-            tower, `(N, 1 + P, D)`, class token first; of `"stem"`, its features `(N, P, 176)`.
+            tower, `(N, 1 + P, D)`, class token first; of `"stem"`, its features `(N, P, d_s)`.
         image_embeds (`torch.Tensor` of shape `(N, E)`): CLIP's image embeddings, normalized or not.
         grid (`tuple[int, int]`): patches in a column and in a row.
         size (`tuple[int, int]`): height and width of the model's input.

@@ -38,7 +38,7 @@ def states_of(outputs: ModelOutput, layers: Iterable[int | str]) -> dict[int | s
 
     Returns:
         `dict[int | str, torch.Tensor]`: layer -> residual stream `(batch_size, 1 + num_patches, width)`, class token
-        first, or the stem's features `(batch_size, num_patches, 176)`.
+        first, or the stem's features `(batch_size, num_patches, d_s)`.
     """
     return {layer: outputs.stem_features if layer == STEM_LAYER else outputs.hidden_states[layer] for layer in layers}
 

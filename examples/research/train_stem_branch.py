@@ -38,7 +38,7 @@ def store_stem_features(
         model ([`VCPCLIPModel`]): model with a stem, in float32 and evaluation mode.
         image_processor ([`VCPCLIPImageProcessor`]): its image processor.
         pictures (`datasets.Dataset`): pictures with their masks.
-        folder (`Path`): folder to write: `stem_features.npy` (pictures, N, 176) and `stem_cells.npy`
+        folder (`Path`): folder to write: `stem_features.npy` (pictures, N, d_s) and `stem_cells.npy`
             (pictures, N, 224) float16, with the patches of all scales of the branch; `text_embeds.npy`
             (pictures, 2, d) float32, `labels.npy` (pictures, height, width) bool.
     """

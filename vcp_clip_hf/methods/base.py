@@ -46,7 +46,7 @@ class ImageFeatures:
     Args:
         pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): the images.
         states (`dict[int | str, torch.Tensor]`): residual stream `(B, 1 + N, d_v)` after the method's layers, and the
-            features `(B, N, 176)` of a convolutional stem if they were requested.
+            features `(B, N, d_s)` of a convolutional stem, if they were requested.
         pooled (`torch.Tensor` of shape `(B, d_v)`): class token after the last block and `post_layernorm`.
         grid (`tuple[int, int]`): patches in a column and in a row.
     """

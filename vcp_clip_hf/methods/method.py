@@ -40,7 +40,7 @@ class AnomalyMethodOutput(ModelOutput):
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
             The image tower's residual stream: the input of the first block, then the output of each block, each of
             shape `(batch_size, 1 + num_patches, d_v)`.
-        stem_features (`torch.FloatTensor` of shape `(batch_size, num_patches, 176)`, *optional*, returned with
+        stem_features (`torch.FloatTensor` of shape `(batch_size, num_patches, d_s)`, *optional*, returned with
             `output_hidden_states=["stem", ...]`): the features of the image tower's convolutional stem.
     """
 
