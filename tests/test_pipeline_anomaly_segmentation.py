@@ -215,6 +215,16 @@ def test_wrong_arguments_are_explained(inspect, pictures, arguments, message):
 # --- saving -------------------------------------------------------------------------------------------------------
 
 
+def test_square_tiles_do_not_go_into_an_input_of_another_shape(fresh, pictures):
+    fresh.image_processor = fresh.image_processor.with_resize_mode("squash").at_size((48, 96))
+    fresh(pictures[0])
+    message = "square tiles, and the model's input is 48 pixels high and 96 wide"
+    with pytest.raises(ValueError, match=message):
+        fresh(pictures[0], tile_size=48)
+    with pytest.raises(ValueError, match=message):
+        fresh.set_references(pictures[:2], tile_size=48)
+
+
 def run(program: str, **environment) -> str:
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -108,6 +108,8 @@ class SegmentingPipeline(ReferencedPipeline):
         if fast_decode and (tiling is not None or references is not None):
             what = "tiles show all pixels" if references is None else "references were read in full"
             raise ValueError(f"fast_decode=True is not possible here: {what}. Leave it out.")
+        if tiling is not None:
+            tiling.check_input(self.image_processor.size.height, self.image_processor.size.width)
         if references is not None:
             references.check_conditions(image_conditions(self.image_processor, tiling, input_range))
         self._check_text(None, text.product_name)

@@ -117,6 +117,8 @@ def build_memory(
     if on_error not in ("raise", "return"):
         raise ValueError(f'on_error={on_error!r} must be "raise" or "return".')
     tiling = Tiling.of(tile_size, tile_overlap, tile_batch_size, global_weight)
+    if tiling is not None:
+        tiling.check_input(image_processor.size.height, image_processor.size.width)
     builder = MemoryBuilder(settings)
     bar = tqdm(images, desc="references", unit="image", disable=not progress)
     unreadable: list[tuple[str, str]] = []

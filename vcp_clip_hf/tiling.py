@@ -81,6 +81,22 @@ class Tiling:
         if not 0 <= self.global_weight <= 1:
             raise ValueError(f"global_weight={self.global_weight} must lie in [0, 1].")
 
+    def check_input(self, height: int, width: int) -> None:
+        """
+        Check that the model's input has the shape of the tiles, which would be distorted otherwise.
+
+        Args:
+            height, width (`int`): size of the input in pixels.
+
+        Raises:
+            ValueError: the input is not square.
+        """
+        if height != width:
+            raise ValueError(
+                f"tile_size={self.size} makes square tiles, and the model's input is {height} pixels high and {width}"
+                " wide: tiles would be distorted. Give one number as image_size, or leave tile_size out."
+            )
+
     def settings(self) -> dict[str, int | float]:
         """Return the values that results depend on, under the names of the pipeline's arguments."""
         return {
