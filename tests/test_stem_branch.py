@@ -24,7 +24,7 @@ from vcp_clip_hf.accelerated_inference import accelerate_inference, accelerated_
 from vcp_clip_hf.losses import segmentation_loss
 from vcp_clip_hf.model_card import model_card
 from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipeline
-from vcp_clip_hf.stem_branch import VCPCLIPStemBranch
+from vcp_clip_hf.stem_branch import VCPCLIPStemBranch, mean_of_similar
 from vcp_clip_hf.training_loss import image_level_loss, training_loss
 
 
@@ -63,6 +63,21 @@ def deviation(maps: torch.Tensor) -> torch.Tensor:
     return maps.var(dim=(1, 2), correction=0, keepdim=True).sqrt()
 
 
+def similar_by_hand(features: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the patches (C, h, w) most like each one: every second one, at least four patches away."""
+    _, height, width = features.shape
+    found = torch.zeros_like(features)
+    for row in range(height):
+        for column in range(width):
+            places = [(y, x) for y in range(0, height, 2) for x in range(0, width, 2)]
+            far = [(y, x) for y, x in places if max(abs(y - row), abs(x - column)) > 3]
+            others = [features[:, y, x] for y, x in far or places]
+            weights = [math.exp(float(features[:, row, column] @ each) / 3 / 0.02) for each in others]
+            for each, weight in zip(others, weights, strict=True):
+                found[:, row, column] += each * weight / sum(weights)
+    return found
+
+
 def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """Compute the mean logits (2h, 2w) of the cells of one image from the formulas of the documentation."""
     branch, grid = model.stem_branch, (image.shape[1] // 8, image.shape[2] // 8)
@@ -71,7 +86,11 @@ def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor, text: torch.Tensor)
     mean = features.mean(dim=(1, 2), keepdim=True)
     to_surroundings = 24 * (features - means_around(features, 5))
     variation = 0.3 + deviation(to_surroundings)
-    read = torch.cat([8 * features, 24 * (features - mean) / variation, to_surroundings / variation])
+    to_similar = features - similar_by_hand(features)
+    distances = torch.stack([each.square().sum(dim=0).sqrt() for each in to_similar.split((24, 40, 112))])
+    relative = distances / (0.02 + distances.mean(dim=(1, 2), keepdim=True))
+    compared = [each / variation for each in (24 * (features - mean), to_surroundings, 24 * to_similar)]
+    read = torch.cat([8 * features, *compared, 6 * distances, relative])
 
     cells, surroundings = torch.zeros(56, 2 * grid[0], 2 * grid[1]), torch.zeros(56, 2 * grid[0], 2 * grid[1])
     of_patches = outputs.stem_cells[0].T.unflatten(0, (56, 4)).unflatten(2, grid)
@@ -131,6 +150,42 @@ def in_cells(maps: torch.Tensor) -> torch.Tensor:
         after = torch.cat([maps, last], dim).narrow(dim, 1, maps.shape[dim])
         maps = torch.stack([0.75 * maps + 0.25 * before, 0.75 * maps + 0.25 * after], dim + 1).flatten(dim, dim + 1)
     return maps
+
+
+def tokens_of_stages(*size: int) -> torch.Tensor:
+    """Return random features (1, 176, h, w), whose stages have unit length."""
+    stages = torch.randn(1, 176, *size, generator=torch.Generator().manual_seed(0)).split((24, 40, 112), dim=1)
+    return torch.cat([nn.functional.normalize(stage, dim=1) for stage in stages], dim=1)
+
+
+def test_similar_patches_are_looked_for_elsewhere_in_the_image():
+    features = tokens_of_stages(12, 9)
+    close(mean_of_similar(features, 3)[0], similar_by_hand(features[0]))
+    other = features.clone()
+    other[..., 0, 0] = 0.9 * other[..., 0, 0] + 0.1 * other[..., 10, 8]  # a read position, far from the last one
+    assert not torch.equal(mean_of_similar(other, 3)[..., 11, 8], mean_of_similar(features, 3)[..., 11, 8])
+    assert torch.equal(mean_of_similar(other, 3)[..., 2, 2], mean_of_similar(features, 3)[..., 2, 2]), "too near"
+
+
+def test_a_patch_that_is_repeated_has_no_distance_from_similar_ones():
+    features = tokens_of_stages(12, 12)
+    features[..., 0, 0] = features[..., 10, 10]
+    difference = (features - mean_of_similar(features, 3)).norm(dim=1)[0]
+    assert difference[10, 10] < 1e-3 and difference[11, 11] > 0.1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 4)])
+def test_a_small_image_has_near_patches_only(size):
+    features = tokens_of_stages(*size)
+    close(mean_of_similar(features, 3)[0], similar_by_hand(features[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_similar_patches_are_found_in_single_precision(dtype):
+    features = tokens_of_stages(12, 9).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mean_of_similar(features, 3)
+    assert found.dtype == dtype and torch.equal(found, mean_of_similar(features.float(), 3).to(dtype))
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from transformers import initialization as init
 
 __all__ = [
     "CELLS_OF_PATCH",
+    "DIFFERENCE_FACTOR",
     "STEMS",
     "STEM_CELLS",
     "STEM_LAYER",
@@ -55,7 +56,7 @@ CELLS_OF_PATCH = 4
 _FIRST_CHANNELS = 32
 _SURROUNDINGS = 11  # side of the square of patches that a patch is compared with
 # Differences between patches are small beside the features, which have unit length; details are large
-_FEATURE_FACTOR, _DIFFERENCE_FACTOR, _DETAIL_FACTOR = 8.0, 24.0, 0.15
+_FEATURE_FACTOR, DIFFERENCE_FACTOR, _DETAIL_FACTOR = 8.0, 24.0, 0.15
 
 
 class VCPCLIPSamePadding(nn.Module):
@@ -123,9 +124,14 @@ class EfficientNetLite(NamedTuple):
     patch_size = 8  # pixels
 
     @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Return the numbers of features of a patch that come from each stage; those of a stage have unit length."""
+        return tuple(self.channels[stage] for stage in _FEATURE_STAGES)
+
+    @property
     def num_features(self) -> int:
-        """Return the number of features of a patch."""
-        return sum(self.channels[stage] for stage in _FEATURE_STAGES)
+        """Return the number of features of a patch, d_s."""
+        return sum(self.feature_channels)
 
     @property
     def num_cell_features(self) -> int:
@@ -362,8 +368,8 @@ def compared_features(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     mean = features.mean(dim=(2, 3), keepdim=True)
     return (
         _FEATURE_FACTOR * features,
-        _DIFFERENCE_FACTOR * (features - mean),
-        _DIFFERENCE_FACTOR * (features - mean_around(features, _SURROUNDINGS)),
+        DIFFERENCE_FACTOR * (features - mean),
+        DIFFERENCE_FACTOR * (features - mean_around(features, _SURROUNDINGS)),
     )
 
 

