@@ -95,7 +95,7 @@ def traced_with_a_stem():
     """Return a model with a stem and its branch, its processor, a memory of the stem's features, and the graph."""
     torch.manual_seed(333)
     vision = {**HYBRID_VISION, "num_hidden_layers": 2}
-    fused = {"reference_distance": "relative", "reference_fusion": "logits", "stem_branch_scales": [1, 0.7]}
+    fused = {"reference_distance": "relative", "reference_fusion": "logits"}
     model = small_model(vision_config=vision, reference_layers=["stem", 2], use_stem_branch=True, **fused)
     processor = small_processor(model)
     known = memory(model, processor, layers=None)

@@ -33,7 +33,7 @@ def test_one_graph(dynamic):
 
 @pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_graph_of_a_tower_with_a_stem_its_branch_and_its_features(dynamic):
-    model = tiny_hybrid(use_stem_branch=True, stem_branch_scales=[1, 0.7])
+    model = tiny_hybrid(use_stem_branch=True)
     check(model, "eager", dynamic)
     torch._dynamo.reset()
     images = pixels(2)

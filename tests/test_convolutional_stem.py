@@ -19,7 +19,6 @@ from vcp_clip_hf.convolutional_stem import (
     check_stem_layer,
     layer_width,
     projects_stem,
-    resized_images,
     stem_of,
     without_stem_layer,
 )
@@ -201,23 +200,6 @@ def test_random_weights_keep_the_size_of_the_signal():
     stem(pixels(2))
     assert len(sizes) == 11 and min(sizes) > 0.1 and max(sizes) < 100
     assert all(not each.bias.any() for each in stem.modules() if isinstance(each, nn.Conv2d))
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ((224, 176), (160, 120)),
-        ((48, 48), (48, 48)),
-        ((40, 8), (56, 8)),
-        ((104, 64), (24, 16)),
-        ((8, 3000), (8, 2104)),
-    ],
-)
-def test_images_are_resized_with_the_antialiased_filter_of_torch(before, after):
-    images = torch.rand(2, 3, *before, generator=torch.Generator().manual_seed(0))
-    expected = nn.functional.interpolate(images, size=after, mode="bilinear", antialias=True)
-    torch.testing.assert_close(resized_images(images, after), expected, atol=1e-4, rtol=0)
-    assert resized_images(images.half(), after).dtype == torch.float16
 
 
 # --- the patch embedding --------------------------------------------------------------------------------------------

@@ -371,7 +371,7 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     assert config.backbone_name_or_path is None and config.memory_layers == ["stem"]
     assert config.reference_distance == "relative" and config.reference_scale == 2.5
     assert config.vision_config.stem_projection is False and config.use_stem_branch
-    assert config.branch_scales == [1.0, 0.7] and config.stem_branch_weight == 0.65
+    assert config.stem_branch_weight == 0.65 and config.vision_config.stem == "efficientnet_lite2"
 
 
 def test_the_embedded_checkpoint_needs_the_weights_of_the_stem_before_any_work(tmp_path, monkeypatch):

@@ -29,10 +29,8 @@ from vcp_clip_hf.training_loss import image_level_loss, training_loss
 
 
 BRANCH = "stem_branch."
-SCALES = [1, 0.7]
 VARIANTS = {
     "beside the tower": {},
-    "at two scales": {"stem_branch_scales": SCALES},
     "read by the tower too": {"vision_config": HYBRID_VISION},
     "baseline": {"use_pre_vcp": False, "use_post_vcp": False},
     "with image head": {"use_image_head": True},
@@ -78,7 +76,7 @@ def similar_by_hand(features: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> torch.Tensor:
     """Compute the mean logits (2h, 2w) of the cells of one image from the formulas of the documentation."""
     branch, grid = model.stem_branch, (image.shape[1] // 8, image.shape[2] // 8)
     outputs = model(image[None], output_hidden_states=["stem"])
@@ -101,6 +99,7 @@ def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor, text: torch.Tensor)
     variation = 0.1 + deviation(cells - surroundings)
     cell_mean = cells.mean(dim=(1, 2), keepdim=True)
     read_cells = torch.cat([(cells - cell_mean) / variation, (cells - surroundings) / variation])
+    text = outputs.text_embeds[0]
     return torch.stack([head_by_hand(branch, head, read, read_cells, text) for head in range(3)]).mean(dim=0)
 
 
@@ -191,58 +190,12 @@ def test_similar_patches_are_found_in_single_precision(dtype):
 @torch.no_grad()
 def test_the_logits_are_the_documented_formula():
     model, images = tiny_model_with_stem_branch(), pixels(2, 104, 64)  # the surroundings have a border
-    outputs = model(images)
-    maps = outputs.stem_map
+    maps = model(images).stem_map
     assert maps.shape == (2, 104, 64) and maps.dtype == torch.float32 and maps.std() > 0.02
-    for image, text, found in zip(images, outputs.text_embeds, maps, strict=True):
-        logits = logits_by_hand(model, image, text)[None, None]
+    for image, found in zip(images, maps, strict=True):
+        logits = logits_by_hand(model, image)[None, None]
         expected = nn.functional.interpolate(logits, size=(104, 64), mode="bilinear", align_corners=False)
         close(found, expected[0, 0].sigmoid())
-
-
-@torch.no_grad()
-def test_several_scales_give_the_mean_of_the_logits_of_resized_images():
-    model, images = tiny_model_with_stem_branch(stem_branch_scales=[1, 0.6, 0.25]), pixels(2, 104, 64)
-    outputs, expected = model(images, output_hidden_states=["stem"]), torch.zeros(2, 1, 26, 16)
-    model.config.stem_branch_scales = [1]
-    for size in ((104, 64), (64, 40), (24, 16)):
-        resized = nn.functional.interpolate(images, size=size, mode="bilinear", antialias=True)
-        logits = [logits_by_hand(model, *each) for each in zip(resized, outputs.text_embeds, strict=True)]
-        logits = torch.stack(logits)[:, None]
-        expected += nn.functional.interpolate(logits, size=(26, 16), mode="bilinear", align_corners=False) / 3
-    expected = nn.functional.interpolate(expected, size=(104, 64), mode="bilinear", align_corners=False)
-    close(outputs.stem_map, expected[:, 0].sigmoid())
-
-    # all other outputs, and what references compare, are those of one scale
-    plain = model(images, output_hidden_states=["stem"])
-    assert (outputs.stem_map - plain.stem_map).abs().max() > 0.01
-    for name in ("base_map", "vcp_map", "stem_features", "stem_cells", "text_embeds"):
-        assert torch.equal(outputs[name], plain[name])
-
-
-@pytest.mark.parametrize("scales", [[], [0.7, 1], [1, 2]])
-def test_scales_that_a_loaded_model_gets_are_checked(scales):
-    model = tiny_model_with_stem_branch()
-    model.config.stem_branch_scales = scales
-    with pytest.raises(ValueError, match=r"must begin with 1, .* such as \[1, 0.7\]"):
-        model(pixels(1))
-    with pytest.raises(ValueError, match="must begin with 1"):
-        model.config.to_dict()
-
-
-@torch.no_grad()
-def test_no_scales_are_the_scale_of_the_image(tmp_path):
-    tiny_model_with_stem_branch(stem_branch_scales=SCALES).save_pretrained(tmp_path)
-    model = VCPCLIPModel.from_pretrained(tmp_path, stem_branch_scales=None)
-    plain, images = VCPCLIPModel.from_pretrained(tmp_path, stem_branch_scales=[1]), pixels(1)
-    assert torch.equal(model(images).stem_map, plain(images).stem_map)
-    assert "stem_branch_scales" not in model.config.to_dict()
-
-
-@torch.no_grad()
-def test_a_scale_reads_at_least_one_patch():
-    model = tiny_model_with_stem_branch(stem_branch_scales=[1, 0.25])
-    assert model(pixels(1, 8, 16)).stem_map.isfinite().all()
 
 
 @pytest.mark.parametrize("weight", [0, 0.3, 1])
@@ -290,21 +243,19 @@ def test_other_words_give_another_map():
     assert (model(images, prompt_input_ids=ids[:, None]).stem_map - model(images).stem_map).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("scales", "patches"), [([1], 36), (SCALES, 36 + 16)])
 @torch.no_grad()
-def test_features_instead_of_pixels(scales, patches):
-    model, images = tiny_model_with_stem_branch(stem_branch_scales=scales), pixels(2)
-    expected = model(images)
-    tokens, embeds, of_stem, _ = model.encode_image_with_states(images)
+def test_features_instead_of_pixels():
+    model, images = tiny_model_with_stem_branch(), pixels(2)
+    expected = model(images, output_hidden_states=["stem"])
+    tokens, embeds = model.encode_image(images)
     given = {"patch_tokens": torch.stack(tokens, dim=1), "image_embeds": embeds}
-    of_stem = dict(zip(("stem_features", "stem_cells"), of_stem, strict=True))
+    of_stem = {name: expected[name] for name in ("stem_features", "stem_cells")}
     outputs = model(**given, **of_stem)
     close(outputs.anomaly_map, expected.anomaly_map)
     for name, width in (("stem_features", 176), ("stem_cells", 224)):
         with pytest.raises(ValueError, match=f"has a stem branch: give {name} with patch_tokens"):
             model(**given, **{**of_stem, name: None})
-        shapes = rf"\(2, {patches - 1}, {width}\), expected \(2, {patches}, {width}\): the patches of the scales"
-        with pytest.raises(ValueError, match=f"{name} has shape {shapes}"):
+        with pytest.raises(ValueError, match=rf"{name} has shape \(2, 35, {width}\), expected \(2, 36, {width}\)"):
             model(**given, **{**of_stem, name: of_stem[name][:, 1:]})
         with pytest.raises(ValueError, match="the model computes those of pixel_values itself"):
             model(images, **{name: of_stem[name]})
@@ -436,14 +387,12 @@ def test_references_are_fused_with_the_map_of_the_branch():
 # --- configurations and checkpoints ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scales", [[1], SCALES])
 @torch.no_grad()
-def test_a_branch_comes_back_bit_equal_and_can_be_left_out(scales, tmp_path, caplog):
-    model, images = tiny_model_with_stem_branch(stem_branch_scales=scales), pixels(2)
+def test_a_branch_comes_back_bit_equal_and_can_be_left_out(tmp_path, caplog):
+    model, images = tiny_model_with_stem_branch(), pixels(2)
     model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     assert stored["use_stem_branch"] is True and stored["stem_branch_weight"] == 0.5
-    assert stored.get("stem_branch_scales", [1]) == scales
     loaded = VCPCLIPModel.from_pretrained(tmp_path)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     assert torch.equal(loaded(images).anomaly_map, model(images).anomaly_map)
@@ -487,15 +436,7 @@ def test_the_uncertainty_of_a_map_includes_the_branch():
     )
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"use_stem_branch": False},
-        {"stem_branch_weight": 0.2},
-        {"fusion_weight": 0.5},
-        {"stem_branch_scales": SCALES},
-    ],
-)
+@pytest.mark.parametrize("changed", [{"use_stem_branch": False}, {"stem_branch_weight": 0.2}, {"fusion_weight": 0.5}])
 def test_calibrated_thresholds_do_not_hold_for_other_branches(changed, tmp_path, caplog):
     model = tiny_model_with_stem_branch()
     processor = VCPCLIPImageProcessor.for_model(model.config)
@@ -551,11 +492,4 @@ def test_fields_are_checked():
         tiny_config(use_stem_branch=True)
     with pytest.raises(ValueError, match=r"stem_branch_weight=1.5 must lie in \[0, 1\]"):
         tiny_config(vision_config=dict(HYBRID_VISION), use_stem_branch=True, stem_branch_weight=1.5)
-    for scales in ([], [0.5], [1, 1], [1, 0.5, 0.5], [1, 0.2], [1, 1.5], [1, float("nan")]):
-        with pytest.raises(
-            ValueError, match=r"must begin with 1, and the others must be distinct and lie in \[0.25, 1"
-        ):
-            tiny_config(vision_config=dict(HYBRID_VISION), use_stem_branch=True, stem_branch_scales=scales)
-    config = tiny_config(vision_config=dict(HYBRID_VISION), use_stem_branch=True)
-    assert config.stem_branch_scales is None and config.branch_scales == [1.0]
     assert not VCPCLIPConfig().use_stem_branch and "stem_branch_weight" not in VCPCLIPConfig().to_dict()

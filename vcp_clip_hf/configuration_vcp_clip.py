@@ -19,9 +19,6 @@ _ABNORMAL_PROMPTS = ["a photo of a damaged {}"]
 _NORMAL_PROMPT_IDS = [[49406, 320, 1125, 539, 320, 886, 49408, 49407]]
 _ABNORMAL_PROMPT_IDS = [[49406, 320, 1125, 539, 320, 13568, 49408, 49407]]
 
-# Least of `stem_branch_scales`: below it, a patch of 8 pixels shows more than 32 of the input
-_LEAST_SCALE = 0.25
-
 
 @strict
 class VCPCLIPConfig(FrozenCLIPConfig):
@@ -87,15 +84,10 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         use_stem_branch (`bool`, *optional*, defaults to `False`):
             Whether to add a branch that reads the features of the image tower's convolutional stem
             (`vision_config.stem`), see [`VCPCLIPStemBranch`]. The paper's model has none. Saved configurations name
-            this field and the next two only if it is `True`.
+            this field and the next only if it is `True`.
         stem_branch_weight (`float`, *optional*, defaults to 0.5):
             Weight of this branch's logits in the fused map, in [0, 1]; the logits of the other branches' fused map
             have the weight `1 - stem_branch_weight`.
-        stem_branch_scales (`list[float]`, *optional*, defaults to `[1.0]`):
-            Scales of the image at which the stem and this branch read it, such as `[1, 0.7]`: the first is 1, the
-            others are distinct and lie in [0.25, 1). Scaled sides are rounded to whole patches. The branch's logits
-            are the mean over all scales. A scale `s` takes about `s ** 2` of the time that stem and branch take for
-            the whole image. Saved configurations name this field only if it has several scales.
         use_image_head (`bool`, *optional*, defaults to `False`):
             Whether to add a head with parameters of its own that scores whole images, see [`VCPCLIPImageHead`]. The
             paper's model has none. Saved configurations name this field only if it is `True`.
@@ -146,7 +138,6 @@ class VCPCLIPConfig(FrozenCLIPConfig):
     reference_fusion: Literal["mean", "logits"] = "mean"
     use_stem_branch: bool = False
     stem_branch_weight: float | int = 0.5
-    stem_branch_scales: list[float | int] | tuple[float | int, ...] | None = None
     use_image_head: bool = False
     normal_prompts: list[str] | tuple[str, ...] | None = None
     abnormal_prompts: list[str] | tuple[str, ...] | None = None
@@ -161,8 +152,6 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         # JSON knows no tuples: keep what a reload gives
         if self.reference_layers is not None:
             self.reference_layers = list(self.reference_layers)
-        if self.stem_branch_scales is not None:
-            self.stem_branch_scales = list(self.stem_branch_scales)
         self.normal_prompts = list(self.normal_prompts)
         self.abnormal_prompts = list(self.abnormal_prompts)
 
@@ -178,8 +167,6 @@ class VCPCLIPConfig(FrozenCLIPConfig):
         if not self.use_stem_branch:
             values.pop("use_stem_branch", None)
             values.pop("stem_branch_weight", None)
-        if not self.use_stem_branch or len(self.branch_scales) == 1:
-            values.pop("stem_branch_scales", None)
         return values
 
     def _fill_defaults(self) -> None:
@@ -214,39 +201,19 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             with_references (`bool`): whether a memory of normal images is fused too.
 
         Returns:
-            `dict`: `branch_weights`, a `dict` with the weight of each branch, `None` for an absent one, and with
-            several `stem_branch_scales` those; and `reference_fusion`, `None` without references.
+            `dict`: `branch_weights`, a `dict` with the weight of each branch, `None` for an absent one; and
+            `reference_fusion`, `None` without references.
         """
         weights = {
             "fusion_weight": float(self.fusion_weight) if self.use_post_vcp else None,
             "stem_branch_weight": float(self.stem_branch_weight) if self.use_stem_branch else None,
         }
-        if self.use_stem_branch and len(self.branch_scales) > 1:
-            weights["stem_branch_scales"] = self.branch_scales
         return {"branch_weights": weights, "reference_fusion": self.reference_fusion if with_references else None}
 
     @property
     def memory_layers(self) -> list[int | str]:
         """Return the layers of a memory of normal pictures: `reference_layers`, by default the feature layers."""
         return list(self.feature_layers if self.reference_layers is None else self.reference_layers)
-
-    @property
-    def branch_scales(self) -> list[float]:
-        """
-        Return the scales of the image at which the stem branch reads it: `stem_branch_scales`, by default 1 alone.
-
-        Raises:
-            ValueError: they are not such scales.
-        """
-        if self.stem_branch_scales is None:
-            return [1.0]
-        first, *others = self.stem_branch_scales or [None]
-        if first != 1 or len(set(others)) < len(others) or not all(_LEAST_SCALE <= each < 1 for each in others):
-            raise ValueError(
-                f"stem_branch_scales={self.stem_branch_scales} must begin with 1, and the others must be distinct and"
-                f" lie in [{_LEAST_SCALE}, 1), such as [1, 0.7]."
-            )
-        return [float(scale) for scale in self.stem_branch_scales]
 
     def check_consistency(self) -> None:
         """
@@ -273,7 +240,6 @@ class VCPCLIPConfig(FrozenCLIPConfig):
             )
         if not 0 <= self.stem_branch_weight <= 1:
             raise ValueError(f"stem_branch_weight={self.stem_branch_weight} must lie in [0, 1].")
-        _ = self.branch_scales  # checks them
         if self.use_pre_vcp and text.hidden_size != self.projection_dim:
             raise ValueError(
                 f"use_pre_vcp adds the image feature (projection_dim={self.projection_dim}) to word embeddings"

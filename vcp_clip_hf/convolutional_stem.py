@@ -7,7 +7,6 @@ features of a network that was trained on ImageNet: stages 1 to 6 of an Efficien
 is CLIP's own.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any, NamedTuple
@@ -35,7 +34,6 @@ __all__ = [
     "layer_width",
     "mean_around",
     "projects_stem",
-    "resized_images",
     "stem_of",
     "without_stem_layer",
 ]
@@ -387,37 +385,6 @@ def mean_around(features: torch.Tensor, side: int) -> torch.Tensor:
     # products with small matrices: a pooling of large windows takes ten times as long on a CPU
     rows, columns = (_averaging(length, side, features) for length in features.shape[2:])
     return rows @ features @ columns.mT
-
-
-def resized_images(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """
-    Resize images with an antialiased bilinear filter, as `torch.nn.functional.interpolate` does with `antialias=True`,
-    which ONNX cannot export.
-
-    Args:
-        images (`torch.Tensor` of shape `(B, C, H, W)`): images.
-        size (`tuple[int, int]`): height and width of the results.
-
-    Returns:
-        `torch.Tensor` of shape `(B, C, *size)`, same dtype.
-    """
-    for dim in (2, 3):
-        places, weights = _taps(images.shape[dim], size[dim - 2], images)
-        read = images.index_select(dim, places.flatten()).unflatten(dim, tuple(places.shape))
-        images = (read * (weights[..., None] if dim == 2 else weights)).sum(dim=dim + 1)
-    return images
-
-
-def _taps(length: int, target: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the pixels that each new one reads, and their weights, a triangle around its middle: (target, taps)."""
-    ratio = length / target
-    reach = max(ratio, 1.0)
-    middles = (torch.arange(target, device=like.device) + 0.5) * ratio
-    first = (middles - reach).floor().long()
-    places = first[:, None] + torch.arange(2 * math.ceil(reach) + 1, device=like.device)
-    weights = (1 - (places + 0.5 - middles[:, None]).abs() / reach).clamp(min=0)
-    weights = weights * ((places >= 0) & (places < length))
-    return places.clamp(0, length - 1), (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)
 
 
 def _averaging(length: int, side: int, like: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,6 @@ from transformers.utils import logging
 from .configuration_vcp_clip import VCPCLIPConfig
 from .convolutional_stem import STEM_CELLS, STEM_LAYER, layer_width
 from .modeling_vcp_clip import VCPCLIPModel
-from .stem_branch import num_stem_patches
 
 
 __all__ = ["CachedFeatures", "cache_image_features", "feature_cache_size"]
@@ -47,9 +46,8 @@ def _arrays(config: VCPCLIPConfig) -> dict[str, tuple[tuple[int, ...], type]]:
     }
     # models without these parts do not read them, and their folders of earlier versions do not have them
     if config.use_stem_branch:
-        of_scales = num_stem_patches((height, width), config)
         for name, layer in (("stem_features", STEM_LAYER), ("stem_cells", STEM_CELLS)):
-            arrays[name] = ((of_scales, layer_width(layer, config.vision_config)), np.float16)
+            arrays[name] = ((patches, layer_width(layer, config.vision_config)), np.float16)
     if config.use_image_head:
         arrays["is_anomalous"] = ((), np.bool_)
     return arrays
@@ -63,8 +61,8 @@ class CachedFeatures(Dataset):
         folder (`str`): folder of the features.
 
     Items are dicts: `patch_tokens` (K, N, d_v) float16, `image_embeds` (d,) float32, `labels` (H, W) uint8, `has_mask`
-    and, for a model with an image head, `is_anomalous`; for one with a stem branch, `stem_features` (M, d_s) and
-    `stem_cells` (M, 224), float16, for the M patches of all its scales.
+    and, for a model with an image head, `is_anomalous`; for one with a stem branch, `stem_features` (N, d_s) and
+    `stem_cells` (N, 224), float16.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -119,8 +117,6 @@ def cache_image_features(
         facts["is_anomalous"] = True
     if model.config.use_stem_branch:
         facts["stem_cells"] = True
-        if len(model.config.branch_scales) > 1:
-            facts["stem_branch_scales"] = model.config.branch_scales
     # One process reads, and all use its result, because they must reach the same barriers
     found = broadcast_object_list([_read_facts(folder) == facts])[0]
     if found:

@@ -71,8 +71,8 @@ _TRAINED_AFTERWARDS = (
     " stayed unchanged:"
 )
 _STEM_BRANCH = (
-    "convolutions on the features of the stem, compared with the text in cells of half a patch{scales}; weight"
-    " {weight:g} of its logits in the fused map; the model of the paper has none"
+    "convolutions on the features of the stem, compared with the text in cells of half a patch; weight {:g} of its"
+    " logits in the fused map; the model of the paper has none"
 )
 
 
@@ -315,18 +315,12 @@ def _model_table(facts: CheckpointFacts) -> str:
         ("Prompts, normal", "; ".join(map(as_code, config.normal_prompts))),
         ("Prompts, abnormal", "; ".join(map(as_code, config.abnormal_prompts))),
         ("Fusion weight of the Post-VCP map", f"{config.fusion_weight:g}"),
-        *([("Stem branch", _stem_branch(config))] if config.use_stem_branch else []),
+        *([("Stem branch", _STEM_BRANCH.format(config.stem_branch_weight))] if config.use_stem_branch else []),
         *_score_rows(facts, "that of the image head"),
         *([("Image head", _IMAGE_HEAD)] if config.use_image_head else []),
         *_weight_rows(facts),
     ]
     return table(("", ""), rows, "ll")
-
-
-def _stem_branch(config: VCPCLIPConfig) -> str:
-    scales = [f"{scale:g}" for scale in config.branch_scales]
-    at_scales = f", at the scales {' and '.join(scales)} of the image" if len(scales) > 1 else ""
-    return _STEM_BRANCH.format(scales=at_scales, weight=config.stem_branch_weight)
 
 
 def _method_table(facts: CheckpointFacts) -> str:

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .backbone_loading import config_on_backbone, without_load_report
 from .checkpoint_errors import read_config_values
 from .configuration_vcp_clip import VCPCLIPConfig
-from .convolutional_stem import STEM_CELLS, STEM_LAYER, layer_width, resized_images
+from .convolutional_stem import STEM_CELLS, STEM_LAYER, layer_width
 from .image_head import VCPCLIPImageHead, image_head_loss
 from .losses import segmentation_loss, stem_branch_loss
 from .map_fusion import fused_by_logits
@@ -36,7 +36,7 @@ from .modeling_frozen_clip import (
 )
 from .prompted_text import LearnedTokens, VCPCLIPTextEncoder
 from .prompts import PromptPlan, check_states_differ, check_tokenizer, tokenize_prompts
-from .stem_branch import VCPCLIPStemBranch, grids_of_scales, num_stem_patches, upsampled_cells
+from .stem_branch import VCPCLIPStemBranch, upsampled_cells
 from .visual_context_prompting import (
     VCPCLIPDeepPrompts,
     VCPCLIPPostVCP,
@@ -367,8 +367,8 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
 
         Returns:
             `tuple`: both results of `encode_image`; what the stem branch reads, or `None` without one: the stem's
-            features of patches `(batch_size, M, d_s)` and of their cells `(batch_size, M, 224)`, for the M patches of
-            all `stem_branch_scales` after each other; a `dict` with the output fields of the requested hidden states.
+            features of patches `(batch_size, num_patches, d_s)` and of their cells `(batch_size, num_patches, 224)`; a
+            `dict` with the output fields of the requested hidden states.
         """
         layers = self.config.feature_layers
         read = layers if self.stem_branch is None else (*layers, STEM_LAYER, STEM_CELLS)
@@ -379,21 +379,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         image_embeds = self.clip.visual_projection(pooled)
         fields, stem = state_outputs(states, requested, num_states), None
         if self.stem_branch is not None:
-            stem = self._stem_at_all_scales(pixel_values, states[STEM_LAYER], states[STEM_CELLS])
+            stem = states[STEM_LAYER], states[STEM_CELLS]
             fields["stem_cells"] = states[STEM_CELLS] if STEM_LAYER in requested else None
         return patch_tokens, image_embeds, stem, fields
-
-    def _stem_at_all_scales(
-        self, pixel_values: torch.Tensor, features: torch.Tensor, cells: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append what the stem computes of the smaller images to its features of the whole one, (B, N, ...)."""
-        embedding, patch_size = self.clip.vision_model.embeddings.patch_embedding, self.config.vision_config.patch_size
-        for rows, columns in grids_of_scales(tuple(pixel_values.shape[-2:]), self.config)[1:]:
-            smaller = resized_images(pixel_values.to(features), (rows * patch_size, columns * patch_size))
-            found = embedding.stem(smaller, with_details=False)
-            features = torch.cat([features, found.features.flatten(2).transpose(1, 2)], dim=1)
-            cells = torch.cat([cells, found.cells.flatten(2).transpose(1, 2)], dim=1)
-        return features, cells
 
     # --- the text tower -------------------------------------------------------------------------------------------
 
@@ -552,10 +540,9 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 1 for anomalous images, else 0, for the loss of the image head. Default with `labels`: 1 if the mask
                 has an abnormal pixel. Without `labels`, `loss` is that of the image head alone. (transformers' Trainer
                 evaluates a loss only if every argument with "label" in its name is given.)
-            stem_features, stem_cells (`torch.FloatTensor` of shape `(batch_size, M, d_s)` and
-                `(batch_size, M, 224)`, *optional*): features of the stem, with `patch_tokens`, for a model with a
-                stem branch: the third result of `encode_image_with_states`, for the M patches of all
-                `stem_branch_scales`.
+            stem_features, stem_cells (`torch.FloatTensor` of shape `(batch_size, num_patches, d_s)` and
+                `(batch_size, num_patches, 224)`, *optional*): features of the stem, with `patch_tokens`, for a model
+                with a stem branch; the outputs of the same names for `output_hidden_states=["stem"]`.
             return_dict (`bool`, *optional*): `False` for a plain tuple.
             kwargs: arguments of transformers' attention functions, for the image tower.
 
@@ -607,7 +594,7 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
         stem = None  # of every head, (B, H, 2h, 2w)
         if self.stem_branch is not None:
             features, cells = (values.to(self.base_logit_scale.dtype) for values in of_stem)
-            stem = self.stem_branch(features, cells, grids_of_scales(size, self.config), text_embeds)
+            stem = self.stem_branch(features, cells, self._grid(size), text_embeds)
 
         # 4. to pixels and probabilities, then the mean over layers and the fusion
         base_layer_maps, vcp_layer_maps = self._layer_maps(base_logits, vcp_logits, size)
@@ -707,21 +694,18 @@ class VCPCLIPModel(VCPCLIPPreTrainedModel):
                 f" feature layers, {expected[1]} patches of a {height} x {width} image, {expected[2]})."
             )
         layers = {"stem_features": STEM_LAYER, "stem_cells": STEM_CELLS}
-        num_read = num_stem_patches((height, width), self.config)
         for (name, layer), values in zip(layers.items(), of_stem, strict=True):
             if (values is None) != (self.stem_branch is None):
                 raise ValueError(
                     f"This model has no stem branch, so it takes no {name}."
                     if self.stem_branch is None
-                    else f"This model has a stem branch: give {name} with patch_tokens, from encode_image_with_states."
+                    else f"This model has a stem branch: give {name} with patch_tokens, the output of the same name"
+                    ' for output_hidden_states=["stem"].'
                 )
             if values is not None:
-                expected = (patch_tokens.shape[0], num_read, layer_width(layer, vision))
+                expected = (patch_tokens.shape[0], num_patches, layer_width(layer, vision))
                 if tuple(values.shape) != expected:
-                    raise ValueError(
-                        f"{name} has shape {tuple(values.shape)}, expected {expected}: the patches of the scales"
-                        f" {self.config.branch_scales} of a {height} x {width} image, from encode_image_with_states."
-                    )
+                    raise ValueError(f"{name} has shape {tuple(values.shape)}, expected {expected}.")
 
     def _check_is_anomalous(self, is_anomalous: torch.Tensor, batch_size: int) -> None:
         if self.image_head is None:

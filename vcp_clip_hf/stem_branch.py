@@ -11,9 +11,6 @@ Patches are coarse beside a thin crack or a small pit. Further convolutions ther
 cells of a quarter of a patch, together with what the patches found. The logits of a cell's token are added to those of
 its patch.
 
-The branch can read an image at several scales (`config.branch_scales`): a smaller image shows each patch more of
-its surroundings. The logits are the mean over the scales.
-
 The branch has several heads, trained side by side from different random weights. Which products a head finds hard
 depends on these weights, so that the mean of their logits is better than most of them.
 
@@ -25,7 +22,6 @@ that of the stem's features.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -47,7 +43,7 @@ from .convolutional_stem import (
 from .visual_context_prompting import contrast_with_text, inverse_norm
 
 
-__all__ = ["VCPCLIPStemBranch", "grids_of_scales", "mean_of_similar", "num_stem_patches", "upsampled_cells"]
+__all__ = ["VCPCLIPStemBranch", "mean_of_similar", "upsampled_cells"]
 
 # Channels of each head, for patches and for cells, in groups that are normalized over the image
 _HEADS, _WIDTH, _CELL_WIDTH, _CHANNELS_OF_GROUP = 3, 64, 32, 8
@@ -99,37 +95,21 @@ class VCPCLIPStemBranch(nn.Module):
         init.constant_(self.logit_scale, math.log(1 / 0.07))
 
     def forward(
-        self,
-        features: torch.Tensor,
-        cell_features: torch.Tensor,
-        grids: Sequence[tuple[int, int]],
-        text_embeds: torch.Tensor,
+        self, features: torch.Tensor, cell_features: torch.Tensor, grid: tuple[int, int], text_embeds: torch.Tensor
     ) -> torch.Tensor:
         """
-        Compute the logits of cells by every head, the mean over all scales; the branch's are the mean over heads. The
-        features are used without their gradients, as the text is.
+        Compute the logits of cells by every head; the branch's are their mean. The features are used without their
+        gradients, as the text is.
 
         Args:
-            features (`torch.Tensor` of shape `(B, N, d_s)`): features of the stem, the patches of all scales after
-                each other.
+            features (`torch.Tensor` of shape `(B, N, d_s)`): features of the stem.
             cell_features (`torch.Tensor` of shape `(B, N, 224)`): features of the cells of each patch.
-            grids (`Sequence[tuple[int, int]]`): patches in a column and in a row at each scale, as `grids_of_scales`
-                returns them.
+            grid (`tuple[int, int]`): patches in a column and in a row.
             text_embeds (`torch.Tensor` of shape `(B, 2, d)`): normal, abnormal; L2-normalized.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, H, 2h, 2w)`, float32, for the h x w patches of the first scale: positive
-            for abnormal cells.
+            `torch.FloatTensor` of shape `(B, H, 2h, 2w)`, float32: positive for abnormal cells.
         """
-        counts = [rows * columns for rows, columns in grids]
-        parts = zip(features.split(counts, dim=1), cell_features.split(counts, dim=1), grids, strict=True)
-        logits = [self._at_one_scale(*part, text_embeds) for part in parts]
-        cells = tuple(logits[0].shape[2:])
-        return torch.stack([logits[0], *(upsampled_cells(each, cells) for each in logits[1:])]).mean(dim=0)
-
-    def _at_one_scale(
-        self, features: torch.Tensor, cell_features: torch.Tensor, grid: tuple[int, int], text_embeds: torch.Tensor
-    ) -> torch.Tensor:
         # sums and products over the image are faster with its positions next to each other in memory, convolutions
         # with its channels next to each other
         features, cells = (
@@ -147,28 +127,8 @@ class VCPCLIPStemBranch(nn.Module):
         return self.logit_scale.float().exp()[:, None, None] * contrast
 
 
-def grids_of_scales(size: tuple[int, int], config: VCPCLIPConfig) -> list[tuple[int, int]]:
-    """
-    Return the patches of an image at each of `config.branch_scales`.
-
-    Args:
-        size (`tuple[int, int]`): height and width of the image in pixels, multiples of the patch size.
-        config ([`VCPCLIPConfig`]): architecture of the model.
-
-    Returns:
-        `list[tuple[int, int]]`: patches in a column and in a row, at least one.
-    """
-    patch = config.vision_config.patch_size
-    return [tuple(max(1, round(scale * side / patch)) for side in size) for scale in config.branch_scales]
-
-
-def num_stem_patches(size: tuple[int, int], config: VCPCLIPConfig) -> int:
-    """Return the number of patches of an image at all `config.branch_scales` together, as `grids_of_scales`."""
-    return sum(rows * columns for rows, columns in grids_of_scales(size, config))
-
-
 def upsampled_cells(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Upsample logits of cells (B, H, 2h, 2w) to another size, such as that of the image, (B, H, *size)."""
+    """Upsample logits of cells (B, H, 2h, 2w) to the size of the image, (B, H, height, width)."""
     # the middle of a cell stays where it is; `align_corners` would move those at the border to the border
     return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 

@@ -4,8 +4,8 @@
         --sizes 224 --sizes 112 224 --sizes 112 160 224 320
 
 Every image is resized from its file for each size. The logits of the maps are brought to the size of the checkpoint's
-own input and averaged; smoothing, score and masks are those of this input. `--stem_branch_weight` and
-`--stem_branch_scales` measure another weight and other scales of the stem branch on the same images.
+own input and averaged; smoothing, score and masks are those of this input. `--stem_branch_weight` measures another
+weight of the stem branch on the same images.
 """
 
 import argparse
@@ -84,7 +84,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--sizes", action="append", type=int, nargs="+", required=True, help="a way: one or more sides"
     )
     parser.add_argument("--stem_branch_weight", type=float, help="default: that of the checkpoint")
-    parser.add_argument("--stem_branch_scales", type=float, nargs="+", help="default: those of the checkpoint")
     parser.add_argument("--num_test_images", type=int, default=300, help="number of images of generated datasets")
     parser.add_argument("--output_file", type=Path, help="JSON file for the table")
     return parser
@@ -93,11 +92,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> dict:
     """Compare, print and save; return the table."""
     options = make_parser().parse_args(arguments)
-    fields = {name: getattr(options, name) for name in ("stem_branch_weight", "stem_branch_scales")}
-    fields = {name: value for name, value in fields.items() if value is not None}
+    weight = options.stem_branch_weight
+    fields = {} if weight is None else {"stem_branch_weight": weight}
     model = VCPCLIPModel.from_pretrained(options.model, dtype=torch.float32, **fields).eval()
     if fields and not model.config.use_stem_branch:
-        raise ValueError(f"{options.model} has no stem branch: leave out {' and '.join(map('--{}'.format, fields))}.")
+        raise ValueError(f"{options.model} has no stem branch: leave out --stem_branch_weight.")
     processor = AutoImageProcessor.from_pretrained(options.model)
     sets = load_sets(options.dataset, options.num_test_images)
     table = compare(model, processor, sets, options.sizes)

@@ -105,7 +105,6 @@ def with_stem(model: VCPCLIPModel, settings: VCPCLIPConfig, weights: Path | None
         "reference_fusion",
         "use_stem_branch",
         "stem_branch_weight",
-        "stem_branch_scales",
     ):
         setattr(config, name, getattr(settings, name))
     result = VCPCLIPModel(config)

@@ -139,11 +139,8 @@ def train_branch(
     pictures = defect_pictures(
         "train", num_pictures, model.config.input_size[0], run.seed, run.products, num_proc=_processes(num_pictures)
     )
-    # the branch is trained at the image's own scale
-    scales, model.config.stem_branch_scales = model.config.stem_branch_scales, [1.0]
     store_stem_features(model, processor, pictures, output_dir / "features")
     loss = fit_stem_branch(model, output_dir / "features", run.seed, steps)
-    model.config.stem_branch_scales = scales
 
     num_anomalous = sum(pictures["label"])
     record = {

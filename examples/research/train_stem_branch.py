@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from vcp_clip_hf import VCPCLIPImageProcessor, VCPCLIPModel
 from vcp_clip_hf.losses import stem_branch_loss
-from vcp_clip_hf.stem_branch import grids_of_scales, upsampled_cells
+from vcp_clip_hf.stem_branch import upsampled_cells
 
 
 __all__ = ["fit_stem_branch", "store_stem_features"]
@@ -39,8 +39,8 @@ def store_stem_features(
         image_processor ([`VCPCLIPImageProcessor`]): its image processor.
         pictures (`datasets.Dataset`): pictures with their masks.
         folder (`Path`): folder to write: `stem_features.npy` (pictures, N, d_s) and `stem_cells.npy`
-            (pictures, N, 224) float16, with the patches of all scales of the branch; `text_embeds.npy`
-            (pictures, 2, d) float32, `labels.npy` (pictures, height, width) bool.
+            (pictures, N, 224) float16, `text_embeds.npy` (pictures, 2, d) float32, `labels.npy`
+            (pictures, height, width) bool.
     """
     facts = {
         "pictures": pictures._fingerprint,
@@ -48,9 +48,10 @@ def store_stem_features(
         "model": _fingerprint(model),
     }
     height, width = model.config.input_size
-    of_one = _read_by_branch(model, torch.zeros(1, 3, height, width))
+    with torch.no_grad():
+        outputs = model(torch.zeros(1, 3, height, width), output_hidden_states=["stem"])
     shapes = {
-        **{name: (tuple(of_one[name].shape[1:]), np.float16) for name in _OF_STEM},
+        **{name: (tuple(outputs[name].shape[1:]), np.float16) for name in _OF_STEM},
         "text_embeds": ((2, model.config.projection_dim), np.float32),
         "labels": ((height, width), np.bool_),
     }
@@ -74,10 +75,13 @@ def store_stem_features(
     loader = DataLoader(rest, _PICTURES_AT_A_TIME, collate_fn=lambda rows: _inputs(rows, image_processor))
     with tqdm(total=len(pictures), initial=done, desc="stem features") as bar:
         for pixel_values, labels in loader:
-            values = {**_read_by_branch(model, pixel_values), "labels": labels}
+            with torch.no_grad():
+                outputs = model(pixel_values, output_hidden_states=["stem"])
             place = slice(done, done + len(labels))
-            for name, array in arrays.items():
-                array[place] = values[name].numpy()
+            for name in _OF_STEM:
+                arrays[name][place] = outputs[name].half().numpy()
+            arrays["text_embeds"][place] = outputs.text_embeds.numpy()
+            arrays["labels"][place] = labels.numpy()
             done += len(labels)
             bar.update(len(labels))
             if done % (_BATCHES_BETWEEN_RECORDS * _PICTURES_AT_A_TIME) == 0 or done == len(pictures):
@@ -86,18 +90,10 @@ def store_stem_features(
                 record.write_text(json.dumps({**facts, "done": done}))
 
 
-@torch.no_grad()
-def _read_by_branch(model: VCPCLIPModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return what the branch reads of images: the stem's features at all scales, and the prompted text."""
-    _, image_embeds, of_stem, _ = model.encode_image_with_states(pixel_values)
-    return {**dict(zip(_OF_STEM, of_stem, strict=True)), "text_embeds": model.encode_text(image_embeds)}
-
-
 def _fingerprint(model: VCPCLIPModel) -> str:
-    """Return a hash of what the stored values depend on: prompts, scales, and all weights but those of the branch."""
-    config = model.config
-    facts = [config.normal_prompt_input_ids, config.abnormal_prompt_input_ids, config.branch_scales]
-    digest = hashlib.sha256(repr(facts).encode())
+    """Return a hash of what the stored values depend on: the prompts, and all weights but those of the branch."""
+    prompts = [model.config.normal_prompt_input_ids, model.config.abnormal_prompt_input_ids]
+    digest = hashlib.sha256(repr(prompts).encode())
     for name, value in sorted(model.state_dict().items()):
         if not name.startswith("stem_branch."):
             digest.update(name.encode())
@@ -126,7 +122,8 @@ def fit_stem_branch(model: VCPCLIPModel, features: Path, seed: int, steps: int =
     """
     arrays = [np.load(features / f"{name}.npy", mmap_mode="r") for name in (*_OF_STEM, "text_embeds", "labels")]
     order, size = np.random.default_rng(seed), model.config.input_size
-    branch, grids = model.stem_branch, grids_of_scales(size, model.config)
+    grid = tuple(side // model.config.vision_config.patch_size for side in size)
+    branch = model.stem_branch
     optimizer = torch.optim.AdamW(branch.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
     losses, waiting = [], np.empty(0, int)
@@ -135,7 +132,7 @@ def fit_stem_branch(model: VCPCLIPModel, features: Path, seed: int, steps: int =
             waiting = order.permutation(len(arrays[0]))
         chosen, waiting = np.sort(waiting[:BATCH_SIZE]), waiting[BATCH_SIZE:]
         stem_features, stem_cells, text_embeds, labels = (torch.from_numpy(array[chosen]).float() for array in arrays)
-        logits = branch(stem_features, stem_cells, grids, text_embeds)
+        logits = branch(stem_features, stem_cells, grid, text_embeds)
         loss = stem_branch_loss(upsampled_cells(logits, size), labels)
         optimizer.zero_grad()
         loss.backward()

@@ -48,9 +48,9 @@ def test_the_program(parts, tmp_path, monkeypatch, capsys):
     assert "32 + 48: " in capsys.readouterr().out
 
 
-def test_another_weight_and_other_scales_of_the_stem_branch(tmp_path, monkeypatch):
+def test_another_weight_of_the_stem_branch(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    model = tiny_model_with_stem_branch(stem_branch_scales=[1, 0.5])
+    model = tiny_model_with_stem_branch()
     for part in (model, VCPCLIPImageProcessor.for_model(model.config)):
         part.save_pretrained(tmp_path)
     measured = []
@@ -58,27 +58,14 @@ def test_another_weight_and_other_scales_of_the_stem_branch(tmp_path, monkeypatc
     monkeypatch.setattr(compare_input_sizes, "show", lambda *_: None)
     arguments = ["--model", str(tmp_path), "--dataset", "synthetic", "--num_test_images", "2", "--sizes", "48"]
     compare_input_sizes.main(arguments)
-    compare_input_sizes.main([*arguments, "--stem_branch_weight", "0.65", "--stem_branch_scales", "1", "0.7"])
-    assert [(each.stem_branch_weight, each.stem_branch_scales) for each in measured] == [
-        (0.5, [1, 0.5]),
-        (0.65, [1, 0.7]),
-    ]
+    compare_input_sizes.main([*arguments, "--stem_branch_weight", "0.65"])
+    assert [each.stem_branch_weight for each in measured] == [0.5, 0.65]
 
 
-def test_settings_of_a_branch_that_is_absent_are_refused(parts, tmp_path):
+def test_the_weight_of_a_branch_that_is_absent_is_refused(parts, tmp_path):
     parts[0].save_pretrained(tmp_path)
-    arguments = [
-        "--model",
-        str(tmp_path),
-        "--dataset",
-        "synthetic",
-        "--sizes",
-        "48",
-        "--stem_branch_scales",
-        "1",
-        "0.7",
-    ]
-    with pytest.raises(ValueError, match="has no stem branch: leave out --stem_branch_scales"):
+    arguments = ["--model", str(tmp_path), "--dataset", "synthetic", "--sizes", "48", "--stem_branch_weight", "0.65"]
+    with pytest.raises(ValueError, match="has no stem branch: leave out --stem_branch_weight"):
         compare_input_sizes.main(arguments)
 
 

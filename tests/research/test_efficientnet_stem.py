@@ -126,7 +126,7 @@ def test_a_stem_is_added_as_memory_of_references(tmp_path):
 
 def test_an_added_stem_has_the_branch_of_the_settings(tmp_path):
     weights = write_random_weights(tmp_path / "weights.pt")
-    branch = {"use_stem_branch": True, "stem_branch_weight": 0.65, "stem_branch_scales": [1, 0.7]}
+    branch = {"use_stem_branch": True, "stem_branch_weight": 0.65}
     settings = tiny_config(vision_config={**HYBRID_VISION, "stem_projection": False}, **branch)
     result = with_stem(tiny_model(), settings, weights)
     assert {name: getattr(result.config, name) for name in branch} == branch and result.stem_branch is not None

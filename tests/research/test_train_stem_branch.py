@@ -11,7 +11,6 @@ from examples.research.defect_pictures import defect_pictures
 from examples.research.train_stem_branch import fit_stem_branch, store_stem_features
 from tests.common import tiny_model_with_stem_branch
 from vcp_clip_hf import VCPCLIPImageProcessor
-from vcp_clip_hf.stem_branch import upsampled_cells
 
 
 COUNT, SIZE = 20, 48
@@ -25,7 +24,7 @@ def pictures():
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return tiny_model_with_stem_branch(stem_branch_scales=[1, 0.7])
+    return tiny_model_with_stem_branch()
 
 
 @pytest.fixture
@@ -38,20 +37,20 @@ def test_the_stored_features_give_the_models_map(pictures, model, processor, tmp
     store_stem_features(model, processor, pictures, tmp_path)
     arrays = {path.stem: np.load(path) for path in tmp_path.glob("*.npy")}
     assert {name: array.shape for name, array in arrays.items()} == {
-        "stem_features": (COUNT, 36 + 16, 176),
-        "stem_cells": (COUNT, 36 + 16, 224),
+        "stem_features": (COUNT, 36, 176),
+        "stem_cells": (COUNT, 36, 224),
         "text_embeds": (COUNT, 2, 32),
         "labels": (COUNT, SIZE, SIZE),
     }
     for index in (0, COUNT - 1):
         row = pictures[index]
-        expected = model(**processor(row["image"], return_tensors="pt"), output_layer_maps=True).stem_head_logits
+        outputs = model(**processor(row["image"], return_tensors="pt"), output_hidden_states=["stem"])
         *of_stem, text = (
             torch.from_numpy(arrays[name][index])[None].float()
             for name in ("stem_features", "stem_cells", "text_embeds")
         )
-        logits = upsampled_cells(model.stem_branch(*of_stem, [(6, 6), (4, 4)], text), (SIZE, SIZE))
-        torch.testing.assert_close(logits, expected, atol=0.05, rtol=0)
+        expected = model.stem_branch(outputs.stem_features, outputs.stem_cells, (6, 6), outputs.text_embeds)
+        torch.testing.assert_close(model.stem_branch(*of_stem, (6, 6), text), expected, atol=0.05, rtol=0)
         mask = np.zeros((SIZE, SIZE), bool) if row["mask"] is None else np.asarray(row["mask"]) > 0
         assert np.array_equal(arrays["labels"][index], mask)
 
@@ -60,15 +59,15 @@ def test_storing_goes_on_where_it_stopped(pictures, model, processor, tmp_path, 
     monkeypatch.setattr(train_stem_branch, "_PICTURES_AT_A_TIME", 4)
     monkeypatch.setattr(train_stem_branch, "_BATCHES_BETWEEN_RECORDS", 2)
     store_stem_features(model, processor, pictures, tmp_path / "whole")
-    encode_text, calls = model.encode_text, []
+    forward, calls = model.forward, []
 
     def stop_at_the_fifth(*arguments, **options):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return encode_text(*arguments, **options)
+        return forward(*arguments, **options)
 
-    monkeypatch.setattr(model, "encode_text", stop_at_the_fifth)
+    monkeypatch.setattr(model, "forward", stop_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         store_stem_features(model, processor, pictures, tmp_path / "parts")
     # the first call learns the shapes; of the three batches done, two are recorded

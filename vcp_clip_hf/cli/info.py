@@ -57,7 +57,6 @@ def _facts_of_vcp_clip(config: "FrozenCLIPConfig") -> dict[str, Any]:
     facts = {"prompts": prompts, "fusion weight": config.fusion_weight}
     if config.use_stem_branch:
         facts["stem branch weight"] = config.stem_branch_weight
-        facts["stem branch scales"] = config.branch_scales
     return facts
 
 
