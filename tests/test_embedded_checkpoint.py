@@ -18,8 +18,8 @@ from vcp_clip_hf.evaluation_report import EvaluationProtocol
 
 FOLDER = Path(EMBEDDED_CHECKPOINT)
 # Metrics of 40 pictures of unseen families at 128 pixels: mean minus three standard deviations over ten draws (seeds 0
-# to 9 of `load_anomaly_dataset`), measured on 2026-11-28: AUROC 0.877 - 3 * 0.0251, AP 0.277 - 3 * 0.0563
-LOWEST = {"pixel_auroc": 0.802, "pixel_ap": 0.108}
+# to 9 of `load_anomaly_dataset`), measured on 2026-11-28: AUROC 0.890 - 3 * 0.0327, AP 0.313 - 3 * 0.0711
+LOWEST = {"pixel_auroc": 0.792, "pixel_ap": 0.100}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_it_is_small_and_in_half_precision():
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "README.md"} <= files
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     weights = load_file(FOLDER / "model.safetensors")
-    assert (FOLDER / "model.safetensors").stat().st_size <= 12e6
+    assert (FOLDER / "model.safetensors").stat().st_size <= 13e6
     assert all(bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point())
 
 
@@ -67,7 +67,7 @@ def test_references_are_compared_by_the_stem():
     inspect = pipeline("anomaly-segmentation", device=-1)
     pictures = [render_sample(UNSEEN_PRODUCTS[0], 5, index, 128, None).image for index in range(3)]
     memory = inspect.set_references(pictures[:2])
-    assert memory.settings.layers == ("stem",) and memory.banks["stem"].shape[1] == 176
+    assert memory.settings.layers == ("stem",) and memory.banks["stem"].shape[1] == 192
     assert memory.settings.is_relative and inspect.model.config.reference_fusion == "logits"
     assert inspect(pictures[0])["score"] < inspect(pictures[2])["score"]
 

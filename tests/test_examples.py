@@ -346,7 +346,7 @@ def test_the_embedded_checkpoint_is_finished_from_a_trained_folder(checkpoint, t
     shutil.copyfile(f"{EMBEDDED_CHECKPOINT}/training.json", trained / "training.json")
     facts = json.loads((trained / "training.json").read_text())
     (trained / "training.json").write_text(json.dumps({**facts, "fingerprint": None}))
-    stem = write_random_weights(tmp_path / "stem.pt")
+    stem = write_random_weights(tmp_path / "stem.pt", "efficientnet_lite2")
     branch = embedded_checkpoint.train_branch(trained, tmp_path / "branch", 6, 2, stem)
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, branch))
     assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -19,8 +19,9 @@ from tests.common import (
     tiny_model,
     tiny_model_with_stem_branch,
 )
-from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel, thresholds
+from vcp_clip_hf import VCPCLIPConfig, VCPCLIPImageProcessor, VCPCLIPModel, stem_branch, thresholds
 from vcp_clip_hf.accelerated_inference import accelerate_inference, accelerated_or_plain, freeze_for_export
+from vcp_clip_hf.convolutional_stem import STEMS
 from vcp_clip_hf.losses import segmentation_loss
 from vcp_clip_hf.model_card import model_card
 from vcp_clip_hf.pipeline_anomaly_segmentation import AnomalySegmentationPipeline
@@ -61,13 +62,13 @@ def deviation(maps: torch.Tensor) -> torch.Tensor:
     return maps.var(dim=(1, 2), correction=0, keepdim=True).sqrt()
 
 
-def similar_by_hand(features: torch.Tensor) -> torch.Tensor:
+def similar_by_hand(features: torch.Tensor, step: int = 2) -> torch.Tensor:
     """Return the mean of the patches (C, h, w) most like each one: every second one, at least four patches away."""
     _, height, width = features.shape
     found = torch.zeros_like(features)
     for row in range(height):
         for column in range(width):
-            places = [(y, x) for y in range(0, height, 2) for x in range(0, width, 2)]
+            places = [(y, x) for y in range(0, height, step) for x in range(0, width, step)]
             far = [(y, x) for y, x in places if max(abs(y - row), abs(x - column)) > 3]
             others = [features[:, y, x] for y, x in far or places]
             weights = [math.exp(float(features[:, row, column] @ each) / 3 / 0.02) for each in others]
@@ -85,7 +86,8 @@ def logits_by_hand(model: VCPCLIPModel, image: torch.Tensor) -> torch.Tensor:
     to_surroundings = 24 * (features - means_around(features, 5))
     variation = 0.3 + deviation(to_surroundings)
     to_similar = features - similar_by_hand(features)
-    distances = torch.stack([each.square().sum(dim=0).sqrt() for each in to_similar.split((24, 40, 112))])
+    stages = {176: (24, 40, 112), 192: (24, 48, 120)}[len(features)]
+    distances = torch.stack([each.square().sum(dim=0).sqrt() for each in to_similar.split(stages)])
     relative = distances / (0.02 + distances.mean(dim=(1, 2), keepdim=True))
     compared = [each / variation for each in (24 * (features - mean), to_surroundings, 24 * to_similar)]
     read = torch.cat([8 * features, *compared, 6 * distances, relative])
@@ -166,6 +168,12 @@ def test_similar_patches_are_looked_for_elsewhere_in_the_image():
     assert torch.equal(mean_of_similar(other, 3)[..., 2, 2], mean_of_similar(features, 3)[..., 2, 2]), "too near"
 
 
+def test_a_large_image_has_candidates_that_are_farther_apart(monkeypatch):
+    features = tokens_of_stages(12, 9)
+    monkeypatch.setattr(stem_branch, "_MOST_CANDIDATES", 12)
+    close(mean_of_similar(features, 3)[0], similar_by_hand(features[0], step=3))
+
+
 def test_a_patch_that_is_repeated_has_no_distance_from_similar_ones():
     features = tokens_of_stages(12, 12)
     features[..., 0, 0] = features[..., 10, 10]
@@ -179,7 +187,7 @@ def test_a_small_image_has_near_patches_only(size):
     close(mean_of_similar(features, 3)[0], similar_by_hand(features[0]), atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_similar_patches_are_found_in_single_precision(dtype):
     features = tokens_of_stages(12, 9).to(dtype)
     with torch.autocast("cpu", torch.bfloat16):
@@ -188,8 +196,11 @@ def test_similar_patches_are_found_in_single_precision(dtype):
 
 
 @torch.no_grad()
-def test_the_logits_are_the_documented_formula():
-    model, images = tiny_model_with_stem_branch(), pixels(2, 104, 64)  # the surroundings have a border
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_logits_are_the_documented_formula(stem):
+    vision = {**HYBRID_VISION, "stem": stem, "stem_projection": False}
+    # the surroundings have a border
+    model, images = tiny_model_with_stem_branch(vision_config=vision), pixels(2, 104, 64)
     maps = model(images).stem_map
     assert maps.shape == (2, 104, 64) and maps.dtype == torch.float32 and maps.std() > 0.02
     for image, found in zip(images, maps, strict=True):

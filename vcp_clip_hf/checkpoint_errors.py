@@ -135,7 +135,8 @@ def explained(location: str | os.PathLike | None) -> Iterator[None]:
             raise
         raise ValueError(
             f"The weights of {name} have other shapes than its {_CONFIG} says. Restore the {_CONFIG} that was saved"
-            " with the weights, or pass the options that they were saved with."
+            " with the weights, or pass the options that they were saved with. If a development version saved it with"
+            " a stem branch, load it with use_stem_branch=False, or train the branch again."
         ) from error
     except OSError as error:
         sentence = _about_missing(name, location, str(error))

@@ -51,9 +51,10 @@ _HEADS, _WIDTH, _CELL_WIDTH, _CHANNELS_OF_GROUP = 3, 64, 32, 8
 _LEAST_VARIATION, _LEAST_CELL_VARIATION = 0.3, 0.1
 # Side of the square of patches whose mean a cell is compared with
 _CELL_SURROUNDINGS = 5
-# Similar patches are looked for at every second position in both directions, farther away than the first number of
-# patches; their weights are those of a softmax of the cosine, the mean over stages, divided by the second number
-_NEAR, _TEMPERATURE, _STEP = 3, 0.02, 2
+# Similar patches are looked for at every second position in both directions, or so far apart that at most 1,024 are
+# read, and farther away than 3 patches. Their weights are those of a softmax of the cosine, the mean over stages,
+# divided by the temperature
+_STEP, _MOST_CANDIDATES, _NEAR, _TEMPERATURE = 2, 1024, 3, 0.02
 _OUT_OF_REACH = 300.0  # subtracted from the logits of patches that are too near
 # Brings the distances from similar patches to the scale of the features; added to their mean over the image
 _DISTANCE_FACTOR, _LEAST_DISTANCE = 6.0, 0.02
@@ -164,7 +165,10 @@ def _read(features: torch.Tensor, channels: tuple[int, ...]) -> torch.Tensor:
 def mean_of_similar(features: torch.Tensor, num_stages: int) -> torch.Tensor:
     """
     Return for each patch the mean of the patches elsewhere in the image that are most like it: attention without
-    learned weights. Patches less than four away count only if there are no others.
+    learned weights.
+
+    Candidates are the patches at every second row and column; in a large image, so far apart that they are at most
+    1,024. Those less than four patches away count only if there are no others.
 
     Args:
         features (`torch.Tensor` of shape `(B, C, h, w)`): features of a stem, whose stages have unit length each.
@@ -174,17 +178,28 @@ def mean_of_similar(features: torch.Tensor, num_stages: int) -> torch.Tensor:
         `torch.Tensor` of shape `(B, C, h, w)`, same dtype; computed in float32.
     """
     height, width = features.shape[2:]
-    rows, columns = (torch.arange(length, device=features.device) for length in (height, width))
-    near_rows, near_columns = ((each[:, None] - each[::_STEP]).abs() <= _NEAR for each in (rows, columns))
-    near = near_rows[:, None, :, None] & near_columns[None, :, None]
+    step = _STEP
+    while -(-height // step) * -(-width // step) > _MOST_CANDIDATES:
+        step += 1
+    near_rows, near_columns = (_near(length, step, features.device) for length in (height, width))
+    near = (near_rows[:, None, :, None] & near_columns[None, :, None]).flatten(2).flatten(0, 1)
     # not minus infinity, because a small image has near patches only; others differ by 2 / _TEMPERATURE at most
-    mask = near.flatten(2).flatten(0, 1).float() * -_OUT_OF_REACH
-    tokens, similar = (each.float().flatten(2).mT for each in (features, features[..., ::_STEP, ::_STEP]))
+    mask = torch.zeros(near.shape, device=near.device).masked_fill(near, -_OUT_OF_REACH)
+    # with heads and contiguous: other shapes cannot be exported to ONNX, and keep all scores in memory at a time
+    tokens, similar = (
+        each.float().flatten(2).mT[:, None].contiguous() for each in (features, features[..., ::step, ::step])
+    )
     with no_autocast(features.device):
         mean = nn.functional.scaled_dot_product_attention(
             tokens, similar, similar, attn_mask=mask, scale=1 / (num_stages * _TEMPERATURE)
         )
-    return mean.mT.unflatten(2, (height, width)).to(features.dtype)
+    return mean[:, 0].mT.unflatten(2, (height, width)).to(features.dtype)
+
+
+def _near(length: int, step: int, device: torch.device) -> torch.Tensor:
+    """Return which positions along a side are near which candidates, (length, candidates)."""
+    positions = torch.arange(length, device=device)
+    return (positions[:, None] - positions[::step]).abs() <= _NEAR
 
 
 def _read_cells(features: torch.Tensor) -> torch.Tensor:

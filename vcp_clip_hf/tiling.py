@@ -94,7 +94,8 @@ class Tiling:
         if height != width:
             raise ValueError(
                 f"tile_size={self.size} makes square tiles, and the model's input is {height} pixels high and {width}"
-                " wide: tiles would be distorted. Give one number as image_size, or leave tile_size out."
+                " wide: tiles would be distorted. Give one number as image_size (--image-size), or leave tile_size"
+                " (--tile-size) out."
             )
 
     def settings(self) -> dict[str, int | float]:
