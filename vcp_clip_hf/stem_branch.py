@@ -5,7 +5,7 @@ describe them well. A few convolutions turn these features into tokens of CLIP's
 the prompted text as the patches of the base branch are (equation 3). What they read is mostly relative: each patch
 against the whole image, against the patches around it, and against the patches elsewhere in the image that are most
 like it, in units of the variation within the image, because a defect is an unusual difference, whatever the product.
-The third comparison excuses structure that is repeated, such as an edge: what else looks like it?
+The third comparison excuses structure that is repeated, such as an edge.
 
 Patches are coarse beside a thin crack or a small pit. Further convolutions therefore read the stem's early outputs in
 cells of a quarter of a patch, together with what the patches found. The logits of a cell's token are added to those of
